@@ -1,0 +1,49 @@
+# make demo    adapt the embedded model to telephone prompts and report word error rates before and after
+# make test    every test
+# make check   format, lint, types, architecture
+# make clean   remove caches and build leftovers (the environment stays: `rm -r .venv` starts it afresh)
+#
+# PYTHON=python3.12   the interpreter of the environment
+# TORCH_INDEX=URL     one more package index, such as PyTorch's index of CPU builds
+# PIP_ARGS=...        anything else for `pip install`
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+PIP_ARGS ?=
+
+bin := .venv/bin
+pip_install := $(bin)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $(PIP_ARGS)
+
+.PHONY: demo test check clean
+
+demo: .venv/installed
+	$(bin)/overtone demo
+
+test: .venv/installed-dev
+	$(bin)/python -m pytest -q --durations=15
+
+check: .venv/installed-dev
+	$(bin)/ruff format --check .
+	$(bin)/ruff check .
+	$(bin)/mypy --strict overtone recipes
+	$(bin)/python -m pytest -q tests/test_architecture.py tests/test_exports.py
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+# The stamps carry the time of the last installation, which is repeated only when these files change.
+.venv/installed: pyproject.toml constraints.txt | $(bin)/python
+	@echo "Installing Overtone into .venv"
+	$(pip_install) --editable .
+	@touch $@
+
+.venv/installed-dev: pyproject.toml constraints.txt | $(bin)/python
+	@echo "Installing Overtone and its development tools into .venv"
+	$(pip_install) --editable '.[dev]'
+	@touch .venv/installed $@
+
+$(bin)/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"Overtone needs Python 3.11 or later; this is {v.major}.{v.minor}. Name another with PYTHON=...")'
+	$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }

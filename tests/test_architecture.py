@@ -1,0 +1,278 @@
+"""The house plan: floors of modules, and the rules of `house_rules`, read from the source, never imported."""
+
+from __future__ import annotations
+
+import ast
+import tomllib
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from house_rules import (
+    ROOT,
+    Source,
+    class_faults,
+    declared,
+    dependency_faults,
+    export_faults,
+    name_faults,
+    path_faults,
+    project_files,
+    project_sources,
+    size_faults,
+)
+
+FLOORS: dict[int, tuple[str, ...]] = {
+    1: ("errors", "config", "configs", "text", "wer"),
+    2: ("audio", "features", "augment", "tokenizers", "manifest"),
+    3: ("nets", "data"),
+    4: ("adapters", "decoding"),
+    5: ("model", "prepared"),
+    6: ("checkpoints", "export", "convert"),
+    7: ("jobs",),
+    8: ("serving",),
+    9: ("__init__", "__main__", "cli"),
+}
+"""A room (a module, or a package with all its modules) imports only rooms of lower floors."""
+
+NEIGHBOURS: set[tuple[str, str]] = {("manifest", "audio"), ("model", "prepared"), ("__main__", "cli")}
+"""Rooms of one floor of which the first may import the second. `errors` is open to all rooms, and the modules
+of one package to each other, as long as no circle arises."""
+
+# Floors
+
+
+def room_of(module: str) -> str:
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+def floor_of(module: str) -> int | None:
+    room = room_of(module)
+    return next((floor for floor, rooms in FLOORS.items() if room in rooms), None)
+
+
+def own_imports(source: Source, modules: set[str]) -> Iterator[tuple[ast.stmt | ast.expr, str]]:
+    """The modules of overtone that a file imports, wherever in the file it does."""
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.split(".")[0] == "overtone":
+                    yield node, alias.name
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "overtone":
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                is_room = node.module == "overtone" and floor_of(whole) is not None
+                if whole in modules or is_room:
+                    yield node, whole
+                elif whole != "overtone.__version__":
+                    yield node, str(node.module)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == "import_module":
+            name = node.args[0] if node.args else None
+            if isinstance(name, ast.Constant) and str(name.value).split(".")[0] == "overtone":
+                yield node, str(name.value)
+
+
+def floor_faults(source: Source, modules: set[str]) -> list[str]:
+    if not source.in_package:
+        return []
+    room, floor = room_of(source.module), floor_of(source.module)
+    if floor is None:
+        return [f"{source.path}: '{room}' stands on no floor; give it one in FLOORS"]
+    faults = []
+    for node, target in own_imports(source, modules):
+        other, other_floor = room_of(target), floor_of(target)
+        if other_floor is None:
+            faults.append(source.at(node, f"imports '{target}', which stands on no floor"))
+        elif other in ("errors", room) or (room, other) in NEIGHBOURS:
+            continue
+        elif other_floor >= floor:
+            where = "the same floor" if other_floor == floor else f"floor {other_floor}"
+            faults.append(source.at(node, f"'{room}' (floor {floor}) imports '{target}' of {where}"))
+    return faults
+
+
+def circles(sources: list[Source]) -> list[str]:
+    """Each circle of imports between modules, once."""
+    modules = {source.module for source in sources}
+    graph = {
+        source.module: {target for _, target in own_imports(source, modules) if target in modules}
+        for source in sources
+        if source.module != "overtone"
+    }
+    found: dict[frozenset[str], str] = {}
+    done: set[str] = set()
+
+    def walk(module: str, path: list[str]) -> None:
+        if module in path:
+            circle = path[path.index(module) :]
+            found.setdefault(frozenset(circle), " -> ".join([*circle, module]))
+        elif module not in done:
+            for target in sorted(graph.get(module, ())):
+                walk(target, [*path, module])
+            done.add(module)
+
+    for module in sorted(graph):
+        walk(module, [])
+    return [f"circle of imports: {circle}" for circle in found.values()]
+
+
+# Tests
+
+SINGLE_FILE_RULES: dict[str, Callable[[Source], list[str]]] = {
+    "classes": class_faults,
+    "sizes": size_faults,
+    "names": name_faults,
+    "exports": export_faults,
+}
+
+
+@pytest.fixture(scope="module")
+def sources() -> list[Source]:
+    return project_sources()
+
+
+@pytest.fixture(scope="module")
+def project() -> dict[str, list[str]]:
+    """The requirements by name: "dependencies", and each extra."""
+    table = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    return {"dependencies": table["dependencies"], **table["optional-dependencies"]}
+
+
+def assert_none(faults: list[str]) -> None:
+    assert not faults, "\n" + "\n".join(faults)
+
+
+@pytest.mark.parametrize("rule", SINGLE_FILE_RULES)
+def test_each_file_keeps_the_rule(rule: str, sources: list[Source]) -> None:
+    assert_none([fault for source in sources for fault in SINGLE_FILE_RULES[rule](source)])
+
+
+def test_imports_go_down(sources: list[Source]) -> None:
+    package = [source for source in sources if source.in_package]
+    modules = {source.module for source in package}
+    assert modules, "no module of overtone was found"
+    assert_none([fault for source in package for fault in floor_faults(source, modules)] + circles(package))
+
+
+def test_every_import_is_declared_and_pinned(sources: list[Source], project: dict[str, list[str]]) -> None:
+    required = declared(project["dependencies"])
+    optional = declared(project["hub"] + project["wandb"])
+    assert_none([fault for source in sources for fault in dependency_faults(source, required, optional)])
+    pinned = declared((ROOT / "constraints.txt").read_text("utf-8").splitlines())
+    assert required | declared(project["dev"]) <= pinned
+
+
+def test_no_text_names_a_place_on_one_machine() -> None:
+    faults = []
+    for name in project_files():
+        try:
+            faults += path_faults(name, (ROOT / name).read_text("utf-8"))
+        except UnicodeDecodeError:
+            continue
+    assert_none(faults)
+
+
+def test_a_room_stands_on_one_floor() -> None:
+    rooms = [room for rooms in FLOORS.values() for room in rooms]
+    assert len(rooms) == len(set(rooms))
+    assert {room for pair in NEIGHBOURS for room in pair} <= set(rooms)
+
+
+BAD_SAMPLES: dict[str, tuple[Callable[[Source], list[str]], str, str]] = {
+    "own class as base": (class_faults, "class A: ...\nclass B(A): ...", "'B' inherits from 'A'"),
+    "imported own class": (
+        class_faults,
+        "from overtone.model import M\nclass B(M): ...",
+        "'overtone.model.M'",
+    ),
+    "foreign implementation": (
+        class_faults,
+        "import torch\nclass B(torch.nn.Linear): ...",
+        "'torch.nn.Linear'",
+    ),
+    "two bases": (class_faults, "import enum\nclass B(Exception, enum.Enum): ...", "2 bases"),
+    "mixin": (class_faults, "class SavingMixin: ...", "is a mixin"),
+    "long file": (size_faults, "x = 1\n" * 401, "401 lines"),
+    "long function": (size_faults, "def f():\n" + "    x = 1\n" * 60, "'f' has 61 lines"),
+    "short name": (name_faults, "def f(model_cfg): ...", "'model_cfg'"),
+    "star import": (name_faults, "from math import *", "star import from 'math'"),
+    "export that is not there": (export_faults, "__all__ = ['f']", "'f', which is not there"),
+    "export named twice": (export_faults, "f = 1\n__all__ = ['f', 'f']", "'f' twice"),
+    "computed exports": (export_faults, "f = 1\n__all__ = sorted(globals())", "not a plain list"),
+    "import upwards": (
+        lambda source: floor_faults(source, set()),
+        "def f():\n    from overtone.jobs.train import train",
+        "'text' (floor 1) imports 'overtone.jobs.train' of floor 7",
+    ),
+    "import sideways": (
+        lambda source: floor_faults(source, set()),
+        "from overtone import wer",
+        "'text' (floor 1) imports 'overtone.wer' of the same floor",
+    ),
+    "import of the door": (
+        lambda source: floor_faults(source, set()),
+        "from overtone import load_model",
+        "imports 'overtone' of floor 9",
+    ),
+    "undeclared package": (
+        lambda source: dependency_faults(source, {"numpy"}, set()),
+        "import numpy\nimport pandas",
+        "imports 'pandas'",
+    ),
+    "extra at the top": (
+        lambda source: dependency_faults(source, set(), {"wandb"}),
+        "import wandb",
+        "imports 'wandb'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_SAMPLES)
+def test_the_rules_see_what_they_forbid(name: str) -> None:
+    rule, text, message = BAD_SAMPLES[name]
+    faults = rule(Source(path="overtone/text.py", text=text))
+    assert len(faults) == 1
+    assert message in faults[0]
+
+
+def test_the_rules_leave_good_code_alone() -> None:
+    text = """
+from typing import Generic, NamedTuple, Protocol, TypeVar
+from torch import nn
+from torch.utils import data
+from overtone.errors import DataError
+
+T = TypeVar("T")
+__all__ = ["Net", "Rows"]
+class Net(nn.Module): ...
+class Rows(data.Dataset[int]): ...
+class Box(Generic[T]): ...
+class Named(Protocol): ...
+class Kind(Named, Protocol): ...
+class Size(NamedTuple): ...
+class Missing(DataError): ...
+def f():
+    import wandb
+"""
+    source = Source(path="overtone/text.py", text=text)
+    assert_none([fault for rule in SINGLE_FILE_RULES.values() for fault in rule(source)])
+    assert_none(floor_faults(source, set()) + dependency_faults(source, {"torch"}, {"wandb"}))
+
+
+def test_a_circle_is_found() -> None:
+    first = Source(path="overtone/nets/a.py", text="from overtone.nets import b")
+    second = Source(path="overtone/nets/b.py", text="def f():\n    import overtone.nets.a")
+    faults = circles([first, second])
+    assert faults == ["circle of imports: overtone.nets.a -> overtone.nets.b -> overtone.nets.a"]
+
+
+def test_a_module_without_a_floor_is_refused() -> None:
+    faults = floor_faults(Source(path="overtone/helpers.py", text=""), set())
+    assert faults == ["overtone/helpers.py: 'helpers' stands on no floor; give it one in FLOORS"]
+
+
+def test_a_place_on_one_machine_is_seen_and_an_address_is_not() -> None:
+    folder = "/" + "home"
+    assert path_faults("README.md", f"cd {folder}/anna/speech") != []
+    assert path_faults("README.md", f"see https://example.org{folder}/page") == []
