@@ -1,0 +1,140 @@
+"""Multi-head self-attention with relative or absolute positions.
+
+Relative: Dai et al. 2019, Transformer-XL (arXiv:1901.02860), section 3.3, as NeMo's Conformer uses it.
+Legend: B batch, T time, D width, H heads, K = D / H.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from overtone.nets.layers import Position, Tap, TapContext
+
+
+def relative_shift(scores: Tensor) -> Tensor:
+    """[B, H, T, 2T-1] scores by distance -> [B, H, T, T] scores by key: out[i, j] = in[i, T-1-i+j].
+
+    A strided view of the contiguous product: nothing is copied.
+    """
+    batch, heads, frames, distances = scores.shape
+    scores = scores.contiguous()
+    strides = (heads * frames * distances, frames * distances, distances - 1, 1)
+    offset = scores.storage_offset() + frames - 1
+    return scores.as_strided((batch, heads, frames, frames), strides, offset)
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None,
+    allowed: Tensor | None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """softmax(query·key / √K + bias)·value, each [B, H, T, K] -> [B, T, H*K].
+
+    `bias` [B, H, T, T] is scaled like the product; `allowed` [B, 1, T, T] bool. A query that may look at
+    nothing gets zeros.
+    """
+    scores = query @ key.transpose(-2, -1)  # [B, H, T, T]
+    if bias is not None:
+        scores = scores + bias
+    scores = scores / math.sqrt(query.size(-1))
+    if allowed is None:
+        weights = torch.softmax(scores, dim=-1)
+    else:
+        weights = torch.softmax(scores.masked_fill(~allowed, -10000.0), dim=-1).masked_fill(~allowed, 0.0)
+    if dropout > 0.0:
+        weights = F.dropout(weights, dropout)
+    return (weights @ value).transpose(1, 2).flatten(2)
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """[B, T, H*K] -> [B, H, T, K]."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+class SelfAttention(nn.Module):
+    """x [B, T, D] -> [B, T, D]; a tap stands behind each of the four projections."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        position: Position,
+        use_bias: bool = True,
+        dropout: float = 0.0,
+        position_biases: tuple[nn.Parameter, nn.Parameter] | None = None,
+    ) -> None:
+        super().__init__()
+        self.heads = heads
+        self.dropout = dropout
+        self.linear_q = nn.Linear(width, width, bias=use_bias)
+        self.linear_k = nn.Linear(width, width, bias=use_bias)
+        self.linear_v = nn.Linear(width, width, bias=use_bias)
+        self.linear_out = nn.Linear(width, width, bias=use_bias)
+        self.q = Tap("linear", width)
+        self.k = Tap("linear", width)
+        self.v = Tap("linear", width)
+        self.out = Tap("linear", width)
+        self.relative = position == "rel_pos"
+        if self.relative:
+            self.linear_pos = nn.Linear(width, width, bias=False)
+            bias_u, bias_v = position_biases or new_position_biases(width, heads)
+            self.pos_bias_u = bias_u
+            self.pos_bias_v = bias_v
+
+    def forward(self, x: Tensor, context: TapContext) -> Tensor:
+        query = split_heads(self.q(x, self.linear_q(x), context), self.heads)  # [B, H, T, K]
+        key = split_heads(self.k(x, self.linear_k(x), context), self.heads)
+        value = split_heads(self.v(x, self.linear_v(x), context), self.heads)
+        bias = None
+        if self.relative:
+            assert context.positions is not None
+            distance = split_heads(self.linear_pos(context.positions), self.heads)  # [1, H, 2T-1, K]
+            bias = relative_shift((query + self.pos_bias_v.unsqueeze(1)) @ distance.transpose(-2, -1))
+            query = query + self.pos_bias_u.unsqueeze(1)
+        dropout = self.dropout if self.training else 0.0
+        attended = attend(query, key, value, bias, context.attention, dropout)
+        return self.out(attended, self.linear_out(attended), context)
+
+
+def new_position_biases(width: int, heads: int) -> tuple[nn.Parameter, nn.Parameter]:
+    """The two biases u and v [H, K] of relative attention, zero at birth."""
+    shape = (heads, width // heads)
+    return nn.Parameter(torch.zeros(shape)), nn.Parameter(torch.zeros(shape))
+
+
+class PositionTable(nn.Module):
+    """Sinusoidal encodings, computed once for the longest input seen and sliced from then on."""
+
+    def __init__(self, width: int, position: Position) -> None:
+        super().__init__()
+        self.width = width
+        self.relative = position == "rel_pos"
+        self.register_buffer("table", torch.zeros(0, width), persistent=False)
+        self.table: Tensor
+
+    def forward(self, frames: int, device: torch.device) -> Tensor:
+        """[1, 2T-1, D] for the distances T-1 … -(T-1), or [1, T, D] for the positions 0 … T-1."""
+        rows = 2 * frames - 1 if self.relative else frames
+        if self.table.size(0) < rows or self.table.device != device:
+            self.table = self.encode(max(frames, 512), device)
+        start = (self.table.size(0) - rows) // 2 if self.relative else 0
+        return self.table[start : start + rows].unsqueeze(0)
+
+    def encode(self, frames: int, device: torch.device) -> Tensor:
+        first, last = (frames - 1, -frames) if self.relative else (0, frames)
+        step = -1 if self.relative else 1
+        positions = torch.arange(first, last, step, dtype=torch.float32, device=device).unsqueeze(1)
+        even = torch.arange(0, self.width, 2, dtype=torch.float32, device=device)
+        frequency = torch.exp(even * -(math.log(10000.0) / self.width))
+        table = torch.zeros(positions.size(0), self.width, device=device)
+        table[:, 0::2] = torch.sin(positions * frequency)
+        table[:, 1::2] = torch.cos(positions * frequency)[:, : self.width // 2]
+        return table

@@ -1,0 +1,241 @@
+"""The Conformer encoder; FastConformer is a configuration of it.
+
+Gulati et al. 2020 (arXiv:2005.08100); Rekesh et al. 2023 (arXiv:2305.05084); module names are NeMo's.
+Legend: B batch, T time, F mel bins, D width.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from overtone.nets.attention import PositionTable, SelfAttention, new_position_biases
+from overtone.nets.layers import Position, Tap, TapContext, depthwise_conv, valid_frames
+from overtone.nets.subsampling import Subsampling, build_subsampling
+
+ContextStyle = Literal["regular", "chunked_limited"]
+
+
+class FeedForward(nn.Module):
+    """x [B, T, D] -> [B, T, D] through `expansion` times the width."""
+
+    def __init__(self, width: int, inner: int, *, dropout: float, use_bias: bool) -> None:
+        super().__init__()
+        self.linear1 = nn.Linear(width, inner, bias=use_bias)
+        self.linear2 = nn.Linear(inner, width, bias=use_bias)
+        self.dropout = nn.Dropout(dropout)
+        self.expand = Tap("linear", width, inner)
+        self.contract = Tap("linear", inner, width)
+
+    def forward(self, x: Tensor, context: TapContext) -> Tensor:
+        inner = self.dropout(F.silu(self.expand(x, self.linear1(x), context)))
+        return self.contract(inner, self.linear2(inner), context)
+
+
+class ConvolutionModule(nn.Module):
+    """x [B, T, D] -> [B, T, D]: gate, depthwise convolution over time, norm, Swish, projection."""
+
+    def __init__(
+        self, width: int, kernel_size: int, *, norm: str, context: tuple[int, int] | None, use_bias: bool
+    ) -> None:
+        super().__init__()
+        self.left, self.right = context or ((kernel_size - 1) // 2, (kernel_size - 1) // 2)
+        self.pointwise_conv1 = nn.Conv1d(width, 2 * width, 1, bias=use_bias)
+        self.depthwise_conv = nn.Conv1d(width, width, kernel_size, groups=width, bias=use_bias)
+        self.batch_norm = build_norm(norm, width)
+        self.pointwise_conv2 = nn.Conv1d(width, width, 1, bias=use_bias)
+
+    def forward(self, x: Tensor, valid: Tensor) -> Tensor:
+        x = F.glu(F.linear(x, self.pointwise_conv1.weight.squeeze(-1), self.pointwise_conv1.bias), dim=-1)
+        x = x.masked_fill(~valid.unsqueeze(-1), 0.0)
+        conv = self.depthwise_conv
+        x = depthwise_conv(x, conv.weight, conv.bias, left=self.left, right=self.right)
+        if isinstance(self.batch_norm, nn.LayerNorm):
+            x = self.batch_norm(x)
+        else:
+            image = x.transpose(1, 2).unsqueeze(2)  # [B, D, 1, T], channels last in memory
+            x = self.batch_norm(image).squeeze(2).transpose(1, 2)
+        return F.linear(F.silu(x), self.pointwise_conv2.weight.squeeze(-1), self.pointwise_conv2.bias)
+
+
+def build_norm(name: str, width: int) -> nn.Module:
+    """`batch_norm`, `layer_norm` or `group_normN` with N groups."""
+    if name == "batch_norm":
+        return nn.BatchNorm2d(width)
+    if name == "layer_norm":
+        return nn.LayerNorm(width)
+    return nn.GroupNorm(int(name.removeprefix("group_norm")), width)
+
+
+class ConformerLayer(nn.Module):
+    """x [B, T, D] -> [B, T, D]; adapters may act after the attention and after the block."""
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        inner: int,
+        heads: int,
+        kernel_size: int,
+        position: Position,
+        conv_norm: str,
+        conv_context: tuple[int, int] | None,
+        use_bias: bool,
+        dropout: float,
+        dropout_att: float,
+        position_biases: tuple[nn.Parameter, nn.Parameter] | None,
+    ) -> None:
+        super().__init__()
+        self.norm_feed_forward1 = nn.LayerNorm(width)
+        self.feed_forward1 = FeedForward(width, inner, dropout=dropout, use_bias=use_bias)
+        self.norm_conv = nn.LayerNorm(width)
+        self.conv = ConvolutionModule(width, kernel_size, norm=conv_norm, context=conv_context, use_bias=use_bias)
+        self.norm_self_att = nn.LayerNorm(width)
+        self.self_attn = SelfAttention(
+            width,
+            heads,
+            position=position,
+            use_bias=use_bias,
+            dropout=dropout_att,
+            position_biases=position_biases,
+        )
+        self.norm_feed_forward2 = nn.LayerNorm(width)
+        self.feed_forward2 = FeedForward(width, inner, dropout=dropout, use_bias=use_bias)
+        self.norm_out = nn.LayerNorm(width)
+        self.dropout = nn.Dropout(dropout)
+        self.after_attention = Tap("after_attention", width, attention=position)
+        self.after_block = Tap("after_block", width)
+
+    def forward(self, block_input: Tensor, context: TapContext) -> Tensor:
+        x = block_input
+        x = x + 0.5 * self.dropout(self.feed_forward1(self.norm_feed_forward1(x), context))
+        attended = x + self.dropout(self.self_attn(self.norm_self_att(x), context))
+        x = self.after_attention(x, attended, context)
+        x = x + self.dropout(self.conv(self.norm_conv(x), context.valid))
+        x = x + 0.5 * self.dropout(self.feed_forward2(self.norm_feed_forward2(x), context))
+        return self.after_block(block_input, self.norm_out(x), context)
+
+
+class ConformerEncoder(nn.Module):
+    """mel [B, F, T], lengths [B] -> x [B, T', D], lengths [B]; T' = T / subsampling_factor, rounded up."""
+
+    def __init__(
+        self,
+        *,
+        features: int = 80,
+        width: int,
+        layers: int,
+        heads: int,
+        feed_forward_expansion: int = 4,
+        kernel_size: int = 31,
+        subsampling: Subsampling = "striding",
+        subsampling_factor: int = 4,
+        subsampling_channels: int | None = None,
+        causal_downsampling: bool = False,
+        position: Position = "rel_pos",
+        scale_input: bool = True,
+        untie_biases: bool = True,
+        use_bias: bool = True,
+        conv_norm: str = "batch_norm",
+        conv_context: Sequence[int] | None = None,
+        attention_context: Sequence[int] = (-1, -1),
+        attention_context_style: ContextStyle = "regular",
+        output_width: int | None = None,
+        dropout: float = 0.1,
+        dropout_pre_encoder: float = 0.1,
+        dropout_emb: float = 0.0,
+        dropout_att: float = 0.0,
+        position_max_len: int = 5000,
+    ) -> None:
+        super().__init__()
+        self.subsampling_factor = subsampling_factor
+        self.output_width = output_width or width
+        self.scale = math.sqrt(width) if scale_input else 1.0
+        self.relative = position == "rel_pos"
+        self.attention_context = (attention_context[0], attention_context[1])
+        self.attention_context_style = attention_context_style
+        self.position_max_len = position_max_len
+        self.gradient_checkpointing = False
+        self.pre_encode = build_subsampling(
+            subsampling,
+            features,
+            width,
+            factor=subsampling_factor,
+            channels=subsampling_channels or width,
+            causal=causal_downsampling,
+        )
+        self.positions = PositionTable(width, position)
+        self.dropout_pre_encoder = nn.Dropout(dropout_pre_encoder)
+        self.dropout_emb = nn.Dropout(dropout_emb)
+        shared = None if untie_biases or not self.relative else new_position_biases(width, heads)
+        self.layers = nn.ModuleList(
+            ConformerLayer(
+                width,
+                inner=width * feed_forward_expansion,
+                heads=heads,
+                kernel_size=kernel_size,
+                position=position,
+                conv_norm=conv_norm,
+                conv_context=None if conv_context is None else (conv_context[0], conv_context[1]),
+                use_bias=use_bias,
+                dropout=dropout,
+                dropout_att=dropout_att,
+                position_biases=shared,
+            )
+            for _ in range(layers)
+        )
+        self.out_proj = None if output_width in (None, width) else nn.Linear(width, self.output_width)
+
+    def forward(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        x, lengths, context = self.embed(mel, lengths)
+        x = self.run_layers(x, context)
+        return x if self.out_proj is None else self.out_proj(x), lengths
+
+    def embed(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, TapContext]:
+        """Everything below the first layer: x [B, T', D], lengths [B] and the context of every tap."""
+        x, lengths = self.pre_encode(mel.transpose(1, 2), lengths)
+        x = x * self.scale
+        positions = self.dropout_emb(self.positions(x.size(1), x.device))
+        if not self.relative:
+            x = x + positions
+        context = self.tap_context(lengths, x.size(1), positions if self.relative else None)
+        return self.dropout_pre_encoder(x), lengths, context
+
+    def run_layers(self, x: Tensor, context: TapContext, first: int = 0, last: int | None = None) -> Tensor:
+        """x [B, T', D] through the layers first … last-1."""
+        for layer in self.layers[first:last]:
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                # Recomputation happens later, perhaps on another thread: it gets the context variables of now.
+                run = contextvars.copy_context().run
+                x = checkpoint(run, layer, x, context, use_reentrant=False)
+            else:
+                x = layer(x, context)
+        return x
+
+    def tap_context(self, lengths: Tensor, frames: int, positions: Tensor | None) -> TapContext:
+        valid = valid_frames(lengths, frames)
+        allowed = valid.unsqueeze(2) & valid.unsqueeze(1) & self.visible(frames, lengths.device)
+        return TapContext(valid=valid, attention=allowed.unsqueeze(1), positions=positions)
+
+    def visible(self, frames: int, device: torch.device) -> Tensor:
+        """[T, T] bool: which frames (second axis) a frame (first axis) sees under the limited context."""
+        left, right = self.attention_context
+        steps = torch.arange(frames, device=device)
+        if self.attention_context_style == "chunked_limited" and right >= 0:
+            chunk = steps // (right + 1)
+            distance = chunk.unsqueeze(1) - chunk.unsqueeze(0)
+            return (distance >= 0) & (distance <= (left // (right + 1) if left >= 0 else frames))
+        distance = steps.unsqueeze(1) - steps.unsqueeze(0)
+        seen = torch.ones_like(distance, dtype=torch.bool)
+        if left >= 0:
+            seen &= distance <= left
+        if right >= 0 and self.attention_context_style == "regular":
+            seen &= -distance <= right
+        return seen

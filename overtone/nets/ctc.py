@@ -1,0 +1,65 @@
+"""Connectionist temporal classification: the head and its loss (Graves et al. 2006).
+
+Legend: B batch, T time, U target tokens, D width, V vocabulary; the blank is the last class.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from overtone.nets.layers import Tap, valid_frames
+from overtone.nets.layers import TapContext as Context
+
+Reduction = Literal["mean_batch", "mean_volume", "mean", "sum"]
+
+
+class CtcHead(nn.Module):
+    """x [B, T, D], lengths [B] -> log-probabilities [B, T, V+1] in float32; adapters may act on the input."""
+
+    def __init__(self, *, width: int, classes: int, temperature: float = 1.0) -> None:
+        super().__init__()
+        self.projection = nn.Conv1d(width, classes + 1, 1)
+        self.temperature = temperature
+        self.input = Tap("input", width)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        x = self.input(x, x, Context(valid=valid_frames(lengths, x.size(1))))
+        logits = F.linear(x, self.projection.weight.squeeze(-1), self.projection.bias)
+        return torch.log_softmax(logits.float() / self.temperature, dim=-1)
+
+
+def ctc_loss(
+    log_probs: Tensor,
+    lengths: Tensor,
+    targets: Tensor,
+    target_lengths: Tensor,
+    *,
+    reduction: Reduction = "mean_batch",
+) -> Tensor:
+    """The negative log-likelihood of the targets, a scalar.
+
+    log_probs [B, T, V+1] float32, lengths [B], targets [B, U] int64, target_lengths [B].
+    `mean_batch`: the sum over each utterance, averaged over utterances; `mean_volume`: the sum over all,
+    divided by the number of target tokens; `mean`: each utterance by its tokens, then averaged; `sum`.
+    An utterance whose targets do not fit into its frames counts as zero.
+    """
+    losses = F.ctc_loss(
+        log_probs.transpose(0, 1),
+        targets,
+        lengths,
+        target_lengths,
+        blank=log_probs.size(-1) - 1,
+        reduction="none",
+        zero_infinity=True,
+    )  # [B]
+    if reduction == "mean_batch":
+        return losses.mean()
+    if reduction == "mean_volume":
+        return losses.sum() / target_lengths.sum()
+    if reduction == "mean":
+        return (losses / target_lengths.clamp(min=1)).mean()
+    return losses.sum()
