@@ -1,0 +1,132 @@
+"""One adapter: a kind at named points, and what is known about it."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Any
+
+import torch
+from torch import nn
+
+from overtone.adapters.kinds import Kind, PointAdapter
+from overtone.adapters.points import Layers, Point, parse_layers, parse_modules
+from overtone.adapters.strategies import ResidualAdd
+from overtone.errors import AdapterError
+
+NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+RESERVED = ("base", "none", "null")
+
+
+class Adapter(nn.Module):
+    """The parameters of one adapter at all its points."""
+
+    def __init__(
+        self,
+        name: str,
+        kind: Kind,
+        points: list[Point],
+        *,
+        modules: str,
+        layers: Layers,
+        strategy: ResidualAdd,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.kind = kind
+        self.modules_text = modules
+        self.layers = layers
+        self.strategy = strategy
+        self.card: dict[str, Any] = {}
+        """What the adapter was trained on and what it reached."""
+        self.nemo: dict[str, Any] | None = None
+        """Its configuration as NeMo wrote it, kept for writing back."""
+        self.parts = nn.ModuleDict({key_of(point.name): PointAdapter(kind, point) for point in points})
+        self.by_point = {point.name: key_of(point.name) for point in points}
+
+    @property
+    def points(self) -> list[str]:
+        return list(self.by_point)
+
+    def __contains__(self, point: str) -> bool:
+        return point in self.by_point
+
+    def at(self, point: str) -> PointAdapter:
+        part = self.parts[self.by_point[point]]
+        assert isinstance(part, PointAdapter)
+        return part
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Every parameter by `point.parameter`, such as `encoder.layers.0.after_block.down.weight`."""
+        return {
+            f"{point}.{name}": tensor.detach()
+            for point in self.by_point
+            for name, tensor in self.at(point).tensors().items()
+        }
+
+    def load_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Take over the values of `tensors()`; every key and shape must be there, and no other."""
+        own = self.tensors()
+        if own.keys() != tensors.keys():
+            raise AdapterError(
+                f"Adapter '{self.name}': the file's tensors are not the adapter's. "
+                f"Missing: {shown(own.keys() - tensors.keys())}. Left over: {shown(tensors.keys() - own.keys())}."
+            )
+        for name, tensor in tensors.items():
+            if tensor.shape != own[name].shape:
+                raise AdapterError(
+                    f"Adapter '{self.name}': {name} has shape {list(tensor.shape)}, expected {list(own[name].shape)}."
+                )
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                own[name].copy_(tensor)
+
+    def digest(self) -> str:
+        """SHA-256 over names, shapes and float32 values: what the adapter is, whatever it is called."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.tensors().items()):
+            digest.update(f"{name}{list(tensor.shape)}".encode())
+            digest.update(tensor.float().cpu().contiguous().numpy().astype("<f4").tobytes())
+        return f"sha256:{digest.hexdigest()}"
+
+    def parameter_count(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters())
+
+
+def key_of(point: str) -> str:
+    """Module names hold no dots, names of points no slashes."""
+    return point.replace(".", "/")
+
+
+def shown(names: set[str]) -> str:
+    listed = sorted(names)
+    return "none" if not listed else ", ".join(listed[:5]) + (f" … {len(listed)} in all" if len(listed) > 5 else "")
+
+
+def check_name(name: str) -> str:
+    if not NAME.match(name) or name in RESERVED:
+        raise AdapterError(
+            f"'{name}' cannot be an adapter's name. Allowed: letters, digits, '.', '_' and '-', "
+            f"beginning with a letter or digit; not {', '.join(RESERVED)}."
+        )
+    return name
+
+
+def choose_points(points: list[Point], kind: Kind, *, modules: str, layers: Layers) -> list[Point]:
+    """The points of the named modules and layers where the kind acts; every module must have one."""
+    wanted = parse_modules(modules, {point.module for point in points})
+    numbers = [point.layer for point in points if point.layer is not None]
+    chosen_layers = parse_layers(layers, max(numbers, default=-1) + 1)
+    chosen = [
+        point
+        for point in points
+        if point.module in wanted and kind.acts_at(point) and (point.layer is None or point.layer in chosen_layers)
+    ]
+    for module in wanted:
+        if not any(point.module == module for point in chosen):
+            places = sorted({point.place for point in points if point.module == module})
+            raise AdapterError(
+                f"A {kind.name} adapter lands nowhere in the {module}: its points are {', '.join(places)}. "
+                "Choose another kind or module."
+            )
+    return chosen

@@ -1,0 +1,173 @@
+"""All adapters of one model: the owner of their parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from overtone.adapters.adapter import Adapter, check_name, choose_points, key_of
+from overtone.adapters.folder import BaseIdentity, read_folder, write_folder
+from overtone.adapters.kinds import Kind
+from overtone.adapters.points import Layers, Point, collect_points
+from overtone.adapters.selection import Choice, Observer, Selection
+from overtone.adapters.strategies import ResidualAdd
+from overtone.errors import AdapterError, did_you_mean
+from overtone.nets.layers import TapContext
+
+FILE_CHOICE = "@file"
+NOTHING: Mapping[int, Selection] = MappingProxyType({})
+in_use: ContextVar[Mapping[int, Selection]] = ContextVar("overtone_adapters_in_use", default=NOTHING)
+"""The selection of every adapter set that is in a `use` block, by the identity of the set."""
+
+
+class Socket:
+    """What is plugged into a tap: the adapters' place at one point."""
+
+    def __init__(self, adapters: AdapterSet, point: str) -> None:
+        self.adapters = adapters
+        self.point = point
+
+    def __call__(self, x: Tensor, y: Tensor, context: TapContext) -> Tensor:
+        selection = self.adapters.selection
+        return y if selection is None else selection.apply(self.point, x, y, context)
+
+
+class AdapterSet(nn.Module):
+    """`adapters[name]`, in the order of addition; plugged into the taps of a model once.
+
+    Nothing acts outside a `use` block. The choice is a context variable: threads do not see each other's.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.points: dict[str, Point] = {}
+        self.held = nn.ModuleDict()
+        self.file_choice: tuple[str, ...] = ()
+        """The adapters that the model's file had enabled, what `use("@file")` takes."""
+        self.form: Literal["auto", "loop", "stacked"] = "auto"
+        """`loop` computes adapter by adapter; `stacked` those of one kind together; `auto` stacks in inference."""
+        self.register_buffer("anchor", torch.empty(0), persistent=False)
+        self.anchor: Tensor
+        """Empty; it moves with the model and so tells where new adapters are created."""
+        self.base_identity: BaseIdentity | None = None
+        """What tells this model's base from another; the model sets it."""
+        for name, (point, tap) in collect_points(model).items():
+            self.points[name] = point
+            tap.plug = Socket(self, name)
+
+    @property
+    def names(self) -> list[str]:
+        return [adapter.name for adapter in self]
+
+    def __iter__(self) -> Iterator[Adapter]:
+        for adapter in self.held.values():
+            assert isinstance(adapter, Adapter)
+            yield adapter
+
+    def __len__(self) -> int:
+        return len(self.held)
+
+    def __contains__(self, name: str) -> bool:
+        return key_of(name) in self.held
+
+    def __getitem__(self, name: str) -> Adapter:
+        if name not in self:
+            present = ", ".join(self.names) or "none; add or load one first"
+            raise AdapterError(
+                f"Adapter '{name}' is unknown.{did_you_mean(name, self.names)} Adapters of this model: {present}."
+            )
+        adapter = self.held[key_of(name)]
+        assert isinstance(adapter, Adapter)
+        return adapter
+
+    def add(
+        self,
+        name: str,
+        kind: Kind,
+        *,
+        modules: str = "encoder",
+        layers: Layers = "all",
+        strategy: ResidualAdd | None = None,
+    ) -> Adapter:
+        """A new adapter, identity at birth.
+
+        `modules`: encoder, decoder, joint, or several joined by `+`. `layers`: all, last:8, first:2 or numbers.
+        Raises AdapterError where the name is taken or malformed, or the kind lands nowhere.
+        """
+        if name in self:
+            raise AdapterError(f"Adapter '{name}' exists already. Choose another name, or remove it first.")
+        chosen = choose_points(list(self.points.values()), kind, modules=modules, layers=layers)
+        adapter = Adapter(
+            check_name(name), kind, chosen, modules=modules, layers=layers, strategy=strategy or ResidualAdd()
+        )
+        adapter.to(self.anchor.device)
+        adapter.train(self.training)
+        self.held[key_of(name)] = adapter
+        return adapter
+
+    def remove(self, name: str) -> None:
+        self[name]
+        del self.held[key_of(name)]
+        self.file_choice = tuple(kept for kept in self.file_choice if kept != name)
+
+    def parameters_of(self, name: str) -> list[nn.Parameter]:
+        return list(self[name].parameters())
+
+    @property
+    def selection(self) -> Selection | None:
+        """What the innermost `use` block around the caller chose, None outside of one."""
+        return in_use.get().get(id(self))
+
+    @contextmanager
+    def use(self, choice: Choice, *, observe: Observer | None = None) -> Iterator[Selection]:
+        """Let adapters act in every forward inside the block.
+
+        `choice`: None (the base), a name, a chain such as "an4+noise" (applied from left to right), "@file"
+        (what the model's file had enabled), or a list with one of these for each row of the batch.
+        """
+        if choice == FILE_CHOICE:
+            choice = "+".join(self.file_choice) or None
+        held = {adapter.name: adapter for adapter in self}
+        selection = Selection(held, choice, form=self.form, observe=observe)
+        token = in_use.set({**in_use.get(), id(self): selection})
+        try:
+            yield selection
+        finally:
+            in_use.reset(token)
+
+    def save(self, name: str, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Write `adapter.yaml` and `adapter.safetensors`; the folder must not hold an adapter yet."""
+        return write_folder(self[name], Path(folder), self.identity(), overwrite=overwrite)
+
+    def load(self, folder: str | Path, *, name: str | None = None) -> Adapter:
+        """Add the adapter of a folder, under its own name unless another is given.
+
+        Raises AdapterError for a damaged folder, or one made for another base (both fingerprints are named).
+        """
+        stored = read_folder(Path(folder), self.identity())
+        adapter = self.add(
+            name or stored.name,
+            stored.kind,
+            modules=stored.modules,
+            layers=stored.layers,
+            strategy=stored.strategy,
+        )
+        try:
+            adapter.load_tensors(stored.tensors)
+        except AdapterError:
+            self.remove(adapter.name)
+            raise
+        adapter.card = stored.card
+        return adapter
+
+    def identity(self) -> BaseIdentity:
+        if self.base_identity is None:
+            raise AdapterError("This adapter set belongs to no model that could be identified; use AsrModel.adapters.")
+        return self.base_identity

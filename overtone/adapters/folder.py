@@ -1,0 +1,169 @@
+"""An adapter on disk: a folder with `adapter.yaml` (what it is) and `adapter.safetensors` (its parameters)."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from overtone.adapters.adapter import Adapter
+from overtone.adapters.kinds import KINDS, Kind
+from overtone.adapters.points import Layers
+from overtone.adapters.strategies import ResidualAdd
+from overtone.errors import AdapterError, did_you_mean
+
+FORMAT = 1
+DESCRIPTION = "adapter.yaml"
+PARAMETERS = "adapter.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseIdentity:
+    """What tells one base model from another."""
+
+    fingerprint: Callable[[], str]
+    """SHA-256 of weights and settings, computed when first asked for."""
+    tokenizer_digest: Callable[[], str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredAdapter:
+    """What a folder holds, checked."""
+
+    name: str
+    kind: Kind
+    modules: str
+    layers: Layers
+    strategy: ResidualAdd
+    card: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+
+def write_folder(adapter: Adapter, folder: Path, identity: BaseIdentity, *, overwrite: bool = False) -> Path:
+    """Each file appears whole or not at all; parameters first, so that a description always has its own."""
+    if (folder / DESCRIPTION).exists() and not overwrite:
+        raise AdapterError(f"{folder} holds an adapter already. Choose another folder, or remove it first.")
+    kind = dataclasses.asdict(adapter.kind)  # type: ignore[call-overload]
+    description = {
+        "format": FORMAT,
+        "name": adapter.name,
+        "kind": adapter.kind.name,
+        adapter.kind.name: {key: list(value) if isinstance(value, tuple) else value for key, value in kind.items()},
+        "modules": adapter.modules_text,
+        "layers": adapter.layers if isinstance(adapter.layers, str | int) else list(adapter.layers),
+        "strategy": dataclasses.asdict(adapter.strategy),
+        "points": adapter.points,
+        "parameters": adapter.parameter_count(),
+        "digest": adapter.digest(),
+        "base_fingerprint": identity.fingerprint(),
+        "tokenizer_digest": identity.tokenizer_digest(),
+        "card": adapter.card,
+    }
+    text = yaml.safe_dump(description, sort_keys=False, allow_unicode=True)
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in adapter.tensors().items()}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / PARAMETERS, save(tensors))
+        write_whole(folder / DESCRIPTION, text.encode())
+    except OSError as error:
+        raise AdapterError(f"Cannot write the adapter to {folder}: {error.strerror or error}.") from error
+    return folder
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write beside, then rename: whoever reads sees the old file or the new one."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def read_folder(folder: Path, identity: BaseIdentity) -> StoredAdapter:
+    """Raises AdapterError where something is missing, damaged or made for another base."""
+    description = read_description(folder)
+    fingerprint = identity.fingerprint()
+    if description["base_fingerprint"] != fingerprint:
+        raise AdapterError(
+            f"The adapter in {folder} was made for another base: it needs {description['base_fingerprint']}, "
+            f"this model is {fingerprint}. Load the base it was trained on."
+        )
+    if description["tokenizer_digest"] != identity.tokenizer_digest():
+        raise AdapterError(
+            f"The adapter in {folder} was made with another tokenizer: it needs {description['tokenizer_digest']}, "
+            f"this model has {identity.tokenizer_digest()}."
+        )
+    try:
+        tensors = load_file(folder / PARAMETERS)
+    except (OSError, SafetensorError) as error:
+        raise AdapterError(f"{folder / PARAMETERS} cannot be read: {error}") from error
+    return StoredAdapter(
+        name=description["name"],
+        kind=read_kind(folder, description),
+        modules=description["modules"],
+        layers=description["layers"],
+        strategy=read_fields(folder, ResidualAdd, description["strategy"]),
+        card=description["card"],
+        tensors=tensors,
+    )
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """The content of `adapter.yaml`, with every key it must have."""
+    path = folder / DESCRIPTION
+    try:
+        description = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise AdapterError(f"{folder} holds no adapter: {DESCRIPTION} is missing.") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise AdapterError(f"{path} cannot be read: {error}") from error
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise AdapterError(f"{path} is no adapter description of format {FORMAT}.")
+    expected: dict[str, type | tuple[type, ...]] = {
+        "name": str,
+        "kind": str,
+        "modules": str,
+        "layers": (str, int, list),
+        "strategy": dict,
+        "base_fingerprint": str,
+        "tokenizer_digest": str,
+        "card": dict,
+    }
+    for key, kind in expected.items():
+        if not isinstance(description.get(key), kind):
+            raise AdapterError(f"{path}: '{key}' is missing or malformed.")
+    return description
+
+
+def read_kind(folder: Path, description: dict[str, Any]) -> Kind:
+    name = description["kind"]
+    if name not in KINDS:
+        raise AdapterError(
+            f"{folder / DESCRIPTION}: kind '{name}' is unknown.{did_you_mean(name, KINDS)} Known: {', '.join(KINDS)}."
+        )
+    kind: Kind = read_fields(folder, KINDS[name], description.get(name, {}))
+    return kind
+
+
+def read_fields(folder: Path, settings: type, values: Any) -> Any:
+    """A settings dataclass from plain values; unknown or ill-typed fields are refused."""
+    try:
+        return settings(**values)
+    except TypeError as error:
+        raise AdapterError(f"{folder / DESCRIPTION}: {error}") from error

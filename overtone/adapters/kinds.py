@@ -1,0 +1,285 @@
+"""The functional forms of adapters: what is computed at a point, with which parameters.
+
+Each kind is a frozen dataclass of settings. `parts` creates the parameters for one point and `delta` computes
+with them. `delta` takes every parameter either as it is, or with a leading row axis [B, …] that holds the
+parameters of another adapter for each row of the batch: one formula serves one adapter and many.
+
+Legend: B batch, T time, D width, R bottleneck, H heads, K head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from overtone.adapters.points import Point
+from overtone.errors import AdapterError, did_you_mean
+from overtone.nets.attention import attend, new_position_biases, relative_shift, split_heads
+from overtone.nets.layers import Position, TapContext
+
+Tensors = Mapping[str, Tensor]
+
+ACTIVATIONS = {
+    "swish": F.silu,
+    "silu": F.silu,
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "selu": F.selu,
+    "hardtanh": F.hardtanh,
+    "identity": lambda x: x,
+}
+
+
+class Kind(Protocol):
+    """What `AdapterSet.add` takes."""
+
+    name: ClassVar[str]
+
+    def acts_at(self, point: Point) -> bool:
+        """Whether this kind has a place at the point."""
+        ...
+
+    def parts(self, point: Point) -> dict[str, nn.Module | nn.Parameter]:
+        """Fresh parameters for the point: identity at birth."""
+        ...
+
+    def delta(self, tensors: Tensors, x: Tensor, y: Tensor, context: TapContext, training: bool) -> Tensor:
+        """What is added to `y` [B, T, out_width], given the input `x` [B, T, in_width] of the part before."""
+        ...
+
+
+def rowwise(vector: Tensor) -> Tensor:
+    """[D] as it is, [B, D] as [B, 1, D]: ready to meet [B, T, D]."""
+    return vector if vector.dim() == 1 else vector.unsqueeze(1)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x [B, T, in] times weight [out, in] or [B, out, in] -> [B, T, out]."""
+    if weight.dim() == 2:
+        return F.linear(x, weight, bias)
+    product = x @ weight.transpose(1, 2)
+    return product if bias is None else product + rowwise(bias)
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    if weight.dim() == 1:
+        return F.layer_norm(x, weight.shape, weight, bias)
+    return F.layer_norm(x, weight.shape[1:]) * rowwise(weight) + rowwise(bias)
+
+
+def check_positive(kind: str, **values: int) -> None:
+    for name, value in values.items():
+        if value < 1:
+            raise AdapterError(f"{kind} adapter: {name}={value} must be at least 1.")
+
+
+def check_dropout(kind: str, dropout: float) -> None:
+    if not 0.0 <= dropout < 1.0:
+        raise AdapterError(f"{kind} adapter: dropout={dropout} must lie in 0 … 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearAdapter:
+    """LayerNorm, down to a bottleneck, activation, up again (Houlsby et al. 2019, arXiv:1902.00751)."""
+
+    name: ClassVar[str] = "linear"
+    dim: int = 32
+    """Width of the bottleneck."""
+    activation: str = "swish"
+    """`swish`, `relu`, `gelu`, `selu`, `hardtanh` or `identity`."""
+    norm_position: str = "pre"
+    """LayerNorm before the bottleneck (`pre`) or after it (`post`)."""
+    dropout: float = 0.0
+    """On the delta, in training."""
+
+    def __post_init__(self) -> None:
+        check_positive("linear", dim=self.dim)
+        check_dropout("linear", self.dropout)
+        if self.activation not in ACTIVATIONS:
+            raise AdapterError(
+                f"linear adapter: activation '{self.activation}' is unknown."
+                f"{did_you_mean(self.activation, ACTIVATIONS)} Allowed: {', '.join(ACTIVATIONS)}."
+            )
+        if self.norm_position not in ("pre", "post"):
+            raise AdapterError(f"linear adapter: norm_position '{self.norm_position}' must be 'pre' or 'post'.")
+
+    def acts_at(self, point: Point) -> bool:
+        return point.place in ("after_block", "input")
+
+    def parts(self, point: Point) -> dict[str, nn.Module | nn.Parameter]:
+        width = point.out_width
+        norm = nn.LayerNorm(width)
+        down = nn.Linear(width, self.dim, bias=False)
+        up = nn.Linear(self.dim, width, bias=False)
+        nn.init.zeros_(norm.weight if self.norm_position == "post" else up.weight)
+        return {"norm": norm, "down": down, "up": up}
+
+    def delta(self, tensors: Tensors, x: Tensor, y: Tensor, context: TapContext, training: bool) -> Tensor:
+        inner = y
+        if self.norm_position == "pre":
+            inner = layer_norm(inner, tensors["norm.weight"], tensors["norm.bias"])
+        inner = ACTIVATIONS[self.activation](linear(inner, tensors["down.weight"]))  # [B, T, R]
+        delta = linear(inner, tensors["up.weight"])
+        if self.norm_position == "post":
+            delta = layer_norm(delta, tensors["norm.weight"], tensors["norm.bias"])
+        return F.dropout(delta, self.dropout, training)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyAttentionAdapter:
+    """Self-attention with a few narrow heads (Zhao et al. 2022, arXiv:2211.01979)."""
+
+    name: ClassVar[str] = "tiny_attn"
+    heads: int = 1
+    projection: int | None = -1
+    """Width of the attention, a multiple of `heads`; -1 is one per head, None the width of the model."""
+    dropout: float = 0.0
+    """On the attention weights, in training."""
+    position: str = "auto"
+    """`rel_pos`, `abs_pos` or `auto`: what the model's own attention uses."""
+
+    def __post_init__(self) -> None:
+        check_positive("tiny_attn", heads=self.heads)
+        check_dropout("tiny_attn", self.dropout)
+        if self.position not in ("auto", "rel_pos", "abs_pos"):
+            raise AdapterError(f"tiny_attn adapter: position '{self.position}' must be auto, rel_pos or abs_pos.")
+        if self.projection is not None and self.projection > 0 and self.projection % self.heads:
+            raise AdapterError(f"tiny_attn adapter: projection={self.projection} is no multiple of heads={self.heads}.")
+
+    def acts_at(self, point: Point) -> bool:
+        return point.place == "after_attention"
+
+    def parts(self, point: Point) -> dict[str, nn.Module | nn.Parameter]:
+        width, inner = point.out_width, self.inner_width(point)
+        parts: dict[str, nn.Module | nn.Parameter] = {
+            "norm": nn.LayerNorm(width),
+            "query": nn.Linear(width, inner),
+            "key": nn.Linear(width, inner),
+            "value": nn.Linear(width, inner),
+            "out": nn.Linear(inner, width),
+        }
+        nn.init.zeros_(parts["out"].weight)
+        nn.init.zeros_(parts["out"].bias)
+        if self.position_at(point) == "rel_pos":
+            parts["position"] = nn.Linear(width, inner, bias=False)
+            parts["position_bias_u"], parts["position_bias_v"] = new_position_biases(inner, self.heads)
+        return parts
+
+    def inner_width(self, point: Point) -> int:
+        if self.projection is None:
+            if point.out_width % self.heads:
+                raise AdapterError(f"tiny_attn adapter: width {point.out_width} is no multiple of heads={self.heads}.")
+            return point.out_width
+        return self.projection if self.projection > 0 else self.heads
+
+    def position_at(self, point: Point) -> Position:
+        if self.position == "rel_pos" and point.attention != "rel_pos":
+            raise AdapterError(
+                "tiny_attn adapter: position 'rel_pos' needs a model with relative positions; this one has "
+                f"'{point.attention}'. Use position 'auto'."
+            )
+        return "rel_pos" if "rel_pos" in (self.position, point.attention) and self.position != "abs_pos" else "abs_pos"
+
+    def delta(self, tensors: Tensors, x: Tensor, y: Tensor, context: TapContext, training: bool) -> Tensor:
+        normed = layer_norm(y, tensors["norm.weight"], tensors["norm.bias"])
+        query, key, value = (
+            split_heads(linear(normed, tensors[f"{part}.weight"], tensors[f"{part}.bias"]), self.heads)
+            for part in ("query", "key", "value")
+        )  # each [B, H, T, K]
+        bias = None
+        if "position.weight" in tensors:
+            assert context.positions is not None
+            distance = split_heads(linear(context.positions.to(normed.dtype), tensors["position.weight"]), self.heads)
+            bias_u, bias_v = (
+                tensors["position_bias_u"].unsqueeze(-2),
+                tensors["position_bias_v"].unsqueeze(-2),
+            )
+            bias = relative_shift((query + bias_v) @ distance.transpose(-2, -1))
+            query = query + bias_u
+        attended = attend(query, key, value, bias, context.attention, self.dropout if training else 0.0)
+        return linear(attended, tensors["out.weight"], tensors["out.bias"])
+
+
+LORA_TARGETS = {
+    "q": ("q",),
+    "k": ("k",),
+    "v": ("v",),
+    "out": ("out",),
+    "feed_forward": ("expand", "contract"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraAdapter:
+    """A low-rank product beside a Linear (Hu et al. 2021, arXiv:2106.09685)."""
+
+    name: ClassVar[str] = "lora"
+    rank: int = 8
+    alpha: float = 16.0
+    """The product is scaled by alpha / rank."""
+    dropout: float = 0.0
+    """On the input, in training."""
+    targets: tuple[str, ...] = ("q", "k", "v", "out", "feed_forward")
+    """Which Linears: `q`, `k`, `v`, `out` of the attention, `feed_forward` for all four of the feed-forwards."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "targets", tuple(self.targets))
+        check_positive("lora", rank=self.rank)
+        check_dropout("lora", self.dropout)
+        for target in self.targets:
+            if target not in LORA_TARGETS:
+                raise AdapterError(
+                    f"lora adapter: target '{target}' is unknown.{did_you_mean(target, LORA_TARGETS)} "
+                    f"Allowed: {', '.join(LORA_TARGETS)}."
+                )
+
+    def acts_at(self, point: Point) -> bool:
+        taps = {tap for target in self.targets for tap in LORA_TARGETS[target]}
+        return point.place == "linear" and point.name.rpartition(".")[2] in taps
+
+    def parts(self, point: Point) -> dict[str, nn.Module | nn.Parameter]:
+        down = nn.Linear(point.in_width, self.rank, bias=False)
+        up = nn.Linear(self.rank, point.out_width, bias=False)
+        nn.init.zeros_(up.weight)
+        return {"down": down, "up": up}
+
+    def delta(self, tensors: Tensors, x: Tensor, y: Tensor, context: TapContext, training: bool) -> Tensor:
+        x = F.dropout(x.to(tensors["down.weight"].dtype), self.dropout, training)
+        inner = linear(x, tensors["down.weight"])  # [B, T, R]
+        return linear(inner, tensors["up.weight"]) * (self.alpha / self.rank)
+
+
+KINDS: dict[str, type[LinearAdapter] | type[TinyAttentionAdapter] | type[LoraAdapter]] = {
+    kind.name: kind for kind in (LinearAdapter, TinyAttentionAdapter, LoraAdapter)
+}
+
+
+class PointAdapter(nn.Module):
+    """The parameters of one adapter at one point."""
+
+    def __init__(self, kind: Kind, point: Point) -> None:
+        super().__init__()
+        self.kind = kind
+        self.point = point
+        for name, part in kind.parts(point).items():
+            setattr(self, name, part)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return dict(self.named_parameters())
+
+    def forward(self, x: Tensor, y: Tensor, context: TapContext) -> Tensor:
+        return self.kind.delta(self.tensors(), x, y, context, self.training)
+
+
+def stack_rows(adapters: list[PointAdapter], index: Tensor) -> dict[str, Tensor]:
+    """The parameters of several adapters of one kind, gathered by row: [slots, …] -> [B, …].
+
+    `index` [B] int64 says which adapter of the list each row uses.
+    """
+    slots = [adapter.tensors() for adapter in adapters]
+    return {name: torch.stack([slot[name] for slot in slots])[index] for name in slots[0]}

@@ -1,0 +1,40 @@
+"""How an adapter's delta joins the stream."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from overtone.errors import AdapterError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResidualAdd:
+    """y + delta, with two regularisers that act in training only."""
+
+    stochastic_depth: float = 0.0
+    """Probability of leaving the adapter out, drawn for each utterance and point; what stays is scaled up."""
+    l2_lambda: float = 0.0
+    """Weight of the penalty: the mean over the batch of the summed squares of what the adapter added."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.stochastic_depth <= 1.0:
+            raise AdapterError(f"stochastic_depth={self.stochastic_depth} must lie between 0 and 1.")
+        if self.l2_lambda < 0.0:
+            raise AdapterError(f"l2_lambda={self.l2_lambda} must not be negative.")
+
+    def thin(self, delta: Tensor) -> Tensor:
+        """[B, T, D] with whole utterances dropped, in expectation unchanged (Huang et al. 2016, arXiv:1603.09382)."""
+        if self.stochastic_depth == 0.0:
+            return delta
+        keep = 1.0 - self.stochastic_depth
+        kept = torch.rand(delta.size(0), 1, 1, device=delta.device) < keep
+        return delta * kept / max(keep, torch.finfo(delta.dtype).tiny)
+
+    def penalty(self, delta: Tensor) -> Tensor | None:
+        """The scalar to add to the loss for this delta [B, T, D], if any."""
+        if self.l2_lambda == 0.0:
+            return None
+        return self.l2_lambda * delta.square().flatten(1).sum(dim=1).mean()
