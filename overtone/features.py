@@ -1,0 +1,345 @@
+"""Log-mel features: waveforms [B, S] -> [B, F, T], one frame every `window_stride` seconds.
+
+The numbers are those of NeMo's AudioToMelSpectrogramPreprocessor, whose checkpoints this project reads. Every row
+is computed from its own samples alone: its features are the same bits in every batch and at every padding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from overtone.errors import ConfigError, UsageError, did_you_mean
+
+STD_FLOOR = 1e-5
+"""Added to every standard deviation before the division."""
+
+WINDOWS = ("hann", "hamming", "blackman", "bartlett", "none")
+NORMALIZATIONS = ("per_feature", "all_features", "NA")
+LOG_ZERO_GUARDS = ("add", "clamp")
+FRAMES_PER_BLOCK = 1024
+"""Frames transformed at once: windowed samples and spectrum take a few megabytes, however long the audio."""
+
+
+class LogMel(nn.Module):
+    """Waveforms to normalised log-mel frames, always in float32 and without gradients.
+
+    sample_rate: Hz. window_size, window_stride: seconds, cut to whole samples.
+    window: hann | hamming | blackman | bartlett | none, symmetric (not periodic).
+    normalize: per_feature (mean 0 and deviation 1 of each mel bin over the row's frames) | all_features (over all
+        bins together) | NA or None | {"fixed_mean": [F], "fixed_std": [F]}.
+    n_fft: samples of the transform; None is the next power of two of the window.
+    preemphasis: x[s] - preemphasis * x[s - 1]; None leaves it out.
+    features: mel bins F. low_frequency, high_frequency: Hz; None is half the sample rate.
+    log: whether to take the logarithm. log_zero_guard_type: add | clamp; log_zero_guard_value: what is added to
+        the mel energies, or their floor, before it: a number, tiny or eps.
+    dither: deviation of the white noise added in training mode, drawn from torch's global generator.
+    pad_to: the frame axis is padded to a multiple of it, 0 leaves it alone. pad_value: what padding frames hold.
+    frame_splicing, exact_pad: only 1 and False.
+    magnitude_power: 2 is the power spectrum.
+    mel_norm: slaney (filters of equal area) or None.
+
+    Raises ConfigError, naming the key, for a value that cannot be honoured.
+    """
+
+    window: Tensor
+    fb: Tensor
+    fixed_mean: Tensor | None
+    fixed_std: Tensor | None
+
+    def __init__(
+        self,
+        *,
+        sample_rate: int = 16_000,
+        window_size: float = 0.025,
+        window_stride: float = 0.01,
+        window: str = "hann",
+        normalize: str | Mapping[str, Sequence[float]] | None = "per_feature",
+        n_fft: int | None = 512,
+        preemphasis: float | None = 0.97,
+        features: int = 80,
+        low_frequency: float = 0.0,
+        high_frequency: float | None = None,
+        log: bool = True,
+        log_zero_guard_type: str = "add",
+        log_zero_guard_value: float | str = 2**-24,
+        dither: float = 1e-5,
+        pad_to: int = 16,
+        pad_value: float = 0.0,
+        frame_splicing: int = 1,
+        magnitude_power: float = 2.0,
+        exact_pad: bool = False,
+        mel_norm: str | None = "slaney",
+    ) -> None:
+        super().__init__()
+        _require_positive_integers(sample_rate=sample_rate, features=features)
+        _require_finite(dither=dither, pad_value=pad_value, magnitude_power=magnitude_power, at_least=None)
+        _require_finite(dither=dither, magnitude_power=magnitude_power, at_least=0.0)
+        self.sample_rate = sample_rate
+        self.hop_length = _samples("window_stride", window_stride, sample_rate)
+        self.window_length = _samples("window_size", window_size, sample_rate)
+        self.n_fft = _fft_length(n_fft, self.window_length)
+        self.features = features
+        self.preemphasis = _checked_preemphasis(preemphasis)
+        self.log = _checked_flag("log", log)
+        self.log_zero_guard_type = _one_of("log_zero_guard_type", log_zero_guard_type, LOG_ZERO_GUARDS)
+        self.log_zero_guard = _log_zero_guard(log_zero_guard_value)
+        self.dither = float(dither)
+        self.pad_to = _checked_pad_to(pad_to)
+        self.pad_value = float(pad_value)
+        self.magnitude_power = float(magnitude_power)
+        _only("frame_splicing", frame_splicing, 1)
+        _only("exact_pad", exact_pad, False)
+        self.normalize, fixed_mean, fixed_std = _normalization(normalize, features)
+
+        bank = mel_filter_bank(
+            sample_rate=sample_rate,
+            n_fft=self.n_fft,
+            features=features,
+            low_frequency=low_frequency,
+            high_frequency=high_frequency,
+            norm=mel_norm,
+        )
+        self.register_buffer("window", _window(window, self.window_length))
+        self.register_buffer("fb", bank.unsqueeze(0))
+        self.register_buffer("fixed_mean", fixed_mean, persistent=False)
+        self.register_buffer("fixed_std", fixed_std, persistent=False)
+
+    @property
+    def seconds_per_frame(self) -> float:
+        """Seconds from one frame to the next."""
+        return self.hop_length / self.sample_rate
+
+    def frame_lengths(self, lengths: Tensor) -> Tensor:
+        """Samples [B] int64 -> valid frames [B] int64."""
+        frames = torch.div(lengths - self.n_fft % 2, self.hop_length, rounding_mode="floor")
+        return torch.where(lengths > 0, frames, 0).to(torch.int64)
+
+    def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Waveforms [B, S] in -1..1, samples of each [B] -> features [B, F, T] float32, frames of each [B] int64.
+
+        T is one more than the frames of S samples, then a multiple of `pad_to`; frames past a row's own hold
+        `pad_value`.
+        """
+        device = self.fb.device.type
+        with torch.no_grad(), torch.autocast(device_type=device, enabled=False):
+            longest = int(lengths.max()) if lengths.numel() else 0
+            if longest > waveforms.shape[1]:
+                raise UsageError(f"A length of {longest} samples in a batch of {waveforms.shape[1]} samples.")
+            waveforms = waveforms.to(torch.float32)
+            if self.training and self.dither > 0.0:
+                waveforms = waveforms + self.dither * torch.randn_like(waveforms)
+            frames = self.frame_lengths(lengths)
+            shape = (waveforms.shape[0], self.features, self._padded_frames(waveforms.shape[1]))
+            mel = waveforms.new_full(shape, self.pad_value)
+            for row, (samples, valid) in enumerate(zip(lengths.tolist(), frames.tolist(), strict=True)):
+                if valid > 0:
+                    mel[row, :, :valid] = self._normalized(self._mel(waveforms[row, :samples], valid))
+            return mel, frames
+
+    def _padded_frames(self, samples: int) -> int:
+        """The frame axis for S samples."""
+        frames = (samples - self.n_fft % 2) // self.hop_length + 1
+        return frames if self.pad_to == 0 else math.ceil(frames / self.pad_to) * self.pad_to
+
+    def _mel(self, waveform: Tensor, frames: int) -> Tensor:
+        """One waveform [S] -> its first `frames` log-mel frames [F, frames], not normalised."""
+        if self.preemphasis is not None:
+            waveform = torch.cat((waveform[:1], waveform[1:] - self.preemphasis * waveform[:-1]))
+        half = self.n_fft // 2
+        padded = nn.functional.pad(waveform, (half, half))
+        left = (self.n_fft - self.window_length) // 2
+        window = nn.functional.pad(self.window.float(), (left, self.n_fft - self.window_length - left))
+        bank = self.fb[0].float()
+
+        mel = waveform.new_empty((self.features, frames))
+        windows = padded.unfold(0, self.n_fft, self.hop_length)  # [T, N], a view
+        for start in range(0, frames, FRAMES_PER_BLOCK):
+            block = slice(start, min(start + FRAMES_PER_BLOCK, frames))
+            spectrum = torch.fft.rfft(windows[block] * window)  # [t, N/2 + 1] complex
+            power = spectrum.real.square().add_(spectrum.imag.square())
+            if self.magnitude_power != 2.0:
+                power = power.pow_(self.magnitude_power / 2.0)
+            torch.matmul(bank, power.T, out=mel[:, block])
+        if self.log and self.log_zero_guard_type == "add":
+            mel = mel.add_(self.log_zero_guard).log_()
+        elif self.log:
+            mel = mel.clamp_(min=self.log_zero_guard).log_()
+        return mel
+
+    def _normalized(self, mel: Tensor) -> Tensor:
+        """All valid frames of one row [F, T] -> the same, normalised."""
+        if self.fixed_mean is not None and self.fixed_std is not None:
+            return (mel - self.fixed_mean) / self.fixed_std
+        if self.normalize == "NA":
+            return mel
+        axes = (1,) if self.normalize == "per_feature" else (0, 1)
+        count = mel.shape[1] if self.normalize == "per_feature" else mel.numel()
+        centred = mel - mel.mean(axes, keepdim=True)
+        # A single frame has no deviation: its features are 0, as in NeMo.
+        deviation = (centred.square().sum(axes, keepdim=True) / max(count - 1, 1)).sqrt_()
+        return centred.div_(deviation.add_(STD_FLOOR))
+
+
+def mel_filter_bank(
+    *,
+    sample_rate: int,
+    n_fft: int,
+    features: int,
+    low_frequency: float = 0.0,
+    high_frequency: float | None = None,
+    norm: str | None = "slaney",
+) -> Tensor:
+    """Triangular filters [F, n_fft/2 + 1] float32, even on Slaney's mel scale (Auditory Toolbox, 1998)."""
+    high = high_frequency or sample_rate / 2
+    _require_finite(low_frequency=low_frequency, high_frequency=high, at_least=0.0)
+    if not low_frequency < high <= sample_rate / 2:
+        raise ConfigError(
+            f"low_frequency {low_frequency} and high_frequency {high} do not fit {sample_rate} Hz audio: "
+            f"low_frequency < high_frequency <= {sample_rate / 2:g} is needed."
+        )
+    if norm not in ("slaney", None):
+        raise ConfigError(f"mel_norm {norm!r} is not supported; use 'slaney' or null.")
+    bins = np.fft.rfftfreq(n_fft, 1 / sample_rate)
+    edges = _mel_to_hertz(np.linspace(_hertz_to_mel(low_frequency), _hertz_to_mel(high), features + 2))
+    widths = np.diff(edges)
+    slopes = edges[:, None] - bins[None, :]
+    rising = -slopes[:-2] / widths[:-1, None]
+    falling = slopes[2:] / widths[1:, None]
+    bank = np.maximum(0.0, np.minimum(rising, falling))
+    if norm == "slaney":
+        bank *= (2.0 / (edges[2:] - edges[:-2]))[:, None]
+    return torch.from_numpy(bank.astype(np.float32))
+
+
+# Slaney's scale: linear below 1000 Hz (200/3 Hz a mel), then logarithmic (6.4-fold in 27 mels).
+_HERTZ_PER_MEL = 200.0 / 3.0
+_KNEE_HERTZ = 1000.0
+_KNEE_MEL = _KNEE_HERTZ / _HERTZ_PER_MEL
+_LOG_STEP = math.log(6.4) / 27.0
+
+
+def _hertz_to_mel(hertz: float) -> float:
+    if hertz < _KNEE_HERTZ:
+        return hertz / _HERTZ_PER_MEL
+    return _KNEE_MEL + math.log(hertz / _KNEE_HERTZ) / _LOG_STEP
+
+
+def _mel_to_hertz(mel: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    return np.where(mel < _KNEE_MEL, mel * _HERTZ_PER_MEL, _KNEE_HERTZ * np.exp(_LOG_STEP * (mel - _KNEE_MEL)))
+
+
+def _window(name: str, length: int) -> Tensor:
+    """The analysis window [length], symmetric."""
+    _one_of("window", name, WINDOWS)
+    if name == "none":
+        return torch.ones(length)
+    functions = {
+        "hann": torch.hann_window,
+        "hamming": torch.hamming_window,
+        "blackman": torch.blackman_window,
+        "bartlett": torch.bartlett_window,
+    }
+    return functions[name](length, periodic=False, dtype=torch.float32)
+
+
+def _normalization(
+    normalize: str | Mapping[str, Sequence[float]] | None, features: int
+) -> tuple[str, Tensor | None, Tensor | None]:
+    """The kind of normalisation and, for `fixed`, mean and deviation [F, 1]."""
+    if not normalize or normalize in ("none", "None", "null"):
+        return "NA", None, None
+    if not isinstance(normalize, Mapping):
+        return _one_of("normalize", normalize, NORMALIZATIONS), None, None
+    if set(normalize) != {"fixed_mean", "fixed_std"}:
+        raise ConfigError(
+            f"normalize holds the keys {sorted(map(str, normalize))}; fixed_mean and fixed_std are needed."
+        )
+    tensors = []
+    for key in ("fixed_mean", "fixed_std"):
+        try:
+            values = torch.tensor([float(value) for value in normalize[key]])
+        except (TypeError, ValueError):
+            raise ConfigError(f"normalize.{key} must be a list of {features} numbers.") from None
+        if values.shape != (features,) or not bool(values.isfinite().all()):
+            raise ConfigError(f"normalize.{key} has {values.numel()} values; {features} finite numbers are needed.")
+        tensors.append(values.unsqueeze(1))
+    if bool((tensors[1] == 0).any()):
+        raise ConfigError("normalize.fixed_std holds a zero; features cannot be divided by it.")
+    return "fixed", tensors[0], tensors[1]
+
+
+def _samples(key: str, seconds: float, sample_rate: int) -> int:
+    """Seconds cut to whole samples."""
+    _require_finite(**{key: seconds}, at_least=0.0)
+    samples = int(seconds * sample_rate)
+    if samples < 1:
+        raise ConfigError(f"{key} is {seconds} s, less than one sample at {sample_rate} Hz.")
+    return samples
+
+
+def _fft_length(n_fft: int | None, window_length: int) -> int:
+    if n_fft is None or n_fft == 0:
+        return int(2 ** math.ceil(math.log2(window_length)))
+    _require_positive_integers(n_fft=n_fft)
+    if n_fft < window_length:
+        raise ConfigError(f"n_fft is {n_fft}, shorter than the window of {window_length} samples (window_size).")
+    return n_fft
+
+
+def _log_zero_guard(value: float | str) -> float:
+    named = {"tiny": torch.finfo(torch.float32).tiny, "eps": torch.finfo(torch.float32).eps}
+    if isinstance(value, str):
+        return named[_one_of("log_zero_guard_value", value, named)]
+    _require_finite(log_zero_guard_value=value, at_least=0.0)
+    return float(value)
+
+
+def _checked_preemphasis(preemphasis: float | None) -> float | None:
+    if preemphasis is None:
+        return None
+    _require_finite(preemphasis=preemphasis, at_least=None)
+    return float(preemphasis)
+
+
+def _checked_pad_to(pad_to: Any) -> int:
+    if isinstance(pad_to, bool) or not isinstance(pad_to, int) or pad_to < 0:
+        raise ConfigError(f"pad_to {pad_to!r} is not supported; give a number of frames, 0 for no padding.")
+    return pad_to
+
+
+def _checked_flag(key: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ConfigError(f"{key} is {value!r}; use true or false.")
+    return value
+
+
+def _only(key: str, value: object, supported: object) -> None:
+    if value != supported:
+        raise ConfigError(f"{key} {value!r} is not supported; only {supported!r} is.")
+
+
+def _one_of(key: str, value: object, allowed: Mapping[str, float] | Sequence[str]) -> str:
+    if not isinstance(value, str) or value not in allowed:
+        hint = did_you_mean(str(value), allowed)
+        raise ConfigError(f"{key} {value!r} is not supported; use one of {', '.join(allowed)}.{hint}")
+    return value
+
+
+def _require_positive_integers(**values: Any) -> None:
+    for key, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ConfigError(f"{key} is {value!r}; a positive whole number is needed.")
+
+
+def _require_finite(*, at_least: float | None, **values: Any) -> None:
+    for key, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ConfigError(f"{key} is {value!r}; a finite number is needed.")
+        if at_least is not None and value < at_least:
+            raise ConfigError(f"{key} is {value!r}; {at_least:g} or more is needed.")
