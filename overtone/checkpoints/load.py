@@ -1,0 +1,122 @@
+"""Models by path or name, and back to disk: the two functions that everybody uses."""
+
+from __future__ import annotations
+
+import os
+import re
+from importlib.resources import files
+from pathlib import Path
+
+from overtone.checkpoints.native import Storage, is_native, read_native, write_native
+from overtone.checkpoints.nemo import read_nemo, write_nemo
+from overtone.errors import CheckpointError, did_you_mean
+from overtone.model import AsrModel
+
+EMBEDDED = ("fundamental",)
+"""Models that come with the package."""
+HUB_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*$")
+PLAIN_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+NEMO_NAMES = re.compile(r"^(stt_[a-z]{2,3}_\w+|parakeet-ctc-[\w.-]+)$")
+"""Names that NeMo knows without an organisation: all are NVIDIA's."""
+HUB_FILES = (["*.nemo"], ["*.yaml", "*.safetensors", "*.model", "*.vocab", "*.txt"])
+"""What is fetched from a hub: a `.nemo`, or else the files of a model folder."""
+
+
+def load_model(source: str | Path, *, adapters: bool = True) -> AsrModel:
+    """The model in float32 with its adapters, none of them in use; `adapters=False` leaves them in the file.
+
+    `source`: the path of a `.nemo` or of a model folder, the name of an embedded model (`fundamental`; a folder of
+    that name is `./fundamental`), of one in the cache, or a hub's (`nvidia/stt_en_conformer_ctc_small`).
+    Raises CheckpointError where nothing is found, naming every place looked at, or where it cannot be read.
+    """
+    text, path = os.fspath(source), Path(source).expanduser()
+    if text in EMBEDDED:
+        return read_path(embedded_folder(text), adapters=adapters)
+    if path.exists():
+        return read_path(path, adapters=adapters)
+    looked = [f"the file or folder {path}"]
+    if isinstance(source, str) and not text.endswith(".nemo"):
+        looked.append(f"the embedded models ({', '.join(EMBEDDED)})")
+        if PLAIN_NAME.match(text):
+            for candidate in (cache_folder() / text, cache_folder() / f"{text}.nemo"):
+                if candidate.exists():
+                    return read_path(candidate, adapters=adapters)
+            looked.append(f"{cache_folder() / text} and {cache_folder() / text}.nemo")
+        repository = f"nvidia/{text}" if NEMO_NAMES.match(text) else text
+        if HUB_NAME.match(repository):
+            return read_path(fetch(repository, looked), adapters=adapters)
+    raise CheckpointError(
+        f"No model '{text}'.{did_you_mean(text, EMBEDDED)} Looked for {'; '.join(looked)}. "
+        "Give the path of a .nemo file or model folder, an embedded name, or a hub's name such as nvidia/NAME."
+    )
+
+
+def save_model(model: AsrModel, path: str | Path, *, overwrite: bool = False, storage: Storage = "float32") -> Path:
+    """Write the model with all its adapters: a path ending in `.nemo` for NeMo, any other becomes a model folder.
+
+    Whole or not at all; what exists is kept unless `overwrite`. `storage` (float16, bfloat16) is for folders.
+    Raises CheckpointError.
+    """
+    path = Path(path).expanduser()
+    if path.suffix in (".pt", ".ckpt", ".safetensors", ".yaml"):
+        raise CheckpointError(
+            f"A whole model is not written as {path.suffix}: end the path in .nemo, or give a folder without a suffix."
+        )
+    if path.suffix != ".nemo":
+        write_native(model, path, storage=storage, overwrite=overwrite)
+        return path
+    if storage != "float32":
+        raise CheckpointError(f"A .nemo holds float32, not {storage}; save a folder for half precision.")
+    if path.exists() and not overwrite:
+        raise CheckpointError(f"{path} exists already; choose another name, or allow overwriting.")
+    write_nemo(model, path)
+    return path
+
+
+def read_path(path: Path, *, adapters: bool = True) -> AsrModel:
+    """A `.nemo`, a model folder, or a folder around a single `.nemo`."""
+    if not path.is_dir():
+        return read_nemo(path, adapters=adapters)
+    if is_native(path):
+        return read_native(path, adapters=adapters)
+    inside = sorted(path.glob("*.nemo"))
+    if len(inside) == 1:
+        return read_nemo(inside[0], adapters=adapters)
+    cause = (
+        f"{len(inside)} .nemo files lie in it; name one"
+        if inside
+        else "model_config.yaml and model.safetensors are missing"
+    )
+    raise CheckpointError(f"{path} is no model folder: {cause}.")
+
+
+def embedded_folder(name: str) -> Path:
+    return Path(str(files("overtone").joinpath(name)))
+
+
+def cache_folder() -> Path:
+    """`OVERTONE_CACHE`, or `~/.cache/overtone`: models that are found by name."""
+    return Path(os.environ.get("OVERTONE_CACHE") or "~/.cache/overtone").expanduser()
+
+
+def fetch(repository: str, looked: list[str]) -> Path:
+    """The folder of a hub's repository on this machine, downloaded where it is not there yet."""
+    missing = f"No model '{repository}'. Looked for {'; '.join(looked)}; "
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise CheckpointError(
+            f"{missing}to fetch it from the hub, install the extra: pip install 'overtone[hub]'."
+        ) from error
+    try:
+        folder = Path(huggingface_hub.snapshot_download(repository, allow_patterns=HUB_FILES[0]))
+        if not any(folder.glob("*.nemo")):
+            folder = Path(huggingface_hub.snapshot_download(repository, allow_patterns=HUB_FILES[1]))
+        return folder
+    except Exception as error:  # the hub's, its HTTP library's and the network's errors share no base
+        cause = str(error).strip().partition("\n")[0] or type(error).__name__
+        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+        raise CheckpointError(
+            f"{missing}the hub did not give it{offline}: {cause}. "
+            "Check name and network, or download the .nemo elsewhere and give its path."
+        ) from error

@@ -1,0 +1,181 @@
+"""YAML as plain data: a safe loader, numbers as omegaconf reads them, `${…}` within the file alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from overtone.errors import CheckpointError
+
+VALUES = 500_000
+"""No configuration holds more; a file of nested aliases can."""
+DEPTH = 60
+
+FLOAT = re.compile(
+    r"""^(?:
+     [-+]?[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?
+    |[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+
+    |[-+]?\.[0-9_]+(?:[eE][-+]?[0-9]+)?
+    |[-+]?\.(?:inf|Inf|INF)
+    |\.(?:nan|NaN|NAN))$""",
+    re.VERBOSE,
+)
+"""As omegaconf does, `1e-5` is a number too."""
+REFERENCE = re.compile(r"\$\{([^${}]*)\}")
+FLOAT_TAG = "tag:yaml.org,2002:float"
+TIMESTAMP_TAG = "tag:yaml.org,2002:timestamp"
+
+
+def _reading(loader: Any) -> Any:
+    """A safe loader class with omegaconf's floats, without dates, and with keys that occur once."""
+    resolvers = {
+        first: [(tag, pattern) for tag, pattern in pairs if tag not in (FLOAT_TAG, TIMESTAMP_TAG)]
+        for first, pairs in loader.yaml_implicit_resolvers.items()
+    }
+    reader: Any = type("Reader", (loader,), {"yaml_implicit_resolvers": resolvers})
+    reader.add_implicit_resolver(FLOAT_TAG, FLOAT, list("-+0123456789."))
+    reader.add_constructor("tag:yaml.org,2002:map", _mapping_once)
+    return reader
+
+
+def _mapping_once(loader: Any, node: Any) -> dict[Any, Any]:
+    loader.flatten_mapping(node)
+    mapping = {}
+    for key_node, value_node in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, str | int | float | bool | None) or key in mapping:
+            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} occurs twice", key_node.start_mark)
+        mapping[key] = loader.construct_object(value_node, deep=True)
+    return mapping
+
+
+def _writing(dumper: Any) -> Any:
+    """A safe dumper class that quotes, as omegaconf does, what a reader could take for a number or for yes and no."""
+    writer: Any = type("Writer", (dumper,), {"yaml_implicit_resolvers": dict(dumper.yaml_implicit_resolvers)})
+    writer.add_implicit_resolver(FLOAT_TAG, FLOAT, list("-+0123456789."))
+    writer.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^[yYnN]$"), list("yYnN"))
+    return writer
+
+
+Reader = _reading(getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+Writer = _writing(getattr(yaml, "CSafeDumper", yaml.SafeDumper))
+
+
+def read_yaml(text: bytes | str, source: str) -> dict[str, Any]:
+    """The mapping that a file holds, `${…}` as it stands. Raises CheckpointError, beginning with `source`."""
+    try:
+        content = yaml.load(text, Loader=Reader)
+        _check_size(content)
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{source} is no plain YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{source} holds no configuration: a mapping of keys is needed.")
+    return content
+
+
+def write_yaml(content: Mapping[str, Any]) -> str:
+    """YAML that `read_yaml` and omegaconf read back as the same plain data."""
+    text: str = yaml.dump(_plain(content), Dumper=Writer, sort_keys=False, allow_unicode=True, width=2**20)
+    return text
+
+
+def refuse_resolvers(content: Any, source: str, key: str = "") -> None:
+    """Raise CheckpointError for any `${name:…}`, which would reach outside of the file."""
+    if isinstance(content, dict):
+        for name, value in content.items():
+            refuse_resolvers(value, source, f"{key}.{name}" if key else str(name))
+    elif isinstance(content, list):
+        for index, value in enumerate(content):
+            refuse_resolvers(value, source, f"{key}[{index}]")
+    elif isinstance(content, str):
+        for reference in REFERENCE.findall(content):
+            if ":" in reference:
+                raise CheckpointError(
+                    f"{source}: {key} is '{content}', which asks for the resolver '{reference.partition(':')[0]}'. "
+                    "Only references to keys of the same file are followed; write the value itself."
+                )
+
+
+def resolved(root: Mapping[str, Any], path: str, source: str) -> Any:
+    """The value at a dotted path with every `${key.path}` (or relative `${.key}`) replaced by what it names.
+
+    Raises CheckpointError where a reference leads nowhere or in a circle.
+    """
+    return _Resolver(root, source).value(_walk(root, path.split(".") if path else []), path.split("."), 0)
+
+
+class _Resolver:
+    """One pass over a part of a configuration."""
+
+    def __init__(self, root: Mapping[str, Any], source: str) -> None:
+        self.root = root
+        self.source = source
+        self.values = 0
+
+    def value(self, value: Any, path: list[str], depth: int) -> Any:
+        self.values += 1
+        if depth > DEPTH or self.values > VALUES:
+            raise CheckpointError(f"{self.source}: the references of {'.'.join(path)} lead in a circle.")
+        if isinstance(value, dict):
+            return {key: self.value(item, [*path, str(key)], depth + 1) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self.value(item, [*path, str(index)], depth + 1) for index, item in enumerate(value)]
+        if isinstance(value, str) and "${" in value:
+            return self.text(value, path, depth)
+        return value
+
+    def text(self, text: str, path: list[str], depth: int) -> Any:
+        whole = REFERENCE.fullmatch(text)
+        if whole is not None:
+            return self.target(whole[1], path, text, depth)
+        if REFERENCE.search(text) is None:
+            return text
+        return self.text(
+            REFERENCE.sub(lambda found: str(self.target(found[1], path, text, depth)), text), path, depth + 1
+        )
+
+    def target(self, reference: str, path: list[str], text: str, depth: int) -> Any:
+        keys = re.sub(r"\[([^\]]*)\]", r".\1", reference.strip())
+        dots = len(keys) - len(keys.lstrip("."))
+        names = [name.strip("'\"") for name in keys.lstrip(".").split(".")]
+        full = [*path[: len(path) - dots], *names] if dots else names
+        try:
+            found = _walk(self.root, full)
+        except (KeyError, IndexError, TypeError, ValueError):
+            raise CheckpointError(
+                f"{self.source}: {'.'.join(path)} is '{text}', but the file holds no key '{'.'.join(full)}'."
+            ) from None
+        return self.value(found, full, depth + 1)
+
+
+def _walk(value: Any, keys: list[str]) -> Any:
+    for key in keys:
+        value = value[int(key)] if isinstance(value, list) else value[key]
+    return value
+
+
+def _plain(value: Any) -> Any:
+    """Dicts, lists and values of their own, so that nothing is written as an alias."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _check_size(content: Any) -> None:
+    """Aliases make a small file name a huge structure: count it as what it would unfold to."""
+    pending = [(content, 0)]
+    values = 0
+    while pending:
+        value, depth = pending.pop()
+        values += 1
+        if values > VALUES or depth > DEPTH:
+            raise ValueError("it unfolds to more values than any configuration has")
+        if isinstance(value, dict):
+            pending += [(item, depth + 1) for item in value.values()]
+        elif isinstance(value, list):
+            pending += [(item, depth + 1) for item in value]

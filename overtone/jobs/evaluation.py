@@ -1,0 +1,246 @@
+"""What an evaluation found: error counts, rates with intervals, differences to the base, confusions; as plain data."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from overtone.wer import ErrorCounts, alignment
+
+SCHEMA = "overtone.evaluation/1"
+"""Name and version of what `Evaluation.to_json` gives; the version changes when a key changes its meaning."""
+
+CONFUSIONS = 20
+"""Most frequent substitutions, deletions and insertions that are listed."""
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UtteranceResult:
+    """One line of a manifest, heard."""
+
+    audio_path: Path
+    offset: float
+    """Seconds into the file."""
+    duration: float
+    """Seconds."""
+    line: int
+    """Its line in the manifest."""
+    reference: str
+    hypothesis: str
+    words: ErrorCounts
+    characters: ErrorCounts
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "audio_filepath": str(self.audio_path),
+            "offset": self.offset,
+            "duration": self.duration,
+            "line": self.line,
+            "text": self.reference,
+            "pred_text": self.hypothesis,
+            "wer": self.words.rate,
+            "cer": self.characters.rate,
+            "word_errors": counts_to_json(self.words),
+            "character_errors": counts_to_json(self.characters),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confusion:
+    """A word heard as another; as nothing (a deletion); or heard where nothing was said (an insertion)."""
+
+    reference: str | None
+    hypothesis: str | None
+    count: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {"reference": self.reference, "hypothesis": self.hypothesis, "count": self.count}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """An adapter beside the base on the same utterances."""
+
+    wer: float
+    """The adapter's word error rate minus the base's: below zero is better."""
+    interval: Interval
+    """Of that difference, utterances resampled in pairs."""
+    better: int
+    """Utterances with fewer word errors than the base makes."""
+    worse: int
+    same: int
+
+    @property
+    def verdict(self) -> str:
+        """`better`, `worse`, or `no clear difference` where the interval holds zero."""
+        if self.interval[1] < 0:
+            return "better"
+        return "worse" if self.interval[0] > 0 else "no clear difference"
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "wer": self.wer,
+            "interval": list(self.interval),
+            "better": self.better,
+            "worse": self.worse,
+            "same": self.same,
+            "verdict": self.verdict,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One adapter choice on one manifest."""
+
+    adapter: str | None
+    """As asked for; None is the base."""
+    chain: str | None
+    """The adapters that acted, joined by `+`: another text than `adapter` for `@file` only."""
+    manifest: Path
+    name: str
+    """How the manifest is called in tables: its folder and its name without suffix."""
+    wer_interval: Interval
+    cer_interval: Interval
+    difference: Difference | None
+    """Beside the base; None for the base itself, and where the base was not evaluated."""
+    wall_seconds: float
+    """Seconds that it took, reading the audio included."""
+    utterances: tuple[UtteranceResult, ...]
+
+    @property
+    def label(self) -> str:
+        """`base`, or the adapters' names; `@file` with what it stands for."""
+        if self.adapter is None:
+            return "base"
+        return self.adapter if self.adapter == self.chain else f"{self.adapter} ({self.chain or 'base'})"
+
+    @cached_property
+    def words(self) -> ErrorCounts:
+        """The sum over all utterances."""
+        return total(utterance.words for utterance in self.utterances)
+
+    @cached_property
+    def characters(self) -> ErrorCounts:
+        return total(utterance.characters for utterance in self.utterances)
+
+    @property
+    def wer(self) -> float:
+        """Word errors by reference words, over the whole manifest."""
+        return self.words.rate
+
+    @property
+    def cer(self) -> float:
+        return self.characters.rate
+
+    @property
+    def audio_seconds(self) -> float:
+        return sum(utterance.duration for utterance in self.utterances)
+
+    @property
+    def real_time_factor(self) -> float:
+        """Seconds of work for a second of audio."""
+        return self.wall_seconds / self.audio_seconds if self.audio_seconds else 0.0
+
+    @cached_property
+    def confusion_counts(self) -> dict[str, Counter[tuple[str | None, str | None]]]:
+        """How often each (reference, hypothesis) pair occurs, by kind: `substitute`, `delete`, `insert`."""
+        kinds: dict[str, Counter[tuple[str | None, str | None]]] = {
+            kind: Counter() for kind in ("substitute", "delete", "insert")
+        }
+        for utterance in self.utterances:
+            for aligned in alignment(utterance.reference, utterance.hypothesis):
+                if aligned.kind != "equal":
+                    kinds[aligned.kind][aligned.reference, aligned.hypothesis] += 1
+        return kinds
+
+    @property
+    def confusions(self) -> dict[str, list[Confusion]]:
+        """The most frequent of each kind, most frequent first, then by the alphabet."""
+        return {
+            kind: [
+                Confusion(reference=reference, hypothesis=hypothesis, count=count)
+                for (reference, hypothesis), count in sorted(
+                    counter.items(), key=lambda item: (-item[1], item[0][0] or "", item[0][1] or "")
+                )[:CONFUSIONS]
+            ]
+            for kind, counter in self.confusion_counts.items()
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "adapter": self.adapter,
+            "chain": self.chain,
+            "manifest": str(self.manifest),
+            "name": self.name,
+            "wer": self.wer,
+            "wer_interval": list(self.wer_interval),
+            "cer": self.cer,
+            "cer_interval": list(self.cer_interval),
+            "word_errors": counts_to_json(self.words),
+            "character_errors": counts_to_json(self.characters),
+            "difference": None if self.difference is None else self.difference.to_json(),
+            "audio_seconds": self.audio_seconds,
+            "wall_seconds": self.wall_seconds,
+            "real_time_factor": self.real_time_factor,
+            "confusions": {
+                kind: [confusion.to_json() for confusion in found] for kind, found in self.confusions.items()
+            },
+            "utterances": [utterance.to_json() for utterance in self.utterances],
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """All results of a run: manifest by manifest, and within each the adapters in the order asked for."""
+
+    model: str
+    """The model's name."""
+    fingerprint: str
+    """Of the base, the same before and after."""
+    compute_dtype: str
+    """What the base computed in; adapters and sums are float32."""
+    device: str
+    level: float
+    """Of the intervals."""
+    resamples: int
+    seed: int
+    created: str
+    """When, in ISO 8601 with the zone."""
+    results: tuple[Result, ...]
+
+    @property
+    def numbers(self) -> str:
+        """One line on what was computed in which precision, and where."""
+        return f"base {self.compute_dtype}, adapters float32, on {self.device}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data under stable keys; rates are fractions, times seconds."""
+        return {
+            "schema": SCHEMA,
+            "created": self.created,
+            "model": {"name": self.model, "fingerprint": self.fingerprint},
+            "numbers": {"base": self.compute_dtype, "adapters": "float32", "device": self.device},
+            "intervals": {"level": self.level, "resamples": self.resamples, "seed": self.seed},
+            "results": [result.to_json() for result in self.results],
+        }
+
+
+def total(counts: Iterable[ErrorCounts]) -> ErrorCounts:
+    """Corpora add up as counts, never as means of rates."""
+    return sum(counts, ErrorCounts(substitutions=0, deletions=0, insertions=0, hits=0))
+
+
+def counts_to_json(counts: ErrorCounts) -> dict[str, int]:
+    return {
+        "substitutions": counts.substitutions,
+        "deletions": counts.deletions,
+        "insertions": counts.insertions,
+        "hits": counts.hits,
+        "reference_length": counts.reference_length,
+    }
