@@ -1,0 +1,94 @@
+"""The `overtone` command: one room for each of its commands, everything heavy imported when a command runs.
+
+Exit codes: 0 done, 1 done with failures that were reported, 2 a mistake in the call or its input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from overtone import __version__
+from overtone.cli.arguments import CommandParser
+from overtone.errors import OvertoneError, UsageError, did_you_mean
+
+COMMANDS = {
+    "demo": "adapt the embedded model to telephone prompts, and see what changed and what did not",
+    "train": "train an adapter over a frozen model",
+    "evaluate": "word error rates of a model and its adapters on manifests",
+    "transcribe": "recordings to text, captions or word times",
+    "inspect": "what a model or an adapter is made of",
+    "verify": "prove that adapters act, and that the base is untouched when they are off",
+}
+"""Each command lives in the module of its name."""
+
+INTERRUPTED = 128 + signal.SIGINT
+CLOSED_PIPE = 141
+"""What a shell reports of a program that ended because nobody read its output any more (128 + SIGPIPE)."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line (that of the process unless given) and return its exit code; never raises."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = run(words)
+        sys.stdout.flush()
+    except SystemExit as stop:  # argparse, after --help
+        return int(stop.code or 0)
+    except OvertoneError as error:
+        return complain(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return complain("interrupted.", INTERRUPTED)
+    except BrokenPipeError:
+        # What is still buffered goes nowhere, or the interpreter would complain while it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CLOSED_PIPE
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return complain(f"{where}{error.strerror or error}.", OvertoneError.exit_code)
+    return code
+
+
+def run(words: Sequence[str]) -> int:
+    """The same, with every mistake as an OvertoneError."""
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0
+    if words[0] in ("-V", "--version"):
+        print(f"overtone {__version__}")
+        return 0
+    name, *rest = words
+    if name not in COMMANDS:
+        kind = "option" if name.startswith("-") else "command"
+        near = did_you_mean(name, COMMANDS)
+        raise UsageError(f"'{name}' is no {kind}.{near} The commands are {', '.join(COMMANDS)}.")
+    command = import_module(f"overtone.cli.{name}")
+    parser = CommandParser(prog=f"overtone {name}", description=command.__doc__, epilog=command.EXAMPLES)
+    command.add_arguments(parser)
+    code: int = command.run(parser.parse(rest))
+    return code
+
+
+def overview() -> str:
+    """What `overtone --help` says."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: overtone COMMAND …",
+            "",
+            "Adapts a pretrained speech recogniser to a domain without touching it.",
+            "",
+            *lines,
+            "",
+            "`overtone COMMAND --help` tells more; `overtone --version` the version. Begin with `overtone demo`.",
+        ]
+    )
+
+
+def complain(message: str, code: int) -> int:
+    print(f"overtone: error: {message}", file=sys.stderr)
+    return code

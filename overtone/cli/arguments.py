@@ -1,0 +1,98 @@
+"""How a command's words are read, and the options that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from overtone.errors import UsageError, did_you_mean
+
+DTYPES = ("auto", "float32", "bfloat16")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Options and words in any order; a mistake is a UsageError of one line."""
+
+    def __init__(self, prog: str, description: str | None = None, epilog: str | None = None) -> None:
+        super().__init__(
+            prog=prog,
+            description=description,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def parse(self, words: Sequence[str]) -> argparse.Namespace:
+        """Raises UsageError, naming the nearest option for an unknown one."""
+        found, unknown = self.parse_known_intermixed_args(words)
+        if unknown:
+            known = [name for action in self._actions for name in action.option_strings]
+            first = unknown[0].partition("=")[0]
+            self.error(f"unknown option '{first}'.{did_you_mean(first, known)}")
+        return found
+
+    def error(self, message: str) -> NoReturn:
+        text = message if message.endswith((".", "?")) else f"{message}."
+        raise UsageError(f"{text[0].upper()}{text[1:]} `{self.prog} --help` shows what is possible.")
+
+
+def number(*, above: float | None = None, at_least: float | None = None) -> Callable[[str], float]:
+    """A reader of numbers within limits."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"'{text}' is no number") from None
+        if above is not None and not value > above:
+            raise argparse.ArgumentTypeError(f"{text} is too small; more than {above:g} is needed")
+        if at_least is not None and not value >= at_least:
+            raise argparse.ArgumentTypeError(f"{text} is too small; {at_least:g} or more is needed")
+        return value
+
+    return read
+
+
+def add_computing(parser: argparse.ArgumentParser) -> None:
+    """`--dtype` and `--device`."""
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="auto",
+        help="what the frozen base computes in; auto is bfloat16 where the machine is fast at it (default: auto)",
+    )
+    parser.add_argument(
+        "--device", choices=DEVICES, default="auto", help="where to compute; auto is a GPU if there is one (default)"
+    )
+
+
+def add_windows(parser: argparse.ArgumentParser) -> None:
+    """How long recordings are cut, and how much is computed at once."""
+    parser.add_argument(
+        "--window",
+        type=number(above=0),
+        default=30.0,
+        metavar="SECONDS",
+        help="longer recordings are heard in overlapping windows of this length (default: 30)",
+    )
+    parser.add_argument(
+        "--overlap",
+        type=number(at_least=0),
+        default=4.0,
+        metavar="SECONDS",
+        help="what neighbouring windows share (default: 4)",
+    )
+    parser.add_argument(
+        "--batch-seconds",
+        type=number(above=0),
+        metavar="SECONDS",
+        help="audio in one forward, padding included; less needs less memory (default: 120 on a CPU)",
+    )
+
+
+ADAPTER_HELP = (
+    "an adapter of the model, the folder of a saved adapter, an adapters.pt of NeMo, several joined by + "
+    "(applied from left to right), @file for what the model's file has enabled, or null for the base"
+)

@@ -1,0 +1,112 @@
+"""Word and character error rates of a model and its adapters on manifests, with intervals."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from overtone.cli.arguments import ADAPTER_HELP, add_computing, add_windows
+from overtone.cli.overrides import add_configuration, is_override, read_settings
+from overtone.cli.screen import note, progress_bar, results_console
+from overtone.errors import UsageError
+
+if TYPE_CHECKING:
+    from overtone.jobs.evaluation import Evaluation
+
+EXAMPLES = """examples:
+  overtone evaluate adapted.nemo test.json general.json --output report
+  overtone evaluate base.nemo test.json --adapter null --adapter runs/medical-best
+  overtone evaluate model.nemo_model=adapted.nemo model.adapter.adapter_name=medical \\
+      model.test_ds.manifest_filepath=test.json
+
+The last is NeMo's way: settings as key=value, with --config-path and --config-name for a YAML of your own."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "words", nargs="*", metavar="MODEL MANIFEST", help="a model and one or several manifests, or settings key=value"
+    )
+    parser.add_argument(
+        "--adapter",
+        action="append",
+        metavar="NAME",
+        help=f"{ADAPTER_HELP}; may be repeated (default: null and each adapter of the model)",
+    )
+    parser.add_argument("--output", "-o", metavar="FOLDER", help="write report.html and evaluation.json there")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    add_windows(parser)
+    add_computing(parser)
+    add_configuration(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    words = arguments.words
+    nemo_way = arguments.config_path or arguments.config_name or (words and all(map(is_override, words)))
+    evaluation = by_settings(arguments) if nemo_way else by_words(arguments)
+    show(evaluation, arguments)
+    return 0
+
+
+def by_words(arguments: argparse.Namespace) -> Evaluation:
+    """`overtone evaluate MODEL MANIFEST…`"""
+    words = arguments.words
+    settings = [word for word in words if is_override(word)]
+    if settings:
+        raise UsageError(f"'{settings[0]}' is a setting, '{words[0]}' is not; give either settings or MODEL MANIFEST….")
+    if len(words) < 2:
+        raise UsageError("A model and at least one manifest are needed: overtone evaluate MODEL MANIFEST….")
+    model, *manifests = words
+    return measure(arguments, model, manifests, arguments.adapter, dtype=arguments.dtype)
+
+
+def by_settings(arguments: argparse.Namespace) -> Evaluation:
+    """NeMo's `eval_asr_adapter.py`, with the program's name swapped."""
+    from overtone.config import manifest_paths
+
+    settings = read_settings(arguments, arguments.words, "evaluate")
+    model = settings.model.nemo_model or settings.model.pretrained_model
+    assert model is not None, "checked with the settings"
+    if arguments.adapter:
+        raise UsageError("--adapter does not go with settings; give model.adapter.adapter_name=NAME, or null.")
+    name = settings.model.adapter.adapter_name or "null"
+    dtype = arguments.dtype if arguments.dtype != "auto" else settings.compute_dtype
+    return measure(arguments, model, list(manifest_paths(settings.model.test_ds)), [name], dtype=dtype)
+
+
+def measure(
+    arguments: argparse.Namespace, source: str, manifests: list[str], adapters: list[str] | None, *, dtype: str
+) -> Evaluation:
+    from overtone.cli.models import choose, load
+    from overtone.jobs.evaluate import evaluate, read_references
+
+    for manifest in manifests:
+        read_references(Path(manifest))
+    model = load(source, arguments.device)
+    choices = [None, *model.adapters.names] if adapters is None else [choose(model, name) for name in adapters]
+    with progress_bar("evaluating") as progress:
+        return evaluate(
+            model,
+            manifests,
+            adapters=choices,
+            window=arguments.window,
+            overlap=arguments.overlap,
+            batch_seconds=arguments.batch_seconds,
+            compute_dtype=dtype,
+            progress=progress,
+        )
+
+
+def show(evaluation: Evaluation, arguments: argparse.Namespace) -> None:
+    from overtone.jobs.report import print_table, write_html, write_json
+
+    if arguments.json:
+        print(json.dumps(evaluation.to_json(), ensure_ascii=False, indent=1))
+    else:
+        print_table(evaluation, results_console())
+    if arguments.output:
+        folder = Path(arguments.output)
+        page = write_html(evaluation, folder / "report.html")
+        data = write_json(evaluation, folder / "evaluation.json")
+        note(f"Written: {page}, {data}")

@@ -1,0 +1,26 @@
+"""What a model or an adapter is made of: architecture, parameters, points, adapters, fingerprint, card."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+EXAMPLES = """examples:
+  overtone inspect fundamental
+  overtone inspect adapted.nemo --json
+  overtone inspect runs/medical/best"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="PATH", help="model (.nemo, folder, name), adapter folder, or adapters.pt")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from overtone.cli.models import quiet_libraries
+    from overtone.jobs.inspection import as_text, inspect
+
+    quiet_libraries()
+    found = inspect(arguments.source)
+    print(json.dumps(found.to_json(), indent=2, ensure_ascii=False) if arguments.json else as_text(found))
+    return 0

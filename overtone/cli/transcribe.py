@@ -1,0 +1,63 @@
+"""Recordings to text: audio files of any length, rate and channel count, folders of them, or a manifest."""
+
+from __future__ import annotations
+
+import argparse
+
+from overtone.cli.arguments import ADAPTER_HELP, add_computing, add_windows
+from overtone.cli.screen import note, progress_bar, shares_terminal_with_results
+
+FORMATS = ("text", "jsonl", "srt", "vtt", "ctm")
+
+EXAMPLES = """examples:
+  overtone transcribe memo.flac
+  overtone transcribe calls/ --model base.nemo --adapter runs/medical --format jsonl --output calls.jsonl
+  overtone transcribe interview.mp3 --format srt --output interview.srt
+
+One unreadable file is reported and the rest go on; the exit code is then 1."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("paths", nargs="*", metavar="PATH", help="audio file, folder, or manifest (.json, .jsonl)")
+    parser.add_argument(
+        "--model", default="fundamental", help="a .nemo file, a model folder, or a name (default: fundamental)"
+    )
+    parser.add_argument("--adapter", metavar="NAME", help=ADAPTER_HELP)
+    parser.add_argument("--format", choices=FORMATS, default="text", help="of the output (default: text)")
+    parser.add_argument("--output", "-o", metavar="PATH", help="file or folder to write; without it, the terminal")
+    add_windows(parser)
+    add_computing(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from overtone.cli.models import choose, computing_line, load
+    from overtone.jobs.recordings import find_recordings
+    from overtone.jobs.transcribe import Transcriber
+    from overtone.jobs.transcripts import TranscriptWriter
+
+    recordings = [recording for group in find_recordings(arguments.paths) for recording in group]
+    style = "json" if arguments.format == "jsonl" else arguments.format
+    writer = TranscriptWriter(
+        style, output=arguments.output, several=len(recordings) > 1, inputs=[recording.path for recording in recordings]
+    )
+    model = load(arguments.model, arguments.device)
+    choice = choose(model, arguments.adapter)
+    transcriber = Transcriber(
+        model,
+        window=arguments.window,
+        overlap=arguments.overlap,
+        batch_seconds=arguments.batch_seconds,
+        compute_dtype=arguments.dtype,
+    )
+    note(computing_line(model, arguments, choice))
+    failed = 0
+    show = not shares_terminal_with_results(arguments.output)
+    with writer, progress_bar("transcribing", show=show) as progress:
+        for result in transcriber.run(recordings, [choice] * len(recordings), progress=progress):
+            writer.write(result)
+            if result.hypothesis is None:
+                failed += 1
+                note(f"overtone: error: {result.error}")
+    if failed:
+        note(f"{failed} of {len(recordings)} recordings could not be transcribed.")
+    return 1 if failed else 0

@@ -1,0 +1,87 @@
+"""What a user types, told apart: adapters by name and path, settings and files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from conftest import fixture_file
+from overtone.checkpoints.load import load_model
+from overtone.cli.models import choose
+from overtone.cli.overrides import is_override
+from overtone.errors import AdapterError
+from overtone.model import AsrModel
+from small_models import add_trained, small_model
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Holds `apart/`, an adapter of the model."""
+    model = small_model()
+    add_trained(model, "apart", seed=5)
+    model.adapters.save("apart", tmp_path / "apart")
+    return tmp_path
+
+
+@pytest.fixture
+def model() -> AsrModel:
+    model = small_model()
+    add_trained(model, "medical")
+    add_trained(model, "noise", seed=2)
+    return model
+
+
+@pytest.mark.parametrize("text", [None, "null", "none", "None", "base"])
+def test_words_for_the_base(model: AsrModel, text: str | None) -> None:
+    assert choose(model, text) is None
+
+
+def test_names_chains_and_paths(model: AsrModel, folder: Path) -> None:
+    assert choose(model, "noise+medical") == "noise+medical"
+    assert choose(model, "@file") == "@file"
+    assert choose(model, str(folder / "apart")) == "apart"
+    assert choose(model, f"medical+{folder / 'apart'}") == "medical+apart"  # resident by now: not loaded twice
+    assert model.adapters.names == ["medical", "noise", "apart"]
+
+
+def test_a_path_whose_name_is_taken_gets_a_free_one(model: AsrModel, folder: Path) -> None:
+    add_trained(model, "apart", seed=9)
+    assert choose(model, str(folder / "apart")) == "apart-2"
+
+
+def test_an_adapters_file_of_nemo(model: AsrModel) -> None:
+    base = load_model(fixture_file("conformer_ctc_bpe/model.nemo"))
+    path = fixture_file("conformer_ctc_bpe/adapters_an4.pt")
+    assert choose(base, str(path)) == "an4"
+
+
+def test_neither_name_nor_path(model: AsrModel, tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match="Did you mean 'medical'"):
+        choose(model, "medcal")
+    with pytest.raises(AdapterError, match=r"a folder with adapter\.yaml"):
+        choose(model, str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("word", "is_one"),
+    [
+        ("model.nemo_model=a.nemo", True),
+        ("+model.x=1", True),
+        ("++delete_ckpt_after_train=True", True),
+        ("~trainer.strategy", True),
+        ("model.train_ds.manifest_filepath=[a.json,b.json]", True),
+        ("model.nemo", False),
+        ("data/a=b/test.json", True),
+        ("--adapter", False),
+        ("./a=b.json", False),
+    ],
+)
+def test_settings_are_told_from_paths(word: str, is_one: bool) -> None:
+    assert is_override(word) is is_one
+
+
+def test_a_file_is_a_file_whatever_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a=b.json").touch()
+    assert not is_override("a=b.json")
