@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from overtone.adapters.points import Layers, Point, parse_layers, parse_modules
 from overtone.adapters.strategies import ResidualAdd
 from overtone.errors import AdapterError
 
-NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 RESERVED = ("base", "none", "null")
 
 
@@ -82,15 +83,20 @@ class Adapter(nn.Module):
                 own[name].copy_(tensor)
 
     def digest(self) -> str:
-        """SHA-256 over names, shapes and float32 values: what the adapter is, whatever it is called."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.tensors().items()):
-            digest.update(f"{name}{list(tensor.shape)}".encode())
-            digest.update(tensor.float().cpu().contiguous().numpy().astype("<f4").tobytes())
-        return f"sha256:{digest.hexdigest()}"
+        """What the adapter is, whatever it is called."""
+        return digest_of(self.tensors())
 
     def parameter_count(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())
+
+
+def digest_of(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 over names, shapes and float32 values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}{list(tensor.shape)}".encode())
+        digest.update(tensor.float().cpu().contiguous().numpy().astype("<f4").tobytes())
+    return f"sha256:{digest.hexdigest()}"
 
 
 def key_of(point: str) -> str:
@@ -104,7 +110,7 @@ def shown(names: set[str]) -> str:
 
 
 def check_name(name: str) -> str:
-    if not NAME.match(name) or name in RESERVED:
+    if not NAME.fullmatch(name) or name in RESERVED:
         raise AdapterError(
             f"'{name}' cannot be an adapter's name. Allowed: letters, digits, '.', '_' and '-', "
             f"beginning with a letter or digit; not {', '.join(RESERVED)}."

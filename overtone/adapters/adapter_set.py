@@ -27,6 +27,11 @@ in_use: ContextVar[Mapping[int, Selection]] = ContextVar("overtone_adapters_in_u
 """The selection of every adapter set that is in a `use` block, by the identity of the set."""
 
 
+def slot(name: str) -> str:
+    """The key of an adapter in `held`: no dots, and none of the words that nn.ModuleDict uses itself (`train`)."""
+    return f"/{key_of(name)}"
+
+
 class Socket:
     """What is plugged into a tap: the adapters' place at one point."""
 
@@ -37,6 +42,11 @@ class Socket:
     def __call__(self, x: Tensor, y: Tensor, context: TapContext) -> Tensor:
         selection = self.adapters.selection
         return y if selection is None else selection.apply(self.point, x, y, context)
+
+    def acts(self) -> bool:
+        """Whether any row uses an adapter with a place here: fast paths fuse what nothing acts in."""
+        selection = self.adapters.selection
+        return selection is not None and selection.acts_at(self.point)
 
 
 class AdapterSet(nn.Module):
@@ -74,8 +84,8 @@ class AdapterSet(nn.Module):
     def __len__(self) -> int:
         return len(self.held)
 
-    def __contains__(self, name: str) -> bool:
-        return key_of(name) in self.held
+    def __contains__(self, name: object) -> bool:
+        return name in self.names
 
     def __getitem__(self, name: str) -> Adapter:
         if name not in self:
@@ -83,7 +93,7 @@ class AdapterSet(nn.Module):
             raise AdapterError(
                 f"Adapter '{name}' is unknown.{did_you_mean(name, self.names)} Adapters of this model: {present}."
             )
-        adapter = self.held[key_of(name)]
+        adapter = self.held[slot(name)]
         assert isinstance(adapter, Adapter)
         return adapter
 
@@ -109,12 +119,12 @@ class AdapterSet(nn.Module):
         )
         adapter.to(self.anchor.device)
         adapter.train(self.training)
-        self.held[key_of(name)] = adapter
+        self.held[slot(name)] = adapter
         return adapter
 
     def remove(self, name: str) -> None:
         self[name]
-        del self.held[key_of(name)]
+        del self.held[slot(name)]
         self.file_choice = tuple(kept for kept in self.file_choice if kept != name)
 
     def parameters_of(self, name: str) -> list[nn.Parameter]:
@@ -132,8 +142,10 @@ class AdapterSet(nn.Module):
         `choice`: None (the base), a name, a chain such as "an4+noise" (applied from left to right), "@file"
         (what the model's file had enabled), or a list with one of these for each row of the batch.
         """
-        if choice == FILE_CHOICE:
-            choice = "+".join(self.file_choice) or None
+        if isinstance(choice, str):
+            choice = self.resolved(choice)
+        elif choice is not None:
+            choice = [self.resolved(row) for row in choice]
         held = {adapter.name: adapter for adapter in self}
         selection = Selection(held, choice, form=self.form, observe=observe)
         token = in_use.set({**in_use.get(), id(self): selection})
@@ -141,6 +153,10 @@ class AdapterSet(nn.Module):
             yield selection
         finally:
             in_use.reset(token)
+
+    def resolved(self, choice: str | None) -> str | None:
+        """The choice with `@file` spelt out."""
+        return ("+".join(self.file_choice) or None) if choice == FILE_CHOICE else choice
 
     def save(self, name: str, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write `adapter.yaml` and `adapter.safetensors`; the folder must not hold an adapter yet."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from overtone.adapters.adapter import Adapter
+from overtone.adapters.adapter import Adapter, digest_of
 from overtone.adapters.kinds import KINDS, Kind
 from overtone.adapters.points import Layers
 from overtone.adapters.strategies import ResidualAdd
@@ -24,6 +24,7 @@ from overtone.errors import AdapterError, did_you_mean
 FORMAT = 1
 DESCRIPTION = "adapter.yaml"
 PARAMETERS = "adapter.safetensors"
+LARGEST_DESCRIPTION = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,7 @@ class StoredAdapter:
 
 
 def write_folder(adapter: Adapter, folder: Path, identity: BaseIdentity, *, overwrite: bool = False) -> Path:
-    """Each file appears whole or not at all; parameters first, so that a description always has its own."""
+    """Both files appear together, or what was there before stays."""
     if (folder / DESCRIPTION).exists() and not overwrite:
         raise AdapterError(f"{folder} holds an adapter already. Choose another folder, or remove it first.")
     kind = dataclasses.asdict(adapter.kind)  # type: ignore[call-overload]
@@ -59,7 +60,7 @@ def write_folder(adapter: Adapter, folder: Path, identity: BaseIdentity, *, over
         "kind": adapter.kind.name,
         adapter.kind.name: {key: list(value) if isinstance(value, tuple) else value for key, value in kind.items()},
         "modules": adapter.modules_text,
-        "layers": adapter.layers if isinstance(adapter.layers, str | int) else list(adapter.layers),
+        "layers": adapter.layers if isinstance(adapter.layers, str | int) else [int(layer) for layer in adapter.layers],
         "strategy": dataclasses.asdict(adapter.strategy),
         "points": adapter.points,
         "parameters": adapter.parameter_count(),
@@ -68,30 +69,36 @@ def write_folder(adapter: Adapter, folder: Path, identity: BaseIdentity, *, over
         "tokenizer_digest": identity.tokenizer_digest(),
         "card": adapter.card,
     }
-    text = yaml.safe_dump(description, sort_keys=False, allow_unicode=True)
+    try:
+        text = yaml.safe_dump(description, sort_keys=False, allow_unicode=True)
+    except yaml.YAMLError as error:
+        raise AdapterError(f"The card of adapter '{adapter.name}' holds more than plain values: {error}") from error
     tensors = {name: tensor.cpu().contiguous() for name, tensor in adapter.tensors().items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / PARAMETERS, save(tensors))
-        write_whole(folder / DESCRIPTION, text.encode())
+        write_together({folder / PARAMETERS: save(tensors), folder / DESCRIPTION: text.encode()})
     except OSError as error:
         raise AdapterError(f"Cannot write the adapter to {folder}: {error.strerror or error}.") from error
     return folder
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write beside, then rename: whoever reads sees the old file or the new one."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
+def write_together(contents: Mapping[Path, bytes]) -> None:
+    """Write every file beside its place, then rename them all: a full disk leaves the old ones as they were."""
+    written: dict[Path, Path] = {}
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
+        for path, content in contents.items():
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+            written[path] = Path(name)
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            written[path].chmod(0o644)
+        for path, temporary in written.items():
+            temporary.replace(path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        for temporary in written.values():
+            temporary.unlink(missing_ok=True)
         raise
 
 
@@ -113,6 +120,12 @@ def read_folder(folder: Path, identity: BaseIdentity) -> StoredAdapter:
         tensors = load_file(folder / PARAMETERS)
     except (OSError, SafetensorError) as error:
         raise AdapterError(f"{folder / PARAMETERS} cannot be read: {error}") from error
+    floating = all(tensor.is_floating_point() for tensor in tensors.values())
+    if not floating or digest_of(tensors) != description["digest"]:
+        raise AdapterError(
+            f"{folder / PARAMETERS} does not hold the parameters that {DESCRIPTION} describes: it is damaged, or of "
+            "another adapter. Fetch or save the folder again."
+        )
     return StoredAdapter(
         name=description["name"],
         kind=read_kind(folder, description),
@@ -128,10 +141,12 @@ def read_description(folder: Path) -> dict[str, Any]:
     """The content of `adapter.yaml`, with every key it must have."""
     path = folder / DESCRIPTION
     try:
+        if path.stat().st_size > LARGEST_DESCRIPTION:
+            raise AdapterError(f"{path} is larger than {LARGEST_DESCRIPTION} bytes; it is no adapter description.")
         description = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise AdapterError(f"{folder} holds no adapter: {DESCRIPTION} is missing.") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise AdapterError(f"{path} cannot be read: {error}") from error
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise AdapterError(f"{path} is no adapter description of format {FORMAT}.")
@@ -141,6 +156,7 @@ def read_description(folder: Path) -> dict[str, Any]:
         "modules": str,
         "layers": (str, int, list),
         "strategy": dict,
+        "digest": str,
         "base_fingerprint": str,
         "tokenizer_digest": str,
         "card": dict,
@@ -163,6 +179,15 @@ def read_kind(folder: Path, description: dict[str, Any]) -> Kind:
 
 def read_fields(folder: Path, settings: type, values: Any) -> Any:
     """A settings dataclass from plain values; unknown or ill-typed fields are refused."""
+    if not isinstance(values, dict):
+        raise AdapterError(f"{folder / DESCRIPTION}: {values!r} stands where settings are expected.")
+    known = [field.name for field in dataclasses.fields(settings)]
+    for name in values:
+        if name not in known:
+            raise AdapterError(
+                f"{folder / DESCRIPTION}: setting '{name}' is unknown.{did_you_mean(str(name), known)} "
+                f"Known: {', '.join(known)}."
+            )
     try:
         return settings(**values)
     except TypeError as error:

@@ -9,7 +9,8 @@ Legend: B batch, T time, D width, R bottleneck, H heads, K head width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -24,7 +25,7 @@ from overtone.nets.layers import Position, TapContext
 
 Tensors = Mapping[str, Tensor]
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "swish": F.silu,
     "silu": F.silu,
     "relu": F.relu,
@@ -33,6 +34,10 @@ ACTIVATIONS = {
     "hardtanh": F.hardtanh,
     "identity": lambda x: x,
 }
+
+
+LARGEST = 65_536
+"""No size of an adapter is larger: a damaged file cannot ask for more memory than there is."""
 
 
 class Kind(Protocol):
@@ -72,14 +77,20 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.layer_norm(x, weight.shape[1:]) * rowwise(weight) + rowwise(bias)
 
 
-def check_positive(kind: str, **values: int) -> None:
+def check_size(kind: str, **values: object) -> None:
     for name, value in values.items():
-        if value < 1:
-            raise AdapterError(f"{kind} adapter: {name}={value} must be at least 1.")
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LARGEST:
+            raise AdapterError(f"{kind} adapter: {name}={value!r} must be a whole number from 1 to {LARGEST}.")
 
 
-def check_dropout(kind: str, dropout: float) -> None:
-    if not 0.0 <= dropout < 1.0:
+def check_number(kind: str, **values: object) -> None:
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise AdapterError(f"{kind} adapter: {name}={value!r} must be a number.")
+
+
+def check_dropout(kind: str, dropout: object) -> None:
+    if not isinstance(dropout, int | float) or not 0.0 <= dropout < 1.0:
         raise AdapterError(f"{kind} adapter: dropout={dropout} must lie in 0 … 1.")
 
 
@@ -98,7 +109,7 @@ class LinearAdapter:
     """On the delta, in training."""
 
     def __post_init__(self) -> None:
-        check_positive("linear", dim=self.dim)
+        check_size("linear", dim=self.dim)
         check_dropout("linear", self.dropout)
         if self.activation not in ACTIVATIONS:
             raise AdapterError(
@@ -137,34 +148,42 @@ class TinyAttentionAdapter:
     name: ClassVar[str] = "tiny_attn"
     heads: int = 1
     projection: int | None = -1
-    """Width of the attention, a multiple of `heads`; -1 is one per head, None the width of the model."""
+    """Width of the attention, a multiple of `heads`; -1 (or 0) is one per head, None the width of the model."""
     dropout: float = 0.0
     """On the attention weights, in training."""
     position: str = "auto"
     """`rel_pos`, `abs_pos` or `auto`: what the model's own attention uses."""
 
     def __post_init__(self) -> None:
-        check_positive("tiny_attn", heads=self.heads)
+        check_size("tiny_attn", heads=self.heads)
         check_dropout("tiny_attn", self.dropout)
         if self.position not in ("auto", "rel_pos", "abs_pos"):
             raise AdapterError(f"tiny_attn adapter: position '{self.position}' must be auto, rel_pos or abs_pos.")
-        if self.projection is not None and self.projection > 0 and self.projection % self.heads:
-            raise AdapterError(f"tiny_attn adapter: projection={self.projection} is no multiple of heads={self.heads}.")
+        if self.projection is None:
+            return
+        check_number("tiny_attn", projection=self.projection)
+        if self.projection > 0:
+            check_size("tiny_attn", projection=self.projection)
+            if self.projection % self.heads:
+                raise AdapterError(
+                    f"tiny_attn adapter: projection={self.projection} is no multiple of heads={self.heads}."
+                )
 
     def acts_at(self, point: Point) -> bool:
         return point.place == "after_attention"
 
     def parts(self, point: Point) -> dict[str, nn.Module | nn.Parameter]:
         width, inner = point.out_width, self.inner_width(point)
+        out = nn.Linear(inner, width)
         parts: dict[str, nn.Module | nn.Parameter] = {
             "norm": nn.LayerNorm(width),
             "query": nn.Linear(width, inner),
             "key": nn.Linear(width, inner),
             "value": nn.Linear(width, inner),
-            "out": nn.Linear(inner, width),
+            "out": out,
         }
-        nn.init.zeros_(parts["out"].weight)
-        nn.init.zeros_(parts["out"].bias)
+        nn.init.zeros_(out.weight)
+        nn.init.zeros_(out.bias)
         if self.position_at(point) == "rel_pos":
             parts["position"] = nn.Linear(width, inner, bias=False)
             parts["position_bias_u"], parts["position_bias_v"] = new_position_biases(inner, self.heads)
@@ -229,7 +248,8 @@ class LoraAdapter:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "targets", tuple(self.targets))
-        check_positive("lora", rank=self.rank)
+        check_size("lora", rank=self.rank)
+        check_number("lora", alpha=self.alpha)
         check_dropout("lora", self.dropout)
         for target in self.targets:
             if target not in LORA_TARGETS:

@@ -73,7 +73,7 @@ def parse_layers(layers: Layers, count: int) -> frozenset[int]:
     """The numbers meant by `all`, `last:8`, `first:2`, `3`, `0,3,5` or a list, among `count` layers."""
     try:
         chosen = _layer_numbers(layers, count)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise AdapterError(
             f"layers={layers!r} is not understood. Allowed: all, last:N, first:N, or numbers such as [0,3,5]."
         ) from error
@@ -84,10 +84,11 @@ def parse_layers(layers: Layers, count: int) -> frozenset[int]:
 
 
 def _layer_numbers(layers: Layers, count: int) -> list[int]:
-    if isinstance(layers, int):
-        return [layers]
     if not isinstance(layers, str):
-        return [int(number) for number in layers]
+        numbers = [layers] if isinstance(layers, int) else list(layers)
+        if any(isinstance(number, bool | float) for number in numbers):
+            raise ValueError("no whole numbers")
+        return [int(number) for number in numbers]
     if layers == "all":
         return list(range(count))
     if layers.startswith("last:"):

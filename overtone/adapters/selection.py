@@ -10,7 +10,7 @@ from torch import Tensor
 from overtone.adapters.adapter import Adapter
 from overtone.adapters.kinds import PointAdapter, stack_rows
 from overtone.errors import AdapterError, did_you_mean
-from overtone.nets.layers import TapContext
+from overtone.nets.layers import TapContext, recomputing
 
 Chain = tuple[str, ...]
 """Names in the order in which they act; empty is the base."""
@@ -49,12 +49,15 @@ class Selection:
 
     def parse(self, choice: str | None) -> Chain:
         """`None` or `a+b` -> names, every one of them known."""
-        chain = tuple(choice.split("+")) if choice else ()
+        if not isinstance(choice, str | None):
+            raise AdapterError(f"{choice!r} is no choice of adapters; give None, a name, or a chain such as 'a+b'.")
+        chain = () if choice is None else tuple(choice.split("+"))
         for name in chain:
             if name not in self.adapters:
                 present = ", ".join(self.adapters) or "none; add or load one first"
                 raise AdapterError(
-                    f"Adapter '{name}' is unknown.{did_you_mean(name, self.adapters)} Adapters of this model: {present}."
+                    f"Adapter '{name}' is unknown.{did_you_mean(name, self.adapters)} "
+                    f"Adapters of this model: {present}."
                 )
         if len(set(chain)) != len(chain):
             raise AdapterError(f"'{choice}' names an adapter twice; name each once.")
@@ -69,7 +72,8 @@ class Selection:
         """`y` [B, T, D] with every row's own chain applied at the point; rows without one are untouched."""
         if self.row_count is not None and self.row_count != y.size(0):
             raise AdapterError(
-                f"{self.row_count} adapter choices for a batch of {y.size(0)} rows: give one per row, or one name for all."
+                f"{self.row_count} adapter choices for a batch of {y.size(0)} rows: "
+                "give one per row, or one name for all."
             )
         if self.rows is None:
             for name in self.acting(self.chain, point):
@@ -81,6 +85,10 @@ class Selection:
             y = self.apply_stage(point, names, x, y, context)
         return y
 
+    def acts_at(self, point: str) -> bool:
+        """Whether any row uses an adapter with a place at the point."""
+        return any(self.acting(chain, point) for chain in (self.rows or (self.chain,)))
+
     def acting(self, chain: Chain, point: str) -> Chain:
         return tuple(name for name in chain if point in self.adapters[name])
 
@@ -89,7 +97,7 @@ class Selection:
         groups: dict[object, list[int]] = {}
         for row, name in enumerate(names):
             if name is not None:
-                groups.setdefault(self.adapters[name].kind if self.stacks else name, []).append(row)
+                groups.setdefault(self.adapters[name].kind if self.stacks(name) else name, []).append(row)
         for rows in groups.values():
             index = torch.tensor(rows, device=y.device)
             whole = len(rows) == len(names)
@@ -103,21 +111,22 @@ class Selection:
             y = result if whole else y.index_copy(0, index, result)
         return y
 
-    @property
-    def stacks(self) -> bool:
-        """Whether different adapters of one kind are computed together; training goes one by one."""
+    def stacks(self, name: str) -> bool:
+        """Whether the adapter is computed together with others of its kind; those in training go one by one."""
+        if self.adapters[name].training:
+            return False
         return self.form == "stacked" or (self.form == "auto" and not torch.is_grad_enabled())
 
     def add(self, point: str, name: str, x: Tensor, y: Tensor, context: TapContext) -> Tensor:
         adapter = self.adapters[name]
         part = adapter.at(point)
         delta = part(x, working(y, part), context)
-        if adapter.training and torch.is_grad_enabled():
+        if adapter.training:
             delta = adapter.strategy.thin(delta)
-            penalty = adapter.strategy.penalty(delta)
-            if penalty is not None:
+            penalty = adapter.strategy.penalty(delta) if torch.is_grad_enabled() else None
+            if penalty is not None and not recomputing.get():
                 self.penalties.append(penalty)
-        if self.observe is not None:
+        if self.observe is not None and not recomputing.get():
             self.observe(point, name, y, delta)
         return joined(y, delta)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -22,8 +23,8 @@ class ResidualAdd:
     def __post_init__(self) -> None:
         if not 0.0 <= self.stochastic_depth <= 1.0:
             raise AdapterError(f"stochastic_depth={self.stochastic_depth} must lie between 0 and 1.")
-        if self.l2_lambda < 0.0:
-            raise AdapterError(f"l2_lambda={self.l2_lambda} must not be negative.")
+        if not 0.0 <= self.l2_lambda < math.inf:
+            raise AdapterError(f"l2_lambda={self.l2_lambda} must be a number that is not negative.")
 
     def thin(self, delta: Tensor) -> Tensor:
         """[B, T, D] with whole utterances dropped, in expectation unchanged (Huang et al. 2016, arXiv:1603.09382)."""

@@ -198,12 +198,12 @@ def nemo_config(model: AsrModel, adapters: Iterable[str] | None = None) -> dict[
 
 def keep_files(model: AsrModel, files: Mapping[str, bytes]) -> None:
     """Remember the other files of a checkpoint, so that they are written back as they were."""
-    model.__dict__["checkpoint_files"] = dict(files)
+    model.checkpoint_files = dict(files)
 
 
 def model_files(model: AsrModel, config: Mapping[str, Any]) -> dict[str, bytes]:
     """What lies beside configuration and weights: the checkpoint's own files, or the tokenizer's made anew."""
-    files: dict[str, bytes] = dict(model.__dict__.get("checkpoint_files", {}))
+    files = dict(model.checkpoint_files)
     section = config.get("tokenizer")
     if isinstance(section, dict) and not isinstance(model.tokenizer, CharTokenizer):
         for key, (name, content) in tokenizer_files(model.tokenizer).items():

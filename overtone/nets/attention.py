@@ -123,10 +123,12 @@ class PositionTable(nn.Module):
     def forward(self, frames: int, device: torch.device) -> Tensor:
         """[1, 2T-1, D] for the distances T-1 … -(T-1), or [1, T, D] for the positions 0 … T-1."""
         rows = 2 * frames - 1 if self.relative else frames
-        if self.table.size(0) < rows or self.table.device != device:
-            self.table = self.encode(max(frames, 512), device)
-        start = (self.table.size(0) - rows) // 2 if self.relative else 0
-        return self.table[start : start + rows].unsqueeze(0)
+        table = self.table  # read once: another thread may put a longer one in its place
+        if table.size(0) < rows or table.device != device:
+            with torch.inference_mode(False):
+                table = self.table = self.encode(max(frames, 512), device)
+        start = (table.size(0) - rows) // 2 if self.relative else 0
+        return table[start : start + rows].unsqueeze(0)
 
     def encode(self, frames: int, device: torch.device) -> Tensor:
         first, last = (frames - 1, -frames) if self.relative else (0, frames)

@@ -6,7 +6,6 @@ Legend: B batch, T time, F mel bins, D width.
 
 from __future__ import annotations
 
-import contextvars
 import math
 from collections.abc import Sequence
 from typing import Literal
@@ -14,10 +13,17 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from overtone.nets.attention import PositionTable, SelfAttention, new_position_biases
-from overtone.nets.layers import Position, Tap, TapContext, depthwise_conv, valid_frames
+from overtone.nets.layers import (
+    Position,
+    Tap,
+    TapContext,
+    checkpointed,
+    depthwise_conv,
+    pointwise_conv,
+    valid_frames,
+)
 from overtone.nets.subsampling import Subsampling, build_subsampling
 
 ContextStyle = Literal["regular", "chunked_limited"]
@@ -43,7 +49,7 @@ class ConvolutionModule(nn.Module):
     """x [B, T, D] -> [B, T, D]: gate, depthwise convolution over time, norm, Swish, projection."""
 
     def __init__(
-        self, width: int, kernel_size: int, *, norm: str, context: tuple[int, int] | None, use_bias: bool
+        self, width: int, kernel_size: int, *, norm: str, context: Sequence[int] | None, use_bias: bool
     ) -> None:
         super().__init__()
         self.left, self.right = context or ((kernel_size - 1) // 2, (kernel_size - 1) // 2)
@@ -53,7 +59,7 @@ class ConvolutionModule(nn.Module):
         self.pointwise_conv2 = nn.Conv1d(width, width, 1, bias=use_bias)
 
     def forward(self, x: Tensor, valid: Tensor) -> Tensor:
-        x = F.glu(F.linear(x, self.pointwise_conv1.weight.squeeze(-1), self.pointwise_conv1.bias), dim=-1)
+        x = F.glu(pointwise_conv(x, self.pointwise_conv1.weight, self.pointwise_conv1.bias), dim=-1)
         x = x.masked_fill(~valid.unsqueeze(-1), 0.0)
         conv = self.depthwise_conv
         x = depthwise_conv(x, conv.weight, conv.bias, left=self.left, right=self.right)
@@ -62,7 +68,7 @@ class ConvolutionModule(nn.Module):
         else:
             image = x.transpose(1, 2).unsqueeze(2)  # [B, D, 1, T], channels last in memory
             x = self.batch_norm(image).squeeze(2).transpose(1, 2)
-        return F.linear(F.silu(x), self.pointwise_conv2.weight.squeeze(-1), self.pointwise_conv2.bias)
+        return pointwise_conv(F.silu(x), self.pointwise_conv2.weight, self.pointwise_conv2.bias)
 
 
 def build_norm(name: str, width: int) -> nn.Module:
@@ -86,7 +92,7 @@ class ConformerLayer(nn.Module):
         kernel_size: int,
         position: Position,
         conv_norm: str,
-        conv_context: tuple[int, int] | None,
+        conv_context: Sequence[int] | None,
         use_bias: bool,
         dropout: float,
         dropout_att: float,
@@ -126,6 +132,9 @@ class ConformerLayer(nn.Module):
 class ConformerEncoder(nn.Module):
     """mel [B, F, T], lengths [B] -> x [B, T', D], lengths [B]; T' = T / subsampling_factor, rounded up."""
 
+    gradient_checkpointing = False
+    """Compute every layer's activations again in the backward pass: less memory, a third more time."""
+
     def __init__(
         self,
         *,
@@ -161,19 +170,13 @@ class ConformerEncoder(nn.Module):
         self.relative = position == "rel_pos"
         self.attention_context = (attention_context[0], attention_context[1])
         self.attention_context_style = attention_context_style
-        self.position_max_len = position_max_len
-        self.gradient_checkpointing = False
+        channels = subsampling_channels or width
         self.pre_encode = build_subsampling(
-            subsampling,
-            features,
-            width,
-            factor=subsampling_factor,
-            channels=subsampling_channels or width,
-            causal=causal_downsampling,
+            subsampling, features, width, factor=subsampling_factor, channels=channels, causal=causal_downsampling
         )
         self.positions = PositionTable(width, position)
         self.dropout_pre_encoder = nn.Dropout(dropout_pre_encoder)
-        self.dropout_emb = nn.Dropout(dropout_emb)
+        self.dropout_emb = nn.Dropout(dropout_emb if self.relative else 0.0)
         shared = None if untie_biases or not self.relative else new_position_biases(width, heads)
         self.layers = nn.ModuleList(
             ConformerLayer(
@@ -183,7 +186,7 @@ class ConformerEncoder(nn.Module):
                 kernel_size=kernel_size,
                 position=position,
                 conv_norm=conv_norm,
-                conv_context=None if conv_context is None else (conv_context[0], conv_context[1]),
+                conv_context=conv_context,
                 use_bias=use_bias,
                 dropout=dropout,
                 dropout_att=dropout_att,
@@ -211,12 +214,8 @@ class ConformerEncoder(nn.Module):
     def run_layers(self, x: Tensor, context: TapContext, first: int = 0, last: int | None = None) -> Tensor:
         """x [B, T', D] through the layers first … last-1."""
         for layer in self.layers[first:last]:
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                # Recomputation happens later, perhaps on another thread: it gets the context variables of now.
-                run = contextvars.copy_context().run
-                x = checkpoint(run, layer, x, context, use_reentrant=False)
-            else:
-                x = layer(x, context)
+            recompute = self.gradient_checkpointing and torch.is_grad_enabled()
+            x = checkpointed(layer, x, context) if recompute else layer(x, context)
         return x
 
     def tap_context(self, lengths: Tensor, frames: int, positions: Tensor | None) -> TapContext:

@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from overtone.nets.layers import Tap, valid_frames
-from overtone.nets.layers import TapContext as Context
+from overtone.nets.layers import Tap, TapContext, pointwise_conv, valid_frames
 
 Reduction = Literal["mean_batch", "mean_volume", "mean", "sum"]
 
@@ -27,8 +26,8 @@ class CtcHead(nn.Module):
         self.input = Tap("input", width)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        x = self.input(x, x, Context(valid=valid_frames(lengths, x.size(1))))
-        logits = F.linear(x, self.projection.weight.squeeze(-1), self.projection.bias)
+        x = self.input(x, x, TapContext(valid=valid_frames(lengths, x.size(1))))
+        logits = pointwise_conv(x, self.projection.weight, self.projection.bias)
         return torch.log_softmax(logits.float() / self.temperature, dim=-1)
 
 
@@ -59,7 +58,7 @@ def ctc_loss(
     if reduction == "mean_batch":
         return losses.mean()
     if reduction == "mean_volume":
-        return losses.sum() / target_lengths.sum()
+        return losses.sum() / target_lengths.sum().clamp(min=1)
     if reduction == "mean":
         return (losses / target_lengths.clamp(min=1)).mean()
     return losses.sum()

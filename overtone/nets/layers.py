@@ -1,19 +1,25 @@
-"""Parts that every net is made of: points for adapters, frame masks, depthwise convolution.
+"""Parts that every net is made of: points for adapters, frame masks, depthwise convolution, recomputation.
 
 Legend: B batch, T time, D width.
 """
 
 from __future__ import annotations
 
+import contextvars
+import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 Place = Literal["after_block", "after_attention", "linear", "input"]
 Position = Literal["rel_pos", "abs_pos"]
+recomputing: contextvars.ContextVar[bool] = contextvars.ContextVar("overtone_recomputing", default=False)
+"""Whether a net runs for the second time, for a backward pass: what a forward notes down is noted already."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,9 +91,34 @@ def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None, *, left: int,
     return image.squeeze(2).transpose(1, 2)
 
 
+def pointwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Convolution with kernels of one place: x [..., in], weight [out, in, 1, …] -> [..., out].
+
+    The input is made contiguous because torch else chooses between kernels that round differently by whether the
+    weight requires a gradient: freezing the base would change its output.
+    """
+    return F.linear(x.contiguous(), weight.flatten(1), bias)
+
+
 def channels_last_is_safe(dtype: torch.dtype, channels: int) -> bool:
     """Whether depthwise kernels may run channels-last.
 
     The bfloat16 kernel of torch 2.13's CPU library never returns for some shapes when channels ≡ 16 (mod 64).
     """
     return not (dtype is torch.bfloat16 and channels % 64 == 16)
+
+
+def checkpointed(part: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """`part(*arguments)`; its activations are not kept but computed again in the backward pass.
+
+    That happens later, perhaps on another thread: the second run gets the context variables of now.
+    """
+    context = contextvars.copy_context()
+    earlier_runs = itertools.count()
+
+    def run(*arguments: Any) -> Tensor:
+        context.run(recomputing.set, next(earlier_runs) > 0)
+        return context.run(part, *arguments)
+
+    output: Tensor = checkpoint(run, *arguments, use_reentrant=False)
+    return output

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from overtone.nets.layers import channels_last_is_safe, valid_frames
+from overtone.nets.layers import channels_last_is_safe, pointwise_conv, valid_frames
 
 Subsampling = Literal["striding", "dw_striding", "stacking", "stacking_norm"]
 KERNEL = 3
@@ -90,7 +90,7 @@ class ConvSubsampling(nn.Module):
             pointwise = self.conv[index + 1]
             assert isinstance(pointwise, nn.Conv2d)
             x = self.masked(x, lengths)
-            x = F.linear(x.permute(0, 2, 3, 1), pointwise.weight.flatten(1), pointwise.bias)
+            x = pointwise_conv(x.permute(0, 2, 3, 1), pointwise.weight, pointwise.bias)
             x = x.permute(0, 3, 1, 2)
         return self.masked(F.relu(x), lengths)
 
