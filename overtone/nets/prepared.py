@@ -1,0 +1,180 @@
+"""Fast private copies of a frozen encoder: another dtype, folded norms, fused products; the same taps.
+
+The weights of a copy are derived from the base's and never written back. A copy notices when the base has
+changed or moved, and derives them anew.
+Legend: B batch, T mel frames, T' encoder frames, F mel bins, D width.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from overtone.nets.conformer import ConformerEncoder, ConformerLayer, ConvolutionModule
+from overtone.nets.layers import checkpointed
+from overtone.nets.prepared_attention import AttentionPart
+from overtone.nets.prepared_parts import (
+    ConvolutionPart,
+    FeedForwardPart,
+    Norm,
+    Scene,
+    cast,
+    cast_weight,
+    joined,
+    mask_for,
+)
+from overtone.nets.prepared_subsampling import CastSubsampling, PreparedSubsampling
+from overtone.nets.subsampling import ConvSubsampling
+
+STREAM_DTYPE: torch.dtype | None = None
+"""What the stream between the parts is kept in; None is the dtype of the products."""
+SHORTEST_ENCODINGS = 512
+"""Encoder frames for which the encodings of distances are computed at once."""
+
+
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the machine is quick at it, float32 elsewhere."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+
+
+class PreparedEncoder:
+    """mel [B, F, T] float32, lengths [B] -> x [B, T', D] float32, lengths [B], computed in `dtype`.
+
+    The same function as the encoder it is made from, for frozen weights: gradients flow to what is plugged into
+    the taps and through to the input of the first tap that acts, never to a weight. Dropout is active where the
+    encoder's own modules have it active; batch norms always use their stored statistics.
+    """
+
+    def __init__(self, encoder: ConformerEncoder, dtype: torch.dtype) -> None:
+        self.encoder = encoder
+        self.dtype = dtype
+        self.stream = STREAM_DTYPE or dtype
+        self.state: object = None
+        self.layers: list[PreparedLayer] = []
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return type(self)(copy.deepcopy(self.encoder, memo), self.dtype)
+
+    def __call__(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        self.refresh()
+        with torch.autocast(mel.device.type, enabled=False):
+            x, lengths, scene = self.embed(mel, lengths)
+            x = self.run_layers(x, scene)
+            if self.out_proj is not None:
+                x = F.linear(x.to(self.dtype), *self.out_proj)
+            return x.float(), lengths
+
+    def refresh(self) -> None:
+        """Derive the weights, unless it has been done for what the base is now."""
+        state = [
+            (tensor.data_ptr(), None if tensor.is_inference() else tensor._version)
+            for module in self.encoder.modules()
+            for tensor in (*module._parameters.values(), *module._buffers.values())
+            if tensor is not None
+        ]
+        if state != self.state:
+            with torch.inference_mode(False), torch.no_grad():
+                self.derive()
+            self.state = state
+
+    def derive(self) -> None:
+        encoder = self.encoder
+        self.pre_encode: PreparedSubsampling | CastSubsampling
+        if isinstance(encoder.pre_encode, ConvSubsampling):
+            self.pre_encode = PreparedSubsampling(encoder.pre_encode, self.dtype, encoder.scale)
+        else:
+            self.pre_encode = CastSubsampling(encoder.pre_encode, self.dtype, encoder.scale)
+        layers = [module for module in encoder.layers if isinstance(module, ConformerLayer)]
+        self.layers = [PreparedLayer(layer, self.dtype) for layer in layers]
+        self.longest = 0
+        self.out_proj = None
+        if encoder.out_proj is not None:
+            self.out_proj = (cast_weight(encoder.out_proj.weight, self.dtype), cast(encoder.out_proj.bias, self.dtype))
+
+    def embed(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Scene]:
+        """Everything below the first layer: x [B, T', D], lengths [B] and what the layers share."""
+        encoder = self.encoder
+        x, lengths = self.pre_encode(mel.transpose(1, 2), lengths)
+        x = x.to(self.stream)
+        frames = x.size(1)
+        positions: Tensor = encoder.positions(frames, x.device)
+        mask = mask_for(encoder.dropout_emb, positions)
+        if mask is not None:
+            positions = positions * mask
+        if not encoder.relative:
+            x = x + positions.to(x.dtype)
+        elif mask is None:
+            self.encode_distances(frames)
+        context = encoder.tap_context(lengths, frames, positions if encoder.relative else None)
+        assert context.attention is not None
+        padded = int(lengths.min()) < frames
+        limited = encoder.attention_context != (-1, -1)
+        scene = Scene(
+            context=context,
+            keep=context.valid.unsqueeze(-1).to(self.dtype) if padded else None,
+            forbidden=~context.attention.squeeze(1) if limited else None,
+            positions=positions if mask is not None and encoder.relative else None,
+        )
+        mask = mask_for(encoder.dropout_pre_encoder, x)
+        return x if mask is None else x * mask, lengths, scene
+
+    def encode_distances(self, frames: int) -> None:
+        """Compute every layer's encodings of distances, once for the longest input so far."""
+        if frames <= self.longest:
+            return
+        longest = max(SHORTEST_ENCODINGS, 1 << (frames - 1).bit_length())
+        with torch.inference_mode(False), torch.no_grad():
+            positions = self.encoder.positions(longest, self.encoder.positions.table.device)
+            for layer in self.layers:
+                core = layer.attention.core
+                core.encodings = core.encode(positions)
+        self.longest = longest
+
+    def run_layers(self, x: Tensor, scene: Scene, first: int = 0, last: int | None = None) -> Tensor:
+        """x [B, T', D] through the layers first … last-1."""
+        for layer in self.layers[first:last]:
+            recompute = self.encoder.gradient_checkpointing and torch.is_grad_enabled()
+            x = checkpointed(layer, x, scene) if recompute else layer(x, scene)
+        return x
+
+
+class PreparedLayer:
+    """x [B, T, D] -> [B, T, D]. A part is one node of the graph unless something acts at a tap inside it."""
+
+    def __init__(self, layer: ConformerLayer, dtype: torch.dtype) -> None:
+        self.layer = layer
+        self.feed_forward1 = FeedForwardPart(layer.norm_feed_forward1, layer.feed_forward1, layer.dropout, dtype)
+        self.feed_forward2 = FeedForwardPart(layer.norm_feed_forward2, layer.feed_forward2, layer.dropout, dtype)
+        self.attention = AttentionPart(layer.norm_self_att, layer.self_attn, layer.dropout, dtype)
+        convolution = ConvolutionPart if isinstance(layer.conv.batch_norm, nn.BatchNorm2d) else CastConvolution
+        self.convolution = convolution(layer.norm_conv, layer.conv, layer.dropout, dtype)
+        self.norm_out = Norm(layer.norm_out, dtype)
+
+    def __call__(self, block_input: Tensor, scene: Scene) -> Tensor:
+        layer, context = self.layer, scene.context
+        x = self.feed_forward1(block_input, scene)
+        x = layer.after_attention(x, self.attention(x, scene), context)
+        x = self.convolution(x, scene)
+        x = self.feed_forward2(x, scene)
+        y: Tensor = layer.after_block(block_input, self.norm_out(x), context)
+        return y
+
+
+class CastConvolution:
+    """x + convolution(norm(x)) as a plain copy in another dtype, for norms that do not fold into the kernel."""
+
+    def __init__(self, norm: nn.LayerNorm, module: ConvolutionModule, dropout: nn.Dropout, dtype: torch.dtype) -> None:
+        self.norm = Norm(norm, dtype)
+        self.copy = copy.deepcopy(module).to(dtype).requires_grad_(False)
+        self.dropout = dropout
+        self.dtype = dtype
+
+    def __call__(self, x: Tensor, scene: Scene) -> Tensor:
+        part = self.copy(self.norm(x).to(self.dtype), scene.context.valid)
+        return joined(x, part, mask_for(self.dropout, part))
