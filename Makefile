@@ -36,12 +36,12 @@ clean:
 # The stamps carry the time of the last installation, which is repeated only when these files change.
 .venv/installed: pyproject.toml constraints.txt | $(bin)/python
 	@echo "Installing Overtone into .venv"
-	$(pip_install) --editable .
+	$(pip_install) --editable '.[serve]'
 	@touch $@
 
 .venv/installed-dev: pyproject.toml constraints.txt | $(bin)/python
 	@echo "Installing Overtone and its development tools into .venv"
-	$(pip_install) --editable '.[dev]'
+	$(pip_install) --editable '.[dev,serve]'
 	@touch .venv/installed $@
 
 $(bin)/python:
