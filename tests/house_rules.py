@@ -29,9 +29,6 @@ BASES: dict[str, set[str]] = {
 """What a class may be derived from, by package: contracts of others, never an implementation of ours."""
 
 DISTRIBUTIONS = {
-    "grpc": "grpcio",
-    "google": "protobuf",
-    "grpc": "grpcio",
     "google": "protobuf",
     "grpc": "grpcio",
     "hydra": "hydra-core",
