@@ -1,0 +1,192 @@
+"""The configuration of a run: YAML and overrides in, checked settings out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from overtone.config.check import Findings, build
+from overtone.config.compose import compose
+from overtone.config.running import (
+    CheckpointSettings,
+    EarlyStoppingSettings,
+    ExperimentSettings,
+    TrainerSettings,
+)
+from overtone.config.settings import (
+    AdapterSettings,
+    DatasetSettings,
+    KindSettings,
+    LinearSettings,
+    LoraSettings,
+    ModelSettings,
+    OptimSettings,
+    ScheduleSettings,
+    Settings,
+    SpecAugmentSettings,
+    StrategySettings,
+    TinyAttentionSettings,
+)
+from overtone.config.targets import DDP_TARGETS, attention_position, attention_target
+from overtone.errors import did_you_mean
+
+__all__ = [
+    "AdapterSettings",
+    "CheckpointSettings",
+    "DatasetSettings",
+    "EarlyStoppingSettings",
+    "ExperimentSettings",
+    "KindSettings",
+    "LinearSettings",
+    "LoraSettings",
+    "ModelSettings",
+    "OptimSettings",
+    "ScheduleSettings",
+    "Settings",
+    "SpecAugmentSettings",
+    "StrategySettings",
+    "TinyAttentionSettings",
+    "TrainerSettings",
+    "attention_position",
+    "attention_target",
+    "load_settings",
+    "manifest_paths",
+    "check_settings",
+]
+
+Purpose = Literal["train", "evaluate"]
+
+MONITORS = ("val_wer", "val_cer", "val_loss")
+"""What a validation measures, on the first validation set."""
+
+STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false")
+STRATEGY_OPTIONS = (
+    "_target_",
+    "gradient_as_bucket_view",
+    "find_unused_parameters",
+    "static_graph",
+    "bucket_cap_mb",
+    "process_group_backend",
+)
+
+
+def load_settings(
+    overrides: Sequence[str] = (),
+    *,
+    config_path: str | None = None,
+    config_name: str = "asr_adaptation",
+    purpose: Purpose = "train",
+) -> Settings:
+    """The checked settings of a command line: YAML file and `key=value` overrides.
+
+    Raises ConfigError, once, with every mistake in it.
+    """
+    data = compose(overrides, config_path=config_path, config_name=config_name)
+    findings = Findings()
+    settings = build(Settings, {key: value for key, value in data.items() if key != "hydra"}, findings)
+    check_settings(settings, purpose=purpose, findings=findings)
+    return settings
+
+
+def check_settings(
+    settings: Settings, *, purpose: Purpose, findings: Findings | None = None, model_given: bool = False
+) -> None:
+    """What has to be given for the purpose, and what contradicts itself. Raises ConfigError with all mistakes.
+
+    model_given: whether a model object takes the place of the one that the settings name.
+    """
+    findings = findings if findings is not None else Findings()
+    if not model_given:
+        _check_source(settings.model, findings)
+    _check_model(settings.model, findings)
+    _check_strategy(settings.trainer.strategy, findings)
+    if purpose == "train":
+        _check_training(settings, findings)
+    else:
+        if not manifest_paths(settings.model.test_ds):
+            findings.add("model.test_ds.manifest_filepath", "has to be given: what to evaluate.")
+        if "model.adapter.adapter_name" in findings.missing:
+            findings.add("model.adapter.adapter_name", "has to be given; null is the base.")
+    findings.raise_if_any()
+
+
+def _check_source(model: ModelSettings, findings: Findings) -> None:
+    given = [name for name in ("nemo_model", "pretrained_model", "init") if getattr(model, name)]
+    if not given:
+        findings.add("model.nemo_model", "has to be given (a path), or model.pretrained_model (a name).")
+    elif len(given) > 1:
+        findings.add(f"model.{given[0]}", f"is given beside model.{given[1]}; give one of the two.")
+
+
+def _check_model(model: ModelSettings, findings: Findings) -> None:
+    if model.init and not model.tokenizer:
+        findings.add("model.tokenizer", "has to be given with model.init: the vocabulary of the new model.")
+    if model.init and model.train != "everything":
+        findings.add("model.train", "is 'everything' where model.init makes fresh weights.")
+    if model.tokenizer and model.train != "everything":
+        findings.add("model.tokenizer", "changes the vocabulary, which needs model.train=everything.")
+    kinds = model.adapter.kinds
+    if model.adapter.adapter_type not in kinds:
+        findings.add(
+            "model.adapter.adapter_type",
+            f"there is no section 'model.adapter.{model.adapter.adapter_type}'; there are {', '.join(sorted(kinds))}.",
+        )
+
+
+def _check_strategy(strategy: str | Mapping[str, Any] | None, findings: Findings) -> None:
+    """A name or a `_target_` of our list, and options that DDP has."""
+    path = "trainer.strategy"
+    if strategy is None:
+        return
+    if isinstance(strategy, str):
+        if strategy not in STRATEGIES:
+            near = did_you_mean(strategy, STRATEGIES)
+            findings.add(path, f"unknown '{strategy}'.{near} Known are {', '.join(STRATEGIES)}.")
+        return
+    if strategy.get("_target_") not in DDP_TARGETS:
+        findings.add(f"{path}._target_", f"unknown '{strategy.get('_target_')}'; known is {DDP_TARGETS[0]}.")
+    for key in strategy:
+        if key not in STRATEGY_OPTIONS:
+            findings.add(f"{path}.{key}", f"unknown key.{did_you_mean(key, STRATEGY_OPTIONS)}")
+
+
+def _check_training(settings: Settings, findings: Findings) -> None:
+    model, trainer = settings.model, settings.trainer
+    if not manifest_paths(model.train_ds):
+        findings.add("model.train_ds.manifest_filepath", "has to be given: what to train on.")
+    if model.train == "adapter" and not model.adapter.adapter_name:
+        findings.add("model.adapter.adapter_name", "has to be given: the name of the new adapter.")
+    if trainer.max_steps < 1 and (trainer.max_epochs or -1) < 1:
+        findings.add("trainer.max_steps", "has to be at least 1, or trainer.max_epochs, or training never ends.")
+    if settings.exp_manager.create_early_stopping_callback:
+        key = "exp_manager.early_stopping_callback_params.monitor"
+        _check_monitor(key, settings.exp_manager.early_stopping_callback_params.monitor, findings)
+        if not manifest_paths(model.validation_ds):
+            findings.add("exp_manager.create_early_stopping_callback", "needs model.validation_ds.manifest_filepath.")
+    monitor = settings.exp_manager.checkpoint_callback_params.monitor
+    _check_monitor("exp_manager.checkpoint_callback_params.monitor", monitor, findings)
+    for name in ("train_ds", "validation_ds"):
+        dataset: DatasetSettings = getattr(model, name)
+        if dataset.batch_size is None and dataset.batch_duration is None:
+            findings.add(f"model.{name}.batch_size", "has to be given, or batch_duration.")
+        low, high = dataset.min_duration, dataset.max_duration
+        if low is not None and high is not None and low > high:
+            findings.add(f"model.{name}.min_duration", f"{low} s is longer than max_duration, {high} s.")
+
+
+def _check_monitor(key: str, name: str, findings: Findings) -> None:
+    if name not in MONITORS:
+        findings.add(key, f"there is no '{name}'.{did_you_mean(name, MONITORS)} Known are {', '.join(MONITORS)}.")
+
+
+def manifest_paths(dataset: DatasetSettings) -> tuple[str, ...]:
+    """The manifests of a dataset, in order, whichever way they are written."""
+
+    def flat(value: object) -> list[str]:
+        if value is None:
+            return []
+        if isinstance(value, list | tuple):
+            return [path for entry in value for path in flat(entry)]
+        return [path.strip() for path in str(value).split(",") if path.strip()]
+
+    return tuple(flat(dataset.manifest_filepath))

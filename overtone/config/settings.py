@@ -1,0 +1,292 @@
+"""The settings of a training or evaluation, under the names that NeMo gives them; what is ours alone says so.
+
+The defaults are those of the shipped `asr_adaptation.yaml`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from overtone.config.fields import bounded, one_of, only, section, target_of
+from overtone.config.running import ExperimentSettings, TrainerSettings
+from overtone.config.targets import (
+    KINDS_BY_TARGET,
+    LINEAR_TARGETS,
+    LORA_TARGETS,
+    SPEC_AUGMENT_TARGETS,
+    STRATEGY_TARGETS,
+    TINY_ATTENTION_TARGETS,
+)
+
+Missing = None
+"""A value that the user has to give, or that is taken from the model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StrategySettings:
+    target: str = target_of(STRATEGY_TARGETS)
+    """Residual addition, in one of NeMo's spellings."""
+    stochastic_depth: float = bounded(0.0, at_least=0, at_most=1)
+    """Probability of leaving an adapter out, drawn for each utterance and layer in training."""
+    l2_lambda: float = bounded(0.0, at_least=0)
+    """Weight of the squared size of the adapter's change, added to the loss."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearSettings:
+    target: str = target_of(LINEAR_TARGETS)
+    """The linear adapter (Houlsby et al. 2019)."""
+    in_features: int | None = Missing
+    """Width of the layers' outputs; taken from the model, and checked against it where given."""
+    dim: int = bounded(32, at_least=1)
+    """Width of the bottleneck."""
+    activation: str = "swish"
+    """Between the two projections."""
+    norm_position: Literal["pre", "post"] = "pre"
+    """Where the layer norm stands: before the first projection or after the second."""
+    dropout: float = bounded(0.0, at_least=0, at_most=1)
+    """On the adapter's output, in training."""
+    adapter_strategy: StrategySettings = section(StrategySettings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyAttentionSettings:
+    target: str = target_of(TINY_ATTENTION_TARGETS)
+    """Multi-head attention (Zhao et al. 2022), with relative or absolute positions by its spelling."""
+    n_feat: int | None = Missing
+    """Width of the layers' outputs; taken from the model, and checked against it where given."""
+    n_head: int = bounded(1, at_least=1)
+    """Attention heads."""
+    proj_dim: int | None = -1
+    """Width inside: null is the model's own, −1 as many as heads."""
+    dropout_rate: float = bounded(0.0, at_least=0, at_most=1)
+    """On the attention weights, in training."""
+    adapter_strategy: StrategySettings = field(default_factory=lambda: StrategySettings(target=STRATEGY_TARGETS[1]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSettings:
+    """Ours alone: low-rank changes of the frozen projections (Hu et al. 2021)."""
+
+    target: str = target_of(LORA_TARGETS)
+    rank: int = bounded(8, at_least=1)
+    """Rank of the change."""
+    alpha: float = bounded(16.0, above=0)
+    """The change is scaled by alpha / rank."""
+    dropout: float = bounded(0.0, at_least=0, at_most=1)
+    """On the input of the change, in training."""
+    targets: tuple[str, ...] = ("q", "k", "v", "out", "feed_forward")
+    """Which projections of a layer are changed."""
+    adapter_strategy: StrategySettings = section(StrategySettings)
+
+
+KindSettings = LinearSettings | TinyAttentionSettings | LoraSettings
+KIND_SETTINGS: dict[str, type[KindSettings]] = {
+    "linear": LinearSettings,
+    "tiny_attn": TinyAttentionSettings,
+    "tinyattn": TinyAttentionSettings,
+    "lora": LoraSettings,
+}
+"""Sub-sections of `model.adapter` by name; another name is allowed where its `_target_` says what it is."""
+
+
+def kind_of_section(name: str, values: Any) -> type[KindSettings] | None:
+    """The settings that a sub-section of `model.adapter` holds; None where it is none."""
+    if name in KIND_SETTINGS:
+        return KIND_SETTINGS[name]
+    target = values.get("_target_") if isinstance(values, Mapping) else None
+    return KIND_SETTINGS.get(KINDS_BY_TARGET.get(str(target), ""))
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlobalAdapterSettings:
+    """NeMo's switches for its own checks; Overtone always checks, and keeps the values for writing back."""
+
+    check_encoder_adapter: bool = True
+    check_decoder_adapter: bool = True
+    check_joint_adapter: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterSettings:
+    adapter_name: str | None = Missing
+    """Name of the adapter: new in training, existing in evaluation, where null is the base."""
+    adapter_type: str = "linear"
+    """Which of the sections below is used."""
+    adapter_module_name: str | None = None
+    """`encoder` (also null), `decoder`, `joint`, or several joined by `+`."""
+    adapter_state_dict_name: str | None = "adapters.pt"
+    """File in NeMo's format, written beside the adapter folders; null writes none."""
+    layers: str | int | tuple[int, ...] = "all"
+    """Ours: `all`, `last:8` or `first:8` (a number of layers), or the indices, `[0,3,5]`."""
+    in_features: int | None = None
+    """Another spelling of the width, checked against the model."""
+    dim: int | None = bounded(None, at_least=1)
+    """Another spelling of `linear.dim`."""
+    kinds: Mapping[str, KindSettings] = field(
+        default_factory=lambda: {name: KIND_SETTINGS[name]() for name in ("linear", "tiny_attn", "lora")},
+        metadata={"rest": kind_of_section},
+    )
+    """The sections by name."""
+    global_settings: GlobalAdapterSettings = section(GlobalAdapterSettings, "global_cfg")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpecAugmentSettings:
+    """SpecAugment (Park et al. 2019) on the features of training utterances; all zero is none."""
+
+    target: str = target_of(SPEC_AUGMENT_TARGETS)
+    freq_masks: int = bounded(0, at_least=0)
+    """Masks along frequency."""
+    time_masks: int = bounded(0, at_least=0)
+    """Masks along time."""
+    freq_width: int = bounded(27, at_least=0)
+    """Widest mask, in mel bins."""
+    time_width: int | float = bounded(0.05, at_least=0)
+    """Longest mask: a share of the utterance (below one, a fraction), or frames (a whole number)."""
+    mask_value: float = 0.0
+    """What a mask writes."""
+    rect_masks: int = only(0, instead="use freq_masks and time_masks")
+    rect_time: int = 5
+    rect_freq: int = 20
+    use_vectorized_spec_augment: bool = True
+    use_numba_spec_augment: bool = False
+    rng: None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSettings:
+    manifest_filepath: str | tuple[Any, ...] | None = Missing
+    """One manifest (JSON lines), several joined by commas, or a list."""
+    batch_size: int | None = bounded(16, at_least=1)
+    """Utterances a batch."""
+    batch_duration: float | None = bounded(None, above=0)
+    """Seconds of audio a batch: batches are then drawn from lhotse's duration buckets, and batch_size is the most
+    utterances that one may hold (null: no limit)."""
+    num_buckets: int = bounded(20, at_least=1)
+    """Duration buckets, where batch_duration is given."""
+    shuffle: bool = True
+    """A new order every epoch, the same for the same seed."""
+    num_workers: int = bounded(8, at_least=0)
+    """Processes that read audio; at most one for each processor is started."""
+    pin_memory: bool = True
+    """Page-locked memory, where there is a GPU."""
+    min_duration: float | None = bounded(None, at_least=0)
+    """Seconds; shorter utterances are left out and counted. Unset: the model's own setting."""
+    max_duration: float | None = bounded(None, above=0)
+    """Seconds; longer utterances are left out and counted. Unset: the model's own setting."""
+    unusable: Literal["refuse", "drop"] = "refuse"
+    """Ours: what to do with training transcripts that are empty or longer than their frames allow."""
+    drop_last: bool = False
+    """Leave out the last batch of an epoch where it is smaller than the others."""
+    max_utts: int | None = bounded(None, at_least=0)
+    """Use only the first utterances; null or 0: all."""
+    text_field: str = only("text", instead="name the field 'text' in the manifest")
+    channel_selector: str | None = only(None, "average", instead="channels are averaged; leave it out")
+    sample_rate: int | None = None
+    """Checked against the model's; files of any rate are resampled to it."""
+    is_tarred: bool = only(False, instead="unpack the archives and name a plain manifest")
+    tarred_audio_filepaths: None = only(None, instead="unpack the archives and name a plain manifest")
+    bucketing_batch_size: None = only(None, instead="give batch_duration and num_buckets")
+    bucketing_strategy: str = "synced_randomized"
+    """Of tarred sets alone; without effect."""
+    shuffle_n: int = 2048
+    """Of tarred sets alone; without effect."""
+    trim_silence: bool = only(False, instead="trim the files beforehand")
+    use_start_end_token: bool = only(False, instead="leave it out")
+    normalize_transcripts: bool = only(False, instead="normalise the manifest's text")
+    use_lhotse: bool | None = None
+    """Without effect: batch_duration alone decides."""
+    return_sample_id: bool = False
+    """Without effect."""
+    parser: str = "en"
+    """Without effect: transcripts are taken as they stand."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleSettings:
+    """The learning rate over the steps; which of the fields a schedule takes is checked by it."""
+
+    name: str = "CosineAnnealing"
+    warmup_steps: int | None = bounded(None, at_least=0)
+    """Steps of rising rate; wins over warmup_ratio."""
+    warmup_ratio: float | None = bounded(0.1, at_least=0, at_most=1)
+    """The same as a share of all steps."""
+    min_lr: float = bounded(1e-5, at_least=0)
+    """The rate never falls below it."""
+    max_steps: int | None = None
+    """Length of the schedule; unset: the length of the training."""
+    constant_steps: int | None = bounded(None, at_least=0)
+    constant_ratio: float | None = bounded(None, at_least=0, at_most=1)
+    hold_steps: int | None = bounded(None, at_least=0)
+    hold_ratio: float | None = bounded(None, at_least=0, at_most=1)
+    decay_rate: float | None = None
+    power: float | None = None
+    d_model: int | None = bounded(None, at_least=1)
+    last_epoch: int = only(-1, instead="a resumed run finds its place by itself")
+    monitor: str | None = None
+    reduce_on_plateau: bool = only(False, instead="choose a schedule over the steps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimSettings:
+    name: str = one_of("adamw", ("adamw", "adam", "nadam", "radam", "adamax", "adagrad", "rmsprop", "sgd"))
+    """The optimiser of torch.optim by that name."""
+    lr: float = bounded(0.001, at_least=0)
+    """Learning rate: the peak of the schedule (a factor, with NoamAnnealing)."""
+    betas: tuple[float, ...] = (0.9, 0.98)
+    """Averages of the Adam family."""
+    weight_decay: float = bounded(0.0, at_least=0)
+    eps: float | None = bounded(None, above=0)
+    """Unset: the optimiser's own."""
+    momentum: float | None = bounded(None, at_least=0)
+    """Of sgd and rmsprop."""
+    nesterov: bool | None = None
+    """Of sgd."""
+    sched: ScheduleSettings | None = section(ScheduleSettings)
+    """null: a constant learning rate."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    pretrained_model: str | None = None
+    """Name of a model. Exactly one of this, nemo_model and init is given."""
+    nemo_model: str | None = None
+    """Path of a `.nemo` file or of a model folder."""
+    init: str | None = None
+    """Ours: path of a model's YAML, built with fresh weights (then `train=everything`)."""
+    tokenizer: str | None = None
+    """Ours, with train=everything: a new vocabulary, as a sentencepiece model, or a text file with one label a line."""
+    train: Literal["adapter", "everything"] = "adapter"
+    """Ours: a new adapter over the frozen base, or every weight of the base."""
+    base_dropout: bool = True
+    """Ours: whether the frozen base's own dropout acts while an adapter is trained."""
+    vocabulary_check: Literal["refuse", "drop", "keep"] = "refuse"
+    """Ours: what to do with transcripts that the model cannot write."""
+    log_prediction: bool = False
+    """Print a reference and its hypothesis now and then."""
+    adapter: AdapterSettings = section(AdapterSettings)
+    spec_augment: SpecAugmentSettings | None = section(SpecAugmentSettings)
+    train_ds: DatasetSettings = section(DatasetSettings)
+    validation_ds: DatasetSettings = field(default_factory=lambda: DatasetSettings(shuffle=False))
+    test_ds: DatasetSettings = field(default_factory=lambda: DatasetSettings(shuffle=False))
+    optim: OptimSettings = section(OptimSettings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything that a run can be told."""
+
+    name: str = "ASR-Adapter"
+    """Of the experiment: `exp_manager.name` unless that is given."""
+    model: ModelSettings = section(ModelSettings)
+    trainer: TrainerSettings = section(TrainerSettings)
+    exp_manager: ExperimentSettings = section(ExperimentSettings)
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Ours: the frozen base's arithmetic; `trainer.precision` governs what is trained."""
+    seed: int = bounded(0, at_least=0)
+    """Ours: of the initial weights, the order of the data, dropout and augmentation."""
+    delete_ckpt_after_train: bool = False
+    """Remove the files that only a resumed run needs, once the training is complete."""

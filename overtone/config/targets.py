@@ -1,0 +1,63 @@
+"""What `_target_` strings mean. They are looked up here and never imported."""
+
+from __future__ import annotations
+
+_ADAPTERS = "nemo.collections.common.parts.adapter_modules"
+_ATTENTION = "nemo.collections.asr.parts.submodules.adapters.multi_head_attention_adapter_module"
+_ATTENTION_SHORT = "nemo.collections.asr.parts.submodules.adapters"
+_STRATEGIES = "nemo.core.classes.mixins.adapter_mixin_strategies"
+
+LINEAR_TARGETS = (f"{_ADAPTERS}.LinearAdapter", "overtone.LinearAdapter")
+RELATIVE_ATTENTION_TARGETS = (
+    f"{_ATTENTION}.RelPositionMultiHeadAttentionAdapter",
+    f"{_ATTENTION_SHORT}.RelPositionMultiHeadAttentionAdapter",
+)
+ABSOLUTE_ATTENTION_TARGETS = (
+    f"{_ATTENTION}.MultiHeadAttentionAdapter",
+    f"{_ATTENTION_SHORT}.MultiHeadAttentionAdapter",
+)
+OWN_ATTENTION_TARGET = "overtone.TinyAttentionAdapter"
+TINY_ATTENTION_TARGETS = (
+    *RELATIVE_ATTENTION_TARGETS,
+    *ABSOLUTE_ATTENTION_TARGETS,
+    OWN_ATTENTION_TARGET,
+)
+LORA_TARGETS = ("overtone.LoraAdapter",)
+STRATEGY_TARGETS = (
+    f"{_STRATEGIES}.ResidualAddAdapterStrategy",
+    f"{_ATTENTION}.MHAResidualAddAdapterStrategy",
+    f"{_ATTENTION_SHORT}.MHAResidualAddAdapterStrategy",
+    "overtone.ResidualAdd",
+)
+SPEC_AUGMENT_TARGETS = (
+    "nemo.collections.asr.modules.SpectrogramAugmentation",
+    "nemo.collections.asr.modules.audio_preprocessing.SpectrogramAugmentation",
+    "overtone.SpecAugment",
+)
+DDP_TARGETS = (
+    "lightning.pytorch.strategies.DDPStrategy",
+    "lightning.pytorch.strategies.ddp.DDPStrategy",
+    "pytorch_lightning.strategies.DDPStrategy",
+    "pytorch_lightning.strategies.ddp.DDPStrategy",
+)
+
+KINDS_BY_TARGET: dict[str, str] = {
+    **dict.fromkeys(LINEAR_TARGETS, "linear"),
+    **dict.fromkeys(TINY_ATTENTION_TARGETS, "tiny_attn"),
+    **dict.fromkeys(LORA_TARGETS, "lora"),
+}
+"""`_target_` of an adapter's section -> name of the kind."""
+
+
+def attention_position(target: str) -> str:
+    """Which positions an attention adapter uses: `rel_pos`, `abs_pos`, or `auto`, which follows the model."""
+    if target in RELATIVE_ATTENTION_TARGETS:
+        return "rel_pos"
+    return "abs_pos" if target in ABSOLUTE_ATTENTION_TARGETS else "auto"
+
+
+def attention_target(position: str) -> str:
+    """The `_target_` of an attention adapter with these positions; the inverse of `attention_position`."""
+    if position == "rel_pos":
+        return RELATIVE_ATTENTION_TARGETS[0]
+    return ABSOLUTE_ATTENTION_TARGETS[0] if position == "abs_pos" else OWN_ATTENTION_TARGET

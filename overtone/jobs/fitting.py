@@ -1,0 +1,253 @@
+"""The fit itself: Lightning's Trainer around the steps, the best and the last weights kept."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from overtone.augment import SpecAugment
+from overtone.config import Settings, SpecAugmentSettings
+from overtone.data import Place, StepSampler, make_loader
+from overtone.errors import CheckpointError, ConfigError
+from overtone.jobs.experiment import LOG_FILE, create_folder, make_loggers, process_rank, writing
+from overtone.jobs.keeping import Keeper, remove
+from overtone.jobs.progress import LiveLine, Pace, Reporter
+from overtone.jobs.result import TrainingResult
+from overtone.jobs.run import Run
+from overtone.jobs.steps import Steps
+from overtone.jobs.telling import introduce, make_card, result_of
+from overtone.jobs.train_data import validation_loader, worker_count
+from overtone.jobs.trainer_options import trainer_options
+from overtone.jobs.watching import Watch
+from overtone.schedules import Schedule, make_schedule
+
+
+def fit(run: Run) -> TrainingResult:
+    """Train to the end, validate there in any case, and leave the best weights in the model."""
+    settings, folder = run.settings, run.folder
+    leads = process_rank() == 0
+    with writing(folder.path), quiet():
+        state = read_state(run)
+        steps = make_steps(run)
+        watch = make_watch(run, steps)
+        trainer = make_trainer(run, watch)
+        if leads:  # from here on files are written
+            create_folder(folder, settings, resuming=state is not None)
+            run.reporter.log_file = folder.path / LOG_FILE
+        introduce(run, watch.keeper.notes)
+        if state is not None:
+            watch.resume(state)
+        held = held_out(run)
+        with watch.line, watch.stopping_cleanly(), interruption_kept(watch, leads=leads):
+            if state is None and held and settings.model.init is None:
+                watch.wer_before = score_base(trainer, steps, held, run.reporter)
+            trainer.fit(
+                steps,
+                train_dataloaders=training_loader(run, state),
+                val_dataloaders=held or None,
+                ckpt_path=run.resumption,
+                weights_only=True,
+            )
+            if held and watch.validated_step != trainer.global_step:
+                trainer.validate(steps, dataloaders=held, verbose=False)
+        if leads:
+            if not held:
+                watch.keeper.keep_unscored(trainer.global_step)
+            watch.keeper.finish()
+            if settings.delete_ckpt_after_train:
+                remove(folder.resume_file)
+    return result_of(run, watch, trainer.global_step)
+
+
+# Parts
+
+
+def make_trainer(run: Run, watch: Watch) -> Any:
+    from lightning.pytorch import Trainer
+
+    settings = run.settings
+    try:
+        return Trainer(
+            **trainer_options(settings, run.machine, run.length),
+            default_root_dir=run.folder.path,
+            logger=make_loggers(settings.exp_manager, run.folder) or False,
+            callbacks=[watch, *early_stopping(settings)],
+        )
+    except (ValueError, RuntimeError, TypeError) as error:  # what Lightning raises for options that do not fit
+        raise ConfigError(f"trainer: {error}") from error
+
+
+def make_steps(run: Run) -> Steps:
+    settings = run.settings
+    return Steps(
+        run.model,
+        adapter=run.adapter,
+        optim=settings.model.optim,
+        schedule=make_rates(run),
+        augment=make_augmentation(settings.model.spec_augment),
+        compute_dtype=settings.compute_dtype,
+        seed=settings.seed,
+        validation_sets=len(run.validation),
+        tell_prediction=run.reporter.say if settings.model.log_prediction else None,
+        tell_every=settings.trainer.log_every_n_steps,
+    )
+
+
+def make_rates(run: Run) -> Schedule:
+    """The learning rate over the steps; without a schedule it is constant."""
+    optim = run.settings.model.optim
+    sched = optim.sched
+    if sched is None:
+        return make_schedule("constant", learning_rate=optim.lr, max_steps=run.length.steps)
+    options = ("constant_steps", "constant_ratio", "hold_steps", "hold_ratio", "decay_rate", "power", "d_model")
+    given = {name: getattr(sched, name) for name in options}
+    if sched.name == "NoamAnnealing" and sched.d_model is None:
+        given["d_model"] = run.model.setting("encoder", "width")
+    return make_schedule(
+        sched.name,
+        learning_rate=optim.lr,
+        max_steps=sched.max_steps if sched.max_steps and sched.max_steps > 0 else run.length.steps,
+        warmup_steps=sched.warmup_steps,
+        warmup_ratio=sched.warmup_ratio,
+        min_lr=min(sched.min_lr, optim.lr),
+        options=given,
+    )
+
+
+def make_augmentation(settings: SpecAugmentSettings | None) -> SpecAugment | None:
+    if settings is None or settings.freq_masks + settings.time_masks == 0:
+        return None
+    return SpecAugment(
+        freq_masks=settings.freq_masks,
+        time_masks=settings.time_masks,
+        freq_width=settings.freq_width,
+        time_width=settings.time_width,
+        mask_value=settings.mask_value,
+    )
+
+
+def make_watch(run: Run, steps: Steps) -> Watch:
+    """The callback that keeps and shows."""
+    settings = run.settings.exp_manager
+    watch = Watch(
+        steps=steps,
+        plan=run.training.plan,
+        resume_file=run.folder.resume_file if settings.create_checkpoint_callback else None,
+        every=settings.checkpoint_callback_params.every_n_train_steps,
+        pace=Pace(total_steps=run.length.steps),
+        line=LiveLine(
+            run.reporter,
+            every=run.settings.trainer.log_every_n_steps,
+            enabled=run.settings.trainer.enable_progress_bar,
+        ),
+        reporter=run.reporter,
+        identity=run.identity(),
+    )
+    watch.keeper = Keeper(
+        model=run.model,
+        adapter=run.adapter,
+        folder=run.folder,
+        settings=settings.checkpoint_callback_params,
+        card=lambda step, metrics: make_card(run, step, metrics, watch.wer_before),
+        keep_top=settings.create_checkpoint_callback,
+        adapters_file=run.settings.model.adapter.adapter_state_dict_name if run.adapter else None,
+    )
+    return watch
+
+
+def early_stopping(settings: Settings) -> list[Any]:
+    chosen = settings.exp_manager
+    if not chosen.create_early_stopping_callback:
+        return []
+    from lightning.pytorch.callbacks import EarlyStopping
+
+    options = {**vars(chosen.early_stopping_callback_params), "verbose": False, "check_on_train_epoch_end": False}
+    return [EarlyStopping(**options)]
+
+
+def training_loader(run: Run, state: Mapping[str, Any] | None) -> Any:
+    """This process's batches of the whole run, from where it stands."""
+    chosen = run.settings.model.train_ds
+    sampler = StepSampler(
+        run.training.plan,
+        total=run.length.batches,
+        start=int(state["batches"]) if state is not None else 0,
+        near=Place(*state["place"]) if state is not None else Place(),
+        rank=process_rank(run.machine.devices_each),
+        processes=run.machine.processes,
+    )
+    return make_loader(run.training.dataset, sampler, workers=worker_count(chosen), pin_memory=chosen.pin_memory)
+
+
+def held_out(run: Run) -> list[Any]:
+    chosen, rank = run.settings.model.validation_ds, process_rank(run.machine.devices_each)
+    return [validation_loader(held, chosen, rank=rank, processes=run.machine.processes) for held in run.validation]
+
+
+def score_base(trainer: Any, steps: Steps, held: list[Any], reporter: Reporter) -> float:
+    """Word error rate of the base on the first validation set."""
+    steps.base_alone = True
+    trainer.validate(steps, dataloaders=held, verbose=False)
+    steps.base_alone = False
+    wer = steps.scores[0].words.rate
+    reporter.say(f"step 0: WER {wer:.2%}  (the base)")
+    return wer
+
+
+def read_state(run: Run) -> dict[str, Any] | None:
+    """What the checkpoint of a resumed run says. Raises CheckpointError where it belongs to another run."""
+    if run.resumption is None:
+        return None
+    try:
+        content = torch.load(run.resumption, map_location="cpu", weights_only=True)
+        state: dict[str, Any] = content["overtone"]
+    except Exception as error:  # torch raises whatever the damage leads to
+        raise CheckpointError(f"{run.resumption} is no checkpoint of a training, or damaged: {error}") from error
+    before, now = state["identity"], run.identity()
+    changed = [key for key in now if before.get(key) != now[key]]
+    if changed:
+        lines = "; ".join(f"{key} was {before.get(key)}, now {now[key]}" for key in changed)
+        raise CheckpointError(
+            f"{run.resumption} belongs to another run: {lines}. Give the same settings, or begin a new run."
+        )
+    return state
+
+
+@contextmanager
+def interruption_kept(watch: Watch, *, leads: bool) -> Iterator[None]:
+    """After Ctrl-C the last adapter is written; Lightning's exit becomes a KeyboardInterrupt again."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as error:
+        if isinstance(error, SystemExit) and not watch.interrupted:
+            raise
+        keeper = watch.keeper
+        if leads:
+            keeper.write(keeper.last_path, watch.pace.step, {})
+        watch.reporter.say(
+            f"Interrupted at step {watch.pace.step}. Written: {keeper.last_path}"
+            + (f"; go on with exp_manager.resume_from_checkpoint={watch.resume_file}" if watch.has_checkpoint else "")
+        )
+        raise KeyboardInterrupt from None
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Leave out Lightning's advice, which is about choices that are made here."""
+    names = ("lightning.pytorch", "lightning.fabric")
+    levels = {name: logging.getLogger(name).level for name in names}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"lightning\..*")
+        warnings.filterwarnings("ignore", message=r".*lightning.*|.*`Trainer|.*lr_scheduler\.step\(\).*")
+        for name in names:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)

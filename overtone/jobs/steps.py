@@ -1,0 +1,258 @@
+"""What happens in one step, told to Lightning: a thin wrapper around a model, of which it owns nothing.
+
+Legend: B batch, S samples, F mel bins, T mel frames, T' encoder frames, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from overtone.augment import SpecAugment
+from overtone.config import OptimSettings
+from overtone.data import Batch, step_seed
+from overtone.decoding.ctc import greedy
+from overtone.errors import DataError, OvertoneError
+from overtone.model import AsrModel
+from overtone.nets.ctc import Reduction, ctc_loss
+from overtone.schedules import Schedule
+from overtone.wer import ErrorCounts, character_errors, word_errors
+
+OPTIMISERS: dict[str, type[torch.optim.Optimizer]] = {
+    "adamw": torch.optim.AdamW,
+    "adam": torch.optim.Adam,
+    "nadam": torch.optim.NAdam,
+    "radam": torch.optim.RAdam,
+    "adamax": torch.optim.Adamax,
+    "adagrad": torch.optim.Adagrad,
+    "rmsprop": torch.optim.RMSprop,
+    "sgd": torch.optim.SGD,
+}
+MOMENTUM_OPTIMISERS = ("sgd", "rmsprop")
+
+
+@dataclass(kw_only=True)
+class Score:
+    """Errors and loss of one validation set."""
+
+    words: ErrorCounts = field(default_factory=ErrorCounts)
+    characters: ErrorCounts = field(default_factory=ErrorCounts)
+    loss: float = 0.0
+    """Sum over utterances."""
+    utterances: int = 0
+
+    def metrics(self) -> dict[str, float]:
+        """`wer`, `cer` and the mean `loss`."""
+        mean = self.loss / self.utterances if self.utterances else math.nan
+        return {"wer": self.words.rate, "cer": self.characters.rate, "loss": mean}
+
+    def tensor(self) -> Tensor:
+        """All counts [10] float64, to be summed over processes."""
+        counts = [
+            count
+            for errors in (self.words, self.characters)
+            for count in (errors.substitutions, errors.deletions, errors.insertions, errors.hits)
+        ]
+        return torch.tensor([*counts, self.loss, self.utterances], dtype=torch.float64)
+
+    @classmethod
+    def from_tensor(cls, values: Tensor) -> Score:
+        *counts, loss, utterances = values.tolist()
+        names = ("substitutions", "deletions", "insertions", "hits")
+        words, characters = (
+            ErrorCounts(**{name: int(count) for name, count in zip(names, part, strict=True)})
+            for part in (counts[:4], counts[4:])
+        )
+        return cls(words=words, characters=characters, loss=loss, utterances=int(utterances))
+
+
+class Steps(LightningModule):
+    """Training and validation steps of one adapter, or of the whole base where `adapter` is None."""
+
+    def __init__(
+        self,
+        model: AsrModel,
+        *,
+        adapter: str | None,
+        optim: OptimSettings,
+        schedule: Schedule,
+        augment: SpecAugment | None,
+        compute_dtype: str,
+        seed: int,
+        validation_sets: int,
+        tell_prediction: Callable[[str], None] | None = None,
+        tell_every: int = 10,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.adapter = adapter
+        self.optim = optim
+        self.schedule = schedule
+        self.augment = augment
+        self.wanted_dtype = compute_dtype
+        self.prepared_on: torch.device | None = None
+        self.seed = seed
+        self.base_alone = False
+        """Whether validation scores the base instead of the adapter."""
+        self.scores = [Score() for _ in range(validation_sets)]
+        self.tell_prediction = tell_prediction
+        """Where a reference and its hypothesis are told now and then; None tells none."""
+        self.tell_every = tell_every
+        """Steps between two of them."""
+        self.batches_done = 0
+        """Batches of the run so far, those before a resumption included; a checkpoint holds it."""
+        self.last_loss = math.nan
+        self.strict_loading = False
+
+    # Training
+
+    def training_step(self, batch: Batch | DataError, batch_idx: int) -> Tensor:
+        """The loss of one batch, a scalar; all randomness depends on seed and batch number alone."""
+        batch = usable(batch)
+        torch.manual_seed(step_seed(self.seed, batch_idx, self.global_rank))
+        log_probs, lengths, auxiliary = self.recognise(batch)
+        loss = self.loss(log_probs, lengths, batch) + auxiliary.to(log_probs.device)
+        self.last_loss = float(loss.detach())
+        if not math.isfinite(self.last_loss) and self.trainer.precision != "16-mixed":
+            raise OvertoneError(
+                f"The loss is {self.last_loss} in batch {batch_idx} ({batch.ids[0]}, …); training cannot go on. "
+                "Lower model.optim.lr, or set trainer.gradient_clip_val=1.0."
+            )
+        self.tell(batch, log_probs, lengths)
+        self.log("train_loss", loss.detach(), batch_size=len(batch.texts))
+        self.log("learning_rate", self.learning_rate, batch_size=1)
+        return loss
+
+    def tell(self, batch: Batch, log_probs: Tensor, lengths: Tensor) -> None:
+        """The first transcript of the batch and what the model makes of it, as often as the log is written."""
+        if self.tell_prediction is None or (self.global_step + 1) % self.tell_every:
+            return
+        found = greedy(log_probs[:1], lengths[:1], self.model.tokenizer, seconds_per_frame=1.0)[0]
+        self.tell_prediction(f"reference: {batch.texts[0]}\nhypothesis: {found.text}")
+
+    def recognise(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """log_probs [B, T', V+1], lengths [B], and the adapters' auxiliary loss."""
+        with torch.autocast(self.device.type, enabled=False):
+            mel, lengths = self.model.preprocessor(batch.waveforms, batch.lengths)  # [B, F, T]
+        if self.augment is not None:
+            mel = self.augment(mel, lengths)
+        with self.model.adapters.use(None if self.base_alone else self.adapter) as selection:
+            log_probs, lengths = self.model.recognise(mel, lengths)
+        return log_probs, lengths, selection.auxiliary_loss()
+
+    def loss(self, log_probs: Tensor, lengths: Tensor, batch: Batch) -> Tensor:
+        reduction = cast(Reduction, self.model.ctc_reduction)
+        return ctc_loss(log_probs.float(), lengths, batch.targets, batch.target_lengths, reduction=reduction)
+
+    @property
+    def learning_rate(self) -> float:
+        return float(self.trainer.optimizers[0].param_groups[0]["lr"])
+
+    def configure_optimizers(self) -> Any:
+        optimiser = make_optimiser(self.optim, [p for p in self.model.parameters() if p.requires_grad])
+        peak = self.optim.lr or 1.0
+        curve = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: self.schedule(step) / peak)
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": curve, "interval": "step"}}
+
+    # Validation
+
+    def on_validation_epoch_start(self) -> None:
+        self.scores = [Score() for _ in self.scores]
+
+    def validation_step(self, batch: Batch | DataError, batch_idx: int, dataloader_idx: int = 0) -> None:
+        batch = usable(batch)
+        log_probs, lengths, _ = self.recognise(batch)
+        score = self.scores[dataloader_idx]
+        score.loss += float(ctc_loss(log_probs.float(), lengths, batch.targets, batch.target_lengths, reduction="sum"))
+        score.utterances += len(batch.texts)
+        tokenizer, seconds = self.model.tokenizer, self.model.seconds_per_frame
+        for text, found in zip(
+            batch.texts, greedy(log_probs, lengths, tokenizer, seconds_per_frame=seconds), strict=True
+        ):
+            score.words += word_errors(text, found.text)
+            score.characters += character_errors(text, found.text)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs `val_wer`, `val_cer`, `val_loss` of the first set, and of the others with their number."""
+        self.scores = [self.summed(score) for score in self.scores]
+        for number, score in enumerate(self.scores):
+            suffix = "" if number == 0 else f"_{number}"
+            if not self.base_alone:
+                for name, value in score.metrics().items():
+                    self.log(f"val_{name}{suffix}", value, batch_size=1)
+
+    def summed(self, score: Score) -> Score:
+        """The score over all processes."""
+        if self.trainer.world_size == 1:
+            return score
+        reduced = self.trainer.strategy.reduce(score.tensor().to(self.device), reduce_op="sum")
+        return Score.from_tensor(cast(Tensor, reduced).cpu())
+
+    # Device and state
+
+    def on_fit_start(self) -> None:
+        self.prepare()
+
+    def on_validation_start(self) -> None:
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Give the base its arithmetic, once it lies on its device."""
+        if self.adapter is not None and self.prepared_on != self.device:
+            self.model.set_compute_dtype(self.wanted_dtype)
+            self.prepared_on = self.device
+
+    def kept_names(self) -> set[str]:
+        """What a checkpoint holds: the adapter's parameters, or the whole base with its statistics."""
+        if self.adapter is None:
+            return {name for name in self.state_dict() if not name.startswith("model.adapters.")}
+        return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        kept = self.kept_names()
+        checkpoint["state_dict"] = {name: x for name, x in checkpoint["state_dict"].items() if name in kept}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if set(checkpoint["state_dict"]) != self.kept_names():
+            raise OvertoneError("The checkpoint holds other parameters than this run trains; begin a new run.")
+
+
+def usable(batch: Batch | DataError) -> Batch:
+    """The batch, or the error that came in its place, raised where the user sees it."""
+    if isinstance(batch, DataError):
+        raise batch
+    return batch
+
+
+def make_optimiser(settings: OptimSettings, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimiser of torch.optim by its NeMo name."""
+    options: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay}
+    if settings.name in MOMENTUM_OPTIMISERS:
+        options["momentum"] = settings.momentum or 0.0
+        if settings.name == "sgd":
+            options["nesterov"] = bool(settings.nesterov)
+    elif settings.name != "adagrad":
+        options["betas"] = tuple(settings.betas)
+    if settings.eps is not None and settings.name != "sgd":
+        options["eps"] = settings.eps
+    return OPTIMISERS[settings.name](parameters, **options)
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Leave torch's global generators as they were: every step seeds them."""
+    state = torch.get_rng_state()
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+        if devices is not None:
+            torch.cuda.set_rng_state_all(devices)

@@ -1,0 +1,202 @@
+"""From manifests to what a training reads: utterances chosen, transcripts checked and encoded, batches planned."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from overtone.config import DatasetSettings, Settings, manifest_paths
+from overtone.data import (
+    CACHE_BYTES,
+    BatchPlan,
+    Kept,
+    SpeechDataset,
+    keep_durations,
+    make_loader,
+    refuse_unusable,
+    unusable_transcripts,
+)
+from overtone.errors import ConfigError, DataError
+from overtone.jobs.progress import Reporter
+from overtone.jobs.vocabulary import apply_policy, check_vocabulary
+from overtone.manifest import Utterance, manifest_digest, read_manifest
+from overtone.model import AsrModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeechSet:
+    """One set of utterances, ready to be read."""
+
+    name: str
+    """Its manifests."""
+    dataset: SpeechDataset
+    plan: BatchPlan
+    digest: str
+    """SHA-256 of what the manifests say."""
+
+    @property
+    def hours(self) -> float:
+        return sum(self.plan.durations) / 3600
+
+    def described(self) -> dict[str, Any]:
+        """For the card."""
+        return {
+            "manifest": self.name,
+            "digest": self.digest,
+            "utterances": len(self.dataset),
+            "hours": round(self.hours, 4),
+        }
+
+
+def read_training_set(model: AsrModel, settings: Settings, reporter: Reporter) -> SpeechSet:
+    """The training utterances that the model can learn from.
+
+    Raises DataError for manifests that cannot be used, and for transcripts that the model cannot write unless told
+    to drop or keep them.
+    """
+    chosen = settings.model.train_ds
+    check_rate(model, chosen, "train_ds")
+    utterances = kept_utterances(model, chosen, "train_ds", reporter)
+    report = check_vocabulary(model.tokenizer, utterances)
+    policy = settings.model.vocabulary_check
+    utterances = apply_policy(report, utterances, policy)
+    if report is not None:
+        reporter.say(f"{report.message}\nvocabulary_check={policy}: {_consequence(policy, report.utterances)}")
+    tokens = [model.tokenizer.encode(utterance.text or "") for utterance in utterances]
+    problems = unusable_transcripts(utterances, tokens, seconds_per_frame=model.seconds_per_frame)
+    if problems and chosen.unusable == "drop":
+        reporter.say(f"Left out {len(problems)} utterances that are empty or longer than their frames allow.")
+        usable = [index for index in range(len(utterances)) if index not in problems]
+        utterances, tokens = [utterances[index] for index in usable], [tokens[index] for index in usable]
+    else:
+        refuse_unusable(utterances, problems, key="model.train_ds.unusable")
+    if not utterances:
+        raise DataError("No utterance is left to train on; see what was left out above.")
+    return speech_set(model, chosen, utterances, tokens, settings.seed, limit=settings.trainer.limit_train_batches)
+
+
+def read_validation_sets(model: AsrModel, settings: Settings, reporter: Reporter) -> list[SpeechSet]:
+    """One set for each validation manifest; transcripts that the model cannot write are told and kept."""
+    chosen = settings.model.validation_ds
+    sets = []
+    for path in manifest_paths(chosen):
+        check_rate(model, chosen, "validation_ds")
+        utterances = kept_utterances(model, chosen, "validation_ds", reporter, paths=(path,))
+        report = check_vocabulary(model.tokenizer, utterances)
+        if report is not None:
+            reporter.say(f"Validation set: {report.message}")
+        tokens = [model.tokenizer.encode(utterance.text or "") for utterance in utterances]
+        sets.append(speech_set(model, chosen, utterances, tokens, settings.seed, shuffle=False))
+    return sets
+
+
+def kept_utterances(
+    model: AsrModel, chosen: DatasetSettings, key: str, reporter: Reporter, *, paths: Sequence[str] | None = None
+) -> list[Utterance]:
+    """The utterances of a set that are neither too short nor too long."""
+    utterances = []
+    for path in paths if paths is not None else manifest_paths(chosen):
+        for utterance in read_manifest(Path(path).expanduser(), need_text=False):
+            if utterance.text is None:
+                raise DataError(f"{path}:{utterance.line}: the key 'text' is missing. Write the transcript there.")
+            utterances.append(utterance)
+    utterances = utterances[: chosen.max_utts or None]
+    kept = keep_durations(
+        utterances,
+        minimum=_limit(model, chosen.min_duration, key, "min_duration"),
+        maximum=_limit(model, chosen.max_duration, key, "max_duration"),
+    )
+    _tell_left_out(kept, key, reporter)
+    if not kept.utterances:
+        raise DataError(
+            f"model.{key}: no utterance is between min_duration and max_duration "
+            f"({kept.too_short} are shorter, {kept.too_long} longer). Change these limits."
+        )
+    return list(kept.utterances)
+
+
+def speech_set(
+    model: AsrModel,
+    chosen: DatasetSettings,
+    utterances: Sequence[Utterance],
+    tokens: Sequence[Sequence[int]],
+    seed: int,
+    *,
+    shuffle: bool | None = None,
+    limit: int | float = 1.0,
+) -> SpeechSet:
+    manifests = dict.fromkeys(str(utterance.manifest) for utterance in utterances)
+    return SpeechSet(
+        name=", ".join(manifests),
+        dataset=SpeechDataset(utterances, tokens, sample_rate=model.sample_rate, cache_bytes=CACHE_BYTES),
+        plan=BatchPlan(
+            durations=tuple(utterance.duration for utterance in utterances),
+            batch_size=chosen.batch_size,
+            batch_duration=chosen.batch_duration,
+            buckets=chosen.num_buckets,
+            shuffle=chosen.shuffle if shuffle is None else shuffle,
+            drop_last=chosen.drop_last,
+            limit=limit,
+            seed=seed,
+        ),
+        digest=manifest_digest(utterances),
+    )
+
+
+def validation_loader(held: SpeechSet, chosen: DatasetSettings, *, rank: int, processes: int) -> Any:
+    """This process's share of a set, long utterances first: little padding, and memory runs out at once or never.
+
+    All processes have equally many batches. Raises ConfigError for fewer utterances than processes.
+    """
+    durations, size = held.plan.durations, chosen.batch_size or 16
+    if len(durations) < processes:
+        raise ConfigError(f"{held.name}: {len(durations)} utterances cannot be dealt out to {processes} processes.")
+    order = sorted(range(len(durations)), key=lambda index: -durations[index])
+    count = math.ceil(math.ceil(len(order) / size) / processes) * processes
+    bounds = [number * len(order) // min(count, len(order)) for number in range(min(count, len(order)) + 1)]
+    batches = [order[first:end] for first, end in pairwise(bounds)]
+    return make_loader(
+        held.dataset, batches[rank::processes], workers=worker_count(chosen), pin_memory=chosen.pin_memory
+    )
+
+
+def worker_count(chosen: DatasetSettings) -> int:
+    """Processes that read audio: what is asked for, and at most one for each processor."""
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(chosen.num_workers, processors)
+
+
+def check_rate(model: AsrModel, chosen: DatasetSettings, key: str) -> None:
+    if chosen.sample_rate is not None and chosen.sample_rate != model.sample_rate:
+        raise ConfigError(
+            f"model.{key}.sample_rate: {chosen.sample_rate} Hz is not the model's, {model.sample_rate} Hz. "
+            "Leave it out; files of any rate are resampled."
+        )
+
+
+def _limit(model: AsrModel, given: float | None, key: str, name: str) -> float | None:
+    """The limit given, else the one that the checkpoint was trained with."""
+    if given is not None:
+        return given
+    own = model.config.get(key)
+    value = own.get(name) if isinstance(own, dict) else None
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _tell_left_out(kept: Kept, key: str, reporter: Reporter) -> None:
+    if kept.too_short or kept.too_long:
+        reporter.say(
+            f"model.{key}: left out {kept.too_short} utterances shorter than min_duration and {kept.too_long} longer "
+            f"than max_duration, {kept.left_out_hours:.2f} h in all."
+        )
+
+
+def _consequence(policy: str, utterances: Sequence[int]) -> str:
+    if policy == "drop":
+        return f"these {len(utterances)} utterances are left out."
+    return "they are trained on as far as the model can write them."

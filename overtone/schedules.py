@@ -1,0 +1,250 @@
+"""Learning rates over the steps, as NeMo computes them (nemo/core/optim/lr_scheduler.py).
+
+A schedule is made by `make_schedule(name, …)` and is a plain function from the number of finished steps to the
+learning rate of the next one. Steps count from zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any
+
+from overtone.errors import ConfigError, did_you_mean
+
+Schedule = Callable[[int], float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """What all schedules share."""
+
+    peak: float
+    """The optimiser's learning rate."""
+    max_steps: int
+    """Steps of the whole training."""
+    warmup: int
+    """Steps of rising rate."""
+    min_lr: float
+    """The rate never falls below it."""
+
+    def warmup_rate(self, step: int) -> float:
+        return self.peak * (step + 1) / (self.warmup + 1)
+
+    def is_warming(self, step: int) -> bool:
+        return self.warmup > 0 and step <= self.warmup
+
+    def after_warmup(self, step: int, value: Schedule) -> float:
+        """Linear rise, then `value(step)`, then the smallest rate once the course is over."""
+        if self.is_warming(step):
+            return self.warmup_rate(step)
+        return self.min_lr if step > self.max_steps else value(step)
+
+
+def constant(course: Course) -> Schedule:
+    """A linear rise to the peak, which then holds."""
+    return lambda step: course.after_warmup(step, lambda _: course.peak)
+
+
+def cosine(course: Course, *, constant_steps: int | None = None, constant_ratio: float | None = None) -> Schedule:
+    """Half a cosine down to `min_lr`, on which it stays for the last `constant_steps`."""
+    tail = _steps(constant_steps, constant_ratio, course.max_steps, "constant")
+    if tail > 0:
+        return lambda step: _cosine_with_tail(course, course.max_steps - course.warmup - tail, step)
+
+    def annealed(step: int) -> float:
+        share = _share(step - course.warmup, course.max_steps - course.warmup)
+        return (course.peak - course.min_lr) * 0.5 * (1 + math.cos(math.pi * share)) + course.min_lr
+
+    return lambda step: course.after_warmup(step, annealed)
+
+
+def _cosine_with_tail(course: Course, decay: int, step: int) -> float:
+    """The variant with a constant end also rises from zero."""
+    if course.is_warming(step):
+        return course.peak * step / course.warmup
+    if step > course.warmup + decay:
+        return course.min_lr
+    share = _share(step - course.warmup, decay)
+    return course.min_lr + 0.5 * (math.cos(math.pi * share) + 1) * (course.peak - course.min_lr)
+
+
+def noam(course: Course, *, d_model: int | None = None) -> Schedule:
+    """Vaswani et al. 2017: the rate is a factor, scaled by the model's width and the root of the step."""
+    if d_model is None:
+        raise ConfigError("model.optim.sched.d_model: has to be given with NoamAnnealing: the model's width.")
+    scale = 1 / math.sqrt(d_model)
+
+    def rate(step: int) -> float:
+        step = max(1, step)
+        rising = step * math.pow(course.warmup, -1.5) if course.warmup > 0 else math.inf
+        value = course.peak * (scale * min(math.pow(step, -0.5), rising))
+        return max(value, course.min_lr) if step > course.warmup else value
+
+    return rate
+
+
+def noam_hold(
+    course: Course,
+    *,
+    hold_steps: int | None = None,
+    hold_ratio: float | None = None,
+    decay_rate: float = 0.5,
+) -> Schedule:
+    """Squeezeformer (Kim et al. 2022): rise, hold the peak, then fall with a power of the step."""
+    if course.warmup == 0:
+        raise ConfigError("model.optim.sched.warmup_steps: has to be at least 1 with NoamHoldAnnealing.")
+    hold = _steps(hold_steps, hold_ratio, course.max_steps, "hold")
+
+    def falling(step: int) -> float:
+        start = max(1.0, math.pow(course.warmup, decay_rate))
+        return max(course.peak * start / max(1.0, math.pow(step - hold, decay_rate)), course.min_lr)
+
+    return _held(course, hold, falling)
+
+
+def linear(course: Course) -> Schedule:
+    """Rise, then a straight line down to `min_lr`."""
+
+    def falling(step: int) -> float:
+        share = _share(step - course.warmup, course.max_steps - course.warmup)
+        return course.min_lr + (1 - share) * (course.peak - course.min_lr)
+
+    return lambda step: course.after_warmup(step, falling)
+
+
+def linear_after_hold(course: Course, *, hold_steps: int | None = None, hold_ratio: float | None = None) -> Schedule:
+    """Rise, hold the peak, then a straight line down to `min_lr` (Hägele et al. 2024 compare such courses)."""
+    hold = _steps(hold_steps, hold_ratio, course.max_steps, "hold")
+    start = course.warmup + hold if hold else 0
+
+    def falling(step: int) -> float:
+        return course.peak - (course.peak - course.min_lr) * _share(step - start, course.max_steps - start)
+
+    return _held(course, hold, falling)
+
+
+def square(course: Course) -> Schedule:
+    """Rise, then fall with the square of what is left."""
+
+    def falling(step: int) -> float:
+        left = 1 - _share(step - course.warmup, course.max_steps - course.warmup)
+        return max(course.peak * left**2, course.min_lr)
+
+    return lambda step: course.after_warmup(step, falling)
+
+
+def square_root(course: Course) -> Schedule:
+    """Rise, then fall with the root of what is left."""
+
+    def falling(step: int) -> float:
+        return max(course.peak * math.sqrt(1 - _share(step, course.max_steps)), course.min_lr)
+
+    return lambda step: course.after_warmup(step, falling)
+
+
+def inverse_square_root(course: Course) -> Schedule:
+    """Rise, then fall with the root of the step."""
+
+    def falling(step: int) -> float:
+        return course.peak / math.sqrt((step + 1) / (course.warmup + 1))
+
+    return lambda step: course.after_warmup(step, falling)
+
+
+def polynomial(course: Course, *, power: float = 1.0) -> Schedule:
+    """Rise, then fall with a power of what is left."""
+
+    def falling(step: int) -> float:
+        left = 1 - _share(step - course.warmup, course.max_steps - course.warmup)
+        return (course.peak - course.min_lr) * math.pow(left, power) + course.min_lr
+
+    return lambda step: course.after_warmup(step, falling)
+
+
+SCHEDULES: dict[str, Callable[..., Schedule]] = {
+    "CosineAnnealing": cosine,
+    "NoamAnnealing": noam,
+    "NoamHoldAnnealing": noam_hold,
+    "WarmupAnnealing": linear,
+    "WarmupPolicy": constant,
+    "WarmupHoldAnnealLinear": linear_after_hold,
+    "SquareAnnealing": square,
+    "SquareRootAnnealing": square_root,
+    "InverseSquareRootAnnealing": inverse_square_root,
+    "PolynomialDecayAnnealing": polynomial,
+    "constant": constant,
+}
+"""NeMo's names, and `constant`."""
+
+_MIN_LR: dict[str, float] = {"SquareAnnealing": 1e-5}
+"""Smallest rates where the settings give none; otherwise zero."""
+
+
+def make_schedule(
+    name: str,
+    *,
+    learning_rate: float,
+    max_steps: int,
+    warmup_steps: int | None = None,
+    warmup_ratio: float | None = None,
+    min_lr: float | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Schedule:
+    """The learning rate as a function of the finished steps.
+
+    `warmup_steps` wins over `warmup_ratio`, a share of `max_steps`. Options that are None count as not given.
+    Raises ConfigError for an unknown name, an option that the schedule does not take, and limits that contradict.
+    """
+    if name not in SCHEDULES:
+        raise ConfigError(
+            f"model.optim.sched.name: unknown schedule '{name}'.{did_you_mean(name, SCHEDULES)} "
+            f"Known are {', '.join(SCHEDULES)}."
+        )
+    given = {key: value for key, value in (options or {}).items() if value is not None}
+    taken = set(signature(SCHEDULES[name]).parameters) - {"course"}
+    for key in sorted(set(given) - taken):
+        raise ConfigError(
+            f"model.optim.sched.{key}: {name} does not take it.{did_you_mean(key, taken)} "
+            f"It takes {', '.join(sorted({'warmup_steps', 'warmup_ratio', 'min_lr'} | taken))}."
+        )
+    smallest = _MIN_LR.get(name, 0.0) if min_lr is None else min_lr
+    if learning_rate < smallest:
+        raise ConfigError(
+            f"model.optim.sched.min_lr: {smallest} is larger than the learning rate, {learning_rate}; lower it."
+        )
+    course = Course(
+        peak=learning_rate,
+        max_steps=max_steps,
+        warmup=_steps(warmup_steps, warmup_ratio, max_steps, "warmup"),
+        min_lr=smallest,
+    )
+    return SCHEDULES[name](course, **given)
+
+
+def _steps(steps: int | None, ratio: float | None, max_steps: int, name: str) -> int:
+    """A number of steps, given as such or as a share of all."""
+    count = steps if steps is not None else int(ratio * max_steps) if ratio is not None else 0
+    if count > max_steps and name != "warmup":
+        raise ConfigError(f"model.optim.sched.{name}_steps: {count} is more than the {max_steps} steps in all.")
+    return count
+
+
+def _share(done: int, whole: int) -> float:
+    """Part of a stretch of steps, from 0 to 1."""
+    return min(1.0, max(0.0, done / whole)) if whole > 0 else 1.0
+
+
+def _held(course: Course, hold: int, falling: Schedule) -> Schedule:
+    """Rise, hold the peak for so many steps, then `falling(step)`."""
+
+    def rate(step: int) -> float:
+        if course.is_warming(step):
+            return course.warmup_rate(step)
+        if hold and step < course.warmup + hold:
+            return course.peak
+        return course.min_lr if step > course.max_steps else falling(step)
+
+    return rate

@@ -1,0 +1,144 @@
+"""A run that was cut off goes on exactly where it stood, whatever the number of workers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from overtone.checkpoints.load import save_model
+from overtone.config import Settings
+from overtone.errors import CheckpointError
+from overtone.jobs.progress import Reporter
+from overtone.jobs.train import run_training
+from small_models import small_model
+from train_samples import environment, losses, script, settings_for
+
+QUIET = Reporter(quiet=True)
+OPTIONS = [
+    "trainer.max_steps=14",
+    "trainer.val_check_interval=5",
+    "exp_manager.checkpoint_callback_params.every_n_train_steps=3",
+    "model.adapter.linear.dropout=0.2",
+    "model.adapter.linear.adapter_strategy.stochastic_depth=0.3",
+    "model.spec_augment.time_masks=2",
+    "exp_manager.resume_if_exists=true",
+    "exp_manager.resume_ignore_no_checkpoint=true",
+]
+
+
+def killed(folder: Path, overrides: list[str], *, at_step: int) -> None:
+    """Begin a run in a process of its own and kill it once it has shown the step."""
+    process = subprocess.Popen(
+        script(folder, overrides),
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith(f"step {at_step}/"):
+            os.killpg(process.pid, signal.SIGKILL)
+            break
+    assert process.wait() == -signal.SIGKILL
+
+
+def trained(folder: Path, *overrides: str) -> Settings:
+    settings = settings_for(folder, *OPTIONS, *overrides)
+    run_training(settings, model=small_model(), reporter=QUIET)
+    return settings
+
+
+def same_adapters(first: Path, second: Path) -> bool:
+    a, b = (small_model().adapters.load(folder).tensors() for folder in (first, second))
+    return all(torch.equal(tensor, b[name]) for name, tensor in a.items())
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    trained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_killed_and_resumed(whole: Path, tmp_path: Path, workers: int) -> None:
+    """Losses, rates and scores of every step, the best adapter and the last: all as if nothing had happened."""
+    save_model(small_model(), tmp_path / "base")
+    overrides = [f"model.{name}.num_workers={workers}" for name in ("train_ds", "validation_ds")]
+    settings_for(tmp_path)
+    killed(tmp_path, [*OPTIONS, *overrides], at_step=8)
+    assert not (tmp_path / "run/checkpoints/ASR-Adapter.nemo").exists()
+    trained(tmp_path, *overrides)
+    assert losses(tmp_path / "run") == losses(whole / "run")
+    for name in ("mine-best", "mine-last"):
+        assert same_adapters(tmp_path / "run/checkpoints" / name, whole / "run/checkpoints" / name)
+    names = {path.name for path in (whole / "run/checkpoints").iterdir()}
+    assert {path.name for path in (tmp_path / "run/checkpoints").iterdir()} == names
+
+
+def test_a_complete_run_may_go_further(whole: Path, tmp_path: Path) -> None:
+    """A complete run has nothing left to do; with more steps it goes on from its end."""
+    trained(tmp_path, "trainer.max_steps=5", "model.optim.sched=null")
+    again = run_training(
+        settings_for(tmp_path, *OPTIONS, "trainer.max_steps=5", "model.optim.sched=null"),
+        model=small_model(),
+        reporter=QUIET,
+    )
+    assert again.steps == 5
+    more = run_training(
+        settings_for(tmp_path, *OPTIONS, "trainer.max_steps=7", "model.optim.sched=null"),
+        model=small_model(),
+        reporter=QUIET,
+    )
+    assert more.steps == 7
+    assert [step for step, _ in losses(tmp_path / "run")["train_loss"]] == list(range(7))
+
+
+def test_the_checkpoint_holds_the_adapter_alone(whole: Path) -> None:
+    content = torch.load(whole / "run/checkpoints/ASR-Adapter-last.ckpt", weights_only=True)
+    assert content["state_dict"]
+    assert all(".adapters." in name for name in content["state_dict"])
+    assert content["overtone"]["step"] == 14
+
+
+def test_another_run_is_not_resumed(whole: Path, tmp_path: Path) -> None:
+    override = f"exp_manager.resume_from_checkpoint={whole / 'run/checkpoints/ASR-Adapter-last.ckpt'}"
+    options = [option for option in OPTIONS if "resume" not in option]
+    with pytest.raises(CheckpointError, match=r"belongs to another run: batches was .*seed was 0, now 1"):
+        run_training(
+            settings_for(tmp_path, *options, override, "seed=1", "model.train_ds.batch_size=3"),
+            model=small_model(),
+            reporter=QUIET,
+        )
+
+
+def test_a_damaged_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "bad.ckpt").write_bytes(b"nothing")
+    with pytest.raises(CheckpointError, match=r"bad\.ckpt is no checkpoint of a training, or damaged"):
+        run_training(
+            settings_for(tmp_path, f"exp_manager.resume_from_checkpoint={tmp_path / 'bad.ckpt'}"),
+            model=small_model(),
+            reporter=QUIET,
+        )
+
+
+def test_every_weight_is_resumed(tmp_path: Path) -> None:
+    """The statistics of the batch norms go along."""
+    folders = [tmp_path / "whole", tmp_path / "parts"]
+    options = [*OPTIONS[:3], *OPTIONS[6:], "model.train=everything", "model.optim.sched=null"]
+    results = []
+    for folder, lengths in zip(folders, ((8,), (3, 8)), strict=True):
+        for steps in lengths:
+            settings = settings_for(folder, *options, f"trainer.max_steps={steps}", validation=False)
+            result = run_training(settings, model=small_model(), reporter=QUIET)
+        results.append(result)
+    assert losses(folders[0] / "run")["train_loss"] == losses(folders[1] / "run")["train_loss"]
+    first, second = ((result.last / "model.safetensors").read_bytes() for result in results)
+    assert first == second

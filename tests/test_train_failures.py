@@ -1,0 +1,194 @@
+"""How a training fails: one clear message, nothing lost, nothing overwritten."""
+
+from __future__ import annotations
+
+import errno
+import json
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from overtone.errors import AdapterError, ConfigError, DataError, OvertoneError
+from overtone.jobs.progress import Reporter
+from overtone.jobs.train import run_training
+from overtone.jobs.watching import Watch
+from overtone.model import AsrModel
+from small_models import add_trained, small_model
+from train_samples import settings_for, write_corpus
+
+QUIET = Reporter(quiet=True)
+
+
+@pytest.fixture
+def model() -> AsrModel:
+    return small_model()
+
+
+def fails(tmp_path: Path, model: AsrModel, *overrides: str, error: type[OvertoneError] = OvertoneError) -> str:
+    """The message of a training that must fail before it writes anything, and leave the model as it was."""
+    names = model.adapters.names
+    with pytest.raises(error) as caught:
+        run_training(settings_for(tmp_path, *overrides), model=model, reporter=QUIET)
+    assert model.adapters.names == names
+    assert not (tmp_path / "run").exists()
+    return str(caught.value)
+
+
+def test_an_existing_name_is_refused(tmp_path: Path, model: AsrModel) -> None:
+    add_trained(model, "mine")
+    assert "'mine' exists already" in fails(tmp_path, model, error=AdapterError)
+
+
+def test_wrong_widths_layers_and_modules_are_refused(tmp_path: Path, model: AsrModel) -> None:
+    width = fails(tmp_path, model, "model.adapter.linear.in_features=176", error=ConfigError)
+    assert "176 is not the width of the model's layers, 32" in width
+    assert "model.adapter.in_features: 5" in fails(tmp_path, model, "model.adapter.in_features=5", error=ConfigError)
+    assert "layers" in fails(tmp_path, model, "model.adapter.layers=[7]", error=AdapterError)
+    assert "joint" in fails(tmp_path, model, "model.adapter.adapter_module_name=joint", error=AdapterError)
+    dim = fails(tmp_path, model, "model.adapter.adapter_type=lora", "model.adapter.dim=4", error=ConfigError)
+    assert "model.adapter.dim" in dim
+
+
+def test_transcripts_that_cannot_be_written(tmp_path: Path, model: AsrModel) -> None:
+    settings_for(tmp_path)
+    manifest = write_corpus(tmp_path / "odd", text="Größe")
+    message = fails(tmp_path, model, f"model.train_ds.manifest_filepath={manifest}", error=DataError)
+    assert "'ö' (latin small letter o with diaeresis) × 12" in message
+    message = fails(
+        tmp_path, model, f"model.train_ds.manifest_filepath={manifest}", "model.vocabulary_check=drop", error=DataError
+    )
+    assert "No utterance is left" in message
+
+
+def test_transcripts_that_cannot_be_trained_on(tmp_path: Path, model: AsrModel) -> None:
+    settings_for(tmp_path)
+    manifest = write_corpus(tmp_path / "odd")
+    lines = [json.loads(line) for line in manifest.read_text().splitlines()]
+    lines[1]["text"], lines[2]["text"] = " ", "far too long for so short a recording as this one"
+    manifest.write_text("\n".join(map(json.dumps, lines)))
+    override = f"model.train_ds.manifest_filepath={manifest}"
+    message = fails(tmp_path, model, override, error=DataError)
+    assert "2 of 12 utterances cannot be trained on" in message
+    assert f"{manifest}:2: the transcript is empty" in message
+    result = run_training(
+        settings_for(tmp_path, override, "model.train_ds.unusable=drop", "trainer.max_steps=1"),
+        model=model,
+        reporter=QUIET,
+    )
+    assert result.card["data"]["utterances"] == 10
+
+
+def test_durations_are_limited_by_the_models_own_setting(tmp_path: Path) -> None:
+    model = small_model()
+    model.config = {"train_ds": {"max_duration": 1.21, "min_duration": None}}
+    nemo = ["model.adapter.adapter_state_dict_name=null", "exp_manager.create_checkpoint_callback=false"]
+    result = run_training(settings_for(tmp_path, "trainer.max_steps=1", *nemo), model=model, reporter=QUIET)
+    assert result.card["data"]["utterances"] == 7
+    assert "left out 0 utterances shorter than min_duration and 5 longer" in (tmp_path / "run/log.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trainer.accelerator=gpu", "there is no GPU"),
+        ("trainer.precision=64", "trainer.precision: '64' is not supported"),
+        ("model.train_ds.sample_rate=8000", "8000 Hz is not the model's"),
+        ("exp_manager.resume_if_exists=true", "to go on from"),
+        ("exp_manager.resume_from_checkpoint=absent.ckpt", "absent.ckpt does not exist"),
+        ("model.train_ds.max_duration=0.1", "no utterance is between"),
+        ("model.train_ds.manifest_filepath=absent.json", "absent.json"),
+        ("trainer.limit_train_batches=0", "no batch is left"),
+        ("model.optim.sched.name=StepLR", "unknown schedule"),
+    ],
+)
+def test_settings_that_do_not_fit(tmp_path: Path, model: AsrModel, override: str, message: str) -> None:
+    if override == "trainer.accelerator=gpu" and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert message in fails(tmp_path, model, override)
+
+
+def test_wandb_without_its_package(tmp_path: Path, model: AsrModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("overtone.jobs.experiment.find_spec", lambda name: None)
+    message = fails(tmp_path, model, "exp_manager.create_wandb_logger=true", error=ConfigError)
+    assert "pip install overtone[wandb]" in message
+
+
+def test_another_run_is_not_overwritten(tmp_path: Path, model: AsrModel) -> None:
+    result = run_training(settings_for(tmp_path, "trainer.max_steps=1"), model=model, reporter=QUIET)
+    written = (result.best / "adapter.safetensors").read_bytes()
+    with pytest.raises(ConfigError, match="holds a run already"):
+        run_training(settings_for(tmp_path, "model.adapter.adapter_name=other"), model=model, reporter=QUIET)
+    assert (result.best / "adapter.safetensors").read_bytes() == written
+    assert model.adapters.names == ["mine"]
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path, model: AsrModel) -> None:
+    (tmp_path / "file").write_text("")
+    override = f"exp_manager.explicit_log_dir={tmp_path / 'file/run'}"
+    assert re.search(r"Cannot write to .*file/run.*: Not a directory", fails(tmp_path, model, override))
+
+
+def test_a_full_disk(tmp_path: Path, model: AsrModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One clear error; what was written before stays whole."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    settings = settings_for(tmp_path, "trainer.val_check_interval=2")
+    writing = Watch.write_checkpoint
+    monkeypatch.setattr(
+        Watch, "write_checkpoint", lambda self, trainer: full() if trainer.global_step > 2 else writing(self, trainer)
+    )
+    with pytest.raises(OvertoneError, match=r"No space left on device\. Free some space there"):
+        run_training(settings, model=model, reporter=QUIET)
+    assert model.adapters.names == []
+    assert small_model().adapters.load(tmp_path / "run/checkpoints/mine-last").name == "mine"
+    assert (tmp_path / "run/checkpoints/ASR-Adapter-last.ckpt").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_recording(tmp_path: Path, model: AsrModel, workers: int) -> None:
+    settings = settings_for(tmp_path, f"model.train_ds.num_workers={workers}", "trainer.max_steps=3")
+    (tmp_path / "train5.wav").write_bytes(b"RIFF")
+    with pytest.raises(DataError) as caught:
+        run_training(settings, model=model, reporter=QUIET)
+    assert str(caught.value).startswith(f"{tmp_path / 'train.json'}:6: ")
+    assert "Traceback" not in str(caught.value)
+
+
+def test_a_loss_that_is_no_number(tmp_path: Path, model: AsrModel) -> None:
+    overrides = ["model.optim.lr=1e30", "model.optim.sched=null", "trainer.max_steps=9"]
+    with pytest.raises(OvertoneError, match=r"The loss is (nan|inf) in batch \d"):
+        run_training(settings_for(tmp_path, *overrides, validation=False), model=model, reporter=QUIET)
+    assert model.adapters.names == []
+
+
+@pytest.fixture
+def interrupting(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Ctrl-C during the second step."""
+    begin = Watch.on_train_batch_start
+
+    def interrupt(self: Watch, *arguments: object) -> None:
+        begin(self, *arguments)  # type: ignore[arg-type]
+        if self.steps.batches_done == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Watch, "on_train_batch_start", interrupt)
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.usefixtures("interrupting")
+def test_ctrl_c_keeps_the_last_adapter(tmp_path: Path, model: AsrModel) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run_training(settings_for(tmp_path), model=model, reporter=QUIET)
+    assert (tmp_path / "run/checkpoints/ASR-Adapter-last.ckpt").exists()
+    kept = small_model().adapters.load(tmp_path / "run/checkpoints/mine-last")
+    assert kept.card["steps"] == 2
+    assert all(torch.equal(x, model.adapters["mine"].tensors()[name]) for name, x in kept.tensors().items())
+    assert "Interrupted at step 2" in (tmp_path / "run/log.txt").read_text()
