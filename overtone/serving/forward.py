@@ -1,0 +1,63 @@
+"""One forward of the model for rows of any adapters, as waveforms or as features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from overtone.model import AsrModel
+from overtone.serving.waiting import LogProbs, Row
+
+LEAST_FRAMES = 2
+"""A shorter row is filled up with silence to so many encoder frames."""
+
+
+def forward(model: AsrModel, rows: Sequence[Row], lock: AbstractContextManager[object]) -> list[LogProbs]:
+    """The answers in the order of the rows; lock: guards `model.adapters` while the choice is read."""
+    with torch.no_grad(), ExitStack() as stack:
+        with lock:
+            stack.enter_context(model.adapters.use([row.choice for row in rows]))
+        log_probs, lengths = compute(model, rows)  # [B, T', V+1]
+        values, frames = log_probs.float().cpu().numpy(), lengths.tolist()
+    return [
+        LogProbs(log_probs=values[index, :length].copy(), seconds_per_frame=model.seconds_per_frame)
+        for index, length in enumerate(frames)
+    ]
+
+
+def compute(model: AsrModel, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+    waveforms = [row.waveform for row in rows if row.waveform is not None]
+    log_probs: Tensor
+    if len(waveforms) == len(rows):
+        least = round(LEAST_FRAMES * model.seconds_per_frame * model.sample_rate)
+        batch, lengths = padded(waveforms, least)
+        log_probs, lengths = model(batch.to(model.device), lengths.to(model.device))
+        return log_probs, lengths
+    least = LEAST_FRAMES * model.encoder.subsampling_factor
+    mel, lengths = padded([features(model, row) for row in rows], least)
+    return model.recognise(mel.to(model.device), lengths.to(model.device))
+
+
+def features(model: AsrModel, row: Row) -> npt.NDArray[np.float32]:
+    """[F, T] of a row, from its waveform where need be."""
+    if row.mel is not None:
+        return row.mel
+    assert row.waveform is not None
+    waveform, length = padded([row.waveform], 1)
+    mel, frames = model.preprocessor(waveform.to(model.device), length.to(model.device))
+    values: npt.NDArray[np.float32] = mel[0, :, : int(frames[0])].cpu().numpy()
+    return values
+
+
+def padded(arrays: Sequence[npt.NDArray[np.float32]], least: int) -> tuple[Tensor, Tensor]:
+    """Arrays [..., N] -> one tensor [B, ..., N] filled up with zeros, and their lengths [B], `least` at least."""
+    lengths = torch.tensor([max(least, array.shape[-1]) for array in arrays])
+    whole = torch.zeros(len(arrays), *arrays[0].shape[:-1], int(lengths.max()))
+    for row, array in enumerate(arrays):
+        whole[row, ..., : array.shape[-1]] = torch.from_numpy(np.ascontiguousarray(array))
+    return whole, lengths

@@ -1,0 +1,86 @@
+"""A recording whose transcript is told while it is being recognised."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import AsyncIterator
+from concurrent.futures import Future
+from contextlib import aclosing
+from functools import partial
+
+from overtone.jobs.windows import Window, plan_windows
+from overtone.serving.driving import drive_async, placed
+from overtone.serving.engine import Engine, LogProbs, Samples
+from overtone.serving.offline import OVERLAP_SECONDS, WINDOW_SECONDS, Decoding, Joiner, Recognition
+from overtone.serving.shelf import Lease
+
+AHEAD = 2
+"""Windows of one recording in the queue at a time."""
+
+
+async def growing(
+    engine: Engine,
+    waveform: Samples,
+    *,
+    lease: Lease,
+    decoding: Decoding,
+    deadline: float | None = None,
+    group: str | None = None,
+) -> AsyncIterator[Recognition]:
+    """waveform [S]: what is known after each window of 30 s; the last one is what `offline.recognise_async` gives.
+
+    `seconds` is how much of the recording has been decoded for good. Leaving the iteration frees what waits.
+    """
+    samples_per_frame = engine.seconds_per_frame * engine.sample_rate
+    frames = max(1, math.ceil(waveform.size / samples_per_frame - 1e-6))
+    most, overlap = (int(seconds / engine.seconds_per_frame) for seconds in (WINDOW_SECONDS, OVERLAP_SECONDS))
+    windows = plan_windows(frames, window=most, overlap=overlap)
+    joiner = Joiner(windows, decoding.decoder(engine))
+
+    def submit(window: Window) -> Future[LogProbs]:
+        stop = waveform.size if window is windows[-1] else round(window.stop * samples_per_frame)
+        part = waveform[round(window.start * samples_per_frame) : stop]
+        return engine.submit(part, lease=lease, deadline=deadline, group=group)
+
+    waiting: deque[Future[LogProbs]] = deque()
+    unsent = deque(windows)
+    try:
+        while unsent or waiting:
+            while unsent and len(waiting) < AHEAD:
+                begins = len(unsent) == len(windows)
+                waiting.append(await drive_async(placed(partial(submit, unsent[0]), begins=begins)))
+                unsent.popleft()
+            answer = await asyncio.wrap_future(waiting[0])
+            waiting.popleft()
+            await asyncio.to_thread(joiner.push, answer)
+            whole = not unsent and not waiting
+            if joiner.decoder.frames or whole:
+                hypotheses = await asyncio.to_thread(joiner.decoder.hypotheses, decoding.alternatives)
+                seconds = waveform.size / engine.sample_rate if whole else joiner.begin * engine.seconds_per_frame
+                yield Recognition(hypotheses=tuple(hypotheses), seconds=seconds)
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+async def text_deltas(recognitions: AsyncIterator[Recognition]) -> AsyncIterator[tuple[str, Recognition]]:
+    """What each adds to the text told so far; together the text of the last one.
+
+    The newest word is kept back until the next one follows: a seam may lie within it. A beam search may change its
+    mind; then what it changed is told at the end.
+    """
+    told, before = "", None
+    async with aclosing(recognitions) as each:  # type: ignore[type-var]
+        async for recognition in each:
+            if before is not None:
+                text = before.hypotheses[0].text
+                sure = text.rpartition(" ")[0]
+                if sure.startswith(told):
+                    yield sure[len(told) :], before
+                    told = sure
+            before = recognition
+    assert before is not None
+    text = before.hypotheses[0].text
+    yield text[len(told) :] if text.startswith(told) else text, before

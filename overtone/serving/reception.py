@@ -1,0 +1,206 @@
+"""What HTTP requests and realtime sessions share: who asks, for what, and how much work is going on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeVar
+
+from starlette.requests import HTTPConnection
+
+from overtone.errors import AdapterError
+from overtone.serving.access import AccessError, Metadata
+from overtone.serving.engine import Engine
+from overtone.serving.errors import DrainingError, OverloadError
+from overtone.serving.http_errors import HttpError, invalid
+from overtone.serving.model_names import model_name
+from overtone.serving.offline import Decoding
+from overtone.serving.profanity import WORDS, masked
+from overtone.serving.riva_calls import Call
+from overtone.serving.riva_request import Kind, RecognitionRequest, read_config
+from overtone.serving.riva_results import Mask
+from overtone.serving.security import Guard
+from overtone.serving.shelf import Lease, Shelf, ShelfEntry
+from overtone.serving.sniff import AudioDecoder, AudioLimits
+from overtone.serving.streaming import StreamSettings
+
+R = TypeVar("R")
+DECODERS = 2
+"""Threads that decode audio."""
+LISTED = 20
+"""Model names in an error message."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HttpSettings:
+    """What the HTTP door may be told when it is built."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; `0.0.0.0` is all of IPv4."""
+    port: int = 9000
+    """0 takes any free port."""
+    base: str = ""
+    """What the base is called; the model's own name, or `base`, unless given."""
+    language: str = "en-US"
+    """What the model understands, as a BCP-47 tag."""
+    stream: StreamSettings = field(default_factory=StreamSettings)
+    """Chunks, context and endpointing of realtime sessions, unless the session says otherwise."""
+    limits: AudioLimits = field(default_factory=AudioLimits)
+    """What a request or a session may send."""
+    max_requests: int = 256
+    """Transcriptions and realtime sessions at a time; more are refused with 429."""
+    max_adapter_bytes: int = 64 * 2**20
+    """Of an uploaded archive."""
+    request_seconds: float = 600.0
+    """A recording that has not been recognised after so long is given up with 504."""
+    idle_seconds: float = 300.0
+    """A session, or the body of a request, that sends nothing for so long is ended."""
+    origins: frozenset[str] = frozenset()
+    """Web sites (`https://example.org`) whose pages may open realtime sessions besides the server's own."""
+    profanities: frozenset[str] = WORDS
+    """Lower-case words that `profanity_filter` masks."""
+
+
+class Reception:
+    """Belongs to one event loop."""
+
+    def __init__(self, engine: Engine, shelf: Shelf, *, settings: HttpSettings, guard: Guard) -> None:
+        self.engine = engine
+        self.shelf = shelf
+        self.settings = settings
+        self.guard = guard
+        self.base = settings.base or engine.model.name or "base"
+        self.active = 0
+        """Transcriptions and sessions that go on."""
+        self.closing = False
+        """Whether new ones are refused."""
+        self._threads = ThreadPoolExecutor(DECODERS, thread_name_prefix="overtone-http-audio")
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """A transcription or a session goes on. Raises DrainingError or OverloadError."""
+        if self.closing:
+            raise DrainingError("The server is shutting down; ask another one, or again later.")
+        if self.active >= self.settings.max_requests:
+            raise OverloadError(f"{self.active} requests are being served, as many as are allowed; try again later.")
+        self.active += 1
+        try:
+            yield
+        finally:
+            self.active -= 1
+
+    async def idle(self, seconds: float) -> bool:
+        """Wait until nothing goes on any more; whether that came within so many seconds."""
+        try:
+            async with asyncio.timeout(seconds):
+                while self.active:
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            return False
+        return True
+
+    # Requests
+
+    def admitted(self, connection: HTTPConnection) -> Call:
+        """The call of a request whose token is good. Raises AccessError."""
+        call = call_of(connection)
+        call.tenant = self.guard.authorise(metadata_of(connection), None)
+        return call
+
+    def understood(self, config: Any, kind: Kind, call: Call, metadata: Metadata) -> RecognitionRequest:
+        """config: a RecognitionConfig. A request that is sound, allowed, and names what exists."""
+        check_language(config.language_code, self.settings.language)
+        config.language_code = ""
+        request = read_config(
+            config,
+            kind=kind,
+            base=self.base,
+            language=self.settings.language,
+            endpointing=self.settings.stream.endpointing,
+        )
+        for name in request.names:
+            call.tenant = self.guard.authorise(metadata, name)
+        try:
+            for name in request.names:
+                self.shelf.entry(name)
+        except AdapterError as error:
+            raise self.unknown_model(request.model or "+".join(request.names), metadata) from error
+        call.adapter = request.adapter or ""
+        return request
+
+    def unknown_model(self, name: str, metadata: Metadata) -> HttpError:
+        names = [model_name(self.base, ()), *(model_name(self.base, [e.name]) for e in self.visible(metadata))]
+        listed = ", ".join(names[:LISTED]) + (f" … {len(names)} in all" if len(names) > LISTED else "")
+        message = f"The model '{name[:200]}' does not exist. Available: {listed}."
+        return HttpError(404, message, code="model_not_found", param="model")
+
+    def visible(self, metadata: Metadata) -> Iterator[ShelfEntry]:
+        """The usable adapters that the caller may use."""
+        for entry in self.shelf.names():
+            if entry.state == "refused":
+                continue
+            try:
+                self.guard.authorise(metadata, entry.name)
+            except AccessError as error:
+                if error.fault == "forbidden":
+                    continue
+                raise
+            yield entry
+
+    async def lease(self, request: RecognitionRequest) -> Lease:
+        if request.adapter is None:
+            return self.shelf.acquire(None)
+        return await asyncio.to_thread(self.shelf.acquire, request.adapter)
+
+    async def decoding(self, request: RecognitionRequest) -> Decoding:
+        tokenizer = self.engine.model.tokenizer
+        return await asyncio.to_thread(request.decoding, tokenizer) if request.boosts else request.decoding(tokenizer)
+
+    def decoder(self, request: RecognitionRequest) -> AudioDecoder:
+        return AudioDecoder(
+            encoding=request.encoding,
+            sample_rate=request.sample_rate,
+            channels=request.channels,
+            target_rate=self.engine.sample_rate,
+            limits=self.settings.limits,
+        )
+
+    def mask(self, request: RecognitionRequest) -> Mask:
+        return partial(masked, words=self.settings.profanities) if request.mask_profanity else str
+
+    async def in_thread(self, work: Callable[..., R], *arguments: Any) -> R:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+
+
+def call_of(connection: HTTPConnection) -> Call:
+    """What the watching middleware will report."""
+    call: Call = connection.scope["state"]["call"]
+    return call
+
+
+def metadata_of(connection: HTTPConnection) -> list[tuple[str, str]]:
+    """The headers, names in lower case."""
+    raw: list[tuple[bytes, bytes]] = connection.scope["headers"]
+    return [(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in raw]
+
+
+def check_language(asked: str, language: str) -> None:
+    """Empty, the server's own tag or its language alone (`en` for `en-US`, any `en-XX` for `en`), in any case."""
+    asked_tag, own = asked.lower(), language.lower()
+    primary = own.partition("-")[0]
+    if asked_tag not in ("", own, primary) and not (own == primary and asked_tag.startswith(f"{own}-")):
+        raise invalid(f"The language '{asked[:40]}' is not understood here; this model's is {language}.", "language")
+
+
+def mapping(value: Any, name: str) -> Mapping[str, Any]:
+    """A JSON object. Raises HttpError."""
+    if not isinstance(value, dict):
+        raise invalid(f"'{name}' must be an object.", name)
+    return value

@@ -1,0 +1,305 @@
+"""What the calls of the Riva interface do."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import grpc
+import numpy as np
+
+from overtone.errors import AdapterError
+from overtone.serving.access import AccessError, Authorise, Metadata
+from overtone.serving.engine import Engine, Samples
+from overtone.serving.messages import ConfigResponse, RecognizeResponse
+from overtone.serving.model_names import adapter_names, model_name
+from overtone.serving.offline import Decoding, recognise_async
+from overtone.serving.profanity import WORDS, masked
+from overtone.serving.riva_fields import ignored_fields
+from overtone.serving.riva_inbox import Inbox
+from overtone.serving.riva_request import (
+    Kind,
+    RecognitionRequest,
+    check_channels,
+    read_config,
+    unavailable,
+)
+from overtone.serving.riva_results import Mask, offline_results
+from overtone.serving.riva_status import RivaError, abort, invalid, sound, status_of
+from overtone.serving.riva_stream import Conversation
+from overtone.serving.shelf import Lease, Shelf, ShelfEntry
+from overtone.serving.sniff import AudioDecoder, AudioLimits
+from overtone.serving.streaming import Stream, StreamSettings
+
+__all__ = ["Call", "OnCall", "RivaCalls", "RivaSettings", "write_log"]
+
+LOG = logging.getLogger("overtone.serving.riva")
+DECODERS = 2
+"""Threads that decode recordings."""
+LISTED = 20
+"""Model names in an error message, unknown keys in the log."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RivaSettings:
+    """What the Riva door may be told when it is built."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; `0.0.0.0` is all of IPv4."""
+    port: int = 50051
+    """0 takes any free port."""
+    base: str = ""
+    """What the base is called; the model's own name, or `base`, unless given."""
+    language: str = "en-US"
+    """What the model understands, as a BCP-47 tag."""
+    stream: StreamSettings = field(default_factory=StreamSettings)
+    """Chunks, context and endpointing of streams, unless the request says otherwise."""
+    limits: AudioLimits = field(default_factory=AudioLimits)
+    """What a request may send."""
+    max_calls: int = 1024
+    """Calls at a time; more are refused with RESOURCE_EXHAUSTED."""
+    idle_seconds: float = 300.0
+    """A stream that sends nothing for so long is ended."""
+    profanities: frozenset[str] = WORDS
+    """Lower-case words that `profanity_filter` masks."""
+
+
+@dataclass(kw_only=True)
+class Call:
+    """One call, for logs and metrics: never what was said."""
+
+    method: str
+    adapter: str = ""
+    """`a+b`; empty for the base."""
+    tenant: str = ""
+    code: str = "OK"
+    """Name of the gRPC status."""
+    seconds: float = 0.0
+    """From the first byte to the last answer."""
+    audio_seconds: float = 0.0
+    ignored: tuple[str, ...] = ()
+    """Fields that were set and have no effect."""
+
+
+OnCall = Callable[[Call], None]
+
+
+def write_log(call: Call) -> None:
+    LOG.info("%s %s %.3f s", call.method, call.code, call.seconds, extra={"call": vars(call)})
+
+
+class RivaCalls:
+    """One method for each of the interface's; `context` is a grpc.aio.ServicerContext."""
+
+    def __init__(
+        self, engine: Engine, shelf: Shelf, *, settings: RivaSettings, authorise: Authorise, on_call: OnCall
+    ) -> None:
+        self.engine = engine
+        self.shelf = shelf
+        self.settings = settings
+        self.authorise = authorise
+        self.on_call = on_call
+        self.base = settings.base or engine.model.name or "base"
+        self._threads = ThreadPoolExecutor(DECODERS, thread_name_prefix="overtone-audio")
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def recognize(self, message: Any, context: Any) -> Any:
+        async with self.call("Recognize", context) as call:
+            request = self.understood(sound(message).config, "offline", call, context)
+            if not message.audio:
+                raise invalid("empty audio: the field 'audio' holds no bytes")
+            samples = await self.in_thread(self.decoded, message.audio, request)
+            call.audio_seconds = samples.size / self.engine.sample_rate
+            decoding = await self.decoding(request)
+            remaining = context.time_remaining()
+            with await self.lease(request) as lease:
+                recognition = await recognise_async(
+                    self.engine,
+                    samples,
+                    lease=lease,
+                    decoding=decoding,
+                    deadline=None if remaining is None else time.monotonic() + remaining,
+                    group=call.tenant or None,
+                )
+            response = RecognizeResponse(results=offline_results(recognition, request, self.mask(request)))
+            if message.HasField("id"):
+                response.id.CopyFrom(message.id)
+            return response
+
+    async def streaming_recognize(self, messages: AsyncIterator[Any], context: Any) -> None:
+        async with self.call("StreamingRecognize", context) as call, Inbox(messages) as inbox:
+            opening = await self.opening(inbox)
+            config = opening.streaming_config.config
+            request = self.understood(config, "online", call, context)
+            settings = replace(
+                self.settings.stream,
+                endpointing=request.endpointing,
+                interim=opening.streaming_config.interim_results,
+            )
+            decoding = await self.decoding(request)
+            lease = await self.lease(request)
+            stream = Stream(self.engine, lease, settings=settings, decoding=decoding, group=call.tenant or None)
+            with stream, self.decoder(request) as decoder:
+                conversation = Conversation(
+                    context=context,
+                    stream=stream,
+                    decoder=decoder,
+                    request=request,
+                    mask=self.mask(request),
+                    in_thread=self.in_thread,
+                    id=opening.id if opening.HasField("id") else None,
+                )
+                try:
+                    while arrived := await self.arrived(inbox):
+                        await conversation.hear(arrived)
+                    await conversation.end()
+                finally:
+                    call.audio_seconds = conversation.samples / self.engine.sample_rate
+
+    async def get_config(self, message: Any, context: Any) -> Any:
+        async with self.call("GetRivaSpeechRecognitionConfig", context) as call:
+            metadata = context.invocation_metadata() or ()
+            call.tenant = self.authorise(metadata, None)
+            asked = sound(message).model_name
+            response = ConfigResponse()
+            for entry in [None, *self.visible(metadata)]:
+                names = () if entry is None else (entry.name,)
+                if asked and adapter_names(asked, self.base) != names:
+                    continue
+                for kind in ("offline", "online"):
+                    parameters = self.parameters(entry, kind)
+                    response.model_config.add(model_name=model_name(self.base, names), parameters=parameters)
+            return response
+
+    # Steps of a call
+
+    @asynccontextmanager
+    async def call(self, method: str, context: Any) -> AsyncIterator[Call]:
+        """Whatever goes wrong inside becomes the call's status; the call is told of at its end."""
+        call = Call(method=method)
+        began = time.monotonic()
+        try:
+            yield call
+        except asyncio.CancelledError:
+            call.code = grpc.StatusCode.CANCELLED.name
+            raise
+        except Exception as error:
+            if context.cancelled() or context.done():  # writing to a client that is gone
+                call.code = grpc.StatusCode.CANCELLED.name
+                return
+            code = status_of(error)
+            call.code = code.name
+            if code is grpc.StatusCode.INTERNAL:
+                LOG.exception("%s failed", method)
+            await abort(context, error)
+        finally:
+            call.seconds = time.monotonic() - began
+            self.on_call(call)
+
+    def understood(self, config: Any, kind: Kind, call: Call, context: Any) -> RecognitionRequest:
+        """A configuration that is sound, allowed, and names what exists."""
+        request = read_config(
+            config,
+            kind=kind,
+            base=self.base,
+            language=self.settings.language,
+            endpointing=self.settings.stream.endpointing,
+        )
+        metadata = context.invocation_metadata() or ()
+        for name in request.names or (None,):
+            call.tenant = self.authorise(metadata, name)
+        call.adapter = request.adapter or ""
+        call.ignored = (
+            *ignored_fields(config),
+            *(f"custom_configuration[{key[:40]!r}]" for key in request.unknown_keys[:LISTED]),
+        )
+        try:
+            for name in request.names:
+                self.shelf.entry(name)
+        except AdapterError as error:
+            names = [model_name(self.base, ()), *(model_name(self.base, [e.name]) for e in self.visible(metadata))]
+            listed = ", ".join(names[:LISTED]) + (f" … {len(names)} in all" if len(names) > LISTED else "")
+            asked = f"model={request.model}" if request.model else f"adapter={request.adapter}"
+            raise unavailable(request.language, kind, f"; {asked}; available: {listed}") from error
+        return request
+
+    def visible(self, metadata: Metadata) -> Iterator[ShelfEntry]:
+        """The usable adapters that the caller may use."""
+        for entry in self.shelf.names():
+            if entry.state == "refused":
+                continue
+            try:
+                self.authorise(metadata, entry.name)
+            except AccessError:
+                continue
+            yield entry
+
+    def parameters(self, entry: ShelfEntry | None, kind: str) -> dict[str, str]:
+        parameters = {
+            "type": kind,
+            "language_code": self.settings.language,
+            "sample_rate_hertz": str(self.engine.sample_rate),
+            "streaming": str(kind == "online"),
+            "decoder": "ctc",
+            "base_model": self.base,
+        }
+        if entry is not None:
+            parameters |= {"adapter": entry.name, "adapter_type": entry.kind, "adapter_digest": entry.digest}
+        return parameters
+
+    async def opening(self, inbox: Inbox) -> Any:
+        """The first message of a stream."""
+        first = await self.arrived(inbox, most=1)
+        if not first:
+            raise invalid("no messages received")
+        if first[0].WhichOneof("streaming_request") != "streaming_config":
+            raise RivaError(grpc.StatusCode.FAILED_PRECONDITION, "streaming_config was not received")
+        return first[0]
+
+    async def arrived(self, inbox: Inbox, *, most: int = 64) -> list[Any]:
+        seconds = self.settings.idle_seconds
+        try:
+            return await inbox.take(seconds, most=most)
+        except TimeoutError:
+            raise RivaError(
+                grpc.StatusCode.DEADLINE_EXCEEDED, f"nothing was sent for {seconds:g} seconds; the stream is closed"
+            ) from None
+
+    async def lease(self, request: RecognitionRequest) -> Lease:
+        if request.adapter is None:
+            return self.shelf.acquire(None)
+        return await asyncio.to_thread(self.shelf.acquire, request.adapter)
+
+    async def decoding(self, request: RecognitionRequest) -> Decoding:
+        tokenizer = self.engine.model.tokenizer
+        return await asyncio.to_thread(request.decoding, tokenizer) if request.boosts else request.decoding(tokenizer)
+
+    async def in_thread(self, work: Callable[..., Samples], *arguments: Any) -> Samples:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+
+    def decoder(self, request: RecognitionRequest) -> AudioDecoder:
+        return AudioDecoder(
+            encoding=request.encoding,
+            sample_rate=request.sample_rate,
+            channels=request.channels,
+            target_rate=self.engine.sample_rate,
+            limits=self.settings.limits,
+        )
+
+    def decoded(self, audio: bytes, request: RecognitionRequest) -> Samples:
+        with self.decoder(request) as decoder:
+            samples = np.concatenate((decoder.push(audio), decoder.finish()))
+            check_channels(decoder.format, request)
+        return samples
+
+    def mask(self, request: RecognitionRequest) -> Mask:
+        return partial(masked, words=self.settings.profanities) if request.mask_profanity else str

@@ -1,0 +1,358 @@
+"""Adapter folders on disk -> versions in the model, leased to requests.
+
+A name is an alias; what is loaded, leased and evicted are versions, told apart by the digest of their content. A
+replacement is a new version beside the old one, which stays as long as a request uses it.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+import weakref
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from overtone.adapters.adapter import check_name
+from overtone.adapters.folder import BaseIdentity
+from overtone.errors import AdapterError, did_you_mean
+from overtone.model import AsrModel
+from overtone.serving.residents import Resident, Residents
+from overtone.serving.shelf_folder import Signature, Version, adapter_folders, read_version, signature_of
+from overtone.serving.upload import place
+
+__all__ = ["Lease", "Shelf", "ShelfEntry"]
+
+State = Literal["ready", "resident", "refused"]
+BASE_NAMES = (None, "", "base", "none")
+TRIES = 3
+"""So often is a version read anew that is being replaced just now."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShelfEntry:
+    """One name on the shelf."""
+
+    name: str
+    """What requests call it: the folder's name, or the adapter's own where it came with the model's file."""
+    state: State
+    """`ready`: on disk; `resident`: in the model; `refused`: cannot be used, see `reason`."""
+    reason: str
+    """Why it (or its latest replacement) is refused; empty where all is well."""
+    digest: str
+    """`sha256:…` of its content; empty where refused and never read."""
+    kind: str
+    """linear, lora, …; empty where unknown."""
+    parameters: int
+    """Number of parameters; 0 where unknown."""
+    card: Mapping[str, Any]
+    """What it was trained on and what it reached."""
+    source: Literal["folder", "model"]
+    """A folder of the shelf, or the file of the model."""
+
+
+@dataclass(kw_only=True, eq=False)
+class _Entry:
+    """What the watcher knows of a folder."""
+
+    signature: Signature | None = None
+    version: Version | None = None
+    """The latest that was good."""
+    problem: str = ""
+    """Why the latest state is not."""
+
+
+class Lease:
+    """A hold on the versions that a request uses: they stay in the model until the lease is released.
+
+    A context manager; releasing twice, and dropping a lease unreleased, do no harm.
+    """
+
+    def __init__(self, shelf: Shelf, names: tuple[str, ...], residents: tuple[Resident, ...]) -> None:
+        self.names = names
+        """The names asked for, in the order in which they act; empty for the base."""
+        self.digests = tuple(resident.digest for resident in residents)
+        """The content digest of each."""
+        self.choice = "+".join(resident.key for resident in residents) or None
+        """What `AdapterSet.use` takes for these very versions; None is the base."""
+        self._residents = shelf.residents
+        self._held = tuple(resident for resident in residents if resident.identity)
+        self._forget = weakref.finalize(self, shelf.residents.forgotten.append, self._held)
+
+    def release(self) -> None:
+        if self._forget.detach() is not None:
+            self._residents.release(self._held)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
+
+
+class Shelf:
+    """All adapters that requests may name. Thread-safe. A context manager; leaving it stops the watching."""
+
+    def __init__(
+        self,
+        model: AsrModel,
+        folder: Path | None,
+        *,
+        lock: AbstractContextManager[object],
+        capacity: int = 64,
+        poll_seconds: float = 1.0,
+    ) -> None:
+        """folder: holds one adapter folder each; None for the model's own adapters alone. It is scanned once before
+        this returns and then watched by a thread every `poll_seconds` (0 does not watch; call `scan`).
+        lock: the engine's, taken for each change of `model.adapters`. capacity: versions resident at most.
+        """
+        self.folder = folder
+        self.capacity = capacity
+        fingerprint, tokenizer = model.fingerprint(), model.tokenizer.digest()
+        self.identity = BaseIdentity(fingerprint=lambda: fingerprint, tokenizer_digest=lambda: tokenizer)
+        self.residents = Residents(
+            model.adapters, self.identity, model_lock=lock, capacity=capacity, is_last_copy=self._is_last_copy
+        )
+        own = list(model.adapters)
+        self._own = {adapter.name: Resident(identity="", key=adapter.name, digest=adapter.digest()) for adapter in own}
+        """What came with the model's file."""
+        self._own_entries = {
+            adapter.name: ShelfEntry(
+                name=adapter.name,
+                state="resident",
+                reason="",
+                digest=self._own[adapter.name].digest,
+                kind=adapter.kind.name,
+                parameters=adapter.parameter_count(),
+                card=adapter.card,
+                source="model",
+            )
+            for adapter in own
+        }
+        self._lock = threading.RLock()
+        """Guards what follows; never held while a file is read."""
+        self._entries: dict[str, _Entry] = {}
+        self._replacements = self._refusals = 0
+        self._scanning = threading.Lock()
+        self._closed = threading.Event()
+        self.scan()
+        if folder is not None and poll_seconds > 0:
+            threading.Thread(target=self._watch, args=(poll_seconds,), name="overtone-shelf", daemon=True).start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def names(self) -> list[ShelfEntry]:
+        """All entries by name, refused ones included."""
+        with self._lock:
+            return [self._shown(name) for name in sorted({*self._own, *self._entries})]
+
+    def entry(self, name: str) -> ShelfEntry:
+        """Raises AdapterError, listing what exists, for an unknown name."""
+        with self._lock:
+            self._check_known(name)
+            return self._shown(name)
+
+    def acquire(self, choice: str | None) -> Lease:
+        """A lease on `name`, a chain `a+b`, or the base (None, "", "base", "none"); loads what is not resident.
+
+        Raises AdapterError: unknown (what exists is listed) or refused (with the reason); OverloadError where every
+        place is leased. Blocks for the loading, a few tens of milliseconds: call it off the event loop.
+        """
+        if choice in BASE_NAMES:
+            return Lease(self, (), ())
+        assert choice is not None
+        names = tuple(choice.split("+"))
+        if len(set(names)) != len(names):
+            raise AdapterError(f"'{choice}' names an adapter twice; name each once.")
+        with self._lock:
+            for name in names:
+                self._check_known(name)
+        held: list[Resident] = []
+        try:
+            for name in names:
+                held.append(self._hold(name))  # noqa: PERF401  what was held before a failure is released
+        except BaseException:
+            self.residents.release(tuple(resident for resident in held if resident.identity))
+            raise
+        lease = Lease(self, names, tuple(held))
+        if len({resident.key for resident in held}) != len(held):
+            lease.release()
+            raise AdapterError(f"'{choice}' names one adapter by two names; name each once.")
+        return lease
+
+    def put(self, name: str, archive: bytes) -> ShelfEntry:
+        """Place or replace an adapter: a zip or tar(.gz) with adapter.yaml and adapter.safetensors.
+
+        Checked completely before it appears. Raises AdapterError.
+        """
+        place(self._own_folder(), check_name(name), archive, self.identity)
+        self.scan()
+        return self.entry(name)
+
+    def unload(self, name: str) -> None:
+        """Take it out of the model (once no lease holds it); it stays on the shelf."""
+        with self._lock:
+            self._check_known(name)
+            if name not in self._entries:
+                raise AdapterError(f"'{name}' came with the model's file and stays in the model.")
+            version = self._entries[name].version
+        if version is not None:
+            self.residents.drop(version.identity)
+
+    def remove(self, name: str) -> None:
+        """Delete it from the shelf's folder; running leases keep their version."""
+        folder = self._own_folder()
+        with self._lock:
+            self._check_known(name)
+            if name not in self._entries:
+                raise AdapterError(f"'{name}' came with the model's file; it is not on the shelf.")
+        hidden = folder / f".removed-{name}-{time.monotonic_ns()}"
+        try:
+            (folder / name).rename(hidden)
+            shutil.rmtree(hidden)
+        except OSError as error:
+            raise AdapterError(f"'{name}' cannot be removed: {error.strerror or error}.") from error
+        self.scan()
+
+    def scan(self) -> None:
+        """Look at the folder now."""
+        if self.folder is None:
+            return
+        with self._scanning:
+            found = adapter_folders(self.folder)
+            for name, path in found.items():
+                self._look_at(name, path)
+            with self._lock:
+                for name in self._entries.keys() - found.keys():
+                    gone = self._entries.pop(name).version
+                    self._drop_unless_named(gone)
+
+    def counters(self) -> dict[str, float]:
+        """For metrics: counts since the start, and `resident`, `leased`, `refused`, `names` as they are now."""
+        with self._lock:
+            return {
+                **vars(self.residents.counts),
+                "replacements": self._replacements,
+                "refusals": self._refusals,
+                "resident": len(self.residents),
+                "leased": self.residents.leased(),
+                "refused": sum(bool(entry.problem) for entry in self._entries.values()),
+                "names": len(self._own.keys() | self._entries.keys()),
+            }
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._closed.set()
+
+    # Names
+
+    def _own_folder(self) -> Path:
+        if self.folder is None:
+            raise AdapterError("This server has no shelf; start it with a folder of adapters.")
+        return self.folder
+
+    def _check_known(self, name: str) -> None:
+        if name not in self._own and name not in self._entries:
+            known = sorted({*self._own, *self._entries})
+            listed = ", ".join(known[:20]) + (f" … {len(known)} in all" if len(known) > 20 else "") or "none"
+            raise AdapterError(f"Adapter '{name}' is unknown.{did_you_mean(name, known)} Available: {listed}.")
+
+    def _shown(self, name: str) -> ShelfEntry:
+        if name not in self._entries:
+            return self._own_entries[name]
+        entry = self._entries[name]
+        version = entry.version
+        resident = version is not None and version.identity in self.residents
+        state: State = "resident" if resident else "refused" if entry.problem or version is None else "ready"
+        return ShelfEntry(
+            name=name,
+            state=state,
+            reason=entry.problem,
+            digest=version.digest if version else "",
+            kind=version.kind if version else "",
+            parameters=version.parameters if version else 0,
+            card=version.card if version else {},
+            source="folder",
+        )
+
+    # Watching
+
+    def _watch(self, poll_seconds: float) -> None:
+        while not self._closed.wait(poll_seconds):
+            self.scan()
+            self.residents.release(())
+
+    def _look_at(self, name: str, path: Path) -> None:
+        """Read a folder that is new or has changed; what is wrong with it becomes the entry's problem."""
+        signature = signature_of(path)
+        with self._lock:
+            entry = self._entries.setdefault(name, _Entry())
+            if signature is not None and signature == entry.signature:
+                return
+        version, problem = None, ""
+        try:
+            version = read_version(path, self.identity)
+        except AdapterError as error:
+            problem = str(error)
+        with self._lock:
+            before = entry.version
+            entry.signature = signature
+            if problem and problem != entry.problem:
+                self._refusals += 1
+            entry.problem = problem
+            if version is None:
+                return
+            entry.version = version
+            if before is not None and before.identity != version.identity:
+                self._replacements += 1
+                self._drop_unless_named(before)
+
+    def _drop_unless_named(self, version: Version | None) -> None:
+        """A version that no name means any more goes, once no lease holds it."""
+        named = {entry.version.identity for entry in self._entries.values() if entry.version}
+        if version is not None and version.identity not in named:
+            self.residents.drop(version.identity)
+
+    def _is_last_copy(self, identity: str) -> bool:
+        """Whether the files of a version have been replaced by something that cannot be used."""
+        return any(
+            entry.problem and entry.version is not None and entry.version.identity == identity
+            for entry in tuple(self._entries.values())
+        )
+
+    # Versions
+
+    def _hold(self, name: str) -> Resident:
+        """The resident version of a name with one more lease on it, loaded where need be."""
+        if name in self._own and name not in self._entries:
+            return self._own[name]
+        problem = ""
+        for attempt in range(TRIES):
+            with self._lock:
+                entry = self._entries.get(name)
+                version = None if entry is None else entry.version
+                problem = "It was removed a moment ago." if entry is None else entry.problem
+            if version is None or (problem and version.identity not in self.residents):
+                break
+            try:
+                return self.residents.hold(name, version)
+            except AdapterError as error:  # its files may have been replaced under our hands: look again
+                problem = str(error)
+                time.sleep(0.02 * attempt)
+                self.scan()
+        self._refuse(name, problem)
+        raise AdapterError(f"Adapter '{name}' is refused: {problem}")
+
+    def _refuse(self, name: str, problem: str) -> None:
+        with self._lock:
+            entry = self._entries.get(name)
+            if entry is not None and not entry.problem:
+                entry.problem = problem
+                self._refusals += 1

@@ -1,0 +1,234 @@
+"""A live stream -> interim and final results, by buffered chunks with context.
+
+Each step hears a chunk with audio to its left and right and keeps the frames of the chunk alone; those to its right
+are read for the interim result and heard again with more context later. Buffers begin at whole encoder frames, so
+that the frames of all steps lie on one grid. Steps of all streams share the engine's batches, whatever their
+adapters.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Literal, Self
+
+import numpy as np
+
+from overtone.errors import UsageError
+from overtone.serving.driving import Steps, drive, drive_async, placed
+from overtone.serving.endpointing import Endpointing
+from overtone.serving.engine import Engine, LogProbs, Samples
+from overtone.serving.offline import Decoding
+from overtone.serving.shelf import Lease
+from overtone.serving.stream_features import StreamFeatures
+from overtone.serving.utterances import Event, Final, Interim, Utterances
+
+__all__ = ["Endpointing", "Event", "Final", "Interim", "Stream", "StreamSettings"]
+
+AHEAD = 8
+"""Steps of one stream in the queue at a time, where its audio came faster than it was heard."""
+LEAST_LOOK_AHEAD = 0.5
+"""Seconds of a stream before its first interim result."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamSettings:
+    """Seconds are rounded to whole encoder frames."""
+
+    chunk: float = 0.8
+    """Seconds between two steps."""
+    left: float = 1.6
+    """Seconds heard before a chunk."""
+    right: float = 1.6
+    """Seconds heard after it."""
+    endpointing: Endpointing = field(default_factory=Endpointing)
+    interim: bool = True
+    """Whether interim results are wanted."""
+    normalisation: Literal["running", "buffer"] = "running"
+    """Statistics of the features: of the whole stream so far, or of each buffer alone."""
+    max_utterance: float = 60.0
+    """Seconds after which an utterance is ended in its latest pause."""
+    mode: Literal["buffered", "cache_aware"] = "buffered"
+    """Only `buffered` exists yet: models trained for cached activations are heard with context as well."""
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A buffer [start, stop) of which the frames [keep_from, keep_to) are kept; the rest on the right is a guess."""
+
+    start: int
+    stop: int
+    keep_from: int
+    keep_to: int
+
+
+class Stream:
+    """One client's stream, on the adapter versions that its lease held when it began. Not thread-safe: one caller.
+
+    A context manager; leaving it cancels what is in flight and releases the lease.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        lease: Lease | None = None,
+        *,
+        settings: StreamSettings | None = None,
+        decoding: Decoding | None = None,
+        group: str | None = None,
+    ) -> None:
+        """Takes the lease over. Raises UsageError for settings that do not fit (cache-aware streaming too)."""
+        self.engine = engine
+        self.lease = lease
+        self.settings = settings = settings or StreamSettings()
+        self.group = group
+        if settings.mode != "buffered":
+            raise UsageError("Cache-aware streaming is not there yet; use mode='buffered', which any model can do.")
+        self.chunk, self.left, self.right = (self._frames_of(name) for name in ("chunk", "left", "right"))
+        if self.chunk < 1:
+            raise UsageError(
+                f"chunk is {settings.chunk} s; {engine.seconds_per_frame} s (one frame) or more is needed."
+            )
+        self.samples_per_frame = round(engine.seconds_per_frame * engine.sample_rate)
+        self._features = StreamFeatures(engine.raw_features) if settings.normalisation == "running" else None
+        self._samples: Samples = np.zeros(0, dtype=np.float32)
+        self._samples_from = 0
+        self._received = 0
+        self._kept = 0
+        """Frames that are decoded for good, or will be by a step in flight."""
+        self._heard = 0
+        """Frames that a step has heard, the guesses included."""
+        self._flight: deque[tuple[_Step, Future[LogProbs]]] = deque()
+        self._utterances = Utterances(engine, settings.endpointing, decoding or Decoding(), settings.max_utterance)
+        self._begun = self._over = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    @property
+    def seconds(self) -> float:
+        """Audio received so far."""
+        return self._received / self.engine.sample_rate
+
+    def push(self, samples: Samples, *, force_eou: bool = False) -> list[Event]:
+        """The next samples [S] at the model's rate, any number of them. force_eou: end the utterance after them.
+
+        Raises what `Engine.submit` and its futures raise; the stream is then over.
+        """
+        return drive(self._steps(samples, ends=force_eou, last=False))
+
+    async def push_async(self, samples: Samples, *, force_eou: bool = False) -> list[Event]:
+        """The same for an event loop."""
+        return await drive_async(self._steps(samples, ends=force_eou, last=False))
+
+    def finish(self) -> list[Event]:
+        """The end of the stream: the last final result, if anything was said; releases the lease."""
+        return drive(self._steps(np.zeros(0, dtype=np.float32), ends=True, last=True))
+
+    async def finish_async(self) -> list[Event]:
+        return await drive_async(self._steps(np.zeros(0, dtype=np.float32), ends=True, last=True))
+
+    def close(self) -> None:
+        """Give up: cancel what is in flight, release the lease. Harmless after `finish`."""
+        self._over = True
+        while self._flight:
+            self._flight.popleft()[1].cancel()
+        if self.lease is not None:
+            self.lease.release()
+
+    # Steps
+
+    def _steps(self, samples: Samples, *, ends: bool, last: bool) -> Steps[list[Event]]:
+        """Everything that can be heard now. Whatever goes wrong, and a caller that goes away, ends the stream."""
+        if self._over:
+            raise UsageError("The stream is over; begin another.")
+        events: list[Event] = []
+        done = False
+        try:
+            self._append(samples)
+            plan = self._plan(ends, last)
+            step = next(plan, None)
+            while step is not None or self._flight:
+                if step is not None and len(self._flight) < AHEAD:
+                    future = yield from placed(lambda step=step: self._submit(step), begins=not self._begun)  # type: ignore[misc]
+                    self._begun = True
+                    self._flight.append((step, future))
+                    step = next(plan, None)
+                    continue
+                heard, future = self._flight[0]
+                answer = yield future
+                assert answer is not None
+                self._flight.popleft()
+                newest = step is None and not self._flight and not ends
+                events += self._absorb(heard, answer, newest)
+            if ends:
+                events += self._utterances.end(self.seconds)
+            done = not last
+        finally:
+            if not done:
+                self.close()
+        return events
+
+    def _append(self, samples: Samples) -> None:
+        self._received += samples.size
+        if self._features is not None:
+            if samples.size:
+                self._features.push(samples)
+            return
+        first = max(0, self._kept - self.left) * self.samples_per_frame
+        self._samples = np.concatenate((self._samples[first - self._samples_from :], samples))
+        self._samples_from = first
+
+    def _plan(self, ends: bool, last: bool) -> Iterator[_Step]:
+        """The steps that the audio allows, in order; each is to be submitted before the next is asked for."""
+        available = self._available(last)
+        while available - self._kept >= self.chunk + self.right:
+            yield self._step(self._kept + self.chunk + self.right, self._kept + self.chunk)
+        if ends and available > self._kept:
+            yield self._step(available, available)
+        elif self.settings.interim and not ends:
+            # At the beginning, and after a forced end, the right context is still missing: guess without it.
+            seconds = available * self.engine.seconds_per_frame
+            if available - max(self._heard, self._kept) >= self.chunk and seconds >= LEAST_LOOK_AHEAD:
+                yield self._step(available, self._kept)
+
+    def _step(self, stop: int, keep_to: int) -> _Step:
+        step = _Step(start=max(0, self._kept - self.left), stop=stop, keep_from=self._kept, keep_to=keep_to)
+        self._kept, self._heard = keep_to, stop
+        return step
+
+    def _available(self, last: bool) -> int:
+        """Whole encoder frames so far; at the end of the stream a begun one counts."""
+        if not last:
+            return self._received // self.samples_per_frame
+        return -(-self._received // self.samples_per_frame)
+
+    def _submit(self, step: _Step) -> Future[LogProbs]:
+        if self._features is None:
+            first, end = (frames * self.samples_per_frame - self._samples_from for frames in (step.start, step.stop))
+            return self.engine.submit(self._samples[first:end], lease=self.lease, priority="stream", group=self.group)
+        factor = self.engine.model.encoder.subsampling_factor
+        stop = min(step.stop * factor, self._features.frames)
+        mel = self._features.between(min(step.start * factor, stop), stop)
+        self._features.forget(max(0, step.keep_to - self.left) * factor)
+        return self.engine.submit_features(mel, lease=self.lease, priority="stream", group=self.group)
+
+    def _absorb(self, step: _Step, answer: LogProbs, newest: bool) -> list[Event]:
+        """Decode what is kept; of the newest step also tell what the rest seems to say."""
+        keep_from, keep_to = step.keep_from - step.start, step.keep_to - step.start
+        heard = min(self.seconds, step.stop * self.engine.seconds_per_frame)
+        events = self._utterances.push(answer.log_probs[keep_from:keep_to], heard)
+        if newest and self.settings.interim:
+            events += self._utterances.look_ahead(answer.log_probs[keep_to : step.stop - step.start], heard)
+        return events
+
+    def _frames_of(self, name: str) -> int:
+        seconds = getattr(self.settings, name)
+        if not 0.0 <= seconds <= 60.0:
+            raise UsageError(f"{name} is {seconds} s; 0 to 60 seconds are allowed.")
+        return round(seconds / self.engine.seconds_per_frame)

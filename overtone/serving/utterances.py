@@ -1,0 +1,135 @@
+"""Frames of a stream in order -> its utterances: interim and final results."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from overtone.decoding.ctc import Hypothesis, Word
+from overtone.decoding.incremental import Decoder, LogProbs
+from overtone.serving.endpointing import Endpointer, Endpointing
+from overtone.serving.engine import Engine
+from overtone.serving.offline import Decoding
+
+UNSURE = 0.9
+"""The stability of a text that is decoded for good, as long as its utterance goes on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interim:
+    """The current utterance as it is understood so far; never empty."""
+
+    text: str
+    stability: float
+    """0…0.9: how much of the text will not be heard again; 1.0 marks the early end of an utterance."""
+    words: tuple[Word, ...]
+    """Times in seconds from the beginning of the stream."""
+    audio_processed: float
+    """Seconds of the stream heard so far."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Final:
+    """An utterance that has ended; never empty."""
+
+    text: str
+    words: tuple[Word, ...]
+    """Times in seconds from the beginning of the stream."""
+    alternatives: tuple[Hypothesis, ...]
+    """Best first; the first one is `text` and `words`."""
+    confidence: float
+    """Mean confidence of the words, 0…1."""
+    start: float
+    """Of the first word, seconds from the beginning of the stream."""
+    end: float
+    """Of the last word."""
+    audio_processed: float
+
+
+Event = Interim | Final
+
+
+class Utterances:
+    """Decoder and endpointer of one stream."""
+
+    def __init__(self, engine: Engine, endpointing: Endpointing, decoding: Decoding, max_utterance: float) -> None:
+        self.engine = engine
+        self.decoding = decoding
+        self.endpointer = Endpointer(endpointing, engine.seconds_per_frame)
+        self.longest = max(1, round(max_utterance / engine.seconds_per_frame))
+        self.frames = 0
+        """Frames of the stream so far."""
+        self.decoder = decoding.decoder(engine)
+        self.spoke = False
+        """Whether the current utterance has a frame that is not blank."""
+
+    def push(self, log_probs: LogProbs, heard: float) -> list[Event]:
+        """log_probs [T, V+1]: the next frames. heard: seconds of the stream that were heard for them."""
+        events: list[Event] = []
+        blanks = log_probs.argmax(axis=-1) == log_probs.shape[-1] - 1
+        begin = 0
+        for mark in self.endpointer.push(blanks.tolist()):
+            self._decode(log_probs[begin : mark.frames], blanks[begin : mark.frames])
+            begin = mark.frames
+            events += self._final(heard) if mark.kind == "end" else self._interim(self.decoder, 1.0, heard)
+        if self.spoke and self.decoder.frames + len(log_probs) - begin > self.longest:
+            pauses = np.flatnonzero(blanks[begin:])
+            cut = begin + int(pauses[-1]) if pauses.size else len(log_probs)
+            self._decode(log_probs[begin:cut], blanks[begin:cut])
+            events += self._final(heard)
+            self.endpointer.reset()
+            begin = cut
+        self._decode(log_probs[begin:], blanks[begin:])
+        return events
+
+    def look_ahead(self, log_probs: LogProbs, heard: float) -> list[Event]:
+        """The utterance with frames that will be heard again."""
+        decoder = self.decoder
+        if len(log_probs):
+            decoder = decoder.fork()
+            decoder.push(log_probs)
+        return self._interim(decoder, None, heard)
+
+    def end(self, heard: float) -> list[Event]:
+        """The utterance ends here, whatever was heard."""
+        self.endpointer.reset()
+        return self._final(heard)
+
+    def _decode(self, log_probs: LogProbs, blanks: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> None:
+        self.frames += len(log_probs)
+        if not self.spoke and blanks.all():  # silence before an utterance is not kept
+            self.decoder = self.decoding.decoder(self.engine, self.frames)
+            return
+        self.spoke = True
+        if len(log_probs):
+            self.decoder.push(log_probs)
+
+    def _interim(self, decoder: Decoder, stability: float | None, heard: float) -> list[Event]:
+        best = decoder.hypotheses()[0]
+        if not best.text.strip():
+            return []
+        if stability is None:
+            known = self.frames * self.engine.seconds_per_frame
+            stability = UNSURE * sum(word.end <= known for word in best.words) / max(len(best.words), 1)
+        return [Interim(text=best.text, stability=stability, words=best.words, audio_processed=heard)]
+
+    def _final(self, heard: float) -> list[Event]:
+        """The result of the utterance, if it has words; the next one begins."""
+        found = [each for each in self.decoder.hypotheses(self.decoding.alternatives) if each.words]
+        self.decoder = self.decoding.decoder(self.engine, self.frames)
+        self.spoke = False
+        if not found:
+            return []
+        best = found[0]
+        return [
+            Final(
+                text=best.text,
+                words=best.words,
+                alternatives=tuple(found),
+                confidence=sum(word.confidence for word in best.words) / len(best.words),
+                start=best.words[0].start,
+                end=best.words[-1].end,
+                audio_processed=heard,
+            )
+        ]

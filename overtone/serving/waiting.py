@@ -1,0 +1,144 @@
+"""Rows that wait for the worker, and which of them go together next.
+
+Rows of one batch are of like length, whatever their adapters. Groups (adapters, tenants) take turns row by row.
+Streams go before recordings, but a recording that has waited long gets every second turn.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Samples = npt.NDArray[np.float32]
+Priority = Literal["stream", "offline"]
+
+SHORTEST, LONGEST = 0.6, 1.3
+"""Lengths that go with a row, relative to its own."""
+PATIENCE = 1.0
+"""Seconds after which a recording no longer stands back behind streams."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogProbs:
+    """The model's answer for one row."""
+
+    log_probs: npt.NDArray[np.float32]
+    """[T', V+1] natural logarithms, blank last."""
+    seconds_per_frame: float
+
+
+@dataclass(kw_only=True, eq=False)
+class Row:
+    """One input of the model and whom to tell the answer."""
+
+    waveform: Samples | None
+    """[S]; None where there are features."""
+    mel: npt.NDArray[np.float32] | None
+    """[F, T], normalised."""
+    seconds: float
+    choice: str | None
+    """What `AdapterSet.use` takes for it."""
+    group: str
+    priority: Priority
+    deadline: float | None
+    arrived: float
+    future: Future[LogProbs] = field(default_factory=Future)
+    started: bool = False
+    """Whether the worker has begun with it; it can no longer be cancelled."""
+    failures: int = 0
+
+
+class WaitingRows:
+    """The queue. Not thread-safe: the engine's condition guards it."""
+
+    def __init__(self) -> None:
+        self.groups: OrderedDict[str, dict[Priority, deque[Row]]] = OrderedDict()
+        """In the order of their turns."""
+        self.count = 0
+        self.recording_had_its_turn = False
+
+    def rows(self) -> list[Row]:
+        return [row for queues in self.groups.values() for queue in queues.values() for row in queue]
+
+    def count_of(self, group: str) -> int:
+        return sum(map(len, self.groups.get(group, {}).values()))
+
+    def oldest(self) -> float:
+        """When the row that waits longest arrived; there must be one."""
+        return min(queue[0].arrived for queues in self.groups.values() for queue in queues.values() if queue)
+
+    def add(self, row: Row) -> None:
+        if row.group not in self.groups:
+            self.groups[row.group] = {"stream": deque(), "offline": deque()}
+        self.groups[row.group][row.priority].append(row)
+        self.count += 1
+
+    def discard(self, row: Row) -> bool:
+        """Whether it was waiting."""
+        queue = self.groups.get(row.group, {}).get(row.priority)
+        if queue is None or row not in queue:
+            return False
+        queue.remove(row)
+        self.count -= 1
+        if not any(self.groups[row.group].values()):
+            del self.groups[row.group]
+        return True
+
+    def expired(self, now: float) -> list[Row]:
+        """Take out the rows whose deadline has passed."""
+        late = [row for row in self.rows() if row.deadline is not None and row.deadline <= now]
+        for row in late:
+            self.discard(row)
+        return late
+
+    def take(self, now: float, *, max_rows: int, max_seconds: float, max_recording_seconds: float) -> list[Row]:
+        """The next batch, at least one row: at most `max_rows`, and `max_seconds` with padding.
+
+        max_recording_seconds: the same limit for a batch that a recording leads.
+        """
+        lead = self.lead(now)
+        limit = max_seconds if lead.priority == "stream" else min(max_seconds, max_recording_seconds)
+        batch, longest = [lead], lead.seconds
+        self.serve(lead)
+        while len(batch) < max_rows:
+            before = len(batch)
+            for group in list(self.groups):
+                row = self.fitting(group, lead, longest, limit / (len(batch) + 1))
+                if row is not None and len(batch) < max_rows:
+                    batch.append(row)
+                    longest = max(longest, row.seconds)
+                    self.serve(row)
+            if len(batch) == before:
+                break
+        return batch
+
+    def lead(self, now: float) -> Row:
+        """Whose turn it is."""
+        streams = [queues["stream"][0] for queues in self.groups.values() if queues["stream"]]
+        recordings = [queues["offline"][0] for queues in self.groups.values() if queues["offline"]]
+        overdue = any(now - row.arrived > PATIENCE for row in recordings)
+        if streams and not (overdue and not self.recording_had_its_turn):
+            self.recording_had_its_turn = False
+            return streams[0]
+        self.recording_had_its_turn = True
+        return recordings[0]
+
+    def fitting(self, group: str, lead: Row, longest: float, room: float) -> Row | None:
+        """The first row of a group that goes with the lead; room: seconds that a row may have."""
+        for priority in ("stream", "offline") if lead.priority == "stream" else ("offline", "stream"):
+            for row in self.groups[group][priority]:
+                alike = SHORTEST * lead.seconds <= row.seconds <= LONGEST * lead.seconds
+                if alike and max(longest, row.seconds) <= room:
+                    return row
+        return None
+
+    def serve(self, row: Row) -> None:
+        """Take a row out; its group goes to the end of the turns."""
+        self.discard(row)
+        if row.group in self.groups:
+            self.groups.move_to_end(row.group)
