@@ -167,6 +167,7 @@ def _write_parts(model: AsrModel, folder: Path, tensors: Mapping[str, Tensor]) -
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
     save_file(dict(tensors), folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / WEIGHTS).chmod(0o644)  # safetensors writes for the owner alone
     for name in model.adapters.names:
         model.adapters.save(name, folder / ADAPTERS / name)
     (folder / CONFIG).write_text(write_yaml(config), encoding="utf-8")

@@ -20,6 +20,7 @@ COMMANDS = {
     "train": "train an adapter over a frozen model",
     "evaluate": "word error rates of a model and its adapters on manifests",
     "transcribe": "recordings to text, captions or word times",
+    "serve": "one base, many adapters: Riva's gRPC and OpenAI's HTTP interface, each request its own adapter",
     "inspect": "what a model or an adapter is made of",
     "verify": "prove that adapters act, and that the base is untouched when they are off",
 }

@@ -186,6 +186,8 @@ class Watch(Callback):
             return
         fresh = self.resume_file.with_name(f".{self.resume_file.name}.new")
         with writing(self.resume_file):
+            for logger in trainer.loggers:
+                logger.save()  # what a logger holds back would be missing from a run that is killed and resumed here
             trainer.save_checkpoint(fresh, weights_only=False)
             if trainer.is_global_zero:
                 fresh.replace(self.resume_file)

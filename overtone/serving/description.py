@@ -106,7 +106,7 @@ def operation(
 ) -> dict[str, Any]:
     error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     failures = {} if open else {**JSON_ERRORS, **(errors or {})}
-    content = {} if success == "204" else {"content": {media: {}}}
+    content: dict[str, Any] = {} if success == "204" else {"content": {media: {}}}
     described: dict[str, Any] = {
         "summary": summary,
         "security": [] if open else [{"admin": []}] if admin else [{"token": []}, {}],
@@ -127,4 +127,7 @@ def error_schema() -> dict[str, Any]:
 
 def adapter_schema() -> dict[str, Any]:
     names = ("name", "state", "reason", "kind", "digest", "source")
-    return {"type": "object", "properties": {**{name: {"type": "string"} for name in names}, "parameters": {"type": "integer"}}}
+    return {
+        "type": "object",
+        "properties": {**{name: {"type": "string"} for name in names}, "parameters": {"type": "integer"}},
+    }

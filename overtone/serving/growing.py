@@ -83,4 +83,4 @@ async def text_deltas(recognitions: AsyncIterator[Recognition]) -> AsyncIterator
             before = recognition
     assert before is not None
     text = before.hypotheses[0].text
-    yield text[len(told) :] if text.startswith(told) else text, before
+    yield text.removeprefix(told), before

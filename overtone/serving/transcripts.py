@@ -20,7 +20,9 @@ from overtone.serving.riva_results import Mask
 FORMATS = ("json", "text", "srt", "vtt", "verbose_json")
 
 
-def answer(recognition: Recognition, format: str, *, granularities: Collection[str], language: str, mask: Mask) -> Response:
+def answer(
+    recognition: Recognition, format: str, *, granularities: Collection[str], language: str, mask: Mask
+) -> Response:
     """format: one of FORMATS. granularities: `word` and `segment`, for verbose_json. language: of the model."""
     best = recognition.hypotheses[0]
     words = masked_words(best.words, mask)
@@ -90,7 +92,8 @@ def usage(recognition: Recognition) -> dict[str, Any]:
 async def events(recognitions: AsyncIterator[Recognition], mask: Mask) -> AsyncIterator[bytes]:
     """Server-sent events: `transcript.text.delta` as the recording is worked through, then `transcript.text.done`."""
     last = None
-    async for delta, last in text_deltas(recognitions):
+    async for delta, recognition in text_deltas(recognitions):
+        last = recognition
         if delta:
             yield event({"type": "transcript.text.delta", "delta": mask(delta)})
     assert last is not None
