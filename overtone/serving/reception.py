@@ -53,6 +53,8 @@ class HttpSettings:
     """What a request or a session may send."""
     max_requests: int = 256
     """Transcriptions and realtime sessions at a time; more are refused with 429."""
+    max_audio_seconds: float = 8 * 3600.0
+    """Decoded audio of all transcriptions that go on; what would be more is refused with 429."""
     max_adapter_bytes: int = 64 * 2**20
     """Of an uploaded archive."""
     request_seconds: float = 600.0
@@ -78,6 +80,8 @@ class Reception:
         """Transcriptions and sessions that go on."""
         self.closing = False
         """Whether new ones are refused."""
+        self.audio_seconds = 0.0
+        """Decoded audio in memory."""
         self._threads = ThreadPoolExecutor(DECODERS, thread_name_prefix="overtone-http-audio")
 
     def close(self) -> None:
@@ -95,6 +99,17 @@ class Reception:
             yield
         finally:
             self.active -= 1
+
+    @contextmanager
+    def holding(self, seconds: float) -> Iterator[None]:
+        """Decoded audio is kept in memory. Raises OverloadError."""
+        if self.audio_seconds and self.audio_seconds + seconds > self.settings.max_audio_seconds:
+            raise OverloadError("The recordings that are being transcribed are too long together; try again later.")
+        self.audio_seconds += seconds
+        try:
+            yield
+        finally:
+            self.audio_seconds -= seconds
 
     async def idle(self, seconds: float) -> bool:
         """Wait until nothing goes on any more; whether that came within so many seconds."""

@@ -1,0 +1,235 @@
+"""One base and many adapters at work: Riva's gRPC interface, OpenAI's HTTP interface and Riva's realtime sessions.
+
+Every request chooses its own adapter by the model's name: `base+medical`, or just `medical`. The folder of adapters
+is watched: what lands in it is in service a moment later. A signal (Ctrl-C) ends the server once what runs is done."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from overtone.cli.arguments import add_computing, number
+from overtone.cli.screen import note
+from overtone.errors import AdapterError, UsageError
+
+if TYPE_CHECKING:
+    from overtone.serving.server import Addresses, Server, ServerSettings
+
+DEMO_FOLDERS = "overtone_demo*"
+DEMO_ADAPTERS = "run/checkpoints/*/adapter.yaml"
+BEST = "-best"
+
+PACKAGES = {
+    "grpc": "grpcio",
+    "google.protobuf": "protobuf",
+    "starlette": "starlette",
+    "uvicorn": "uvicorn",
+    "websockets": "websockets",
+    "python_multipart": "python-multipart",
+    "prometheus_client": "prometheus-client",
+}
+"""What the extra `overtone[serve]` installs, by the name that is imported."""
+
+EXAMPLES = """examples:
+  overtone serve --demo
+  overtone serve base.nemo --adapters adapters/
+  overtone serve base.nemo --adapters adapters/ --host 0.0.0.0 --tokens tokens.yaml --tls-cert tls.crt --tls-key tls.key
+
+Then, for example:
+  curl http://127.0.0.1:9000/v1/audio/transcriptions -F file=@memo.wav -F model=medical"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model", nargs="?", metavar="MODEL", help="a .nemo file, a model folder, or a name (default: fundamental)"
+    )
+    parser.add_argument(
+        "--adapters", type=Path, metavar="FOLDER", help="holds one adapter folder each; it is watched for changes"
+    )
+    parser.add_argument(
+        "--demo",
+        nargs="?",
+        const="",
+        metavar="FOLDER",
+        help="with the adapter that `overtone demo` trained, in that folder or the newest overtone_demo*/ here",
+    )
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is every one (default: 127.0.0.1)"
+    )
+    parser.add_argument(
+        "--grpc-port", type=port, default=50051, metavar="PORT", help="of gRPC; 0: any (default: 50051)"
+    )
+    parser.add_argument("--http-port", type=port, default=9000, metavar="PORT", help="of HTTP; 0: any (default: 9000)")
+    parser.add_argument(
+        "--language", default="en-US", metavar="TAG", help="what the model understands (default: en-US)"
+    )
+    add_security(parser)
+    parser.add_argument(
+        "--capacity", type=whole, default=64, metavar="N", help="adapters in the model at a time (default: 64)"
+    )
+    parser.add_argument("--max-batch", type=whole, default=16, metavar="N", help="rows of a forward (default: 16)")
+    parser.add_argument("--max-queue", type=whole, default=256, metavar="N", help="rows that wait (default: 256)")
+    parser.add_argument(
+        "--max-seconds",
+        type=number(above=0),
+        default=7200.0,
+        metavar="SECONDS",
+        help="of one recording or stream (default: 7200)",
+    )
+    parser.add_argument(
+        "--max-megabytes", type=whole, default=64, metavar="N", help="of one recording or stream (default: 64)"
+    )
+    parser.add_argument(
+        "--grace",
+        type=number(at_least=0),
+        default=30.0,
+        metavar="SECONDS",
+        help="for what runs when the server is told to end (default: 30)",
+    )
+    parser.add_argument("--log", choices=("json", "text"), default="json", help="form of the log (default: json)")
+    add_computing(parser)
+
+
+def add_security(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("security")
+    group.add_argument(
+        "--tokens", type=Path, metavar="FILE", help="tenants, hashes of their tokens, and their adapters, as YAML"
+    )
+    group.add_argument(
+        "--admin-token-file", type=Path, metavar="FILE", help="holds the token that opens the administration"
+    )
+    group.add_argument("--tls-cert", type=Path, metavar="FILE", help="the server's certificate (PEM), for both ports")
+    group.add_argument("--tls-key", type=Path, metavar="FILE", help="its key (PEM)")
+    group.add_argument(
+        "--client-ca", type=Path, metavar="FILE", help="clients must show a certificate signed by this one (mTLS)"
+    )
+    group.add_argument(
+        "--origin",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="a web site whose pages may open realtime sessions (https://example.org); may be given several times",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    check_installed()
+    from overtone.cli.models import load, quiet_libraries
+    from overtone.serving.logs import set_up_logs, take_down
+    from overtone.serving.server import serve
+
+    quiet_libraries()
+    settings = settings_of(arguments)
+    demo = None if arguments.demo is None else demo_adapter(arguments.demo)
+    model = load(settings.model, arguments.device)
+    if demo is not None:
+        load_demo(model, demo)
+    handler = set_up_logs(arguments.log)
+    try:
+        finished = serve(settings, model=model, started=tell)
+    finally:
+        take_down(handler)
+    return 0 if finished else 1
+
+
+def check_installed() -> None:
+    """Raises UsageError, naming what is missing of the extra."""
+    missing = [distribution for module, distribution in PACKAGES.items() if not is_installed(module)]
+    if missing:
+        raise UsageError(
+            f"`overtone serve` needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed. "
+            "Install with: pip install 'overtone[serve]'"
+        )
+
+
+def is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # its parent
+        return False
+
+
+def settings_of(arguments: argparse.Namespace) -> ServerSettings:
+    from overtone.serving.engine import EngineSettings
+    from overtone.serving.server import ServerSettings
+    from overtone.serving.sniff import AudioLimits
+
+    limits = AudioLimits(max_bytes=arguments.max_megabytes * 2**20, max_seconds=arguments.max_seconds)
+    return ServerSettings(
+        model=arguments.model or ServerSettings().model,
+        adapters=arguments.adapters,
+        capacity=arguments.capacity,
+        language=arguments.language,
+        host=arguments.host,
+        grpc_port=arguments.grpc_port,
+        http_port=arguments.http_port,
+        tokens=arguments.tokens,
+        admin_token_file=arguments.admin_token_file,
+        tls_certificate=arguments.tls_cert,
+        tls_key=arguments.tls_key,
+        client_authority=arguments.client_ca,
+        origins=frozenset(origin.rstrip("/") for origin in arguments.origin),
+        compute_dtype=arguments.dtype,
+        engine=replace(EngineSettings(), max_batch=arguments.max_batch, max_queue=arguments.max_queue),
+        limits=limits,
+        grace_seconds=arguments.grace,
+    )
+
+
+def demo_adapter(folder: str) -> Path:
+    """The folder of the adapter that a run of `overtone demo` kept as its best. Raises UsageError."""
+    candidates = [Path(folder)] if folder else sorted(Path().glob(DEMO_FOLDERS), key=age)
+    for candidate in candidates:
+        found = sorted(path.parent for path in candidate.glob(DEMO_ADAPTERS))
+        best = [path for path in found if path.name.endswith(BEST)] or found
+        if best:
+            return best[0]
+    where = f"{folder} holds no adapter of a demo" if folder else f"There is no {DEMO_FOLDERS}/ here with an adapter"
+    raise UsageError(f"{where}. Train one first: `overtone demo` (a few minutes), then `overtone serve --demo`.")
+
+
+def age(path: Path) -> float:
+    """The newest first."""
+    return -path.stat().st_mtime
+
+
+def load_demo(model: object, folder: Path) -> None:
+    from overtone.model import AsrModel
+
+    assert isinstance(model, AsrModel)
+    try:
+        model.adapters.load(folder)
+    except AdapterError as error:
+        raise UsageError(f"The demo's adapter does not fit this model: {error}") from error
+
+
+def tell(server: Server, addresses: Addresses) -> None:
+    base = server.reception.base
+    entries = server.shelf.names()
+    usable = [entry.name for entry in entries if entry.state != "refused"]
+    for entry in entries:
+        if entry.state == "refused":
+            note(f"overtone: adapter '{entry.name}' is refused: {entry.reason}")
+    first = f"{base}+{usable[0]}" if usable else base
+    more = "" if len(usable) <= 8 else f" and {len(usable) - 8} more"
+    note(f"{base} · adapters: {', '.join(usable[:8]) or 'none'}{more}")
+    note(f"Riva gRPC  {addresses.grpc}")
+    note(f"HTTP       {addresses.http}")
+    note(f"Try        curl {addresses.http}/v1/audio/transcriptions -F file=@recording.wav -F model={first}")
+
+
+def port(text: str) -> int:
+    return whole_number(text, 0, 65_535)
+
+
+def whole(text: str) -> int:
+    return whole_number(text, 1, 1_000_000)
+
+
+def whole_number(text: str, least: int, most: int) -> int:
+    if not text.isdecimal() or not least <= int(text) <= most:
+        raise argparse.ArgumentTypeError(f"'{text[:20]}' is no whole number from {least} to {most}")
+    return int(text)

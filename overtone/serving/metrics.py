@@ -1,0 +1,117 @@
+"""What both doors do, as Prometheus metrics and as one line of the log for each call."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterator
+from functools import partial
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from overtone.serving.engine import Engine
+from overtone.serving.riva_calls import Call, OnCall
+from overtone.serving.security import Guard
+from overtone.serving.shelf import Shelf
+
+LOG = logging.getLogger("overtone.serving.calls")
+
+SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+QUIET = ("GET /v1/health/live", "GET /v1/health/ready", "GET /v1/metrics", "GET /")
+"""Calls of machines that look after the server; their success is not logged."""
+SUCCESSES = ("OK", "200", "101")
+
+ENGINE_COUNTERS = {
+    "rows": "Rows of audio computed",
+    "batches": "Forwards of the model",
+    "mixed_batches": "Forwards with more than one choice of adapters",
+    "audio_seconds": "Audio computed, windows counted as often as they were heard",
+    "padded_seconds": "Audio computed, padding included",
+    "forward_seconds": "Time spent in forwards",
+    "rejected": "Rows refused because the queue was full",
+    "cancelled": "Rows given up by their clients",
+    "expired": "Rows whose deadline came before their turn",
+    "failed": "Rows answered with an error of the forward",
+    "restarts": "Times that the worker was started again",
+}
+ENGINE_GAUGES = {"waiting": "Rows in the queue", "running": "Rows in the forward that runs"}
+SHELF_GAUGES = {
+    "resident": "Adapter versions in the model",
+    "leased": "Adapter versions that requests hold",
+    "refused": "Adapters that cannot be used",
+    "names": "Adapters known",
+}
+
+
+class Observer:
+    """Told of every call at its end, and asked for the metrics."""
+
+    def __init__(self, engine: Engine, shelf: Shelf, guard: Guard) -> None:
+        self.guard = guard
+        self.registry = CollectorRegistry()
+        self.calls = Counter(
+            "overtone_requests", "Calls that have ended", ["door", "method", "code"], registry=self.registry
+        )
+        self.seconds = Histogram(
+            "overtone_request_seconds",
+            "Time from a call's beginning to its end",
+            ["door", "method"],
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.audio = Counter("overtone_request_audio_seconds", "Audio received", ["door"], registry=self.registry)
+        self.adapters = Counter(
+            "overtone_adapter_requests", "Successful calls that used the adapter", ["adapter"], registry=self.registry
+        )
+        self.registry.register(StateCollector(engine, shelf))
+
+    def at(self, door: str) -> OnCall:
+        """What the Riva door takes as `on_call`. It counts requests at their end; HTTP has charged them before."""
+        return partial(self.ended, door)
+
+    def ended(self, door: str, call: Call, request_id: str = "") -> None:
+        counted = int(door == "riva" and call.method in ("Recognize", "StreamingRecognize"))
+        self.guard.charge(call.tenant, requests=counted, audio_seconds=call.audio_seconds)
+        self.calls.labels(door, call.method, call.code).inc()
+        self.seconds.labels(door, call.method).observe(call.seconds)
+        self.audio.labels(door).inc(call.audio_seconds)
+        succeeded = call.code in SUCCESSES
+        for name in call.adapter.split("+") if succeeded and call.adapter else ():
+            self.adapters.labels(name).inc()
+        quiet = succeeded and call.method in QUIET
+        facts = {"door": door, **dataclasses.asdict(call), **({"request_id": request_id} if request_id else {})}
+        LOG.log(
+            logging.DEBUG if quiet else logging.INFO,
+            "%s %s %s %.3f s",
+            door,
+            call.method,
+            call.code,
+            call.seconds,
+            extra={"call": facts},
+        )
+
+    def text(self) -> bytes:
+        """In the format that Prometheus reads."""
+        return generate_latest(self.registry)
+
+
+class StateCollector:
+    """The engine's and the shelf's own counts, read when they are asked for."""
+
+    def __init__(self, engine: Engine, shelf: Shelf) -> None:
+        self.engine = engine
+        self.shelf = shelf
+
+    def collect(self) -> Iterator[Metric]:
+        state = self.engine.state()
+        for name, text in ENGINE_COUNTERS.items():
+            yield CounterMetricFamily(f"overtone_engine_{name}", text, value=getattr(state, name))
+        for name, text in ENGINE_GAUGES.items():
+            yield GaugeMetricFamily(f"overtone_engine_{name}", text, value=getattr(state, name))
+        yield GaugeMetricFamily("overtone_engine_alive", "Whether the worker runs", value=float(state.alive))
+        for name, value in self.shelf.counters().items():
+            if name in SHELF_GAUGES:
+                yield GaugeMetricFamily(f"overtone_adapters_{name}", SHELF_GAUGES[name], value=value)
+            else:
+                yield CounterMetricFamily(f"overtone_adapters_{name}", f"Adapters: {name}", value=value)
