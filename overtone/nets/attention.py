@@ -55,7 +55,8 @@ def attend(
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """[B, T, H*K] -> [B, H, T, K]."""
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+    divided: Tensor = x.unflatten(-1, (heads, -1))
+    return divided.transpose(1, 2)
 
 
 class SelfAttention(nn.Module):
@@ -101,7 +102,8 @@ class SelfAttention(nn.Module):
             query = query + self.pos_bias_u.unsqueeze(1)
         dropout = self.dropout if self.training else 0.0
         attended = attend(query, key, value, bias, context.attention, dropout)
-        return self.out(attended, self.linear_out(attended), context)
+        result: Tensor = self.out(attended, self.linear_out(attended), context)
+        return result
 
 
 def new_position_biases(width: int, heads: int) -> tuple[nn.Parameter, nn.Parameter]:

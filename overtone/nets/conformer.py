@@ -42,7 +42,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor, context: TapContext) -> Tensor:
         inner = self.dropout(F.silu(self.expand(x, self.linear1(x), context)))
-        return self.contract(inner, self.linear2(inner), context)
+        result: Tensor = self.contract(inner, self.linear2(inner), context)
+        return result
 
 
 class ConvolutionModule(nn.Module):
@@ -126,7 +127,8 @@ class ConformerLayer(nn.Module):
         x = self.after_attention(x, attended, context)
         x = x + self.dropout(self.conv(self.norm_conv(x), context.valid))
         x = x + 0.5 * self.dropout(self.feed_forward2(self.norm_feed_forward2(x), context))
-        return self.after_block(block_input, self.norm_out(x), context)
+        result: Tensor = self.after_block(block_input, self.norm_out(x), context)
+        return result
 
 
 class ConformerEncoder(nn.Module):

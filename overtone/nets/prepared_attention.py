@@ -103,7 +103,9 @@ class AttentionPart:
 
     def project(self, normed: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, 3, H, P]."""
-        return F.linear(normed, self.padded, self.padded_bias).unflatten(-1, (3, self.heads, self.padded_width))
+        product = F.linear(normed, self.padded, self.padded_bias)
+        divided: Tensor = product.unflatten(-1, (3, self.heads, self.padded_width))
+        return divided
 
     def by_head(self, projected: Tensor, scene: Scene) -> Tensor:
         """[B, T, 3, H, P] -> [3, H, B, T, P], keys of padding marked."""
@@ -201,7 +203,8 @@ class AttentionCore:
             shifted(by_distance, batch, frames).copy_(by_score)
             by_query = gradients[0].view(heads, batch * frames, -1)
             by_query.baddbmm_(by_distance, distances[..., : self.head_width])
-        return gradients.unflatten(1, (heads, batch))
+        divided: Tensor = gradients.unflatten(1, (heads, batch))
+        return divided
 
 
 def shifted(by_distance: Tensor, batch: int, frames: int) -> Tensor:

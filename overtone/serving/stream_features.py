@@ -89,7 +89,7 @@ class StreamFeatures:
     @property
     def frames(self) -> int:
         """Frames so far; the last ones may still change."""
-        return self._mel_from + self._mel.shape[1]
+        return self._mel_from + int(self._mel.shape[1])
 
     def between(self, first: int, last: int) -> Mel:
         """[F, last - first] normalised, by the statistics of everything up to `last`; calls must not go back."""

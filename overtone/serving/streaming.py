@@ -231,4 +231,5 @@ class Stream:
         seconds = getattr(self.settings, name)
         if not 0.0 <= seconds <= 60.0:
             raise UsageError(f"{name} is {seconds} s; 0 to 60 seconds are allowed.")
-        return round(seconds / self.engine.seconds_per_frame)
+        frames: int = round(seconds / self.engine.seconds_per_frame)
+        return frames
