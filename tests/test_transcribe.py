@@ -23,7 +23,7 @@ from overtone.errors import AdapterError, DataError, UsageError
 from overtone.jobs.recordings import find_recordings
 from overtone.jobs.transcribe import Transcriber, transcribe
 from overtone.jobs.windows import Window, join_paths, plan_windows
-from overtone.wer import word_errors
+from overtone.wer import character_errors
 from tone_model import FRAME, SAMPLE_RATE, ToneModel, spoken
 
 WORDS = ["abc", "bad", "cafe", "deed", "abba", "fed", "hage"]
@@ -241,15 +241,29 @@ def test_files_read_as_nemo_reads_them(name: str) -> None:
     assert transcribe(model, wavs[1]) == direct
 
 
+def forty_seconds() -> list[tuple[Path, str]]:
+    """Telephone prompts one after the other, with their words."""
+    folder = Path(overtone.__file__).parent / "prompts"
+    chosen: list[tuple[Path, str]] = []
+    seconds = 0.0
+    for line in (folder / "test.jsonl").read_text("utf-8").splitlines():
+        entry = json.loads(line)
+        chosen.append((folder / entry["audio_filepath"], entry["text"]))
+        seconds += entry["duration"] + 1 / 3
+        if seconds > 40:
+            break
+    return chosen
+
+
+def spoken_words() -> str:
+    return " ".join(text for _, text in forty_seconds())
+
+
 @pytest.fixture
 def joined_prompts(tmp_path: Path) -> Path:
-    """Telephone prompts, 40 seconds of them, one after the other."""
-    folder = Path(overtone.__file__).parent / "prompts"
-    parts: list[np.ndarray] = []
-    for line in (folder / "test.jsonl").read_text("utf-8").splitlines():
-        parts += [load_audio(folder / json.loads(line)["audio_filepath"]), np.zeros(SAMPLE_RATE // 3, np.float32)]
-        if sum(map(len, parts)) > 40 * SAMPLE_RATE:
-            break
+    """40 seconds of telephone prompts in one file."""
+    pause = np.zeros(SAMPLE_RATE // 3, np.float32)
+    parts = [part for path, _ in forty_seconds() for part in (load_audio(path), pause)]
     soundfile.write(tmp_path / "joined.wav", np.concatenate(parts), SAMPLE_RATE)
     return tmp_path / "joined.wav"
 
@@ -275,15 +289,16 @@ def test_windows_of_real_encoders_meet_frame_by_frame(name: str, joined_prompts:
     assert max(agreement.values()) < 0.6
 
 
-def test_windows_change_hardly_a_word_of_the_embedded_base(joined_prompts: Path) -> None:
+def test_windows_cost_the_embedded_base_nothing(joined_prompts: Path) -> None:
+    """Against the words that were said: windows as long as what the base was trained on do no worse than the whole."""
     from overtone.checkpoints.load import load_model
 
-    if not (Path(overtone.__file__).parent / "fundamental").is_dir():
-        pytest.skip("the embedded base is not here")
     model = load_model("fundamental")
+    said = spoken_words()
     (whole,), (windowed,) = transcribe(model, joined_prompts, window=None), transcribe(model, joined_prompts, window=15)
-    assert len(whole.words) > 30
-    assert word_errors(whole.text, windowed.text).rate <= 0.05
+    errors = {name: character_errors(said, text).rate for name, text in (("whole", whole.text), ("cut", windowed.text))}
+    assert len(windowed.words) > 30
+    assert errors["cut"] <= errors["whole"] + 0.02
 
 
 def test_each_path_goes_through_its_own_adapters() -> None:
