@@ -36,6 +36,9 @@ and still another neighbourhood every epoch."""
 CACHE_BYTES = 256 * 2**20
 """Memory for decoded audio, shared by the worker processes; what fits is read from disk only once."""
 
+SHORTER_SECONDS, SHORTER_SHARE = 0.1, 0.02
+"""By so much, or by this share, a recording may be shorter than its manifest says: what codecs and rounding cut off."""
+
 SHOWN = 5
 """Examples in a message."""
 
@@ -341,6 +344,12 @@ class SpeechDataset(Dataset[Any]):
             duration=utterance.duration,
             sample_rate=self.sample_rate,
         )
+        seconds = waveform.size / self.sample_rate
+        if seconds < utterance.duration - max(SHORTER_SECONDS, SHORTER_SHARE * utterance.duration):
+            raise DataError(
+                f"{utterance.manifest}:{utterance.line}: the manifest says {utterance.duration:g} s, but "
+                f"{utterance.audio_path} holds {seconds:g} s from there. Correct 'duration' (or 'offset')."
+            )
         if waveform.nbytes <= self.room:
             self.room -= waveform.nbytes
             self.cache[index] = waveform

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from overtone.adapters.adapter_set import AdapterSet
 from overtone.adapters.folder import BaseIdentity
-from overtone.errors import ConfigError
+from overtone.errors import ConfigError, UsageError
 from overtone.features import LogMel
 from overtone.nets.conformer import ConformerEncoder
 from overtone.nets.ctc import CtcHead
@@ -69,6 +69,11 @@ class AsrModel(nn.Module):
         self.eval()
 
     def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        if waveforms.dim() != 2 or lengths.shape != waveforms.shape[:1]:
+            raise UsageError(
+                f"waveforms {list(waveforms.shape)} and lengths {list(lengths.shape)}: [B, S] and [B] are needed; "
+                "one waveform is waveform.unsqueeze(0)."
+            )
         mel, lengths = self.preprocessor(waveforms, lengths)  # [B, F, T]
         return self.recognise(mel, lengths)
 

@@ -9,13 +9,17 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 
+from overtone.data import SpeechDataset
 from overtone.errors import AdapterError, ConfigError, DataError, OvertoneError
 from overtone.jobs.progress import Reporter
 from overtone.jobs.train import run_training
 from overtone.jobs.watching import Watch
+from overtone.manifest import Utterance
 from overtone.model import AsrModel
 from small_models import add_trained, small_model
 from train_samples import settings_for, write_corpus
@@ -192,3 +196,20 @@ def test_ctrl_c_keeps_the_last_adapter(tmp_path: Path, model: AsrModel) -> None:
     assert kept.card["steps"] == 2
     assert all(torch.equal(x, model.adapters["mine"].tensors()[name]) for name, x in kept.tensors().items())
     assert "Interrupted at step 2" in (tmp_path / "run/log.txt").read_text()
+
+
+def test_a_recording_shorter_than_its_manifest_says_is_refused(tmp_path: Path) -> None:
+    """Otherwise a transcript could look as if it fitted, and train nothing."""
+    soundfile.write(tmp_path / "short.wav", np.full(8000, 0.1, np.float32), 16_000)
+    utterance = Utterance(
+        audio_path=tmp_path / "short.wav", duration=15.0, text="hello", line=3, manifest=tmp_path / "m.json"
+    )
+    dataset = SpeechDataset([utterance], [[1]], sample_rate=16_000)
+    with pytest.raises(DataError, match=r"m\.json:3: the manifest says 15 s.*holds 0\.5 s"):
+        dataset.load(0)
+
+
+@pytest.mark.parametrize("override", ["model.optim.lr=nan", "model.optim.betas=[2,2]"])
+def test_an_optimiser_that_torch_refuses_is_one_message(tmp_path: Path, override: str) -> None:
+    with pytest.raises(ConfigError, match=r"model\.optim"):
+        run_training(settings_for(tmp_path, override), model=small_model(), reporter=QUIET)

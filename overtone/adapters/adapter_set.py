@@ -111,6 +111,8 @@ class AdapterSet(nn.Module):
         `modules`: encoder, decoder, joint, or several joined by `+`. `layers`: all, last:8, first:2 or numbers.
         Raises AdapterError where the name is taken or malformed, or the kind lands nowhere.
         """
+        if not hasattr(kind, "acts_at"):
+            raise AdapterError(f"{kind!r} is no kind of adapter; give one such as LinearAdapter(dim=32).")
         if name in self:
             raise AdapterError(f"Adapter '{name}' exists already. Choose another name, or remove it first.")
         chosen = choose_points(list(self.points.values()), kind, modules=modules, layers=layers)

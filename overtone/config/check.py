@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
@@ -105,6 +106,8 @@ def _limits(metadata: Mapping[str, Any], value: Any) -> str | None:
         return f"unknown '{value}'.{did_you_mean(str(value), names)} Known are {', '.join(names)}."
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
+    if not math.isfinite(value):
+        return f"{value} is no finite number."
     if "at_least" in metadata and value < metadata["at_least"]:
         return f"{value} is too small; it is at least {metadata['at_least']}."
     if "at_most" in metadata and value > metadata["at_most"]:

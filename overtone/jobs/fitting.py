@@ -13,7 +13,7 @@ import torch
 from overtone.augment import SpecAugment
 from overtone.config import Settings, SpecAugmentSettings
 from overtone.data import Place, StepSampler, make_loader
-from overtone.errors import CheckpointError, ConfigError
+from overtone.errors import CheckpointError, ConfigError, DataError
 from overtone.jobs.experiment import LOG_FILE, create_folder, make_loggers, process_rank, writing
 from overtone.jobs.keeping import Keeper, remove
 from overtone.jobs.progress import LiveLine, Pace, Reporter
@@ -220,9 +220,17 @@ def read_state(run: Run) -> dict[str, Any] | None:
 
 @contextmanager
 def interruption_kept(watch: Watch, *, leads: bool) -> Iterator[None]:
-    """After Ctrl-C the last adapter is written; Lightning's exit becomes a KeyboardInterrupt again."""
+    """After Ctrl-C, or audio that cannot be used, the last adapter is written before the run ends.
+
+    Lightning's exit becomes a KeyboardInterrupt again.
+    """
     try:
         yield
+    except DataError:
+        if leads and watch.pace.step > 0:
+            watch.keeper.write(watch.keeper.last_path, watch.pace.step, {})
+            watch.reporter.say(f"Ended at step {watch.pace.step}. Written: {watch.keeper.last_path}")
+        raise
     except (KeyboardInterrupt, SystemExit) as error:
         if isinstance(error, SystemExit) and not watch.interrupted:
             raise

@@ -19,7 +19,7 @@ from overtone.augment import SpecAugment
 from overtone.config import OptimSettings
 from overtone.data import Batch, step_seed
 from overtone.decoding.ctc import greedy
-from overtone.errors import DataError, OvertoneError
+from overtone.errors import ConfigError, DataError, OvertoneError
 from overtone.model import AsrModel
 from overtone.nets.ctc import Reduction, ctc_loss
 from overtone.schedules import Schedule
@@ -242,7 +242,10 @@ def make_optimiser(settings: OptimSettings, parameters: list[torch.nn.Parameter]
         options["betas"] = tuple(settings.betas)
     if settings.eps is not None and settings.name != "sgd":
         options["eps"] = settings.eps
-    return OPTIMISERS[settings.name](parameters, **options)
+    try:
+        return OPTIMISERS[settings.name](parameters, **options)
+    except (TypeError, ValueError) as error:  # what torch says of values that do not fit
+        raise ConfigError(f"model.optim: {error}") from error
 
 
 @contextmanager
