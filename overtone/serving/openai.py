@@ -76,10 +76,10 @@ class Transcriptions:
                     wishes.format,
                     granularities=wishes.granularities,
                     language=settings.language,
-                    mask=reception.mask(wishes.request),
+                    mask=reception.provision.mask(wishes.request),
                 )
             recognitions = await self.begun(samples, wishes, call, held)
-            told = self.told(events(recognitions, reception.mask(wishes.request)), held.pop_all())
+            told = self.told(events(recognitions, reception.provision.mask(wishes.request)), held.pop_all())
             first = await anext(told)
             return StreamingResponse(rejoined(first, told), media_type="text/event-stream")
 
@@ -120,7 +120,7 @@ class Transcriptions:
     def decoded(self, file: IO[bytes], request: RecognitionRequest) -> Samples:
         """[S] at the model's rate. Raises AudioError."""
         parts = []
-        with self.reception.decoder(request) as decoder:
+        with self.reception.provision.decoder(request) as decoder:
             while data := file.read(PIECE):
                 parts.append(push(decoder, data, request))
             parts.append(decoder.finish())
@@ -131,8 +131,8 @@ class Transcriptions:
 
     async def recognised(self, samples: Samples, wishes: Wishes, call: Call) -> Recognition:
         reception = self.reception
-        decoding = await reception.decoding(wishes.request)
-        with await reception.lease(wishes.request) as lease:
+        decoding = await reception.provision.decoding(wishes.request)
+        with await reception.provision.lease(wishes.request) as lease:
             return await recognise_async(
                 reception.engine,
                 samples,
@@ -147,8 +147,8 @@ class Transcriptions:
     ) -> AsyncIterator[Recognition]:
         """The same, told as it grows; the lease is held by `held`."""
         reception = self.reception
-        decoding = await reception.decoding(wishes.request)
-        lease = held.enter_context(await reception.lease(wishes.request))
+        decoding = await reception.provision.decoding(wishes.request)
+        lease = held.enter_context(await reception.provision.lease(wishes.request))
         return growing(
             reception.engine,
             samples,

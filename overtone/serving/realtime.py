@@ -153,16 +153,16 @@ class Realtime:
         request = reception.understood(recognition_config(session), "online", call, metadata)
         reception.guard.charge(call.tenant, requests=1)
         settings = replace(reception.settings.stream, endpointing=request.endpointing, interim=True)
-        decoding = await reception.decoding(request)
-        lease = await reception.lease(request)
+        decoding = await reception.provision.decoding(request)
+        lease = await reception.provision.lease(request)
         stream = Stream(reception.engine, lease, settings=settings, decoding=decoding, group=call.tenant or None)
-        with stream, reception.decoder(request) as decoder:
+        with stream, reception.provision.decoder(request) as decoder:
             talk = Talk(
                 send=lambda content: send(websocket, content),
                 stream=stream,
                 decoder=decoder,
                 request=request,
-                mask=reception.mask(request),
+                mask=reception.provision.mask(request),
                 in_thread=reception.in_thread,
             )
             try:

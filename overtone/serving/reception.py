@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, TypeVar
 
 from starlette.requests import HTTPConnection
@@ -18,14 +17,13 @@ from overtone.serving.engine import Engine
 from overtone.serving.errors import DrainingError, OverloadError
 from overtone.serving.http_errors import HttpError, invalid
 from overtone.serving.model_names import model_name
-from overtone.serving.offline import Decoding
-from overtone.serving.profanity import WORDS, masked
+from overtone.serving.profanity import WORDS
+from overtone.serving.provision import Provision
 from overtone.serving.riva_calls import Call
 from overtone.serving.riva_request import Kind, RecognitionRequest, read_config
-from overtone.serving.riva_results import Mask
 from overtone.serving.security import Guard
-from overtone.serving.shelf import Lease, Shelf, ShelfEntry
-from overtone.serving.sniff import AudioDecoder, AudioLimits
+from overtone.serving.shelf import Shelf, ShelfEntry
+from overtone.serving.sniff import AudioLimits
 from overtone.serving.streaming import StreamSettings
 
 R = TypeVar("R")
@@ -76,6 +74,7 @@ class Reception:
         self.settings = settings
         self.guard = guard
         self.base = settings.base or engine.model.name or "base"
+        self.provision = Provision(engine=engine, shelf=shelf, limits=settings.limits, profanities=settings.profanities)
         self.active = 0
         """Transcriptions and sessions that go on."""
         self.closing = False
@@ -168,27 +167,6 @@ class Reception:
                     continue
                 raise
             yield entry
-
-    async def lease(self, request: RecognitionRequest) -> Lease:
-        if request.adapter is None:
-            return self.shelf.acquire(None)
-        return await asyncio.to_thread(self.shelf.acquire, request.adapter)
-
-    async def decoding(self, request: RecognitionRequest) -> Decoding:
-        tokenizer = self.engine.model.tokenizer
-        return await asyncio.to_thread(request.decoding, tokenizer) if request.boosts else request.decoding(tokenizer)
-
-    def decoder(self, request: RecognitionRequest) -> AudioDecoder:
-        return AudioDecoder(
-            encoding=request.encoding,
-            sample_rate=request.sample_rate,
-            channels=request.channels,
-            target_rate=self.engine.sample_rate,
-            limits=self.settings.limits,
-        )
-
-    def mask(self, request: RecognitionRequest) -> Mask:
-        return partial(masked, words=self.settings.profanities) if request.mask_profanity else str
 
     async def in_thread(self, work: Callable[..., R], *arguments: Any) -> R:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)

@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import grpc
@@ -20,8 +19,9 @@ from overtone.serving.access import AccessError, Authorise, Metadata
 from overtone.serving.engine import Engine, Samples
 from overtone.serving.messages import ConfigResponse, RecognizeResponse
 from overtone.serving.model_names import adapter_names, model_name
-from overtone.serving.offline import Decoding, recognise_async
-from overtone.serving.profanity import WORDS, masked
+from overtone.serving.offline import recognise_async
+from overtone.serving.profanity import WORDS
+from overtone.serving.provision import Provision
 from overtone.serving.riva_fields import ignored_fields
 from overtone.serving.riva_inbox import Inbox
 from overtone.serving.riva_request import (
@@ -31,11 +31,11 @@ from overtone.serving.riva_request import (
     read_config,
     unavailable,
 )
-from overtone.serving.riva_results import Mask, offline_results
+from overtone.serving.riva_results import offline_results
 from overtone.serving.riva_status import RivaError, abort, invalid, sound, status_of
 from overtone.serving.riva_stream import Conversation
-from overtone.serving.shelf import Lease, Shelf, ShelfEntry
-from overtone.serving.sniff import AudioDecoder, AudioLimits
+from overtone.serving.shelf import Shelf, ShelfEntry
+from overtone.serving.sniff import AudioLimits
 from overtone.serving.streaming import Stream, StreamSettings
 
 __all__ = ["Call", "OnCall", "RivaCalls", "RivaSettings", "write_log"]
@@ -107,6 +107,7 @@ class RivaCalls:
         self.authorise = authorise
         self.on_call = on_call
         self.base = settings.base or engine.model.name or "base"
+        self.provision = Provision(engine=engine, shelf=shelf, limits=settings.limits, profanities=settings.profanities)
         self._threads = ThreadPoolExecutor(DECODERS, thread_name_prefix="overtone-audio")
 
     def close(self) -> None:
@@ -119,9 +120,9 @@ class RivaCalls:
                 raise invalid("empty audio: the field 'audio' holds no bytes")
             samples = await self.in_thread(self.decoded, message.audio, request)
             call.audio_seconds = samples.size / self.engine.sample_rate
-            decoding = await self.decoding(request)
+            decoding = await self.provision.decoding(request)
             remaining = context.time_remaining()
-            with await self.lease(request) as lease:
+            with await self.provision.lease(request) as lease:
                 recognition = await recognise_async(
                     self.engine,
                     samples,
@@ -130,7 +131,7 @@ class RivaCalls:
                     deadline=None if remaining is None else time.monotonic() + remaining,
                     group=call.tenant or None,
                 )
-            response = RecognizeResponse(results=offline_results(recognition, request, self.mask(request)))
+            response = RecognizeResponse(results=offline_results(recognition, request, self.provision.mask(request)))
             if message.HasField("id"):
                 response.id.CopyFrom(message.id)
             return response
@@ -145,16 +146,16 @@ class RivaCalls:
                 endpointing=request.endpointing,
                 interim=opening.streaming_config.interim_results,
             )
-            decoding = await self.decoding(request)
-            lease = await self.lease(request)
+            decoding = await self.provision.decoding(request)
+            lease = await self.provision.lease(request)
             stream = Stream(self.engine, lease, settings=settings, decoding=decoding, group=call.tenant or None)
-            with stream, self.decoder(request) as decoder:
+            with stream, self.provision.decoder(request) as decoder:
                 conversation = Conversation(
                     context=context,
                     stream=stream,
                     decoder=decoder,
                     request=request,
-                    mask=self.mask(request),
+                    mask=self.provision.mask(request),
                     in_thread=self.in_thread,
                     id=opening.id if opening.HasField("id") else None,
                 )
@@ -274,32 +275,11 @@ class RivaCalls:
                 grpc.StatusCode.DEADLINE_EXCEEDED, f"nothing was sent for {seconds:g} seconds; the stream is closed"
             ) from None
 
-    async def lease(self, request: RecognitionRequest) -> Lease:
-        if request.adapter is None:
-            return self.shelf.acquire(None)
-        return await asyncio.to_thread(self.shelf.acquire, request.adapter)
-
-    async def decoding(self, request: RecognitionRequest) -> Decoding:
-        tokenizer = self.engine.model.tokenizer
-        return await asyncio.to_thread(request.decoding, tokenizer) if request.boosts else request.decoding(tokenizer)
-
     async def in_thread(self, work: Callable[..., Samples], *arguments: Any) -> Samples:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
 
-    def decoder(self, request: RecognitionRequest) -> AudioDecoder:
-        return AudioDecoder(
-            encoding=request.encoding,
-            sample_rate=request.sample_rate,
-            channels=request.channels,
-            target_rate=self.engine.sample_rate,
-            limits=self.settings.limits,
-        )
-
     def decoded(self, audio: bytes, request: RecognitionRequest) -> Samples:
-        with self.decoder(request) as decoder:
+        with self.provision.decoder(request) as decoder:
             samples = np.concatenate((decoder.push(audio), decoder.finish()))
             check_channels(decoder.format, request)
         return samples
-
-    def mask(self, request: RecognitionRequest) -> Mask:
-        return partial(masked, words=self.settings.profanities) if request.mask_profanity else str

@@ -1,0 +1,48 @@
+"""What a request, through whichever door it came, is given to be worked on with."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from functools import partial
+
+from overtone.serving.engine import Engine
+from overtone.serving.offline import Decoding
+from overtone.serving.profanity import masked
+from overtone.serving.riva_request import RecognitionRequest
+from overtone.serving.riva_results import Mask
+from overtone.serving.shelf import Lease, Shelf
+from overtone.serving.sniff import AudioDecoder, AudioLimits
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provision:
+    """Adapters, decoders and masks for one request after another; what takes long is done off the event loop."""
+
+    engine: Engine
+    shelf: Shelf
+    limits: AudioLimits
+    """What a request may send."""
+    profanities: frozenset[str]
+    """Lower-case words that are masked where the request asks for it."""
+
+    async def lease(self, request: RecognitionRequest) -> Lease:
+        if request.adapter is None:
+            return self.shelf.acquire(None)
+        return await asyncio.to_thread(self.shelf.acquire, request.adapter)
+
+    async def decoding(self, request: RecognitionRequest) -> Decoding:
+        tokenizer = self.engine.model.tokenizer
+        return await asyncio.to_thread(request.decoding, tokenizer) if request.boosts else request.decoding(tokenizer)
+
+    def decoder(self, request: RecognitionRequest) -> AudioDecoder:
+        return AudioDecoder(
+            encoding=request.encoding,
+            sample_rate=request.sample_rate,
+            channels=request.channels,
+            target_rate=self.engine.sample_rate,
+            limits=self.limits,
+        )
+
+    def mask(self, request: RecognitionRequest) -> Mask:
+        return partial(masked, words=self.profanities) if request.mask_profanity else str
