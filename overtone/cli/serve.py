@@ -218,6 +218,7 @@ def tell(server: Server, addresses: Addresses) -> None:
     note(f"{base} · adapters: {', '.join(usable[:8]) or 'none'}{more}")
     note(f"Riva gRPC  {addresses.grpc}")
     note(f"HTTP       {addresses.http}")
+    note(f"Page       {addresses.http}/")
     note(f"Try        curl {addresses.http}/v1/audio/transcriptions -F file=@recording.wav -F model={first}")
 
 

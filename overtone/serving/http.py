@@ -22,6 +22,7 @@ from overtone.serving.engine import EngineState
 from overtone.serving.http_errors import CLIENT_GONE, HttpError, error_response
 from overtone.serving.metrics import Observer
 from overtone.serving.openai import Models, Transcriptions
+from overtone.serving.page import Page
 from overtone.serving.realtime import Realtime
 from overtone.serving.reception import Reception, metadata_of
 from overtone.serving.riva_calls import Call
@@ -39,7 +40,7 @@ def build_app(reception: Reception, observer: Observer) -> ASGIApp:
     pages = Pages(reception, observer)
     adapter = "/v1/admin/adapters/{name}"
     routes: list[BaseRoute] = [
-        Route("/", pages.index),
+        *Page(reception.settings.language, otherwise=pages.index).routes(),
         Route("/openapi.json", pages.openapi),
         Route("/v1/health/live", pages.live),
         Route("/v1/health/ready", pages.ready),
@@ -142,11 +143,10 @@ class Watched:
         async def sending(message: Message) -> None:
             if message["type"] in ("http.response.start", "websocket.http.response.start"):
                 call.code = call.code or str(message["status"])
-                message["headers"] = [
-                    *message.get("headers", []),
-                    (b"x-request-id", request_id.encode()),
-                    *SAFE_HEADERS,
-                ]
+                headers = message.get("headers", [])
+                own = {name.lower() for name, _ in headers}
+                safe = [header for header in SAFE_HEADERS if header[0] not in own]
+                message["headers"] = [*headers, (b"x-request-id", request_id.encode()), *safe]
             elif message["type"] == "websocket.accept":
                 message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
             elif message["type"] == "websocket.close":
