@@ -1,7 +1,4 @@
-"""Utterances to batches. The batches of a run are a pure function of (manifests, settings, seed, epoch, step).
-
-A `BatchPlan` lists the batches of an epoch as indices of utterances; nothing else decides what a batch holds, so that
-a run can go on at any step, whatever the number of worker processes.
+"""Utterances to batches: which can be trained on, what is read of each, and how they stand side by side.
 
 Legend: B batch, S samples, U target tokens.
 """
@@ -9,12 +6,10 @@ Legend: B batch, S samples, U target tokens.
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,15 +18,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from overtone.audio import load_audio
+from overtone.batches import Draw
 from overtone.errors import DataError
 from overtone.manifest import Utterance
 
-if TYPE_CHECKING:
-    from lhotse import CutSet
-
-POOL_BATCHES = 32
-"""Batches' worth of shuffled utterances that are sorted by duration before they are cut into batches: little padding,
-and still another neighbourhood every epoch."""
+Waveform = NDArray[np.float32]
+"""[S]"""
+Perturb = Callable[[Waveform, np.random.Generator], Waveform]
+"""A change of a waveform by chance; it may become longer or shorter."""
 
 CACHE_BYTES = 256 * 2**20
 """Memory for decoded audio, shared by the worker processes; what fits is read from disk only once."""
@@ -129,175 +123,13 @@ def refuse_unusable(utterances: Sequence[Utterance], problems: dict[int, str], *
     first = [f"  {name_of(utterances[index])}: {problem}" for index, problem in list(problems.items())[:SHOWN]]
     more = f"\n  … and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
     raise DataError(
-        f"{len(problems)} of {len(utterances)} utterances cannot be trained on:\n" + "\n".join(first) + more + "\n"
+        f"{len(problems)} of {len(utterances)} utterances cannot be used:\n" + "\n".join(first) + more + "\n"
         f"Correct the manifest, or leave them out with {key}=drop."
     )
 
 
 def name_of(utterance: Utterance) -> str:
     return f"{utterance.manifest}:{utterance.line}"
-
-
-# Batches
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class BatchPlan:
-    """Which utterances stand together in which batch of which epoch.
-
-    With `batch_duration`, lhotse's duration buckets decide; otherwise every batch has `batch_size` utterances of
-    similar duration (only the last one of an epoch may have fewer).
-    """
-
-    durations: tuple[float, ...]
-    """Seconds of each utterance."""
-    batch_size: int | None = 16
-    """Utterances, at most."""
-    batch_duration: float | None = None
-    """Seconds of audio, at most (one utterance longer than that stands alone)."""
-    buckets: int = 20
-    """Duration buckets, with batch_duration."""
-    shuffle: bool = True
-    drop_last: bool = False
-    limit: int | float = 1.0
-    """Share (a fraction) or number (a whole number) of an epoch's batches that are used."""
-    seed: int = 0
-
-    def batches(self, epoch: int) -> list[list[int]]:
-        """The batches of an epoch in order, each a list of indices of utterances."""
-        return _batches(self, epoch)
-
-    def length(self, epoch: int, processes: int = 1) -> int:
-        """Batches of an epoch for each of so many processes."""
-        if self.batch_duration is None or not self.shuffle:
-            epoch = 0  # all are equally long
-        return math.ceil(_length(self, epoch) / processes)
-
-    def seconds(self, batch: Iterable[int]) -> float:
-        """Audio of a batch, without padding."""
-        return sum(self.durations[index] for index in batch)
-
-
-@lru_cache(maxsize=65_536)
-def _length(plan: BatchPlan, epoch: int) -> int:
-    return len(_batches(plan, epoch))
-
-
-@lru_cache(maxsize=4)
-def _batches(plan: BatchPlan, epoch: int) -> list[list[int]]:
-    generator = np.random.default_rng([plan.seed, epoch])
-    if plan.batch_duration is not None:
-        batches = _bucketed(plan, epoch)
-        if plan.shuffle:
-            batches = [batches[index] for index in generator.permutation(len(batches))]
-    else:
-        batches = _of_equal_size(plan, generator)
-    whole = isinstance(plan.limit, int)
-    limit = plan.limit if whole else max(1, int(len(batches) * plan.limit)) if plan.limit else 0
-    return batches[: int(limit)]
-
-
-def _of_equal_size(plan: BatchPlan, generator: np.random.Generator) -> list[list[int]]:
-    size, durations = plan.batch_size or len(plan.durations), np.asarray(plan.durations)
-    order = generator.permutation(len(durations)) if plan.shuffle else np.arange(len(durations))
-    if plan.shuffle:
-        pools = [order[start : start + size * POOL_BATCHES] for start in range(0, len(order), size * POOL_BATCHES)]
-        order = np.concatenate([pool[np.argsort(durations[pool], kind="stable")] for pool in pools])
-    batches: list[list[int]] = [order[start : start + size].tolist() for start in range(0, len(order), size)]
-    if plan.drop_last and len(batches) > 1 and len(batches[-1]) < size:
-        batches.pop()
-    if plan.shuffle:
-        batches = [batches[index] for index in generator.permutation(len(batches))]
-    return batches
-
-
-def _bucketed(plan: BatchPlan, epoch: int) -> list[list[int]]:
-    from lhotse.dataset.sampling import DynamicBucketingSampler, SimpleCutSampler
-
-    buckets = min(plan.buckets, len(set(plan.durations)) // 2)
-    of_buckets = {"num_buckets": buckets} if buckets > 1 else {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about cuts that lie in memory
-        sampler = (DynamicBucketingSampler if of_buckets else SimpleCutSampler)(
-            bare_cuts(plan.durations),
-            max_duration=plan.batch_duration,
-            max_cuts=plan.batch_size,
-            shuffle=plan.shuffle,
-            drop_last=plan.drop_last,
-            seed=plan.seed,
-            world_size=1,
-            rank=0,
-            **of_buckets,
-        )
-        sampler.set_epoch(epoch)
-        return [[int(cut.id) for cut in batch] for batch in sampler]
-
-
-def bare_cuts(durations: Sequence[float]) -> CutSet:
-    """Lhotse cuts that carry an index and a duration, which is all that its samplers look at."""
-    from lhotse import CutSet, MonoCut
-
-    return CutSet(
-        [MonoCut(id=str(index), start=0.0, duration=duration, channel=0) for index, duration in enumerate(durations)]
-    )
-
-
-class Place(NamedTuple):
-    """Where an epoch begins."""
-
-    epoch: int = 0
-    first: int = 0
-    """Batches of the run before it, for each process."""
-
-
-def place_of(plan: BatchPlan, step: int, *, processes: int = 1, near: Place = Place()) -> Place:  # noqa: B008 (frozen)
-    """The epoch that a batch of the run belongs to; `near` is a place at or before it, from which it is found."""
-    epoch, first = near
-    while step >= first + (length := plan.length(epoch, processes)) and length > 0:
-        epoch, first = epoch + 1, first + length
-    return Place(epoch, first)
-
-
-class StepSampler(Sampler[list[int]]):
-    """The batches of a whole run, epoch after epoch, from a given step on; every process takes its share."""
-
-    def __init__(
-        self,
-        plan: BatchPlan,
-        *,
-        total: int,
-        start: int = 0,
-        near: Place = Place(),  # noqa: B008 (frozen)
-        rank: int = 0,
-        processes: int = 1,
-    ) -> None:
-        self.plan = plan
-        self.total = total
-        """Batches of the run for this process, those before `start` included."""
-        self.start = start
-        self.place = place_of(plan, start, processes=processes, near=near)
-        self.rank = rank
-        self.processes = processes
-
-    def __len__(self) -> int:
-        return self.total
-
-    def __iter__(self) -> Iterator[list[int]]:
-        epoch, first = self.place
-        while first < self.total and (batches := self.share(epoch)):
-            yield from batches[max(0, self.start - first) : self.total - first]
-            epoch, first = epoch + 1, first + len(batches)
-
-    def share(self, epoch: int) -> list[list[int]]:
-        """This process's batches of an epoch; all processes have equally many, the first ones again if need be."""
-        batches = self.plan.batches(epoch)
-        even = batches + batches[: -len(batches) % self.processes]
-        return even[self.rank :: self.processes]
-
-
-def step_seed(seed: int, step: int, rank: int = 0) -> int:
-    """Seed of everything random in one step: dropout, augmentation and dither do not depend on the steps before."""
-    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 # Loading
@@ -314,20 +146,26 @@ class SpeechDataset(Dataset[Any]):
         *,
         sample_rate: int,
         cache_bytes: int = CACHE_BYTES,
+        perturb: Perturb | None = None,
     ) -> None:
         self.utterances = utterances
         self.tokens = tokens
         self.sample_rate = sample_rate
         self.room = cache_bytes
+        self.perturb = perturb
+        """What happens to a waveform each time it is drawn for training."""
         self.cache: dict[int, NDArray[np.float32]] = {}
 
     def __len__(self) -> int:
         return len(self.utterances)
 
-    def __getitem__(self, index: int) -> Example | DataError:
+    def __getitem__(self, wanted: int | Draw) -> Example | DataError:
+        index = wanted.utterance if isinstance(wanted, Draw) else wanted
         utterance = self.utterances[index]
         try:
             waveform = self.load(index)
+            if self.perturb is not None and isinstance(wanted, Draw):
+                waveform = self.perturb(waveform, np.random.default_rng(wanted.key))
         except DataError as error:
             return DataError(f"{name_of(utterance)}: {error}")
         tokens = np.asarray(self.tokens[index], np.int64)
@@ -337,23 +175,35 @@ class SpeechDataset(Dataset[Any]):
         """The samples [S] of one utterance."""
         if index in self.cache:
             return self.cache[index]
-        utterance = self.utterances[index]
-        waveform = load_audio(
-            utterance.audio_path,
-            offset=utterance.offset,
-            duration=utterance.duration,
-            sample_rate=self.sample_rate,
-        )
-        seconds = waveform.size / self.sample_rate
-        if seconds < utterance.duration - max(SHORTER_SECONDS, SHORTER_SHARE * utterance.duration):
-            raise DataError(
-                f"{utterance.manifest}:{utterance.line}: the manifest says {utterance.duration:g} s, but "
-                f"{utterance.audio_path} holds {seconds:g} s from there. Correct 'duration' (or 'offset')."
-            )
+        waveform = read_utterance(self.utterances[index], self.sample_rate)
         if waveform.nbytes <= self.room:
             self.room -= waveform.nbytes
             self.cache[index] = waveform
         return waveform
+
+
+def read_utterance(utterance: Utterance, sample_rate: int) -> Waveform:
+    """Its samples [S]. Raises DataError for a recording that cannot be used."""
+    waveform = load_audio(
+        utterance.audio_path,
+        offset=utterance.offset,
+        duration=utterance.duration,
+        sample_rate=sample_rate,
+    )
+    problem = length_problem(utterance, waveform.size / sample_rate)
+    if problem is not None:
+        raise DataError(problem)
+    return waveform
+
+
+def length_problem(utterance: Utterance, seconds: float) -> str | None:
+    """What is wrong where the recording holds so many seconds from the utterance's offset on."""
+    if seconds >= utterance.duration - max(SHORTER_SECONDS, SHORTER_SHARE * utterance.duration):
+        return None
+    return (
+        f"the manifest says {utterance.duration:g} s, but {utterance.audio_path} holds {max(seconds, 0.0):g} s "
+        "from there. Correct 'duration' (or 'offset')."
+    )
 
 
 def collate(examples: Sequence[Example | DataError]) -> Batch | DataError:
@@ -381,7 +231,11 @@ def collate(examples: Sequence[Example | DataError]) -> Batch | DataError:
 
 
 def make_loader(
-    dataset: SpeechDataset, batches: Sampler[list[int]] | Sequence[list[int]], *, workers: int, pin_memory: bool
+    dataset: SpeechDataset,
+    batches: Sampler[list[int]] | Sampler[list[Draw]] | Sequence[list[int]],
+    *,
+    workers: int,
+    pin_memory: bool,
 ) -> DataLoader[Batch | DataError]:
     """A loader of the given batches, in their order, with `workers` processes that read ahead."""
     dataset.room //= max(1, workers)

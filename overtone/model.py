@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -64,7 +64,7 @@ class AsrModel(nn.Module):
         self.adapters.base_identity = BaseIdentity(fingerprint=self.fingerprint, tokenizer_digest=tokenizer.digest)
         self.prepared: PreparedEncoder | None = None
         self.base_is_frozen = False
-        self.base_dropout = False
+        self.base_dropout = True
         self.fingerprint_of: tuple[object, str] | None = None
         self.eval()
 
@@ -79,9 +79,30 @@ class AsrModel(nn.Module):
 
     def recognise(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """mel [B, F, T], lengths [B] -> log_probs [B, T', V+1] float32, lengths [B]."""
-        encoder = self.encoder if self.prepared is None else self.prepared
-        x, lengths = encoder(mel, lengths)  # [B, T', D]
+        x, lengths = self.computing(mel, lengths)  # [B, T', D]
         return self.decoder(x, lengths), lengths
+
+    def recognise_above(self, x: Tensor, lengths: Tensor, cut: int) -> Tensor:
+        """The input x [B, T', D] of the layer `cut`, lengths [B] -> log_probs [B, T', V+1] float32."""
+        log_probs: Tensor = self.decoder(self.computing.above(x, lengths, cut), lengths)
+        return log_probs
+
+    @property
+    def computing(self) -> ConformerEncoder | PreparedEncoder:
+        """The encoder, or the copy that computes in its place."""
+        return self.encoder if self.prepared is None else self.prepared
+
+    def recognise_within(self, mel: Tensor, lengths: Tensor, layers: Sequence[int]) -> tuple[list[Tensor], Tensor]:
+        """log_probs [B, T', V+1] of the head on the outputs of inner layers, in rising order, then the model's own."""
+        if not layers:
+            log_probs, lengths = self.recognise(mel, lengths)
+            return [log_probs], lengths
+        encoder, heads, done = self.encoder, [], 0
+        x, lengths, context = encoder.embed(mel, lengths)
+        for end in (*(layer + 1 for layer in layers), len(encoder.layers)):
+            x, done = encoder.run_layers(x, context, done, end), end
+            heads.append(self.decoder(x if encoder.out_proj is None else encoder.out_proj(x), lengths))
+        return heads, lengths
 
     @property
     def device(self) -> torch.device:
@@ -162,16 +183,22 @@ class AsrModel(nn.Module):
         self.base_dropout = base_dropout
         return self.train()
 
-    def train_base(self) -> Self:
+    def train_base(self, *, base_dropout: bool = True) -> Self:
         """Make the base trainable, every adapter not, and enter training mode: for training from scratch."""
         self.set_compute_dtype("float32")
         self.requires_grad_(True)
         self.adapters.requires_grad_(False)
         self.base_is_frozen = False
+        self.base_dropout = base_dropout
         return self.train()
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
+        if not self.base_is_frozen and not self.base_dropout:
+            self.encoder.eval()
+            for module in self.encoder.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.train(mode)
         if self.base_is_frozen:
             for part in PARTS:
                 getattr(self, part).train(mode and self.base_dropout)

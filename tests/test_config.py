@@ -248,7 +248,7 @@ def test_all_mistakes_are_told_at_once() -> None:
         (["exp_manager.create_early_stopping_callback=true"], "needs model.validation_ds.manifest_filepath"),
         (["exp_manager.checkpoint_callback_params.monitor=val_wr"], "Did you mean 'val_wer'?"),
         (["exp_manager.create_mlflow_logger=true"], "use TensorBoard or W&B"),
-        (["model.optim.lr=0.1,0.2"], "that is not available yet"),
+        (["model.optim.lr=0.1,0.2"], "give --multirun too"),
         (["a=b=c"], "'a=b=c' is no override"),
         (["model.optim.lr=${nothing}"], "nothing"),
     ],

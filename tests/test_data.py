@@ -13,19 +13,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from overtone.batches import BatchPlan, Place, StepSampler, bare_cuts, place_of, step_seed
 from overtone.data import (
     Batch,
-    BatchPlan,
-    Place,
     SpeechDataset,
-    StepSampler,
-    bare_cuts,
     collate,
     keep_durations,
     make_loader,
-    place_of,
     refuse_unusable,
-    step_seed,
     unusable_transcripts,
 )
 from overtone.errors import DataError
@@ -181,7 +176,7 @@ def test_the_message_shows_the_first_of_many() -> None:
     with pytest.raises(DataError) as caught:
         refuse_unusable(lines, dict.fromkeys(range(7), "wrong"), key="model.train_ds.unusable")
     message = str(caught.value)
-    assert message.startswith("7 of 8 utterances cannot be trained on:\n  m.json:1: wrong")
+    assert message.startswith("7 of 8 utterances cannot be used:\n  m.json:1: wrong")
     assert "m.json:5" in message
     assert "m.json:6" not in message
     assert "and 2 more" in message

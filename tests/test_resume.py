@@ -26,6 +26,7 @@ OPTIONS = [
     "model.adapter.linear.dropout=0.2",
     "model.adapter.linear.adapter_strategy.stochastic_depth=0.3",
     "model.spec_augment.time_masks=2",
+    "model.train_ds.augmentor={speed: {prob: 0.5}, coloured_noise: {prob: 0.5}}",
     "exp_manager.resume_if_exists=true",
     "exp_manager.resume_ignore_no_checkpoint=true",
 ]

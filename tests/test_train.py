@@ -16,12 +16,11 @@ from overtone.adapters.strategies import ResidualAdd
 from overtone.checkpoints.load import load_model, save_model
 from overtone.checkpoints.nemo_adapters import read_adapters_pt
 from overtone.config import AdapterSettings, LinearSettings, LoraSettings, TinyAttentionSettings
-from overtone.errors import ConfigError
 from overtone.jobs.progress import Pace, Reporter, clock
 from overtone.jobs.train import run_training, train
 from overtone.jobs.trainee import kind_of, section_of
 from overtone.model import AsrModel
-from small_models import LABELS, add_trained, small_model
+from small_models import add_trained, small_model
 from train_samples import environment, losses, script, settings_for, write_corpus
 
 QUIET = Reporter(quiet=True)
@@ -75,6 +74,29 @@ def test_a_whole_training(tmp_path: Path, model: AsrModel) -> None:
     adapted = load_model(result.nemo)
     assert adapted.adapters.names == ["older", "mine"]
     assert adapted.adapters.file_choice == ("mine",)
+
+
+def test_the_global_settings_of_adapters_are_written_as_in_nemo(tmp_path: Path, model: AsrModel) -> None:
+    """Under `adapters.global_cfg`, beside the modules of each adapter; NeMo's own checks read them there."""
+    key = "model.adapter.global_cfg.check_decoder_adapter=false"
+    result = run_training(settings_for(tmp_path, key, "trainer.max_steps=1"), model=model, reporter=QUIET)
+    assert result.nemo is not None
+    again = load_model(result.nemo)
+    written = {
+        "check_encoder_adapter": True,
+        "check_decoder_adapter": False,
+        "check_joint_adapter": True,
+        "adapter_meta_cfg": {"modules": {"mine": ""}},
+    }
+    assert again.config["adapters"]["global_cfg"] == written
+    save_model(again, tmp_path / "again.nemo")
+    assert load_model(tmp_path / "again.nemo").config["adapters"]["global_cfg"] == written
+
+
+def test_the_base_computes_after_training_as_before(tmp_path: Path, model: AsrModel) -> None:
+    before = model.set_compute_dtype("float32", prepared=True).prepared
+    run_training(settings_for(tmp_path, "trainer.max_steps=1", validation=False), model=model, reporter=QUIET)
+    assert model.prepared is before
 
 
 def test_the_card_says_where_the_weights_come_from(tmp_path: Path, model: AsrModel) -> None:
@@ -259,63 +281,6 @@ def test_dropout_and_order_depend_on_the_seed_alone(tmp_path: Path) -> None:
         torch.rand(7)
     assert shown[0] == shown[1]
     assert shown[0] != shown[2]
-
-
-def test_every_weight_of_a_fresh_model(tmp_path: Path) -> None:
-    """A base of its own: configuration and labels in, a model folder and a `.nemo` out."""
-    family = "nemo.collections.asr.modules"
-    config = {
-        "preprocessor": {"_target_": f"{family}.AudioToMelSpectrogramPreprocessor", "features": 80},
-        "encoder": {
-            "_target_": f"{family}.ConformerEncoder",
-            "feat_in": 80,
-            "n_layers": 1,
-            "d_model": 16,
-            "n_heads": 2,
-            "conv_kernel_size": 5,
-            "subsampling_factor": 4,
-        },
-        "decoder": {"_target_": f"{family}.ConvASRDecoder", "feat_in": 16, "num_classes": 0, "vocabulary": []},
-    }
-    (tmp_path / "base.yaml").write_text(yaml.safe_dump(config))
-    (tmp_path / "labels.txt").write_text("\n".join(LABELS) + "\n")
-    settings = settings_for(
-        tmp_path,
-        "name=base",
-        "model.nemo_model=null",
-        f"model.init={tmp_path / 'base.yaml'}",
-        f"model.tokenizer={tmp_path / 'labels.txt'}",
-        "model.train=everything",
-        "trainer.precision=bf16-mixed",
-    )
-    result = run_training(settings, reporter=QUIET)
-    assert result.adapter is None
-    assert result.wer_before is None
-    assert result.nemo is not None
-    shown = [value for _, value in losses(tmp_path / "run")["train_loss"]]
-    assert shown[-1] < shown[0]
-    best, last = load_model(result.best), load_model(result.last)
-    assert best.fingerprint() == load_model(result.nemo).fingerprint()
-    assert best.tokenizer.vocabulary == LABELS
-    norms = [tensor for name, tensor in last.base_state_dict().items() if name.endswith("running_mean")]
-    assert norms
-    assert all(tensor.abs().max() > 0 for tensor in norms)
-
-
-def test_another_vocabulary_keeps_the_encoder(tmp_path: Path, model: AsrModel) -> None:
-    from overtone.jobs.trainee import read_tokenizer, with_vocabulary
-
-    (tmp_path / "labels.txt").write_text("a\nb\n")
-    changed = with_vocabulary(model, read_tokenizer(tmp_path / "labels.txt"), seed=0)
-    assert changed.tokenizer.vocabulary == ["a", "b"]
-    assert changed.decoder.projection.weight.shape[0] == 3
-    own = changed.base_state_dict()
-    same = [
-        torch.equal(tensor, own[name]) for name, tensor in model.base_state_dict().items() if name.startswith("enc")
-    ]
-    assert all(same)
-    with pytest.raises(ConfigError, match=r"model\.tokenizer: .*absent\.txt cannot be read"):
-        read_tokenizer(tmp_path / "absent.txt")
 
 
 @pytest.mark.parametrize(

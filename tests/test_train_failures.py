@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import multiprocessing
+import os
 import re
 import signal
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from lightning.pytorch import Trainer
 
 from overtone.data import SpeechDataset
 from overtone.errors import AdapterError, ConfigError, DataError, OvertoneError
@@ -76,7 +79,7 @@ def test_transcripts_that_cannot_be_trained_on(tmp_path: Path, model: AsrModel) 
     manifest.write_text("\n".join(map(json.dumps, lines)))
     override = f"model.train_ds.manifest_filepath={manifest}"
     message = fails(tmp_path, model, override, error=DataError)
-    assert "2 of 12 utterances cannot be trained on" in message
+    assert "2 of 12 utterances cannot be used" in message
     assert f"{manifest}:2: the transcript is empty" in message
     result = run_training(
         settings_for(tmp_path, override, "model.train_ds.unusable=drop", "trainer.max_steps=1"),
@@ -133,35 +136,97 @@ def test_another_run_is_not_overwritten(tmp_path: Path, model: AsrModel) -> None
 def test_a_folder_that_cannot_be_made(tmp_path: Path, model: AsrModel) -> None:
     (tmp_path / "file").write_text("")
     override = f"exp_manager.explicit_log_dir={tmp_path / 'file/run'}"
-    assert re.search(r"Cannot write to .*file/run.*: Not a directory", fails(tmp_path, model, override))
+    assert re.search(r"Cannot write .*file/run.*: Not a directory", fails(tmp_path, model, override))
 
 
 def test_a_full_disk(tmp_path: Path, model: AsrModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One clear error; what was written before stays whole."""
+    """One clear error; what was written before stays whole, and nothing half written is left."""
+    whole = Trainer.save_checkpoint
 
-    def full(*_: object, **__: object) -> None:
+    def save(self: Trainer, path: Path, *arguments: object, **options: object) -> None:
+        if self.global_step <= 2:
+            return whole(self, path, *arguments, **options)
+        Path(path).write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    settings = settings_for(tmp_path, "trainer.val_check_interval=2")
-    writing = Watch.write_checkpoint
-    monkeypatch.setattr(
-        Watch, "write_checkpoint", lambda self, trainer: full() if trainer.global_step > 2 else writing(self, trainer)
-    )
+    monkeypatch.setattr(Trainer, "save_checkpoint", save)
     with pytest.raises(OvertoneError, match=r"No space left on device\. Free some space there"):
-        run_training(settings, model=model, reporter=QUIET)
+        run_training(settings_for(tmp_path, "trainer.val_check_interval=2"), model=model, reporter=QUIET)
     assert model.adapters.names == []
-    assert small_model().adapters.load(tmp_path / "run/checkpoints/mine-last").name == "mine"
-    assert (tmp_path / "run/checkpoints/ASR-Adapter-last.ckpt").exists()
+    checkpoints = tmp_path / "run/checkpoints"
+    assert small_model().adapters.load(checkpoints / "mine-last").name == "mine"
+    assert torch.load(checkpoints / "ASR-Adapter-last.ckpt", weights_only=True)["overtone"]["step"] == 2
+    assert [path.name for path in checkpoints.iterdir() if path.name.startswith(".")] == []
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_bad_recording(tmp_path: Path, model: AsrModel, workers: int) -> None:
-    settings = settings_for(tmp_path, f"model.train_ds.num_workers={workers}", "trainer.max_steps=3")
+    """Found where it is read, if nothing was looked at before."""
+    overrides = [f"model.train_ds.num_workers={workers}", "model.train_ds.check_audio=none", "trainer.max_steps=3"]
+    settings = settings_for(tmp_path, *overrides)
     (tmp_path / "train5.wav").write_bytes(b"RIFF")
     with pytest.raises(DataError) as caught:
         run_training(settings, model=model, reporter=QUIET)
     assert str(caught.value).startswith(f"{tmp_path / 'train.json'}:6: ")
     assert "Traceback" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["train", "valid"])
+def test_recordings_are_looked_at_before_the_training(tmp_path: Path, model: AsrModel, name: str) -> None:
+    settings_for(tmp_path)
+    key = {"train": "train_ds", "valid": "validation_ds"}[name]
+    (tmp_path / f"{name}1.wav").write_bytes(b"RIFF")
+    soundfile.write(tmp_path / f"{name}2.wav", np.zeros(4000, np.float32), 16_000)
+    message = fails(tmp_path, model, error=DataError)
+    assert f"{name}.json:2: {tmp_path / name}1.wav: cannot be read as audio" in message
+    assert f"{name}.json:3: the manifest says " in message
+    assert message.endswith(f"leave them out with model.{key}.unusable=drop.")
+    overrides = [f"model.{key}.unusable=drop", "trainer.max_steps=1"]
+    result = run_training(settings_for(tmp_path, *overrides), model=model, reporter=QUIET)
+    assert (result.card["data"]["utterances"], result.card["validation"][0]["utterances"]) == {
+        "train": (10, 3),
+        "valid": (12, 1),
+    }[name]
+
+
+def test_every_sample_is_looked_at_if_asked_for(tmp_path: Path, model: AsrModel) -> None:
+    settings_for(tmp_path)
+    samples, rate = soundfile.read(tmp_path / "train4.wav", dtype="float32")
+    samples[77] = np.nan
+    soundfile.write(tmp_path / "train4.wav", samples, rate, subtype="FLOAT")
+    message = fails(tmp_path, model, "model.train_ds.check_audio=full", error=DataError)
+    assert "1 of 12 utterances cannot be used" in message
+    assert "train.json:5: " in message
+    assert "NaN" in message
+
+
+def test_a_reading_process_that_is_killed(tmp_path: Path, model: AsrModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when memory runs out: one message, told between two steps, and the last adapter is kept."""
+    settings = settings_for(tmp_path, "model.train_ds.num_workers=1", "trainer.max_steps=90", validation=False)
+    begin = Watch.on_train_batch_start
+
+    def kill(self: Watch, *arguments: object) -> None:
+        begin(self, *arguments)  # type: ignore[arg-type]
+        if self.steps.batches_done == 2:
+            for process in multiprocessing.active_children():
+                process.kill()
+
+    monkeypatch.setattr(Watch, "on_train_batch_start", kill)
+    with pytest.raises(DataError, match=r"reads model\.train_ds was killed.*model\.train_ds\.num_workers=0"):
+        run_training(settings, model=model, reporter=QUIET)
+    assert model.adapters.names == []
+    last = small_model().adapters.load(tmp_path / "run/checkpoints/mine-last")
+    assert last.card["steps"] >= 3
+    assert f"Ended at step {last.card['steps']}. Written: " in (tmp_path / "run/log.txt").read_text()
+
+
+def test_the_set_that_was_read_is_named(tmp_path: Path, model: AsrModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(self: SpeechDataset, index: int) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(SpeechDataset, "load", die)
+    with pytest.raises(DataError, match=r"reads model\.validation_ds was killed"):
+        run_training(settings_for(tmp_path, "model.validation_ds.num_workers=1"), model=model, reporter=QUIET)
 
 
 def test_a_loss_that_is_no_number(tmp_path: Path, model: AsrModel) -> None:
@@ -205,8 +270,9 @@ def test_a_recording_shorter_than_its_manifest_says_is_refused(tmp_path: Path) -
         audio_path=tmp_path / "short.wav", duration=15.0, text="hello", line=3, manifest=tmp_path / "m.json"
     )
     dataset = SpeechDataset([utterance], [[1]], sample_rate=16_000)
-    with pytest.raises(DataError, match=r"m\.json:3: the manifest says 15 s.*holds 0\.5 s"):
-        dataset.load(0)
+    problem = dataset[0]
+    assert isinstance(problem, DataError)
+    assert re.search(r"m\.json:3: the manifest says 15 s.*holds 0\.5 s", str(problem))
 
 
 @pytest.mark.parametrize("override", ["model.optim.lr=nan", "model.optim.betas=[2,2]"])

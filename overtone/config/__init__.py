@@ -6,7 +6,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from overtone.config.check import Findings, build
-from overtone.config.compose import compose
+from overtone.config.compose import compose, quoted
+from overtone.config.perturbing import (
+    AugmentorSettings,
+    ColouredNoiseSettings,
+    GainSettings,
+    ImpulseSettings,
+    NoiseSettings,
+    ReverberationSettings,
+    ShiftSettings,
+    SpeedSettings,
+    TelephoneSettings,
+    WhiteNoiseSettings,
+    contradictions,
+)
 from overtone.config.running import (
     CheckpointSettings,
     EarlyStoppingSettings,
@@ -16,11 +29,14 @@ from overtone.config.running import (
 from overtone.config.settings import (
     AdapterSettings,
     DatasetSettings,
+    FlatStartSettings,
+    InterCtcSettings,
     KindSettings,
     LinearSettings,
     LoraSettings,
     ModelSettings,
     OptimSettings,
+    PrefixCacheSettings,
     ScheduleSettings,
     Settings,
     SpecAugmentSettings,
@@ -32,25 +48,39 @@ from overtone.errors import did_you_mean
 
 __all__ = [
     "AdapterSettings",
+    "AugmentorSettings",
     "CheckpointSettings",
+    "ColouredNoiseSettings",
     "DatasetSettings",
     "EarlyStoppingSettings",
     "ExperimentSettings",
+    "FlatStartSettings",
+    "GainSettings",
+    "ImpulseSettings",
+    "InterCtcSettings",
     "KindSettings",
     "LinearSettings",
     "LoraSettings",
     "ModelSettings",
+    "NoiseSettings",
     "OptimSettings",
+    "PrefixCacheSettings",
+    "ReverberationSettings",
     "ScheduleSettings",
     "Settings",
+    "ShiftSettings",
     "SpecAugmentSettings",
+    "SpeedSettings",
     "StrategySettings",
+    "TelephoneSettings",
     "TinyAttentionSettings",
     "TrainerSettings",
+    "WhiteNoiseSettings",
     "attention_position",
     "attention_target",
     "load_settings",
     "manifest_paths",
+    "quoted",
     "check_settings",
 ]
 
@@ -125,12 +155,25 @@ def _check_model(model: ModelSettings, findings: Findings) -> None:
         findings.add("model.train", "is 'everything' where model.init makes fresh weights.")
     if model.tokenizer and model.train != "everything":
         findings.add("model.tokenizer", "changes the vocabulary, which needs model.train=everything.")
+    _check_new_base(model, findings)
     kinds = model.adapter.kinds
     if model.adapter.adapter_type not in kinds:
         findings.add(
             "model.adapter.adapter_type",
             f"there is no section 'model.adapter.{model.adapter.adapter_type}'; there are {', '.join(sorted(kinds))}.",
         )
+
+
+def _check_new_base(model: ModelSettings, findings: Findings) -> None:
+    """What helps a base that is trained as a whole."""
+    inner, weights = model.interctc.apply_at_layers, model.interctc.loss_weights
+    for key, given in (("interctc.apply_at_layers", bool(inner)), ("flat_start.steps", model.flat_start.steps > 0)):
+        if given and model.train != "everything":
+            findings.add(f"model.{key}", "is for model.train=everything; leave it out for an adapter.")
+    if len(inner) != len(weights):
+        findings.add("model.interctc.loss_weights", f"{len(weights)} weights for {len(inner)} layers; give one each.")
+    elif any(weight < 0 for weight in weights) or sum(weights) >= 1:
+        findings.add("model.interctc.loss_weights", f"{list(weights)}: each is at least 0, and their sum less than 1.")
 
 
 def _check_strategy(strategy: str | Mapping[str, Any] | None, findings: Findings) -> None:
@@ -169,6 +212,11 @@ def _check_training(settings: Settings, findings: Findings) -> None:
         dataset: DatasetSettings = getattr(model, name)
         if dataset.batch_size is None and dataset.batch_duration is None:
             findings.add(f"model.{name}.batch_size", "has to be given, or batch_duration.")
+        if dataset.augmentor is not None:
+            for inner, fault in contradictions(dataset.augmentor).items():
+                findings.add(f"model.{name}.augmentor.{inner}", fault)
+            if name == "validation_ds":
+                findings.add(f"model.{name}.augmentor", "is for training; leave it out.")
         low, high = dataset.min_duration, dataset.max_duration
         if low is not None and high is not None and low > high:
             findings.add(f"model.{name}.min_duration", f"{low} s is longer than max_duration, {high} s.")

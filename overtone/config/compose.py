@@ -131,8 +131,8 @@ def _swept(override: Override) -> str:
     if key.endswith("manifest_filepath") and "(" not in value:
         return f"++{key}=[{value}]"
     raise ConfigError(
-        f"'{line}' gives several values, which is a search over several runs; that is not available yet. "
-        f"Give one value, or a list as {key}=[{value}]."
+        f"'{line}' gives several values, which is a search over several runs: give --multirun too. "
+        f"One value that is a list is written {key}=[{value}]."
     )
 
 
@@ -143,7 +143,7 @@ def check_file(file: Path, seen: frozenset[Path] = frozenset()) -> None:
     """Refuse what a configuration may not say, in the file and in those that its defaults name. Raises ConfigError."""
     if file in seen:
         return
-    data = _read(file)
+    data = read_yaml(file)
     hydra = data.get("hydra")
     if hydra is not None:
         for key, value in _leaves(hydra, "hydra"):
@@ -156,7 +156,8 @@ def check_file(file: Path, seen: frozenset[Path] = frozenset()) -> None:
             check_file(other, seen | {file})
 
 
-def _read(file: Path) -> dict[Any, Any]:
+def read_yaml(file: Path) -> dict[Any, Any]:
+    """What the file says by itself. Raises ConfigError."""
     try:
         if file.stat().st_size > _MAX_FILE_BYTES:
             raise ConfigError(f"{file} is larger than {_MAX_FILE_BYTES} bytes; a configuration is a small file.")
@@ -243,3 +244,9 @@ def _first_lines(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     kept = [line for line in lines if not line.startswith(("See https", "full_key", "object_type", "reference_type"))]
     return " ".join(kept[:3]).rstrip(".")
+
+
+def quoted(path: Path) -> str:
+    """A path as an override's value, whatever characters it has (but for `${`, which YAML takes for a reference)."""
+    escaped = str(path).replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"

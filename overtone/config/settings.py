@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from overtone.config.fields import bounded, one_of, only, section, target_of
+from overtone.config.perturbing import AugmentorSettings
 from overtone.config.running import ExperimentSettings, TrainerSettings
 from overtone.config.targets import (
     KINDS_BY_TARGET,
@@ -177,8 +178,14 @@ class DatasetSettings:
     """Seconds; shorter utterances are left out and counted. Unset: the model's own setting."""
     max_duration: float | None = bounded(None, above=0)
     """Seconds; longer utterances are left out and counted. Unset: the model's own setting."""
+    augmentor: AugmentorSettings | None = None
+    """Changes of the training waveforms by chance; null is none."""
     unusable: Literal["refuse", "drop"] = "refuse"
-    """Ours: what to do with training transcripts that are empty or longer than their frames allow."""
+    """Ours: what to do with recordings that cannot be used, and with training transcripts that are empty or longer
+    than their frames allow."""
+    check_audio: Literal["none", "headers", "full"] = "headers"
+    """Ours: what is looked at before the work begins: nothing, that every recording can be opened and is as long as
+    its manifest says, or every sample."""
     drop_last: bool = False
     """Leave out the last batch of an epoch where it is smaller than the others."""
     max_utts: int | None = bounded(None, at_least=0)
@@ -250,6 +257,49 @@ class OptimSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class InterCtcSettings:
+    """CTC on the outputs of inner layers too (Lee and Watanabe 2021), with train=everything."""
+
+    loss_weights: tuple[float, ...] = ()
+    """Share of each inner loss in the whole; the final one has the rest."""
+    apply_at_layers: tuple[int, ...] = ()
+    """The layers, counted from 0, whose outputs the head is applied to."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlatStartSettings:
+    """Ours: a first guess of where the tokens lie, for a model that knows nothing yet.
+
+    The tokens of a transcript are spread evenly over the loud part of the utterance, and their frame-wise likelihood
+    is trained beside CTC, less and less. CTC alone may stay at blanks for hours of audio.
+    """
+
+    steps: int = bounded(0, at_least=0)
+    """Steps over which the weight falls to nothing; 0 is no flat start."""
+    weight: float = bounded(4.0, at_least=0)
+    """Of the frame-wise loss at the first step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrefixCacheSettings:
+    """Ours: what the frozen part below the adapter makes of an utterance is computed once and kept.
+
+    That part computes as in evaluation then: without dropout, and its features without dither.
+    """
+
+    enabled: bool | Literal["auto"] = "auto"
+    """auto: as far as nothing random lies below, so that the training is the same; true: up to the adapter."""
+    memory_gb: float = bounded(2.0, at_least=0)
+    """Most memory that is taken, in each process."""
+    folder: str | None = None
+    """Where what was computed is kept for later runs too; null keeps it in memory alone."""
+    disk_gb: float = bounded(20.0, above=0)
+    """Most that this folder may hold."""
+    variants: int = bounded(1, at_least=1)
+    """Draws of what is random in an utterance (augmentor, spec_augment), taken in turn over the epochs."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelSettings:
     pretrained_model: str | None = None
     """Name of a model. Exactly one of this, nemo_model and init is given."""
@@ -262,13 +312,16 @@ class ModelSettings:
     train: Literal["adapter", "everything"] = "adapter"
     """Ours: a new adapter over the frozen base, or every weight of the base."""
     base_dropout: bool = True
-    """Ours: whether the frozen base's own dropout acts while an adapter is trained."""
+    """Ours: whether the base's own dropout acts in training."""
     vocabulary_check: Literal["refuse", "drop", "keep"] = "refuse"
     """Ours: what to do with transcripts that the model cannot write."""
     log_prediction: bool = False
     """Print a reference and its hypothesis now and then."""
     adapter: AdapterSettings = section(AdapterSettings)
     spec_augment: SpecAugmentSettings | None = section(SpecAugmentSettings)
+    interctc: InterCtcSettings = section(InterCtcSettings)
+    flat_start: FlatStartSettings = section(FlatStartSettings)
+    prefix_cache: PrefixCacheSettings = section(PrefixCacheSettings)
     train_ds: DatasetSettings = section(DatasetSettings)
     validation_ds: DatasetSettings = field(default_factory=lambda: DatasetSettings(shuffle=False))
     test_ds: DatasetSettings = field(default_factory=lambda: DatasetSettings(shuffle=False))

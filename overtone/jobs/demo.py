@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from overtone.checkpoints.load import load_model
-from overtone.config import load_settings
+from overtone.config import load_settings, quoted
 from overtone.errors import UsageError
 from overtone.jobs.evaluate import evaluate
 from overtone.jobs.evaluation import Evaluation, Result, UtteranceResult
@@ -99,9 +99,9 @@ def demo(
     overrides = [
         f"model.pretrained_model={base}",
         f"model.adapter.adapter_name={ADAPTER}",
-        f"model.train_ds.manifest_filepath={write_manifest(folder / 'train.json', training_lines)}",
-        f"model.validation_ds.manifest_filepath={write_manifest(folder / 'valid.json', held_out_lines)}",
-        f"exp_manager.explicit_log_dir={folder / 'run'}",
+        f"model.train_ds.manifest_filepath={quoted(write_manifest(folder / 'train.json', training_lines))}",
+        f"model.validation_ds.manifest_filepath={quoted(write_manifest(folder / 'valid.json', held_out_lines))}",
+        f"exp_manager.explicit_log_dir={quoted(folder / 'run')}",
         "exp_manager.name=prompts",
         "exp_manager.checkpoint_callback_params.save_top_k=0",
         *RECIPE,

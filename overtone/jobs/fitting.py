@@ -11,19 +11,25 @@ from typing import Any
 import torch
 
 from overtone.augment import SpecAugment
-from overtone.config import Settings, SpecAugmentSettings
-from overtone.data import Place, StepSampler, make_loader
+from overtone.batches import Draws, Place, StepSampler
+from overtone.config import InterCtcSettings, Settings, SpecAugmentSettings
+from overtone.data import make_loader
 from overtone.errors import CheckpointError, ConfigError, DataError
 from overtone.jobs.experiment import LOG_FILE, create_folder, make_loggers, process_rank, writing
+from overtone.jobs.flat_start import FlatStart
 from overtone.jobs.keeping import Keeper, remove
+from overtone.jobs.prefix import Prefix, make_prefix
+from overtone.jobs.prefix_batches import turns
 from overtone.jobs.progress import LiveLine, Pace, Reporter
 from overtone.jobs.result import TrainingResult
 from overtone.jobs.run import Run
 from overtone.jobs.steps import Steps
 from overtone.jobs.telling import introduce, make_card, result_of
-from overtone.jobs.train_data import validation_loader, worker_count
+from overtone.jobs.train_data import SpeechSet, validation_batches, worker_count
 from overtone.jobs.trainer_options import trainer_options
 from overtone.jobs.watching import Watch
+from overtone.jobs.workers import deaths_told
+from overtone.model import AsrModel
 from overtone.schedules import Schedule, make_schedule
 
 
@@ -33,22 +39,23 @@ def fit(run: Run) -> TrainingResult:
     leads = process_rank() == 0
     with writing(folder.path), quiet():
         state = read_state(run)
-        steps = make_steps(run)
+        prefix = prefix_of(run)
+        steps = make_steps(run, prefix)
         watch = make_watch(run, steps)
         trainer = make_trainer(run, watch)
         if leads:  # from here on files are written
             create_folder(folder, settings, resuming=state is not None)
             run.reporter.log_file = folder.path / LOG_FILE
-        introduce(run, watch.keeper.notes)
+        introduce(run, [*watch.keeper.notes, *([prefix.note] if prefix is not None else [])])
         if state is not None:
             watch.resume(state)
-        held = held_out(run)
+        held = held_out(run, prefix)
         with watch.line, watch.stopping_cleanly(), interruption_kept(watch, leads=leads):
             if state is None and held and settings.model.init is None:
                 watch.wer_before = score_base(trainer, steps, held, run.reporter)
             trainer.fit(
                 steps,
-                train_dataloaders=training_loader(run, state),
+                train_dataloaders=training_loader(run, state, prefix),
                 val_dataloaders=held or None,
                 ckpt_path=run.resumption,
                 weights_only=True,
@@ -82,7 +89,23 @@ def make_trainer(run: Run, watch: Watch) -> Any:
         raise ConfigError(f"trainer: {error}") from error
 
 
-def make_steps(run: Run) -> Steps:
+def prefix_of(run: Run) -> Prefix | None:
+    """What computes the part below the adapter once for each utterance, if anything does."""
+    plan, chosen = run.prefix, run.settings.model
+    if plan is None:
+        return None
+    return make_prefix(
+        run.model,
+        plan,
+        chosen.prefix_cache,
+        augment=make_augmentation(chosen.spec_augment),
+        training=run.training,
+        validation=run.validation,
+        reporter=run.reporter,
+    )
+
+
+def make_steps(run: Run, prefix: Prefix | None) -> Steps:
     settings = run.settings
     return Steps(
         run.model,
@@ -90,9 +113,12 @@ def make_steps(run: Run) -> Steps:
         optim=settings.model.optim,
         schedule=make_rates(run),
         augment=make_augmentation(settings.model.spec_augment),
+        inner=make_inner_losses(run.model, settings.model.interctc),
+        flat_start=FlatStart.of(run.model, settings.model.flat_start),
         compute_dtype=settings.compute_dtype,
         seed=settings.seed,
         validation_sets=len(run.validation),
+        prefix=prefix,
         tell_prediction=run.reporter.say if settings.model.log_prediction else None,
         tell_every=settings.trainer.log_every_n_steps,
     )
@@ -129,6 +155,18 @@ def make_augmentation(settings: SpecAugmentSettings | None) -> SpecAugment | Non
         time_width=settings.time_width,
         mask_value=settings.mask_value,
     )
+
+
+def make_inner_losses(model: AsrModel, settings: InterCtcSettings) -> dict[int, float]:
+    """Layer -> share of its CTC loss. Raises ConfigError for layers that the encoder has not, or that are its last."""
+    last = len(model.encoder.layers) - 1
+    for layer in settings.apply_at_layers:
+        if not 0 <= layer < last:
+            raise ConfigError(
+                f"model.interctc.apply_at_layers: {layer} is no inner layer of this encoder; "
+                f"allowed are 0 to {last - 1}."
+            )
+    return dict(sorted(zip(settings.apply_at_layers, settings.loss_weights, strict=True)))
 
 
 def make_watch(run: Run, steps: Steps) -> Watch:
@@ -170,7 +208,7 @@ def early_stopping(settings: Settings) -> list[Any]:
     return [EarlyStopping(**options)]
 
 
-def training_loader(run: Run, state: Mapping[str, Any] | None) -> Any:
+def training_loader(run: Run, state: Mapping[str, Any] | None, prefix: Prefix | None) -> Any:
     """This process's batches of the whole run, from where it stands."""
     chosen = run.settings.model.train_ds
     sampler = StepSampler(
@@ -181,12 +219,24 @@ def training_loader(run: Run, state: Mapping[str, Any] | None) -> Any:
         rank=process_rank(run.machine.devices_each),
         processes=run.machine.processes,
     )
-    return make_loader(run.training.dataset, sampler, workers=worker_count(chosen), pin_memory=chosen.pin_memory)
+    if prefix is not None:
+        return prefix.loader(run.training, turns(sampler, prefix.plan.variants), len(sampler), worker_count(chosen))
+    draws = Draws(sampler) if chosen.augmentor is not None else sampler
+    return make_loader(run.training.dataset, draws, workers=worker_count(chosen), pin_memory=chosen.pin_memory)
 
 
-def held_out(run: Run) -> list[Any]:
+def held_out(run: Run, prefix: Prefix | None) -> list[Any]:
+    """This process's batches of every validation set."""
     chosen, rank = run.settings.model.validation_ds, process_rank(run.machine.devices_each)
-    return [validation_loader(held, chosen, rank=rank, processes=run.machine.processes) for held in run.validation]
+    workers = worker_count(chosen)
+
+    def loader(held: SpeechSet) -> Any:
+        batches = validation_batches(held, chosen, rank=rank, processes=run.machine.processes)
+        if prefix is not None:
+            return prefix.loader(held, batches, len(batches), workers)
+        return make_loader(held.dataset, batches, workers=workers, pin_memory=chosen.pin_memory)
+
+    return [loader(held) for held in run.validation]
 
 
 def score_base(trainer: Any, steps: Steps, held: list[Any], reporter: Reporter) -> float:
@@ -220,12 +270,13 @@ def read_state(run: Run) -> dict[str, Any] | None:
 
 @contextmanager
 def interruption_kept(watch: Watch, *, leads: bool) -> Iterator[None]:
-    """After Ctrl-C, or audio that cannot be used, the last adapter is written before the run ends.
+    """After Ctrl-C, or audio that cannot be read, the last adapter is written before the run ends.
 
     Lightning's exit becomes a KeyboardInterrupt again.
     """
     try:
-        yield
+        with deaths_told(lambda: watch.reading):
+            yield
     except DataError:
         if leads and watch.pace.step > 0:
             watch.keeper.write(watch.keeper.last_path, watch.pace.step, {})

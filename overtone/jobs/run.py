@@ -8,6 +8,7 @@ from typing import Any
 
 from overtone.config import Settings
 from overtone.jobs.experiment import RunFolder
+from overtone.jobs.prefix_plan import PrefixPlan
 from overtone.jobs.progress import Reporter
 from overtone.jobs.train_data import SpeechSet
 from overtone.jobs.trainer_options import Length, Machine
@@ -30,6 +31,8 @@ class Run:
     machine: Machine
     length: Length
     reporter: Reporter
+    prefix: PrefixPlan | None = None
+    """What is computed once for each utterance; None: nothing."""
 
     def identity(self) -> dict[str, Any]:
         """What must not change between the parts of a resumed run."""
@@ -46,4 +49,5 @@ class Run:
                 "accumulate": settings.trainer.accumulate_grad_batches,
             },
             "seed": settings.seed,
+            "prefix_cache": None if self.prefix is None else self.prefix.identity(),
         }

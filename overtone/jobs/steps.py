@@ -6,7 +6,7 @@ Legend: B batch, S samples, F mel bins, T mel frames, T' encoder frames, V vocab
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -16,10 +16,14 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from overtone.augment import SpecAugment
+from overtone.batches import step_seed
 from overtone.config import OptimSettings
-from overtone.data import Batch, step_seed
+from overtone.data import Batch
 from overtone.decoding.ctc import greedy
 from overtone.errors import ConfigError, DataError, OvertoneError
+from overtone.jobs.flat_start import FlatStart
+from overtone.jobs.prefix import Prefix
+from overtone.jobs.prefix_batches import PrefixBatch
 from overtone.model import AsrModel
 from overtone.nets.ctc import Reduction, ctc_loss
 from overtone.schedules import Schedule
@@ -36,6 +40,7 @@ OPTIMISERS: dict[str, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
 }
 MOMENTUM_OPTIMISERS = ("sgd", "rmsprop")
+AnyBatch = Batch | PrefixBatch
 
 
 @dataclass(kw_only=True)
@@ -84,9 +89,12 @@ class Steps(LightningModule):
         optim: OptimSettings,
         schedule: Schedule,
         augment: SpecAugment | None,
+        inner: Mapping[int, float],
+        flat_start: FlatStart | None,
         compute_dtype: str,
         seed: int,
         validation_sets: int,
+        prefix: Prefix | None = None,
         tell_prediction: Callable[[str], None] | None = None,
         tell_every: int = 10,
     ) -> None:
@@ -96,6 +104,11 @@ class Steps(LightningModule):
         self.optim = optim
         self.schedule = schedule
         self.augment = augment
+        self.inner = inner
+        """Layer -> share of the CTC loss of its output."""
+        self.flat_start = flat_start
+        self.prefix = prefix
+        """What computes the frozen part below the adapter; None: every step does."""
         self.wanted_dtype = compute_dtype
         self.prepared_on: torch.device | None = None
         self.seed = seed
@@ -113,12 +126,13 @@ class Steps(LightningModule):
 
     # Training
 
-    def training_step(self, batch: Batch | DataError, batch_idx: int) -> Tensor:
+    def training_step(self, batch: AnyBatch | DataError, batch_idx: int) -> Tensor:
         """The loss of one batch, a scalar; all randomness depends on seed and batch number alone."""
         batch = usable(batch)
         torch.manual_seed(step_seed(self.seed, batch_idx, self.global_rank))
-        log_probs, lengths, auxiliary = self.recognise(batch)
-        loss = self.loss(log_probs, lengths, batch) + auxiliary.to(log_probs.device)
+        heads, lengths, auxiliary = self.recognise(batch, inner=tuple(self.inner))
+        log_probs = heads[-1]
+        loss = self.loss(heads, lengths, batch) + auxiliary.to(log_probs.device)
         self.last_loss = float(loss.detach())
         if not math.isfinite(self.last_loss) and self.trainer.precision != "16-mixed":
             raise OvertoneError(
@@ -130,26 +144,39 @@ class Steps(LightningModule):
         self.log("learning_rate", self.learning_rate, batch_size=1)
         return loss
 
-    def tell(self, batch: Batch, log_probs: Tensor, lengths: Tensor) -> None:
+    def tell(self, batch: AnyBatch, log_probs: Tensor, lengths: Tensor) -> None:
         """The first transcript of the batch and what the model makes of it, as often as the log is written."""
         if self.tell_prediction is None or (self.global_step + 1) % self.tell_every:
             return
         found = greedy(log_probs[:1], lengths[:1], self.model.tokenizer, seconds_per_frame=1.0)[0]
         self.tell_prediction(f"reference: {batch.texts[0]}\nhypothesis: {found.text}")
 
-    def recognise(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """log_probs [B, T', V+1], lengths [B], and the adapters' auxiliary loss."""
+    def recognise(self, batch: AnyBatch, *, inner: Sequence[int] = ()) -> tuple[list[Tensor], Tensor, Tensor]:
+        """log_probs [B, T', V+1] (of inner layers, then the model's own), lengths [B], the adapters' auxiliary loss."""
+        if isinstance(batch, PrefixBatch):
+            assert self.prefix is not None
+            with self.model.adapters.use(None if self.base_alone else self.adapter) as selection:
+                log_probs, lengths = self.prefix.recognise(batch)
+            return [log_probs], lengths, selection.auxiliary_loss()
         with torch.autocast(self.device.type, enabled=False):
             mel, lengths = self.model.preprocessor(batch.waveforms, batch.lengths)  # [B, F, T]
         if self.augment is not None:
             mel = self.augment(mel, lengths)
         with self.model.adapters.use(None if self.base_alone else self.adapter) as selection:
-            log_probs, lengths = self.model.recognise(mel, lengths)
-        return log_probs, lengths, selection.auxiliary_loss()
+            heads, lengths = self.model.recognise_within(mel, lengths, inner)
+        return heads, lengths, selection.auxiliary_loss()
 
-    def loss(self, log_probs: Tensor, lengths: Tensor, batch: Batch) -> Tensor:
+    def loss(self, heads: Sequence[Tensor], lengths: Tensor, batch: AnyBatch) -> Tensor:
+        """Of the model's own log_probs, those of inner layers beside it by their shares."""
         reduction = cast(Reduction, self.model.ctc_reduction)
-        return ctc_loss(log_probs.float(), lengths, batch.targets, batch.target_lengths, reduction=reduction)
+        losses = [
+            ctc_loss(head.float(), lengths, batch.targets, batch.target_lengths, reduction=reduction) for head in heads
+        ]
+        shares = (*self.inner.values(), 1.0 - sum(self.inner.values()))
+        whole = torch.stack([share * loss for share, loss in zip(shares, losses, strict=True)]).sum()
+        if self.flat_start is None or isinstance(batch, PrefixBatch):
+            return whole
+        return self.flat_start.mixed(whole, [head.float() for head in heads], lengths, batch, self.global_step)
 
     @property
     def learning_rate(self) -> float:
@@ -166,9 +193,9 @@ class Steps(LightningModule):
     def on_validation_epoch_start(self) -> None:
         self.scores = [Score() for _ in self.scores]
 
-    def validation_step(self, batch: Batch | DataError, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def validation_step(self, batch: AnyBatch | DataError, batch_idx: int, dataloader_idx: int = 0) -> None:
         batch = usable(batch)
-        log_probs, lengths, _ = self.recognise(batch)
+        (log_probs,), lengths, _ = self.recognise(batch)
         score = self.scores[dataloader_idx]
         score.loss += float(ctc_loss(log_probs.float(), lengths, batch.targets, batch.target_lengths, reduction="sum"))
         score.utterances += len(batch.texts)
@@ -224,7 +251,7 @@ class Steps(LightningModule):
             raise OvertoneError("The checkpoint holds other parameters than this run trains; begin a new run.")
 
 
-def usable(batch: Batch | DataError) -> Batch:
+def usable(batch: AnyBatch | DataError) -> AnyBatch:
     """The batch, or the error that came in its place, raised where the user sees it."""
     if isinstance(batch, DataError):
         raise batch

@@ -13,9 +13,8 @@ import torch
 from overtone import __version__
 from overtone.jobs.result import TrainingResult
 from overtone.jobs.run import Run
-from overtone.jobs.trainer_options import TRAINED_DTYPES, precision_of
+from overtone.jobs.trainer_options import TRAINED_DTYPES, base_dtype, precision_of
 from overtone.jobs.watching import Watch
-from overtone.nets.prepared import fast_dtype
 
 
 def introduce(run: Run, notes: Sequence[str]) -> None:
@@ -27,7 +26,8 @@ def introduce(run: Run, notes: Sequence[str]) -> None:
     if run.adapter is None:
         say(f"Base '{model.name}': every weight is trained, in {arithmetic}")
     else:
-        say(f"Base '{model.name}': frozen, in {base_dtype(run)}; adapter '{run.adapter}': trained, in {arithmetic}")
+        frozen = base_dtype(run.settings, run.machine)
+        say(f"Base '{model.name}': frozen, in {frozen}; adapter '{run.adapter}': trained, in {arithmetic}")
     total = base if run.adapter is None else base + trained
     say(f"Trainable parameters: {trained:,} of {total:,} ({trained / total:.2%})")
     chosen = run.settings.model.train_ds
@@ -46,15 +46,6 @@ def introduce(run: Run, notes: Sequence[str]) -> None:
         say(note)
 
 
-def base_dtype(run: Run) -> str:
-    """The arithmetic that the base will have on its device."""
-    chosen = run.settings.compute_dtype
-    if chosen != "auto":
-        return chosen
-    device = torch.device("cuda" if run.machine.accelerator == "gpu" else "cpu")
-    return str(fast_dtype(device)).removeprefix("torch.")
-
-
 def make_card(run: Run, step: int, metrics: Mapping[str, float], wer_before: float | None) -> dict[str, Any]:
     """Where the weights come from and what they reached, as plain data."""
     settings = run.settings
@@ -70,7 +61,7 @@ def make_card(run: Run, step: int, metrics: Mapping[str, float], wer_before: flo
         "cer_after": reached.get("cer"),
         "loss_after": reached.get("loss"),
         "dtypes": {
-            "base": "trained" if run.adapter is None else base_dtype(run),
+            "base": "trained" if run.adapter is None else base_dtype(run.settings, run.machine),
             "trained": TRAINED_DTYPES[precision_of(settings.trainer)],
         },
         "optimiser": {"name": settings.model.optim.name, "learning_rate": settings.model.optim.lr},

@@ -20,6 +20,7 @@ from overtone.config import (
     check_settings,
 )
 from overtone.jobs.experiment import check_free, check_loggers, find_resumption, plan_folder, process_rank
+from overtone.jobs.prefix_plan import plan_prefix
 from overtone.jobs.progress import Reporter
 from overtone.jobs.result import TrainingResult
 from overtone.jobs.run import Run
@@ -56,10 +57,10 @@ def run_training(
         training = read_training_set(model, settings, reporter)  # vocabulary check, data
         validation = read_validation_sets(model, settings, reporter)
         length = plan_length(settings.trainer, training.plan, processes=machine.processes, validates=bool(validation))
-        dtype, device = model.compute_dtype, model.device
+        prepared, device = model.prepared, model.device
         adapter = add_adapter(model, settings) if settings.model.train == "adapter" else None
         if adapter is None:
-            model.train_base()
+            model.train_base(base_dropout=settings.model.base_dropout)
         run = Run(
             settings=settings,
             model=model,
@@ -73,14 +74,15 @@ def run_training(
             reporter=reporter,
         )
         try:
-            return fit(run)
+            plan = plan_prefix(settings, model, adapter, machine=machine, length=length)
+            return fit(replace(run, prefix=plan))
         except Exception:
             if adapter is not None and adapter.name in model.adapters:
                 model.adapters.remove(adapter.name)
             raise
         finally:
             model.eval().to(device)
-            model.set_compute_dtype(dtype)
+            model.prepared = prepared
 
 
 def train(

@@ -10,22 +10,25 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from overtone.batches import BatchPlan
 from overtone.config import DatasetSettings, Settings, manifest_paths
 from overtone.data import (
     CACHE_BYTES,
-    BatchPlan,
     Kept,
+    Perturb,
     SpeechDataset,
     keep_durations,
-    make_loader,
+    name_of,
     refuse_unusable,
     unusable_transcripts,
 )
 from overtone.errors import ConfigError, DataError
+from overtone.jobs.audio_check import audio_problems
 from overtone.jobs.progress import Reporter
 from overtone.jobs.vocabulary import apply_policy, check_vocabulary
 from overtone.manifest import Utterance, manifest_digest, read_manifest
 from overtone.model import AsrModel
+from overtone.perturbations import Perturbations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +80,11 @@ def read_training_set(model: AsrModel, settings: Settings, reporter: Reporter) -
         refuse_unusable(utterances, problems, key="model.train_ds.unusable")
     if not utterances:
         raise DataError("No utterance is left to train on; see what was left out above.")
-    return speech_set(model, chosen, utterances, tokens, settings.seed, limit=settings.trainer.limit_train_batches)
+    perturb = None
+    if chosen.augmentor is not None:
+        perturb = Perturbations.from_settings(chosen.augmentor, sample_rate=model.sample_rate)
+    limit = settings.trainer.limit_train_batches
+    return speech_set(model, chosen, utterances, tokens, settings.seed, limit=limit, perturb=perturb)
 
 
 def read_validation_sets(model: AsrModel, settings: Settings, reporter: Reporter) -> list[SpeechSet]:
@@ -117,7 +124,23 @@ def kept_utterances(
             f"model.{key}: no utterance is between min_duration and max_duration "
             f"({kept.too_short} are shorter, {kept.too_long} longer). Change these limits."
         )
-    return list(kept.utterances)
+    return with_good_audio(model, chosen, key, reporter, kept.utterances)
+
+
+def with_good_audio(
+    model: AsrModel, chosen: DatasetSettings, key: str, reporter: Reporter, utterances: Sequence[Utterance]
+) -> list[Utterance]:
+    """The utterances whose recordings can be used. Raises DataError for others, unless they are to be left out."""
+    problems = audio_problems(utterances, how=chosen.check_audio, sample_rate=model.sample_rate)
+    if chosen.unusable == "refuse" or len(problems) == len(utterances):
+        refuse_unusable(utterances, problems, key=f"model.{key}.unusable")
+    if problems:
+        first = next(iter(problems))
+        reporter.say(
+            f"model.{key}: left out {len(problems)} utterances whose recordings cannot be used, such as "
+            f"{name_of(utterances[first])}: {problems[first]}"
+        )
+    return [utterance for index, utterance in enumerate(utterances) if index not in problems]
 
 
 def speech_set(
@@ -129,11 +152,14 @@ def speech_set(
     *,
     shuffle: bool | None = None,
     limit: int | float = 1.0,
+    perturb: Perturb | None = None,
 ) -> SpeechSet:
     manifests = dict.fromkeys(str(utterance.manifest) for utterance in utterances)
     return SpeechSet(
         name=", ".join(manifests),
-        dataset=SpeechDataset(utterances, tokens, sample_rate=model.sample_rate, cache_bytes=CACHE_BYTES),
+        dataset=SpeechDataset(
+            utterances, tokens, sample_rate=model.sample_rate, cache_bytes=CACHE_BYTES, perturb=perturb
+        ),
         plan=BatchPlan(
             durations=tuple(utterance.duration for utterance in utterances),
             batch_size=chosen.batch_size,
@@ -148,7 +174,7 @@ def speech_set(
     )
 
 
-def validation_loader(held: SpeechSet, chosen: DatasetSettings, *, rank: int, processes: int) -> Any:
+def validation_batches(held: SpeechSet, chosen: DatasetSettings, *, rank: int, processes: int) -> list[list[int]]:
     """This process's share of a set, long utterances first: little padding, and memory runs out at once or never.
 
     All processes have equally many batches. Raises ConfigError for fewer utterances than processes.
@@ -160,9 +186,7 @@ def validation_loader(held: SpeechSet, chosen: DatasetSettings, *, rank: int, pr
     count = math.ceil(math.ceil(len(order) / size) / processes) * processes
     bounds = [number * len(order) // min(count, len(order)) for number in range(min(count, len(order)) + 1)]
     batches = [order[first:end] for first, end in pairwise(bounds)]
-    return make_loader(
-        held.dataset, batches[rank::processes], workers=worker_count(chosen), pin_memory=chosen.pin_memory
-    )
+    return batches[rank::processes]
 
 
 def worker_count(chosen: DatasetSettings) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from overtone.adapters.strategies import ResidualAdd
 from overtone.checkpoints.load import load_model
 from overtone.checkpoints.nemo import read_config
 from overtone.checkpoints.nemo_adapters import adapter_config, has_nemo_form, nemo_modules
-from overtone.checkpoints.nemo_config import translate
+from overtone.checkpoints.nemo_config import describe, translate
 from overtone.config import (
     AdapterSettings,
     KindSettings,
@@ -73,7 +73,8 @@ def fresh_model(path: Path, tokenizer: Tokenizer, *, seed: int) -> AsrModel:
     settings = translate(parts, str(path)).settings
     settings["decoder"]["classes"] = tokenizer.size
     torch.manual_seed(seed)
-    return build_model(settings=settings, tokenizer=tokenizer, name=path.stem)
+    described = {**describe(settings, tokenizer), "ctc_reduction": config.get("ctc_reduction", "mean_batch")}
+    return build_model(settings=settings, tokenizer=tokenizer, config=described, name=path.stem)
 
 
 def _tokenizer_section(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -125,6 +126,7 @@ def add_adapter(model: AsrModel, settings: Settings) -> Adapter:
         model.adapters.remove(name)
         raise
     disable_others(model, name)
+    model.adapters.nemo = asdict(chosen.global_settings)
     model.train_only(name, base_dropout=settings.model.base_dropout)
     return adapter
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
+from overtone.batches import BatchPlan
 from overtone.config import Settings, TrainerSettings
-from overtone.data import BatchPlan
 from overtone.errors import ConfigError, did_you_mean
+from overtone.nets.prepared import fast_dtype
 
 PRECISIONS = {
     "32": "32-true",
@@ -119,6 +120,14 @@ def machine_of(settings: TrainerSettings) -> Machine:
         devices=devices,
         num_nodes=settings.num_nodes,
     )
+
+
+def base_dtype(settings: Settings, machine: Machine) -> str:
+    """The arithmetic that a frozen base will have on its device."""
+    if settings.compute_dtype != "auto":
+        return settings.compute_dtype
+    device = torch.device("cuda" if machine.accelerator == "gpu" else "cpu")
+    return str(fast_dtype(device)).removeprefix("torch.")
 
 
 def strategy_of(settings: TrainerSettings, machine: Machine) -> Any:

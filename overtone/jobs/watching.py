@@ -12,7 +12,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from overtone.data import BatchPlan, Place, place_of
+from overtone.batches import BatchPlan, Place, place_of
 from overtone.jobs.experiment import writing
 from overtone.jobs.keeping import Keeper
 from overtone.jobs.progress import LiveLine, Pace, Reporter
@@ -59,6 +59,8 @@ class Watch(Callback):
         self.checkpoint_due = False
         self.stop_requested = False
         self.interrupted = False
+        self.reading = "model.train_ds"
+        """What was being read when the run ended early."""
         self.has_checkpoint = False
         self.began = 0.0
         self.written_at = time.monotonic()
@@ -106,6 +108,8 @@ class Watch(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.interrupted = isinstance(exception, KeyboardInterrupt)
+        if trainer.validating:
+            self.reading = "model.validation_ds"
 
     def on_validation_batch_end(
         self,
@@ -188,9 +192,13 @@ class Watch(Callback):
         with writing(self.resume_file):
             for logger in trainer.loggers:
                 logger.save()  # what a logger holds back would be missing from a run that is killed and resumed here
-            trainer.save_checkpoint(fresh, weights_only=False)
-            if trainer.is_global_zero:
-                fresh.replace(self.resume_file)
+            try:
+                trainer.save_checkpoint(fresh, weights_only=False)
+                if trainer.is_global_zero:
+                    fresh.replace(self.resume_file)
+            finally:
+                if trainer.is_global_zero:
+                    fresh.unlink(missing_ok=True)
         self.has_checkpoint = True
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

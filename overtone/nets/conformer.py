@@ -205,13 +205,42 @@ class ConformerEncoder(nn.Module):
 
     def embed(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, TapContext]:
         """Everything below the first layer: x [B, T', D], lengths [B] and the context of every tap."""
+        x, lengths = self.subsample(mel, lengths)
+        positions, context = self.surroundings(lengths, x.size(1))
+        return self.enter(x, positions), lengths, context
+
+    def subsample(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """mel [B, F, T] -> x [B, T', D], lengths [B]: without positions, and before any dropout."""
         x, lengths = self.pre_encode(mel.transpose(1, 2), lengths)
-        x = x * self.scale
-        positions = self.dropout_emb(self.positions(x.size(1), x.device))
-        if not self.relative:
-            x = x + positions
-        context = self.tap_context(lengths, x.size(1), positions if self.relative else None)
-        return self.dropout_pre_encoder(x), lengths, context
+        return x * self.scale, lengths
+
+    def surroundings(self, lengths: Tensor, frames: int) -> tuple[Tensor, TapContext]:
+        """Position encodings, and the context of every tap."""
+        positions: Tensor = self.dropout_emb(self.positions(frames, lengths.device))
+        return positions, self.tap_context(lengths, frames, positions if self.relative else None)
+
+    def enter(self, x: Tensor, positions: Tensor) -> Tensor:
+        """What the subsampling gives [B, T', D] -> the input of the first layer [B, T', D]."""
+        entered: Tensor = self.dropout_pre_encoder(x if self.relative else x + positions)
+        return entered
+
+    def below(self, mel: Tensor, lengths: Tensor, cut: int) -> tuple[Tensor, Tensor]:
+        """The input of the layer `cut`, x [B, T', D], and lengths [B]; for the first layer, what `subsample` gives."""
+        x, lengths = self.subsample(mel, lengths)
+        if cut == 0:
+            return x, lengths
+        positions, context = self.surroundings(lengths, x.size(1))
+        return self.run_layers(self.enter(x, positions), context, last=cut), lengths
+
+    def above(self, x: Tensor, lengths: Tensor, cut: int) -> Tensor:
+        """The rest of the encoder: above(*below(mel, lengths, cut), cut) is forward(mel, lengths)[0].
+
+        What acts behind the layer before the cut acts here, as long as it looks at that layer's output alone.
+        """
+        positions, context = self.surroundings(lengths, x.size(1))
+        x = self.enter(x, positions) if cut == 0 else self.layers[cut - 1].get_submodule("after_block")(x, x, context)
+        x = self.run_layers(x, context, first=cut)
+        return x if self.out_proj is None else self.out_proj(x)
 
     def run_layers(self, x: Tensor, context: TapContext, first: int = 0, last: int | None = None) -> Tensor:
         """x [B, T', D] through the layers first … last-1."""

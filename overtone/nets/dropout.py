@@ -7,10 +7,13 @@ pass, and every element is dropped with the same probability as ever. Windows of
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-SHORTEST_TAPE = 1 << 22
+BLOCK = 1 << 22
+"""Elements of the tape that are drawn at once; a mask begins in the first block."""
 SEED = 20_230_501
 
 _tapes: dict[tuple[float, torch.dtype, torch.device], Tensor] = {}
@@ -19,31 +22,30 @@ _tapes: dict[tuple[float, torch.dtype, torch.device], Tensor] = {}
 def dropout_mask(shape: tuple[int, ...], probability: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     """A mask to multiply with, zero with the given probability; the expectation of what remains is kept.
 
-    The place on the tape comes from torch's own generator, so a seeded run repeats its masks. The tape is shared:
-    never write into a mask.
+    The place on the tape comes from torch's own generator, so a seeded run repeats its masks, whatever was asked for
+    before. The tape is shared: never write into a mask.
     """
-    size = 1
-    for length in shape:
-        size *= length
-    tape = tape_of(size, probability, dtype, device)
-    start = int(torch.randint(tape.numel() - size + 1, ()))
-    return tape[start : start + size].view(shape)
+    size = math.prod(shape)
+    start = int(torch.randint(BLOCK, ()))
+    return tape_of(BLOCK + size, probability, dtype, device)[start : start + size].view(shape)
 
 
 def tape_of(size: int, probability: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The tape, at least four times as long as the longest mask that was asked for."""
+    """The tape, at least so long; growing, it keeps what it has."""
     key = (probability, dtype, device)
     tape = _tapes.get(key)
-    if tape is None or tape.numel() < 4 * size:
+    if tape is None or tape.numel() < size:
         with torch.inference_mode(False):
-            tape = _tapes[key] = draw_tape(max(SHORTEST_TAPE, 4 * size), probability, dtype).to(device)
+            blocks = range(0 if tape is None else tape.numel() // BLOCK, math.ceil(size / BLOCK))
+            drawn = [draw_block(number, probability, dtype).to(device) for number in blocks]
+            tape = _tapes[key] = torch.cat(drawn if tape is None else [tape, *drawn])
     return tape
 
 
-def draw_tape(size: int, probability: float, dtype: torch.dtype) -> Tensor:
+def draw_block(number: int, probability: float, dtype: torch.dtype) -> Tensor:
     if probability >= 1.0:
-        return torch.zeros(size, dtype=dtype)
+        return torch.zeros(BLOCK, dtype=dtype)
     # What is kept is scaled by a number that `dtype` can hold exactly, and kept just as often as that asks for.
     scale = torch.tensor(1.0 / (1.0 - probability)).to(dtype).float().item()
-    generator = torch.Generator().manual_seed(SEED)
-    return torch.empty(size).bernoulli_(1.0 / scale, generator=generator).mul_(scale).to(dtype)
+    generator = torch.Generator().manual_seed(SEED + number)
+    return torch.empty(BLOCK).bernoulli_(1.0 / scale, generator=generator).mul_(scale).to(dtype)

@@ -65,10 +65,7 @@ class PreparedEncoder:
         self.refresh()
         with torch.autocast(mel.device.type, enabled=False):
             x, lengths, scene = self.embed(mel, lengths)
-            x = self.run_layers(x, scene)
-            if self.out_proj is not None:
-                x = F.linear(x.to(self.dtype), *self.out_proj)
-            return x.float(), lengths
+            return self.project(self.run_layers(x, scene)), lengths
 
     def refresh(self) -> None:
         """Derive the weights, unless it has been done for what the base is now."""
@@ -97,32 +94,66 @@ class PreparedEncoder:
         if encoder.out_proj is not None:
             self.out_proj = (cast_weight(encoder.out_proj.weight, self.dtype), cast(encoder.out_proj.bias, self.dtype))
 
+    def below(self, mel: Tensor, lengths: Tensor, cut: int) -> tuple[Tensor, Tensor]:
+        """As of the encoder; x [B, T', D] is what the stream is kept in."""
+        self.refresh()
+        with torch.autocast(mel.device.type, enabled=False):
+            x, lengths = self.subsample(mel, lengths)
+            if cut == 0:
+                return x, lengths
+            positions, scene = self.surroundings(lengths, x.size(1))
+            return self.run_layers(self.enter(x, positions), scene, last=cut), lengths
+
+    def above(self, x: Tensor, lengths: Tensor, cut: int) -> Tensor:
+        """As of the encoder."""
+        self.refresh()
+        with torch.autocast(x.device.type, enabled=False):
+            positions, scene = self.surroundings(lengths, x.size(1))
+            x = self.enter(x, positions) if cut == 0 else self.layers[cut - 1].layer.after_block(x, x, scene.context)
+            return self.project(self.run_layers(x, scene, first=cut))
+
     def embed(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Scene]:
         """Everything below the first layer: x [B, T', D], lengths [B] and what the layers share."""
-        encoder = self.encoder
+        x, lengths = self.subsample(mel, lengths)
+        positions, scene = self.surroundings(lengths, x.size(1))
+        return self.enter(x, positions), lengths, scene
+
+    def subsample(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         x, lengths = self.pre_encode(mel.transpose(1, 2), lengths)
-        x = x.to(self.stream)
-        frames = x.size(1)
-        positions: Tensor = encoder.positions(frames, x.device)
+        return x.to(self.stream), lengths
+
+    def surroundings(self, lengths: Tensor, frames: int) -> tuple[Tensor, Scene]:
+        """Position encodings, and what the layers share."""
+        encoder = self.encoder
+        positions: Tensor = encoder.positions(frames, lengths.device)
         mask = mask_for(encoder.dropout_emb, positions)
         if mask is not None:
             positions = positions * mask
-        if not encoder.relative:
-            x = x + positions.to(x.dtype)
-        elif mask is None:
+        elif encoder.relative:
             self.encode_distances(frames)
         context = encoder.tap_context(lengths, frames, positions if encoder.relative else None)
         assert context.attention is not None
         padded = int(lengths.min()) < frames
         limited = encoder.attention_context != (-1, -1)
-        scene = Scene(
+        return positions, Scene(
             context=context,
             keep=context.valid.unsqueeze(-1).to(self.dtype) if padded else None,
             forbidden=~context.attention.squeeze(1) if limited else None,
             positions=positions if mask is not None and encoder.relative else None,
         )
+
+    def enter(self, x: Tensor, positions: Tensor) -> Tensor:
+        encoder = self.encoder
+        if not encoder.relative:
+            x = x + positions.to(x.dtype)
         mask = mask_for(encoder.dropout_pre_encoder, x)
-        return x if mask is None else x * mask, lengths, scene
+        return x if mask is None else x * mask
+
+    def project(self, x: Tensor) -> Tensor:
+        """The last layer's output [B, T', D] -> the encoder's, float32."""
+        if self.out_proj is not None:
+            x = F.linear(x.to(self.dtype), *self.out_proj)
+        return x.float()
 
     def encode_distances(self, frames: int) -> None:
         """Compute every layer's encodings of distances, once for the longest input so far."""

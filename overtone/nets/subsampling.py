@@ -119,7 +119,12 @@ class ConvSubsampling(nn.Module):
 
 
 class StackingSubsampling(nn.Module):
-    """mel [B, T, F], lengths [B] -> x [B, T', D], lengths [B]: `factor` frames side by side, one product."""
+    """mel [B, T, F], lengths [B] -> x [B, T', D], lengths [B]: `factor` frames side by side, one product.
+
+    As in NeMo, the mel frames that are left over at a row's end count as one more only if they are at least T modulo
+    `factor`, and not at all where T is a multiple of it: the length depends on the padding, the frames do not. NeMo's
+    models of this kind were trained and scored so, and the numbers here are theirs.
+    """
 
     def __init__(self, features: int, width: int, *, factor: int, norm: bool) -> None:
         super().__init__()

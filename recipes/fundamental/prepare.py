@@ -1,4 +1,4 @@
-"""Build the training manifests, the tokenizer and the cache of decoded audio.
+"""Build the training manifests and the tokenizer.
 
 Run it again whenever more synthetic speech is there: what exists is kept, new shards are added.
 """
@@ -11,7 +11,6 @@ from pathlib import Path
 
 from held_out import manifest_texts
 from manifests import Utterance, hours, read_manifest, write_manifest
-from pcm_cache import write_cache
 from tokenizer import train_tokenizer
 
 SPEECHOCEAN_TEST = "speechocean762/test.jsonl"
@@ -22,6 +21,8 @@ OTHER_REAL = ("ljtext_matthes/train.jsonl", "speech_commands_mini/train.jsonl")
 
 VALIDATION_SPEAKERS = {SPEECHOCEAN: 9, LIBRISPEECH: 20}
 """Speakers that leave training for validation: about 180 and 20 utterances."""
+
+EASY_VOICE, EASY_SECONDS = "synth/piper", 4.5
 
 TOKENIZER_SYNTHETIC_TEXTS = 20_000
 SEED = 1
@@ -65,15 +66,13 @@ def write_tokenizer(training: list[Utterance], texts: Path, folder: Path, size: 
     train_tokenizer(texts=text, folder=folder, size=size)
 
 
-def write_caches(folder: Path, training: list[Utterance], validation: list[Utterance], shards: list[Path]) -> None:
-    """Decode what has no cache yet: `real`, `valid` and one `synth_NN` for each finished synthetic shard."""
-    for name, utterances in (("real", training), ("valid", validation)):
-        if not (folder / f"{name}.jsonl").exists():
-            write_cache(folder, name, utterances)
-    for shard in shards:
-        name = shard.stem.replace("shard", "synth")
-        if not (folder / f"{name}.jsonl").exists():
-            write_cache(folder, name, read_manifest(shard))
+def easy(synthetic: list[Utterance]) -> list[Utterance]:
+    """What a model that knows nothing yet begins with: short utterances of the clearest voice."""
+    return [
+        utterance
+        for utterance in synthetic
+        if utterance.speaker.startswith(EASY_VOICE) and utterance.duration < EASY_SECONDS
+    ]
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -84,7 +83,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="folder for the manifests")
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder for the tokenizer; kept when it exists")
     parser.add_argument("--vocabulary-size", type=int, default=128, help="pieces of the tokenizer")
-    parser.add_argument("--pcm-cache", type=Path, help="folder for the decoded audio; left out: no cache")
     return parser.parse_args()
 
 
@@ -94,11 +92,15 @@ def main() -> None:
     shards = sorted(arguments.synthetic.glob("shard_*.jsonl"))
     synthetic = [utterance for shard in shards for utterance in read_manifest(shard)]
     write_tokenizer(training, arguments.texts, arguments.tokenizer, arguments.vocabulary_size)
-    for name, utterances in (("train_real", training), ("valid", validation), ("train_synth", synthetic)):
+    manifests = {
+        "train_real": training,
+        "train_synth": synthetic,
+        "train_easy": easy(synthetic),
+        "valid": validation,
+    }
+    for name, utterances in manifests.items():
         write_manifest(arguments.output / f"{name}.jsonl", utterances)
         print(f"{name}: {len(utterances)} utterances, {hours(utterances):.2f} h")
-    if arguments.pcm_cache is not None:
-        write_caches(arguments.pcm_cache, training, validation, shards)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,212 @@
+"""Which utterances stand together: a pure function of (manifests, settings, seed, epoch, step).
+
+A `BatchPlan` lists the batches of an epoch as indices of utterances; nothing else decides what a batch holds, so that
+a run can go on at any step, whatever the number of worker processes.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from torch.utils.data import Sampler
+
+if TYPE_CHECKING:
+    from lhotse import CutSet
+
+POOL_BATCHES = 32
+"""Batches' worth of shuffled utterances that are sorted by duration before they are cut into batches: little padding,
+and still another neighbourhood every epoch."""
+
+FEWEST_POOLS = 4
+"""An epoch has at least so many pools where it has as many batches: in a single pool the neighbours, which are those of
+the same duration, would be the same in every epoch."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BatchPlan:
+    """Which utterances stand together in which batch of which epoch.
+
+    With `batch_duration`, lhotse's duration buckets decide; otherwise every batch has `batch_size` utterances of
+    similar duration (only the last one of an epoch may have fewer).
+    """
+
+    durations: tuple[float, ...]
+    """Seconds of each utterance."""
+    batch_size: int | None = 16
+    """Utterances, at most."""
+    batch_duration: float | None = None
+    """Seconds of audio, at most (one utterance longer than that stands alone)."""
+    buckets: int = 20
+    """Duration buckets, with batch_duration."""
+    shuffle: bool = True
+    drop_last: bool = False
+    limit: int | float = 1.0
+    """Share (a fraction) or number (a whole number) of an epoch's batches that are used."""
+    seed: int = 0
+
+    def batches(self, epoch: int) -> list[list[int]]:
+        """The batches of an epoch in order, each a list of indices of utterances."""
+        return _batches(self, epoch)
+
+    def length(self, epoch: int, processes: int = 1) -> int:
+        """Batches of an epoch for each of so many processes."""
+        if self.batch_duration is None or not self.shuffle:
+            epoch = 0  # all are equally long
+        return math.ceil(_length(self, epoch) / processes)
+
+    def seconds(self, batch: Iterable[int]) -> float:
+        """Audio of a batch, without padding."""
+        return sum(self.durations[index] for index in batch)
+
+
+@lru_cache(maxsize=65_536)
+def _length(plan: BatchPlan, epoch: int) -> int:
+    return len(_batches(plan, epoch))
+
+
+@lru_cache(maxsize=4)
+def _batches(plan: BatchPlan, epoch: int) -> list[list[int]]:
+    generator = np.random.default_rng([plan.seed, epoch])
+    if plan.batch_duration is not None:
+        batches = _bucketed(plan, epoch)
+        if plan.shuffle:
+            batches = [batches[index] for index in generator.permutation(len(batches))]
+    else:
+        batches = _of_equal_size(plan, generator)
+    whole = isinstance(plan.limit, int)
+    limit = plan.limit if whole else max(1, int(len(batches) * plan.limit)) if plan.limit else 0
+    return batches[: int(limit)]
+
+
+def _of_equal_size(plan: BatchPlan, generator: np.random.Generator) -> list[list[int]]:
+    size, durations = plan.batch_size or len(plan.durations), np.asarray(plan.durations)
+    order = generator.permutation(len(durations)) if plan.shuffle else np.arange(len(durations))
+    if plan.shuffle:
+        pool_size = size * min(POOL_BATCHES, max(1, len(order) // (FEWEST_POOLS * size)))
+        pools = [order[start : start + pool_size] for start in range(0, len(order), pool_size)]
+        order = np.concatenate([pool[np.argsort(durations[pool], kind="stable")] for pool in pools])
+    batches: list[list[int]] = [order[start : start + size].tolist() for start in range(0, len(order), size)]
+    if plan.drop_last and len(batches) > 1 and len(batches[-1]) < size:
+        batches.pop()
+    if plan.shuffle:
+        batches = [batches[index] for index in generator.permutation(len(batches))]
+    return batches
+
+
+def _bucketed(plan: BatchPlan, epoch: int) -> list[list[int]]:
+    from lhotse.dataset.sampling import DynamicBucketingSampler, SimpleCutSampler
+
+    buckets = min(plan.buckets, len(set(plan.durations)) // 2)
+    of_buckets = {"num_buckets": buckets} if buckets > 1 else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about cuts that lie in memory
+        sampler = (DynamicBucketingSampler if of_buckets else SimpleCutSampler)(
+            bare_cuts(plan.durations),
+            max_duration=plan.batch_duration,
+            max_cuts=plan.batch_size,
+            shuffle=plan.shuffle,
+            drop_last=plan.drop_last,
+            seed=plan.seed,
+            world_size=1,
+            rank=0,
+            **of_buckets,
+        )
+        sampler.set_epoch(epoch)
+        return [[int(cut.id) for cut in batch] for batch in sampler]
+
+
+def bare_cuts(durations: Sequence[float]) -> CutSet:
+    """Lhotse cuts that carry an index and a duration, which is all that its samplers look at."""
+    from lhotse import CutSet, MonoCut
+
+    return CutSet(
+        [MonoCut(id=str(index), start=0.0, duration=duration, channel=0) for index, duration in enumerate(durations)]
+    )
+
+
+class Place(NamedTuple):
+    """Where an epoch begins."""
+
+    epoch: int = 0
+    first: int = 0
+    """Batches of the run before it, for each process."""
+
+
+def place_of(plan: BatchPlan, step: int, *, processes: int = 1, near: Place = Place()) -> Place:  # noqa: B008 (frozen)
+    """The epoch that a batch of the run belongs to; `near` is a place at or before it, from which it is found."""
+    epoch, first = near
+    while step >= first + (length := plan.length(epoch, processes)) and length > 0:
+        epoch, first = epoch + 1, first + length
+    return Place(epoch, first)
+
+
+class StepSampler(Sampler[list[int]]):
+    """The batches of a whole run, epoch after epoch, from a given step on; every process takes its share."""
+
+    def __init__(
+        self,
+        plan: BatchPlan,
+        *,
+        total: int,
+        start: int = 0,
+        near: Place = Place(),  # noqa: B008 (frozen)
+        rank: int = 0,
+        processes: int = 1,
+    ) -> None:
+        self.plan = plan
+        self.total = total
+        """Batches of the run for this process, those before `start` included."""
+        self.start = start
+        self.place = place_of(plan, start, processes=processes, near=near)
+        self.rank = rank
+        self.processes = processes
+
+    def __len__(self) -> int:
+        return self.total
+
+    def __iter__(self) -> Iterator[list[int]]:
+        epoch, first = self.place
+        while first < self.total and (batches := self.share(epoch)):
+            yield from batches[max(0, self.start - first) : self.total - first]
+            epoch, first = epoch + 1, first + len(batches)
+
+    def share(self, epoch: int) -> list[list[int]]:
+        """This process's batches of an epoch; all processes have equally many, the first ones again if need be."""
+        batches = self.plan.batches(epoch)
+        even = batches + batches[: -len(batches) % self.processes]
+        return even[self.rank :: self.processes]
+
+
+class Draw(NamedTuple):
+    """An utterance at its place in the run."""
+
+    utterance: int
+    """Its index."""
+    key: tuple[int, ...]
+    """Seed of all that chance does to it there, whatever process reads it."""
+
+
+class Draws(Sampler[list[Draw]]):
+    """The batches of a `StepSampler`, with a seed for every utterance of each."""
+
+    def __init__(self, sampler: StepSampler) -> None:
+        self.sampler = sampler
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        seed, rank = self.sampler.plan.seed, self.sampler.rank
+        for step, batch in enumerate(self.sampler, start=self.sampler.start):
+            yield [Draw(index, (seed, step, rank, place)) for place, index in enumerate(batch)]
+
+
+def step_seed(seed: int, step: int, rank: int = 0) -> int:
+    """Seed of everything random in one step: dropout, augmentation and dither do not depend on the steps before."""
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))

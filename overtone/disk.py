@@ -1,0 +1,76 @@
+"""Writing, and what to say where it fails."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+from overtone.errors import UsageError
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def write_failure(place: str | Path, error: Exception, *, needed: int | None = None, other: str = "") -> str:
+    """Why something could not be written, and what to do.
+
+    place: what was being written. needed: its bytes, where they are known. other: how to choose another place.
+    """
+    number = system_error(error)
+    if number is None:
+        reason = str(error).rstrip(".") if isinstance(error, OSError) else "it could not be written to its end"
+        return f"Cannot write {place}: {reason}. Check the disk and its free space{other}."
+    if number not in FULL:
+        return f"Cannot write {place}: {os.strerror(number)}. Check the path and its permissions{other}."
+    room = f" ({needed / 1e6:.1f} MB are needed, {free_bytes(Path(place)) / 1e6:.1f} MB are free)" if needed else ""
+    return f"Cannot write {place}: {os.strerror(number)}{room}. Free some space there{other}."
+
+
+def system_error(error: BaseException | None) -> int | None:
+    """The system's number of what went wrong.
+
+    PyTorch raises an error of its own over it, and safetensors tells it in its text.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno is not None:
+            return error.errno
+        told = re.search(r"\(os error (\d+)\)", str(error))
+        if told is not None:
+            return int(told[1])
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def free_bytes(place: Path) -> int:
+    """On the disk where the place is, or would be."""
+    return shutil.disk_usage(first_existing(place)).free
+
+
+def first_existing(place: Path) -> Path:
+    """The place, or the nearest folder above it that exists."""
+    place = place.absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    return place
+
+
+def check_file(path: Path) -> None:
+    """Raises UsageError where no file could be written at the path; nothing is changed, and nothing left."""
+    if path.is_dir():
+        raise UsageError(f"Cannot write {path}: it is a folder. Name a file.")
+    if not path.exists():
+        check_folder(path.parent)
+    elif not os.access(path, os.W_OK):
+        raise UsageError(write_failure(path, PermissionError(errno.EACCES, "")))
+
+
+def check_folder(folder: Path) -> None:
+    """Raises UsageError where no file could be written into the folder, which may be still to make."""
+    try:
+        with tempfile.TemporaryFile(dir=first_existing(folder)):
+            pass
+    except OSError as error:
+        raise UsageError(write_failure(folder, error)) from error

@@ -1,0 +1,22 @@
+#!/bin/sh
+# Train the base from nothing: sh train.sh WORK [KEY=VALUE …]. WORK holds the manifests and the tokenizer of prepare.py.
+# Given again it goes on where it was cut off; further settings go to the main stage.
+set -eu
+
+here=$(cd "$(dirname "$0")" && pwd)
+work=$(cd "$1" && pwd)
+shift
+data="$work/manifests"
+
+stage() { # NAME KEY=VALUE …: skipped where it is complete
+    name=$1
+    shift
+    [ -e "$work/$name/checkpoints/$name.nemo" ] && return
+    overtone train --config-path "$here/training" --config-name "$name" \
+        "model.validation_ds.manifest_filepath=$data/valid.jsonl" "exp_manager.explicit_log_dir=$work/$name" "$@"
+}
+
+stage start "model.init=$here/training/model.yaml" "model.tokenizer=$work/tokenizer/tokenizer.model" \
+    "model.train_ds.manifest_filepath=$data/train_easy.jsonl"
+stage fundamental "model.nemo_model=$work/start/checkpoints/start.nemo" \
+    "model.train_ds.manifest_filepath=[$data/train_real.jsonl,$data/train_real.jsonl,$data/train_synth.jsonl]" "$@"
