@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 
 from overtone.adapters.kinds import LinearAdapter
 from overtone.model import AsrModel, build_model
+from overtone.serving.shelf import Shelf
 from overtone.tokenizers import CharTokenizer
 
 LETTERS = [" ", *"abcdefghijklmnopqrstuvwxyz'"]
@@ -36,6 +38,22 @@ def make_adapter(model: AsrModel, folder: Path, *, seed: int = 0, kind: object |
     model.adapters.save(name, folder, overwrite=True)
     model.adapters.remove(name)
     return folder
+
+
+def three_voices(model: AsrModel, folder: Path) -> Path:
+    """A shelf's folder with the adapters `voice0` to `voice2`."""
+    for seed in range(3):
+        make_adapter(model, folder / f"voice{seed}", seed=seed)
+    return folder
+
+
+def shelf_of(model: AsrModel, folder: Path | None, **options: object) -> Shelf:
+    """A shelf that looks when it is told."""
+    return Shelf(model, folder, lock=threading.RLock(), poll_seconds=0, **options)
+
+
+def states(shelf: Shelf) -> dict[str, str]:
+    return {entry.name: entry.state for entry in shelf.names()}
 
 
 def noise(seconds: float, seed: int = 0, rate: int = 16_000) -> np.ndarray:

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from families import KIND_CASES, LABELS, add_trained, batch, family_model
-from overtone.adapters.folder import DESCRIPTION, PARAMETERS
-from overtone.adapters.kinds import LinearAdapter, TinyAttentionAdapter
+from overtone.adapters.folder import DESCRIPTION, PARAMETERS, described_digest, read_description
+from overtone.adapters.kinds import LinearAdapter, LoraAdapter, TinyAttentionAdapter
 from overtone.adapters.strategies import ResidualAdd
 from overtone.errors import AdapterError
 from overtone.model import AsrModel, build_model
@@ -85,6 +85,38 @@ def test_the_description_says_what_it_is(folder: Path) -> None:
     assert description["parameters"] == sum(tensor.numel() for tensor in load_file(folder / PARAMETERS).values())
 
 
+def test_the_digest_is_of_all_that_an_adapter_does(tmp_path: Path) -> None:
+    """Weights alone do not say what an adapter does: `lora` at another scale is another adapter."""
+    model = family_model()
+    values = None
+    digests = {}
+    for name, kind, strategy in (
+        ("a", LoraAdapter(rank=2, alpha=4.0), ResidualAdd()),
+        ("b", LoraAdapter(rank=2, alpha=4.0), ResidualAdd()),
+        ("scaled", LoraAdapter(rank=2, alpha=40.0), ResidualAdd()),
+        ("regular", LoraAdapter(rank=2, alpha=4.0), ResidualAdd(l2_lambda=0.1)),
+    ):
+        adapter = model.adapters.add(name, kind, strategy=strategy)
+        values = values or adapter.tensors()
+        adapter.load_tensors(values)
+        digests[name] = adapter.digest()
+        folder = model.adapters.save(name, tmp_path / name)
+        assert described_digest(folder, read_description(folder)) == adapter.digest()
+    assert digests["a"] == digests["b"]
+    assert len(set(digests.values())) == 3
+
+
+def test_the_first_folders_are_read(folder: Path) -> None:
+    """They call the digest of their parameters `digest`."""
+    adapter = family_model().adapters.load(folder)
+    text = (folder / DESCRIPTION).read_text("utf-8")
+    (folder / DESCRIPTION).write_text(text.replace("parameters_digest: ", "digest: "), "utf-8")
+    assert family_model().adapters.load(folder).digest() == adapter.digest()
+    flip(folder / PARAMETERS)
+    with pytest.raises(AdapterError, match="damaged"):
+        family_model().adapters.load(folder)
+
+
 def test_an_adapter_on_disk_is_not_written_over(folder: Path) -> None:
     model = family_model()
     add_trained(model, "medical", KIND_CASES["linear_pre"], seed=7)
@@ -100,7 +132,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     model = family_model()
     model.adapters.add("a", LinearAdapter())
     (tmp_path / "file").write_text("here already")
-    with pytest.raises(AdapterError, match="Cannot write the adapter"):
+    with pytest.raises(AdapterError, match="Cannot write"):
         model.adapters.save("a", tmp_path / "file")
     with pytest.raises(AdapterError, match="unknown"):
         model.adapters.save("b", tmp_path / "b")

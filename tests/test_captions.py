@@ -158,6 +158,20 @@ def test_streamed_formats_fill_one_file(tmp_path: Path) -> None:
     assert output.read_text() == "a.wav\thello there\nb.wav\thello there\n"
 
 
+def test_an_old_file_stays_where_nothing_is_transcribed(tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    output.write_text("old")
+    with TranscriptWriter("json", output=output, several=True) as writer:
+        writer.write(failure())
+        assert output.read_text() == "old"
+    assert output.read_text() == "old"
+    with TranscriptWriter("json", output=output, several=True) as writer:
+        writer.write(failure())
+        writer.write(result_of())
+        written = [json.loads(line) for line in output.read_text().splitlines()]
+    assert ["error" in line for line in written] == [True, False]
+
+
 def test_captions_go_to_a_file_each_and_mirror_the_folders(tmp_path: Path) -> None:
     names = ["a.wav", "deep/a.wav", "a.flac"]
     with TranscriptWriter("srt", output=tmp_path, several=True) as writer:

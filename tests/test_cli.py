@@ -115,7 +115,9 @@ def test_python_m_is_the_same_command() -> None:
         (["evaluate"], "A model and at least one manifest are needed"),
         (["evaluate", "a.nemo", "model.nemo_model=b.nemo"], "give either settings or MODEL MANIFEST"),
         (["train", "model.nemo_model"], "'model.nemo_model' is no setting"),
-        (["train", "-m", "model.optim.lr=1,2"], "--multirun"),
+        (["train", "model.optim.lr=1,2"], "give --multirun too"),
+        (["train", "-m", "model.optim.lr=interval(1,2)"], "cannot be counted up"),
+        (["evaluate", "-m", "model.optim.lr=1,2"], "--multirun is for training"),
         (["train", "--config-name", "nothing"], "There is no configuration"),
     ],
 )  # fmt: skip
@@ -195,6 +197,33 @@ def test_one_unreadable_file_is_reported_and_the_rest_go_on(overtone: Overtone, 
     assert "overtone: error: " in err
     assert "broken.wav" in err
     assert err.endswith("1 of 2 recordings could not be transcribed.\n")
+
+
+@pytest.mark.parametrize("style", ["text", "jsonl", "srt"])
+def test_an_old_file_stays_where_every_recording_is_bad(
+    overtone: Overtone, folder: Path, tmp_path: Path, style: str
+) -> None:
+    (tmp_path / "broken.wav").write_bytes(b"RIFF nonsense")
+    output = tmp_path / f"out.{style}"
+    output.write_text("old")
+    words = ["transcribe", tmp_path / "broken.wav", "--format", style, "--output", output, "--model", folder / "model"]
+    code, _, err = overtone(*words)
+    assert (code, output.read_text()) == (2, "old")
+    assert err.endswith(f"Nothing was written; {output} is as it was.\n")
+
+
+def test_an_output_that_cannot_be_written_is_told_before_the_work(
+    overtone: Overtone, manifest: Path, tmp_path: Path
+) -> None:
+    """Before even the model is looked for."""
+    code, out, err = overtone("evaluate", "no-such-model", manifest, "--output", manifest / "report")
+    assert (code, out) == (2, "")
+    said = f"Cannot write {manifest}/report: Not a directory. Check the path and its permissions."
+    assert err == f"overtone: error: {said}\n"
+    code, _, err = overtone("transcribe", AUDIO[0], "--model", "no-such-model", "--output", manifest / "out.txt")
+    assert code == 2
+    assert "Cannot write" in err
+    assert list(tmp_path.iterdir()) == [manifest]
 
 
 def test_a_wrong_model_or_adapter_is_one_line(overtone: Overtone, folder: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from overtone.adapters.kinds import LinearAdapter
 from overtone.checkpoints.load import load_model, save_model
 from overtone.errors import AdapterError, ConfigError
 from overtone.model import AsrModel, build_model
+from overtone.nets.subsampling import StackingSubsampling
 
 SIGNAL = (8_000, 6_000)
 
@@ -230,3 +231,14 @@ def test_half_precision_storage_of_the_same_values_has_the_same_fingerprint(tmp_
     stored = load_model(save_model(model, tmp_path / "half", storage="bfloat16"))
     assert stored.fingerprint() == model.fingerprint()
     assert {tensor.dtype for tensor in stored.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(("frames", "counted"), [(5, 2), (6, 1), (8, 1), (9, 2)])
+def test_stacked_frames_left_over_count_as_in_nemo(frames: int, counted: int) -> None:
+    """Five frames, four side by side: whether the fifth counts depends on the padding, what is computed does not."""
+    stacking = StackingSubsampling(2, 3, factor=4, norm=True)
+    mel = torch.arange(10.0).reshape(1, 5, 2)
+    alone, _ = stacking(mel, torch.tensor([5]))
+    padded, lengths = stacking(nn.functional.pad(mel, (0, 0, 0, frames - 5)), torch.tensor([5]))
+    assert lengths.tolist() == [counted]
+    torch.testing.assert_close(padded[:, :2], alone)

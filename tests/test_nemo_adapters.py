@@ -16,6 +16,7 @@ from overtone.adapters.strategies import ResidualAdd
 from overtone.checkpoints.nemo import read_nemo
 from overtone.checkpoints.nemo_adapters import adapter_hosts, load_adapters, read_adapters_pt, save_adapters
 from overtone.errors import AdapterError, CheckpointError
+from test_archive import full_disk
 
 MODELS = ["conformer_ctc_bpe", "conformer_ctc_char", "fastconformer_ctc_bpe"]
 NAMES = ["an4", "two", "rel", "wide", "mhsa", "dec", "both"]
@@ -190,6 +191,8 @@ def test_what_cannot_be_saved_is_said(tmp_path: Path) -> None:
     model.adapters.add("an4", LinearAdapter(dim=2))
     with pytest.raises(CheckpointError, match="Cannot write"):
         save_adapters(model, tmp_path / "file" / "adapters.pt", ["an4"])
+    with full_disk(1000), pytest.raises(CheckpointError, match=r"File too large\. Check"):
+        save_adapters(model, path, ["an4"])
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file"]
 
 

@@ -15,7 +15,7 @@ from overtone.adapters.kinds import KINDS, Kind, LinearAdapter, LoraAdapter, Tin
 from overtone.model import AsrModel, build_model
 from overtone.nets.conformer import ConformerEncoder
 from overtone.nets.ctc import ctc_loss
-from overtone.nets.dropout import dropout_mask
+from overtone.nets.dropout import BLOCK, dropout_mask
 from overtone.nets.layers import Tap
 from overtone.nets.prepared import PreparedEncoder
 from overtone.nets.prepared_subsampling import PreparedSubsampling
@@ -319,6 +319,7 @@ def test_masks_differ_and_repeat() -> None:
     torch.manual_seed(6)
     first, second = draw(), draw()
     assert not torch.equal(first, second)
+    dropout_mask((BLOCK + 1,), 0.1, torch.float32, torch.device("cpu"))  # a longer tape changes nothing
     torch.manual_seed(6)
     assert torch.equal(draw(), first)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import shutil
 import threading
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import yaml
 
+from overtone.adapters.folder import described_digest, read_description
 from overtone.adapters.kinds import LinearAdapter, LoraAdapter
 from overtone.errors import AdapterError
 from overtone.model import AsrModel
@@ -20,7 +22,7 @@ from overtone.serving.engine import Engine
 from overtone.serving.errors import OverloadError
 from overtone.serving.shelf import Shelf
 from overtone.serving.streaming import Stream
-from serving_models import make_adapter, noise, offline, tiny_model
+from serving_models import make_adapter, noise, offline, shelf_of, states, three_voices, tiny_model
 
 
 @pytest.fixture
@@ -30,19 +32,7 @@ def model() -> AsrModel:
 
 @pytest.fixture
 def folder(tmp_path: Path, model: AsrModel) -> Path:
-    """Three adapters."""
-    for seed in range(3):
-        make_adapter(model, tmp_path / "shelf" / f"voice{seed}", seed=seed)
-    return tmp_path / "shelf"
-
-
-def shelf_of(model: AsrModel, folder: Path | None, **options: object) -> Shelf:
-    """A shelf that looks when it is told."""
-    return Shelf(model, folder, lock=threading.RLock(), poll_seconds=0, **options)
-
-
-def states(shelf: Shelf) -> dict[str, str]:
-    return {entry.name: entry.state for entry in shelf.names()}
+    return three_voices(model, tmp_path / "shelf")
 
 
 def touch(path: Path) -> None:
@@ -61,7 +51,6 @@ def test_an_adapter_is_loaded_when_it_is_asked_for(model: AsrModel, folder: Path
     entry = shelf.entry("voice1")
     assert entry.kind == "linear"
     assert entry.parameters > 0
-    assert entry.digest == yaml.safe_load((folder / "voice1/adapter.yaml").read_text())["digest"]
     with shelf.acquire("voice1") as lease:
         assert lease.names == ("voice1",)
         assert lease.digests == (entry.digest,)
@@ -215,7 +204,7 @@ def test_the_same_tensors_with_other_settings_are_another_version(model: AsrMode
     touch(path)
     shelf.scan()
     other = shelf.acquire("lora")
-    assert one.digests == other.digests
+    assert one.digests != other.digests
     assert one.choice != other.choice
 
 
@@ -234,6 +223,18 @@ def test_additions_and_removals_are_seen_by_the_watcher(model: AsrModel, folder:
         shelf.acquire("new").release()
         lease.release()
         assert lease.choice not in model.adapters
+
+
+def test_a_folder_that_takes_long_to_look_at_is_looked_at_less_often(
+    model: AsrModel, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[str] = []
+    monkeypatch.setattr(Shelf, "scan", lambda shelf: looks.append(threading.current_thread().name))
+    clock = itertools.count()
+    monkeypatch.setattr(time, "thread_time", lambda: float(next(clock)))  # a second of computing for each look
+    with Shelf(model, folder, lock=threading.RLock(), poll_seconds=0.01):
+        time.sleep(0.3)
+    assert looks.count("overtone-shelf") == 1
 
 
 def test_what_cannot_be_used_is_refused_with_its_reason_and_the_rest_is_served(model: AsrModel, folder: Path) -> None:
@@ -309,7 +310,7 @@ def test_replacing_all_the_time_never_gives_a_mixture(model: AsrModel, folder: P
 
     thread = threading.Thread(target=replace)
     thread.start()
-    good = {make_and_read(model, folder.parent / f"reference{seed}", seed) for seed in range(2)}
+    good = {digest_made(model, folder.parent / f"reference{seed}", seed) for seed in range(2)}
     seen: set[str] = set()
     refusals: list[str] = []
     end = time.monotonic() + 2.0
@@ -329,8 +330,8 @@ def test_replacing_all_the_time_never_gives_a_mixture(model: AsrModel, folder: P
     assert all("refused" in refusal for refusal in refusals)
 
 
-def make_and_read(model: AsrModel, folder: Path, seed: int) -> str:
-    return str(yaml.safe_load((make_adapter(model, folder, seed=seed) / "adapter.yaml").read_text())["digest"])
+def digest_made(model: AsrModel, folder: Path, seed: int) -> str:
+    return described_digest(folder, read_description(make_adapter(model, folder, seed=seed)))
 
 
 def test_a_stream_keeps_the_version_it_began_with(model: AsrModel, folder: Path) -> None:

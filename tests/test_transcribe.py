@@ -21,9 +21,10 @@ from overtone.audio import load_audio
 from overtone.decoding.ctc import CtcPath, greedy
 from overtone.errors import AdapterError, DataError, UsageError
 from overtone.jobs.recordings import find_recordings
-from overtone.jobs.transcribe import Transcriber, transcribe
+from overtone.jobs.transcribe import Transcriber, computing, transcribe
 from overtone.jobs.windows import Window, join_paths, plan_windows
 from overtone.wer import character_errors
+from small_models import small_model
 from tone_model import FRAME, SAMPLE_RATE, ToneModel, spoken
 
 WORDS = ["abc", "bad", "cafe", "deed", "abba", "fed", "hage"]
@@ -213,6 +214,18 @@ def test_modes_and_compute_dtype_return(model: ToneModel, record: Callable[..., 
     assert model.compute_dtype == "bfloat16"
     results.close()
     assert model.compute_dtype == "float32"
+
+
+def test_the_base_computes_again_as_before() -> None:
+    """With the very copy of its weights that it had: `float32` alone does not tell that there was one."""
+    model = small_model().set_compute_dtype("float32", prepared=True)
+    before = model.prepared
+    with computing(model, "bfloat16"):
+        assert model.compute_dtype == "bfloat16"
+    assert model.prepared is before
+    with computing(model, "float32"):
+        assert model.prepared is None
+    assert model.prepared is before
 
 
 def test_unknown_adapters_and_lists_that_do_not_fit_are_refused_before_reading(model: ToneModel) -> None:

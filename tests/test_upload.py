@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import tarfile
-import threading
 import zipfile
 from pathlib import Path
 
@@ -12,8 +11,7 @@ import pytest
 
 from overtone.errors import AdapterError
 from overtone.model import AsrModel
-from overtone.serving.shelf import Shelf
-from serving_models import make_adapter, tiny_model
+from serving_models import make_adapter, shelf_of, states, three_voices, tiny_model
 
 
 @pytest.fixture
@@ -23,19 +21,7 @@ def model() -> AsrModel:
 
 @pytest.fixture
 def folder(tmp_path: Path, model: AsrModel) -> Path:
-    """Three adapters."""
-    for seed in range(3):
-        make_adapter(model, tmp_path / "shelf" / f"voice{seed}", seed=seed)
-    return tmp_path / "shelf"
-
-
-def shelf_of(model: AsrModel, folder: Path | None, **options: object) -> Shelf:
-    """A shelf that looks when it is told."""
-    return Shelf(model, folder, lock=threading.RLock(), poll_seconds=0, **options)
-
-
-def states(shelf: Shelf) -> dict[str, str]:
-    return {entry.name: entry.state for entry in shelf.names()}
+    return three_voices(model, tmp_path / "shelf")
 
 
 def packed(folder: Path, form: str) -> bytes:

@@ -43,7 +43,8 @@ class ToneModel(nn.Module):
         self.seconds_per_frame = FRAME / SAMPLE_RATE
         self.device = torch.device("cpu")
         self.name = "tones"
-        self.compute_dtype = "float32"
+        self.prepared: str | None = None
+        """What stands for a copy of the base in another dtype: the dtype's name."""
         self.batches: list[list[int]] = []
         """Samples of every row of every batch so far."""
         time = torch.arange(FRAME) / SAMPLE_RATE
@@ -69,8 +70,12 @@ class ToneModel(nn.Module):
         chains = selection.rows or [selection.chain] * rows
         return torch.tensor([name in chain for chain in chains])
 
+    @property
+    def compute_dtype(self) -> str:
+        return self.prepared or "float32"
+
     def set_compute_dtype(self, dtype: str) -> None:
-        self.compute_dtype = "float32" if dtype == "auto" else dtype
+        self.prepared = dtype if dtype == "bfloat16" else None
 
     def fingerprint(self) -> str:
         return "sha256:0"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -84,13 +86,23 @@ class Adapter(nn.Module):
 
     def digest(self) -> str:
         """What the adapter is, whatever it is called."""
-        return digest_of(self.tensors())
+        return digest_of(self.kind, self.strategy, parameters_digest(self.tensors()))
 
     def parameter_count(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())
 
 
-def digest_of(tensors: Mapping[str, torch.Tensor]) -> str:
+def digest_of(kind: Kind, strategy: ResidualAdd, parameters: str) -> str:
+    """SHA-256 over kind, settings, strategy and the digest of the parameters.
+
+    Points and positions are told by the parameters' names: `auto` is what it came to be in this model.
+    """
+    settings = {name: value for name, value in asdict(kind).items() if name != "position"}  # type: ignore[call-overload]
+    meaning = [kind.name, settings, asdict(strategy), parameters]
+    return f"sha256:{hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()}"
+
+
+def parameters_digest(tensors: Mapping[str, torch.Tensor]) -> str:
     """SHA-256 over names, shapes and float32 values."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):

@@ -7,18 +7,20 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import yaml
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from overtone.adapters.adapter import Adapter, digest_of
+from overtone.adapters.adapter import Adapter, digest_of, parameters_digest
 from overtone.adapters.kinds import KINDS, Kind
 from overtone.adapters.points import Layers
 from overtone.adapters.strategies import ResidualAdd
+from overtone.disk import write_failure
 from overtone.errors import AdapterError, did_you_mean
 
 FORMAT = 1
@@ -64,7 +66,7 @@ def write_folder(adapter: Adapter, folder: Path, identity: BaseIdentity, *, over
         "strategy": dataclasses.asdict(adapter.strategy),
         "points": adapter.points,
         "parameters": adapter.parameter_count(),
-        "digest": adapter.digest(),
+        "parameters_digest": parameters_digest(adapter.tensors()),
         "base_fingerprint": identity.fingerprint(),
         "tokenizer_digest": identity.tokenizer_digest(),
         "card": adapter.card,
@@ -78,7 +80,7 @@ def write_folder(adapter: Adapter, folder: Path, identity: BaseIdentity, *, over
         folder.mkdir(parents=True, exist_ok=True)
         write_together({folder / PARAMETERS: save(tensors), folder / DESCRIPTION: text.encode()})
     except OSError as error:
-        raise AdapterError(f"Cannot write the adapter to {folder}: {error.strerror or error}.") from error
+        raise AdapterError(write_failure(folder, error)) from error
     return folder
 
 
@@ -105,23 +107,13 @@ def write_together(contents: Mapping[Path, bytes]) -> None:
 def read_folder(folder: Path, identity: BaseIdentity) -> StoredAdapter:
     """Raises AdapterError where something is missing, damaged or made for another base."""
     description = read_description(folder)
-    fingerprint = identity.fingerprint()
-    if description["base_fingerprint"] != fingerprint:
-        raise AdapterError(
-            f"The adapter in {folder} was made for another base: it needs {description['base_fingerprint']}, "
-            f"this model is {fingerprint}. Load the base it was trained on."
-        )
-    if description["tokenizer_digest"] != identity.tokenizer_digest():
-        raise AdapterError(
-            f"The adapter in {folder} was made with another tokenizer: it needs {description['tokenizer_digest']}, "
-            f"this model has {identity.tokenizer_digest()}."
-        )
+    check_base(description, identity, what=f"The adapter in {folder}")
     try:
         tensors = load_file(folder / PARAMETERS)
     except (OSError, SafetensorError) as error:
         raise AdapterError(f"{folder / PARAMETERS} cannot be read: {error}") from error
     floating = all(tensor.is_floating_point() for tensor in tensors.values())
-    if not floating or digest_of(tensors) != description["digest"]:
+    if not floating or parameters_digest(tensors) != description["parameters_digest"]:
         raise AdapterError(
             f"{folder / PARAMETERS} does not hold the parameters that {DESCRIPTION} describes: it is damaged, or of "
             "another adapter. Fetch or save the folder again."
@@ -131,10 +123,32 @@ def read_folder(folder: Path, identity: BaseIdentity) -> StoredAdapter:
         kind=read_kind(folder, description),
         modules=description["modules"],
         layers=description["layers"],
-        strategy=read_fields(folder, ResidualAdd, description["strategy"]),
+        strategy=read_strategy(folder, description),
         card=description["card"],
         tensors=tensors,
     )
+
+
+def check_base(description: Mapping[str, Any], identity: BaseIdentity, *, what: str = "It") -> None:
+    """Raises AdapterError where an adapter was made for another base or tokenizer; `what` begins the sentence."""
+    for key, own, thing in (
+        ("base_fingerprint", identity.fingerprint, "for another base"),
+        ("tokenizer_digest", identity.tokenizer_digest, "with another tokenizer"),
+    ):
+        if description[key] != own():
+            raise AdapterError(
+                f"{what} was made {thing}: it needs {description[key]}, this model has {own()}. "
+                "Use it with the model that it was trained on."
+            )
+
+
+def count_parameters(folder: Path) -> int:
+    """How many parameters the file's header tells of; a file that is cut short is found out here."""
+    try:
+        with safe_open(folder / PARAMETERS, framework="numpy") as file:
+            return sum(prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118 (no mapping)
+    except (OSError, SafetensorError) as error:
+        raise AdapterError(f"{folder / PARAMETERS} is missing or damaged: {error}") from error
 
 
 def read_description(folder: Path) -> dict[str, Any]:
@@ -150,13 +164,15 @@ def read_description(folder: Path) -> dict[str, Any]:
         raise AdapterError(f"{path} cannot be read: {error}") from error
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise AdapterError(f"{path} is no adapter description of format {FORMAT}.")
+    if "digest" in description:  # what the first folders call it
+        description.setdefault("parameters_digest", description.pop("digest"))
     expected: dict[str, type | tuple[type, ...]] = {
         "name": str,
         "kind": str,
         "modules": str,
         "layers": (str, int, list),
         "strategy": dict,
-        "digest": str,
+        "parameters_digest": str,
         "base_fingerprint": str,
         "tokenizer_digest": str,
         "card": dict,
@@ -165,6 +181,17 @@ def read_description(folder: Path) -> dict[str, Any]:
         if not isinstance(description.get(key), kind):
             raise AdapterError(f"{path}: '{key}' is missing or malformed.")
     return description
+
+
+def described_digest(folder: Path, description: dict[str, Any]) -> str:
+    """`Adapter.digest` of what a folder holds, told from its description alone."""
+    kind, strategy = read_kind(folder, description), read_strategy(folder, description)
+    return digest_of(kind, strategy, description["parameters_digest"])
+
+
+def read_strategy(folder: Path, description: dict[str, Any]) -> ResidualAdd:
+    strategy: ResidualAdd = read_fields(folder, ResidualAdd, description["strategy"])
+    return strategy
 
 
 def read_kind(folder: Path, description: dict[str, Any]) -> Kind:

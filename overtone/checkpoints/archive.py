@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from overtone.disk import write_failure
 from overtone.errors import CheckpointError
 
 GZIP_MAGIC = b"\x1f\x8b"
@@ -119,9 +120,10 @@ def open_archive(path: Path, *, limits: Limits = LIMITS) -> Iterator[Archive]:
         yield Archive(path, tar, members, limits)
 
 
-def write_archive(path: Path, members: Iterable[tuple[str, bytes | IO[bytes]]]) -> None:
+def write_archive(path: Path, members: Iterable[tuple[str, bytes | IO[bytes]]], *, needed: int | None = None) -> None:
     """A plain tar with `./` before every name, as NeMo writes it; the file appears whole or not at all.
 
+    needed: bytes of disk that it takes, where they are known, for a message.
     Raises CheckpointError where it cannot be written; what was there before stays.
     """
     temporary: Path | None = None
@@ -141,7 +143,7 @@ def write_archive(path: Path, members: Iterable[tuple[str, bytes | IO[bytes]]]) 
         temporary.chmod(0o644)
         temporary.replace(path)
     except OSError as error:
-        raise CheckpointError(f"Cannot write {path}: {error.strerror or error}.") from error
+        raise CheckpointError(write_failure(path, error, needed=needed)) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

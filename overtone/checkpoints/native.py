@@ -27,11 +27,13 @@ from overtone.checkpoints.nemo import (
     nemo_key,
     read_config,
     read_tokenizer,
+    size_of,
 )
 from overtone.checkpoints.nemo_adapters import has_nemo_form
 from overtone.checkpoints.nemo_config import NemoAdapter, translate
 from overtone.checkpoints.plain_yaml import write_yaml
 from overtone.checkpoints.tokenizer_files import FILE_PREFIX
+from overtone.disk import write_failure
 from overtone.errors import CheckpointError, OvertoneError
 from overtone.model import AsrModel
 
@@ -106,7 +108,7 @@ def write_native(model: AsrModel, folder: Path | str, *, storage: Storage = "flo
                     (Path(place) / "old").rename(folder)
                 raise
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"Cannot write {folder}: {getattr(error, 'strerror', None) or error}.") from error
+        raise CheckpointError(write_failure(folder, error, needed=size_of(tensors))) from error
 
 
 def stored_tensors(model: AsrModel, storage: Storage) -> dict[str, Tensor]:

@@ -28,6 +28,7 @@ from overtone.checkpoints.nemo_config import (
 from overtone.checkpoints.pickles import read_state_dict
 from overtone.checkpoints.plain_yaml import read_yaml, resolved, write_yaml
 from overtone.checkpoints.tokenizer_files import FILE_PREFIX, tokenizer_files
+from overtone.disk import write_failure
 from overtone.errors import CheckpointError, ConfigError
 from overtone.model import AsrModel, build_model
 from overtone.tokenizers import CharTokenizer, SentencePieceTokenizer, Tokenizer
@@ -82,14 +83,21 @@ def write_nemo(model: AsrModel, path: Path | str) -> None:
         for host, parameters in adapter_hosts(model, adapter).items():
             for parameter, tensor in parameters.items():
                 tensors[f"{host}.adapter_layer.{adapter.name}.{parameter}"] = tensor
+    needed = 2 * size_of(tensors)  # beside the archive, until it is complete
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent) as weights:
             torch.save(tensors, weights)
             members: list[tuple[str, Any]] = sorted(model_files(model, config).items())
-            write_archive(path, [*members, (CONFIG, write_yaml(config).encode()), (WEIGHTS, weights)])
+            parts = [*members, (CONFIG, write_yaml(config).encode()), (WEIGHTS, weights)]
+            write_archive(path, parts, needed=needed)
     except (OSError, RuntimeError) as error:
-        raise CheckpointError(f"Cannot write {path}: {getattr(error, 'strerror', None) or error}.") from error
+        raise CheckpointError(write_failure(path, error, needed=needed)) from error
+
+
+def size_of(tensors: Mapping[str, Tensor]) -> int:
+    """Bytes of all of them."""
+    return sum(tensor.nbytes for tensor in tensors.values())
 
 
 def read_config(content: bytes, source: str) -> dict[str, Any]:

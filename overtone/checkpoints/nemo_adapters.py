@@ -30,6 +30,7 @@ from overtone.checkpoints.nemo_values import (
     write_section,
 )
 from overtone.checkpoints.pickles import RefusedError, plain, read_torch_file
+from overtone.disk import write_failure
 from overtone.errors import AdapterError, CheckpointError, did_you_mean
 from overtone.model import AsrModel
 
@@ -178,11 +179,11 @@ def adapter_hosts(model: AsrModel, adapter: Adapter) -> dict[str, dict[str, Tens
 def adapters_section(model: AsrModel, names: Iterable[str]) -> dict[str, Any]:
     """The `adapters` section of a configuration for these adapters, as NeMo writes it."""
     present = [model.adapters[name] for name in names]
-    before = model.config.get("adapters") or {}
-    section = {"global_cfg": dict(before.get("global_cfg") or {})}
-    meta = dict(section["global_cfg"].get("adapter_meta_cfg") or {})
+    before = (model.config.get("adapters") or {}).get("global_cfg") or {}
+    meta = dict(before.get("adapter_meta_cfg") or {})
     meta["modules"] = {adapter.name: nemo_modules(adapter) for adapter in present}
-    section["global_cfg"]["adapter_meta_cfg"] = meta
+    shared = before if model.adapters.nemo is None else model.adapters.nemo
+    section: dict[str, Any] = {"global_cfg": {**shared, "adapter_meta_cfg": meta}}
     for adapter in present:
         check_nemo_can_hold(adapter)
         section[adapter.name] = adapter_config(adapter)
@@ -376,7 +377,8 @@ def save_adapters(model: AsrModel, path: Path | str, names: Iterable[str] | None
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
             temporary = Path(folder) / path.name
-            torch.save(content, temporary)
+            with temporary.open("wb") as file:
+                torch.save(content, file)
             temporary.replace(path)
     except (OSError, RuntimeError) as error:
-        raise CheckpointError(f"Cannot write {path}: {error}.") from error
+        raise CheckpointError(write_failure(path, error)) from error

@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING
 from overtone.cli.arguments import ADAPTER_HELP, add_computing, add_windows
 from overtone.cli.overrides import add_configuration, is_override, read_settings
 from overtone.cli.screen import note, progress_bar, results_console
+from overtone.disk import check_file
 from overtone.errors import UsageError
 
 if TYPE_CHECKING:
     from overtone.jobs.evaluation import Evaluation
+
+FILES = ("report.html", "evaluation.json")
 
 EXAMPLES = """examples:
   overtone evaluate adapted.nemo test.json general.json --output report
@@ -42,6 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    for path in report_files(arguments):
+        check_file(path)
     words = arguments.words
     nemo_way = arguments.config_path or arguments.config_name or (words and all(map(is_override, words)))
     evaluation = by_settings(arguments) if nemo_way else by_words(arguments)
@@ -106,7 +111,10 @@ def show(evaluation: Evaluation, arguments: argparse.Namespace) -> None:
     else:
         print_table(evaluation, results_console())
     if arguments.output:
-        folder = Path(arguments.output)
-        page = write_html(evaluation, folder / "report.html")
-        data = write_json(evaluation, folder / "evaluation.json")
-        note(f"Written: {page}, {data}")
+        page, data = report_files(arguments)
+        note(f"Written: {write_html(evaluation, page)}, {write_json(evaluation, data)}")
+
+
+def report_files(arguments: argparse.Namespace) -> list[Path]:
+    """Page and data, where they were asked for."""
+    return [Path(arguments.output) / name for name in FILES] if arguments.output else []

@@ -89,12 +89,12 @@ def _load_stored(model: AsrModel, text: str) -> list[str]:
 
 def _load_folder(model: AsrModel, folder: Path) -> str:
     """Load under the folder's own name for it, or under a free one where another adapter has that name."""
-    from overtone.adapters.folder import read_description
+    from overtone.adapters.folder import described_digest, read_description
 
     description = read_description(folder)
     name, number = str(description["name"]), 2
     while name in model.adapters:
-        if model.adapters[name].digest() == description.get("digest"):
+        if model.adapters[name].digest() == described_digest(folder, description):
             return name
         name, number = f"{description['name']}-{number}", number + 1
     return model.adapters.load(folder, name=name).name

@@ -6,12 +6,13 @@ import argparse
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from overtone.errors import UsageError
+from overtone.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
     from overtone.config import Purpose, Settings
+    from overtone.jobs.search import Trial
 
 OVERRIDE = re.compile(r"^(\+{0,2}[A-Za-z_][\w./@-]*(\[[^=]*\])?=|~[A-Za-z_])")
 
@@ -26,7 +27,12 @@ def add_configuration(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config-name", "-cn", metavar="NAME", help="of the YAML; asr_adaptation is shipped (default: asr_adaptation)"
     )
-    parser.add_argument("--multirun", "-m", action="store_true", help="a search over several values: not available yet")
+    parser.add_argument(
+        "--multirun",
+        "-m",
+        action="store_true",
+        help="train once for each combination of key=value1,value2 (overtone train)",
+    )
 
 
 def read_settings(arguments: argparse.Namespace, overrides: Sequence[str], purpose: Purpose) -> Settings:
@@ -34,15 +40,36 @@ def read_settings(arguments: argparse.Namespace, overrides: Sequence[str], purpo
     from overtone.config import load_settings
 
     if arguments.multirun:
-        raise UsageError("A search over several values (--multirun) is not available yet; give each key one value.")
+        raise UsageError("--multirun is for training; an evaluation takes several adapters and manifests at once.")
+    check_overrides(overrides)
+    return load_settings(overrides, **configuration(arguments), purpose=purpose)
+
+
+def read_trials(arguments: argparse.Namespace, overrides: Sequence[str]) -> list[Trial]:
+    """The trainings of a search, all of them checked before the first begins. Raises UsageError and ConfigError."""
+    from overtone.config import load_settings
+    from overtone.config.sweeps import combinations
+    from overtone.jobs.search import Trial, separate
+
+    check_overrides(overrides)
+    trials = []
+    for chosen, words in combinations(overrides, **configuration(arguments)):
+        try:
+            settings = load_settings(words, **configuration(arguments))
+        except ConfigError as error:
+            raise ConfigError(f"With {' '.join(chosen)}: {error}" if chosen else str(error)) from error
+        trials.append(Trial(chosen=chosen, settings=settings))
+    return separate(trials)
+
+
+def configuration(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Which YAML."""
+    return {"config_path": arguments.config_path, "config_name": arguments.config_name or "asr_adaptation"}
+
+
+def check_overrides(overrides: Sequence[str]) -> None:
     strange = [word for word in overrides if not is_override(word)]
     if strange:
         raise UsageError(
             f"'{strange[0]}' is no setting; settings are written key=value, such as model.nemo_model=base.nemo."
         )
-    return load_settings(
-        overrides,
-        config_path=arguments.config_path,
-        config_name=arguments.config_name or "asr_adaptation",
-        purpose=purpose,
-    )

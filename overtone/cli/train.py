@@ -8,7 +8,8 @@ import argparse
 import shlex
 from typing import TYPE_CHECKING
 
-from overtone.cli.overrides import add_configuration, read_settings
+from overtone.cli.overrides import add_configuration, read_settings, read_trials
+from overtone.cli.screen import note
 
 if TYPE_CHECKING:
     from overtone.config import Settings
@@ -18,7 +19,11 @@ EXAMPLES = """examples:
   overtone train model.nemo_model=base.nemo model.adapter.adapter_name=medical \\
       model.train_ds.manifest_filepath=train.json model.validation_ds.manifest_filepath=valid.json
   overtone train --config-path="../conf/asr_adapters" --config-name="asr_adaptation.yaml" \\
-      model.pretrained_model=fundamental model.adapter.adapter_name=medical trainer.max_steps=300 …"""
+      model.pretrained_model=fundamental model.adapter.adapter_name=medical trainer.max_steps=300 …
+  overtone train --multirun model.optim.lr=0.001,0.0003 model.adapter.linear.dim=16,64 …
+
+With --multirun every combination of values is trained, one after the other, each in a folder of its own; a table
+follows. One that fails does not stop the others; the exit code is then 1."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.multirun:
+        return search(arguments)
     settings = read_settings(arguments, arguments.settings, "train")
     from overtone.cli.models import quiet_libraries
     from overtone.jobs.train import run_training
@@ -36,6 +43,31 @@ def run(arguments: argparse.Namespace) -> int:
     if result.adapter is not None:
         print(next_command(settings, result))
     return 0
+
+
+def search(arguments: argparse.Namespace) -> int:
+    """Train once for each combination of values; a table at the end, also after an interruption."""
+    from overtone.cli.models import quiet_libraries
+    from overtone.jobs.search import best_of, run_trials, table
+
+    trials = read_trials(arguments, arguments.settings)
+    quiet_libraries()
+    outcomes = []
+    try:
+        for outcome in run_trials(trials):
+            outcomes.append(outcome)
+            if outcome.error is not None:
+                note(f"overtone: error: {outcome.error}")
+    finally:
+        if outcomes:
+            print("\n".join(["", *table(outcomes)]))
+    best = best_of(outcomes)
+    if best is not None and best.result is not None and best.result.adapter is not None:
+        print(next_command(best.trial.settings, best.result))
+    failed = sum(outcome.result is None for outcome in outcomes)
+    if failed:
+        note(f"{failed} of {len(trials)} trainings failed.")
+    return 1 if failed else 0
 
 
 def next_command(settings: Settings, result: TrainingResult) -> str:

@@ -6,6 +6,7 @@ import argparse
 
 from overtone.cli.arguments import ADAPTER_HELP, add_computing, add_windows
 from overtone.cli.screen import note, progress_bar, shares_terminal_with_results
+from overtone.errors import OvertoneError
 
 FORMATS = ("text", "jsonl", "srt", "vtt", "ctm")
 
@@ -14,7 +15,8 @@ EXAMPLES = """examples:
   overtone transcribe calls/ --model base.nemo --adapter runs/medical --format jsonl --output calls.jsonl
   overtone transcribe interview.mp3 --format srt --output interview.srt
 
-One unreadable file is reported and the rest go on; the exit code is then 1."""
+One unreadable file is reported and the rest go on; the exit code is then 1. Where none can be read it is 2, and an
+old file at --output stays."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,4 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
                 note(f"overtone: error: {result.error}")
     if failed:
         note(f"{failed} of {len(recordings)} recordings could not be transcribed.")
-    return 1 if failed else 0
+    if failed < len(recordings):
+        return 1 if failed else 0
+    if arguments.output:
+        note(f"Nothing was written; {arguments.output} is as it was.")
+    return OvertoneError.exit_code

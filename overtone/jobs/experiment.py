@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shlex
 import shutil
@@ -18,6 +17,7 @@ from typing import Any
 import yaml
 
 from overtone.config import ExperimentSettings, Settings
+from overtone.disk import write_failure
 from overtone.errors import ConfigError, OvertoneError
 
 RESUME_SUFFIX = "-last.ckpt"
@@ -176,10 +176,8 @@ def writing(place: Path, *, key: str = "") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
-        advice = "Free some space there" if error.errno == errno.ENOSPC else "Check the path and its permissions"
         other = f", or choose another folder with {key}" if key else ""
-        raise OvertoneError(f"Cannot write to {error.filename or place}: {reason}. {advice}{other}.") from error
+        raise OvertoneError(write_failure(error.filename or place, error, other=other)) from error
 
 
 def plain(value: Any) -> Any:

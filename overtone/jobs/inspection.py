@@ -9,15 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from overtone.adapters.adapter import Adapter
-from overtone.adapters.folder import DESCRIPTION, PARAMETERS, read_description, read_kind
+from overtone.adapters.folder import DESCRIPTION, count_parameters, described_digest, read_description, read_kind
 from overtone.adapters.kinds import KINDS, Kind
 from overtone.adapters.points import Layers, Point
 from overtone.checkpoints.load import load_model
 from overtone.checkpoints.nemo_adapters import StoredNemoAdapter, kind_of, read_adapters_pt
-from overtone.errors import AdapterError, UsageError
+from overtone.errors import UsageError
 from overtone.jobs.text_table import bytes_text, columns, share_text
 from overtone.model import PARTS, AsrModel, complete
 
@@ -221,17 +219,6 @@ def inspect_adapter(model: AsrModel, adapter: Adapter) -> AdapterInspection:
 def inspect_adapter_folder(folder: Path) -> AdapterInspection:
     """What the folder says of itself, its parameters counted. Raises AdapterError where it is damaged."""
     description = read_description(folder)
-    try:
-        with safe_open(folder / PARAMETERS, framework="numpy") as file:
-            shapes = [file.get_slice(key).get_shape() for key in file.keys()]  # noqa: SIM118 (no mapping)
-    except (OSError, SafetensorError) as error:
-        raise AdapterError(f"{folder / PARAMETERS} cannot be read: {error}") from error
-    parameters = 0
-    for shape in shapes:
-        count = 1
-        for size in shape:
-            count *= size
-        parameters += count
     return AdapterInspection(
         name=description["name"],
         kind=description["kind"],
@@ -240,8 +227,8 @@ def inspect_adapter_folder(folder: Path) -> AdapterInspection:
         modules=description["modules"],
         layers=description["layers"],
         points=list(description.get("points") or ()),
-        parameters=parameters,
-        digest=description.get("digest"),
+        parameters=count_parameters(folder),
+        digest=described_digest(folder, description),
         base_fingerprint=description["base_fingerprint"],
         tokenizer_digest=description["tokenizer_digest"],
         card=description["card"],

@@ -10,6 +10,7 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING
 
+from overtone.disk import write_failure
 from overtone.errors import UsageError
 from overtone.jobs.evaluation import Evaluation, Result
 from overtone.jobs.report_audio import AudioBudget
@@ -137,5 +138,5 @@ def _write(path: Path, content: str) -> Path:
     except OSError as error:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
-        raise UsageError(f"Cannot write {path}: {error.strerror}.") from error
+        raise UsageError(write_failure(path, error)) from error
     return path

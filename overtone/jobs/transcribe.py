@@ -309,14 +309,14 @@ class _Task:
 @contextmanager
 def computing(model: AsrModel, dtype: str | None) -> Iterator[None]:
     """The base computes in `dtype` (as `AsrModel.set_compute_dtype`), then as before; None changes nothing."""
-    before = model.compute_dtype
+    before = model.prepared
     if dtype is not None:
         model.set_compute_dtype(dtype)
     try:
         yield
     finally:
         if dtype is not None:
-            model.set_compute_dtype(before)
+            model.prepared = before
 
 
 @contextmanager

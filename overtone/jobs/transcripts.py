@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, TextIO
 
+from overtone.disk import check_file, check_folder, write_failure
 from overtone.errors import UsageError, did_you_mean
 from overtone.jobs.captions import captions, ctm, srt, vtt
 from overtone.jobs.recordings import AUDIO_SUFFIXES
@@ -75,7 +76,8 @@ class TranscriptWriter:
     """Writes results as they come, each complete before the next is asked for.
 
     `text`, `json` and `ctm` go to one file; `srt` and `vtt` to one file for each recording, in a folder that mirrors
-    where the recordings lie. Without an output everything goes to standard output.
+    where the recordings lie. Without an output everything goes to standard output. A file is opened for the first
+    transcript: where nothing can be transcribed, an old one stays as it was.
     """
 
     def __init__(
@@ -91,7 +93,7 @@ class TranscriptWriter:
         output: a file; for srt and vtt a folder, or a file where there is one recording.
         several: whether more than one recording is expected; text lines then carry the recording's name.
         inputs: what is being transcribed, never written to.
-        Raises UsageError for an unknown style, or an output that does not fit.
+        Raises UsageError for an unknown style, or an output that does not fit or cannot be written.
         """
         if style not in FORMATS:
             raise UsageError(
@@ -102,6 +104,8 @@ class TranscriptWriter:
         self.several = several
         self.written: list[Path] = []
         self._stream: TextIO | None = None
+        self._waiting = ""
+        """Errors that came before the first transcript."""
         if self.output is None and several and style in ONE_EACH:
             raise UsageError(f"Several recordings as {style} need a folder to be written to, one file for each.")
         if self.output is not None and self.output.suffix.lower() in AUDIO_SUFFIXES:
@@ -110,18 +114,16 @@ class TranscriptWriter:
             raise UsageError(f"The output {self.output} is an input as well; nothing was written.")
         if self.output is not None and self.output.is_dir() and style in STREAMED:
             self.output = self.output / f"transcripts{STREAMED[style]}"
+        if self.output is not None:
+            (check_file if self._is_one_file() else check_folder)(self.output)
 
     def __enter__(self) -> TranscriptWriter:
-        if self.output is None:
-            self._stream = sys.stdout
-        elif self.style in STREAMED or self._is_one_file():
-            self._stream = self._open(self.output)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._stream is not None and self._stream is not sys.stdout:
+        if self._stream is not None:
             self._stream.close()
 
     def write(self, result: Transcription) -> None:
@@ -130,14 +132,21 @@ class TranscriptWriter:
         if self.output is None:
             sys.stdout.write(text)
             sys.stdout.flush()
-        elif self._stream is not None:
-            self._put(self._stream, text)
+        elif self._is_one_file():
+            self._waiting += text
+            if self._stream is None and result.hypothesis is not None:
+                self._stream = self._open(self.output)
+            if self._stream is not None:
+                self._put(self._stream, self._waiting)
+                self._waiting = ""
         elif result.hypothesis is not None:
             with self._open(self._place(result)) as file:
                 self._put(file, text)
 
     def _is_one_file(self) -> bool:
-        """Captions of one recording to a path that looks like a file of captions."""
+        """What holds any number of recordings, or captions of one to a path that looks like a file of captions."""
+        if self.style in STREAMED:
+            return True
         return not self.several and self.output is not None and self.output.suffix in ONE_EACH.values()
 
     def _place(self, result: Transcription) -> Path:
@@ -157,14 +166,14 @@ class TranscriptWriter:
             file.write(text)
             file.flush()
         except OSError as error:
-            raise UsageError(f"Cannot write {file.name}: {error.strerror}.") from error
+            raise UsageError(write_failure(file.name, error)) from error
 
     def _open(self, path: Path) -> TextIO:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             file = path.open("w", encoding="utf-8", newline="\n")
         except OSError as error:
-            raise UsageError(f"Cannot write {path}: {error.strerror}.") from error
+            raise UsageError(write_failure(path, error)) from error
         self.written.append(path)
         return file
 
