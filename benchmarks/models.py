@@ -12,15 +12,15 @@ from benchmarks.harness import Shape
 from overtone.adapters.kinds import LinearAdapter
 from overtone.model import AsrModel, build_model
 from overtone.nets.ctc import ctc_loss
-from overtone.tokenizers import CharTokenizer
+from overtone.tokenizers import CharTokenizer, Tokenizer
 
 ADAPTER = "timed"
 PREPARED_FLOAT32 = "float32 prepared"
 DTYPES = ("float32", PREPARED_FLOAT32, "bfloat16")
 
 
-def make_model(shape: Shape, compute_dtype: str = "float32") -> AsrModel:
-    """The model with a linear adapter in every layer."""
+def make_base(shape: Shape, tokenizer: Tokenizer | None = None) -> AsrModel:
+    """The model with random weights; it writes letters nobody uses, unless a tokenizer is given."""
     torch.manual_seed(0)
     encoder = {
         "width": shape.width,
@@ -35,14 +35,19 @@ def make_model(shape: Shape, compute_dtype: str = "float32") -> AsrModel:
         "dropout_pre_encoder": 0.1,
         "dropout_att": 0.1,
     }
-    model = build_model(
+    return build_model(
         settings={
             "preprocessor": {"pad_to": 0},
             "encoder": encoder,
             "decoder": {"width": shape.width, "classes": shape.classes},
         },
-        tokenizer=CharTokenizer([chr(0x100 + index) for index in range(shape.classes)]),
+        tokenizer=tokenizer or CharTokenizer([chr(0x100 + index) for index in range(shape.classes)]),
     )
+
+
+def make_model(shape: Shape, compute_dtype: str = "float32") -> AsrModel:
+    """The model with a linear adapter in every layer."""
+    model = make_base(shape)
     model.adapters.add(ADAPTER, LinearAdapter(dim=shape.adapter_dim))
     with torch.no_grad():
         for parameter in model.adapters.parameters():

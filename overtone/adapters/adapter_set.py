@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -59,8 +59,12 @@ class AdapterSet(nn.Module):
         super().__init__()
         self.points: dict[str, Point] = {}
         self.held = nn.ModuleDict()
+        self.by_name: dict[str, Adapter] = {}
+        """The same, in a form that is quick to look at where there are thousands."""
         self.file_choice: tuple[str, ...] = ()
         """The adapters that the model's file had enabled, what `use("@file")` takes."""
+        self.nemo: dict[str, Any] | None = None
+        """What NeMo's files shall say of all adapters together; None is what the model's own file said."""
         self.form: Literal["auto", "loop", "stacked"] = "auto"
         """`loop` computes adapter by adapter; `stacked` those of one kind together; `auto` stacks in inference."""
         self.register_buffer("anchor", torch.empty(0), persistent=False)
@@ -74,18 +78,16 @@ class AdapterSet(nn.Module):
 
     @property
     def names(self) -> list[str]:
-        return [adapter.name for adapter in self]
+        return list(self.by_name)
 
     def __iter__(self) -> Iterator[Adapter]:
-        for adapter in self.held.values():
-            assert isinstance(adapter, Adapter)
-            yield adapter
+        yield from self.by_name.values()
 
     def __len__(self) -> int:
         return len(self.held)
 
     def __contains__(self, name: object) -> bool:
-        return name in self.names
+        return name in self.by_name
 
     def __getitem__(self, name: str) -> Adapter:
         if name not in self:
@@ -93,9 +95,7 @@ class AdapterSet(nn.Module):
             raise AdapterError(
                 f"Adapter '{name}' is unknown.{did_you_mean(name, self.names)} Adapters of this model: {present}."
             )
-        adapter = self.held[slot(name)]
-        assert isinstance(adapter, Adapter)
-        return adapter
+        return self.by_name[name]
 
     def add(
         self,
@@ -121,12 +121,12 @@ class AdapterSet(nn.Module):
         )
         adapter.to(self.anchor.device)
         adapter.train(self.training)
-        self.held[slot(name)] = adapter
+        self.held[slot(name)] = self.by_name[name] = adapter
         return adapter
 
     def remove(self, name: str) -> None:
         self[name]
-        del self.held[slot(name)]
+        del self.held[slot(name)], self.by_name[name]
         self.file_choice = tuple(kept for kept in self.file_choice if kept != name)
 
     def parameters_of(self, name: str) -> list[nn.Parameter]:
@@ -148,8 +148,7 @@ class AdapterSet(nn.Module):
             choice = self.resolved(choice)
         elif choice is not None:
             choice = [self.resolved(row) for row in choice]
-        held = {adapter.name: adapter for adapter in self}
-        selection = Selection(held, choice, form=self.form, observe=observe)
+        selection = Selection(dict(self.by_name), choice, form=self.form, observe=observe)
         token = in_use.set({**in_use.get(), id(self): selection})
         try:
             yield selection

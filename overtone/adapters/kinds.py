@@ -74,7 +74,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     if weight.dim() == 1:
         return F.layer_norm(x, weight.shape, weight, bias)
-    return F.layer_norm(x, weight.shape[1:]) * rowwise(weight) + rowwise(bias)
+    return torch.addcmul(rowwise(bias), F.layer_norm(x, weight.shape[1:]), rowwise(weight))
 
 
 def check_size(kind: str, **values: object) -> None:
@@ -290,16 +290,18 @@ class PointAdapter(nn.Module):
             setattr(self, name, part)
 
     def tensors(self) -> dict[str, Tensor]:
-        return dict(self.named_parameters())
+        """What `named_parameters` gives, without its search: this is asked at every point of every forward."""
+        found: dict[str, Tensor] = {name: own for name, own in self._parameters.items() if own is not None}
+        for part, module in self._modules.items():
+            assert module is not None
+            found.update((f"{part}.{name}", own) for name, own in module._parameters.items() if own is not None)
+        return found
 
     def forward(self, x: Tensor, y: Tensor, context: TapContext) -> Tensor:
         return self.kind.delta(self.tensors(), x, y, context, self.training)
 
 
-def stack_rows(adapters: list[PointAdapter], index: Tensor) -> dict[str, Tensor]:
-    """The parameters of several adapters of one kind, gathered by row: [slots, …] -> [B, …].
-
-    `index` [B] int64 says which adapter of the list each row uses.
-    """
-    slots = [adapter.tensors() for adapter in adapters]
-    return {name: torch.stack([slot[name] for slot in slots])[index] for name in slots[0]}
+def stack_rows(adapters: list[PointAdapter]) -> dict[str, Tensor]:
+    """The parameters of one kind, those of another adapter for each row: B times […] -> [B, …]."""
+    rows = [adapter.tensors() for adapter in adapters]
+    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}

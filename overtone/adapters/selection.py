@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,6 +18,17 @@ Chain = tuple[str, ...]
 Choice = str | Sequence[str | None] | None
 Observer = Callable[[str, str, Tensor, Tensor], None]
 """Called as observe(point, adapter, y, delta) at every application."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Rows that are computed together."""
+
+    rows: tuple[int, ...]
+    names: tuple[str, ...]
+    """The adapter of each row: the same one, or several of one kind."""
+    index: Tensor | None
+    """[R] int64, the rows; None where they are the whole batch."""
 
 
 class Selection:
@@ -46,6 +58,11 @@ class Selection:
             else:
                 self.rows = chains
         self.penalties: list[Tensor] = []
+        self.stages: dict[str, list[tuple[str | None, ...]]] = {}
+        """By point: what each row takes first, second, …; a block's adapters do not change."""
+        self.grouped: dict[object, list[Group]] = {}
+        self.narrowed: dict[tuple[int, ...], tuple[TapContext, TapContext]] = {}
+        """By rows: the last whole context, and what of it these rows need; the same at all points of a forward."""
 
     def parse(self, choice: str | None) -> Chain:
         """`None` or `a+b` -> names, every one of them known."""
@@ -79,37 +96,74 @@ class Selection:
             for name in self.acting(self.chain, point):
                 y = self.add(point, name, x, y, context)
             return y
-        chains = [self.acting(chain, point) for chain in self.rows]
-        for stage in range(max(map(len, chains))):
-            names = [chain[stage] if stage < len(chain) else None for chain in chains]
+        for names in self.stages_at(point):
             y = self.apply_stage(point, names, x, y, context)
         return y
 
+    def stages_at(self, point: str) -> list[tuple[str | None, ...]]:
+        """What each row takes at the point first, what second, and so on; None where it takes nothing more."""
+        if point not in self.stages:
+            chains = [self.acting(chain, point) for chain in self.rows or (self.chain,)]
+            self.stages[point] = [
+                tuple(chain[stage] if stage < len(chain) else None for chain in chains)
+                for stage in range(max(map(len, chains)))
+            ]
+        return self.stages[point]
+
     def acts_at(self, point: str) -> bool:
         """Whether any row uses an adapter with a place at the point."""
-        return any(self.acting(chain, point) for chain in (self.rows or (self.chain,)))
+        return bool(self.rows or self.chain) and bool(self.stages_at(point))
 
     def acting(self, chain: Chain, point: str) -> Chain:
         return tuple(name for name in chain if point in self.adapters[name])
 
-    def apply_stage(self, point: str, names: Sequence[str | None], x: Tensor, y: Tensor, context: TapContext) -> Tensor:
+    def apply_stage(
+        self, point: str, names: tuple[str | None, ...], x: Tensor, y: Tensor, context: TapContext
+    ) -> Tensor:
         """At most one adapter a row; adapters of one kind share their products in the stacked form."""
-        groups: dict[object, list[int]] = {}
-        for row, name in enumerate(names):
-            if name is not None:
-                groups.setdefault(self.adapters[name].kind if self.stacks(name) else name, []).append(row)
-        for rows in groups.values():
-            index = torch.tensor(rows, device=y.device)
-            whole = len(rows) == len(names)
-            x_rows, y_rows = (x, y) if whole else (x[index], y[index])
-            context_rows = context if whole else context.rows(index)
-            chosen = [name for name in (names[row] for row in rows) if name is not None]
-            if len(set(chosen)) == 1:
-                result = self.add(point, chosen[0], x_rows, y_rows, context_rows)
+        outcome: list[Tensor] | None = None
+        for group in self.groups(names, y.device):
+            x_rows, y_rows, context_rows = x, y, context
+            if group.index is not None:
+                x_rows, y_rows = x.index_select(0, group.index), y.index_select(0, group.index)
+                context_rows = self.narrow(context, group)
+            if len(set(group.names)) == 1:
+                result = self.add(point, group.names[0], x_rows, y_rows, context_rows)
             else:
-                result = self.add_stacked(point, chosen, x_rows, y_rows, context_rows)
-            y = result if whole else y.index_copy(0, index, result)
-        return y
+                result = self.add_stacked(point, group.names, x_rows, y_rows, context_rows)
+            if group.index is None:
+                return result
+            outcome = outcome or list(y.unbind(0))
+            for row, value in zip(group.rows, result.unbind(0), strict=True):
+                outcome[row] = value
+        return y if outcome is None else torch.stack(outcome)
+
+    def groups(self, names: tuple[str | None, ...], device: torch.device) -> list[Group]:
+        """The rows of a stage, put together by what can be computed together."""
+        shared = tuple(name is not None and self.stacks(name) for name in names)
+        key = (names, shared, device)
+        if key not in self.grouped:
+            found: dict[object, list[int]] = {}
+            for row, name in enumerate(names):
+                if name is not None:
+                    found.setdefault(self.adapters[name].kind if shared[row] else name, []).append(row)
+            self.grouped[key] = [
+                Group(
+                    rows=tuple(rows),
+                    names=tuple(name for name in (names[row] for row in rows) if name is not None),
+                    index=None if len(rows) == len(names) else torch.tensor(rows, device=device),
+                )
+                for rows in found.values()
+            ]
+        return self.grouped[key]
+
+    def narrow(self, context: TapContext, group: Group) -> TapContext:
+        """The context of the group's rows."""
+        assert group.index is not None
+        known = self.narrowed.get(group.rows)
+        if known is None or known[0] is not context:
+            known = self.narrowed[group.rows] = (context, context.rows(group.index))
+        return known[1]
 
     def stacks(self, name: str) -> bool:
         """Whether the adapter is computed together with others of its kind; those in training go one by one."""
@@ -131,10 +185,8 @@ class Selection:
         return joined(y, delta)
 
     def add_stacked(self, point: str, names: Sequence[str], x: Tensor, y: Tensor, context: TapContext) -> Tensor:
-        distinct = list(dict.fromkeys(names))
-        parts = [self.adapters[name].at(point) for name in distinct]
-        index = torch.tensor([distinct.index(name) for name in names], device=y.device)
-        tensors = stack_rows(parts, index)
+        parts = [self.adapters[name].at(point) for name in names]
+        tensors = stack_rows(parts)
         delta = parts[0].kind.delta(tensors, x, working(y, parts[0]), context, False)
         if self.observe is not None:
             for row, name in enumerate(names):

@@ -12,11 +12,10 @@ from typing import Any, TypeVar
 from starlette.requests import HTTPConnection
 
 from overtone.errors import AdapterError
-from overtone.serving.access import AccessError, Metadata
+from overtone.serving.access import Metadata
 from overtone.serving.engine import Engine
 from overtone.serving.errors import DrainingError, OverloadError
 from overtone.serving.http_errors import HttpError, invalid
-from overtone.serving.model_names import model_name
 from overtone.serving.profanity import WORDS
 from overtone.serving.provision import Provision
 from overtone.serving.riva_calls import Call
@@ -25,12 +24,11 @@ from overtone.serving.security import Guard
 from overtone.serving.shelf import Shelf, ShelfEntry
 from overtone.serving.sniff import AudioLimits
 from overtone.serving.streaming import StreamSettings
+from overtone.serving.visible import available, visible
 
 R = TypeVar("R")
 DECODERS = 2
 """Threads that decode audio."""
-LISTED = 20
-"""Model names in an error message."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,23 +148,13 @@ class Reception:
         return request
 
     def unknown_model(self, name: str, metadata: Metadata) -> HttpError:
-        names = [model_name(self.base, ()), *(model_name(self.base, [e.name]) for e in self.visible(metadata))]
-        listed = ", ".join(names[:LISTED]) + (f" … {len(names)} in all" if len(names) > LISTED else "")
+        listed = available(self.shelf, self.guard.authorise, metadata, base=self.base)
         message = f"The model '{name[:200]}' does not exist. Available: {listed}."
         return HttpError(404, message, code="model_not_found", param="model")
 
     def visible(self, metadata: Metadata) -> Iterator[ShelfEntry]:
         """The usable adapters that the caller may use."""
-        for entry in self.shelf.names():
-            if entry.state == "refused":
-                continue
-            try:
-                self.guard.authorise(metadata, entry.name)
-            except AccessError as error:
-                if error.fault == "forbidden":
-                    continue
-                raise
-            yield entry
+        return visible(self.shelf, self.guard.authorise, metadata)
 
     async def in_thread(self, work: Callable[..., R], *arguments: Any) -> R:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)

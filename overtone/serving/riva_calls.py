@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -15,7 +15,7 @@ import grpc
 import numpy as np
 
 from overtone.errors import AdapterError
-from overtone.serving.access import AccessError, Authorise, Metadata
+from overtone.serving.access import Authorise
 from overtone.serving.engine import Engine, Samples
 from overtone.serving.messages import ConfigResponse, RecognizeResponse
 from overtone.serving.model_names import adapter_names, model_name
@@ -37,6 +37,7 @@ from overtone.serving.riva_stream import Conversation
 from overtone.serving.shelf import Shelf, ShelfEntry
 from overtone.serving.sniff import AudioLimits
 from overtone.serving.streaming import Stream, StreamSettings
+from overtone.serving.visible import available, visible
 
 __all__ = ["Call", "OnCall", "RivaCalls", "RivaSettings", "write_log"]
 
@@ -44,7 +45,7 @@ LOG = logging.getLogger("overtone.serving.riva")
 DECODERS = 2
 """Threads that decode recordings."""
 LISTED = 20
-"""Model names in an error message, unknown keys in the log."""
+"""Unknown keys in the log."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +173,7 @@ class RivaCalls:
             call.tenant = self.authorise(metadata, None)
             asked = sound(message).model_name
             response = ConfigResponse()
-            for entry in [None, *self.visible(metadata)]:
+            for entry in [None, *visible(self.shelf, self.authorise, metadata)]:
                 names = () if entry is None else (entry.name,)
                 if asked and adapter_names(asked, self.base) != names:
                     continue
@@ -227,22 +228,10 @@ class RivaCalls:
             for name in request.names:
                 self.shelf.entry(name)
         except AdapterError as error:
-            names = [model_name(self.base, ()), *(model_name(self.base, [e.name]) for e in self.visible(metadata))]
-            listed = ", ".join(names[:LISTED]) + (f" … {len(names)} in all" if len(names) > LISTED else "")
+            listed = available(self.shelf, self.authorise, metadata, base=self.base)
             asked = f"model={request.model}" if request.model else f"adapter={request.adapter}"
             raise unavailable(request.language, kind, f"; {asked}; available: {listed}") from error
         return request
-
-    def visible(self, metadata: Metadata) -> Iterator[ShelfEntry]:
-        """The usable adapters that the caller may use."""
-        for entry in self.shelf.names():
-            if entry.state == "refused":
-                continue
-            try:
-                self.authorise(metadata, entry.name)
-            except AccessError:
-                continue
-            yield entry
 
     def parameters(self, entry: ShelfEntry | None, kind: str) -> dict[str, str]:
         parameters = {
