@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import secrets
 import time
 from collections import OrderedDict
@@ -64,6 +65,10 @@ def updated(session: Mapping[str, Any], changes: Any) -> dict[str, Any]:
                     result[key][name] = inner
         else:
             result[key] = value
+    try:
+        json.dumps(result, allow_nan=False, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):  # half a surrogate pair is a ValueError too
+        raise invalid("The session holds a number or a character that JSON cannot say.", "session") from None
     return result
 
 
@@ -72,7 +77,7 @@ def recognition_config(session: Mapping[str, Any]) -> Any:
     transcription, audio = session["input_audio_transcription"], session["input_audio_params"]
     wishes, boosting = session["recognition_config"], session["word_boosting"]
     format = session["input_audio_format"]
-    if format not in FORMATS:
+    if not isinstance(format, str) or format not in FORMATS:
         raise invalid(
             f"input_audio_format {str(format)[:40]!r} is unknown. Allowed: {', '.join(filter(None, FORMATS))}."
         )
@@ -101,7 +106,7 @@ def recognition_config(session: Mapping[str, Any]) -> Any:
         if boosting["enable_word_boosting"]:
             for context in boosting["word_boosting_list"]:
                 config.speech_contexts.add(phrases=context["phrases"], boost=context.get("boost", 0.0))
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+    except (TypeError, ValueError, OverflowError, KeyError, AttributeError) as error:
         raise invalid(f"The session holds a value of the wrong kind: {str(error)[:200]}.", "session") from error
     return config
 

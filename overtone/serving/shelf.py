@@ -30,6 +30,8 @@ State = Literal["ready", "resident", "refused"]
 BASE_NAMES = (None, "", "base", "none")
 TRIES = 3
 """So often is a version read anew that is being replaced just now."""
+MOST_WATCHING = 0.01
+"""The share of one core that watching may take: a folder that takes long is looked at less often."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,9 +287,12 @@ class Shelf:
     # Watching
 
     def _watch(self, poll_seconds: float) -> None:
-        while not self._closed.wait(poll_seconds):
+        pause = poll_seconds
+        while not self._closed.wait(pause):
+            used = time.thread_time()
             self.scan()
             self.residents.release(())
+            pause = max(poll_seconds, (time.thread_time() - used) / MOST_WATCHING)
 
     def _look_at(self, name: str, path: Path) -> None:
         """Read a folder that is new or has changed; what is wrong with it becomes the entry's problem."""

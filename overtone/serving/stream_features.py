@@ -8,7 +8,6 @@ Legend: S samples, F mel bins, T mel frames.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ Mel = npt.NDArray[np.float32]
 Samples = npt.NDArray[np.float32]
 
 MEMORY_SECONDS = 60.0
-"""Audio so long ago counts 1/e."""
+"""So much audio counts evenly, as in a recording; what was so long ago before it, 1/e of that."""
 MARGIN = 4
 """Frames computed before the first that is wanted, so that it does not feel the cut."""
 
@@ -118,7 +117,9 @@ class StreamFeatures:
         if last <= self._counted:
             return
         new = self._mel[:, self._counted - self._mel_from : last - self._mel_from].astype(np.float64)
-        fade = math.exp(-new.shape[1] / (MEMORY_SECONDS * self.raw.frames_per_second))
-        self._weight = self._weight * fade + new.shape[1]
-        self._sums = self._sums * fade + np.stack((new.sum(axis=1), (new**2).sum(axis=1)))
+        self._weight += new.shape[1]
+        self._sums += np.stack((new.sum(axis=1), (new**2).sum(axis=1)))
+        fade = min(1.0, MEMORY_SECONDS * self.raw.frames_per_second / self._weight)
+        self._weight *= fade
+        self._sums *= fade
         self._counted = last

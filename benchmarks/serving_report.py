@@ -1,0 +1,197 @@
+"""The load test's figures as a section of a results page, with plots beside it and the sizing rule that follows."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.plots import line_plot, write_section
+
+GOALS = {"zipf": 0.94, "16 in turn": 0.97, "base only": 0.99}
+"""Throughput relative to the base alone."""
+CHUNK_GOAL, COLD_GOAL, SWITCH_GOAL = 0.300, 0.050, 0.010
+"""Seconds."""
+CASES = ("zipf", "16 in turn", "base only")
+HEADROOM = 0.6
+"""The share of the measured throughput that the sizing rule plans with."""
+
+Row = Mapping[str, Any]
+
+
+def write_report(figures: Mapping[str, Any], machine: Mapping[str, Any], page: Path | None) -> str:
+    """The section in Markdown; written into the page, its plots into `plots/` beside it, where a page is given."""
+    content = "\n".join(section(figures, machine))
+    if page is not None:
+        folder = page.parent / "plots"
+        folder.mkdir(exist_ok=True)
+        for name, drawing in plots(figures).items():
+            (folder / f"{name}.svg").write_text(drawing, "utf-8")
+        pictures = "\n\n".join(f"![{name}](plots/{name}.svg)" for name in plots(figures))
+        write_section(page, "load", f"{content}\n\n{pictures}")
+    return content
+
+
+def section(figures: Mapping[str, Any], machine: Mapping[str, Any]) -> Iterator[str]:
+    plan = figures["plan"]
+    yield "## Under load\n"
+    yield (
+        f"`python -m benchmarks.serving_load`: `overtone serve {figures['model']}` and its clients in processes of "
+        f"their own on {machine['cores']} cores that they share ({machine['processor']}, {machine['threads']} threads, "
+        f"load {machine['load']:g}), gRPC, {figures['seconds'] / 60:.0f} minutes in all. "
+        f"Recordings of {plan['clip']:g} s; linear adapters of {plan['dim']} in every layer.\n"
+    )
+    yield answers_line(figures["answers"])
+    yield from throughput_table(figures["throughput"], plan)
+    yield from latency_table(figures["latency"], plan)
+    yield from stream_table(figures["streams"], plan)
+    yield from loading(figures)
+    yield from sizing(figures)
+
+
+def answers_line(answers: Mapping[str, Any]) -> str:
+    told = sum(count for name, count in answers.items() if name != "faults")
+    return (
+        f"Of {told} answers {answers['right']} are letter by letter those computed directly, row by row; "
+        f"{answers['rounded']} differ by rounding (nearer to the right one than to any other adapter's); "
+        f"**{answers['wrong']} are wrong, {answers['unanswered']} are missing**; {answers['refused']} were refused at "
+        "once.\n"
+    )
+
+
+def throughput_table(rows: Sequence[Row], plan: Mapping[str, Any]) -> Iterator[str]:
+    yield "### Throughput\n"
+    yield (
+        f"{plan['in_flight']} requests in flight, {plan['rounds']} rounds in turn with a server that has no adapters "
+        f"({plan['window']:g} s each, the server that is not measured stands still); ratios are medians of rounds. "
+        f"*Zipf*: adapters drawn with exponent {plan['zipf']:g}.\n"
+    )
+    yield "| registered | resident at most | base alone | Zipf | 16 in turn | base only, there | rows a batch | idle |"
+    yield "|--:|--:|--:|--:|--:|--:|--:|--:|"
+    for row in rows:
+        ratios = [f"{100 * value:.1f} %" if (value := relative(row, case)) else "" for case in CASES]
+        base = statistics.median(row["base"])
+        yield (
+            f"| {row['registered']} | {row['capacity']} | {base:.0f} | {' | '.join(ratios)} "
+            f"| {row['rows_of_a_batch']:.1f} | {100 * row['idle_share']:.1f} % |"
+        )
+    yield "\n*base alone*: seconds of audio a second; *idle*: of one core, without any request.\n"
+    for case, goal in GOALS.items():
+        found = [value for row in rows if row["capacity"] == row["registered"] and (value := relative(row, case))]
+        yield f"- {case}: {verdict(min(found) >= goal)} (goal {goal:.0%}, least {min(found):.1%})" if found else ""
+    yield ""
+
+
+def relative(row: Row, case: str) -> float:
+    """To the base alone, the median of the rounds; 0 where it was not measured."""
+    if case not in row:
+        return 0.0
+    return statistics.median(now / base for now, base in zip(row[case], row["base"], strict=True) if base)
+
+
+def latency_table(rows: Sequence[Row], plan: Mapping[str, Any]) -> Iterator[str]:
+    yield "### Latency\n"
+    yield (
+        f"Poisson arrivals that wait for nothing, {100 * plan['stream_share']:.0f} % of them streams in real time; "
+        "milliseconds from when a request was due, and from the last audio that a stream's result covers.\n"
+    )
+    yield "| arrivals a second | of the throughput | p50 | p95 | p99 | streams p50 | p95 | p99 | refused |"
+    yield "|--:|--:|--:|--:|--:|--:|--:|--:|--:|"
+    for row in rows:
+        cells = [*(milliseconds(row[kind], p) for kind in ("requests", "chunks") for p in ("p50", "p95", "p99"))]
+        yield f"| {row['arrivals']:.1f} | {row['share']:.0%} | {' | '.join(cells)} | {row['refused']} |"
+    yield ""
+
+
+def stream_table(rows: Sequence[Row], plan: Mapping[str, Any]) -> Iterator[str]:
+    yield "### Streams in real time\n"
+    yield f"Chunks of 0.8 s with 1.6 s to both sides, interim results, {plan['talk']:g} s each, Zipf adapters.\n"
+    yield "| streams | p50 | p95 | p99 | refused |"
+    yield "|--:|--:|--:|--:|--:|"
+    for row in rows:
+        cells = [milliseconds(row["chunks"], share) for share in ("p50", "p95", "p99")]
+        yield f"| {row['streams']} | {' | '.join(cells)} | {row['refused']} |"
+    yield f"\n**{most_streams(rows)} streams** keep a p95 of {1000 * CHUNK_GOAL:.0f} ms.\n"
+
+
+def most_streams(rows: Sequence[Row]) -> int:
+    """The most that kept the goal, fewer ones too."""
+    kept = 0
+    for row in rows:
+        if not row["kept"]:
+            break
+        kept = row["streams"]
+    return kept
+
+
+def loading(figures: Mapping[str, Any]) -> Iterator[str]:
+    cold, switch = figures["cold"], figures["switch"]
+    added = switch["other"]["p50"] - switch["same"]["p50"]
+    yield "### Loading and switching\n"
+    yield (
+        f"- A cold adapter is read from disk in {1000 * cold['mean_seconds']:.1f} ms (mean of {cold['loads']:.0f}): "
+        f"{verdict(cold['mean_seconds'] <= COLD_GOAL)} (goal {1000 * COLD_GOAL:.0f} ms)."
+    )
+    yield (
+        f"- A request for another resident adapter than the one before takes {1000 * added:+.1f} ms (medians: "
+        f"{milliseconds(switch['other'], 'p50')} beside {milliseconds(switch['same'], 'p50')} ms): "
+        f"{verdict(added <= SWITCH_GOAL)} (goal {1000 * SWITCH_GOAL:.0f} ms).\n"
+    )
+
+
+def sizing(figures: Mapping[str, Any]) -> Iterator[str]:
+    memory, plan = figures["memory"], figures["plan"]
+    speed = statistics.median(value for row in figures["throughput"] for value in row["base"])
+    idle = max(figures["throughput"], key=lambda row: row["registered"])["idle_share"]
+    yield "### Sizing\n"
+    yield (
+        f"For a machine like this one: plan with {HEADROOM:.0%} of the throughput, {HEADROOM * speed:.0f} seconds of "
+        f"audio a second ({HEADROOM * speed / plan['clip']:.1f} requests of {plan['clip']:g} s), or "
+        f"{most_streams(figures['streams'])} streams; both scale with cores. "
+        f"Memory: {memory['base_mb']:.0f} MB and {memory['adapter_mb']:.2f} MB for each adapter in the model "
+        "(`--capacity`). Give `--capacity` room for all adapters that are asked for within minutes: one that has "
+        f"to be read again costs {1000 * figures['cold']['mean_seconds']:.0f} ms of processor time. Adapters that "
+        f"merely lie in the folder cost {100 * idle:.1f} % of a core for each {plan['registered'][-1]}.\n"
+    )
+
+
+def plots(figures: Mapping[str, Any]) -> dict[str, str]:
+    rows = [row for row in figures["throughput"] if row["capacity"] == row["registered"]]
+    latency = figures["latency"]
+    return {
+        "serving-throughput": line_plot(
+            "Throughput beside the base alone",
+            {
+                case: [(index, 100 * relative(row, case)) for index, row in enumerate(rows) if case in row]
+                for case in CASES
+            },
+            x="adapters registered: " + ", ".join(str(row["registered"]) for row in rows),
+            y="percent",
+            goal=("94 %", 94.0),
+        ),
+        "serving-latency": line_plot(
+            "Latency of requests under mixed load",
+            {p: [(row["arrivals"], 1000 * row["requests"][p]) for row in latency] for p in ("p50", "p95", "p99")},
+            x="arrivals a second",
+            y="milliseconds",
+        ),
+        "serving-streams": line_plot(
+            "Latency of chunks",
+            {
+                p: [(row["streams"], 1000 * row["chunks"][p]) for row in figures["streams"]]
+                for p in ("p50", "p95", "p99")
+            },
+            x="streams in real time",
+            y="milliseconds",
+            goal=("300 ms, p95", 1000 * CHUNK_GOAL),
+        ),
+    }
+
+
+def milliseconds(found: Mapping[str, float], share: str) -> str:
+    return f"{1000 * found[share]:.0f}" if found["count"] else "–"
+
+
+def verdict(reached: bool) -> str:
+    return "reached" if reached else "**missed**"
