@@ -11,6 +11,7 @@ longer than the patience, an exception in the server's log, or the server's end.
 from __future__ import annotations
 
 import argparse
+import errno
 import http.client
 import json
 import shutil
@@ -126,8 +127,10 @@ def raw(target: Target, mutations: Mutations) -> str:
             connection.sendall(mutations.raw_request())
             connection.shutdown(socket.SHUT_WR)
             head = connection.recv(65_536)
-        except ConnectionError:
-            return "closed"
+        except OSError as error:
+            if isinstance(error, ConnectionError) or error.errno == errno.ENOTCONN:
+                return "closed"
+            raise
     return head.split(b" ", 2)[1].decode("latin-1") if head.startswith(b"HTTP/1.1 ") else "closed"
 
 
