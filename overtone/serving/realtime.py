@@ -22,6 +22,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from overtone.serving.access import AccessError, Metadata
 from overtone.serving.bodies import body_of
+from overtone.serving.hearing import Hearing
 from overtone.serving.http_errors import HttpError, envelope, error_response, invalid, status_of
 from overtone.serving.model_names import model_name
 from overtone.serving.realtime_session import Secrets, new_session, recognition_config, updated
@@ -157,13 +158,12 @@ class Realtime:
         lease = await reception.provision.lease(request)
         stream = Stream(reception.engine, lease, settings=settings, decoding=decoding, group=call.tenant or None)
         with stream, reception.provision.decoder(request) as decoder:
+            hearing = Hearing(stream=stream, decoder=decoder, request=request, in_thread=reception.in_thread)
             talk = Talk(
                 send=lambda content: send(websocket, content),
-                stream=stream,
-                decoder=decoder,
+                hearing=hearing,
                 request=request,
                 mask=reception.provision.mask(request),
-                in_thread=reception.in_thread,
             )
             try:
                 while waiting and waiting[-1].kind != "done":
@@ -172,7 +172,7 @@ class Realtime:
                 await hear(talk, [said for said in waiting if said.kind != "done"])
                 await talk.end()
             finally:
-                call.audio_seconds = talk.samples / reception.engine.sample_rate
+                call.audio_seconds = hearing.samples / reception.engine.sample_rate
 
     async def arrived(self, inbox: Inbox, *, most: int = 64) -> list[Said]:
         """Messages up to the client's `done`, at least one; none where it has gone."""
@@ -191,9 +191,9 @@ async def hear(talk: Talk, said: list[Said]) -> None:
         if each.kind == "update":
             raise invalid("The session cannot be changed once audio has been sent; open another one.")
         if each.kind == "clear":
-            talk.clear()
+            talk.hearing.clear()
         elif each.audio_content:
-            await talk.append(each.audio_content)
+            await talk.hearing.take(each.audio_content)
         if each.force_eou:
             await talk.push(force_eou=True)
     await talk.push()

@@ -7,17 +7,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from overtone.decoding.ctc import Word
-from overtone.serving.engine import Samples
-from overtone.serving.riva_request import RecognitionRequest, check_channels
+from overtone.serving.hearing import Hearing
+from overtone.serving.riva_request import RecognitionRequest
 from overtone.serving.riva_results import Mask
-from overtone.serving.sniff import AudioDecoder
-from overtone.serving.streaming import Event, Final, Interim, Stream
+from overtone.serving.streaming import Event, Final, Interim
 
-LARGE = 2**16
-"""Bytes of a message that are decoded in a thread."""
 EVENT = "conversation.item.input_audio_transcription"
 
 
@@ -26,55 +21,23 @@ class Talk:
     """Not to be used by two tasks at a time."""
 
     send: Callable[[dict[str, Any]], Awaitable[None]]
-    stream: Stream
-    decoder: AudioDecoder
+    hearing: Hearing
     request: RecognitionRequest
     mask: Mask
-    in_thread: Callable[..., Awaitable[Samples]]
-    samples: int = 0
-    """Heard so far, at the model's rate."""
-    received: int = 0
-    """Bytes of audio so far."""
     utterances: list[str] = field(default_factory=list)
     """The texts that are final."""
     item: str = ""
     """The id of the current utterance."""
-    pieces: list[Samples] = field(default_factory=list)
-    """Decoded, not yet given to the stream."""
-
-    async def append(self, data: bytes) -> None:
-        self.received += len(data)
-        large = len(data) > LARGE
-        self.pieces.append(await self.in_thread(self.decoder.push, data) if large else self.decoder.push(data))
-        check_channels(self.decoder.format, self.request)
-
-    def clear(self) -> None:
-        """Forget what has not been heard yet."""
-        self.pieces.clear()
 
     async def push(self, *, force_eou: bool = False) -> None:
-        samples = self.taken()
-        if samples.size or force_eou:
-            await self.tell(await self.stream.push_async(samples, force_eou=force_eou))
+        await self.tell(await self.hearing.push(force_eou=force_eou))
 
     async def end(self) -> None:
         """The client has said everything: the last utterance, if there was one, and in any case a last result."""
-        events: list[Event] = []
-        if self.received:
-            self.pieces.append(await self.in_thread(self.decoder.finish))
-            samples = self.taken()
-            if samples.size:
-                events = await self.stream.push_async(samples)
-        finals = [event for event in [*events, *await self.stream.finish_async()] if isinstance(event, Final)]
+        finals = [event for event in await self.hearing.finish() if isinstance(event, Final)]
         await self.tell(finals[:-1])
         last = finals[-1] if finals else None
         await self.complete(last.text if last else "", last.words if last else (), is_last=True)
-
-    def taken(self) -> Samples:
-        samples = np.concatenate(self.pieces) if self.pieces else np.zeros(0, dtype=np.float32)
-        self.pieces.clear()
-        self.samples += samples.size
-        return samples
 
     async def tell(self, events: Sequence[Event]) -> None:
         """Every final result; of interim ones the last, and those that mark the early end of an utterance."""

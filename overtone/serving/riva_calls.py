@@ -17,6 +17,7 @@ import numpy as np
 from overtone.errors import AdapterError
 from overtone.serving.access import Authorise
 from overtone.serving.engine import Engine, Samples
+from overtone.serving.hearing import Hearing
 from overtone.serving.messages import ConfigResponse, RecognizeResponse
 from overtone.serving.model_names import adapter_names, model_name
 from overtone.serving.offline import recognise_async
@@ -151,13 +152,12 @@ class RivaCalls:
             lease = await self.provision.lease(request)
             stream = Stream(self.engine, lease, settings=settings, decoding=decoding, group=call.tenant or None)
             with stream, self.provision.decoder(request) as decoder:
+                hearing = Hearing(stream=stream, decoder=decoder, request=request, in_thread=self.in_thread)
                 conversation = Conversation(
                     context=context,
-                    stream=stream,
-                    decoder=decoder,
+                    hearing=hearing,
                     request=request,
                     mask=self.provision.mask(request),
-                    in_thread=self.in_thread,
                     id=opening.id if opening.HasField("id") else None,
                 )
                 try:
@@ -165,7 +165,7 @@ class RivaCalls:
                         await conversation.hear(arrived)
                     await conversation.end()
                 finally:
-                    call.audio_seconds = conversation.samples / self.engine.sample_rate
+                    call.audio_seconds = hearing.samples / self.engine.sample_rate
 
     async def get_config(self, message: Any, context: Any) -> Any:
         async with self.call("GetRivaSpeechRecognitionConfig", context) as call:
