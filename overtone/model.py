@@ -101,7 +101,7 @@ class AsrModel(nn.Module):
         x, lengths, context = encoder.embed(mel, lengths)
         for end in (*(layer + 1 for layer in layers), len(encoder.layers)):
             x, done = encoder.run_layers(x, context, done, end), end
-            heads.append(self.decoder(x if encoder.out_proj is None else encoder.out_proj(x), lengths))
+            heads.append(self.decoder(encoder.project(x), lengths))
         return heads, lengths
 
     @property

@@ -8,7 +8,6 @@ Legend: T time, D width.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import threading
@@ -21,6 +20,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+
+from overtone.disk import FULL
 
 SUFFIX = ".safetensors"
 NAME_LENGTH = 32
@@ -117,7 +118,7 @@ class PrefixStore:
             self.disk -= len(content)
         except OSError as error:
             fresh.unlink(missing_ok=True)
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            full = error.errno in FULL
             self.end_writing(f"the disk of {self.folder} is full" if full else f"{path}: {error.strerror or error}")
 
     def end_writing(self, reason: str) -> None:

@@ -153,18 +153,20 @@ class Steps(LightningModule):
 
     def recognise(self, batch: AnyBatch, *, inner: Sequence[int] = ()) -> tuple[list[Tensor], Tensor, Tensor]:
         """log_probs [B, T', V+1] (of inner layers, then the model's own), lengths [B], the adapters' auxiliary loss."""
+        with self.model.adapters.use(None if self.base_alone else self.adapter) as selection:
+            heads, lengths = self.heads(batch, inner)
+        return heads, lengths, selection.auxiliary_loss()
+
+    def heads(self, batch: AnyBatch, inner: Sequence[int]) -> tuple[list[Tensor], Tensor]:
         if isinstance(batch, PrefixBatch):
             assert self.prefix is not None
-            with self.model.adapters.use(None if self.base_alone else self.adapter) as selection:
-                log_probs, lengths = self.prefix.recognise(batch)
-            return [log_probs], lengths, selection.auxiliary_loss()
+            log_probs, lengths = self.prefix.recognise(batch)
+            return [log_probs], lengths
         with torch.autocast(self.device.type, enabled=False):
             mel, lengths = self.model.preprocessor(batch.waveforms, batch.lengths)  # [B, F, T]
         if self.augment is not None:
             mel = self.augment(mel, lengths)
-        with self.model.adapters.use(None if self.base_alone else self.adapter) as selection:
-            heads, lengths = self.model.recognise_within(mel, lengths, inner)
-        return heads, lengths, selection.auxiliary_loss()
+        return self.model.recognise_within(mel, lengths, inner)
 
     def loss(self, heads: Sequence[Tensor], lengths: Tensor, batch: AnyBatch) -> Tensor:
         """Of the model's own log_probs, those of inner layers beside it by their shares."""

@@ -200,8 +200,11 @@ class ConformerEncoder(nn.Module):
 
     def forward(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         x, lengths, context = self.embed(mel, lengths)
-        x = self.run_layers(x, context)
-        return x if self.out_proj is None else self.out_proj(x), lengths
+        return self.project(self.run_layers(x, context)), lengths
+
+    def project(self, x: Tensor) -> Tensor:
+        """A layer's output [B, T', D] -> the encoder's, which may have another width."""
+        return x if self.out_proj is None else self.out_proj(x)
 
     def embed(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, TapContext]:
         """Everything below the first layer: x [B, T', D], lengths [B] and the context of every tap."""
@@ -239,8 +242,7 @@ class ConformerEncoder(nn.Module):
         """
         positions, context = self.surroundings(lengths, x.size(1))
         x = self.enter(x, positions) if cut == 0 else self.layers[cut - 1].get_submodule("after_block")(x, x, context)
-        x = self.run_layers(x, context, first=cut)
-        return x if self.out_proj is None else self.out_proj(x)
+        return self.project(self.run_layers(x, context, first=cut))
 
     def run_layers(self, x: Tensor, context: TapContext, first: int = 0, last: int | None = None) -> Tensor:
         """x [B, T', D] through the layers first … last-1."""
