@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from overtone.errors import DataError
 
+Waveform = NDArray[np.float32]
+"""[S], full scale 1"""
 SAMPLE_RATE = 16_000
 """Hz; what models are trained with unless they say otherwise."""
 

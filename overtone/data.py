@@ -17,13 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from overtone.audio import load_audio
+from overtone.audio import Waveform, load_audio
 from overtone.batches import Draw
 from overtone.errors import DataError
 from overtone.manifest import Utterance
 
-Waveform = NDArray[np.float32]
-"""[S]"""
 Perturb = Callable[[Waveform, np.random.Generator], Waveform]
 """A change of a waveform by chance; it may become longer or shorter."""
 
@@ -154,7 +152,7 @@ class SpeechDataset(Dataset[Any]):
         self.room = cache_bytes
         self.perturb = perturb
         """What happens to a waveform each time it is drawn for training."""
-        self.cache: dict[int, NDArray[np.float32]] = {}
+        self.cache: dict[int, Waveform] = {}
 
     def __len__(self) -> int:
         return len(self.utterances)

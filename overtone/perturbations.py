@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from overtone.audio import load_audio
+from overtone.audio import Waveform, load_audio
 from overtone.config import (
     AugmentorSettings,
     ColouredNoiseSettings,
@@ -28,9 +27,8 @@ from overtone.config import (
     TelephoneSettings,
     WhiteNoiseSettings,
 )
-from overtone.manifest import read_manifest
+from overtone.manifest import Utterance, read_manifest
 
-Waveform = NDArray[np.float32]
 Generator = np.random.Generator
 
 SILENCE = 1e-5
@@ -42,17 +40,21 @@ SHORTEST = 0.02
 
 @dataclass(frozen=True, kw_only=True)
 class Recordings:
-    """Noises or room responses, read when they are wanted for the first time."""
+    """Noises or room responses, read when they are drawn: any number of hours of them take no memory."""
 
-    paths: tuple[Path, ...]
+    utterances: tuple[Utterance, ...]
     sample_rate: int
-    loaded: dict[Path, Waveform] = field(default_factory=dict)
 
-    def draw(self, generator: Generator) -> Waveform:
-        path = self.paths[int(generator.integers(len(self.paths)))]
-        if path not in self.loaded:
-            self.loaded[path] = load_audio(path, sample_rate=self.sample_rate)
-        return self.loaded[path]
+    def draw(self, generator: Generator, *, seconds: float = math.inf) -> Waveform:
+        """A random stretch of a random recording, so long at most."""
+        chosen = self.utterances[int(generator.integers(len(self.utterances)))]
+        start = generator.uniform(0.0, max(0.0, chosen.duration - seconds))
+        return load_audio(
+            chosen.audio_path,
+            offset=chosen.offset + start,
+            duration=min(seconds, chosen.duration),
+            sample_rate=self.sample_rate,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +74,11 @@ class Perturbations:
     @classmethod
     def from_settings(cls, settings: AugmentorSettings, *, sample_rate: int) -> Perturbations:
         """Raises DataError for a manifest of noises or room responses that cannot be used."""
-        chosen = [(item.name, getattr(settings, item.name)) for item in fields(settings)]
+        sections = [getattr(settings, item.name) for item in fields(settings)]
         return cls(
             chain=tuple(
                 Perturbation(probability=section.prob, apply=_maker(section, sample_rate))
-                for _, section in chosen
+                for section in sections
                 if section is not None
             )
         )
@@ -92,8 +94,7 @@ class Perturbations:
 def _maker(settings: Any, sample_rate: int) -> Callable[[Waveform, Generator], Waveform]:
     if isinstance(settings, ImpulseSettings | NoiseSettings):
         utterances = read_manifest(Path(settings.manifest_path).expanduser(), need_text=False)
-        paths = tuple(dict.fromkeys(utterance.audio_path for utterance in utterances))
-        recordings = Recordings(paths=paths, sample_rate=sample_rate)
+        recordings = Recordings(utterances=tuple(utterances), sample_rate=sample_rate)
         if isinstance(settings, NoiseSettings):
             return partial(add_noise, settings=settings, recordings=recordings)
         return partial(convolve_impulse, recordings=recordings)
@@ -155,10 +156,9 @@ def limit_band(waveform: Waveform, _: Generator, *, settings: TelephoneSettings,
 
 
 def add_noise(waveform: Waveform, generator: Generator, *, settings: NoiseSettings, recordings: Recordings) -> Waveform:
-    noise = recordings.draw(generator)
-    start = int(generator.integers(max(1, noise.size - waveform.size + 1)))
-    stretch = np.resize(noise[start : start + waveform.size], waveform.size)
-    return _at_ratio(waveform, stretch, generator.uniform(settings.min_snr_db, settings.max_snr_db))
+    noise = recordings.draw(generator, seconds=waveform.size / recordings.sample_rate)
+    ratio = generator.uniform(settings.min_snr_db, settings.max_snr_db)
+    return _at_ratio(waveform, np.resize(noise, waveform.size), ratio)
 
 
 def add_coloured_noise(

@@ -98,6 +98,15 @@ def test_noise_lies_below_the_speech_by_the_ratio(tmp_path: Path) -> None:
             assert 10 * np.log10(energy(tone()) / energy(noise)) == pytest.approx(12, abs=0.2)
 
 
+def test_noise_comes_from_the_stretch_that_the_manifest_names(tmp_path: Path) -> None:
+    manifest = write_recordings(tmp_path, np.concatenate([tone(3000.0), tone(5000.0)]))
+    manifest.write_text(json.dumps({"audio_filepath": "0.wav", "offset": 1.2, "duration": 0.6}) + "\n")
+    settings = AugmentorSettings(noise=NoiseSettings(prob=1.0, manifest_path=str(manifest), max_snr_db=10))
+    for seed in range(3):
+        noise = changed(settings, tone(seconds=0.5), seed) - tone(seconds=0.5)
+        assert frequency_of(noise) == pytest.approx(5000, abs=5)
+
+
 def test_brown_noise_is_low() -> None:
     brown = ColouredNoiseSettings(prob=1.0, min_exponent=2, max_exponent=2)
     noise = np.abs(np.fft.rfft(changed(AugmentorSettings(coloured_noise=brown), tone()) - tone()))

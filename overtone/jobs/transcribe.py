@@ -11,13 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
 from overtone.adapters.adapter_set import FILE_CHOICE
-from overtone.audio import audio_duration, load_audio
+from overtone.audio import Waveform, audio_duration, load_audio
 from overtone.decoding.ctc import CtcPath, Hypothesis, best_path, read_path
 from overtone.errors import DataError, OvertoneError, UsageError
 from overtone.jobs.recordings import Recording, find_recordings
@@ -30,7 +28,6 @@ Paths = str | Path | Sequence[str | Path]
 Choice = str | None
 """None is the base, "a" an adapter, "a+b" a chain of them, "@file" what the model's own file had enabled."""
 
-Waveform = npt.NDArray[np.float32]
 T = TypeVar("T")
 R = TypeVar("R")
 
