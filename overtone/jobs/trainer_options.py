@@ -166,7 +166,10 @@ def trainer_options(settings: Settings, machine: Machine, length: Length) -> dic
         "benchmark": trainer.benchmark,
         "detect_anomaly": trainer.detect_anomaly,
         "profiler": trainer.profiler,
-        "sync_batchnorm": trainer.sync_batchnorm and machine.processes > 1 and settings.model.train == "everything",
+        "sync_batchnorm": trainer.sync_batchnorm
+        and machine.processes > 1
+        and machine.accelerator == "gpu"  # torch has it for GPUs only
+        and settings.model.train == "everything",
         "enable_model_summary": trainer.enable_model_summary,
         "enable_progress_bar": False,
         "enable_checkpointing": False,

@@ -19,6 +19,8 @@ from overtone.nets.layers import channels_last_is_safe, pointwise_conv, valid_fr
 Subsampling = Literal["striding", "dw_striding", "stacking", "stacking_norm"]
 KERNEL = 3
 STRIDE = 2
+CACHE_BYTES = 1 << 23
+"""Rows are subsampled together as long as the largest activation stays below."""
 
 
 class ConvSubsampling(nn.Module):
@@ -40,6 +42,7 @@ class ConvSubsampling(nn.Module):
     ) -> None:
         super().__init__()
         self.stages = int(math.log2(factor))
+        self.channels = channels
         self.depthwise = depthwise
         self.before, self.after = (KERNEL - 1, STRIDE - 1) if causal else (1, 1)
         parts: list[nn.Module] = [nn.Conv2d(1, channels, KERNEL, STRIDE), nn.ReLU()]
@@ -62,6 +65,19 @@ class ConvSubsampling(nn.Module):
         return torch.div(lengths + self.before + self.after - KERNEL, STRIDE, rounding_mode="floor") + 1
 
     def forward(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        rows = self.rows_at_once(mel)
+        parts = [self.subsample(*part) for part in zip(mel.split(rows), lengths.split(rows), strict=True)]
+        outputs, counts = zip(*parts, strict=True)
+        return torch.cat(outputs), torch.cat(counts)
+
+    def rows_at_once(self, mel: Tensor) -> int:
+        """How many rows of [B, T, F] a processor's cache has room for."""
+        if mel.device.type != "cpu":
+            return mel.size(0)
+        largest = mel[0].numel() // STRIDE**2 * self.channels * mel.element_size()  # behind the first stage
+        return max(1, CACHE_BYTES // max(1, largest))
+
+    def subsample(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         x = mel.masked_fill(~valid_frames(lengths, mel.size(1)).unsqueeze(-1), 0.0)
         x = self.first_stage(x)
         lengths = self.halved_lengths(lengths)
@@ -73,28 +89,26 @@ class ConvSubsampling(nn.Module):
         return self.flatten(x), lengths
 
     def first_stage(self, x: Tensor) -> Tensor:
-        """[B, T, F] -> [B, C, T/2, F/2]: 3×3 patches times the kernels, then ReLU."""
+        """[B, T, F] -> [B, T/2, F/2, C]: 3×3 patches times the kernels, then ReLU."""
         conv = self.conv[0]
         assert isinstance(conv, nn.Conv2d)
         x = F.pad(x, (self.before, self.after, self.before, self.after))
         patches = x.unfold(1, KERNEL, STRIDE).unfold(2, KERNEL, STRIDE)  # [B, T/2, F/2, 3, 3]
-        x = F.linear(patches.flatten(3), conv.weight.flatten(1), conv.bias)
-        return F.relu(x).permute(0, 3, 1, 2)
+        return F.relu(F.linear(patches.flatten(3), conv.weight.flatten(1), conv.bias))
 
     def later_stage(self, x: Tensor, index: int, lengths: Tensor) -> Tensor:
-        """[B, C, T, F] -> [B, C, T/2, F/2], masked past `lengths`."""
+        """[B, T, F, C] -> [B, T/2, F/2, C], masked past `lengths`."""
         conv = self.conv[index]
         assert isinstance(conv, nn.Conv2d)
-        x = self.strided(x, conv)
+        x = self.strided(x.permute(0, 3, 1, 2), conv).permute(0, 2, 3, 1)
         if self.depthwise:
             pointwise = self.conv[index + 1]
             assert isinstance(pointwise, nn.Conv2d)
-            x = self.masked(x, lengths)
-            x = pointwise_conv(x.permute(0, 2, 3, 1), pointwise.weight, pointwise.bias)
-            x = x.permute(0, 3, 1, 2)
+            x = pointwise_conv(self.masked(x, lengths), pointwise.weight, pointwise.bias)
         return self.masked(F.relu(x), lengths)
 
     def strided(self, x: Tensor, conv: nn.Conv2d) -> Tensor:
+        """[B, C, T, F] -> [B, C, T/2, F/2], channels last in memory."""
         if conv.groups > 1 and torch.is_autocast_enabled(x.device.type):
             with torch.autocast(x.device.type, enabled=False):  # as in layers.depthwise_conv
                 return self.strided(x.float(), conv)
@@ -109,13 +123,14 @@ class ConvSubsampling(nn.Module):
         return F.conv2d(x, weight, conv.bias, STRIDE, padding, groups=conv.groups)
 
     def masked(self, x: Tensor, lengths: Tensor) -> Tensor:
-        return x.masked_fill(~valid_frames(lengths, x.size(2))[:, None, :, None], 0.0)
+        """[B, T, F, C] with zeros past `lengths`; contiguous, as masked_fill would make any other order."""
+        return x.masked_fill(~valid_frames(lengths, x.size(1))[:, :, None, None], 0.0)
 
     def flatten(self, x: Tensor) -> Tensor:
-        """[B, C, T', F'] -> [B, T', D]: the weight is turned to the activations' order, being the smaller."""
-        channels, bins = x.size(1), x.size(3)
+        """[B, T', F', C] -> [B, T', D]: the weight is turned to the activations' order, being the smaller."""
+        channels, bins = x.size(3), x.size(2)
         weight = self.out.weight.unflatten(1, (channels, bins)).transpose(1, 2).flatten(1)
-        return F.linear(x.permute(0, 2, 3, 1).flatten(2), weight, self.out.bias)
+        return F.linear(x.flatten(2), weight, self.out.bias)
 
 
 class StackingSubsampling(nn.Module):
