@@ -54,6 +54,20 @@ class BatchPlan:
         """The batches of an epoch in order, each a list of indices of utterances."""
         return _batches(self, epoch)
 
+    def shares(self, epoch: int, processes: int) -> list[list[list[int]]]:
+        """The batches of an epoch for each process: equally many, the shortest ones again if need be.
+
+        In every step all of them have batches of about the same length: they wait for each other's gradients.
+        """
+        batches = self.batches(epoch)
+        if processes > 1 and self.shuffle:
+            batches = sorted(batches, key=lambda batch: (max(self.durations[index] for index in batch), len(batch)))
+        batches = batches + batches[: -len(batches) % processes]
+        steps = np.arange(len(batches) // processes)
+        if processes > 1 and self.shuffle:
+            steps = np.random.default_rng([self.seed, epoch, processes]).permutation(steps)
+        return [[batches[step * processes + rank] for step in steps] for rank in range(processes)]
+
     def length(self, epoch: int, processes: int = 1) -> int:
         """Batches of an epoch for each of so many processes."""
         if self.batch_duration is None or not self.shuffle:
@@ -172,15 +186,9 @@ class StepSampler(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         epoch, first = self.place
-        while first < self.total and (batches := self.share(epoch)):
+        while first < self.total and (batches := self.plan.shares(epoch, self.processes)[self.rank]):
             yield from batches[max(0, self.start - first) : self.total - first]
             epoch, first = epoch + 1, first + len(batches)
-
-    def share(self, epoch: int) -> list[list[int]]:
-        """This process's batches of an epoch; all processes have equally many, the first ones again if need be."""
-        batches = self.plan.batches(epoch)
-        even = batches + batches[: -len(batches) % self.processes]
-        return even[self.rank :: self.processes]
 
 
 class Draw(NamedTuple):

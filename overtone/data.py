@@ -34,6 +34,10 @@ SHORTER_SECONDS, SHORTER_SHARE = 0.1, 0.02
 SHOWN = 5
 """Examples in a message."""
 
+PADDING_STEP = 5120
+"""Batches are padded to multiples of so many samples: processors build a kernel for every new shape, which takes as
+long as a good part of a small batch."""
+
 
 class Batch(NamedTuple):
     """Utterances side by side, padded with zeros."""
@@ -213,7 +217,7 @@ def collate(examples: Sequence[Example | DataError]) -> Batch | DataError:
         whole.append(example)
     lengths = torch.tensor([len(example.waveform) for example in whole])
     target_lengths = torch.tensor([len(example.tokens) for example in whole])
-    waveforms = torch.zeros(len(whole), int(lengths.max()))
+    waveforms = torch.zeros(len(whole), math.ceil(int(lengths.max()) / PADDING_STEP) * PADDING_STEP)
     targets = torch.zeros(len(whole), max(1, int(target_lengths.max())), dtype=torch.int64)
     for row, example in enumerate(whole):
         waveforms[row, : len(example.waveform)] = torch.from_numpy(example.waveform)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
-from overtone.checkpoints.load import load_model
+from overtone.checkpoints.load import load_model, save_model
 from overtone.errors import ConfigError
 from overtone.jobs.progress import Reporter
 from overtone.jobs.train import run_training
 from overtone.model import AsrModel
 from small_models import LABELS, small_model
-from train_samples import losses, settings_for
+from train_samples import environment, losses, script, settings_for
 
 QUIET = Reporter(quiet=True)
 
@@ -108,3 +109,21 @@ def test_another_vocabulary_keeps_the_encoder(tmp_path: Path, model: AsrModel) -
     assert all(same)
     with pytest.raises(ConfigError, match=r"model\.tokenizer: .*absent\.txt cannot be read"):
         read_tokenizer(tmp_path / "absent.txt")
+
+
+def test_two_processors(tmp_path: Path) -> None:
+    """Synchronised batch norms, which NeMo asks for, exist on GPUs only: the processors go on without."""
+    save_model(small_model(), tmp_path / "base")
+    settings_for(tmp_path)
+    overrides = ["model.train=everything", "trainer.devices=2", "trainer.accelerator=cpu", "trainer.max_steps=2"]
+    finished = subprocess.run(
+        script(tmp_path, [*overrides, "trainer.sync_batchnorm=true"]),
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert "for each of 2 processes" in finished.stdout
+    (best,) = (tmp_path / "run/checkpoints").glob("*-best")
+    assert load_model(best).fingerprint() != small_model().fingerprint()

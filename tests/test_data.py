@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from overtone.batches import BatchPlan, Place, StepSampler, bare_cuts, place_of, step_seed
 from overtone.data import (
+    PADDING_STEP,
     Batch,
     SpeechDataset,
     collate,
@@ -117,12 +119,25 @@ def test_a_run_goes_on_at_any_step(start: int) -> None:
 
 
 def test_processes_share_the_batches_of_an_epoch() -> None:
-    """Thirteen batches on two processes: seven each, the first one twice."""
+    """Thirteen batches on two processes: seven each, one twice; in every step both have about equally long ones."""
     batches = plan().batches(0)
     first, second = (list(StepSampler(plan(), total=7, rank=rank, processes=2)) for rank in (0, 1))
-    assert first == batches[0::2]
-    assert second == [*batches[1::2], batches[0]]
+    assert len(first) == len(second) == 7
+    assert sorted({tuple(batch) for batch in first + second}) == sorted(map(tuple, batches))
+    longest = [sorted(max(plan().durations[index] for index in batch) for batch in part) for part in (first, second)]
+    in_turn = sorted(max(plan().durations[index] for index in batch) for batch in batches)
+    assert longest[0] == in_turn[0::2]
+    assert longest[1][1:] == in_turn[1::2]
     assert place_of(plan(), 7, processes=2) == (1, 7)
+
+
+def test_the_order_of_shared_batches_changes_with_the_epoch() -> None:
+    longest = [
+        [max(plan().durations[index] for index in batch) for batch in plan().shares(epoch, 2)[0]] for epoch in (0, 0, 1)
+    ]
+    assert longest[0] == longest[1]
+    assert longest[0] != sorted(longest[0])
+    assert longest[0] != longest[2]
 
 
 def test_the_epoch_of_a_step() -> None:
@@ -196,7 +211,7 @@ def test_batches_are_padded_with_zeros(tmp_path: Path) -> None:
     held = dataset(tmp_path)
     (batch,) = make_loader(held, [[0, 11]], workers=0, pin_memory=True)
     assert isinstance(batch, Batch)
-    assert batch.waveforms.shape == (2, int(batch.lengths.max()))
+    assert batch.waveforms.shape == (2, PADDING_STEP * math.ceil(int(batch.lengths.max()) / PADDING_STEP))
     assert batch.lengths.tolist() == [len(held.load(0)), len(held.load(11))]
     assert batch.waveforms[0, batch.lengths[0] :].abs().sum() == 0
     assert batch.targets.tolist() == [[1, 0, 0], [1, 2, 3]]

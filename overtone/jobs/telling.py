@@ -32,6 +32,8 @@ def introduce(run: Run, notes: Sequence[str]) -> None:
     say(f"Trainable parameters: {trained:,} of {total:,} ({trained / total:.2%})")
     chosen = run.settings.model.train_ds
     batch = f"{chosen.batch_duration:g} s" if chosen.batch_duration else f"{chosen.batch_size} utterances"
+    if run.machine.processes > 1:
+        batch += f" for each of {run.machine.processes} processes"
     say(
         f"Training audio: {run.training.hours:.2f} h in {len(run.training.dataset)} utterances; "
         f"{run.length.steps} steps of {batch}, "

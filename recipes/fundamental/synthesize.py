@@ -1,7 +1,8 @@
 """Speak the texts of `texts.py` with offline voices, shard after shard; stop and start it again at any time.
 
 Each shard of about an hour is a manifest `shard_NN.jsonl` with its audio below `audio/shard_NN`. A shard in progress is
-`shard_NN.partial`. Utterance k of shard n depends on the seed, n and k only.
+`shard_NN.partial`. Utterance k of shard n depends on the seed, n and k only, so that several processes may share the
+work: `--part 1/2` beside `--part 2/2`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import argparse
 import json
 import random
 from dataclasses import asdict
+from itertools import count
 from pathlib import Path
 
 import numpy
@@ -96,22 +98,32 @@ def speak_shard(output: Path, shard: int, lines: list[str], voices: dict[str, Vo
     return hours(done)
 
 
+def part_of(text: str) -> tuple[int, int]:
+    """`1/2` -> (1, 2)."""
+    part, _, parts = text.partition("/")
+    if not (part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no part such as 1/2")
+    return int(part), int(parts)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--texts", type=Path, required=True, help="output file of texts.py")
     parser.add_argument("--output", type=Path, required=True, help="folder for audio and manifests")
-    parser.add_argument("--hours", type=float, default=20, help="speech wanted, in all")
+    parser.add_argument("--hours", type=float, default=20, help="speech wanted, of this part")
+    parser.add_argument("--part", type=part_of, default=(1, 1), help="which shards: K/N is every Nth from the Kth on")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     lines = arguments.texts.read_text(encoding="utf-8").splitlines()
     if not lines:
         raise SystemExit(f"--texts {arguments.texts} is empty")
     voices: dict[str, Voice] = {"joe": Joe(), "heart": Heart(), "flite": Flite(), "espeak": Espeak()}
-    spoken, shard = 0.0, 0
-    while spoken < arguments.hours:
+    spoken, (part, parts) = 0.0, arguments.part
+    for shard in count(part - 1, parts):
+        if spoken >= arguments.hours:
+            break
         spoken += speak_shard(arguments.output, shard, lines, voices, arguments.seed)
-        shard += 1
-        print(f"{shard} shards, {spoken:.2f} h", flush=True)
+        print(f"shard {shard}: {spoken:.2f} h", flush=True)
 
 
 if __name__ == "__main__":

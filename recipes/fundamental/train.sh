@@ -7,6 +7,11 @@ here=$(cd "$(dirname "$0")" && pwd)
 work=$(cd "$1" && pwd)
 shift
 data="$work/manifests"
+real="$data/train_real.jsonl"
+
+# One thread for each process; kernels are kept for all shapes, freed memory is used again at once.
+export OMP_NUM_THREADS=1 ONEDNN_PRIMITIVE_CACHE_CAPACITY=30000
+export MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=8000000000 MALLOC_TOP_PAD_=268435456
 
 stage() { # NAME KEY=VALUE …: skipped where it is complete
     name=$1
@@ -19,4 +24,4 @@ stage() { # NAME KEY=VALUE …: skipped where it is complete
 stage start "model.init=$here/training/model.yaml" "model.tokenizer=$work/tokenizer/tokenizer.model" \
     "model.train_ds.manifest_filepath=$data/train_easy.jsonl"
 stage fundamental "model.nemo_model=$work/start/checkpoints/start.nemo" \
-    "model.train_ds.manifest_filepath=[$data/train_real.jsonl,$data/train_real.jsonl,$data/train_synth.jsonl]" "$@"
+    "model.train_ds.manifest_filepath=[$real,$real,$real,$data/train_synth.jsonl]" "$@"
