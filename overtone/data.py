@@ -21,6 +21,7 @@ from overtone.audio import Waveform, load_audio
 from overtone.batches import Draw
 from overtone.errors import DataError
 from overtone.manifest import Utterance
+from overtone.padding import side_by_side
 
 Perturb = Callable[[Waveform, np.random.Generator], Waveform]
 """A change of a waveform by chance; it may become longer or shorter."""
@@ -33,10 +34,6 @@ SHORTER_SECONDS, SHORTER_SHARE = 0.1, 0.02
 
 SHOWN = 5
 """Examples in a message."""
-
-PADDING_STEP = 5120
-"""Batches are padded to multiples of so many samples: processors build a kernel for every new shape, which takes as
-long as a good part of a small batch."""
 
 
 class Batch(NamedTuple):
@@ -215,12 +212,10 @@ def collate(examples: Sequence[Example | DataError]) -> Batch | DataError:
         if isinstance(example, DataError):
             return example
         whole.append(example)
-    lengths = torch.tensor([len(example.waveform) for example in whole])
+    waveforms, lengths = side_by_side([example.waveform for example in whole])
     target_lengths = torch.tensor([len(example.tokens) for example in whole])
-    waveforms = torch.zeros(len(whole), math.ceil(int(lengths.max()) / PADDING_STEP) * PADDING_STEP)
     targets = torch.zeros(len(whole), max(1, int(target_lengths.max())), dtype=torch.int64)
     for row, example in enumerate(whole):
-        waveforms[row, : len(example.waveform)] = torch.from_numpy(example.waveform)
         targets[row, : len(example.tokens)] = torch.from_numpy(example.tokens)
     return Batch(
         waveforms,

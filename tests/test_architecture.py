@@ -25,7 +25,7 @@ from house_rules import (
 FLOORS: dict[int, tuple[str, ...]] = {
     1: ("errors", "disk", "config", "configs", "schedules", "wer"),
     2: ("audio", "features", "augment", "tokenizers", "manifest"),
-    3: ("nets", "perturbations", "batches", "data"),
+    3: ("nets", "perturbations", "batches", "padding", "data"),
     4: ("adapters", "decoding"),
     5: ("model",),
     6: ("checkpoints",),
@@ -35,7 +35,12 @@ FLOORS: dict[int, tuple[str, ...]] = {
 }
 """A room (a module, or a package with all its modules) imports only rooms of lower floors."""
 
-NEIGHBOURS: set[tuple[str, str]] = {("manifest", "audio"), ("data", "batches"), ("__main__", "cli")}
+NEIGHBOURS: set[tuple[str, str]] = {
+    ("manifest", "audio"),
+    ("data", "batches"),
+    ("data", "padding"),
+    ("__main__", "cli"),
+}
 """Rooms of one floor of which the first may import the second. `errors` is open to all rooms, and the modules
 of one package to each other, as long as no circle arises."""
 

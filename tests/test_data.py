@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import pickle
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from hypothesis import strategies as st
 
 from overtone.batches import BatchPlan, Place, StepSampler, bare_cuts, place_of, step_seed
 from overtone.data import (
-    PADDING_STEP,
     Batch,
     SpeechDataset,
     collate,
@@ -27,6 +25,7 @@ from overtone.data import (
 )
 from overtone.errors import DataError
 from overtone.manifest import Utterance, read_manifest
+from overtone.padding import rounded_up
 from train_samples import write_corpus
 
 
@@ -211,7 +210,7 @@ def test_batches_are_padded_with_zeros(tmp_path: Path) -> None:
     held = dataset(tmp_path)
     (batch,) = make_loader(held, [[0, 11]], workers=0, pin_memory=True)
     assert isinstance(batch, Batch)
-    assert batch.waveforms.shape == (2, PADDING_STEP * math.ceil(int(batch.lengths.max()) / PADDING_STEP))
+    assert batch.waveforms.shape == (2, rounded_up(int(batch.lengths.max())))
     assert batch.lengths.tolist() == [len(held.load(0)), len(held.load(11))]
     assert batch.waveforms[0, batch.lengths[0] :].abs().sum() == 0
     assert batch.targets.tolist() == [[1, 0, 0], [1, 2, 3]]

@@ -21,6 +21,7 @@ from overtone.errors import DataError, OvertoneError, UsageError
 from overtone.jobs.recordings import Recording, find_recordings
 from overtone.jobs.windows import Window, join_paths, plan_windows
 from overtone.model import AsrModel
+from overtone.padding import side_by_side
 
 __all__ = ["Recording", "Transcriber", "Transcription", "transcribe"]
 
@@ -256,10 +257,7 @@ class Transcriber:
         if not batch:
             return
         least = round(LEAST_FRAMES * self.seconds_per_frame * self.sample_rate)
-        lengths = torch.tensor([max(least, waveform.size) for _, waveform in batch])
-        waveforms = torch.zeros(len(batch), int(lengths.max()))
-        for row, (_, waveform) in enumerate(batch):
-            waveforms[row, : waveform.size] = torch.from_numpy(waveform)
+        waveforms, lengths = side_by_side([waveform for _, waveform in batch], least=least)
         chains = [task.job.chain for task, _ in batch]
         choice = chains[0] if len(set(chains)) == 1 else chains
         device = self.model.device

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from overtone.model import AsrModel
+from overtone.padding import side_by_side
 from overtone.serving.waiting import LogProbs, Row
 
 LEAST_FRAMES = 2
@@ -35,11 +36,11 @@ def compute(model: AsrModel, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
     log_probs: Tensor
     if len(waveforms) == len(rows):
         least = round(LEAST_FRAMES * model.seconds_per_frame * model.sample_rate)
-        batch, lengths = padded(waveforms, least)
+        batch, lengths = side_by_side(waveforms, least=least)
         log_probs, lengths = model(batch.to(model.device), lengths.to(model.device))
         return log_probs, lengths
     least = LEAST_FRAMES * model.encoder.subsampling_factor
-    mel, lengths = padded([features(model, row) for row in rows], least)
+    mel, lengths = side_by_side([features(model, row) for row in rows], least=least)
     return model.recognise(mel.to(model.device), lengths.to(model.device))
 
 
@@ -48,16 +49,7 @@ def features(model: AsrModel, row: Row) -> npt.NDArray[np.float32]:
     if row.mel is not None:
         return row.mel
     assert row.waveform is not None
-    waveform, length = padded([row.waveform], 1)
+    waveform, length = side_by_side([row.waveform])
     mel, frames = model.preprocessor(waveform.to(model.device), length.to(model.device))
     values: npt.NDArray[np.float32] = mel[0, :, : int(frames[0])].cpu().numpy()
     return values
-
-
-def padded(arrays: Sequence[npt.NDArray[np.float32]], least: int) -> tuple[Tensor, Tensor]:
-    """Arrays [..., N] -> one tensor [B, ..., N] filled up with zeros, and their lengths [B], `least` at least."""
-    lengths = torch.tensor([max(least, array.shape[-1]) for array in arrays])
-    whole = torch.zeros(len(arrays), *arrays[0].shape[:-1], int(lengths.max()))
-    for row, array in enumerate(arrays):
-        whole[row, ..., : array.shape[-1]] = torch.from_numpy(np.ascontiguousarray(array))
-    return whole, lengths
