@@ -6,8 +6,10 @@ bit for bit what it was. Nothing is fetched from anywhere. It takes a few minute
 from __future__ import annotations
 
 import argparse
+from importlib import import_module
 from pathlib import Path
 
+from overtone.cli.importing import importing
 from overtone.cli.screen import results_console
 
 DEFAULT_FOLDER = "overtone_demo"
@@ -24,9 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from overtone.cli.models import quiet_libraries
-    from overtone.jobs.demo import demo
-    from overtone.jobs.report import print_table
+    with importing():
+        import_module("overtone.jobs.fitting")  # Lightning, which the training imports late
+        from overtone.cli.models import quiet_libraries
+        from overtone.jobs.demo import demo
+        from overtone.jobs.report import print_table
 
     quiet_libraries()
     found = demo(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from overtone.cli.arguments import ADAPTER_HELP, add_computing, add_windows
+from overtone.cli.importing import importing
 from overtone.cli.overrides import add_configuration, is_override, read_settings
 from overtone.cli.screen import note, progress_bar, results_console
 from overtone.disk import check_file
@@ -83,8 +84,9 @@ def by_settings(arguments: argparse.Namespace) -> Evaluation:
 def measure(
     arguments: argparse.Namespace, source: str, manifests: list[str], adapters: list[str] | None, *, dtype: str
 ) -> Evaluation:
-    from overtone.cli.models import choose, load
-    from overtone.jobs.evaluate import evaluate, read_references
+    with importing():
+        from overtone.cli.models import choose, load
+        from overtone.jobs.evaluate import evaluate, read_references
 
     for manifest in manifests:
         read_references(Path(manifest))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 
+from overtone.cli.importing import importing
+
 EXAMPLES = """examples:
   overtone inspect fundamental
   overtone inspect adapted.nemo --json
@@ -17,8 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from overtone.cli.models import quiet_libraries
-    from overtone.jobs.inspection import as_text, inspect
+    with importing():
+        from overtone.cli.models import quiet_libraries
+        from overtone.jobs.inspection import as_text, inspect
 
     quiet_libraries()
     found = inspect(arguments.source)

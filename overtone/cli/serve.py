@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from overtone.cli.arguments import add_computing, number
+from overtone.cli.importing import importing
 from overtone.cli.screen import note
 from overtone.errors import AdapterError, UsageError
 
@@ -117,9 +118,10 @@ def add_security(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     check_installed()
-    from overtone.cli.models import load, quiet_libraries
-    from overtone.serving.logs import set_up_logs, take_down
-    from overtone.serving.server import serve
+    with importing():
+        from overtone.cli.models import load, quiet_libraries
+        from overtone.serving.logs import set_up_logs, take_down
+        from overtone.serving.server import serve
 
     quiet_libraries()
     settings = settings_of(arguments)

@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from importlib import import_module
 from typing import TYPE_CHECKING
 
+from overtone.cli.importing import importing
 from overtone.cli.overrides import add_configuration, read_settings, read_trials
 from overtone.cli.screen import note
 
@@ -35,8 +37,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.multirun:
         return search(arguments)
     settings = read_settings(arguments, arguments.settings, "train")
-    from overtone.cli.models import quiet_libraries
-    from overtone.jobs.train import run_training
+    with importing():
+        import_module("overtone.jobs.fitting")  # Lightning, which run_training imports late
+        from overtone.cli.models import quiet_libraries
+        from overtone.jobs.train import run_training
 
     quiet_libraries()
     result = run_training(settings)
@@ -47,8 +51,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 def search(arguments: argparse.Namespace) -> int:
     """Train once for each combination of values; a table at the end, also after an interruption."""
-    from overtone.cli.models import quiet_libraries
-    from overtone.jobs.search import best_of, run_trials, table
+    with importing():
+        import_module("overtone.jobs.fitting")
+        from overtone.cli.models import quiet_libraries
+        from overtone.jobs.search import best_of, run_trials, table
 
     trials = read_trials(arguments, arguments.settings)
     quiet_libraries()

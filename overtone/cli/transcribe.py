@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from overtone.cli.arguments import ADAPTER_HELP, add_computing, add_windows
+from overtone.cli.importing import importing
 from overtone.cli.screen import note, progress_bar, shares_terminal_with_results
 from overtone.errors import OvertoneError
 
@@ -32,10 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from overtone.cli.models import choose, computing_line, load
-    from overtone.jobs.recordings import find_recordings
-    from overtone.jobs.transcribe import Transcriber
-    from overtone.jobs.transcripts import TranscriptWriter
+    with importing():
+        from overtone.cli.models import choose, computing_line, load
+        from overtone.jobs.recordings import find_recordings
+        from overtone.jobs.transcribe import Transcriber
+        from overtone.jobs.transcripts import TranscriptWriter
 
     recordings = [recording for group in find_recordings(arguments.paths) for recording in group]
     style = "json" if arguments.format == "jsonl" else arguments.format

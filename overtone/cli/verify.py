@@ -10,6 +10,7 @@ import argparse
 import json
 
 from overtone.cli.arguments import ADAPTER_HELP
+from overtone.cli.importing import importing
 
 EXAMPLES = """examples:
   overtone verify adapted.nemo
@@ -25,9 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from overtone.cli.models import choose, load
-    from overtone.jobs.verify import verify
-    from overtone.jobs.verify_text import as_text
+    with importing():
+        from overtone.cli.models import choose, load
+        from overtone.jobs.verify import verify
+        from overtone.jobs.verify_text import as_text
 
     model = load(arguments.model, "cpu")
     choices = [choose(model, text) for text in arguments.adapter or ()]
