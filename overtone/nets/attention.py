@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from overtone.nets.dropout import thinned
 from overtone.nets.layers import Position, Tap, TapContext
 
 
@@ -48,9 +48,7 @@ def attend(
         weights = torch.softmax(scores, dim=-1)
     else:
         weights = torch.softmax(scores.masked_fill(~allowed, -10000.0), dim=-1).masked_fill(~allowed, 0.0)
-    if dropout > 0.0:
-        weights = F.dropout(weights, dropout)
-    return (weights @ value).transpose(1, 2).flatten(2)
+    return (thinned(weights, dropout) @ value).transpose(1, 2).flatten(2)
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

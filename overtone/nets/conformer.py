@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from overtone.nets.attention import PositionTable, SelfAttention, new_position_biases
+from overtone.nets.dropout import dropped
 from overtone.nets.layers import (
     Position,
     Tap,
@@ -41,7 +42,7 @@ class FeedForward(nn.Module):
         self.contract = Tap("linear", inner, width)
 
     def forward(self, x: Tensor, context: TapContext) -> Tensor:
-        inner = self.dropout(F.silu(self.expand(x, self.linear1(x), context)))
+        inner = dropped(F.silu(self.expand(x, self.linear1(x), context)), self.dropout)
         result: Tensor = self.contract(inner, self.linear2(inner), context)
         return result
 
@@ -122,11 +123,11 @@ class ConformerLayer(nn.Module):
 
     def forward(self, block_input: Tensor, context: TapContext) -> Tensor:
         x = block_input
-        x = x + 0.5 * self.dropout(self.feed_forward1(self.norm_feed_forward1(x), context))
-        attended = x + self.dropout(self.self_attn(self.norm_self_att(x), context))
+        x = x + 0.5 * dropped(self.feed_forward1(self.norm_feed_forward1(x), context), self.dropout)
+        attended = x + dropped(self.self_attn(self.norm_self_att(x), context), self.dropout)
         x = self.after_attention(x, attended, context)
-        x = x + self.dropout(self.conv(self.norm_conv(x), context.valid))
-        x = x + 0.5 * self.dropout(self.feed_forward2(self.norm_feed_forward2(x), context))
+        x = x + dropped(self.conv(self.norm_conv(x), context.valid), self.dropout)
+        x = x + 0.5 * dropped(self.feed_forward2(self.norm_feed_forward2(x), context), self.dropout)
         result: Tensor = self.after_block(block_input, self.norm_out(x), context)
         return result
 
@@ -219,13 +220,12 @@ class ConformerEncoder(nn.Module):
 
     def surroundings(self, lengths: Tensor, frames: int) -> tuple[Tensor, TapContext]:
         """Position encodings, and the context of every tap."""
-        positions: Tensor = self.dropout_emb(self.positions(frames, lengths.device))
+        positions = dropped(self.positions(frames, lengths.device), self.dropout_emb)
         return positions, self.tap_context(lengths, frames, positions if self.relative else None)
 
     def enter(self, x: Tensor, positions: Tensor) -> Tensor:
         """What the subsampling gives [B, T', D] -> the input of the first layer [B, T', D]."""
-        entered: Tensor = self.dropout_pre_encoder(x if self.relative else x + positions)
-        return entered
+        return dropped(x if self.relative else x + positions, self.dropout_pre_encoder)
 
     def below(self, mel: Tensor, lengths: Tensor, cut: int) -> tuple[Tensor, Tensor]:
         """The input of the layer `cut`, x [B, T', D], and lengths [B]; for the first layer, what `subsample` gives."""

@@ -1,4 +1,4 @@
-"""Dropout for frozen parts, with masks that cost nothing to draw.
+"""Dropout with masks that cost nothing to draw.
 
 Drawing a random number for every element takes longer than the matrix product that it follows. Here the masks
 are random windows of one long tape that is drawn once: a mask is a view, it takes no memory in the backward
@@ -10,13 +10,28 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 BLOCK = 1 << 22
 """Elements of the tape that are drawn at once; a mask begins in the first block."""
 SEED = 20_230_501
 
 _tapes: dict[tuple[float, torch.dtype, torch.device], Tensor] = {}
+
+
+def dropped(x: Tensor, dropout: nn.Dropout) -> Tensor:
+    """`x` after the module's dropout, if it is active."""
+    return thinned(x, dropout.p if dropout.training else 0.0)
+
+
+def thinned(x: Tensor, probability: float) -> Tensor:
+    """`x` with so many of its elements dropped. Accelerators draw faster than they would read a tape."""
+    if probability == 0.0:
+        return x
+    if x.device.type != "cpu":
+        return F.dropout(x, probability)
+    return x * dropout_mask(tuple(x.shape), probability, x.dtype, x.device)
 
 
 def dropout_mask(shape: tuple[int, ...], probability: float, dtype: torch.dtype, device: torch.device) -> Tensor:
