@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from typing import Any
 
 import torch
 
@@ -13,8 +14,8 @@ from overtone.tokenizers import CharTokenizer
 LABELS = [" ", *string.ascii_lowercase, "'"]
 
 
-def small_model(*, layers: int = 2, seed: int = 0, name: str = "small") -> AsrModel:
-    """A FastConformer-CTC that writes lower-case letters, and nothing sensible."""
+def small_model(*, layers: int = 2, seed: int = 0, name: str = "small", **different: Any) -> AsrModel:
+    """A FastConformer-CTC that writes lower-case letters, and nothing sensible; `different` settings of its encoder."""
     encoder = {
         "width": 32,
         "layers": layers,
@@ -24,6 +25,7 @@ def small_model(*, layers: int = 2, seed: int = 0, name: str = "small") -> AsrMo
         "subsampling_factor": 4,
         "subsampling_channels": 32,
         "scale_input": False,
+        **different,
     }
     settings = {"preprocessor": {}, "encoder": encoder, "decoder": {"width": 32, "classes": len(LABELS)}}
     with torch.random.fork_rng():

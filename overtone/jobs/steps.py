@@ -24,6 +24,7 @@ from overtone.errors import ConfigError, DataError, OvertoneError
 from overtone.jobs.flat_start import FlatStart
 from overtone.jobs.prefix import Prefix
 from overtone.jobs.prefix_batches import PrefixBatch
+from overtone.jobs.row_groups import recognise_in_groups, rows_are_independent
 from overtone.model import AsrModel
 from overtone.nets.ctc import Reduction, ctc_loss
 from overtone.schedules import Schedule
@@ -166,7 +167,14 @@ class Steps(LightningModule):
             mel, lengths = self.model.preprocessor(batch.waveforms, batch.lengths)  # [B, F, T]
         if self.augment is not None:
             mel = self.augment(mel, lengths)
-        return self.model.recognise_within(mel, lengths, inner)
+        if not rows_are_independent(self.model, self.adapter):
+            return self.model.recognise_within(mel, lengths, inner)
+        return recognise_in_groups(
+            lambda mel, lengths: self.model.recognise_within(mel, lengths, inner),
+            mel,
+            lengths,
+            factor=self.model.encoder.subsampling_factor,
+        )
 
     def loss(self, heads: Sequence[Tensor], lengths: Tensor, batch: AnyBatch) -> Tensor:
         """Of the model's own log_probs, those of inner layers beside it by their shares."""
