@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from overtone.adapters.kinds import KINDS, Kind, LinearAdapter, LoraAdapter, TinyAttentionAdapter
 from overtone.model import AsrModel, build_model
+from overtone.nets import attention, conformer
 from overtone.nets.conformer import ConformerEncoder
 from overtone.nets.ctc import ctc_loss
 from overtone.nets.dropout import BLOCK, dropout_mask
@@ -271,8 +273,9 @@ def encoder_with(**dropouts: float) -> ConformerEncoder:
 
 @pytest.mark.parametrize("where", ["dropout", "dropout_pre_encoder", "dropout_emb", "dropout_att"])
 @pytest.mark.parametrize("taps_act", [False, True])
-def test_dropout_is_where_the_encoder_has_it(where: str, taps_act: bool) -> None:
-    """The spread over many draws is the encoder's own; without training mode there is none."""
+def test_dropout_is_where_the_encoder_has_it(where: str, taps_act: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The spread over many draws is that of torch's own dropout, with plain and prepared parts; without training mode
+    there is none."""
     encoder = encoder_with(**{where: 0.1})
     prepared = PreparedEncoder(encoder, torch.float32)
     if taps_act:  # the parts run as separate modules then
@@ -285,9 +288,12 @@ def test_dropout_is_where_the_encoder_has_it(where: str, taps_act: bool) -> None
         for module in encoder.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
-        ours, theirs = (spread(net, mel, lengths, still) for net in (prepared, encoder))
+        ours, plain = (spread(net, mel, lengths, still) for net in (prepared, encoder))
+        monkeypatch.setattr(conformer, "dropped", lambda x, dropout: dropout(x))
+        monkeypatch.setattr(attention, "thinned", F.dropout)
+        theirs = spread(encoder, mel, lengths, still)
     assert theirs > 1e-3
-    assert ours == pytest.approx(theirs, rel=0.15)
+    assert (ours, plain) == (pytest.approx(theirs, rel=0.15), pytest.approx(theirs, rel=0.15))
 
 
 def plug_everywhere(encoder: ConformerEncoder) -> None:

@@ -1,0 +1,45 @@
+"""What a command does before it begins."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from overtone.cli.importing import KERNELS_KEPT, importing, keep_few_kernels
+
+SCRIPT = """
+import gc
+import os
+from overtone.cli.importing import importing
+with importing():
+    assert not gc.isenabled()
+    import torch
+assert gc.isenabled() and gc.get_freeze_count() > 100_000
+"""
+
+
+def test_imports_are_left_out_of_later_searches() -> None:
+    subprocess.run([sys.executable, "-c", SCRIPT], check=True)
+
+
+def test_nothing_changes_where_pytorch_is_there_already() -> None:
+    assert torch.__name__ in sys.modules
+    frozen = gc.get_freeze_count()
+    with importing():
+        assert gc.isenabled()
+    assert gc.get_freeze_count() == frozen
+
+
+def test_what_the_user_says_of_kernels_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    monkeypatch.setenv(name, "7")
+    keep_few_kernels()
+    assert os.environ[name] == "7"
+    monkeypatch.delenv(name)
+    keep_few_kernels()
+    assert os.environ[name] == str(KERNELS_KEPT)
