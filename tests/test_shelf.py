@@ -20,7 +20,7 @@ from overtone.errors import AdapterError
 from overtone.model import AsrModel
 from overtone.serving.engine import Engine
 from overtone.serving.errors import OverloadError
-from overtone.serving.shelf import Shelf
+from overtone.serving.shelf import TRIES, Shelf
 from overtone.serving.streaming import Stream
 from serving_models import make_adapter, noise, offline, shelf_of, states, three_voices, tiny_model
 
@@ -68,6 +68,17 @@ def test_the_base_is_a_lease_on_nothing(model: AsrModel, folder: Path, name: str
     with shelf_of(model, folder).acquire(name) as lease:
         assert lease.choice is None
         assert lease.names == lease.digests == ()
+
+
+def test_what_is_in_the_model_is_at_hand(model: AsrModel, folder: Path) -> None:
+    shelf = shelf_of(model, folder, capacity=1)
+    assert shelf.at_hand(())
+    for name, other in (("voice0", "voice1"), ("voice1", "voice0")):
+        shelf.acquire(name).release()
+        assert shelf.at_hand((name,))
+        assert not shelf.at_hand((other,))
+        assert not shelf.at_hand((name, other))
+    assert not shelf.at_hand(("unknown",))
 
 
 def test_a_chain_is_one_lease(model: AsrModel, folder: Path) -> None:
@@ -275,6 +286,26 @@ def test_a_flipped_bit_is_found_when_it_is_loaded(model: AsrModel, folder: Path)
     assert model.adapters.names == []
     make_adapter(model, folder / "voice0", seed=0)
     shelf.scan()
+    assert states(shelf)["voice0"] == "ready"
+    shelf.acquire("voice0").release()
+
+
+def test_what_is_mended_while_it_is_refused_is_not_refused_for_ever(
+    model: AsrModel, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = folder / "voice0/adapter.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1]))
+    shelf = shelf_of(model, folder)
+    looks = itertools.count(1)
+
+    def scan() -> None:
+        if next(looks) == TRIES:  # the last look of a request that has been refused each time
+            make_adapter(model, folder / "voice0", seed=0)
+        Shelf.scan(shelf)
+
+    monkeypatch.setattr(shelf, "scan", scan)
+    with pytest.raises(AdapterError, match="'voice0' is refused"):
+        shelf.acquire("voice0")
     assert states(shelf)["voice0"] == "ready"
     shelf.acquire("voice0").release()
 

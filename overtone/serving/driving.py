@@ -42,8 +42,9 @@ def drive(steps: Steps[R]) -> R:
         steps.close()
 
 
-async def drive_async(steps: Steps[R]) -> R:
-    """Run to the end; everything but the waiting happens in the loop's default executor.
+async def drive_async(steps: Steps[R], *, begins_quickly: bool = False) -> R:
+    """Run to the end; everything but the waiting happens in the loop's default executor, and the first step here where
+    it `begins_quickly`: going to a thread and back costs more than putting a row into the queue.
 
     When the caller is cancelled, what is in the queue is cancelled too.
     """
@@ -52,8 +53,12 @@ async def drive_async(steps: Steps[R]) -> R:
     resumed = None
     try:
         while True:
-            resumed = loop.run_in_executor(None, advance, steps, answer)
-            request, result = await asyncio.shield(resumed)
+            if begins_quickly:
+                begins_quickly = False
+                request, result = advance(steps, answer)
+            else:
+                resumed = loop.run_in_executor(None, advance, steps, answer)
+                request, result = await asyncio.shield(resumed)
             if request is None:
                 return result[0]
             if isinstance(request, Future):

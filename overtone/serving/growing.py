@@ -50,7 +50,8 @@ async def growing(
         while unsent or waiting:
             while unsent and len(waiting) < AHEAD:
                 begins = len(unsent) == len(windows)
-                waiting.append(await drive_async(placed(partial(submit, unsent[0]), begins=begins)))
+                steps = placed(partial(submit, unsent[0]), begins=begins)
+                waiting.append(await drive_async(steps, begins_quickly=True))
                 unsent.popleft()
             answer = await asyncio.wrap_future(waiting[0])
             waiting.popleft()

@@ -78,7 +78,8 @@ async def recognise_async(
     group: str | None = None,
 ) -> Recognition:
     """The same for an event loop; cancelling it frees the places in the queue."""
-    return await drive_async(_steps(engine, waveform, lease, decoding or Decoding(), deadline, group))
+    steps = _steps(engine, waveform, lease, decoding or Decoding(), deadline, group)
+    return await drive_async(steps, begins_quickly=True)
 
 
 def _steps(

@@ -27,8 +27,8 @@ class Provision:
     """Lower-case words that are masked where the request asks for it."""
 
     async def lease(self, request: RecognitionRequest) -> Lease:
-        if request.adapter is None:
-            return self.shelf.acquire(None)
+        if self.shelf.at_hand(request.names):
+            return self.shelf.acquire(request.adapter)
         return await asyncio.to_thread(self.shelf.acquire, request.adapter)
 
     async def decoding(self, request: RecognitionRequest) -> Decoding:

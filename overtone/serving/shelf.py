@@ -10,7 +10,7 @@ import shutil
 import threading
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from overtone.adapters.folder import BaseIdentity
 from overtone.errors import AdapterError, did_you_mean
 from overtone.model import AsrModel
 from overtone.serving.residents import Resident, Residents
-from overtone.serving.shelf_folder import Signature, Version, adapter_folders, read_version, signature_of
+from overtone.serving.shelf_folder import Signature, Version, adapter_folders, read_version
 from overtone.serving.upload import place
 
 __all__ = ["Lease", "Shelf", "ShelfEntry"]
@@ -161,6 +161,17 @@ class Shelf:
             self._check_known(name)
             return self._shown(name)
 
+    def at_hand(self, names: Sequence[str]) -> bool:
+        """Whether all of these adapters are in the model, so that `acquire` is quick unless one goes this moment."""
+        with self._lock:
+            entries = [self._entries.get(name) for name in names]
+        return all(
+            name in self._own
+            if entry is None
+            else entry.version is not None and entry.version.identity in self.residents
+            for name, entry in zip(names, entries, strict=True)
+        )
+
     def acquire(self, choice: str | None) -> Lease:
         """A lease on `name`, a chain `a+b`, or the base (None, "", "base", "none"); loads what is not resident.
 
@@ -229,8 +240,8 @@ class Shelf:
             return
         with self._scanning:
             found = adapter_folders(self.folder)
-            for name, path in found.items():
-                self._look_at(name, path)
+            for name, signature in found.items():
+                self._look_at(name, signature)
             with self._lock:
                 for name in self._entries.keys() - found.keys():
                     gone = self._entries.pop(name).version
@@ -294,16 +305,15 @@ class Shelf:
             self.residents.release(())
             pause = max(poll_seconds, (time.thread_time() - used) / MOST_WATCHING)
 
-    def _look_at(self, name: str, path: Path) -> None:
+    def _look_at(self, name: str, signature: Signature | None) -> None:
         """Read a folder that is new or has changed; what is wrong with it becomes the entry's problem."""
-        signature = signature_of(path)
         with self._lock:
-            entry = self._entries.setdefault(name, _Entry())
+            entry = self._entries.get(name) or self._entries.setdefault(name, _Entry())
             if signature is not None and signature == entry.signature:
                 return
         version, problem = None, ""
         try:
-            version = read_version(path, self.identity)
+            version = read_version(self._own_folder() / name, self.identity)
         except AdapterError as error:
             problem = str(error)
         with self._lock:
@@ -338,7 +348,7 @@ class Shelf:
         """The resident version of a name with one more lease on it, loaded where need be."""
         if name in self._own and name not in self._entries:
             return self._own[name]
-        problem = ""
+        version, problem = None, ""
         for attempt in range(TRIES):
             with self._lock:
                 entry = self._entries.get(name)
@@ -352,12 +362,13 @@ class Shelf:
                 problem = str(error)
                 time.sleep(0.02 * attempt)
                 self.scan()
-        self._refuse(name, problem)
+        self._refuse(name, version, problem)
         raise AdapterError(f"Adapter '{name}' is refused: {problem}")
 
-    def _refuse(self, name: str, problem: str) -> None:
+    def _refuse(self, name: str, version: Version | None, problem: str) -> None:
+        """Note why the version cannot be used, unless another one has taken its place meanwhile."""
         with self._lock:
             entry = self._entries.get(name)
-            if entry is not None and not entry.problem:
+            if entry is not None and entry.version is version and not entry.problem:
                 entry.problem = problem
                 self._refusals += 1

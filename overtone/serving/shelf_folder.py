@@ -42,27 +42,35 @@ class Version:
 
 def signature_of(folder: Path) -> Signature | None:
     """None where the folder holds no adapter."""
-    place = str(folder)
+    return signature_at(str(folder))
+
+
+def signature_at(place: str) -> Signature | None:
+    """The same of a plain path, without a detour: a shelf of a thousand is looked at every second."""
     try:
-        # Plain strings: a shelf of a thousand is looked at every second.
-        found = [os.stat(f"{place}/{name}") for name in (DESCRIPTION, PARAMETERS)]  # noqa: PTH116
+        description = os.stat(f"{place}/{DESCRIPTION}")  # noqa: PTH116
+        parameters = os.stat(f"{place}/{PARAMETERS}")  # noqa: PTH116
     except OSError:
         return None
-    return tuple((status.st_mtime_ns, status.st_size, status.st_ino) for status in found)
+    return (
+        (description.st_mtime_ns, description.st_size, description.st_ino),
+        (parameters.st_mtime_ns, parameters.st_size, parameters.st_ino),
+    )
 
 
-def adapter_folders(folder: Path) -> dict[str, Path]:
-    """The folders with an `adapter.yaml`, by name; hidden ones are left out."""
+def adapter_folders(folder: Path) -> dict[str, Signature | None]:
+    """The folders with an `adapter.yaml` by name, None for those without parameters; hidden ones are left out."""
     place = str(folder)
     try:
         names = sorted(name for name in os.listdir(place) if name[0] != ".")  # noqa: PTH208
     except OSError:
         return {}
-    return {
-        name: folder / name
-        for name in names
-        if os.path.isfile(f"{place}/{name}/{DESCRIPTION}")  # noqa: PTH113
-    }
+    found = {}
+    for name in names:
+        signature = signature_at(f"{place}/{name}")
+        if signature is not None or os.path.isfile(f"{place}/{name}/{DESCRIPTION}"):  # noqa: PTH113
+            found[name] = signature
+    return found
 
 
 def read_version(folder: Path, identity: BaseIdentity) -> Version:
