@@ -44,8 +44,8 @@ class Adapter(nn.Module):
         """What the adapter was trained on and what it reached."""
         self.nemo: dict[str, Any] | None = None
         """Its configuration as NeMo wrote it, kept for writing back."""
-        self.parts = nn.ModuleDict({key_of(point.name): PointAdapter(kind, point) for point in points})
-        self.by_point = {point.name: key_of(point.name) for point in points}
+        self.by_point = {point.name: PointAdapter(kind, point) for point in points}
+        self.parts = nn.ModuleDict({key_of(name): part for name, part in self.by_point.items()})
 
     @property
     def points(self) -> list[str]:
@@ -55,9 +55,7 @@ class Adapter(nn.Module):
         return point in self.by_point
 
     def at(self, point: str) -> PointAdapter:
-        part = self.parts[self.by_point[point]]
-        assert isinstance(part, PointAdapter)
-        return part
+        return self.by_point[point]
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Every parameter by `point.parameter`, such as `encoder.layers.0.after_block.down.weight`."""

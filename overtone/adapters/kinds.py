@@ -10,7 +10,7 @@ Legend: B batch, T time, D width, R bottleneck, H heads, K head width.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -57,6 +57,10 @@ class Kind(Protocol):
         """What is added to `y` [B, T, out_width], given the input `x` [B, T, in_width] of the part before."""
         ...
 
+    def ready(self, tensors: Tensors, dtype: torch.dtype) -> Tensors:
+        """The same parameters as `delta` takes them where nothing is learnt and the stream is in a narrower `dtype`."""
+        ...
+
 
 def rowwise(vector: Tensor) -> Tensor:
     """[D] as it is, [B, D] as [B, 1, D]: ready to meet [B, T, D]."""
@@ -67,8 +71,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [B, T, in] times weight [out, in] or [B, out, in] -> [B, T, out]."""
     if weight.dim() == 2:
         return F.linear(x, weight, bias)
-    product = x @ weight.transpose(1, 2)
-    return product if bias is None else product + rowwise(bias)
+    if bias is None:
+        return x @ weight.transpose(1, 2)
+    return torch.baddbmm(rowwise(bias), x, weight.transpose(1, 2))
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -132,13 +137,26 @@ class LinearAdapter:
 
     def delta(self, tensors: Tensors, x: Tensor, y: Tensor, context: TapContext, training: bool) -> Tensor:
         inner = y
-        if self.norm_position == "pre":
+        if "down.bias" in tensors:
+            inner = F.layer_norm(inner, inner.shape[-1:])
+        elif self.norm_position == "pre":
             inner = layer_norm(inner, tensors["norm.weight"], tensors["norm.bias"])
-        inner = ACTIVATIONS[self.activation](linear(inner, tensors["down.weight"]))  # [B, T, R]
-        delta = linear(inner, tensors["up.weight"])
+        inner = linear(inner, tensors["down.weight"], tensors.get("down.bias"))  # [B, T, R]
+        delta = linear(ACTIVATIONS[self.activation](inner), tensors["up.weight"])
         if self.norm_position == "post":
             delta = layer_norm(delta, tensors["norm.weight"], tensors["norm.bias"])
         return F.dropout(delta, self.dropout, training)
+
+    def ready(self, tensors: Tensors, dtype: torch.dtype) -> Tensors:
+        """Products in the dtype of the stream; a norm before the bottleneck gives gain and bias to the projection."""
+        if self.norm_position == "post":
+            return {name: tensor.to(dtype) for name, tensor in tensors.items()}
+        down = tensors["down.weight"]
+        return {
+            "down.weight": (down * tensors["norm.weight"]).to(dtype),
+            "down.bias": (down @ tensors["norm.bias"]).to(dtype),
+            "up.weight": tensors["up.weight"].to(dtype),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,6 +241,9 @@ class TinyAttentionAdapter:
         attended = attend(query, key, value, bias, context.attention, self.dropout if training else 0.0)
         return linear(attended, tensors["out.weight"], tensors["out.bias"])
 
+    def ready(self, tensors: Tensors, dtype: torch.dtype) -> Tensors:
+        return tensors
+
 
 LORA_TARGETS = {
     "q": ("q",),
@@ -273,6 +294,9 @@ class LoraAdapter:
         inner = linear(x, tensors["down.weight"])  # [B, T, R]
         return linear(inner, tensors["up.weight"]) * (self.alpha / self.rank)
 
+    def ready(self, tensors: Tensors, dtype: torch.dtype) -> Tensors:
+        return tensors
+
 
 KINDS: dict[str, type[LinearAdapter] | type[TinyAttentionAdapter] | type[LoraAdapter]] = {
     kind.name: kind for kind in (LinearAdapter, TinyAttentionAdapter, LoraAdapter)
@@ -286,6 +310,8 @@ class PointAdapter(nn.Module):
         super().__init__()
         self.kind = kind
         self.point = point
+        self.kept: tuple[torch.dtype, list[int], Tensors] | None = None
+        """What `ready` gave for which dtype, and the stamp of the parameters then."""
         for name, part in kind.parts(point).items():
             setattr(self, name, part)
 
@@ -297,11 +323,35 @@ class PointAdapter(nn.Module):
             found.update((f"{part}.{name}", own) for name, own in module._parameters.items() if own is not None)
         return found
 
-    def forward(self, x: Tensor, y: Tensor, context: TapContext) -> Tensor:
-        return self.kind.delta(self.tensors(), x, y, context, self.training)
+    def stamp(self) -> list[int]:
+        """What changes when a parameter does, quick to take; empty where nothing would tell."""
+        found = []
+        for module in (self, *self._modules.values()):
+            assert module is not None
+            for own in module._parameters.values():
+                if own is not None:
+                    if own.is_inference():
+                        return []
+                    found += (own.data_ptr(), own._version)
+        return found
+
+    def ready(self, dtype: torch.dtype) -> Tensors:
+        """The parameters for a forward in which nothing is learnt, for a stream in `dtype`.
+
+        In a narrower dtype than their own they are derived, once for what the parameters are now.
+        """
+        kept, stamp = self.kept, self.stamp()
+        if kept is not None and kept[0] is dtype and kept[1] == stamp:
+            return kept[2]
+        tensors: Tensors = self.tensors()
+        if all(own.dtype.itemsize > dtype.itemsize for own in tensors.values()):
+            with torch.no_grad():
+                tensors = self.kind.ready(tensors, dtype)
+            if stamp:
+                self.kept = (dtype, stamp, tensors)
+        return tensors
 
 
-def stack_rows(adapters: list[PointAdapter]) -> dict[str, Tensor]:
+def stack_rows(rows: Sequence[Tensors]) -> dict[str, Tensor]:
     """The parameters of one kind, those of another adapter for each row: B times […] -> [B, …]."""
-    rows = [adapter.tensors() for adapter in adapters]
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}

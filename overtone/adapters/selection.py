@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from overtone.adapters.adapter import Adapter
-from overtone.adapters.kinds import PointAdapter, stack_rows
+from overtone.adapters.kinds import PointAdapter, Tensors, stack_rows
 from overtone.errors import AdapterError, did_you_mean
 from overtone.nets.layers import TapContext, recomputing
 
@@ -92,6 +93,8 @@ class Selection:
                 f"{self.row_count} adapter choices for a batch of {y.size(0)} rows: "
                 "give one per row, or one name for all."
             )
+        if point not in self.touched:
+            return y
         if self.rows is None:
             for name in self.acting(self.chain, point):
                 y = self.add(point, name, x, y, context)
@@ -112,7 +115,13 @@ class Selection:
 
     def acts_at(self, point: str) -> bool:
         """Whether any row uses an adapter with a place at the point."""
-        return bool(self.rows or self.chain) and bool(self.stages_at(point))
+        return point in self.touched
+
+    @cached_property
+    def touched(self) -> frozenset[str]:
+        """The points where any row's adapter has a place."""
+        names = {name for chain in (self.rows or (self.chain,)) for name in chain}
+        return frozenset(point for name in names for point in self.adapters[name].by_point)
 
     def acting(self, chain: Chain, point: str) -> Chain:
         return tuple(name for name in chain if point in self.adapters[name])
@@ -174,7 +183,8 @@ class Selection:
     def add(self, point: str, name: str, x: Tensor, y: Tensor, context: TapContext) -> Tensor:
         adapter = self.adapters[name]
         part = adapter.at(point)
-        delta = part(x, working(y, part), context)
+        tensors = self.tensors_of(part, y.dtype)
+        delta = part.kind.delta(tensors, x, working(y, tensors), context, part.training)
         if adapter.training:
             delta = adapter.strategy.thin(delta)
             penalty = adapter.strategy.penalty(delta) if torch.is_grad_enabled() else None
@@ -184,21 +194,27 @@ class Selection:
             self.observe(point, name, y, delta)
         return joined(y, delta)
 
+    def tensors_of(self, part: PointAdapter, dtype: torch.dtype) -> Tensors:
+        """As they are where something may be learnt, else as they are quickest for a stream in `dtype`."""
+        return part.tensors() if part.training or torch.is_grad_enabled() else part.ready(dtype)
+
     def add_stacked(self, point: str, names: Sequence[str], x: Tensor, y: Tensor, context: TapContext) -> Tensor:
         parts = [self.adapters[name].at(point) for name in names]
-        tensors = stack_rows(parts)
-        delta = parts[0].kind.delta(tensors, x, working(y, parts[0]), context, False)
+        tensors = stack_rows([self.tensors_of(part, y.dtype) for part in parts])
+        delta = parts[0].kind.delta(tensors, x, working(y, tensors), context, False)
         if self.observe is not None:
             for row, name in enumerate(names):
                 self.observe(point, name, y[row : row + 1], delta[row : row + 1])
         return joined(y, delta)
 
 
-def working(y: Tensor, part: PointAdapter) -> Tensor:
+def working(y: Tensor, tensors: Tensors) -> Tensor:
     """`y` in the dtype of the adapter's parameters."""
-    return y.to(next(part.parameters()).dtype)
+    return y.to(next(iter(tensors.values())).dtype)
 
 
 def joined(y: Tensor, delta: Tensor) -> Tensor:
     """y + delta, added in float32 whatever the stream is kept in."""
+    if y.dtype == delta.dtype:  # torch adds narrow numbers in float32 and rounds once
+        return y + delta
     return (y.float() + delta.float()).to(y.dtype)
