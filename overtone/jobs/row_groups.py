@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from overtone.model import AsrModel
+from overtone.padding import rounded_up
 
 WORTH_FRAMES = 600
 """Mel frames of padding that one more pass through a net has to save: what its many small calls take."""
@@ -54,7 +55,7 @@ def recognise_in_groups(
     """`recognise` for each group by itself; what it gives, side by side again in the order of the batch.
 
     factor: mel frames of one encoder frame. A group's frames are the batch's modulo it: some subsamplings count a
-    row's frames by what is left over.
+    row's frames by what is left over. Beyond that they are rounded up, as those of whole batches are.
     """
     groups = length_groups(lengths.tolist())
     if len(groups) == 1:
@@ -62,8 +63,8 @@ def recognise_in_groups(
     outcomes = []
     for rows in groups:
         index = torch.tensor(rows, device=mel.device)
-        longest = int(lengths[index].max())
-        frames = longest + (mel.size(2) - longest) % factor
+        frames = rounded_up(int(lengths[index].max()))
+        frames += (mel.size(2) - frames) % factor  # past the batch's own end the slice ends there
         outcomes.append(recognise(mel[index, :, :frames], lengths[index]))
     back = torch.tensor([row for rows in groups for row in rows], device=mel.device).argsort()
     heads = [side_by_side(parts)[back] for parts in zip(*(heads for heads, _ in outcomes), strict=True)]
