@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -174,6 +175,31 @@ def test_bodies_that_are_no_forms(service: WebService) -> None:
         assert service.request("POST", path, body=body, headers={"Content-Type": content_type}).status == 400
     assert service.get(path).status == 405
     assert service.get("/v1/nothing").error["code"] == "not_found"
+
+
+@pytest.mark.parametrize("good_first", [False, True])
+def test_bytes_that_are_no_http_are_answered_however_much_follows(service: WebService, good_first: bool) -> None:
+    lines = [
+        b"POST /v1/audio/transcriptions HTTP/1.1",
+        b"Host: localhost",
+        b"X-Odd: a\x00b",
+        b"Content-Length: 8000000",
+    ]
+    good = b"GET /v1/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with socket.create_connection(("localhost", service.addresses.http_port), timeout=30) as client:
+        if good_first:
+            client.sendall(good)
+            told = b""
+            while not told.endswith(b"}"):
+                told += client.recv(65536)
+            assert told.startswith(b"HTTP/1.1 200")
+        client.sendall(b"\r\n".join(lines) + b"\r\n\r\n")
+        client.sendall(bytes(8_000_000))
+        client.shutdown(socket.SHUT_WR)
+        head, _, body = b"".join(iter(lambda: client.recv(65536), b"")).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert "malformed" in json.loads(body)["error"]["message"]
+    assert service.get("/v1/health/live").status == 200
 
 
 def test_mutated_forms_are_answered(service: WebService) -> None:

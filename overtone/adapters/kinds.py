@@ -325,7 +325,7 @@ class PointAdapter(nn.Module):
 
     def stamp(self) -> list[int]:
         """What changes when a parameter does, quick to take; empty where nothing would tell."""
-        found = []
+        found: list[int] = []
         for module in (self, *self._modules.values()):
             assert module is not None
             for own in module._parameters.values():

@@ -26,6 +26,7 @@ from overtone.serving.engine import Engine, EngineSettings
 from overtone.serving.http import build_app
 from overtone.serving.metrics import Observer
 from overtone.serving.reception import HttpSettings, Reception
+from overtone.serving.refusing import connection
 from overtone.serving.riva import RivaServer, RivaSettings, ServerKeys
 from overtone.serving.security import Guard, read_admin_token, read_keys, read_tokens
 from overtone.serving.shelf import Shelf
@@ -193,6 +194,7 @@ class HttpServer:
         self.server = uvicorn.Server(
             uvicorn.Config(
                 app,
+                http=connection,  # type: ignore[arg-type]
                 log_config=None,
                 access_log=False,
                 lifespan="off",
