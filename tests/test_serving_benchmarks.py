@@ -13,9 +13,10 @@ import pytest
 from benchmarks.plots import line_plot, write_section
 from benchmarks.serving_adapters import Asked, Truth, make_clips, write_adapter
 from benchmarks.serving_clients import Answer, choices
-from benchmarks.serving_load import pace
 from benchmarks.serving_mutations import Mutations, sounds
+from benchmarks.serving_report import shares, spread
 from benchmarks.serving_soak import Shop, judged
+from benchmarks.serving_throughput import pace
 from overtone.serving.sniff import decode_audio
 from serving_models import tiny_model
 from test_benchmarks import run
@@ -35,12 +36,19 @@ def test_load(tmp_path: Path) -> None:
     answers = found["answers"]
     assert answers["right"] + answers["rounded"] > 10
     assert answers["wrong"] == answers["unanswered"] == 0
-    assert found["throughput"][0]["resident"] == 4
+    row = found["throughput"][0]
+    assert row["resident"] == 4
+    for measured in (row["speed"], row["processor"]):
+        assert measured.keys() == {"base", "zipf", "base only", "16 in turn"}
+        assert all(len(values) == 1 for values in measured.values())
+    assert sum(values[0] for values in row["processor"].values()) > 0
     assert found["cold"]["loads"] > 0
     assert found["streams"][0]["chunks"]["count"] > 0
     text = page.read_text("utf-8")
     assert text.count("plots/serving-") == 3
     assert "### Sizing" in text
+    assert "processor time" in text
+    assert text.index("- zipf: ") < text.index("By the clock, for orientation")
     assert (tmp_path / "plots" / "serving-latency.svg").read_text("utf-8").startswith("<svg xmlns=")
 
 
@@ -161,6 +169,14 @@ def test_pace_counts_from_the_first_batch_on() -> None:
     batches = [10.0 + 0.5 * index + 0.001 * row for index in range(9) for row in range(16)]
     assert pace(batches) == pytest.approx(32.0, rel=0.01)
     assert pace([]) == pace([3.0]) == 0.0
+
+
+def test_goals_are_judged_by_processor_time() -> None:
+    row = {"processor": {"base": [2.0, 2.0, 4.0], "zipf": [2.5, 2.0, 4.0]}, "speed": {"base": [100.0], "zipf": [50.0]}}
+    assert shares(row, "zipf") == [0.8, 1.0, 1.0]
+    assert shares(row, "zipf", by="speed") == [0.5]
+    assert shares(row, "16 in turn") == []
+    assert spread(shares(row, "zipf")) == "100.0 % (80.0 – 100.0)"
 
 
 # Pages
