@@ -8,22 +8,21 @@ Legend: B batch, T mel frames, T' encoder frames, F mel bins, D width.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from overtone.nets.conformer import ConformerEncoder, ConformerLayer, ConvolutionModule
 from overtone.nets.layers import checkpointed
-from overtone.nets.prepared_attention import AttentionPart
+from overtone.nets.prepared_attention import FORBIDDEN, AttentionPart
 from overtone.nets.prepared_parts import (
     ConvolutionPart,
     FeedForwardPart,
     Norm,
     Scene,
-    cast,
-    cast_weight,
+    cast_product,
     joined,
     mask_for,
 )
@@ -55,7 +54,9 @@ class PreparedEncoder:
         self.encoder = encoder
         self.dtype = dtype
         self.stream = STREAM_DTYPE or dtype
-        self.state: object = None
+        self.state: list[tuple[int, int | None]] | None = None
+        self.holders: list[Mapping[str, Tensor | None]] = []
+        """What the encoder's modules hold their tensors in; to find it takes longer than to look into it."""
         self.layers: list[PreparedLayer] = []
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -69,16 +70,22 @@ class PreparedEncoder:
 
     def refresh(self) -> None:
         """Derive the weights, unless it has been done for what the base is now."""
-        state = [
-            (tensor.data_ptr(), None if tensor.is_inference() else tensor._version)
-            for module in self.encoder.modules()
-            for tensor in (*module._parameters.values(), *module._buffers.values())
-            if tensor is not None
-        ]
-        if state != self.state:
+        if self.state is None or self.state != self.present():
+            modules = list(self.encoder.modules())
+            self.holders = [held for module in modules for held in (module._parameters, module._buffers) if held]
+            state = self.present()
             with torch.inference_mode(False), torch.no_grad():
                 self.derive()
             self.state = state
+
+    def present(self) -> list[tuple[int, int | None]]:
+        """Where the tensors of the base lie, and how often each has been written to."""
+        return [
+            (tensor.data_ptr(), None if tensor.is_inference() else tensor._version)
+            for held in self.holders
+            for tensor in held.values()
+            if tensor is not None
+        ]
 
     def derive(self) -> None:
         encoder = self.encoder
@@ -90,9 +97,7 @@ class PreparedEncoder:
         layers = [module for module in encoder.layers if isinstance(module, ConformerLayer)]
         self.layers = [PreparedLayer(layer, self.dtype) for layer in layers]
         self.longest = 0
-        self.out_proj = None
-        if encoder.out_proj is not None:
-            self.out_proj = (cast_weight(encoder.out_proj.weight, self.dtype), cast(encoder.out_proj.bias, self.dtype))
+        self.out_proj = None if encoder.out_proj is None else cast_product(encoder.out_proj, self.dtype)
 
     def below(self, mel: Tensor, lengths: Tensor, cut: int) -> tuple[Tensor, Tensor]:
         """As of the encoder; x [B, T', D] is what the stream is kept in."""
@@ -133,11 +138,12 @@ class PreparedEncoder:
             self.encode_distances(frames)
         context = encoder.tap_context(lengths, frames, positions if encoder.relative else None)
         assert context.attention is not None
-        padded = int(lengths.min()) < frames
+        keep = context.valid.unsqueeze(-1).to(self.dtype) if int(lengths.min()) < frames else None
         limited = encoder.attention_context != (-1, -1)
         return positions, Scene(
             context=context,
-            keep=context.valid.unsqueeze(-1).to(self.dtype) if padded else None,
+            keep=keep,
+            marks=None if keep is None else (1.0 - keep.squeeze(-1)) * FORBIDDEN,
             forbidden=~context.attention.squeeze(1) if limited else None,
             positions=positions if mask is not None and encoder.relative else None,
         )
@@ -152,7 +158,7 @@ class PreparedEncoder:
     def project(self, x: Tensor) -> Tensor:
         """The last layer's output [B, T', D] -> the encoder's, float32."""
         if self.out_proj is not None:
-            x = F.linear(x.to(self.dtype), *self.out_proj)
+            x = self.out_proj(x.to(self.dtype))
         return x.float()
 
     def encode_distances(self, frames: int) -> None:

@@ -20,13 +20,13 @@ from overtone.nets.prepared_parts import (
     Saved,
     Scene,
     acts,
-    cast,
-    cast_weight,
+    cast_product,
     entering,
     joined,
     mask_for,
     run_part,
 )
+from overtone.nets.prepared_products import Product
 
 FORBIDDEN = -10000.0
 """The score of a key that must not be seen."""
@@ -48,12 +48,11 @@ class AttentionPart:
         self.head_width = module.linear_q.out_features // self.heads
         self.padded_width = -(-(self.head_width + 1) // 8) * 8
         self.core = AttentionCore(module, self.padded_width, dtype)
-        self.weight, self.padded, self.padded_bias = self.fused_projection(dtype)
-        self.out = cast_weight(module.linear_out.weight, dtype)
-        self.out_bias = cast(module.linear_out.bias, dtype)
+        self.weight, self.padded = self.fused_projection(dtype)
+        self.out = cast_product(module.linear_out, dtype)
 
-    def fused_projection(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        """Weight [3D, D]; the same with padded heads [3·H·P, D] and its bias."""
+    def fused_projection(self, dtype: torch.dtype) -> tuple[Tensor, Product]:
+        """Weight [3D, D], and the product with padded heads, D -> 3·H·P."""
         module, heads = self.module, self.heads
         linears = (module.linear_q, module.linear_k, module.linear_v)
         weight = torch.stack([linear.weight.detach().double() for linear in linears])  # [3, D, D]
@@ -68,7 +67,7 @@ class AttentionPart:
         padded = F.pad(weight.unflatten(1, (heads, -1)), (0, 0, 0, padding))
         padded_bias = F.pad(bias.unflatten(1, (heads, -1)), (0, padding))
         padded_bias[0, :, self.head_width] = 1.0
-        return weight.flatten(0, 1).to(dtype), padded.flatten(0, 2).to(dtype), padded_bias.flatten().to(dtype)
+        return weight.flatten(0, 1).to(dtype), Product(padded.flatten(0, 2).to(dtype), padded_bias.flatten().to(dtype))
 
     def __call__(self, x: Tensor, scene: Scene) -> Tensor:
         module = self.module
@@ -82,7 +81,7 @@ class AttentionPart:
         value = self.tapped(module.v, normed, value, scene.context)
         fused = self.by_head(torch.stack([query, key, value], dim=2), scene)
         attended = run_part(self.core, fused, scene)
-        part = module.out(attended, F.linear(attended, self.out, self.out_bias), scene.context)
+        part = module.out(attended, self.out(attended), scene.context)
         return joined(x, part, mask_for(self.dropout, part))
 
     def tapped(
@@ -103,27 +102,26 @@ class AttentionPart:
 
     def project(self, normed: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, 3, H, P]."""
-        product = F.linear(normed, self.padded, self.padded_bias)
-        divided: Tensor = product.unflatten(-1, (3, self.heads, self.padded_width))
+        divided: Tensor = self.padded(normed).unflatten(-1, (3, self.heads, self.padded_width))
         return divided
 
     def by_head(self, projected: Tensor, scene: Scene) -> Tensor:
         """[B, T, 3, H, P] -> [3, H, B, T, P], keys of padding marked."""
         fused = projected.permute(2, 3, 0, 1, 4).contiguous()
-        if scene.keep is not None:
-            fused[1, ..., self.head_width] = (1.0 - scene.keep.squeeze(-1)) * FORBIDDEN
+        if scene.marks is not None:
+            fused[1, ..., self.head_width] = scene.marks
         return fused
 
     def forward(self, x: Tensor, scene: Scene) -> tuple[Tensor, Saved]:
         normed, mean, scale = self.norm.forward(x)
         attended, saved = self.core.forward(self.by_head(self.project(normed), scene), scene)
-        part = F.linear(attended, self.out, self.out_bias)
+        part = self.out(attended)
         mask = mask_for(self.dropout, part)
         return joined(x, part, mask), (x, mean, scale, mask, *saved)
 
     def backward(self, grad: Tensor, saved: Saved, scene: Scene) -> Tensor:
         x, mean, scale, mask, *core_saved = saved
-        through = entering(grad, mask, self.out.dtype) @ self.out
+        through = entering(grad, mask, self.out.dtype) @ self.out.weight
         through = self.core.gradients(through, tuple(core_saved), scene)  # [3, H, B, T, K]
         through = through.permute(2, 3, 0, 1, 4).flatten(2) @ self.weight
         return self.norm.backward(through, x, mean, scale).add_(grad)

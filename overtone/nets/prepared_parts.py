@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from overtone.nets.conformer import ConvolutionModule, FeedForward
 from overtone.nets.dropout import dropout_mask
 from overtone.nets.layers import Tap, TapContext, channels_last_is_safe
+from overtone.nets.prepared_products import Filter, Product
 
 Saved = tuple[Any, ...]
 """Tensors, or None for masks that are not there."""
@@ -33,6 +34,8 @@ class Scene:
     """For taps; its positions are float32."""
     keep: Tensor | None
     """[B, T, 1], one on speech and zero on padding; None where nothing is padded."""
+    marks: Tensor | None
+    """[B, T], what is added to the score of a key: nothing on speech, much less on padding; None as above."""
     forbidden: Tensor | None
     """[B, T, T] bool, true where a query may not look, under a limited context; None where all may."""
     positions: Tensor | None
@@ -102,8 +105,10 @@ def cast(tensor: Tensor | None, dtype: torch.dtype, scale: float = 1.0) -> Tenso
     return None if tensor is None else (tensor.detach().double() * scale).to(dtype)
 
 
-def cast_weight(tensor: Tensor, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
-    return (tensor.detach().double() * scale).to(dtype).contiguous()
+def cast_product(module: nn.Linear | nn.Conv1d, dtype: torch.dtype, scale: float = 1.0) -> Product:
+    """The product of a linear layer, or of a convolution with kernels of one place."""
+    weight = (module.weight.detach().double() * scale).to(dtype).flatten(1).contiguous()
+    return Product(weight, cast(module.bias, dtype, scale))
 
 
 def mask_for(dropout: nn.Dropout, like: Tensor) -> Tensor | None:
@@ -138,42 +143,40 @@ class FeedForwardPart:
         self.norm = Norm(norm, dtype)
         self.module = module
         self.dropout = dropout
-        self.expand = cast_weight(module.linear1.weight, dtype)
-        self.expand_bias = cast(module.linear1.bias, dtype)
-        self.contract = cast_weight(module.linear2.weight, dtype, 0.5)
-        self.contract_bias = cast(module.linear2.bias, dtype, 0.5)
+        self.expand = cast_product(module.linear1, dtype)
+        self.contract = cast_product(module.linear2, dtype, 0.5)
 
     def __call__(self, x: Tensor, scene: Scene) -> Tensor:
         module = self.module
         if not (acts(module.expand) or acts(module.contract)):
             return run_part(self, x, scene)
         normed = self.norm(x).to(self.expand.dtype)
-        inner = module.expand(normed, F.linear(normed, self.expand, self.expand_bias), scene.context)
+        inner = module.expand(normed, self.expand(normed), scene.context)
         active = F.silu(inner)
         mask = mask_for(module.dropout, active)
         if mask is not None:
             active = active * mask
-        half = F.linear(active, self.contract, self.contract_bias)
+        half = self.contract(active)
         part = 0.5 * module.contract(active, 2.0 * half, scene.context)
         return joined(x, part, mask_for(self.dropout, part))
 
     def forward(self, x: Tensor, scene: Scene) -> tuple[Tensor, Saved]:
         normed, mean, scale = self.norm.forward(x)
-        inner = F.linear(normed, self.expand, self.expand_bias)  # [B, T, 4D]
+        inner = self.expand(normed)  # [B, T, 4D]
         active = F.silu(inner)
         inner_mask = mask_for(self.module.dropout, active)
         if inner_mask is not None:
             active.mul_(inner_mask)
-        part = F.linear(active, self.contract, self.contract_bias)
+        part = self.contract(active)
         mask = mask_for(self.dropout, part)
         return joined(x, part, mask), (x, mean, scale, inner, inner_mask, mask)
 
     def backward(self, grad: Tensor, saved: Saved, scene: Scene) -> Tensor:
         x, mean, scale, inner, inner_mask, mask = saved
-        through = entering(grad, mask, inner.dtype) @ self.contract
+        through = entering(grad, mask, inner.dtype) @ self.contract.weight
         if inner_mask is not None:
             through.mul_(inner_mask)
-        through = aten.silu_backward(through, inner) @ self.expand
+        through = aten.silu_backward(through, inner) @ self.expand.weight
         return self.norm.backward(through, x, mean, scale).add_(grad)
 
 
@@ -183,49 +186,37 @@ class ConvolutionPart:
     def __init__(self, norm: nn.LayerNorm, module: ConvolutionModule, dropout: nn.Dropout, dtype: torch.dtype) -> None:
         self.norm = Norm(norm, dtype)
         self.dropout = dropout
-        self.left, self.right = module.left, module.right
-        self.gate = cast_weight(module.pointwise_conv1.weight.squeeze(-1), dtype)
-        self.gate_bias = cast(module.pointwise_conv1.bias, dtype)
-        self.project = cast_weight(module.pointwise_conv2.weight.squeeze(-1), dtype)
-        self.project_bias = cast(module.pointwise_conv2.bias, dtype)
+        self.gate = cast_product(module.pointwise_conv1, dtype)
+        self.project = cast_product(module.pointwise_conv2, dtype)
         kernel, bias = folded_batch_norm(module)
         depthwise = dtype if channels_last_is_safe(dtype, kernel.size(0)) else torch.float32
-        self.kernel = kernel.to(depthwise).unsqueeze(2)  # [D, 1, 1, kernel size]
-        self.flipped = self.kernel.flip(-1)
-        self.kernel_bias = bias.to(depthwise)
+        kernel = kernel.to(depthwise).unsqueeze(2)  # [D, 1, 1, kernel size]
+        self.filter = Filter(kernel, bias.to(depthwise), left=module.left, right=module.right)
+        self.reversed = Filter(kernel.flip(-1), None, left=module.right, right=module.left)
 
     def __call__(self, x: Tensor, scene: Scene) -> Tensor:
         return run_part(self, x, scene)
 
     def forward(self, x: Tensor, scene: Scene) -> tuple[Tensor, Saved]:
         normed, mean, scale = self.norm.forward(x)
-        gates = F.linear(normed, self.gate, self.gate_bias)  # [B, T, 2D]
+        gates = self.gate(normed)  # [B, T, 2D]
         inner = F.glu(gates, -1)
         if scene.keep is not None:
             inner.mul_(scene.keep)
-        filtered = self.slide(inner, self.kernel, self.kernel_bias, self.left, self.right)
-        part = F.linear(F.silu(filtered), self.project, self.project_bias)
+        filtered = self.filter(inner)
+        part = self.project(F.silu(filtered))
         mask = mask_for(self.dropout, part)
         return joined(x, part, mask), (x, mean, scale, gates, filtered, mask)
 
     def backward(self, grad: Tensor, saved: Saved, scene: Scene) -> Tensor:
         x, mean, scale, gates, filtered, mask = saved
-        through = entering(grad, mask, gates.dtype) @ self.project
+        through = entering(grad, mask, gates.dtype) @ self.project.weight
         through = aten.silu_backward(through, filtered)
-        through = self.slide(through, self.flipped, None, self.right, self.left)
+        through = self.reversed(through)
         if scene.keep is not None:
             through = through * scene.keep
-        through = aten.glu_backward(through, gates, -1) @ self.gate
+        through = aten.glu_backward(through, gates, -1) @ self.gate.weight
         return self.norm.backward(through, x, mean, scale).add_(grad)
-
-    def slide(self, x: Tensor, kernel: Tensor, bias: Tensor | None, left: int, right: int) -> Tensor:
-        """Depthwise convolution of [B, T, D] as a channels-last image [B, D, 1, T]."""
-        if left != right:
-            x = F.pad(x, (0, 0, left, right))
-            left = 0
-        image = x.to(kernel.dtype).transpose(1, 2).unsqueeze(2)
-        image = F.conv2d(image, kernel, bias, padding=(0, left), groups=kernel.size(0))
-        return image.squeeze(2).transpose(1, 2).to(x.dtype)
 
 
 def folded_batch_norm(module: ConvolutionModule) -> tuple[Tensor, Tensor]:

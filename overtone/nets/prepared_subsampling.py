@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from overtone.nets.layers import channels_last_is_safe
+from overtone.nets.prepared_products import Product
 from overtone.nets.subsampling import KERNEL, STRIDE, ConvSubsampling
 
 GROUPS = (4, 2, 1)
@@ -49,13 +50,16 @@ class PreparedSubsampling:
         first = convolution(module, 0)
         self.channels = first.out_channels
         assert first.bias is not None
-        self.first = {group: grouped_kernel(first.weight.detach(), group).to(dtype) for group in GROUPS}
-        self.first_bias = {group: first.bias.detach().repeat(group).to(dtype) for group in GROUPS}
+        bias = first.bias.detach()
+        self.first = {
+            group: Product(grouped_kernel(first.weight.detach(), group).to(dtype), bias.repeat(group).to(dtype))
+            for group in GROUPS
+        }
         self.stages = [Stage(module, stage, dtype) for stage in range(module.stages - 1)]
         out = module.out
         weight = out.weight.detach().unflatten(1, (self.channels, -1)).transpose(1, 2).flatten(1)
-        self.out = (weight.double() * scale).to(dtype).contiguous()
-        self.out_bias = (out.bias.detach().double() * scale).to(dtype)
+        out_bias = (out.bias.detach().double() * scale).to(dtype)
+        self.out = Product((weight.double() * scale).to(dtype).contiguous(), out_bias)
 
     def __call__(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         chunk = mel.size(0)
@@ -68,7 +72,7 @@ class PreparedSubsampling:
         counts = torch.stack(halves, dim=1).tolist()  # [B][stages + 1]
         rows = mel.to(self.dtype, copy=True).split(chunk)
         x = torch.cat([self.subsample(part, counts[chunk * i : chunk * (i + 1)]) for i, part in enumerate(rows)])
-        return F.linear(x, self.out, self.out_bias), halves[-1]
+        return self.out(x), halves[-1]
 
     def subsample(self, mel: Tensor, counts: list[list[int]]) -> Tensor:
         """mel [B, T, F] and the frames of each row before and after every stage -> [B, T', F'·C]."""
@@ -83,7 +87,7 @@ class PreparedSubsampling:
         group = next(size for size in GROUPS if bins % size == 0)
         x = F.pad(x, (self.before, self.after, self.before, self.after))
         patches = x.unfold(1, KERNEL, STRIDE).unfold(2, STRIDE * (group - 1) + KERNEL, STRIDE * group)
-        x = F.linear(patches.flatten(3), self.first[group], self.first_bias[group])  # [B, T/2, F/2/G, G·C]
+        x = self.first[group](patches.flatten(3))  # [B, T/2, F/2/G, G·C]
         x = F.relu_(x).unflatten(-1, (group, self.channels))
         return x.flatten(2, 3)
 
@@ -100,11 +104,11 @@ class Stage:
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         self.weight = conv.weight.detach().to(dtype).contiguous(memory_format=layout)
         self.bias = None if conv.bias is None else conv.bias.detach().to(dtype)
-        self.pointwise: tuple[Tensor, Tensor | None] | None = None
+        self.pointwise: Product | None = None
         if module.depthwise:
             pointwise = convolution(module, index + 1)
             bias = None if pointwise.bias is None else pointwise.bias.detach().to(dtype)
-            self.pointwise = (pointwise.weight.detach().flatten(1).to(dtype), bias)
+            self.pointwise = Product(pointwise.weight.detach().flatten(1).to(dtype), bias)
 
     def __call__(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
         image = x.permute(0, 3, 1, 2)
@@ -116,7 +120,7 @@ class Stage:
             image = image.contiguous()
         x = F.conv2d(image, self.weight, self.bias, STRIDE, padding, groups=self.groups).permute(0, 2, 3, 1)
         if self.pointwise is not None:
-            x = F.linear(zero_tail(x, lengths), *self.pointwise)
+            x = self.pointwise(zero_tail(x, lengths))
         return zero_tail(F.relu_(x), lengths).contiguous()
 
 
