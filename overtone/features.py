@@ -162,7 +162,8 @@ class LogMel(nn.Module):
         for start in range(0, frames, FRAMES_PER_BLOCK):
             block = slice(start, min(start + FRAMES_PER_BLOCK, frames))
             spectrum = torch.fft.rfft(windows[block] * window)  # [t, N/2 + 1] complex
-            power = spectrum.real.square().add_(spectrum.imag.square())
+            squares = torch.view_as_real(spectrum).square_()  # [t, N/2 + 1, 2]
+            power = squares[..., 0] + squares[..., 1]
             if self.magnitude_power != 2.0:
                 power = power.pow_(self.magnitude_power / 2.0)
             torch.matmul(bank, power.T, out=mel[:, block])
