@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from overtone.adapters.kinds import KINDS, Kind, LinearAdapter, LoraAdapter, TinyAttentionAdapter
@@ -20,7 +19,6 @@ from overtone.nets.ctc import ctc_loss
 from overtone.nets.dropout import BLOCK, dropout_mask
 from overtone.nets.layers import Tap
 from overtone.nets.prepared import PreparedEncoder
-from overtone.nets.prepared_products import Filter, Product
 from overtone.nets.prepared_subsampling import PreparedSubsampling
 from overtone.tokenizers import CharTokenizer
 
@@ -354,40 +352,6 @@ def test_gradients_go_through_the_masks_of_the_forward(taps_act: bool) -> None:
     with torch.no_grad():
         difference = (run(x + 0.01 * direction).double() - run(x - 0.01 * direction).double()) / 0.02
     assert float((x.grad * direction).sum()) == pytest.approx(float((difference * weights).sum()), rel=0.01)
-
-
-# Products in a layout of their own
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("rows", [1, 13, 400])
-def test_products_are_those_of_the_plain_weight(rows: int, dtype: torch.dtype) -> None:
-    generator = torch.Generator().manual_seed(8)
-    x, weight, bias = (torch.randn(*size, generator=generator).to(dtype) for size in ((2, rows, 176), (44, 176), (44,)))
-    for offset in (bias, None):
-        product = Product(weight, offset)
-        with torch.no_grad():
-            assert torch.equal(product(x), F.linear(x, weight, offset))
-        assert torch.equal(product.weight, weight)
-
-
-def test_gradients_go_through_a_product() -> None:
-    """A tap that acts inside a part leaves the products to autograd."""
-    weight, x = torch.randn(20, 32).bfloat16(), torch.randn(3, 5, 32).bfloat16().requires_grad_(True)
-    Product(weight, None)(x).sum().backward()
-    assert x.grad is not None
-    assert torch.allclose(x.grad, weight.sum(0).expand_as(x), rtol=0.05, atol=0.1)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("left", "right"), [(4, 4), (6, 2), (8, 0)])
-def test_filters_are_those_of_the_plain_kernel(left: int, right: int, dtype: torch.dtype) -> None:
-    generator = torch.Generator().manual_seed(9)
-    x, kernel, bias = (torch.randn(*size, generator=generator) for size in ((3, 50, 176), (176, 1, 1, 9), (176,)))
-    expected = F.conv1d(F.pad(x.transpose(1, 2), (left, right)), kernel.squeeze(2), bias, groups=176).transpose(1, 2)
-    filtered = Filter(kernel.to(dtype), bias.to(dtype), left=left, right=right)(x.to(dtype))
-    assert filtered.dtype is dtype
-    assert relative(filtered.float(), expected) < (1e-6 if dtype is torch.float32 else 1e-2)
 
 
 # A kernel that may never return
