@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from overtone.adapters.kinds import KINDS, Kind, LinearAdapter, LoraAdapter, TinyAttentionAdapter
