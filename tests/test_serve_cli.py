@@ -197,22 +197,23 @@ def test_a_server_from_its_start_to_a_signal(model: Path, number: signal.Signals
 def test_what_runs_is_finished_when_the_server_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with web_service(tmp_path, adapters=("swap",)) as service:
         engine = service.server.engine
-        submit: Callable[..., object] = engine.submit
-        asked = threading.Event()
+        forward: Callable[..., object] = engine._forward
+        begun, told = threading.Event(), threading.Event()
 
-        def slow(*arguments: object, **options: object) -> object:
-            asked.set()
-            return submit(*arguments, **options)
+        def late(rows: object) -> object:
+            begun.set()
+            assert told.wait(20)
+            return forward(rows)
 
-        monkeypatch.setattr(engine, "submit", slow)
+        monkeypatch.setattr(engine, "_forward", late)  # not done before the server was told to stop
         answers: list[str] = []
-        with engine._changed:  # the worker cannot take the row before the server was told to stop
-            thread = threading.Thread(target=lambda: answers.append(service.text(file_of(spoken("abc")), model="swap")))
-            thread.start()
-            assert asked.wait(20)
-            stopping = asyncio.run_coroutine_threadsafe(service.server.stop(20.0), service.loop)
-            eventually(lambda: service.server.reception.closing)
-            time.sleep(0.2)
+        thread = threading.Thread(target=lambda: answers.append(service.text(file_of(spoken("abc")), model="swap")))
+        thread.start()
+        assert begun.wait(20)
+        stopping = asyncio.run_coroutine_threadsafe(service.server.stop(20.0), service.loop)
+        eventually(lambda: service.server.reception.closing)
+        time.sleep(0.2)
+        told.set()
         assert stopping.result(30) is True
         thread.join(30)
         assert answers == ["bac"]
