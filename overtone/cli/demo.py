@@ -9,7 +9,7 @@ import argparse
 from importlib import import_module
 from pathlib import Path
 
-from overtone.cli.importing import importing, keep_few_kernels
+from overtone.cli.importing import importing
 from overtone.cli.screen import results_console
 
 DEFAULT_FOLDER = "overtone_demo"
@@ -26,7 +26,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    keep_few_kernels()
     with importing():
         import_module("overtone.jobs.fitting")  # Lightning, which the training imports late
         from overtone.cli.models import quiet_libraries

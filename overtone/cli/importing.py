@@ -8,14 +8,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-KERNELS_KEPT = 128
-"""Several times what the layers of one step ask for."""
+KERNELS_KEPT = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": 512, "LRU_CACHE_CAPACITY": 64}
+"""What the caches of oneDNN and of PyTorch's calls to it hold at most: about thirty shapes of a batch. By default each
+holds a thousand and more, which grew to 0.8 GB over batches of random shapes and saved no time."""
 
 
 def keep_few_kernels() -> None:
-    """Let oneDNN keep the kernels of a few shapes. A training meets another shape in almost every batch, and would
-    hardly use one of the thousand again that are kept by default, in hundreds of megabytes."""
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS_KEPT))
+    """Bound these caches, unless the user has. PyTorch reads it when it is loaded."""
+    for name, kept in KERNELS_KEPT.items():
+        os.environ.setdefault(name, str(kept))
 
 
 @contextmanager
@@ -29,6 +30,7 @@ def importing() -> Iterator[None]:
     if "torch" in sys.modules or not gc.isenabled():
         yield
         return
+    keep_few_kernels()
     gc.disable()
     try:
         yield

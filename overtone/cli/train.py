@@ -9,7 +9,7 @@ import shlex
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from overtone.cli.importing import importing, keep_few_kernels
+from overtone.cli.importing import importing
 from overtone.cli.overrides import add_configuration, read_settings, read_trials
 from overtone.cli.screen import note
 
@@ -37,7 +37,6 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.multirun:
         return search(arguments)
     settings = read_settings(arguments, arguments.settings, "train")
-    keep_few_kernels()
     with importing():
         import_module("overtone.jobs.fitting")  # Lightning, which run_training imports late
         from overtone.cli.models import quiet_libraries
@@ -52,7 +51,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 def search(arguments: argparse.Namespace) -> int:
     """Train once for each combination of values; a table at the end, also after an interruption."""
-    keep_few_kernels()
     with importing():
         import_module("overtone.jobs.fitting")
         from overtone.cli.models import quiet_libraries

@@ -10,7 +10,7 @@ data="$work/manifests"
 real="$data/train_real.jsonl"
 
 # One thread for each process; kernels are kept for all shapes, freed memory is used again at once.
-export OMP_NUM_THREADS=1 ONEDNN_PRIMITIVE_CACHE_CAPACITY=30000
+export OMP_NUM_THREADS=1 ONEDNN_PRIMITIVE_CACHE_CAPACITY=30000 LRU_CACHE_CAPACITY=30000
 export MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=8000000000 MALLOC_TOP_PAD_=268435456
 
 stage() { # NAME KEY=VALUE …: skipped where it is complete
