@@ -67,11 +67,11 @@ def recognise_in_groups(
         frames += (mel.size(2) - frames) % factor  # past the batch's own end the slice ends there
         outcomes.append(recognise(mel[index, :, :frames], lengths[index]))
     back = torch.tensor([row for rows in groups for row in rows], device=mel.device).argsort()
-    heads = [side_by_side(parts)[back] for parts in zip(*(heads for heads, _ in outcomes), strict=True)]
+    heads = [joined_rows(parts)[back] for parts in zip(*(heads for heads, _ in outcomes), strict=True)]
     return heads, torch.cat([counts for _, counts in outcomes])[back]
 
 
-def side_by_side(parts: Sequence[Tensor]) -> Tensor:
+def joined_rows(parts: Sequence[Tensor]) -> Tensor:
     """Groups of rows [B, T', V+1] of different T' -> all rows, padded with zeros."""
     frames = max(part.size(1) for part in parts)
     return torch.cat([F.pad(part, (0, 0, 0, frames - part.size(1))) for part in parts])
