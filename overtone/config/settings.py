@@ -339,6 +339,8 @@ class Settings:
     exp_manager: ExperimentSettings = section(ExperimentSettings)
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Ours: the frozen base's arithmetic; `trainer.precision` governs what is trained."""
+    compute_processes: Literal["auto"] | int = bounded("auto", at_least=1)
+    """Ours: processes that share the rows of every batch while an adapter is trained on a CPU; 1 shares nothing."""
     seed: int = bounded(0, at_least=0)
     """Ours: of the initial weights, the order of the data, dropout and augmentation."""
     delete_ckpt_after_train: bool = False

@@ -22,11 +22,12 @@ from overtone.jobs.prefix import Prefix, make_prefix
 from overtone.jobs.prefix_batches import turns
 from overtone.jobs.progress import LiveLine, Pace, Reporter
 from overtone.jobs.result import TrainingResult
+from overtone.jobs.row_processes import MOST_PROCESSES, RowProcesses, process_count
 from overtone.jobs.run import Run
 from overtone.jobs.steps import Steps
 from overtone.jobs.telling import introduce, make_card, result_of
 from overtone.jobs.train_data import SpeechSet, validation_batches, worker_count
-from overtone.jobs.trainer_options import trainer_options
+from overtone.jobs.trainer_options import precision_of, trainer_options
 from overtone.jobs.watching import Watch
 from overtone.jobs.workers import deaths_told
 from overtone.model import AsrModel
@@ -50,7 +51,7 @@ def fit(run: Run) -> TrainingResult:
         if state is not None:
             watch.resume(state)
         held = held_out(run, prefix)
-        with watch.line, watch.stopping_cleanly(), interruption_kept(watch, leads=leads):
+        with watch.line, watch.stopping_cleanly(), interruption_kept(watch, leads=leads), sharing_rows(run, steps):
             if state is None and held and settings.model.init is None:
                 watch.wer_before = score_base(trainer, steps, held, run.reporter)
             trainer.fit(
@@ -122,6 +123,23 @@ def make_steps(run: Run, prefix: Prefix | None) -> Steps:
         tell_prediction=run.reporter.say if settings.model.log_prediction else None,
         tell_every=settings.trainer.log_every_n_steps,
     )
+
+
+@contextmanager
+def sharing_rows(run: Run, steps: Steps) -> Iterator[None]:
+    """The rows of every batch are computed in several processes, where the run allows it and the machine gains."""
+    count = min(process_count(run.settings.compute_processes), run.training.plan.batch_size or MOST_PROCESSES)
+    alone = run.machine.processes == 1 and run.machine.accelerator == "cpu"
+    plain = steps.prefix is None and precision_of(run.settings.trainer) == "32-true"
+    if not (count > 1 and alone and plain and run.adapter is not None and steps.recogniser.rows_are_independent):
+        yield
+        return
+    steps.prepare()
+    with RowProcesses(steps.recogniser, count) as steps.processes:
+        try:
+            yield
+        finally:
+            steps.processes = None
 
 
 def make_rates(run: Run) -> Schedule:

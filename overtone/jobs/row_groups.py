@@ -49,6 +49,33 @@ def length_groups(lengths: Sequence[int], worth: int = WORTH_FRAMES) -> list[lis
     return cut(sorted(range(len(lengths)), key=lambda row: -lengths[row]))
 
 
+def equal_parts(lengths: Sequence[int], count: int) -> list[list[int]]:
+    """The numbers of the rows, long ones first, in at most `count` parts whose work is as equal as can be.
+
+    The work of a part is its rows, padded to the longest of them.
+    """
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    low, high = max(lengths), max(lengths) * len(lengths)
+    while low < high:  # the smallest limit that the parts can keep
+        middle = (low + high) // 2
+        if len(filled(order, lengths, middle)) <= count:
+            high = middle
+        else:
+            low = middle + 1
+    return filled(order, lengths, low)
+
+
+def filled(order: Sequence[int], lengths: Sequence[int], limit: int) -> list[list[int]]:
+    """Rows in this order, each part as large as the limit of its work allows."""
+    parts: list[list[int]] = []
+    for row in order:
+        if parts and lengths[parts[-1][0]] * (len(parts[-1]) + 1) <= limit:
+            parts[-1].append(row)
+        else:
+            parts.append([row])
+    return parts
+
+
 def recognise_in_groups(
     recognise: Recognise, mel: Tensor, lengths: Tensor, *, factor: int
 ) -> tuple[list[Tensor], Tensor]:

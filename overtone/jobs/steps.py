@@ -24,7 +24,8 @@ from overtone.errors import ConfigError, DataError, OvertoneError
 from overtone.jobs.flat_start import FlatStart
 from overtone.jobs.prefix import Prefix
 from overtone.jobs.prefix_batches import PrefixBatch
-from overtone.jobs.row_groups import recognise_in_groups, rows_are_independent
+from overtone.jobs.recogniser import Recogniser
+from overtone.jobs.row_processes import RowProcesses
 from overtone.model import AsrModel
 from overtone.nets.ctc import Reduction, ctc_loss
 from overtone.schedules import Schedule
@@ -104,7 +105,9 @@ class Steps(LightningModule):
         self.adapter = adapter
         self.optim = optim
         self.schedule = schedule
-        self.augment = augment
+        self.recogniser = Recogniser(model=model, adapter=adapter, augment=augment, inner=tuple(inner))
+        self.processes: RowProcesses | None = None
+        """What computes the rows of a batch in several processes, while it lasts."""
         self.inner = inner
         """Layer -> share of the CTC loss of its output."""
         self.flat_start = flat_start
@@ -131,7 +134,7 @@ class Steps(LightningModule):
         """The loss of one batch, a scalar; all randomness depends on seed and batch number alone."""
         batch = usable(batch)
         torch.manual_seed(step_seed(self.seed, batch_idx, self.global_rank))
-        heads, lengths, auxiliary = self.recognise(batch, inner=tuple(self.inner))
+        heads, lengths, auxiliary = self.recognise(batch)
         log_probs = heads[-1]
         loss = self.loss(heads, lengths, batch) + auxiliary.to(log_probs.device)
         self.last_loss = float(loss.detach())
@@ -152,29 +155,17 @@ class Steps(LightningModule):
         found = greedy(log_probs[:1], lengths[:1], self.model.tokenizer, seconds_per_frame=1.0)[0]
         self.tell_prediction(f"reference: {batch.texts[0]}\nhypothesis: {found.text}")
 
-    def recognise(self, batch: AnyBatch, *, inner: Sequence[int] = ()) -> tuple[list[Tensor], Tensor, Tensor]:
+    def recognise(self, batch: AnyBatch) -> tuple[list[Tensor], Tensor, Tensor]:
         """log_probs [B, T', V+1] (of inner layers, then the model's own), lengths [B], the adapters' auxiliary loss."""
-        with self.model.adapters.use(None if self.base_alone else self.adapter) as selection:
-            heads, lengths = self.heads(batch, inner)
-        return heads, lengths, selection.auxiliary_loss()
-
-    def heads(self, batch: AnyBatch, inner: Sequence[int]) -> tuple[list[Tensor], Tensor]:
         if isinstance(batch, PrefixBatch):
             assert self.prefix is not None
-            log_probs, lengths = self.prefix.recognise(batch)
-            return [log_probs], lengths
-        with torch.autocast(self.device.type, enabled=False):
-            mel, lengths = self.model.preprocessor(batch.waveforms, batch.lengths)  # [B, F, T]
-        if self.augment is not None:
-            mel = self.augment(mel, lengths)
-        if not rows_are_independent(self.model, self.adapter):
-            return self.model.recognise_within(mel, lengths, inner)
-        return recognise_in_groups(
-            lambda mel, lengths: self.model.recognise_within(mel, lengths, inner),
-            mel,
-            lengths,
-            factor=self.model.encoder.subsampling_factor,
-        )
+            with self.model.adapters.use(None if self.base_alone else self.adapter) as selection:
+                log_probs, lengths = self.prefix.recognise(batch)
+            return [log_probs], lengths, selection.auxiliary_loss()
+        if self.processes is not None:
+            heads, lengths = self.processes(batch.waveforms, batch.lengths, base_alone=self.base_alone)
+            return heads, lengths, torch.zeros(())
+        return self.recogniser(batch.waveforms, batch.lengths, base_alone=self.base_alone)
 
     def loss(self, heads: Sequence[Tensor], lengths: Tensor, batch: AnyBatch) -> Tensor:
         """Of the model's own log_probs, those of inner layers beside it by their shares."""

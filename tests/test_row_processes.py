@@ -1,0 +1,221 @@
+"""The rows of a batch in several processes: the same numbers, and nothing left behind when one of them dies."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from overtone.adapters.kinds import LinearAdapter
+from overtone.augment import SpecAugment
+from overtone.errors import ConfigError, OvertoneError, UsageError
+from overtone.jobs.recogniser import Recogniser
+from overtone.jobs.row_groups import equal_parts
+from overtone.jobs.row_processes import RowProcesses, process_count
+from overtone.jobs.train import run_training
+from overtone.model import AsrModel
+from small_models import add_trained, small_model
+from train_samples import losses, settings_for
+
+pytestmark = pytest.mark.skipif(process_count(2) != 2, reason="processes are copied under Linux only")
+
+LENGTHS = [9_000, 31_000, 8_500, 17_000, 30_500]
+"""Samples."""
+
+
+def trainee(*, dropout: bool = False, dither: bool = False) -> AsrModel:
+    model = small_model(layers=3)
+    model.preprocessor.dither = 1e-5 if dither else 0.0
+    model.adapters.add("mine", LinearAdapter(dim=4))
+    add_trained(model, "other")
+    with torch.no_grad():
+        for parameter in model.adapters["mine"].parameters():
+            parameter.add_(0.1)
+    return model.train_only("mine", base_dropout=dropout)
+
+
+def recogniser_of(model: AsrModel, *, augment: SpecAugment | None = None, inner: tuple[int, ...] = ()) -> Recogniser:
+    return Recogniser(model=model, adapter="mine", augment=augment, inner=inner)
+
+
+@pytest.fixture
+def waveforms() -> Tensor:
+    return 0.1 * torch.randn(len(LENGTHS), 32_000, generator=torch.Generator().manual_seed(3))
+
+
+def own_rows(heads: list[Tensor], counts: Tensor) -> list[Tensor]:
+    """Every row's own frames of every head; what stands on the padding means nothing."""
+    return [row[:count] for head in heads for row, count in zip(head, counts.tolist(), strict=True)]
+
+
+def outcome(model: AsrModel, heads: list[Tensor], counts: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """The rows, and the adapter's gradients of a loss that weighs them differently."""
+    rows = own_rows(heads, counts)
+    loss = torch.stack([(number + 1) * row[:, 3].sum() for number, row in enumerate(rows)]).sum()
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [row.detach() for row in rows], list(torch.autograd.grad(loss, parameters))
+
+
+def assert_close(found: list[Tensor], wanted: list[Tensor], tolerance: float) -> None:
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("inner", [(), (0, 1)])
+@pytest.mark.parametrize("processes", [2, 3])
+def test_several_processes_compute_what_one_does(waveforms: Tensor, processes: int, inner: tuple[int, ...]) -> None:
+    model = trainee()
+    recogniser = recogniser_of(model, inner=inner)
+    lengths = torch.tensor(LENGTHS)
+    rows, gradients = outcome(model, *recogniser(waveforms, lengths)[:2])
+    assert any(gradient.abs().max() > 0.01 for gradient in gradients)
+    with RowProcesses(recogniser, processes) as shared:
+        found, by_parts = outcome(model, *shared(waveforms, lengths))
+    assert_close(found, rows, 1e-4)
+    assert_close(by_parts, gradients, 1e-3)
+
+
+def test_what_has_been_learnt_is_told(waveforms: Tensor) -> None:
+    model, lengths = trainee(), torch.tensor(LENGTHS)
+    recogniser = recogniser_of(model)
+    with RowProcesses(recogniser, 2) as shared:
+        before = own_rows(*shared(waveforms, lengths))
+        with torch.no_grad():
+            for parameter in model.adapters["mine"].parameters():
+                parameter.add_(0.3)
+        after = own_rows(*shared(waveforms, lengths))
+        alone = own_rows(*recogniser(waveforms, lengths)[:2])
+    assert all((one - other).abs().max() > 0.01 for one, other in zip(after, before, strict=True))
+    assert_close(after, alone, 1e-4)
+
+
+def test_the_base_alone_and_evaluation(waveforms: Tensor) -> None:
+    model, lengths = trainee(dropout=True, dither=True).eval(), torch.tensor(LENGTHS)
+    recogniser = recogniser_of(model, augment=SpecAugment(freq_masks=2, freq_width=60))
+    with torch.no_grad():
+        wanted = [own_rows(*recogniser(waveforms, lengths, base_alone=base)[:2]) for base in (False, True)]
+        with RowProcesses(recogniser, 2) as shared:
+            found = [own_rows(*shared(waveforms, lengths, base_alone=base)) for base in (False, True)]
+    assert_close(found[0], wanted[0], 1e-4)
+    assert_close(found[1], wanted[1], 1e-4)
+    assert (wanted[0][0] - wanted[1][0]).abs().max() > 0.01
+
+
+def test_randomness_depends_on_the_seed_alone(waveforms: Tensor) -> None:
+    model, lengths = trainee(dropout=True, dither=True), torch.tensor(LENGTHS)
+
+    def seeded(shared: RowProcesses, seed: int) -> Tensor:
+        torch.manual_seed(seed)
+        return shared(waveforms, lengths)[0][0].detach()
+
+    with RowProcesses(recogniser_of(model, augment=SpecAugment(freq_masks=2)), 2) as shared:
+        first, other, again = (seeded(shared, seed) for seed in (1, 2, 1))
+    assert torch.equal(first, again)
+    assert (first - other).abs().amax((1, 2)).min() > 0.001
+
+
+def test_one_row_is_computed_by_one_process(waveforms: Tensor) -> None:
+    model = trainee()
+    recogniser, lengths = recogniser_of(model), torch.tensor(LENGTHS[:1])
+    with RowProcesses(recogniser, 2) as shared:
+        heads, _ = shared(waveforms[:1, : LENGTHS[0]], lengths)
+    assert torch.equal(heads[0], recogniser(waveforms[:1, : LENGTHS[0]], lengths)[0][0])
+
+
+def test_threads_come_back(waveforms: Tensor) -> None:
+    before = torch.get_num_threads()
+    with RowProcesses(recogniser_of(trainee()), 2) as shared:
+        assert torch.get_num_threads() == max(1, before - 1)
+        process = shared.others[0].process
+    assert torch.get_num_threads() == before
+    assert not process.is_alive()
+    assert process.exitcode == 0
+
+
+def test_a_process_that_is_killed(waveforms: Tensor) -> None:
+    with RowProcesses(recogniser_of(trainee()), 2) as shared:
+        pid = shared.others[0].process.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(OvertoneError, match=r"has ended \(exit code -9\).*compute_processes=1"):
+            shared(waveforms, torch.tensor(LENGTHS))
+
+
+def test_what_goes_wrong_there_is_raised_here(waveforms: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = os.getpid()
+    recognise = Recogniser.__call__
+
+    def failing(self: Recogniser, *given: Any, **named: Any) -> Any:
+        if os.getpid() != here:
+            raise UsageError("not there")
+        return recognise(self, *given, **named)
+
+    monkeypatch.setattr(Recogniser, "__call__", failing)
+    with RowProcesses(recogniser_of(trainee()), 2) as shared, pytest.raises(UsageError, match="not there"):
+        shared(waveforms, torch.tensor(LENGTHS))
+
+
+# Parts
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_parts_are_as_equal_as_can_be(count: int) -> None:
+    generator = torch.Generator().manual_seed(count)
+    for size in (1, 2, 5, 8):
+        lengths = torch.randint(1, 100, (size,), generator=generator).tolist()
+        parts = equal_parts(lengths, count)
+        assert sorted(row for rows in parts for row in rows) == list(range(size))
+        assert len(parts) <= count
+        assert work(lengths, parts) == least_work(lengths, count)
+
+
+def work(lengths: list[int], parts: list[list[int]]) -> int:
+    return max(len(rows) * max(lengths[row] for row in rows) for rows in parts)
+
+
+def least_work(lengths: list[int], count: int) -> int:
+    """Of all ways to deal the rows out."""
+    ways = itertools.product(range(count), repeat=len(lengths))
+    return min(
+        work(lengths, [rows for part in range(count) if (rows := [r for r, p in enumerate(way) if p == part])])
+        for way in ways
+        if count <= 2 or len(lengths) <= 5 or sorted_way(lengths, way)
+    )
+
+
+def sorted_way(lengths: list[int], way: tuple[int, ...]) -> bool:
+    """Whether parts follow each other in length: enough to look at, and far fewer."""
+    by_length = [part for _, part in sorted(zip(lengths, way, strict=True))]
+    return all(one <= other for one, other in itertools.pairwise(by_length))
+
+
+# Whole trainings
+
+
+def test_a_training_in_two_processes(tmp_path: Path) -> None:
+    """Without dropout, its losses are those of one process but for rounding."""
+    found = {}
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        settings = settings_for(
+            folder, f"compute_processes={processes}", "model.base_dropout=false", "trainer.max_steps=20"
+        )
+        model = small_model()
+        model.preprocessor.dither = 0.0
+        run_training(settings, model=model)
+        found[processes] = [value for _, value in losses(folder / "run")["train_loss"]]
+    assert len(found[1]) == 20
+    assert found[2] == pytest.approx(found[1], rel=1e-3)
+    assert found[2][-1] < found[2][0]
+
+
+@pytest.mark.parametrize("wanted", ["0", "many"])
+def test_a_number_of_processes_that_is_none(tmp_path: Path, wanted: str) -> None:
+    with pytest.raises(ConfigError, match="compute_processes"):
+        settings_for(tmp_path, f"compute_processes={wanted}")
