@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -169,6 +170,17 @@ class SpeechDataset(Dataset[Any]):
             return DataError(f"{name_of(utterance)}: {error}")
         tokens = np.asarray(self.tokens[index], np.int64)
         return Example(waveform, tokens, utterance.text or "", name_of(utterance))
+
+    def read_ahead(self, index: int) -> bool:
+        """Read one utterance before it is asked for, if there is room to keep it; whether there was.
+
+        What cannot be read is left to whoever asks for it.
+        """
+        if self.utterances[index].duration * self.sample_rate * np.float32().nbytes > self.room:
+            return False
+        with suppress(DataError):
+            self.load(index)
+        return True
 
     def load(self, index: int) -> NDArray[np.float32]:
         """The samples [S] of one utterance."""

@@ -23,7 +23,7 @@ from house_rules import (
 )
 
 FLOORS: dict[int, tuple[str, ...]] = {
-    1: ("errors", "disk", "config", "configs", "schedules", "wer"),
+    1: ("errors", "disk", "config", "configs", "importing", "schedules", "wer"),
     2: ("audio", "features", "augment", "tokenizers", "manifest"),
     3: ("nets", "perturbations", "batches", "padding", "data"),
     4: ("adapters", "decoding"),

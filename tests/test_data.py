@@ -269,3 +269,21 @@ def test_offsets_rates_and_channels(tmp_path: Path) -> None:
     batch = collate([held[0]])
     assert isinstance(batch, Batch)
     assert batch.lengths.tolist() == [16_000]
+
+
+def test_reading_ahead_fills_the_memory_that_there_is(tmp_path: Path) -> None:
+    utterances = read_manifest(write_corpus(tmp_path, count=4))
+    tokens = [[1]] * 4
+    dataset = SpeechDataset(utterances, tokens, sample_rate=16_000, cache_bytes=4 * 16_000 * 2)
+    assert [dataset.read_ahead(index) for index in range(3)] == [True, True, False]
+    assert sorted(dataset.cache) == [0, 1]
+    utterances[1].audio_path.unlink()
+    assert dataset[1].waveform is dataset.cache[1]
+
+
+def test_what_cannot_be_read_ahead_is_told_when_it_is_asked_for(tmp_path: Path) -> None:
+    utterances = read_manifest(write_corpus(tmp_path, count=2))
+    utterances[0].audio_path.unlink()
+    dataset = SpeechDataset(utterances, [[1]] * 2, sample_rate=16_000)
+    assert dataset.read_ahead(0)
+    assert isinstance(dataset[0], DataError)

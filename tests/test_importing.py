@@ -10,12 +10,12 @@ import sys
 import pytest
 import torch
 
-from overtone.cli.importing import KERNELS_KEPT, importing, keep_few_kernels
+from overtone.importing import KERNEL_CACHES, KERNELS_KEPT, garbage_search_paused, importing, keep_few_kernels
 
 SCRIPT = """
 import gc
 import os
-from overtone.cli.importing import importing
+from overtone.importing import importing
 with importing():
     assert not gc.isenabled()
     import torch
@@ -36,11 +36,20 @@ def test_nothing_changes_where_pytorch_is_there_already() -> None:
     assert gc.get_freeze_count() == frozen
 
 
-@pytest.mark.parametrize("name", KERNELS_KEPT)
-def test_what_the_user_says_of_kernels_stays(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "kept"), list(zip(KERNEL_CACHES, KERNELS_KEPT, strict=True)))
+def test_what_the_user_says_of_kernels_stays(name: str, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "7")
     keep_few_kernels()
     assert os.environ[name] == "7"
     monkeypatch.delenv(name)
     keep_few_kernels()
-    assert os.environ[name] == str(KERNELS_KEPT[name])
+    assert os.environ[name] == str(kept)
+
+
+def test_searches_pause_and_go_on() -> None:
+    with garbage_search_paused():
+        assert not gc.isenabled()
+        with garbage_search_paused():
+            pass
+        assert not gc.isenabled()
+    assert gc.isenabled()

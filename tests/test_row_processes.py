@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from overtone.adapters.kinds import LinearAdapter
 from overtone.augment import SpecAugment
-from overtone.errors import ConfigError, OvertoneError, UsageError
+from overtone.errors import ConfigError, DataError, OvertoneError, UsageError
+from overtone.jobs.experiment import LOG_FILE
 from overtone.jobs.recogniser import Recogniser
 from overtone.jobs.row_groups import equal_parts
 from overtone.jobs.row_processes import RowProcesses, process_count
@@ -161,6 +163,28 @@ def test_what_goes_wrong_there_is_raised_here(waveforms: Tensor, monkeypatch: py
         shared(waveforms, torch.tensor(LENGTHS))
 
 
+def test_an_errand_is_done_before_the_first_batch(waveforms: Tensor) -> None:
+    here = os.getpid()
+    with RowProcesses(recogniser_of(trainee()), 3, errand=lambda: os.getpid()) as shared:
+        assert shared.errand is not None
+        done_by = shared.errand_done()
+        assert shared.errand is None
+        heads, _ = shared(waveforms, torch.tensor(LENGTHS))
+    assert done_by not in (here, None)
+    assert len(heads[0]) == len(LENGTHS)
+
+
+def test_an_errand_that_fails(waveforms: Tensor) -> None:
+    def failing() -> None:
+        raise DataError("no such recording")
+
+    with (
+        RowProcesses(recogniser_of(trainee()), 2, errand=failing) as shared,
+        pytest.raises(DataError, match="no such recording"),
+    ):
+        shared.errand_done()
+
+
 # Parts
 
 
@@ -200,7 +224,7 @@ def sorted_way(lengths: list[int], way: tuple[int, ...]) -> bool:
 
 def test_a_training_in_two_processes(tmp_path: Path) -> None:
     """Without dropout, its losses are those of one process but for rounding."""
-    found = {}
+    found, bases = {}, set()
     for processes in (1, 2):
         folder = tmp_path / str(processes)
         settings = settings_for(
@@ -209,7 +233,10 @@ def test_a_training_in_two_processes(tmp_path: Path) -> None:
         model = small_model()
         model.preprocessor.dither = 0.0
         run_training(settings, model=model)
+        text = (folder / "run" / LOG_FILE).read_text()
+        bases.add(re.search(r"step 0: WER (.*%)", text)[1])
         found[processes] = [value for _, value in losses(folder / "run")["train_loss"]]
+    assert len(bases) == 1
     assert len(found[1]) == 20
     assert found[2] == pytest.approx(found[1], rel=1e-3)
     assert found[2][-1] < found[2][0]

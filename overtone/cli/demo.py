@@ -6,11 +6,10 @@ bit for bit what it was. Nothing is fetched from anywhere. It takes a few minute
 from __future__ import annotations
 
 import argparse
-from importlib import import_module
 from pathlib import Path
 
-from overtone.cli.importing import importing
 from overtone.cli.screen import results_console
+from overtone.importing import TRAINING_KERNELS_KEPT, importing
 
 DEFAULT_FOLDER = "overtone_demo"
 
@@ -26,8 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    with importing():
-        import_module("overtone.jobs.fitting")  # Lightning, which the training imports late
+    with importing(kernels=TRAINING_KERNELS_KEPT):
         from overtone.cli.models import quiet_libraries
         from overtone.jobs.demo import demo
         from overtone.jobs.report import print_table

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from overtone.cli.arguments import ADAPTER_HELP, add_computing, add_windows
-from overtone.cli.importing import importing
 from overtone.cli.overrides import add_configuration, is_override, read_settings
 from overtone.cli.screen import note, progress_bar, results_console
 from overtone.disk import check_file
 from overtone.errors import UsageError
+from overtone.importing import importing
 
 if TYPE_CHECKING:
     from overtone.jobs.evaluation import Evaluation

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from overtone.cli.importing import importing
+from overtone.importing import importing
 
 EXAMPLES = """examples:
   overtone inspect fundamental

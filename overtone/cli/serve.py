@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from overtone.cli.arguments import add_computing, number
-from overtone.cli.importing import importing
 from overtone.cli.screen import note
 from overtone.errors import AdapterError, UsageError
+from overtone.importing import importing
 
 if TYPE_CHECKING:
     from overtone.serving.server import Addresses, Server, ServerSettings

@@ -5,13 +5,13 @@ Without --config-path and --config-name the shipped asr_adaptation.yaml is taken
 from __future__ import annotations
 
 import argparse
+import gc
 import shlex
-from importlib import import_module
 from typing import TYPE_CHECKING
 
-from overtone.cli.importing import importing
 from overtone.cli.overrides import add_configuration, read_settings, read_trials
 from overtone.cli.screen import note
+from overtone.importing import TRAINING_KERNELS_KEPT, importing
 
 if TYPE_CHECKING:
     from overtone.config import Settings
@@ -37,13 +37,13 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.multirun:
         return search(arguments)
     settings = read_settings(arguments, arguments.settings, "train")
-    with importing():
-        import_module("overtone.jobs.fitting")  # Lightning, which run_training imports late
+    with importing(kernels=TRAINING_KERNELS_KEPT):
         from overtone.cli.models import quiet_libraries
         from overtone.jobs.train import run_training
 
     quiet_libraries()
     result = run_training(settings)
+    gc.freeze()  # the search at the exit of the process leaves out what was imported meanwhile
     if result.adapter is not None:
         print(next_command(settings, result))
     return 0
@@ -51,8 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def search(arguments: argparse.Namespace) -> int:
     """Train once for each combination of values; a table at the end, also after an interruption."""
-    with importing():
-        import_module("overtone.jobs.fitting")
+    with importing(kernels=TRAINING_KERNELS_KEPT):
         from overtone.cli.models import quiet_libraries
         from overtone.jobs.search import best_of, run_trials, table
 

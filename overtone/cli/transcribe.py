@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 
 from overtone.cli.arguments import ADAPTER_HELP, add_computing, add_windows
-from overtone.cli.importing import importing
 from overtone.cli.screen import note, progress_bar, shares_terminal_with_results
 from overtone.errors import OvertoneError
+from overtone.importing import importing
 
 FORMATS = ("text", "jsonl", "srt", "vtt", "ctm")
 

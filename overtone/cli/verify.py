@@ -10,7 +10,7 @@ import argparse
 import json
 
 from overtone.cli.arguments import ADAPTER_HELP
-from overtone.cli.importing import importing
+from overtone.importing import importing
 
 EXAMPLES = """examples:
   overtone verify adapted.nemo

@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 
-from overtone.augment import SpecAugment
 from overtone.batches import Draws, Place, StepSampler
-from overtone.config import InterCtcSettings, Settings, SpecAugmentSettings
+from overtone.config import Settings
 from overtone.data import make_loader
 from overtone.errors import CheckpointError, ConfigError, DataError
 from overtone.jobs.experiment import LOG_FILE, create_folder, make_loggers, process_rank, writing
@@ -21,27 +20,31 @@ from overtone.jobs.keeping import Keeper, remove
 from overtone.jobs.prefix import Prefix, make_prefix
 from overtone.jobs.prefix_batches import turns
 from overtone.jobs.progress import LiveLine, Pace, Reporter
+from overtone.jobs.recogniser import make_augmentation, make_inner_losses, make_recogniser
 from overtone.jobs.result import TrainingResult
-from overtone.jobs.row_processes import MOST_PROCESSES, RowProcesses, process_count
+from overtone.jobs.row_processes import RowProcesses
 from overtone.jobs.run import Run
+from overtone.jobs.scoring import Score
 from overtone.jobs.steps import Steps
 from overtone.jobs.telling import introduce, make_card, result_of
 from overtone.jobs.train_data import SpeechSet, validation_batches, worker_count
-from overtone.jobs.trainer_options import precision_of, trainer_options
+from overtone.jobs.trainer_options import trainer_options
 from overtone.jobs.watching import Watch
 from overtone.jobs.workers import deaths_told
-from overtone.model import AsrModel
 from overtone.schedules import Schedule, make_schedule
 
 
-def fit(run: Run) -> TrainingResult:
-    """Train to the end, validate there in any case, and leave the best weights in the model."""
+def fit(run: Run, processes: RowProcesses | None = None) -> TrainingResult:
+    """Train to the end, validate there in any case, and leave the best weights in the model.
+
+    processes: what computes the rows of every batch, if anything beside this process does.
+    """
     settings, folder = run.settings, run.folder
     leads = process_rank() == 0
     with writing(folder.path), quiet():
         state = read_state(run)
         prefix = prefix_of(run)
-        steps = make_steps(run, prefix)
+        steps = make_steps(run, prefix, processes)
         watch = make_watch(run, steps)
         trainer = make_trainer(run, watch)
         if leads:  # from here on files are written
@@ -51,7 +54,7 @@ def fit(run: Run) -> TrainingResult:
         if state is not None:
             watch.resume(state)
         held = held_out(run, prefix)
-        with watch.line, watch.stopping_cleanly(), interruption_kept(watch, leads=leads), sharing_rows(run, steps):
+        with watch.line, watch.stopping_cleanly(), interruption_kept(watch, leads=leads):
             if state is None and held and settings.model.init is None:
                 watch.wer_before = score_base(trainer, steps, held, run.reporter)
             trainer.fit(
@@ -106,40 +109,22 @@ def prefix_of(run: Run) -> Prefix | None:
     )
 
 
-def make_steps(run: Run, prefix: Prefix | None) -> Steps:
+def make_steps(run: Run, prefix: Prefix | None, processes: RowProcesses | None = None) -> Steps:
     settings = run.settings
     return Steps(
-        run.model,
-        adapter=run.adapter,
+        processes.recogniser if processes is not None else make_recogniser(run),
         optim=settings.model.optim,
         schedule=make_rates(run),
-        augment=make_augmentation(settings.model.spec_augment),
         inner=make_inner_losses(run.model, settings.model.interctc),
         flat_start=FlatStart.of(run.model, settings.model.flat_start),
         compute_dtype=settings.compute_dtype,
         seed=settings.seed,
         validation_sets=len(run.validation),
         prefix=prefix,
+        processes=processes,
         tell_prediction=run.reporter.say if settings.model.log_prediction else None,
         tell_every=settings.trainer.log_every_n_steps,
     )
-
-
-@contextmanager
-def sharing_rows(run: Run, steps: Steps) -> Iterator[None]:
-    """The rows of every batch are computed in several processes, where the run allows it and the machine gains."""
-    count = min(process_count(run.settings.compute_processes), run.training.plan.batch_size or MOST_PROCESSES)
-    alone = run.machine.processes == 1 and run.machine.accelerator == "cpu"
-    plain = steps.prefix is None and precision_of(run.settings.trainer) == "32-true"
-    if not (count > 1 and alone and plain and run.adapter is not None and steps.recogniser.rows_are_independent):
-        yield
-        return
-    steps.prepare()
-    with RowProcesses(steps.recogniser, count) as steps.processes:
-        try:
-            yield
-        finally:
-            steps.processes = None
 
 
 def make_rates(run: Run) -> Schedule:
@@ -161,30 +146,6 @@ def make_rates(run: Run) -> Schedule:
         min_lr=min(sched.min_lr, optim.lr),
         options=given,
     )
-
-
-def make_augmentation(settings: SpecAugmentSettings | None) -> SpecAugment | None:
-    if settings is None or settings.freq_masks + settings.time_masks == 0:
-        return None
-    return SpecAugment(
-        freq_masks=settings.freq_masks,
-        time_masks=settings.time_masks,
-        freq_width=settings.freq_width,
-        time_width=settings.time_width,
-        mask_value=settings.mask_value,
-    )
-
-
-def make_inner_losses(model: AsrModel, settings: InterCtcSettings) -> dict[int, float]:
-    """Layer -> share of its CTC loss. Raises ConfigError for layers that the encoder has not, or that are its last."""
-    last = len(model.encoder.layers) - 1
-    for layer in settings.apply_at_layers:
-        if not 0 <= layer < last:
-            raise ConfigError(
-                f"model.interctc.apply_at_layers: {layer} is no inner layer of this encoder; "
-                f"allowed are 0 to {last - 1}."
-            )
-    return dict(sorted(zip(settings.apply_at_layers, settings.loss_weights, strict=True)))
 
 
 def make_watch(run: Run, steps: Steps) -> Watch:
@@ -259,10 +220,14 @@ def held_out(run: Run, prefix: Prefix | None) -> list[Any]:
 
 def score_base(trainer: Any, steps: Steps, held: list[Any], reporter: Reporter) -> float:
     """Word error rate of the base on the first validation set."""
-    steps.base_alone = True
-    trainer.validate(steps, dataloaders=held, verbose=False)
-    steps.base_alone = False
-    wer = steps.scores[0].words.rate
+    if steps.processes is not None and steps.processes.errand is not None:
+        score: Score = steps.processes.errand_done()
+    else:
+        steps.base_alone = True
+        trainer.validate(steps, dataloaders=held, verbose=False)
+        steps.base_alone = False
+        score = steps.scores[0]
+    wer = score.words.rate
     reporter.say(f"step 0: WER {wer:.2%}  (the base)")
     return wer
 

@@ -12,7 +12,10 @@ import torch
 from torch import Tensor
 
 from overtone.augment import SpecAugment
+from overtone.config import InterCtcSettings, SpecAugmentSettings
+from overtone.errors import ConfigError
 from overtone.jobs.row_groups import recognise_in_groups, rows_are_independent
+from overtone.jobs.run import Run
 from overtone.model import AsrModel
 
 
@@ -55,3 +58,37 @@ class Recogniser:
     def rows_are_independent(self) -> bool:
         """Whether a row comes out the same whatever rows are computed with it."""
         return rows_are_independent(self.model, self.adapter)
+
+
+def make_recogniser(run: Run) -> Recogniser:
+    chosen = run.settings.model
+    return Recogniser(
+        model=run.model,
+        adapter=run.adapter,
+        augment=make_augmentation(chosen.spec_augment),
+        inner=tuple(make_inner_losses(run.model, chosen.interctc)),
+    )
+
+
+def make_augmentation(settings: SpecAugmentSettings | None) -> SpecAugment | None:
+    if settings is None or settings.freq_masks + settings.time_masks == 0:
+        return None
+    return SpecAugment(
+        freq_masks=settings.freq_masks,
+        time_masks=settings.time_masks,
+        freq_width=settings.freq_width,
+        time_width=settings.time_width,
+        mask_value=settings.mask_value,
+    )
+
+
+def make_inner_losses(model: AsrModel, settings: InterCtcSettings) -> dict[int, float]:
+    """Layer -> share of its CTC loss. Raises ConfigError for layers that the encoder has not, or that are its last."""
+    last = len(model.encoder.layers) - 1
+    for layer in settings.apply_at_layers:
+        if not 0 <= layer < last:
+            raise ConfigError(
+                f"model.interctc.apply_at_layers: {layer} is no inner layer of this encoder; "
+                f"allowed are 0 to {last - 1}."
+            )
+    return dict(sorted(zip(settings.apply_at_layers, settings.loss_weights, strict=True)))

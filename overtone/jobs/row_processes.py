@@ -15,7 +15,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from types import TracebackType
@@ -71,12 +71,15 @@ class RowProcesses:
     """waveforms [B, S], lengths [B] -> log_probs [B, T', V+1] of heads, lengths [B], as of the recogniser alone.
 
     A context manager: the processes live as long as it lasts. Rows have to be independent of each other.
+
+    errand: what one of the others does first, before any batch; its outcome is asked for with `errand_done`.
     """
 
-    def __init__(self, recogniser: Recogniser, count: int) -> None:
+    def __init__(self, recogniser: Recogniser, count: int, *, errand: Callable[[], Any] | None = None) -> None:
         self.recogniser = recogniser
+        self.errand = errand
         self.parameters = [parameter for parameter in recogniser.model.parameters() if parameter.requires_grad]
-        self.others = [Other(recogniser, self.parameters) for _ in range(count - 1)]
+        self.others = [Other(recogniser, self.parameters, None if number else errand) for number in range(count - 1)]
         self.threads = torch.get_num_threads()
 
     def __enter__(self) -> Self:
@@ -89,6 +92,11 @@ class RowProcesses:
         for other in self.others:
             other.end()
         torch.set_num_threads(self.threads)
+
+    def errand_done(self) -> Any:
+        """What the errand gave, or the error that it ended with; once, and before the first batch."""
+        self.errand = None
+        return self.others[0].receive()
 
     def __call__(self, waveforms: Tensor, lengths: Tensor, *, base_alone: bool = False) -> tuple[list[Tensor], Tensor]:
         parts = equal_parts(lengths.tolist(), 1 + len(self.others))
@@ -129,7 +137,7 @@ class SharedBatch:
             other.send_forward(waveforms, lengths, training, self.base_alone, seed, self.learning)
         with torch.set_grad_enabled(self.learning):
             self.own, counts, _ = self.whole.recogniser(*self.rows[0], base_alone=self.base_alone)
-        answers = [([head.detach() for head in self.own], counts), *(other.receive() for other in self.others)]
+        answers = [([head.detach() for head in self.own], counts), *(tensors(other.receive()) for other in self.others)]
         self.frames = [heads[0].size(1) for heads, _ in answers]
         self.counts = torch.cat([counts for _, counts in answers])[self.back]
         return [joined_rows(parts)[self.back] for parts in zip(*(heads for heads, _ in answers), strict=True)]
@@ -144,7 +152,7 @@ class SharedBatch:
             other.send_backward(part)
         sums = list(gradients_of(self.own, self.whole.parameters, cut[0]))
         for other in self.others:
-            for number, gradient in enumerate(other.receive()):
+            for number, gradient in enumerate(tensors(other.receive())):
                 sums[number] = sums[number] + gradient
         return sums
 
@@ -166,13 +174,17 @@ class SharedForward(torch.autograd.Function):
 class Other:
     """Another process, seen from this one."""
 
-    def __init__(self, recogniser: Recogniser, parameters: Sequence[nn.Parameter]) -> None:
+    def __init__(
+        self, recogniser: Recogniser, parameters: Sequence[nn.Parameter], errand: Callable[[], Any] | None
+    ) -> None:
         self.parameters = parameters
         self.versions: list[int] | None = None
         """Of the parameters as the process knows them."""
         context = multiprocessing.get_context("fork")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=answer, args=(theirs, self.pipe, recogniser, parameters), daemon=True)
+        self.process = context.Process(
+            target=answer, args=(theirs, self.pipe, recogniser, parameters, errand), daemon=True
+        )
         self.process.start()
         theirs.close()
 
@@ -203,7 +215,7 @@ class Other:
             raise self.loss() from None
         if isinstance(answered, BaseException):
             raise answered
-        return tensors(answered)
+        return answered
 
     def loss(self) -> OvertoneError:
         self.process.join(timeout=1.0)
@@ -223,7 +235,13 @@ class Other:
             self.process.join()
 
 
-def answer(pipe: Connection, theirs: Connection, recogniser: Recogniser, parameters: Sequence[nn.Parameter]) -> None:
+def answer(
+    pipe: Connection,
+    theirs: Connection,
+    recogniser: Recogniser,
+    parameters: Sequence[nn.Parameter],
+    errand: Callable[[], Any] | None,
+) -> None:
     """The life of another process: orders are carried out until there is None, or nobody left to give any."""
     theirs.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -231,24 +249,35 @@ def answer(pipe: Connection, theirs: Connection, recogniser: Recogniser, paramet
     torch.set_num_threads(1)  # the threads of the process that was copied are not here
     gc.freeze()
     heads: list[Tensor] = []
+
+    def carried_out(order: Forward | Backward) -> Any:
+        nonlocal heads
+        if isinstance(order, Forward):
+            heads, counts = forward(order, recogniser, parameters)
+            return [head.detach().numpy() for head in heads], counts.numpy()
+        found = gradients_of(heads, parameters, tensors(order.gradients))
+        heads = []
+        return [gradient.numpy() for gradient in found]
+
     with suppress(EOFError, OSError):
+        if errand is not None:
+            pipe.send(outcome(errand))
         while (order := pipe.recv()) is not None:
-            try:
-                if isinstance(order, Forward):
-                    heads, counts = carry_out(order, recogniser, parameters)
-                    outcome: Any = [head.detach().numpy() for head in heads], counts.numpy()
-                else:
-                    found = gradients_of(heads, parameters, tensors(order.gradients))
-                    outcome, heads = [gradient.numpy() for gradient in found], []
-            except Exception as error:
-                outcome = told(error)
-            pipe.send(outcome)
+            pipe.send(outcome(carried_out, order))
     os._exit(0)
 
 
-def carry_out(
-    order: Forward, recogniser: Recogniser, parameters: Sequence[nn.Parameter]
-) -> tuple[list[Tensor], Tensor]:
+def outcome(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What the function gives, or its error as one that can cross to another process."""
+    try:
+        return function(*arguments)
+    except OvertoneError as error:
+        return error
+    except Exception as error:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+
+
+def forward(order: Forward, recogniser: Recogniser, parameters: Sequence[nn.Parameter]) -> tuple[list[Tensor], Tensor]:
     model = recogniser.model
     if model.training != order.training:
         model.train(order.training)
@@ -285,8 +314,3 @@ def tensors(arrays: Any) -> Any:
     if isinstance(arrays, list | tuple):
         return type(arrays)(tensors(array) for array in arrays)
     return torch.from_numpy(arrays)
-
-
-def told(error: Exception) -> Exception:
-    """The error as one that can cross to another process."""
-    return error if isinstance(error, OvertoneError) else RuntimeError(f"{type(error).__name__}: {error}")

@@ -6,19 +6,15 @@ Legend: B batch, S samples, F mel bins, T mel frames, T' encoder frames, V vocab
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from overtone.augment import SpecAugment
 from overtone.batches import step_seed
 from overtone.config import OptimSettings
-from overtone.data import Batch
 from overtone.decoding.ctc import greedy
 from overtone.errors import ConfigError, DataError, OvertoneError
 from overtone.jobs.flat_start import FlatStart
@@ -26,10 +22,9 @@ from overtone.jobs.prefix import Prefix
 from overtone.jobs.prefix_batches import PrefixBatch
 from overtone.jobs.recogniser import Recogniser
 from overtone.jobs.row_processes import RowProcesses
-from overtone.model import AsrModel
+from overtone.jobs.scoring import AnyBatch, Score, usable
 from overtone.nets.ctc import Reduction, ctc_loss
 from overtone.schedules import Schedule
-from overtone.wer import ErrorCounts, character_errors, word_errors
 
 OPTIMISERS: dict[str, type[torch.optim.Optimizer]] = {
     "adamw": torch.optim.AdamW,
@@ -42,42 +37,6 @@ OPTIMISERS: dict[str, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
 }
 MOMENTUM_OPTIMISERS = ("sgd", "rmsprop")
-AnyBatch = Batch | PrefixBatch
-
-
-@dataclass(kw_only=True)
-class Score:
-    """Errors and loss of one validation set."""
-
-    words: ErrorCounts = field(default_factory=ErrorCounts)
-    characters: ErrorCounts = field(default_factory=ErrorCounts)
-    loss: float = 0.0
-    """Sum over utterances."""
-    utterances: int = 0
-
-    def metrics(self) -> dict[str, float]:
-        """`wer`, `cer` and the mean `loss`."""
-        mean = self.loss / self.utterances if self.utterances else math.nan
-        return {"wer": self.words.rate, "cer": self.characters.rate, "loss": mean}
-
-    def tensor(self) -> Tensor:
-        """All counts [10] float64, to be summed over processes."""
-        counts = [
-            count
-            for errors in (self.words, self.characters)
-            for count in (errors.substitutions, errors.deletions, errors.insertions, errors.hits)
-        ]
-        return torch.tensor([*counts, self.loss, self.utterances], dtype=torch.float64)
-
-    @classmethod
-    def from_tensor(cls, values: Tensor) -> Score:
-        *counts, loss, utterances = values.tolist()
-        names = ("substitutions", "deletions", "insertions", "hits")
-        words, characters = (
-            ErrorCounts(**{name: int(count) for name, count in zip(names, part, strict=True)})
-            for part in (counts[:4], counts[4:])
-        )
-        return cls(words=words, characters=characters, loss=loss, utterances=int(utterances))
 
 
 class Steps(LightningModule):
@@ -85,36 +44,36 @@ class Steps(LightningModule):
 
     def __init__(
         self,
-        model: AsrModel,
+        recogniser: Recogniser,
         *,
-        adapter: str | None,
         optim: OptimSettings,
         schedule: Schedule,
-        augment: SpecAugment | None,
         inner: Mapping[int, float],
         flat_start: FlatStart | None,
         compute_dtype: str,
         seed: int,
         validation_sets: int,
         prefix: Prefix | None = None,
+        processes: RowProcesses | None = None,
         tell_prediction: Callable[[str], None] | None = None,
         tell_every: int = 10,
     ) -> None:
         super().__init__()
-        self.model = model
-        self.adapter = adapter
+        self.recogniser = recogniser
+        self.processes = processes
+        """What the recogniser computes in its place, in several processes."""
+        self.model = recogniser.model
+        self.adapter = recogniser.adapter
         self.optim = optim
         self.schedule = schedule
-        self.recogniser = Recogniser(model=model, adapter=adapter, augment=augment, inner=tuple(inner))
-        self.processes: RowProcesses | None = None
-        """What computes the rows of a batch in several processes, while it lasts."""
         self.inner = inner
         """Layer -> share of the CTC loss of its output."""
         self.flat_start = flat_start
         self.prefix = prefix
         """What computes the frozen part below the adapter; None: every step does."""
         self.wanted_dtype = compute_dtype
-        self.prepared_on: torch.device | None = None
+        self.prepared_on = None if processes is None else self.model.device
+        """Where the base has its arithmetic."""
         self.seed = seed
         self.base_alone = False
         """Whether validation scores the base instead of the adapter."""
@@ -197,15 +156,7 @@ class Steps(LightningModule):
     def validation_step(self, batch: AnyBatch | DataError, batch_idx: int, dataloader_idx: int = 0) -> None:
         batch = usable(batch)
         (log_probs,), lengths, _ = self.recognise(batch)
-        score = self.scores[dataloader_idx]
-        score.loss += float(ctc_loss(log_probs.float(), lengths, batch.targets, batch.target_lengths, reduction="sum"))
-        score.utterances += len(batch.texts)
-        tokenizer, seconds = self.model.tokenizer, self.model.seconds_per_frame
-        for text, found in zip(
-            batch.texts, greedy(log_probs, lengths, tokenizer, seconds_per_frame=seconds), strict=True
-        ):
-            score.words += word_errors(text, found.text)
-            score.characters += character_errors(text, found.text)
+        self.scores[dataloader_idx].add(self.model, batch, log_probs, lengths)
 
     def on_validation_epoch_end(self) -> None:
         """Logs `val_wer`, `val_cer`, `val_loss` of the first set, and of the others with their number."""
@@ -252,13 +203,6 @@ class Steps(LightningModule):
             raise OvertoneError("The checkpoint holds other parameters than this run trains; begin a new run.")
 
 
-def usable(batch: AnyBatch | DataError) -> AnyBatch:
-    """The batch, or the error that came in its place, raised where the user sees it."""
-    if isinstance(batch, DataError):
-        raise batch
-    return batch
-
-
 def make_optimiser(settings: OptimSettings, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
     """The optimiser of torch.optim by its NeMo name."""
     options: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay}
@@ -274,16 +218,3 @@ def make_optimiser(settings: OptimSettings, parameters: list[torch.nn.Parameter]
         return OPTIMISERS[settings.name](parameters, **options)
     except (TypeError, ValueError) as error:  # what torch says of values that do not fit
         raise ConfigError(f"model.optim: {error}") from error
-
-
-@contextmanager
-def random_state_kept() -> Iterator[None]:
-    """Leave torch's global generators as they were: every step seeds them."""
-    state = torch.get_rng_state()
-    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
-    try:
-        yield
-    finally:
-        torch.set_rng_state(state)
-        if devices is not None:
-            torch.cuda.set_rng_state_all(devices)

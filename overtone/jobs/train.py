@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
+
+import torch
 
 from overtone.adapters.kinds import Kind, LinearAdapter
 from overtone.adapters.points import Layers
@@ -19,11 +22,14 @@ from overtone.config import (
     Settings,
     check_settings,
 )
+from overtone.importing import garbage_search_paused
 from overtone.jobs.experiment import check_free, check_loggers, find_resumption, plan_folder, process_rank
 from overtone.jobs.prefix_plan import plan_prefix
 from overtone.jobs.progress import Reporter
+from overtone.jobs.reading_ahead import reading_ahead
 from overtone.jobs.result import TrainingResult
 from overtone.jobs.run import Run
+from overtone.jobs.sharing import sharing_rows
 from overtone.jobs.train_data import read_training_set, read_validation_sets
 from overtone.jobs.trainee import add_adapter, restore, section_of
 from overtone.jobs.trainer_options import machine_of, plan_length, precision_of
@@ -40,9 +46,6 @@ def run_training(
     Nothing is written before everything is checked. Raises OvertoneError; KeyboardInterrupt after Ctrl-C, when the
     last adapter and what a resumed run needs have been written.
     """
-    from overtone.jobs.fitting import fit
-    from overtone.jobs.steps import random_state_kept
-
     reporter = reporter or Reporter()
     reporter.begin(leads=process_rank() == 0)
     check_settings(settings, purpose="train", model_given=model is not None)
@@ -74,8 +77,11 @@ def run_training(
             reporter=reporter,
         )
         try:
-            plan = plan_prefix(settings, model, adapter, machine=machine, length=length)
-            return fit(replace(run, prefix=plan))
+            run = replace(run, prefix=plan_prefix(settings, model, adapter, machine=machine, length=length))
+            with sharing_rows(run) as processes, reading_ahead(run):
+                with garbage_search_paused():
+                    from overtone.jobs.fitting import fit  # Lightning, imported beside what the processes do first
+                return fit(run, processes)
         except Exception:
             if adapter is not None and adapter.name in model.adapters:
                 model.adapters.remove(adapter.name)
@@ -83,6 +89,19 @@ def run_training(
         finally:
             model.eval().to(device)
             model.prepared = prepared
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Leave torch's global generators as they were: every step seeds them."""
+    state = torch.get_rng_state()
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+        if devices is not None:
+            torch.cuda.set_rng_state_all(devices)
 
 
 def train(
