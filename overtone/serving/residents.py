@@ -193,4 +193,4 @@ class Residents:
                 self.adapters.remove(key)
             raise
         adapter.card = stored.card
-        adapter.requires_grad_(False).eval()
+        adapter.seal()
