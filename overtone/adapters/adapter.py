@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from overtone.adapters.kinds import Kind, PointAdapter
+from overtone.adapters.kinds import Kind, PointAdapter, Tensors, stack_rows
 from overtone.adapters.points import Layers, Point, parse_layers, parse_modules
 from overtone.adapters.strategies import ResidualAdd
 from overtone.errors import AdapterError
@@ -44,6 +44,10 @@ class Adapter(nn.Module):
         """What the adapter was trained on and what it reached."""
         self.nemo: dict[str, Any] | None = None
         """Its configuration as NeMo wrote it, kept for writing back."""
+        self.sealed = False
+        """Whether its parameters stay as they are for good."""
+        self.packs: dict[tuple[torch.dtype, torch.device], Tensors | None] = {}
+        """What `pack` gave."""
         self.by_point = {point.name: PointAdapter(kind, point) for point in points}
         self.parts = nn.ModuleDict({key_of(name): part for name, part in self.by_point.items()})
 
@@ -67,6 +71,8 @@ class Adapter(nn.Module):
 
     def load_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
         """Take over the values of `tensors()`; every key and shape must be there, and no other."""
+        if self.sealed:
+            raise AdapterError(f"Adapter '{self.name}' is sealed: its parameters stay as they are.")
         own = self.tensors()
         if own.keys() != tensors.keys():
             raise AdapterError(
@@ -81,6 +87,32 @@ class Adapter(nn.Module):
         with torch.no_grad():
             for name, tensor in tensors.items():
                 own[name].copy_(tensor)
+
+    def seal(self) -> None:
+        """Promise that no parameter is written any more: forwards need not look whether one has been."""
+        self.requires_grad_(False).eval()
+        self.sealed = True
+
+    def pack(self, dtype: torch.dtype, device: torch.device) -> Tensors | None:
+        """The parameters of all L points as they are quickest for a stream in `dtype`: each [L, …], in their order.
+
+        None where the adapter is not sealed, its points are not alike, or `dtype` is as wide as its parameters.
+        """
+        if not self.sealed:
+            return None
+        key = (dtype, device)
+        if key not in self.packs:
+            parts = list(self.by_point.values())
+            rows = [part.ready(dtype) for part in parts]
+            shapes = [{name: (row.shape, row.dtype) for name, row in each.items()} for each in rows]
+            derived = all(part.kept is not None and part.kept[0] is dtype for part in parts)
+            if not derived or any(each != shapes[0] for each in shapes):
+                self.packs[key] = None
+            else:
+                packed = self.packs[key] = stack_rows(rows)
+                for index, part in enumerate(parts):  # kept once, not twice
+                    part.keep({name: tensor[index] for name, tensor in packed.items()})
+        return self.packs[key]
 
     def digest(self) -> str:
         """What the adapter is, whatever it is called."""

@@ -104,9 +104,12 @@ def write_together(contents: Mapping[Path, bytes]) -> None:
         raise
 
 
-def read_folder(folder: Path, identity: BaseIdentity) -> StoredAdapter:
-    """Raises AdapterError where something is missing, damaged or made for another base."""
-    description = read_description(folder)
+def read_folder(folder: Path, identity: BaseIdentity, *, description: dict[str, Any] | None = None) -> StoredAdapter:
+    """description: what `read_description` gave, where the caller knows that the file is still the same.
+
+    Raises AdapterError where something is missing, damaged or made for another base.
+    """
+    description = read_description(folder) if description is None else description
     check_base(description, identity, what=f"The adapter in {folder}")
     try:
         tensors = load_file(folder / PARAMETERS)

@@ -351,6 +351,11 @@ class PointAdapter(nn.Module):
                 self.kept = (dtype, stamp, tensors)
         return tensors
 
+    def keep(self, tensors: Tensors) -> None:
+        """Let `ready` give these in place of equal ones."""
+        assert self.kept is not None
+        self.kept = (*self.kept[:2], tensors)
+
 
 def stack_rows(rows: Sequence[Tensors]) -> dict[str, Tensor]:
     """The parameters of one kind, those of another adapter for each row: B times […] -> [B, …]."""

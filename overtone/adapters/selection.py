@@ -62,6 +62,8 @@ class Selection:
         self.stages: dict[str, list[tuple[str | None, ...]]] = {}
         """By point: what each row takes first, second, …; a block's adapters do not change."""
         self.grouped: dict[object, list[Group]] = {}
+        self.packed: dict[object, dict[str, Tensors] | None] = {}
+        """By rows' adapters, dtype and device: by point, the parameters of sealed adapters that share their points."""
         self.narrowed: dict[tuple[int, ...], tuple[TapContext, TapContext]] = {}
         """By rows: the last whole context, and what of it these rows need; the same at all points of a forward."""
 
@@ -131,7 +133,8 @@ class Selection:
     ) -> Tensor:
         """At most one adapter a row; adapters of one kind share their products in the stacked form."""
         outcome: list[Tensor] | None = None
-        for group in self.groups(names, y.device):
+        groups = self.groups(names, y.device)
+        for group in groups:
             x_rows, y_rows, context_rows = x, y, context
             if group.index is not None:
                 x_rows, y_rows = x.index_select(0, group.index), y.index_select(0, group.index)
@@ -142,6 +145,8 @@ class Selection:
                 result = self.add_stacked(point, group.names, x_rows, y_rows, context_rows)
             if group.index is None:
                 return result
+            if len(groups) == 1:
+                return y.index_copy(0, group.index, result)
             outcome = outcome or list(y.unbind(0))
             for row, value in zip(group.rows, result.unbind(0), strict=True):
                 outcome[row] = value
@@ -198,14 +203,36 @@ class Selection:
         """As they are where something may be learnt, else as they are quickest for a stream in `dtype`."""
         return part.tensors() if part.training or torch.is_grad_enabled() else part.ready(dtype)
 
-    def add_stacked(self, point: str, names: Sequence[str], x: Tensor, y: Tensor, context: TapContext) -> Tensor:
-        parts = [self.adapters[name].at(point) for name in names]
-        tensors = stack_rows([self.tensors_of(part, y.dtype) for part in parts])
-        delta = parts[0].kind.delta(tensors, x, working(y, tensors), context, False)
+    def add_stacked(self, point: str, names: tuple[str, ...], x: Tensor, y: Tensor, context: TapContext) -> Tensor:
+        kind = self.adapters[names[0]].kind
+        packed = None if torch.is_grad_enabled() else self.packed_rows(names, y)
+        tensors = self.stacked_rows(point, names, y) if packed is None else packed[point]
+        delta = kind.delta(tensors, x, working(y, tensors), context, False)
         if self.observe is not None:
             for row, name in enumerate(names):
                 self.observe(point, name, y[row : row + 1], delta[row : row + 1])
         return joined(y, delta)
+
+    def stacked_rows(self, point: str, names: Sequence[str], y: Tensor) -> Tensors:
+        """The parameters of each row's adapter at one point, each [B, …]."""
+        each = {name: self.tensors_of(self.adapters[name].at(point), y.dtype) for name in names}
+        return stack_rows([each[name] for name in names])
+
+    def packed_rows(self, names: tuple[str, ...], y: Tensor) -> dict[str, Tensors] | None:
+        """The same for all points at once, for adapters that are sealed and have the same ones; else None."""
+        key = (names, y.dtype, y.device)
+        if key not in self.packed:
+            points = self.adapters[names[0]].points
+            packs = {name: self.adapters[name].pack(y.dtype, y.device) for name in names}
+            alike = all(self.adapters[name].points == points for name in packs)
+            whole = [pack for pack in (packs[name] for name in names) if pack is not None] if alike else []
+            self.packed[key] = None
+            if len(whole) == len(names):
+                stacks = {each: torch.stack([pack[each] for pack in whole], dim=1) for each in whole[0]}  # [L, B, …]
+                self.packed[key] = {
+                    point: {each: stack[index] for each, stack in stacks.items()} for index, point in enumerate(points)
+                }
+        return self.packed[key]
 
 
 def working(y: Tensor, tensors: Tensors) -> Tensor:

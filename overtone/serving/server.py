@@ -23,6 +23,7 @@ from overtone.checkpoints.load import load_model
 from overtone.errors import UsageError
 from overtone.model import AsrModel
 from overtone.serving.engine import Engine, EngineSettings
+from overtone.serving.freed_memory import keep_freed_memory
 from overtone.serving.http import build_app
 from overtone.serving.metrics import Observer
 from overtone.serving.reception import HttpSettings, Reception
@@ -289,6 +290,7 @@ def serve(
 
     model: in place of the one that the settings name. started: called once both doors are open.
     """
+    keep_freed_memory()
     model = model or load_model(settings.model)
     model.set_compute_dtype(settings.compute_dtype)
     server = Server(settings, model)

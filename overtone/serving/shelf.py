@@ -30,7 +30,7 @@ State = Literal["ready", "resident", "refused"]
 BASE_NAMES = (None, "", "base", "none")
 TRIES = 3
 """So often is a version read anew that is being replaced just now."""
-MOST_WATCHING = 0.01
+MOST_WATCHING = 0.002
 """The share of one core that watching may take: a folder that takes long is looked at less often."""
 
 

@@ -37,7 +37,13 @@ class Version:
     """Its hexadecimal digits: equal versions do the same."""
     kind: str
     parameters: int
-    card: Mapping[str, Any]
+    description: dict[str, Any]
+    """The content of `adapter.yaml` in that state: reading it takes as long as reading the parameters."""
+
+    @property
+    def card(self) -> Mapping[str, Any]:
+        card: Mapping[str, Any] = self.description["card"]
+        return card
 
 
 def signature_of(folder: Path) -> Signature | None:
@@ -89,5 +95,5 @@ def read_version(folder: Path, identity: BaseIdentity) -> Version:
         identity=digest.removeprefix("sha256:"),
         kind=description["kind"],
         parameters=count_parameters(folder),
-        card=description["card"],
+        description=description,
     )
