@@ -1,9 +1,9 @@
 """A live stream -> interim and final results, by buffered chunks with context.
 
 Each step hears a chunk with audio to its left and right and keeps the frames of the chunk alone; those to its right
-are read for the interim result and heard again with more context later. Buffers begin at whole encoder frames, so
-that the frames of all steps lie on one grid. Steps of all streams share the engine's batches, whatever their
-adapters.
+are read for the interim result and heard again with more context later, when the earlier opinion still counts for
+something. Buffers begin at whole encoder frames, so that the frames of all steps lie on one grid. Steps of all
+streams share the engine's batches, whatever their adapters.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from overtone.serving.driving import Steps, drive, drive_async, placed
 from overtone.serving.endpointing import Endpointing
 from overtone.serving.engine import Engine, LogProbs, Samples
 from overtone.serving.offline import Decoding
+from overtone.serving.overlap import Overlap
 from overtone.serving.shelf import Lease
 from overtone.serving.stream_features import StreamFeatures
 from overtone.serving.utterances import Event, Final, Interim, Utterances
@@ -56,12 +57,15 @@ class StreamSettings:
 
 @dataclass(frozen=True)
 class _Step:
-    """A buffer [start, stop) of which the frames [keep_from, keep_to) are kept; the rest on the right is a guess."""
+    """A buffer [start, stop) of which the frames [keep_from, keep_to) are kept; the rest on the right is a guess.
+    ends: with the buffer the stream ends, or the utterance because the client says so.
+    """
 
     start: int
     stop: int
     keep_from: int
     keep_to: int
+    ends: bool
 
 
 class Stream:
@@ -101,6 +105,7 @@ class Stream:
         self._heard = 0
         """Frames that a step has heard, the guesses included."""
         self._flight: deque[tuple[_Step, Future[LogProbs]]] = deque()
+        self._overlap = Overlap()
         self._utterances = Utterances(engine, settings.endpointing, decoding or Decoding(), settings.max_utterance)
         self._begun = self._over = False
 
@@ -190,15 +195,16 @@ class Stream:
         while available - self._kept >= self.chunk + self.right:
             yield self._step(self._kept + self.chunk + self.right, self._kept + self.chunk)
         if ends and available > self._kept:
-            yield self._step(available, available)
+            yield self._step(available, available, ends=True)
         elif self.settings.interim and not ends:
             # At the beginning, and after a forced end, the right context is still missing: guess without it.
             seconds = available * self.engine.seconds_per_frame
             if available - max(self._heard, self._kept) >= self.chunk and seconds >= LEAST_LOOK_AHEAD:
                 yield self._step(available, self._kept)
 
-    def _step(self, stop: int, keep_to: int) -> _Step:
-        step = _Step(start=max(0, self._kept - self.left), stop=stop, keep_from=self._kept, keep_to=keep_to)
+    def _step(self, stop: int, keep_to: int, *, ends: bool = False) -> _Step:
+        start = max(0, self._kept - self.left)
+        step = _Step(start=start, stop=stop, keep_from=self._kept, keep_to=keep_to, ends=ends)
         self._kept, self._heard = keep_to, stop
         return step
 
@@ -220,11 +226,16 @@ class Stream:
 
     def _absorb(self, step: _Step, answer: LogProbs, newest: bool) -> list[Event]:
         """Decode what is kept; of the newest step also tell what the rest seems to say."""
-        keep_from, keep_to = step.keep_from - step.start, step.keep_to - step.start
         heard = min(self.seconds, step.stop * self.engine.seconds_per_frame)
-        events = self._utterances.push(answer.log_probs[keep_from:keep_to], heard)
+        log_probs = answer.log_probs[: step.stop - step.start]
+        events: list[Event] = []
+        if step.keep_to > step.keep_from:  # a mere look ahead leaves no trace: it hangs on how the audio comes
+            chunk = self._overlap.push(
+                log_probs, start=step.start, keep_from=step.keep_from, keep_to=step.keep_to, ends=step.ends
+            )
+            events = self._utterances.push(chunk, heard)
         if newest and self.settings.interim:
-            events += self._utterances.look_ahead(answer.log_probs[keep_to : step.stop - step.start], heard)
+            events += self._utterances.look_ahead(log_probs[step.keep_to - step.start :], heard)
         return events
 
     def _frames_of(self, name: str) -> int:
