@@ -29,8 +29,10 @@ from overtone.nets.subsampling import ConvSubsampling
 
 Bottleneck = tuple[Tensor, Tensor, Tensor]
 """y + up·swish(down·norm(y) + bias): down [A, R, D], bias [A, 1, R], up [A, D, R]."""
-STEP = 16
+STEP = 32
 """Mel frames: lengths are filled up to a multiple, since kernels are made and kept for every length."""
+KERNELS_KEPT = 500
+"""OpenVINO's own five thousand grew by hundreds of megabytes with rows of any number and length."""
 OTHERWISE = "Let PyTorch compute: compute_dtype (on the command line, --dtype) auto, float32 or bfloat16."
 
 
@@ -105,6 +107,7 @@ class OpenVinoEncoder:
             "NUM_STREAMS": 1,
             "PERFORMANCE_HINT": "LATENCY",
             "ENABLE_CPU_PINNING": False,
+            "CPU_RUNTIME_CACHE_CAPACITY": KERNELS_KEPT,
         }
         self.request = openvino.Core().compile_model(graph.model, "CPU", settings).create_infer_request()
         self.cores = [
