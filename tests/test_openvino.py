@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -128,7 +129,7 @@ def test_a_missing_package_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     with pytest.raises(UsageError, match=r"pip install 'overtone\[openvino\]'"):
         model.set_compute_dtype("openvino")
     assert model.compute_dtype == "float32"
-    assert cli.main(["transcribe", "tests/fixtures", "--dtype", "openvino"]) == 2
+    assert cli.main(["transcribe", str(Path(__file__).parent / "fixtures"), "--dtype", "openvino"]) == 2
     assert "overtone[openvino]" in capsys.readouterr().err
 
 
