@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 from benchmarks.harness import (
@@ -35,6 +36,9 @@ def main() -> None:
     arguments = parse(parser)
     print_machine()
     peer = open_peer(arguments)
+    with_openvino = find_spec("openvino") is not None
+    if not with_openvino:
+        print("NOT COMPARED with OpenVINO: it is not installed (the extra `openvino`).")
     figures: dict[str, Any] = {}
     for shape in chosen_shapes(arguments):
         if peer is not None:
@@ -46,6 +50,8 @@ def main() -> None:
             for dtype in DTYPES:
                 cases[f"{dtype}, adapter"] = inference(shape, batch=batch, compute_dtype=dtype)
             cases["bfloat16, base"] = inference(shape, batch=batch, compute_dtype="bfloat16", choice="base")
+            if with_openvino:
+                cases["openvino, adapter"] = inference(shape, batch=batch, compute_dtype="openvino")
             if batch > 1:
                 cases["bfloat16, mixed rows"] = inference(shape, batch=batch, compute_dtype="bfloat16", choice="mixed")
             seconds = interleaved(cases, arguments.rounds)

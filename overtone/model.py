@@ -20,6 +20,7 @@ from overtone.errors import ConfigError, UsageError
 from overtone.features import LogMel
 from overtone.nets.conformer import ConformerEncoder
 from overtone.nets.ctc import CtcHead
+from overtone.nets.openvino import OpenVinoEncoder
 from overtone.nets.prepared import PreparedEncoder, fast_dtype
 from overtone.tokenizers import Tokenizer
 
@@ -28,6 +29,8 @@ Settings = Mapping[str, Mapping[str, Any]]
 
 PARTS = {"preprocessor": LogMel, "encoder": ConformerEncoder, "decoder": CtcHead}
 COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+OPENVINO = "openvino"
+"""What `set_compute_dtype` takes besides these and `auto`."""
 NUMBERLESS = ("dither", "pad_to", "position_max_len")
 """Settings, besides all dropouts, that change no number of an inference."""
 
@@ -62,7 +65,7 @@ class AsrModel(nn.Module):
             setattr(self, part, build(**settings[part]))
         self.adapters = AdapterSet(self)
         self.adapters.base_identity = BaseIdentity(fingerprint=self.fingerprint, tokenizer_digest=tokenizer.digest)
-        self.prepared: PreparedEncoder | None = None
+        self.prepared: PreparedEncoder | OpenVinoEncoder | None = None
         self.base_is_frozen = False
         self.base_dropout = True
         self.fingerprint_of: tuple[object, str] | None = None
@@ -88,7 +91,7 @@ class AsrModel(nn.Module):
         return log_probs
 
     @property
-    def computing(self) -> ConformerEncoder | PreparedEncoder:
+    def computing(self) -> ConformerEncoder | PreparedEncoder | OpenVinoEncoder:
         """The encoder, or the copy that computes in its place."""
         return self.encoder if self.prepared is None else self.prepared
 
@@ -153,18 +156,26 @@ class AsrModel(nn.Module):
 
     @property
     def compute_dtype(self) -> str:
-        """What the base computes in: `float32` or `bfloat16`."""
-        return "float32" if self.prepared is None else str(self.prepared.dtype).removeprefix("torch.")
+        """What the base computes in: `float32` or `bfloat16`, followed by ` (OpenVINO)` where that computes."""
+        if self.prepared is None:
+            return "float32"
+        engine = " (OpenVINO)" if isinstance(self.prepared, OpenVinoEncoder) else ""
+        return str(self.prepared.dtype).removeprefix("torch.") + engine
 
     def set_compute_dtype(self, dtype: str, *, prepared: bool = False) -> Self:
         """Compute the frozen base in `float32`, `bfloat16`, or the faster of both on this machine (`auto`).
 
         The weights stay what they are; the base computes with a private copy made from them, whose products are
         fused for frozen weights. In `float32` it computes with the weights themselves unless `prepared` asks for
-        such a copy: a quarter faster or more, equal to 1e-5.
+        such a copy: a quarter faster or more, equal to 1e-5. `openvino` is `auto` computed by OpenVINO, for inference
+        with linear adapters; raises UsageError where it is not installed or does not know the encoder.
         """
-        if dtype != "auto" and dtype not in COMPUTE_DTYPES:
-            raise ConfigError(f"compute_dtype '{dtype}' is unknown. Allowed: auto, {', '.join(COMPUTE_DTYPES)}.")
+        allowed = ("auto", *COMPUTE_DTYPES, OPENVINO)
+        if dtype not in allowed:
+            raise ConfigError(f"compute_dtype '{dtype}' is unknown. Allowed: {', '.join(allowed)}.")
+        if dtype == OPENVINO:
+            self.prepared = OpenVinoEncoder(self.encoder, fast_dtype(self.device))
+            return self
         chosen = fast_dtype(self.device) if dtype == "auto" else COMPUTE_DTYPES[dtype]
         copied = prepared or dtype == "auto" or chosen is not torch.float32
         self.prepared = PreparedEncoder(self.encoder, chosen) if copied else None

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from overtone.adapters.adapter import Adapter, check_name, choose_points, key_of
+from overtone.adapters.bottlenecks import bottleneck_at
 from overtone.adapters.folder import BaseIdentity, read_folder, write_folder
 from overtone.adapters.kinds import Kind
 from overtone.adapters.points import Layers, Point, collect_points
@@ -20,6 +21,7 @@ from overtone.adapters.selection import Choice, Observer, Selection
 from overtone.adapters.strategies import ResidualAdd
 from overtone.errors import AdapterError, did_you_mean
 from overtone.nets.layers import TapContext
+from overtone.nets.openvino import Bottleneck
 
 FILE_CHOICE = "@file"
 NOTHING: Mapping[int, Selection] = MappingProxyType({})
@@ -47,6 +49,12 @@ class Socket:
         """Whether any row uses an adapter with a place here: fast paths fuse what nothing acts in."""
         selection = self.adapters.selection
         return selection is not None and selection.acts_at(self.point)
+
+    def bottleneck(self, rows: int, dtype: torch.dtype) -> Bottleneck:
+        """What acts here on a batch of so many rows, for an engine that computes it outside of PyTorch."""
+        selection = self.adapters.selection
+        assert selection is not None, "asked only where `acts`"
+        return bottleneck_at(selection, self.point, rows, dtype)
 
 
 class AdapterSet(nn.Module):

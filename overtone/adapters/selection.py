@@ -90,11 +90,7 @@ class Selection:
 
     def apply(self, point: str, x: Tensor, y: Tensor, context: TapContext) -> Tensor:
         """`y` [B, T, D] with every row's own chain applied at the point; rows without one are untouched."""
-        if self.row_count is not None and self.row_count != y.size(0):
-            raise AdapterError(
-                f"{self.row_count} adapter choices for a batch of {y.size(0)} rows: "
-                "give one per row, or one name for all."
-            )
+        self.check_rows(y.size(0))
         if point not in self.touched:
             return y
         if self.rows is None:
@@ -104,6 +100,13 @@ class Selection:
         for names in self.stages_at(point):
             y = self.apply_stage(point, names, x, y, context)
         return y
+
+    def check_rows(self, rows: int) -> None:
+        """Raises AdapterError unless the choice is for a batch of so many rows."""
+        if self.row_count is not None and self.row_count != rows:
+            raise AdapterError(
+                f"{self.row_count} adapter choices for a batch of {rows} rows: give one per row, or one name for all."
+            )
 
     def stages_at(self, point: str) -> list[tuple[str | None, ...]]:
         """What each row takes at the point first, what second, and so on; None where it takes nothing more."""

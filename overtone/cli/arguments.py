@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from overtone.errors import UsageError, did_you_mean
 
-DTYPES = ("auto", "float32", "bfloat16")
+DTYPES = ("auto", "float32", "bfloat16", "openvino")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
@@ -61,7 +61,8 @@ def add_computing(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         choices=DTYPES,
         default="auto",
-        help="what the frozen base computes in; auto is bfloat16 where the machine is fast at it (default: auto)",
+        help="what the frozen base computes in; auto is bfloat16 where the machine is fast at it, openvino the same "
+        "computed by OpenVINO, for linear adapters (default: auto)",
     )
     parser.add_argument(
         "--device", choices=DEVICES, default="auto", help="where to compute; auto is a GPU if there is one (default)"

@@ -76,7 +76,7 @@ class ServerSettings:
     origins: frozenset[str] = frozenset()
     """Web sites whose pages may open realtime sessions besides the server's own."""
     compute_dtype: str = "auto"
-    """What the frozen base computes in: auto, float32 or bfloat16."""
+    """What the frozen base computes in: auto, float32, bfloat16 or openvino."""
     engine: EngineSettings = field(default_factory=EngineSettings)
     stream: StreamSettings = field(default_factory=StreamSettings)
     limits: AudioLimits = field(default_factory=AudioLimits)
