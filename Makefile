@@ -41,7 +41,7 @@ clean:
 
 .venv/installed-dev: pyproject.toml constraints.txt | $(bin)/python
 	@echo "Installing Overtone and its development tools into .venv"
-	$(pip_install) --editable '.[dev,serve]'
+	$(pip_install) --editable '.[dev,serve,openvino]'
 	@touch .venv/installed $@
 
 $(bin)/python:

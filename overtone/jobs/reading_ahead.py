@@ -34,7 +34,9 @@ def reading_ahead(run: Run) -> Iterator[None]:
 
 
 def wanted(run: Run) -> Iterator[tuple[SpeechDataset, int]]:
-    """Utterances in the order in which a training that begins anew asks for them."""
+    """Utterances in the order in which a training that begins anew asks for them; with a prefix cache, it may not."""
+    if run.prefix is not None:
+        return
     chosen = run.settings.model
     if worker_count(chosen.train_ds) == 0:
         batches = run.training.plan.batches(0)[: run.length.batches]
