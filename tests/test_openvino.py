@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -225,3 +228,30 @@ def test_a_refused_forward_leaves_the_next_one_whole() -> None:
     found = encode(model, None)
     model.prepared = None
     assert torch.allclose(found[1], encode(model, None)[1], atol=1e-3)
+
+
+SIGNALLED = """
+import gc, signal, subprocess, torch
+from small_models import small_model
+signal.signal(signal.SIGCHLD, lambda number, frame: print("told", flush=True))
+models = []
+for _ in range(3):
+    models.append(small_model().set_compute_dtype("openvino"))
+    with torch.inference_mode():
+        models[-1](torch.zeros(1, 8000), torch.tensor([8000]))
+while models:
+    models.pop(0)
+    gc.collect()
+    subprocess.run(["true"])
+"""
+
+
+@needs_openvino
+def test_signals_arrive_when_models_have_gone() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", SIGNALLED],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        capture_output=True,
+        text=True,
+    )
+    assert (ended.returncode, ended.stdout.split()) == (0, ["told"] * 3), ended.stderr

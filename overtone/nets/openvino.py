@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Mapping
+from functools import cache
 from importlib.util import find_spec
 from typing import Any, Self
 
@@ -34,6 +35,16 @@ STEP = 32
 KERNELS_KEPT = 500
 """OpenVINO's own five thousand grew by hundreds of megabytes with rows of any number and length."""
 OTHERWISE = "Let PyTorch compute: compute_dtype (on the command line, --dtype) auto, float32 or bfloat16."
+
+
+@cache
+def the_core() -> Any:
+    """One for the whole process, for ever: with each, OpenVINO gives its thread a stack for signals, and sets the one
+    before it again when it goes. Several that go in another order than they came leave a stack that is not there any
+    more, and the next signal ends the process."""
+    import openvino
+
+    return openvino.Core()
 
 
 class OpenVinoEncoder:
@@ -91,8 +102,6 @@ class OpenVinoEncoder:
 
     def refresh(self) -> None:
         """Make the graph, unless it has been made for what the base and the threads are now."""
-        import openvino
-
         self.source.refresh()
         threads = torch.get_num_threads()
         if self.made_from is not None and self.made_from[0] is self.source.state and self.made_from[1] == threads:
@@ -109,7 +118,7 @@ class OpenVinoEncoder:
             "ENABLE_CPU_PINNING": False,
             "CPU_RUNTIME_CACHE_CAPACITY": KERNELS_KEPT,
         }
-        self.request = openvino.Core().compile_model(graph.model, "CPU", settings).create_infer_request()
+        self.request = the_core().compile_model(graph.model, "CPU", settings).create_infer_request()
         self.cores = [
             AttentionCore(layer.attention.module, layer.attention.padded_width, self.dtype) for layer in layers
         ]
