@@ -10,16 +10,19 @@ import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 from lightning.pytorch import Trainer
+from torch.utils.data import get_worker_info
 
 from overtone.data import SpeechDataset
 from overtone.errors import AdapterError, ConfigError, DataError, OvertoneError
 from overtone.jobs.progress import Reporter
+from overtone.jobs.row_processes import PROCESS_NAME
 from overtone.jobs.train import run_training
 from overtone.jobs.watching import Watch
 from overtone.manifest import Utterance
@@ -209,7 +212,8 @@ def test_a_reading_process_that_is_killed(tmp_path: Path, model: AsrModel, monke
         begin(self, *arguments)  # type: ignore[arg-type]
         if self.steps.batches_done == 2:
             for process in multiprocessing.active_children():
-                process.kill()
+                if process.name != PROCESS_NAME:
+                    process.kill()
 
     monkeypatch.setattr(Watch, "on_train_batch_start", kill)
     with pytest.raises(DataError, match=r"reads model\.train_ds was killed.*model\.train_ds\.num_workers=0"):
@@ -221,8 +225,12 @@ def test_a_reading_process_that_is_killed(tmp_path: Path, model: AsrModel, monke
 
 
 def test_the_set_that_was_read_is_named(tmp_path: Path, model: AsrModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    def die(self: SpeechDataset, index: int) -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
+    load = SpeechDataset.load
+
+    def die(self: SpeechDataset, index: int) -> Any:
+        if get_worker_info() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return load(self, index)
 
     monkeypatch.setattr(SpeechDataset, "load", die)
     with pytest.raises(DataError, match=r"reads model\.validation_ds was killed"):

@@ -32,6 +32,7 @@ from overtone.padding import rounded_up
 MOST_PROCESSES = 4
 """What `auto` takes at most: each has activations and kernels of its own in memory."""
 SEEDS = 2**62
+PROCESS_NAME = "rows of a batch"
 
 
 def process_count(wanted: int | str) -> int:
