@@ -17,6 +17,7 @@ import pytest
 import soundfile
 import torch
 from lightning.pytorch import Trainer
+from torch.multiprocessing import reductions
 from torch.utils.data import get_worker_info
 
 from overtone.data import SpeechDataset
@@ -25,6 +26,7 @@ from overtone.jobs.progress import Reporter
 from overtone.jobs.row_processes import PROCESS_NAME
 from overtone.jobs.train import run_training
 from overtone.jobs.watching import Watch
+from overtone.jobs.workers import deaths_told
 from overtone.manifest import Utterance
 from overtone.model import AsrModel
 from small_models import add_trained, small_model
@@ -222,6 +224,19 @@ def test_a_reading_process_that_is_killed(tmp_path: Path, model: AsrModel, monke
     last = small_model().adapters.load(tmp_path / "run/checkpoints/mine-last")
     assert last.card["steps"] >= 3
     assert f"Ended at step {last.card['steps']}. Written: " in (tmp_path / "run/log.txt").read_text()
+
+
+def test_a_batch_whose_sender_is_gone() -> None:
+    """A batch that was sent already cannot be unpacked when the process that holds its memory has been killed."""
+
+    class Gone:
+        def detach(self) -> int:
+            raise ConnectionRefusedError("nobody listens")
+
+    with pytest.raises(DataError, match=r"reads model\.train_ds was killed"), deaths_told(lambda: "model.train_ds"):
+        reductions.rebuild_storage_fd(torch.UntypedStorage, Gone(), 4)
+    with pytest.raises(ConnectionRefusedError), deaths_told(lambda: "model.train_ds"):
+        Gone().detach()
 
 
 def test_the_set_that_was_read_is_named(tmp_path: Path, model: AsrModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from torch.multiprocessing import reductions
 from torch.utils.data._utils import signal_handling
 
 from overtone.errors import DataError
@@ -27,8 +29,8 @@ def deaths_told(reading: Callable[[], str]) -> Iterator[None]:
     signal_handling._SIGCHLD_handler_set = True
     try:
         yield
-    except RuntimeError as error:
-        if not DEATH.search(str(error)):
+    except (RuntimeError, OSError, EOFError) as error:
+        if not (DEATH.search(str(error)) if isinstance(error, RuntimeError) else while_unpacking(error)):
             raise
         raise DataError(
             f"A process that reads {reading()} was killed; the system does so where memory runs out (in a container, "
@@ -37,3 +39,9 @@ def deaths_told(reading: Callable[[], str]) -> Iterator[None]:
         ) from error
     finally:
         signal_handling._SIGCHLD_handler_set = installed
+
+
+def while_unpacking(error: BaseException) -> bool:
+    """Whether it arose while tensors of another process were unpacked, which asks that process for their memory."""
+    names = (frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__))
+    return reductions.__file__ in names
