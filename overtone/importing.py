@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import sys
@@ -27,9 +28,9 @@ def keep_few_kernels(kept: tuple[int, int] = KERNELS_KEPT) -> None:
 def importing(*, kernels: tuple[int, int] = KERNELS_KEPT) -> Iterator[None]:
     """Import without searches for garbage: half a million objects come with PyTorch and Lightning, and all stay.
 
-    Later searches leave out what has been imported. So does the one at the exit of the process, where taking it
-    apart piece by piece took a second. Nothing of this happens in a process that has PyTorch already: what lives
-    there may become garbage.
+    Later searches leave out what has been imported. So does the one at the exit of the process, together with what was
+    imported meanwhile: taking it apart piece by piece took a second. Nothing of this happens in a process that has
+    PyTorch already: what lives there may become garbage.
     """
     if "torch" in sys.modules or not gc.isenabled():
         yield
@@ -38,6 +39,7 @@ def importing(*, kernels: tuple[int, int] = KERNELS_KEPT) -> Iterator[None]:
     with garbage_search_paused():
         yield
         gc.freeze()
+    atexit.register(gc.freeze)
 
 
 @contextmanager

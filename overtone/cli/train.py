@@ -5,7 +5,6 @@ Without --config-path and --config-name the shipped asr_adaptation.yaml is taken
 from __future__ import annotations
 
 import argparse
-import gc
 import shlex
 from typing import TYPE_CHECKING
 
@@ -43,7 +42,6 @@ def run(arguments: argparse.Namespace) -> int:
 
     quiet_libraries()
     result = run_training(settings)
-    gc.freeze()  # the search at the exit of the process leaves out what was imported meanwhile
     if result.adapter is not None:
         print(next_command(settings, result))
     return 0

@@ -34,8 +34,11 @@ def reading_ahead(run: Run) -> Iterator[None]:
 
 
 def wanted(run: Run) -> Iterator[tuple[SpeechDataset, int]]:
-    """Utterances in the order in which a training that begins anew asks for them; with a prefix cache, it may not."""
-    if run.prefix is not None:
+    """Utterances in the order in which a training that begins anew asks for them.
+
+    None where it may never ask: with a prefix cache, or where other processes take their share.
+    """
+    if run.prefix is not None or run.machine.processes > 1:
         return
     chosen = run.settings.model
     if worker_count(chosen.train_ds) == 0:
