@@ -1,4 +1,4 @@
-"""Word error rates of streams beside those of whole recordings, for chunks, context and ways to normalise.
+"""Word error rates of streams beside those of whole recordings: final results of a second pass, and of chunks alone.
 
     python -m benchmarks.streaming_wer fundamental test.jsonl
 
@@ -34,7 +34,7 @@ from overtone.wer import ErrorCounts, paired_difference_interval, word_errors
 
 CONTEXTS = ((0.8, 1.6, 1.6), (0.16, 1.92, 1.92))
 """Chunk, left and right, in seconds."""
-NORMALISATIONS = ("running", "buffer")
+FINALS = ("whole", "chunks")
 GOAL_POINTS = 1.0
 """What a stream of the first context may lose."""
 AT_A_TIME = 16
@@ -42,8 +42,10 @@ AT_A_TIME = 16
 SMOKE = 6
 HEAD = """## Streams beside whole recordings
 
-`python -m benchmarks.streaming_wer MODEL MANIFEST…`. *points*: what the stream loses against the whole recordings, in
-percent of the words; *from offline*: word errors of the stream's text against that of the whole recording."""
+`python -m benchmarks.streaming_wer MODEL MANIFEST…`. A stream's text is that of its final results. *whole*: each
+utterance is heard once more in one piece when it has ended; *chunks*: the frames of the chunks are all there is. *points*:
+what the stream loses against the whole recordings, in percent of the words; *from offline*: word errors of the stream's
+text against that of the whole recording."""
 
 Hear = Callable[[Samples], str]
 
@@ -89,6 +91,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=400, help="recordings of each manifest, evenly spread")
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
     parser.add_argument("--contexts", nargs="+", type=context, default=list(CONTEXTS), metavar="CHUNK/LEFT/RIGHT")
+    parser.add_argument("--normalisation", default="running", choices=("running", "buffer"))
     parser.add_argument("--no-endpointing", action="store_true", help="one utterance a stream")
     parser.add_argument("--threads", type=int, default=2, help="of the engine")
     parser.add_argument("--page", type=Path, help="write the section of this page")
@@ -138,11 +141,12 @@ def measure(engine: Engine, shelf: Shelf, items: list[Utterance], arguments: arg
     references = [item.text or "" for item in items]
     endpointing = Endpointing(stop_history=0) if arguments.no_endpointing else Endpointing()
     ways: dict[str, Hear] = {"offline": lambda waveform: whole(engine, shelf, arguments.adapter, waveform)}
-    for (chunk, left, right), kind in itertools.product(arguments.contexts, NORMALISATIONS):
+    for (chunk, left, right), kind in itertools.product(arguments.contexts, FINALS):
         settings = StreamSettings(
-            chunk=chunk, left=left, right=right, normalisation=kind, endpointing=endpointing, interim=False
-        )
-        ways[f"{chunk:g}/{left:g}/{right:g} {kind}"] = lambda waveform, settings=settings: streamed(
+            chunk=chunk, left=left, right=right, finals=kind, endpointing=endpointing, interim=False,
+            normalisation=arguments.normalisation,
+        )  # fmt: skip
+        ways[f"{chunk:g}/{left:g}/{right:g}, {kind}"] = lambda waveform, settings=settings: streamed(
             engine, shelf, arguments.adapter, settings, waveform
         )
     rows = []
@@ -181,7 +185,7 @@ def section(name: str, offline: Row, figures: list[dict[str, Any]]) -> str:
     lines = [
         f"### {name}\n",
         f"{len(offline.texts)} recordings, {offline.seconds / 60:.1f} minutes, {offline.sum.reference_length} words.\n",
-        "| chunk/left/right, statistics | WER | points | 95 % interval | sub | del | ins | same text | from offline |",
+        "| chunk/left/right, finals | WER | points | 95 % interval | sub | del | ins | same text | from offline |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for row in figures:

@@ -52,6 +52,11 @@ def test_settings_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
 # Features
 
 
+def normalised(features: StreamFeatures, first: int, last: int) -> np.ndarray:
+    """[F, last - first], by the statistics of everything before."""
+    return features.between(first, last, features.statistics(last))
+
+
 @pytest.mark.parametrize("normalize", ["per_feature", "all_features", "NA"])
 def test_features_in_portions_are_those_of_the_whole(normalize: str) -> None:
     model = tiny_model(normalize=normalize)
@@ -67,11 +72,11 @@ def test_features_in_portions_are_those_of_the_whole(normalize: str) -> None:
         position += step
         sure = (features.received - 256) // 160 + 1
         if normalize == "NA" and sure > 20:
-            np.testing.assert_allclose(features.between(sure - 20, sure), whole[:, sure - 20 : sure], atol=1e-4)
+            np.testing.assert_allclose(normalised(features, sure - 20, sure), whole[:, sure - 20 : sure], atol=1e-4)
     assert features.frames == whole.shape[1]
     mel, _ = model.preprocessor(torch.from_numpy(waveform)[None], torch.tensor([waveform.size]))
     # The last frames are the offline ones too, and nothing fades within a minute.
-    np.testing.assert_allclose(features.between(0, features.frames), mel[0, :, : features.frames], atol=2e-4)
+    np.testing.assert_allclose(normalised(features, 0, features.frames), mel[0, :, : features.frames], atol=2e-4)
 
 
 def test_statistics_do_not_depend_on_how_often_they_are_asked_for() -> None:
@@ -81,8 +86,8 @@ def test_statistics_do_not_depend_on_how_often_they_are_asked_for() -> None:
     for features in (often, once):
         features.push(waveform)
     for last in range(100, 1900, 7):
-        often.between(last - 50, last)
-    np.testing.assert_allclose(often.between(1500, 2000), once.between(1500, 2000), atol=1e-5)
+        normalised(often, last - 50, last)
+    np.testing.assert_allclose(normalised(often, 1500, 2000), normalised(once, 1500, 2000), atol=1e-5)
 
 
 def test_what_is_long_ago_fades() -> None:
@@ -92,15 +97,17 @@ def test_what_is_long_ago_fades() -> None:
     features, alone = StreamFeatures(raw), StreamFeatures(raw)
     for first in range(0, 60 * 16_000, 16_000):
         features.push(noise(60.0, seed=5)[first : first + 16_000])
-        features.between(features.frames - 1, features.frames)
+        normalised(features, features.frames - 1, features.frames)
     begin = features.frames
     for each in (features, alone):
         for first in range(0, soft.size, 16_000):
             each.push(soft[first : first + 16_000])
-            each.between(each.frames - 1, each.frames)
+            normalised(each, each.frames - 1, each.frames)
             each.forget(each.frames - 300)
-    mel = features.between(begin + alone.frames - 200, begin + alone.frames)
-    np.testing.assert_allclose(mel.mean(axis=1), alone.between(alone.frames - 200, alone.frames).mean(axis=1), atol=0.1)
+    mel = normalised(features, begin + alone.frames - 200, begin + alone.frames)
+    np.testing.assert_allclose(
+        mel.mean(axis=1), normalised(alone, alone.frames - 200, alone.frames).mean(axis=1), atol=0.1
+    )
 
 
 def test_fixed_statistics_are_kept() -> None:
@@ -110,4 +117,14 @@ def test_fixed_statistics_are_kept() -> None:
     features = StreamFeatures(RawFeatures(model))
     features.push(waveform)
     mel, _ = model.preprocessor(torch.from_numpy(waveform)[None], torch.tensor([waveform.size]))
-    np.testing.assert_allclose(features.between(0, 100), mel[0, :, :100].numpy(), atol=1e-5)
+    np.testing.assert_allclose(normalised(features, 0, 100), mel[0, :, :100].numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("normalize", ["per_feature", "NA", {"fixed_mean": [1.0] * 16, "fixed_std": [2.0] * 16}])
+def test_what_is_forgotten_takes_no_memory(normalize: Any) -> None:
+    features = StreamFeatures(RawFeatures(tiny_model(normalize=normalize)))
+    for seed in range(10):
+        features.push(noise(1.0, seed=seed))
+        features.statistics(features.frames)
+        features.forget(features.frames - 50)
+    assert features._mel.shape[1] < 200

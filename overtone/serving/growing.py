@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections import deque
 from collections.abc import AsyncIterator
 from concurrent.futures import Future
 from contextlib import aclosing
 from functools import partial
 
-from overtone.jobs.windows import Window, plan_windows
+from overtone.jobs.windows import Window
 from overtone.serving.driving import drive_async, placed
 from overtone.serving.engine import Engine, LogProbs, Samples
-from overtone.serving.offline import OVERLAP_SECONDS, WINDOW_SECONDS, Decoding, Joiner, Recognition
+from overtone.serving.offline import Decoding, Recognition
 from overtone.serving.shelf import Lease
+from overtone.serving.windowed import Joiner, recording_windows, samples_in
 
 AHEAD = 2
 """Windows of one recording in the queue at a time."""
@@ -33,15 +33,11 @@ async def growing(
 
     `seconds` is how much of the recording has been decoded for good. Leaving the iteration frees what waits.
     """
-    samples_per_frame = engine.seconds_per_frame * engine.sample_rate
-    frames = max(1, math.ceil(waveform.size / samples_per_frame - 1e-6))
-    most, overlap = (int(seconds / engine.seconds_per_frame) for seconds in (WINDOW_SECONDS, OVERLAP_SECONDS))
-    windows = plan_windows(frames, window=most, overlap=overlap)
+    windows = recording_windows(engine, waveform)
     joiner = Joiner(windows, decoding.decoder(engine))
 
     def submit(window: Window) -> Future[LogProbs]:
-        stop = waveform.size if window is windows[-1] else round(window.stop * samples_per_frame)
-        part = waveform[round(window.start * samples_per_frame) : stop]
+        part = samples_in(engine, waveform, window)
         return engine.submit(part, lease=lease, deadline=deadline, group=group)
 
     waiting: deque[Future[LogProbs]] = deque()

@@ -8,7 +8,7 @@ Legend: S samples, F mel bins, T mel frames.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,7 @@ class RawFeatures:
         self.mel.requires_grad_(False).eval()
         self.hop = self.mel.hop_length
         self.frames_per_second = self.mel.sample_rate / self.hop
+        self.per_encoder_frame: int = model.encoder.subsampling_factor
         self.kind = model.preprocessor.normalize
         """per_feature, all_features, fixed or NA: which numbers they are normalised with."""
         mean, deviation = model.preprocessor.fixed_mean, model.preprocessor.fixed_std
@@ -50,6 +51,15 @@ class RawFeatures:
         mel, lengths = self.mel(waveform, torch.tensor([samples.size]))
         values: Mel = mel[0, :, : int(lengths[0])].numpy()
         return values
+
+
+class Statistics(NamedTuple):
+    """What features are normalised with."""
+
+    mean: npt.NDArray[Any]
+    """[F, 1]"""
+    deviation: npt.NDArray[Any]
+    """[F, 1]"""
 
 
 class StreamFeatures:
@@ -90,26 +100,29 @@ class StreamFeatures:
         """Frames so far; the last ones may still change."""
         return self._mel_from + int(self._mel.shape[1])
 
-    def between(self, first: int, last: int) -> Mel:
-        """[F, last - first] normalised, by the statistics of everything up to `last`; calls must not go back."""
-        mel = self._mel[:, first - self._mel_from : last - self._mel_from]
+    def statistics(self, last: int) -> Statistics:
+        """Of everything before frame `last`; calls must not go back."""
         raw = self.raw
         if raw.kind == "NA":
-            return mel.copy()
+            return Statistics(np.zeros(1, dtype=np.float32), np.ones(1, dtype=np.float32))
         if raw.fixed is not None:
-            return np.asarray((mel - raw.fixed[0]) / raw.fixed[1], dtype=np.float32)
+            return Statistics(*raw.fixed)
         self._count(last)
         weight, sums = self._weight, self._sums
         if raw.kind == "all_features":
-            weight, sums = weight * len(mel), np.broadcast_to(sums.sum(axis=1, keepdims=True), sums.shape)
+            weight, sums = weight * sums.shape[1], np.broadcast_to(sums.sum(axis=1, keepdims=True), sums.shape)
         mean = sums[0] / weight
         variance = np.maximum(sums[1] / weight - mean**2, 0.0) * weight / max(weight - 1.0, 1.0)
-        scale = np.sqrt(variance) + STD_FLOOR
-        return np.asarray((mel - mean[:, None]) / scale[:, None], dtype=np.float32)
+        return Statistics(mean[:, None], (np.sqrt(variance) + STD_FLOOR)[:, None])
+
+    def between(self, first: int, last: int, statistics: Statistics) -> Mel:
+        """[F, last - first], normalised."""
+        mel = self._mel[:, first - self._mel_from : last - self._mel_from]
+        return np.asarray((mel - statistics.mean) / statistics.deviation, dtype=np.float32)
 
     def forget(self, first: int) -> None:
-        """Frames before `first` will not be asked for any more."""
-        gone = min(first, self._counted, self._whole) - self._mel_from
+        """Frames before `first`, which lie in the statistics, will not be asked for any more."""
+        gone = min(first, self._whole) - self._mel_from
         if gone > 0:
             self._mel, self._mel_from = self._mel[:, gone:].copy(), self._mel_from + gone
 

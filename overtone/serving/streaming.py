@@ -2,31 +2,40 @@
 
 Each step hears a chunk with audio to its left and right and keeps the frames of the chunk alone; those to its right
 are read for the interim result and heard again with more context later, when the earlier opinion still counts for
-something. Buffers begin at whole encoder frames, so that the frames of all steps lie on one grid. Steps of all
-streams share the engine's batches, whatever their adapters.
+something. An utterance that has ended is heard once more as a whole, which is what its final result is decoded from:
+the chunks lacked context, and know less. Buffers begin at whole encoder frames, so that the frames of all steps lie on
+one grid. Steps of all streams share the engine's batches, whatever their adapters.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, Self
 
 import numpy as np
+import numpy.typing as npt
 
+from overtone.decoding.incremental import Decoder
 from overtone.errors import UsageError
+from overtone.jobs.windows import Window
 from overtone.serving.driving import Steps, drive, drive_async, placed
 from overtone.serving.endpointing import Endpointing
 from overtone.serving.engine import Engine, LogProbs, Samples
 from overtone.serving.offline import Decoding
 from overtone.serving.overlap import Overlap
 from overtone.serving.shelf import Lease
-from overtone.serving.stream_features import StreamFeatures
-from overtone.serving.utterances import Event, Final, Interim, Utterances
+from overtone.serving.stream_features import Statistics, StreamFeatures
+from overtone.serving.utterances import Ended, Event, Final, Interim, Utterances
+from overtone.serving.windowed import Joiner, heard_in_windows, windows_of
 
 __all__ = ["Endpointing", "Event", "Final", "Interim", "Stream", "StreamSettings"]
+
+Frames = npt.NDArray[np.float32]
+"""[T, V+1] log-probabilities"""
 
 AHEAD = 8
 """Steps of one stream in the queue at a time, where its audio came faster than it was heard."""
@@ -49,13 +58,15 @@ class StreamSettings:
     """Whether interim results are wanted."""
     normalisation: Literal["running", "buffer"] = "running"
     """Statistics of the features: of the whole stream so far, or of each buffer alone."""
+    finals: Literal["whole", "chunks"] = "whole"
+    """What final results are decoded from: the utterance heard once more as a whole, or what its chunks gave."""
     max_utterance: float = 60.0
     """Seconds after which an utterance is ended in its latest pause."""
     mode: Literal["buffered", "cache_aware"] = "buffered"
     """Only `buffered` exists yet: models trained for cached activations are heard with context as well."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Step:
     """A buffer [start, stop) of which the frames [keep_from, keep_to) are kept; the rest on the right is a guess.
     ends: with the buffer the stream ends, or the utterance because the client says so.
@@ -66,6 +77,8 @@ class _Step:
     keep_from: int
     keep_to: int
     ends: bool
+    statistics: Statistics | None
+    """Of the features up to its end; None where each buffer has its own."""
 
 
 class Stream:
@@ -106,7 +119,12 @@ class Stream:
         """Frames that a step has heard, the guesses included."""
         self._flight: deque[tuple[_Step, Future[LogProbs]]] = deque()
         self._overlap = Overlap()
-        self._utterances = Utterances(engine, settings.endpointing, decoding or Decoding(), settings.max_utterance)
+        self._heard_last: tuple[_Step, Frames] | None = None
+        """The newest step that was decoded, and what was heard in it."""
+        self._decoding = decoding or Decoding()
+        self._utterances = Utterances(
+            engine, settings.endpointing, self._decoding, max_utterance=settings.max_utterance, lead=self.left
+        )
         self._begun = self._over = False
 
     def __enter__(self) -> Self:
@@ -160,7 +178,9 @@ class Stream:
             step = next(plan, None)
             while step is not None or self._flight:
                 if step is not None and len(self._flight) < AHEAD:
-                    future = yield from placed(lambda step=step: self._submit(step), begins=not self._begun)  # type: ignore[misc]
+                    future = yield from placed(
+                        partial(self._submit, step.start, step.stop, step.statistics), begins=not self._begun
+                    )
                     self._begun = True
                     self._flight.append((step, future))
                     step = next(plan, None)
@@ -170,9 +190,9 @@ class Stream:
                 assert answer is not None
                 self._flight.popleft()
                 newest = step is None and not self._flight and not ends
-                events += self._absorb(heard, answer, newest)
+                events += yield from self._absorb(heard, answer.log_probs, newest)
             if ends:
-                events += self._utterances.end(self.seconds)
+                events += yield from self._results(self._utterances.end(self.seconds))
             done = not last
         finally:
             if not done:
@@ -181,13 +201,15 @@ class Stream:
 
     def _append(self, samples: Samples) -> None:
         self._received += samples.size
+        needed = self._kept if self.settings.finals == "chunks" else min(self._kept, self._utterances.begin)
+        first = max(0, needed - self.left)
         if self._features is not None:
+            self._features.forget(first * self._features.raw.per_encoder_frame)
             if samples.size:
                 self._features.push(samples)
             return
-        first = max(0, self._kept - self.left) * self.samples_per_frame
-        self._samples = np.concatenate((self._samples[first - self._samples_from :], samples))
-        self._samples_from = first
+        self._samples = np.concatenate((self._samples[first * self.samples_per_frame - self._samples_from :], samples))
+        self._samples_from = first * self.samples_per_frame
 
     def _plan(self, ends: bool, last: bool) -> Iterator[_Step]:
         """The steps that the audio allows, in order; each is to be submitted before the next is asked for."""
@@ -203,8 +225,14 @@ class Stream:
                 yield self._step(available, self._kept)
 
     def _step(self, stop: int, keep_to: int, *, ends: bool = False) -> _Step:
-        start = max(0, self._kept - self.left)
-        step = _Step(start=start, stop=stop, keep_from=self._kept, keep_to=keep_to, ends=ends)
+        step = _Step(
+            start=max(0, self._kept - self.left),
+            stop=stop,
+            keep_from=self._kept,
+            keep_to=keep_to,
+            ends=ends,
+            statistics=None if self._features is None else self._features.statistics(self._mel_until(stop)),
+        )
         self._kept, self._heard = keep_to, stop
         return step
 
@@ -214,29 +242,64 @@ class Stream:
             return self._received // self.samples_per_frame
         return -(-self._received // self.samples_per_frame)
 
-    def _submit(self, step: _Step) -> Future[LogProbs]:
-        if self._features is None:
-            first, end = (frames * self.samples_per_frame - self._samples_from for frames in (step.start, step.stop))
+    def _submit(self, start: int, stop: int, statistics: Statistics | None) -> Future[LogProbs]:
+        """The frames [start, stop) of the stream."""
+        if self._features is None or statistics is None:
+            first, end = (frames * self.samples_per_frame - self._samples_from for frames in (start, stop))
             return self.engine.submit(self._samples[first:end], lease=self.lease, priority="stream", group=self.group)
-        factor = self.engine.model.encoder.subsampling_factor
-        stop = min(step.stop * factor, self._features.frames)
-        mel = self._features.between(min(step.start * factor, stop), stop)
-        self._features.forget(max(0, step.keep_to - self.left) * factor)
+        end = self._mel_until(stop)
+        mel = self._features.between(self._mel_until(start), end, statistics)
         return self.engine.submit_features(mel, lease=self.lease, priority="stream", group=self.group)
 
-    def _absorb(self, step: _Step, answer: LogProbs, newest: bool) -> list[Event]:
+    def _mel_until(self, stop: int) -> int:
+        """Mel frames before an encoder frame; the last of a stream may have fewer."""
+        assert self._features is not None
+        return min(stop * self._features.raw.per_encoder_frame, self._features.frames)
+
+    def _absorb(self, step: _Step, answer: Frames, newest: bool) -> Steps[list[Event]]:
         """Decode what is kept; of the newest step also tell what the rest seems to say."""
         heard = min(self.seconds, step.stop * self.engine.seconds_per_frame)
-        log_probs = answer.log_probs[: step.stop - step.start]
+        log_probs = answer[: step.stop - step.start]
         events: list[Event] = []
         if step.keep_to > step.keep_from:  # a mere look ahead leaves no trace: it hangs on how the audio comes
+            self._heard_last = step, log_probs
             chunk = self._overlap.push(
                 log_probs, start=step.start, keep_from=step.keep_from, keep_to=step.keep_to, ends=step.ends
             )
-            events = self._utterances.push(chunk, heard)
+            events = yield from self._results(self._utterances.push(chunk, heard))
         if newest and self.settings.interim:
             events += self._utterances.look_ahead(log_probs[step.keep_to - step.start :], heard)
         return events
+
+    def _results(self, found: Sequence[Interim | Ended]) -> Steps[list[Event]]:
+        """Interim results as they are, ended utterances as final ones."""
+        events: list[Event] = []
+        for each in found:
+            if isinstance(each, Interim):
+                events.append(each)
+                continue
+            whole = self.settings.finals == "whole"
+            decoder = (yield from self._second_pass(each)) if whole else each.decoder
+            events += each.final(decoder, self._decoding.alternatives)
+        return events
+
+    def _second_pass(self, ended: Ended) -> Steps[Decoder]:
+        """An utterance in one piece, with context on both sides; the last step may have heard all of that."""
+        assert self._heard_last is not None
+        step, log_probs = self._heard_last
+        decoder = self._decoding.decoder(self.engine, ended.begin)
+        start, stop = max(0, ended.begin - self.left), min(ended.end + self.right, step.stop)
+        if step.start <= start:
+            decoder.push(log_probs[ended.begin - step.start : ended.end - step.start])
+            return decoder
+
+        def submit(window: Window) -> Future[LogProbs]:
+            return self._submit(start + window.start, start + window.stop, step.statistics)
+
+        windows = windows_of(self.engine, stop - start)
+        joiner = Joiner(windows, decoder, first=ended.begin - start, last=ended.end - start)
+        yield from heard_in_windows(joiner, submit, begins=False)
+        return decoder
 
     def _frames_of(self, name: str) -> int:
         seconds = getattr(self.settings, name)

@@ -1,4 +1,4 @@
-"""Frames of a stream in order -> its utterances: interim and final results."""
+"""Frames of a stream in order -> its utterances: interim results, and where utterances end."""
 
 from __future__ import annotations
 
@@ -50,75 +50,20 @@ class Final:
 Event = Interim | Final
 
 
-class Utterances:
-    """Decoder and endpointer of one stream."""
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """An utterance in which something was said, as its frames came."""
 
-    def __init__(self, engine: Engine, endpointing: Endpointing, decoding: Decoding, max_utterance: float) -> None:
-        self.engine = engine
-        self.decoding = decoding
-        self.endpointer = Endpointer(endpointing, engine.seconds_per_frame)
-        self.longest = max(1, round(max_utterance / engine.seconds_per_frame))
-        self.frames = 0
-        """Frames of the stream so far."""
-        self.decoder = decoding.decoder(engine)
-        self.spoke = False
-        """Whether the current utterance has a frame that is not blank."""
+    begin: int
+    """The frame of the stream with which it begins; somewhat before the first word."""
+    end: int
+    decoder: Decoder
+    """Holds its frames."""
+    audio_processed: float
 
-    def push(self, log_probs: LogProbs, heard: float) -> list[Event]:
-        """log_probs [T, V+1]: the next frames. heard: seconds of the stream that were heard for them."""
-        events: list[Event] = []
-        blanks = log_probs.argmax(axis=-1) == log_probs.shape[-1] - 1
-        begin = 0
-        for mark in self.endpointer.push(blanks.tolist()):
-            self._decode(log_probs[begin : mark.frames], blanks[begin : mark.frames])
-            begin = mark.frames
-            events += self._final(heard) if mark.kind == "end" else self._interim(self.decoder, 1.0, heard)
-        if self.spoke and self.decoder.frames + len(log_probs) - begin > self.longest:
-            pauses = np.flatnonzero(blanks[begin:])
-            cut = begin + int(pauses[-1]) if pauses.size else len(log_probs)
-            self._decode(log_probs[begin:cut], blanks[begin:cut])
-            events += self._final(heard)
-            self.endpointer.reset()
-            begin = cut
-        self._decode(log_probs[begin:], blanks[begin:])
-        return events
-
-    def look_ahead(self, log_probs: LogProbs, heard: float) -> list[Event]:
-        """The utterance with frames that will be heard again."""
-        decoder = self.decoder
-        if len(log_probs):
-            decoder = decoder.fork()
-            decoder.push(log_probs)
-        return self._interim(decoder, None, heard)
-
-    def end(self, heard: float) -> list[Event]:
-        """The utterance ends here, whatever was heard."""
-        self.endpointer.reset()
-        return self._final(heard)
-
-    def _decode(self, log_probs: LogProbs, blanks: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> None:
-        self.frames += len(log_probs)
-        if not self.spoke and blanks.all():  # silence before an utterance is not kept
-            self.decoder = self.decoding.decoder(self.engine, self.frames)
-            return
-        self.spoke = True
-        if len(log_probs):
-            self.decoder.push(log_probs)
-
-    def _interim(self, decoder: Decoder, stability: float | None, heard: float) -> list[Event]:
-        best = decoder.hypotheses()[0]
-        if not best.text.strip():
-            return []
-        if stability is None:
-            known = self.frames * self.engine.seconds_per_frame
-            stability = UNSURE * sum(word.end <= known for word in best.words) / max(len(best.words), 1)
-        return [Interim(text=best.text, stability=stability, words=best.words, audio_processed=heard)]
-
-    def _final(self, heard: float) -> list[Event]:
-        """The result of the utterance, if it has words; the next one begins."""
-        found = [each for each in self.decoder.hypotheses(self.decoding.alternatives) if each.words]
-        self.decoder = self.decoding.decoder(self.engine, self.frames)
-        self.spoke = False
+    def final(self, decoder: Decoder, alternatives: int) -> list[Final]:
+        """Its result as a decoder has it, if that has words."""
+        found = [each for each in decoder.hypotheses(alternatives) if each.words]
         if not found:
             return []
         best = found[0]
@@ -130,6 +75,86 @@ class Utterances:
                 confidence=sum(word.confidence for word in best.words) / len(best.words),
                 start=best.words[0].start,
                 end=best.words[-1].end,
-                audio_processed=heard,
+                audio_processed=self.audio_processed,
             )
         ]
+
+
+class Utterances:
+    """Decoder and endpointer of one stream."""
+
+    def __init__(
+        self, engine: Engine, endpointing: Endpointing, decoding: Decoding, *, max_utterance: float, lead: int
+    ) -> None:
+        """max_utterance: seconds. lead: frames of silence that an utterance begins with, where there are so many."""
+        self.engine = engine
+        self.decoding = decoding
+        self.lead = lead
+        self.endpointer = Endpointer(endpointing, engine.seconds_per_frame)
+        self.longest = max(1, round(max_utterance / engine.seconds_per_frame))
+        self.frames = 0
+        """Frames of the stream so far."""
+        self.begin = 0
+        """The frame with which the current utterance begins."""
+        self.decoder = decoding.decoder(engine)
+        self.spoke = False
+        """Whether the current utterance has a frame that is not blank."""
+
+    def push(self, log_probs: LogProbs, heard: float) -> list[Interim | Ended]:
+        """log_probs [T, V+1]: the next frames. heard: seconds of the stream that were heard for them."""
+        events: list[Interim | Ended] = []
+        blanks = log_probs.argmax(axis=-1) == log_probs.shape[-1] - 1
+        begin = 0
+        for mark in self.endpointer.push(blanks.tolist()):
+            self._decode(log_probs[begin : mark.frames], blanks[begin : mark.frames])
+            begin = mark.frames
+            events += self._ended(heard) if mark.kind == "end" else self._interim(self.decoder, 1.0, heard)
+        if self.spoke and self.decoder.frames + len(log_probs) - begin > self.longest:
+            pauses = np.flatnonzero(blanks[begin:])
+            cut = begin + int(pauses[-1]) if pauses.size else len(log_probs)
+            self._decode(log_probs[begin:cut], blanks[begin:cut])
+            events += self._ended(heard)
+            self.endpointer.reset()
+            begin = cut
+        self._decode(log_probs[begin:], blanks[begin:])
+        return events
+
+    def look_ahead(self, log_probs: LogProbs, heard: float) -> list[Interim]:
+        """The utterance with frames that will be heard again."""
+        decoder = self.decoder
+        if len(log_probs):
+            decoder = decoder.fork()
+            decoder.push(log_probs)
+        return self._interim(decoder, None, heard)
+
+    def end(self, heard: float) -> list[Ended]:
+        """The utterance ends here, whatever was heard."""
+        self.endpointer.reset()
+        return self._ended(heard)
+
+    def _decode(self, log_probs: LogProbs, blanks: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> None:
+        self.frames += len(log_probs)
+        if not self.spoke and blanks.all():  # silence before an utterance is not kept
+            self.decoder = self.decoding.decoder(self.engine, self.frames)
+            self.begin = max(self.begin, self.frames - self.lead)
+            return
+        self.spoke = True
+        if len(log_probs):
+            self.decoder.push(log_probs)
+
+    def _interim(self, decoder: Decoder, stability: float | None, heard: float) -> list[Interim]:
+        best = decoder.hypotheses()[0]
+        if not best.text.strip():
+            return []
+        if stability is None:
+            known = self.frames * self.engine.seconds_per_frame
+            stability = UNSURE * sum(word.end <= known for word in best.words) / max(len(best.words), 1)
+        return [Interim(text=best.text, stability=stability, words=best.words, audio_processed=heard)]
+
+    def _ended(self, heard: float) -> list[Ended]:
+        """The current utterance, if anything was said; the next one begins."""
+        ended = Ended(begin=self.begin, end=self.frames, decoder=self.decoder, audio_processed=heard)
+        spoke, self.spoke = self.spoke, False
+        self.decoder = self.decoding.decoder(self.engine, self.frames)
+        self.begin = self.frames
+        return [ended] if spoke else []
