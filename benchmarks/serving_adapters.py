@@ -27,7 +27,8 @@ from overtone.manifest import read_manifest
 from overtone.model import AsrModel
 from overtone.serving.engine import Engine, EngineSettings, Samples
 from overtone.serving.shelf import Lease, Shelf
-from overtone.serving.streaming import Final, Stream, StreamSettings
+from overtone.serving.stream_settings import StreamSettings
+from overtone.serving.streaming import Final, Stream
 from overtone.wer import character_errors
 
 RATE = 16_000

@@ -29,7 +29,8 @@ from overtone.serving.endpointing import Endpointing
 from overtone.serving.engine import Engine, EngineSettings, Samples
 from overtone.serving.offline import recognise
 from overtone.serving.shelf import Shelf
-from overtone.serving.streaming import Final, Stream, StreamSettings
+from overtone.serving.stream_settings import StreamSettings
+from overtone.serving.streaming import Final, Stream
 from overtone.wer import ErrorCounts, paired_difference_interval, word_errors
 
 CONTEXTS = ((0.8, 1.6, 1.6), (0.16, 1.92, 1.92))
@@ -43,9 +44,9 @@ SMOKE = 6
 HEAD = """## Streams beside whole recordings
 
 `python -m benchmarks.streaming_wer MODEL MANIFEST…`. A stream's text is that of its final results. *whole*: each
-utterance is heard once more in one piece when it has ended; *chunks*: the frames of the chunks are all there is. *points*:
-what the stream loses against the whole recordings, in percent of the words; *from offline*: word errors of the stream's
-text against that of the whole recording."""
+utterance is heard once more in one piece when it has ended; *chunks*: the frames of the chunks are all there is.
+*points*: what the stream loses against the whole recordings, in percent of the words; *from offline*: word errors of
+the stream's text against that of the whole recording."""
 
 Hear = Callable[[Samples], str]
 

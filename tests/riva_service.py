@@ -21,7 +21,7 @@ from overtone.serving.engine import Engine
 from overtone.serving.riva import RivaServer, RivaSettings
 from overtone.serving.riva_calls import Call
 from overtone.serving.shelf import Shelf
-from overtone.serving.streaming import StreamSettings
+from overtone.serving.stream_settings import StreamSettings
 from speaking_model import SAMPLE_RATE, SpeakingModel, pcm16, put_adapter
 
 METHODS = {

@@ -7,7 +7,8 @@ import pytest
 
 from overtone.serving.engine import Engine, EngineSettings
 from overtone.serving.overlap import Overlap
-from overtone.serving.streaming import Stream, StreamSettings
+from overtone.serving.stream_settings import StreamSettings
+from overtone.serving.streaming import Stream
 from serving_models import noise, tiny_model
 from test_streaming import frames_of
 

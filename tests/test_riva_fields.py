@@ -25,7 +25,7 @@ from overtone.serving.riva_fields import (  # noqa: E402
     renewed,
 )
 from overtone.serving.riva_request import ENCODINGS  # noqa: E402
-from overtone.serving.streaming import StreamSettings  # noqa: E402
+from overtone.serving.stream_settings import StreamSettings  # noqa: E402
 from riva_service import Service, refusal, riva_service, stream_requests  # noqa: E402
 from speaking_model import pcm16, silence, spoken  # noqa: E402
 

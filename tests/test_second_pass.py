@@ -12,7 +12,8 @@ from overtone.serving.endpointing import Endpointing
 from overtone.serving.engine import Engine, EngineSettings
 from overtone.serving.errors import OverloadError
 from overtone.serving.offline import recognise
-from overtone.serving.streaming import Event, Final, Interim, Stream, StreamSettings
+from overtone.serving.stream_settings import StreamSettings
+from overtone.serving.streaming import Event, Final, Interim, Stream
 from serving_models import noise, tiny_model
 from tone_model import SAMPLE_RATE, ToneModel, spoken
 

@@ -29,6 +29,7 @@ pytest.importorskip("starlette", reason="the serving extra is not installed")
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
+from overtone.serving.stream_settings import StreamSettings
 from riva_service import file_of
 from speaking_model import spoken
 from web_service import eventually, form, web_service
@@ -48,12 +49,22 @@ def failure(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return captured.err
 
 
+def test_a_stream_that_the_model_cannot_hear_is_refused_before_anything_runs(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    message = failure(capsys, "--stream", "0/1.6/1.6")
+    assert "chunk is 0.0 s" in message
+    assert "one frame" in message
+    assert "right is 99.0 s" in failure(capsys, "--stream", "0.8/1.6/99")
+
+
 def test_options_become_settings(tmp_path: Path) -> None:
     found = settings(
         "base.nemo", "--adapters", str(tmp_path), "--host", "0.0.0.0", "--grpc-port", "1", "--http-port", "2",
         "--tokens", "t", "--admin-token-file", "a", "--tls-cert", "c", "--tls-key", "k", "--client-ca", "ca",
         "--max-batch", "4", "--max-queue", "32", "--max-seconds", "60", "--max-megabytes", "3", "--grace", "5",
         "--capacity", "8", "--dtype", "float32", "--language", "de-DE", "--origin", "https://example.org/",
+        "--stream", "0.16/1.92/1.92", "--finals", "chunks",
     )  # fmt: skip
     assert (found.model, found.adapters, found.host) == ("base.nemo", tmp_path, "0.0.0.0")
     assert (found.grpc_port, found.http_port, found.language) == (1, 2, "de-DE")
@@ -62,13 +73,17 @@ def test_options_become_settings(tmp_path: Path) -> None:
     assert (found.engine.max_batch, found.engine.max_queue) == (4, 32)
     assert (found.limits.max_seconds, found.limits.max_bytes) == (60.0, 3 * 2**20)
     assert (found.grace_seconds, found.capacity, found.compute_dtype) == (5.0, 8, "float32")
+    assert (found.stream.chunk, found.stream.left, found.stream.right) == (0.16, 1.92, 1.92)
+    assert found.stream.finals == "chunks"
     assert found.origins == {"https://example.org"}
     plain = settings()
+    assert plain.stream == StreamSettings()
     assert (plain.model, plain.host, plain.grpc_port, plain.http_port) == ("fundamental", "127.0.0.1", 50051, 9000)
 
 
 @pytest.mark.parametrize(
-    "words", [["--grpc-port", "x"], ["--http-port", "70000"], ["--capacity", "0"], ["--tokne", "f"]]
+    "words",
+    [["--grpc-port", "x"], ["--http-port", "70000"], ["--capacity", "0"], ["--tokne", "f"], ["--stream", "0.8/1.6"]],
 )
 def test_mistaken_options(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
     assert "overtone serve --help" in failure(capsys, *words)

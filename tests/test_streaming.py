@@ -22,7 +22,8 @@ from overtone.serving.engine import Engine, EngineSettings
 from overtone.serving.errors import OverloadError, WorkerError
 from overtone.serving.offline import Decoding
 from overtone.serving.shelf import Lease
-from overtone.serving.streaming import Event, Final, Interim, Stream, StreamSettings
+from overtone.serving.stream_settings import StreamSettings
+from overtone.serving.streaming import Event, Final, Interim, Stream
 from serving_models import noise, offline, tiny_model
 from tone_model import FRAME, SAMPLE_RATE, ToneModel, spoken
 

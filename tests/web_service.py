@@ -17,7 +17,7 @@ from uuid import uuid4
 
 from overtone.serving.riva_calls import Call
 from overtone.serving.server import Addresses, Server, ServerSettings
-from overtone.serving.streaming import StreamSettings
+from overtone.serving.stream_settings import StreamSettings
 from speaking_model import SpeakingModel, put_adapter
 
 SETTINGS = ServerSettings(

@@ -68,6 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--language", default="en-US", metavar="TAG", help="what the model understands (default: en-US)"
     )
     add_security(parser)
+    add_streams(parser)
     parser.add_argument(
         "--capacity", type=whole, default=64, metavar="N", help="adapters in the model at a time (default: 64)"
     )
@@ -116,6 +117,34 @@ def add_security(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_streams(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("streams")
+    group.add_argument(
+        "--stream",
+        type=context,
+        default="0.8/1.6/1.6",
+        metavar="CHUNK/LEFT/RIGHT",
+        help="seconds of a stream that are heard at a time, and around them; less on the right is told sooner and "
+        "understood worse (default: 0.8/1.6/1.6)",
+    )
+    group.add_argument(
+        "--finals",
+        choices=("whole", "chunks"),
+        default="whole",
+        help="whole: an utterance of a stream is heard once more in one piece when it has ended; chunks: it is not, "
+        "which takes a fifth less computation and loses accuracy (default: whole)",
+    )
+
+
+def context(text: str) -> tuple[float, float, float]:
+    """Seconds of chunk, left and right context."""
+    try:
+        chunk, left, right = map(float, text.split("/"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not of the form 0.8/1.6/1.6") from None
+    return chunk, left, right
+
+
 def run(arguments: argparse.Namespace) -> int:
     check_installed()
     with importing():
@@ -158,7 +187,9 @@ def settings_of(arguments: argparse.Namespace) -> ServerSettings:
     from overtone.serving.engine import EngineSettings
     from overtone.serving.server import ServerSettings
     from overtone.serving.sniff import AudioLimits
+    from overtone.serving.stream_settings import StreamSettings
 
+    chunk, left, right = arguments.stream
     limits = AudioLimits(max_bytes=arguments.max_megabytes * 2**20, max_seconds=arguments.max_seconds)
     return ServerSettings(
         model=arguments.model or ServerSettings().model,
@@ -176,6 +207,7 @@ def settings_of(arguments: argparse.Namespace) -> ServerSettings:
         origins=frozenset(origin.rstrip("/") for origin in arguments.origin),
         compute_dtype=arguments.dtype,
         engine=replace(EngineSettings(), max_batch=arguments.max_batch, max_queue=arguments.max_queue),
+        stream=StreamSettings(chunk=chunk, left=left, right=right, finals=arguments.finals),
         limits=limits,
         grace_seconds=arguments.grace,
     )

@@ -23,7 +23,7 @@ from overtone.serving.riva_request import Kind, RecognitionRequest, read_config
 from overtone.serving.security import Guard
 from overtone.serving.shelf import Shelf, ShelfEntry
 from overtone.serving.sniff import AudioLimits
-from overtone.serving.streaming import StreamSettings
+from overtone.serving.stream_settings import StreamSettings
 from overtone.serving.visible import available, visible
 
 R = TypeVar("R")

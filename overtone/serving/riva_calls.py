@@ -37,7 +37,8 @@ from overtone.serving.riva_status import RivaError, abort, invalid, sound, statu
 from overtone.serving.riva_stream import Conversation
 from overtone.serving.shelf import Shelf, ShelfEntry
 from overtone.serving.sniff import AudioLimits
-from overtone.serving.streaming import Stream, StreamSettings
+from overtone.serving.stream_settings import StreamSettings
+from overtone.serving.streaming import Stream
 from overtone.serving.visible import available, visible
 
 __all__ = ["Call", "OnCall", "RivaCalls", "RivaSettings", "write_log"]

@@ -10,13 +10,13 @@ from typing import Any, Literal
 import grpc
 
 from overtone.decoding.beam import BeamSettings, Boost, BoostTree
+from overtone.serving.endpointing import Endpointing
 from overtone.serving.messages import ENCODING_NAMES
 from overtone.serving.model_names import chosen_adapters
 from overtone.serving.offline import Decoding
 from overtone.serving.riva_fields import is_known_key
 from overtone.serving.riva_status import RivaError, invalid
 from overtone.serving.sniff import AudioFormat, Encoding
-from overtone.serving.streaming import Endpointing
 from overtone.tokenizers import Tokenizer
 
 Kind = Literal["offline", "online"]

@@ -32,7 +32,7 @@ from overtone.serving.riva import RivaServer, RivaSettings, ServerKeys
 from overtone.serving.security import Guard, read_admin_token, read_keys, read_tokens
 from overtone.serving.shelf import Shelf
 from overtone.serving.sniff import AudioLimits
-from overtone.serving.streaming import StreamSettings
+from overtone.serving.stream_settings import StreamSettings
 
 __all__ = ["Addresses", "Server", "ServerSettings", "serve"]
 
@@ -127,6 +127,7 @@ class Server:
         )
         if settings.adapters is not None and not settings.adapters.is_dir():
             raise UsageError(f"{settings.adapters} is no folder. Make it, and put adapter folders into it.")
+        settings.stream.frames(model.seconds_per_frame)
         self.engine = Engine(model, settings.engine)
         try:
             self.shelf = Shelf(

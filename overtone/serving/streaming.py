@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import Literal, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -23,16 +23,16 @@ from overtone.decoding.incremental import Decoder
 from overtone.errors import UsageError
 from overtone.jobs.windows import Window
 from overtone.serving.driving import Steps, drive, drive_async, placed
-from overtone.serving.endpointing import Endpointing
 from overtone.serving.engine import Engine, LogProbs, Samples
 from overtone.serving.offline import Decoding
 from overtone.serving.overlap import Overlap
 from overtone.serving.shelf import Lease
 from overtone.serving.stream_features import Statistics, StreamFeatures
+from overtone.serving.stream_settings import StreamSettings
 from overtone.serving.utterances import Ended, Event, Final, Interim, Utterances
 from overtone.serving.windowed import Joiner, heard_in_windows, windows_of
 
-__all__ = ["Endpointing", "Event", "Final", "Interim", "Stream", "StreamSettings"]
+__all__ = ["Event", "Final", "Interim", "Stream", "StreamSettings"]
 
 Frames = npt.NDArray[np.float32]
 """[T, V+1] log-probabilities"""
@@ -41,29 +41,6 @@ AHEAD = 8
 """Steps of one stream in the queue at a time, where its audio came faster than it was heard."""
 LEAST_LOOK_AHEAD = 0.5
 """Seconds of a stream before its first interim result."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StreamSettings:
-    """Seconds are rounded to whole encoder frames."""
-
-    chunk: float = 0.8
-    """Seconds between two steps."""
-    left: float = 1.6
-    """Seconds heard before a chunk."""
-    right: float = 1.6
-    """Seconds heard after it."""
-    endpointing: Endpointing = field(default_factory=Endpointing)
-    interim: bool = True
-    """Whether interim results are wanted."""
-    normalisation: Literal["running", "buffer"] = "running"
-    """Statistics of the features: of the whole stream so far, or of each buffer alone."""
-    finals: Literal["whole", "chunks"] = "whole"
-    """What final results are decoded from: the utterance heard once more as a whole, or what its chunks gave."""
-    max_utterance: float = 60.0
-    """Seconds after which an utterance is ended in its latest pause."""
-    mode: Literal["buffered", "cache_aware"] = "buffered"
-    """Only `buffered` exists yet: models trained for cached activations are heard with context as well."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,13 +78,7 @@ class Stream:
         self.lease = lease
         self.settings = settings = settings or StreamSettings()
         self.group = group
-        if settings.mode != "buffered":
-            raise UsageError("Cache-aware streaming is not there yet; use mode='buffered', which any model can do.")
-        self.chunk, self.left, self.right = (self._frames_of(name) for name in ("chunk", "left", "right"))
-        if self.chunk < 1:
-            raise UsageError(
-                f"chunk is {settings.chunk} s; {engine.seconds_per_frame} s (one frame) or more is needed."
-            )
+        self.chunk, self.left, self.right = settings.frames(engine.seconds_per_frame)
         self.samples_per_frame = round(engine.seconds_per_frame * engine.sample_rate)
         self._features = StreamFeatures(engine.raw_features) if settings.normalisation == "running" else None
         self._samples: Samples = np.zeros(0, dtype=np.float32)
@@ -300,10 +271,3 @@ class Stream:
         joiner = Joiner(windows, decoder, first=ended.begin - start, last=ended.end - start)
         yield from heard_in_windows(joiner, submit, begins=False)
         return decoder
-
-    def _frames_of(self, name: str) -> int:
-        seconds = getattr(self.settings, name)
-        if not 0.0 <= seconds <= 60.0:
-            raise UsageError(f"{name} is {seconds} s; 0 to 60 seconds are allowed.")
-        frames: int = round(seconds / self.engine.seconds_per_frame)
-        return frames
