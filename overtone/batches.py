@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import cycle, islice
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -62,8 +63,8 @@ class BatchPlan:
         batches = self.batches(epoch)
         if processes > 1 and self.shuffle:
             batches = sorted(batches, key=lambda batch: (max(self.durations[index] for index in batch), len(batch)))
-        batches = batches + batches[: -len(batches) % processes]
-        steps = np.arange(len(batches) // processes)
+        steps = np.arange(math.ceil(len(batches) / processes))
+        batches = list(islice(cycle(batches), len(steps) * processes))
         if processes > 1 and self.shuffle:
             steps = np.random.default_rng([self.seed, epoch, processes]).permutation(steps)
         return [[batches[step * processes + rank] for step in steps] for rank in range(processes)]

@@ -139,6 +139,15 @@ def test_the_order_of_shared_batches_changes_with_the_epoch() -> None:
     assert longest[0] != longest[2]
 
 
+def test_more_processes_than_batches_repeat_them() -> None:
+    small = plan(6)
+    first, second = small.batches(0)
+    shares = [{tuple(batch) for batch in share} for share in small.shares(0, 5)]
+    assert all(len(share) == 1 for share in shares)
+    assert set.union(*shares) == {tuple(first), tuple(second)}
+    assert small.length(0, 5) == 1
+
+
 def test_the_epoch_of_a_step() -> None:
     assert [place_of(plan(), step) for step in (0, 12, 13, 30)] == [(0, 0), (0, 0), (1, 13), (2, 26)]
     assert place_of(plan(), 30, near=Place(1, 13)) == (2, 26)
