@@ -77,7 +77,7 @@ def test_a_hundred_damaged_inputs(tmp_path: Path) -> None:
 def test_streams_beside_whole_recordings(tmp_path: Path) -> None:
     page = tmp_path / "SERVING.md"
     output = run("benchmarks.streaming_wer", "--smoke", "--threads", "1", "--page", str(page))
-    for expected in ("| offline |", "0.8/1.6/1.6 running", "0.16/1.92/1.92 buffer", "points"):
+    for expected in ("| offline |", "0.8/1.6/1.6, whole", "0.16/1.92/1.92, chunks", "points"):
         assert expected in output
         assert expected in page.read_text("utf-8")
 
