@@ -15,6 +15,7 @@ from overtone.serving.offline import recognise
 from overtone.serving.stream_settings import StreamSettings
 from overtone.serving.streaming import Event, Final, Interim, Stream
 from serving_models import noise, tiny_model
+from test_streaming import finals, run
 from tone_model import SAMPLE_RATE, ToneModel, spoken
 
 ONE = Endpointing(stop_history=0)
@@ -36,16 +37,8 @@ def tones() -> Iterator[Engine]:
         yield engine
 
 
-def run(engine: Engine, waveform: np.ndarray, portion: int = 3200, **options: Any) -> list[Event]:
-    events: list[Event] = []
-    with Stream(engine, settings=StreamSettings(**{"endpointing": ONE, **options})) as stream:
-        for first in range(0, waveform.size, portion):
-            events += stream.push(waveform[first : first + portion])
-        return events + stream.finish()
-
-
-def finals(events: list[Event]) -> list[Final]:
-    return [event for event in events if isinstance(event, Final)]
+def heard(engine: Engine, waveform: np.ndarray, portion: int = 3200, **options: Any) -> list[Event]:
+    return run(Stream(engine, settings=StreamSettings(**{"endpointing": ONE, **options})), waveform, portion)
 
 
 @pytest.mark.parametrize("context", [(0.8, 1.6, 1.6), (0.16, 0.4, 0.4)])
@@ -58,11 +51,11 @@ def test_a_stream_of_one_utterance_ends_with_what_the_whole_recording_gives(
     waveform = noise(9.3, seed=5)
     (whole,) = recognise(engine, waveform).hypotheses
     options = {"chunk": chunk, "left": left, "right": right, "interim": interim, "normalisation": normalisation}
-    (final,) = finals(run(engine, waveform, **options))
+    (final,) = finals(heard(engine, waveform, **options))
     assert len(whole.text) > 20
     assert final.text == whole.text
     assert [(word.start, word.end) for word in final.words] == [(word.start, word.end) for word in whole.words]
-    (by_chunks,) = finals(run(engine, waveform, **options, finals="chunks"))
+    (by_chunks,) = finals(heard(engine, waveform, **options, finals="chunks"))
     assert by_chunks.text != whole.text
 
 
@@ -71,7 +64,7 @@ def test_how_the_audio_comes_changes_no_final_result(engine: Engine, interim: bo
     """Also where steps of the audio after an utterance are in the queue before it is heard again."""
     waveform = np.concatenate([noise(4.0, seed=1), np.zeros(2 * SAMPLE_RATE, dtype=np.float32), noise(5.0, seed=2)])
     texts = [
-        [final.text for final in finals(run(engine, waveform, portion, interim=interim, max_utterance=3.0))]
+        [final.text for final in finals(heard(engine, waveform, portion, interim=interim, max_utterance=3.0))]
         for portion in (1600, 16_000, 10**9)
     ]
     assert len(texts[0]) > 2
@@ -82,7 +75,7 @@ def test_how_the_audio_comes_changes_no_final_result(engine: Engine, interim: bo
 @pytest.mark.parametrize("normalisation", ["running", "buffer"])
 def test_a_full_queue_costs_time_and_no_words(engine: Engine, normalisation: Any) -> None:
     waveform = noise(9.3, seed=5)
-    expected = [final.text for final in finals(run(engine, waveform, normalisation=normalisation, finals="chunks"))]
+    expected = [final.text for final in finals(heard(engine, waveform, normalisation=normalisation, finals="chunks"))]
     originals = {name: getattr(engine, name) for name in ("submit", "submit_features")}
     calls = [0]
 
@@ -98,7 +91,7 @@ def test_a_full_queue_costs_time_and_no_words(engine: Engine, normalisation: Any
     for name, submit in originals.items():
         setattr(engine, name, full_every_second_time(submit))
     try:
-        found = [final.text for final in finals(run(engine, waveform, normalisation=normalisation, finals="chunks"))]
+        found = [final.text for final in finals(heard(engine, waveform, normalisation=normalisation, finals="chunks"))]
     finally:
         for name in originals:
             delattr(engine, name)
@@ -111,7 +104,9 @@ def test_an_utterance_of_several_windows(tones: Engine) -> None:
     text = "abc bad cafe deed fed " * 14 + "abba"
     silence = np.zeros(round(5.2 * SAMPLE_RATE), dtype=np.float32)
     waveform = np.concatenate([spoken("abba"), silence, spoken(text)])
-    first, second = finals(run(tones, waveform, normalisation="buffer", endpointing=Endpointing(), max_utterance=120.0))
+    first, second = finals(
+        heard(tones, waveform, normalisation="buffer", endpointing=Endpointing(), max_utterance=120.0)
+    )
     assert (first.text, second.text) == ("abba", text)
     assert second.start == pytest.approx(0.8 + 5.2)
     model = tones.model
@@ -121,15 +116,15 @@ def test_an_utterance_of_several_windows(tones: Engine) -> None:
 def test_what_a_step_has_heard_whole_is_not_heard_again(tones: Engine) -> None:
     batches: list[list[int]] = tones.model.batches  # type: ignore[assignment]
     batches.clear()
-    run(tones, spoken("abc bad cafe"), 10**9, normalisation="buffer", interim=False)
-    heard = list(batches)
+    heard(tones, spoken("abc bad cafe"), 10**9, normalisation="buffer", interim=False)
+    with_second_pass = list(batches)
     batches.clear()
-    run(tones, spoken("abc bad cafe"), 10**9, normalisation="buffer", interim=False, finals="chunks")
-    assert heard == batches
+    heard(tones, spoken("abc bad cafe"), 10**9, normalisation="buffer", interim=False, finals="chunks")
+    assert with_second_pass == batches
 
 
 def test_interim_results_do_not_wait_for_it(tones: Engine) -> None:
     """They are told from chunks before the utterance has ended."""
-    events = run(tones, spoken("abc bad cafe deed fed " * 3), normalisation="buffer")
+    events = heard(tones, spoken("abc bad cafe deed fed " * 3), normalisation="buffer")
     assert [type(event) for event in events[:5]] == [Interim] * 5
     assert isinstance(events[-1], Final)
