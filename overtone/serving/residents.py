@@ -144,7 +144,8 @@ class Residents:
             if not free:
                 raise OverloadError(f"All {self.capacity} places for adapters are in use. Try again a little later.")
             self.counts.evictions += 1
-            self._drop(min(free, key=lambda resident: self._is_last_copy(resident.identity)))
+            spare = (resident for resident in free if not self._is_last_copy(resident.identity))
+            self._drop(next(spare, free[0]))
 
     def _load(self, resident: Resident, version: Version) -> None:
         """Read the parameters and put them into the model; a failure is kept in the resident."""
