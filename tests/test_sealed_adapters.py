@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
 from families import KIND_CASES, add_trained, batch, family_model
-from overtone.adapters.kinds import LinearAdapter, PointAdapter
+from overtone.adapters.folder import read_folder
+from overtone.adapters.kinds import LinearAdapter
+from overtone.adapters.point_adapter import PointAdapter
+from overtone.adapters.strategies import ResidualAdd
 from overtone.errors import AdapterError
 from overtone.model import AsrModel
 
@@ -85,3 +92,60 @@ def test_sealed_parameters_are_not_overwritten() -> None:
     adapter.seal()
     with pytest.raises(AdapterError, match="'a' is sealed"):
         adapter.load_tensors(adapter.tensors())
+
+
+# Taken over from a folder
+
+
+def stored_in(tmp_path: Path, *, case: str = "linear_pre") -> Path:
+    model = family_model()
+    add_trained(model, "made", KIND_CASES[case], strategy=ResidualAdd(l2_lambda=0.5))
+    model.adapters["made"].card = {"hours": 2}
+    return model.adapters.save("made", tmp_path / "made")
+
+
+@pytest.mark.parametrize("case", sorted(KIND_CASES))
+def test_a_folder_is_taken_over_as_it_would_be_loaded(case: str, tmp_path: Path) -> None:
+    folder, model = stored_in(tmp_path, case=case), family_model()
+    loaded = model.adapters.load(folder, name="loaded")
+    random = torch.get_rng_state()
+    sealed = model.adapters.sealed("sealed", read_folder(folder, model.adapters.identity()))
+    assert torch.equal(torch.get_rng_state(), random), "parameters were drawn that nobody needs"
+    assert "sealed" not in model.adapters
+    model.adapters.insert(sealed)
+    assert sealed.sealed
+    assert not any(module.training for module in sealed.modules())
+    assert not any(parameter.requires_grad for parameter in sealed.parameters())
+    assert (sealed.digest(), sealed.card, sealed.strategy) == (loaded.digest(), loaded.card, loaded.strategy)
+    assert sealed.state_dict().keys() == loaded.state_dict().keys()
+    for name, tensor in loaded.state_dict().items():
+        assert torch.equal(sealed.state_dict()[name], tensor)
+    twin = copy.deepcopy(model)
+    for other in (model, twin):
+        torch.testing.assert_close(log_probs(other, ["sealed"] * 4), log_probs(model, ["loaded"] * 4))
+    for path in folder.iterdir():
+        path.write_bytes(bytes(path.stat().st_size))
+    assert sealed.digest() == loaded.digest(), "it still looks into the file"
+
+
+def test_what_is_taken_over_has_the_shapes_that_are_described(tmp_path: Path) -> None:
+    folder, model = stored_in(tmp_path), family_model()
+    stored = read_folder(folder, model.adapters.identity())
+    for changes, message in (
+        ({"kind": LinearAdapter(dim=5)}, r"layers.0.after_block.down.weight has shape \[4, 16\], expected \[5, 16\]"),
+        ({"layers": [0]}, "Missing: none. Left over: encoder.layers.1"),
+        ({"kind": KIND_CASES["lora"].kind}, "Missing: encoder.layers.0.feed_forward1"),
+    ):
+        with pytest.raises(AdapterError, match=message):
+            model.adapters.sealed("sealed", replace(stored, **changes))
+    model.adapters.insert(model.adapters.sealed("sealed", stored))
+    with pytest.raises(AdapterError, match="exists already"):
+        model.adapters.insert(model.adapters.sealed("sealed", stored))
+
+
+def test_narrow_files_become_wide_parameters(tmp_path: Path) -> None:
+    model = family_model()
+    stored = read_folder(stored_in(tmp_path), model.adapters.identity())
+    narrow = replace(stored, tensors={name: tensor.half() for name, tensor in stored.tensors.items()})
+    sealed = model.adapters.sealed("sealed", narrow)
+    assert {parameter.dtype for parameter in sealed.parameters()} == {torch.float32}

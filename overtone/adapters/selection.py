@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from overtone.adapters.adapter import Adapter
-from overtone.adapters.kinds import PointAdapter, Tensors, stack_rows
+from overtone.adapters.kinds import Tensors
+from overtone.adapters.point_adapter import PointAdapter, stack_rows, unstacked
 from overtone.errors import AdapterError, did_you_mean
 from overtone.nets.layers import TapContext, recomputing
 
@@ -232,9 +233,7 @@ class Selection:
             self.packed[key] = None
             if len(whole) == len(names):
                 stacks = {each: torch.stack([pack[each] for pack in whole], dim=1) for each in whole[0]}  # [L, B, …]
-                self.packed[key] = {
-                    point: {each: stack[index] for each, stack in stacks.items()} for index, point in enumerate(points)
-                }
+                self.packed[key] = dict(zip(points, unstacked(stacks), strict=True))
         return self.packed[key]
 
 

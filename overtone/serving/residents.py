@@ -183,15 +183,6 @@ class Residents:
         stored = read_folder(version.folder, self.identity, description=version.description)
         if signature_of(version.folder) != version.signature:
             raise AdapterError("Its files have changed while they were read.")
+        adapter = self.adapters.sealed(key, stored)
         with self._model_lock:
-            adapter = self.adapters.add(
-                key, stored.kind, modules=stored.modules, layers=stored.layers, strategy=stored.strategy
-            )
-        try:
-            adapter.load_tensors(stored.tensors)
-        except AdapterError:
-            with self._model_lock:
-                self.adapters.remove(key)
-            raise
-        adapter.card = stored.card
-        adapter.seal()
+            self.adapters.insert(adapter)
