@@ -139,16 +139,28 @@ class LinearAdapter:
         return {"norm": norm, "down": down, "up": up}
 
     def delta(self, tensors: Tensors, x: Tensor, y: Tensor, context: TapContext, training: bool) -> Tensor:
+        delta = linear(self.inner(tensors, y), tensors["up.weight"])
+        if self.norm_position == "post":
+            delta = layer_norm(delta, tensors["norm.weight"], tensors["norm.bias"])
+        return F.dropout(delta, self.dropout, training) if training else delta
+
+    def inner(self, tensors: Tensors, y: Tensor) -> Tensor:
+        """[B, T, R] behind the activation."""
         inner = y
         if "down.bias" in tensors:
             inner = F.layer_norm(inner, inner.shape[-1:])
         elif self.norm_position == "pre":
             inner = layer_norm(inner, tensors["norm.weight"], tensors["norm.bias"])
-        inner = linear(inner, tensors["down.weight"], tensors.get("down.bias"))  # [B, T, R]
-        delta = linear(ACTIVATIONS[self.activation](inner), tensors["up.weight"])
-        if self.norm_position == "post":
-            delta = layer_norm(delta, tensors["norm.weight"], tensors["norm.bias"])
-        return F.dropout(delta, self.dropout, training)
+        return ACTIVATIONS[self.activation](linear(inner, tensors["down.weight"], tensors.get("down.bias")))
+
+    def added(self, tensors: Tensors, y: Tensor) -> Tensor | None:
+        """y + delta as one product, for parameters that `ready` gave; None where a norm stands between."""
+        if "down.bias" not in tensors or y.dtype is not tensors["up.weight"].dtype:
+            return None
+        inner, up = self.inner(tensors, y), tensors["up.weight"]
+        if up.dim() == 3:
+            return torch.baddbmm(y, inner, up.transpose(1, 2))
+        return torch.addmm(y.flatten(0, 1), inner.flatten(0, 1), up.t()).view_as(y)
 
     def ready(self, tensors: Tensors, dtype: torch.dtype) -> Tensors:
         """Products in the dtype of the stream; a norm before the bottleneck gives gain and bias to the projection."""

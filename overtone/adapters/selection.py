@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
 
 from overtone.adapters.adapter import Adapter
-from overtone.adapters.kinds import Tensors
+from overtone.adapters.kinds import Kind, LinearAdapter, Tensors
 from overtone.adapters.point_adapter import PointAdapter, stack_rows, unstacked
 from overtone.errors import AdapterError, did_you_mean
 from overtone.nets.layers import TapContext, recomputing
 
+BATCHES_KEPT = 2
+"""So many batches' stacked parameters stay for the next one of the same adapters."""
 Chain = tuple[str, ...]
 """Names in the order in which they act; empty is the base."""
 Choice = str | Sequence[str | None] | None
@@ -31,6 +33,8 @@ class Group:
     """The adapter of each row: the same one, or several of one kind."""
     index: Tensor | None
     """[R] int64, the rows; None where they are the whole batch."""
+    alike: bool
+    """Whether it is the same adapter for all."""
 
 
 class Selection:
@@ -60,10 +64,11 @@ class Selection:
             else:
                 self.rows = chains
         self.penalties: list[Tensor] = []
-        self.stages: dict[str, list[tuple[str | None, ...]]] = {}
-        """By point: what each row takes first, second, …; a block's adapters do not change."""
+        self.used = frozenset(name for chain in (self.rows or (self.chain,)) for name in chain)
+        self.stages: dict[object, list[tuple[str | None, ...]]] = {}
+        """By point, and by the adapters that act there: what each row takes first, second, …; they do not change."""
         self.grouped: dict[object, list[Group]] = {}
-        self.packed: dict[object, dict[str, Tensors] | None] = {}
+        self.packed: dict[object, Mapping[str, Tensors] | None] = {}
         """By rows' adapters, dtype and device: by point, the parameters of sealed adapters that share their points."""
         self.narrowed: dict[tuple[int, ...], tuple[TapContext, TapContext]] = {}
         """By rows: the last whole context, and what of it these rows need; the same at all points of a forward."""
@@ -112,11 +117,14 @@ class Selection:
     def stages_at(self, point: str) -> list[tuple[str | None, ...]]:
         """What each row takes at the point first, what second, and so on; None where it takes nothing more."""
         if point not in self.stages:
-            chains = [self.acting(chain, point) for chain in self.rows or (self.chain,)]
-            self.stages[point] = [
-                tuple(chain[stage] if stage < len(chain) else None for chain in chains)
-                for stage in range(max(map(len, chains)))
-            ]
+            present = frozenset(name for name in self.used if point in self.adapters[name].by_point)
+            if present not in self.stages:
+                chains = [self.acting(chain, point) for chain in self.rows or (self.chain,)]
+                self.stages[present] = [
+                    tuple(chain[stage] if stage < len(chain) else None for chain in chains)
+                    for stage in range(max(map(len, chains)))
+                ]
+            self.stages[point] = self.stages[present]
         return self.stages[point]
 
     def acts_at(self, point: str) -> bool:
@@ -126,8 +134,7 @@ class Selection:
     @cached_property
     def touched(self) -> frozenset[str]:
         """The points where any row's adapter has a place."""
-        names = {name for chain in (self.rows or (self.chain,)) for name in chain}
-        return frozenset(point for name in names for point in self.adapters[name].by_point)
+        return frozenset[str]().union(*(self.adapters[name].by_point for name in self.used))
 
     def acting(self, chain: Chain, point: str) -> Chain:
         return tuple(name for name in chain if point in self.adapters[name])
@@ -143,7 +150,7 @@ class Selection:
             if group.index is not None:
                 x_rows, y_rows = x.index_select(0, group.index), y.index_select(0, group.index)
                 context_rows = self.narrow(context, group)
-            if len(set(group.names)) == 1:
+            if group.alike:
                 result = self.add(point, group.names[0], x_rows, y_rows, context_rows)
             else:
                 result = self.add_stacked(point, group.names, x_rows, y_rows, context_rows)
@@ -158,21 +165,14 @@ class Selection:
 
     def groups(self, names: tuple[str | None, ...], device: torch.device) -> list[Group]:
         """The rows of a stage, put together by what can be computed together."""
-        shared = tuple(name is not None and self.stacks(name) for name in names)
-        key = (names, shared, device)
+        single = frozenset(name for name in self.used if not self.stacks(name))
+        key = (names, single, device)
         if key not in self.grouped:
             found: dict[object, list[int]] = {}
             for row, name in enumerate(names):
                 if name is not None:
-                    found.setdefault(self.adapters[name].kind if shared[row] else name, []).append(row)
-            self.grouped[key] = [
-                Group(
-                    rows=tuple(rows),
-                    names=tuple(name for name in (names[row] for row in rows) if name is not None),
-                    index=None if len(rows) == len(names) else torch.tensor(rows, device=device),
-                )
-                for rows in found.values()
-            ]
+                    found.setdefault(name if name in single else self.adapters[name].kind, []).append(row)
+            self.grouped[key] = [group_of(rows, names, device) for rows in found.values()]
         return self.grouped[key]
 
     def narrow(self, context: TapContext, group: Group) -> TapContext:
@@ -193,6 +193,8 @@ class Selection:
         adapter = self.adapters[name]
         part = adapter.at(point)
         tensors = self.tensors_of(part, y.dtype)
+        if self.observe is None and not (adapter.training or part.training):
+            return summed(part.kind, tensors, x, y, context)
         delta = part.kind.delta(tensors, x, working(y, tensors), context, part.training)
         if adapter.training:
             delta = adapter.strategy.thin(delta)
@@ -211,10 +213,11 @@ class Selection:
         kind = self.adapters[names[0]].kind
         packed = None if torch.is_grad_enabled() else self.packed_rows(names, y)
         tensors = self.stacked_rows(point, names, y) if packed is None else packed[point]
+        if self.observe is None:
+            return summed(kind, tensors, x, y, context)
         delta = kind.delta(tensors, x, working(y, tensors), context, False)
-        if self.observe is not None:
-            for row, name in enumerate(names):
-                self.observe(point, name, y[row : row + 1], delta[row : row + 1])
+        for row, name in enumerate(names):
+            self.observe(point, name, y[row : row + 1], delta[row : row + 1])
         return joined(y, delta)
 
     def stacked_rows(self, point: str, names: Sequence[str], y: Tensor) -> Tensors:
@@ -222,19 +225,40 @@ class Selection:
         each = {name: self.tensors_of(self.adapters[name].at(point), y.dtype) for name in names}
         return stack_rows([each[name] for name in names])
 
-    def packed_rows(self, names: tuple[str, ...], y: Tensor) -> dict[str, Tensors] | None:
+    def packed_rows(self, names: tuple[str, ...], y: Tensor) -> Mapping[str, Tensors] | None:
         """The same for all points at once, for adapters that are sealed and have the same ones; else None."""
         key = (names, y.dtype, y.device)
         if key not in self.packed:
-            points = self.adapters[names[0]].points
-            packs = {name: self.adapters[name].pack(y.dtype, y.device) for name in names}
-            alike = all(self.adapters[name].points == points for name in packs)
-            whole = [pack for pack in (packs[name] for name in names) if pack is not None] if alike else []
-            self.packed[key] = None
-            if len(whole) == len(names):
-                stacks = {each: torch.stack([pack[each] for pack in whole], dim=1) for each in whole[0]}  # [L, B, …]
-                self.packed[key] = dict(zip(points, unstacked(stacks), strict=True))
+            adapters = tuple(self.adapters[name] for name in names)
+            points = adapters[0].by_point.keys()
+            alike = all(
+                adapter.by_point.keys() == points and adapter.pack(y.dtype, y.device) is not None
+                for adapter in set(adapters)
+            )
+            self.packed[key] = packed_together(adapters, y.dtype, y.device) if alike else None
         return self.packed[key]
+
+
+def group_of(rows: Sequence[int], names: Sequence[str | None], device: torch.device) -> Group:
+    own = tuple(name for name in (names[row] for row in rows) if name is not None)
+    index = None if len(rows) == len(names) else torch.tensor(rows, device=device)
+    return Group(rows=tuple(rows), names=own, index=index, alike=len(set(own)) == 1)
+
+
+@lru_cache(maxsize=BATCHES_KEPT)
+def packed_together(
+    adapters: tuple[Adapter, ...], dtype: torch.dtype, device: torch.device
+) -> dict[str, dict[str, Tensor]]:
+    """By point, the parameters of each row's adapter, each [B, …]; for sealed ones, which stay as they are."""
+    packs = [pack for pack in (adapter.pack(dtype, device) for adapter in adapters) if pack is not None]
+    stacks = {name: torch.stack([pack[name] for pack in packs], dim=1) for name in packs[0]}  # [L, B, …]
+    return dict(zip(adapters[0].points, unstacked(stacks), strict=True))
+
+
+def summed(kind: Kind, tensors: Tensors, x: Tensor, y: Tensor, context: TapContext) -> Tensor:
+    """y + delta where nothing is learnt and nobody looks at the delta."""
+    together = kind.added(tensors, y) if isinstance(kind, LinearAdapter) else None
+    return joined(y, kind.delta(tensors, x, working(y, tensors), context, False)) if together is None else together
 
 
 def working(y: Tensor, tensors: Tensors) -> Tensor:
