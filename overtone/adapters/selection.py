@@ -24,7 +24,15 @@ Observer = Callable[[str, str, Tensor, Tensor], None]
 """Called as observe(point, adapter, y, delta) at every application."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Stage:
+    """What each row takes at a point as its first adapter, or its second, …"""
+
+    names: tuple[str | None, ...]
+    """None where it takes nothing more."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Group:
     """Rows that are computed together."""
 
@@ -65,11 +73,13 @@ class Selection:
                 self.rows = chains
         self.penalties: list[Tensor] = []
         self.used = frozenset(name for chain in (self.rows or (self.chain,)) for name in chain)
-        self.stages: dict[object, list[tuple[str | None, ...]]] = {}
-        """By point, and by the adapters that act there: what each row takes first, second, …; they do not change."""
+        self.unsealed = [name for name in self.used if not self.adapters[name].sealed]
+        """Those of which some may be in training."""
+        self.stages: dict[frozenset[str], list[Stage]] = {}
+        """By the adapters that act at a point; they do not change, and are the same at most points."""
         self.grouped: dict[object, list[Group]] = {}
         self.packed: dict[object, Mapping[str, Tensors] | None] = {}
-        """By rows' adapters, dtype and device: by point, the parameters of sealed adapters that share their points."""
+        """By group, dtype and device: by point, the parameters of sealed adapters that share their points."""
         self.narrowed: dict[tuple[int, ...], tuple[TapContext, TapContext]] = {}
         """By rows: the last whole context, and what of it these rows need; the same at all points of a forward."""
 
@@ -97,14 +107,14 @@ class Selection:
     def apply(self, point: str, x: Tensor, y: Tensor, context: TapContext) -> Tensor:
         """`y` [B, T, D] with every row's own chain applied at the point; rows without one are untouched."""
         self.check_rows(y.size(0))
-        if point not in self.touched:
+        if point not in self.present:
             return y
         if self.rows is None:
             for name in self.acting(self.chain, point):
                 y = self.add(point, name, x, y, context)
             return y
-        for names in self.stages_at(point):
-            y = self.apply_stage(point, names, x, y, context)
+        for stage in self.stages_at(point):
+            y = self.apply_stage(point, stage, x, y, context)
         return y
 
     def check_rows(self, rows: int) -> None:
@@ -114,37 +124,40 @@ class Selection:
                 f"{self.row_count} adapter choices for a batch of {rows} rows: give one per row, or one name for all."
             )
 
-    def stages_at(self, point: str) -> list[tuple[str | None, ...]]:
-        """What each row takes at the point first, what second, and so on; None where it takes nothing more."""
-        if point not in self.stages:
-            present = frozenset(name for name in self.used if point in self.adapters[name].by_point)
-            if present not in self.stages:
-                chains = [self.acting(chain, point) for chain in self.rows or (self.chain,)]
-                self.stages[present] = [
-                    tuple(chain[stage] if stage < len(chain) else None for chain in chains)
-                    for stage in range(max(map(len, chains)))
-                ]
-            self.stages[point] = self.stages[present]
-        return self.stages[point]
+    def stages_at(self, point: str) -> list[Stage]:
+        """What each row takes at the point first, what second, and so on."""
+        present = self.present.get(point, frozenset())
+        if present not in self.stages:
+            chains = [self.acting(chain, point) for chain in self.rows or (self.chain,)]
+            self.stages[present] = [
+                Stage(names=tuple(chain[number] if number < len(chain) else None for chain in chains))
+                for number in range(max(map(len, chains)))
+            ]
+        return self.stages[present]
 
     def acts_at(self, point: str) -> bool:
         """Whether any row uses an adapter with a place at the point."""
-        return point in self.touched
+        return point in self.present
 
     @cached_property
-    def touched(self) -> frozenset[str]:
-        """The points where any row's adapter has a place."""
-        return frozenset[str]().union(*(self.adapters[name].by_point for name in self.used))
+    def present(self) -> dict[str, frozenset[str]]:
+        """The adapters in use that have a place at a point, by point; those that nobody uses are left out."""
+        alike: dict[tuple[str, ...], list[str]] = {}
+        for name in self.used:
+            alike.setdefault(tuple(self.adapters[name].by_point), []).append(name)
+        found: dict[str, frozenset[str]] = {}
+        for points, names in alike.items():
+            own = frozenset(names)
+            found |= {point: found[point] | own if point in found else own for point in points}
+        return found
 
     def acting(self, chain: Chain, point: str) -> Chain:
         return tuple(name for name in chain if point in self.adapters[name])
 
-    def apply_stage(
-        self, point: str, names: tuple[str | None, ...], x: Tensor, y: Tensor, context: TapContext
-    ) -> Tensor:
+    def apply_stage(self, point: str, stage: Stage, x: Tensor, y: Tensor, context: TapContext) -> Tensor:
         """At most one adapter a row; adapters of one kind share their products in the stacked form."""
         outcome: list[Tensor] | None = None
-        groups = self.groups(names, y.device)
+        groups = self.groups(stage, y.device)
         for group in groups:
             x_rows, y_rows, context_rows = x, y, context
             if group.index is not None:
@@ -153,7 +166,7 @@ class Selection:
             if group.alike:
                 result = self.add(point, group.names[0], x_rows, y_rows, context_rows)
             else:
-                result = self.add_stacked(point, group.names, x_rows, y_rows, context_rows)
+                result = self.add_stacked(point, group, x_rows, y_rows, context_rows)
             if group.index is None:
                 return result
             if len(groups) == 1:
@@ -163,16 +176,16 @@ class Selection:
                 outcome[row] = value
         return y if outcome is None else torch.stack(outcome)
 
-    def groups(self, names: tuple[str | None, ...], device: torch.device) -> list[Group]:
+    def groups(self, stage: Stage, device: torch.device) -> list[Group]:
         """The rows of a stage, put together by what can be computed together."""
-        single = frozenset(name for name in self.used if not self.stacks(name))
-        key = (names, single, device)
+        single = self.single()
+        key = (stage, single, device)
         if key not in self.grouped:
             found: dict[object, list[int]] = {}
-            for row, name in enumerate(names):
+            for row, name in enumerate(stage.names):
                 if name is not None:
                     found.setdefault(name if name in single else self.adapters[name].kind, []).append(row)
-            self.grouped[key] = [group_of(rows, names, device) for rows in found.values()]
+            self.grouped[key] = [group_of(rows, stage.names, device) for rows in found.values()]
         return self.grouped[key]
 
     def narrow(self, context: TapContext, group: Group) -> TapContext:
@@ -183,11 +196,11 @@ class Selection:
             known = self.narrowed[group.rows] = (context, context.rows(group.index))
         return known[1]
 
-    def stacks(self, name: str) -> bool:
-        """Whether the adapter is computed together with others of its kind; those in training go one by one."""
-        if self.adapters[name].training:
-            return False
-        return self.form == "stacked" or (self.form == "auto" and not torch.is_grad_enabled())
+    def single(self) -> frozenset[str]:
+        """The adapters that are not computed together with others of their kind: all, or those in training."""
+        if self.form == "stacked" or (self.form == "auto" and not torch.is_grad_enabled()):
+            return frozenset(name for name in self.unsealed if self.adapters[name].training)
+        return self.used
 
     def add(self, point: str, name: str, x: Tensor, y: Tensor, context: TapContext) -> Tensor:
         adapter = self.adapters[name]
@@ -209,14 +222,14 @@ class Selection:
         """As they are where something may be learnt, else as they are quickest for a stream in `dtype`."""
         return part.tensors() if part.training or torch.is_grad_enabled() else part.ready(dtype)
 
-    def add_stacked(self, point: str, names: tuple[str, ...], x: Tensor, y: Tensor, context: TapContext) -> Tensor:
-        kind = self.adapters[names[0]].kind
-        packed = None if torch.is_grad_enabled() else self.packed_rows(names, y)
-        tensors = self.stacked_rows(point, names, y) if packed is None else packed[point]
+    def add_stacked(self, point: str, group: Group, x: Tensor, y: Tensor, context: TapContext) -> Tensor:
+        kind = self.adapters[group.names[0]].kind
+        packed = None if torch.is_grad_enabled() else self.packed_rows(group, y)
+        tensors = self.stacked_rows(point, group.names, y) if packed is None else packed[point]
         if self.observe is None:
             return summed(kind, tensors, x, y, context)
         delta = kind.delta(tensors, x, working(y, tensors), context, False)
-        for row, name in enumerate(names):
+        for row, name in enumerate(group.names):
             self.observe(point, name, y[row : row + 1], delta[row : row + 1])
         return joined(y, delta)
 
@@ -225,11 +238,11 @@ class Selection:
         each = {name: self.tensors_of(self.adapters[name].at(point), y.dtype) for name in names}
         return stack_rows([each[name] for name in names])
 
-    def packed_rows(self, names: tuple[str, ...], y: Tensor) -> Mapping[str, Tensors] | None:
+    def packed_rows(self, group: Group, y: Tensor) -> Mapping[str, Tensors] | None:
         """The same for all points at once, for adapters that are sealed and have the same ones; else None."""
-        key = (names, y.dtype, y.device)
+        key = (group, y.dtype, y.device)
         if key not in self.packed:
-            adapters = tuple(self.adapters[name] for name in names)
+            adapters = tuple(self.adapters[name] for name in group.names)
             points = adapters[0].by_point.keys()
             alike = all(
                 adapter.by_point.keys() == points and adapter.pack(y.dtype, y.device) is not None
