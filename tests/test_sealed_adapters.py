@@ -13,10 +13,11 @@ from torch import Tensor
 from families import KIND_CASES, add_trained, batch, family_model
 from overtone.adapters.folder import read_folder
 from overtone.adapters.kinds import LinearAdapter
-from overtone.adapters.point_adapter import PointAdapter
+from overtone.adapters.point_adapter import PointAdapter, unstacked
 from overtone.adapters.strategies import ResidualAdd
 from overtone.errors import AdapterError
 from overtone.model import AsrModel
+from overtone.nets.layers import TapContext
 
 SIGNAL = (8_000, 6_000, 7_000, 5_000)
 MIXES = (["a", "b", "a", "c"], ["a", None, "b", None], [None, "c", None, None], ["a+b", "c", None, "b+c"])
@@ -149,3 +150,44 @@ def test_narrow_files_become_wide_parameters(tmp_path: Path) -> None:
     narrow = replace(stored, tensors={name: tensor.half() for name, tensor in stored.tensors.items()})
     sealed = model.adapters.sealed("sealed", narrow)
     assert {parameter.dtype for parameter in sealed.parameters()} == {torch.float32}
+
+
+# Rows of a batch
+
+
+@pytest.mark.parametrize("mix", [["a"] * 4, *MIXES], ids=str)
+def test_a_stream_is_written_to_only_where_it_is_spare(mix: list[str | None]) -> None:
+    model = three("bfloat16")
+    seal(model)
+    y = torch.randn(4, 7, 16, generator=torch.Generator().manual_seed(0)).bfloat16()
+    context = TapContext(valid=torch.ones(4, 7, dtype=torch.bool))
+    point, kept, spare = model.adapters["a"].points[0], y.clone(), y.clone()
+    with torch.no_grad(), model.adapters.use(mix) as selection:
+        expected = selection.apply(point, y, y, context)
+        assert torch.equal(y, kept)
+        assert torch.equal(selection.apply(point, y, spare, context, spare=True), expected)
+    for row, choice in enumerate(mix):
+        assert torch.equal(expected[row], y[row]) == (choice is None)
+    if all(mix) and not any("+" in str(choice) for choice in mix):
+        assert torch.equal(spare, expected), "the sum did not take the place of the stream"
+
+
+def test_what_a_batch_stacked_is_there_for_the_next_one_and_for_no_other_adapters(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = three("bfloat16")
+    seal(model)
+    expected = log_probs(model, MIXES[0])
+    stacked: list[object] = []
+    monkeypatch.setattr(
+        "overtone.adapters.selection.unstacked", lambda tensors: stacked.append(tensors) or unstacked(tensors)
+    )
+    assert torch.equal(log_probs(model, MIXES[0]), expected)
+    assert stacked == []
+    model.adapters.remove("a")
+    add_trained(model, "a", KIND_CASES["linear_pre"], seed=9)
+    model.adapters["a"].seal()
+    replaced = log_probs(model, MIXES[0])
+    assert stacked
+    assert not torch.equal(replaced[0], expected[0])
+    assert torch.equal(replaced[1], expected[1])

@@ -45,6 +45,11 @@ class Socket:
         selection = self.adapters.selection
         return y if selection is None else selection.apply(self.point, x, y, context)
 
+    def onto(self, x: Tensor, y: Tensor, context: TapContext) -> Tensor:
+        """The same for a `y` that nobody else holds: it may be written to."""
+        selection = self.adapters.selection
+        return y if selection is None else selection.apply(self.point, x, y, context, spare=True)
+
     def acts(self) -> bool:
         """Whether any row uses an adapter with a place here: fast paths fuse what nothing acts in."""
         selection = self.adapters.selection

@@ -153,14 +153,18 @@ class LinearAdapter:
             inner = layer_norm(inner, tensors["norm.weight"], tensors["norm.bias"])
         return ACTIVATIONS[self.activation](linear(inner, tensors["down.weight"], tensors.get("down.bias")))
 
-    def added(self, tensors: Tensors, y: Tensor) -> Tensor | None:
-        """y + delta as one product, for parameters that `ready` gave; None where a norm stands between."""
+    def added(self, tensors: Tensors, y: Tensor, *, spare: bool) -> Tensor | None:
+        """y + delta as one product, for parameters that `ready` gave; None where a norm stands between.
+
+        spare: the sum takes the place of `y`.
+        """
         if "down.bias" not in tensors or y.dtype is not tensors["up.weight"].dtype:
             return None
         inner, up = self.inner(tensors, y), tensors["up.weight"]
         if up.dim() == 3:
-            return torch.baddbmm(y, inner, up.transpose(1, 2))
-        return torch.addmm(y.flatten(0, 1), inner.flatten(0, 1), up.t()).view_as(y)
+            return torch.baddbmm(y, inner, up.transpose(1, 2), out=y if spare else None)
+        rows = y.flatten(0, 1)
+        return torch.addmm(rows, inner.flatten(0, 1), up.t(), out=rows if spare else None).view_as(y)
 
     def ready(self, tensors: Tensors, dtype: torch.dtype) -> Tensors:
         """Products in the dtype of the stream; a norm before the bottleneck gives gain and bias to the projection."""

@@ -104,17 +104,21 @@ class Selection:
         penalties, self.penalties = self.penalties, []
         return torch.stack(penalties).sum() if penalties else torch.zeros(())
 
-    def apply(self, point: str, x: Tensor, y: Tensor, context: TapContext) -> Tensor:
-        """`y` [B, T, D] with every row's own chain applied at the point; rows without one are untouched."""
+    def apply(self, point: str, x: Tensor, y: Tensor, context: TapContext, *, spare: bool = False) -> Tensor:
+        """`y` [B, T, D] with every row's own chain applied at the point; rows without one are untouched.
+
+        spare: nobody else holds `y`, and where nothing is learnt it may be written to.
+        """
+        spare = spare and not torch.is_grad_enabled()
         self.check_rows(y.size(0))
         if point not in self.present:
             return y
         if self.rows is None:
             for name in self.acting(self.chain, point):
-                y = self.add(point, name, x, y, context)
+                y = self.add(point, name, x, y, context, spare=spare)
             return y
         for stage in self.stages_at(point):
-            y = self.apply_stage(point, stage, x, y, context)
+            y = self.apply_stage(point, stage, x, y, context, spare=spare)
         return y
 
     def check_rows(self, rows: int) -> None:
@@ -154,7 +158,9 @@ class Selection:
     def acting(self, chain: Chain, point: str) -> Chain:
         return tuple(name for name in chain if point in self.adapters[name])
 
-    def apply_stage(self, point: str, stage: Stage, x: Tensor, y: Tensor, context: TapContext) -> Tensor:
+    def apply_stage(
+        self, point: str, stage: Stage, x: Tensor, y: Tensor, context: TapContext, *, spare: bool
+    ) -> Tensor:
         """At most one adapter a row; adapters of one kind share their products in the stacked form."""
         outcome: list[Tensor] | None = None
         groups = self.groups(stage, y.device)
@@ -164,13 +170,13 @@ class Selection:
                 x_rows, y_rows = x.index_select(0, group.index), y.index_select(0, group.index)
                 context_rows = self.narrow(context, group)
             if group.alike:
-                result = self.add(point, group.names[0], x_rows, y_rows, context_rows)
+                result = self.add(point, group.names[0], x_rows, y_rows, context_rows, spare=spare)
             else:
-                result = self.add_stacked(point, group, x_rows, y_rows, context_rows)
+                result = self.add_stacked(point, group, x_rows, y_rows, context_rows, spare=spare)
             if group.index is None:
                 return result
             if len(groups) == 1:
-                return y.index_copy(0, group.index, result)
+                return y.index_copy_(0, group.index, result) if spare else y.index_copy(0, group.index, result)
             outcome = outcome or list(y.unbind(0))
             for row, value in zip(group.rows, result.unbind(0), strict=True):
                 outcome[row] = value
@@ -202,12 +208,12 @@ class Selection:
             return frozenset(name for name in self.unsealed if self.adapters[name].training)
         return self.used
 
-    def add(self, point: str, name: str, x: Tensor, y: Tensor, context: TapContext) -> Tensor:
+    def add(self, point: str, name: str, x: Tensor, y: Tensor, context: TapContext, *, spare: bool) -> Tensor:
         adapter = self.adapters[name]
         part = adapter.at(point)
         tensors = self.tensors_of(part, y.dtype)
         if self.observe is None and not (adapter.training or part.training):
-            return summed(part.kind, tensors, x, y, context)
+            return summed(part.kind, tensors, x, y, context, spare=spare)
         delta = part.kind.delta(tensors, x, working(y, tensors), context, part.training)
         if adapter.training:
             delta = adapter.strategy.thin(delta)
@@ -222,12 +228,14 @@ class Selection:
         """As they are where something may be learnt, else as they are quickest for a stream in `dtype`."""
         return part.tensors() if part.training or torch.is_grad_enabled() else part.ready(dtype)
 
-    def add_stacked(self, point: str, group: Group, x: Tensor, y: Tensor, context: TapContext) -> Tensor:
+    def add_stacked(
+        self, point: str, group: Group, x: Tensor, y: Tensor, context: TapContext, *, spare: bool
+    ) -> Tensor:
         kind = self.adapters[group.names[0]].kind
         packed = None if torch.is_grad_enabled() else self.packed_rows(group, y)
         tensors = self.stacked_rows(point, group.names, y) if packed is None else packed[point]
         if self.observe is None:
-            return summed(kind, tensors, x, y, context)
+            return summed(kind, tensors, x, y, context, spare=spare)
         delta = kind.delta(tensors, x, working(y, tensors), context, False)
         for row, name in enumerate(group.names):
             self.observe(point, name, y[row : row + 1], delta[row : row + 1])
@@ -262,15 +270,18 @@ def group_of(rows: Sequence[int], names: Sequence[str | None], device: torch.dev
 def packed_together(
     adapters: tuple[Adapter, ...], dtype: torch.dtype, device: torch.device
 ) -> dict[str, dict[str, Tensor]]:
-    """By point, the parameters of each row's adapter, each [B, …]; for sealed ones, which stay as they are."""
+    """By point, the parameters of each row's adapter, each [B, …]; for sealed ones, which stay as they are.
+
+    What has been removed since is held for so many batches more.
+    """
     packs = [pack for pack in (adapter.pack(dtype, device) for adapter in adapters) if pack is not None]
     stacks = {name: torch.stack([pack[name] for pack in packs], dim=1) for name in packs[0]}  # [L, B, …]
     return dict(zip(adapters[0].points, unstacked(stacks), strict=True))
 
 
-def summed(kind: Kind, tensors: Tensors, x: Tensor, y: Tensor, context: TapContext) -> Tensor:
+def summed(kind: Kind, tensors: Tensors, x: Tensor, y: Tensor, context: TapContext, *, spare: bool) -> Tensor:
     """y + delta where nothing is learnt and nobody looks at the delta."""
-    together = kind.added(tensors, y) if isinstance(kind, LinearAdapter) else None
+    together = kind.added(tensors, y, spare=spare) if isinstance(kind, LinearAdapter) else None
     return joined(y, kind.delta(tensors, x, working(y, tensors), context, False)) if together is None else together
 
 
