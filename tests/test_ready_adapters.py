@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from families import KIND_CASES, add_trained, batch, family_model
-from overtone.adapters.kinds import LinearAdapter, PointAdapter
+from overtone.adapters.kinds import LinearAdapter
+from overtone.adapters.point_adapter import PointAdapter
 from overtone.adapters.selection import joined
 from overtone.model import AsrModel
 from overtone.nets.layers import TapContext

@@ -10,9 +10,10 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from overtone.adapters.kinds import Kind, PointAdapter, Tensors, stack_rows
+from overtone.adapters.kinds import Kind, Tensors
+from overtone.adapters.point_adapter import PointAdapter, parameter_shapes, stack_rows, unstacked
 from overtone.adapters.points import Layers, Point, parse_layers, parse_modules
 from overtone.adapters.strategies import ResidualAdd
 from overtone.errors import AdapterError
@@ -33,7 +34,10 @@ class Adapter(nn.Module):
         modules: str,
         layers: Layers,
         strategy: ResidualAdd,
+        values: Mapping[str, Tensor] | None = None,
     ) -> None:
+        """values: by the names of `tensors()`, parameters to be taken over by a sealed adapter; unless given they are
+        fresh. Raises AdapterError where one is missing, left over or of another shape."""
         super().__init__()
         self.name = name
         self.kind = kind
@@ -48,8 +52,13 @@ class Adapter(nn.Module):
         """Whether its parameters stay as they are for good."""
         self.packs: dict[tuple[torch.dtype, torch.device], Tensors | None] = {}
         """What `pack` gave."""
-        self.by_point = {point.name: PointAdapter(kind, point) for point in points}
+        if values is None:
+            self.by_point = {point.name: PointAdapter(kind, point) for point in points}
+        else:
+            self.by_point = self.taken_over(points, values)
+            self.sealed = True
         self.parts = nn.ModuleDict({key_of(name): part for name, part in self.by_point.items()})
+        self.training = self.parts.training = values is None
 
     @property
     def points(self) -> list[str]:
@@ -61,7 +70,7 @@ class Adapter(nn.Module):
     def at(self, point: str) -> PointAdapter:
         return self.by_point[point]
 
-    def tensors(self) -> dict[str, torch.Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
         """Every parameter by `point.parameter`, such as `encoder.layers.0.after_block.down.weight`."""
         return {
             f"{point}.{name}": tensor.detach()
@@ -69,24 +78,39 @@ class Adapter(nn.Module):
             for name, tensor in self.at(point).tensors().items()
         }
 
-    def load_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Take over the values of `tensors()`; every key and shape must be there, and no other."""
         if self.sealed:
             raise AdapterError(f"Adapter '{self.name}' is sealed: its parameters stay as they are.")
         own = self.tensors()
+        self.check_shapes({name: tensor.shape for name, tensor in own.items()}, tensors)
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                own[name].copy_(tensor)
+
+    def taken_over(self, points: list[Point], values: Mapping[str, Tensor]) -> dict[str, PointAdapter]:
+        shapes = {point: parameter_shapes(self.kind, point) for point in points}
+        own = {f"{point.name}.{name}": size for point in points for name, size in shapes[point].items()}
+        self.check_shapes(own, values)
+        return {
+            point.name: PointAdapter(
+                self.kind, point, {name: values[f"{point.name}.{name}"].float() for name in shapes[point]}
+            )
+            for point in points
+        }
+
+    def check_shapes(self, own: Mapping[str, torch.Size], tensors: Mapping[str, Tensor]) -> None:
+        """Raises AdapterError unless the tensors are those of the adapter's own names and shapes."""
         if own.keys() != tensors.keys():
             raise AdapterError(
                 f"Adapter '{self.name}': the file's tensors are not the adapter's. "
                 f"Missing: {shown(own.keys() - tensors.keys())}. Left over: {shown(tensors.keys() - own.keys())}."
             )
-        for name, tensor in tensors.items():
-            if tensor.shape != own[name].shape:
+        for name, shape in own.items():
+            if tensors[name].shape != shape:
                 raise AdapterError(
-                    f"Adapter '{self.name}': {name} has shape {list(tensor.shape)}, expected {list(own[name].shape)}."
+                    f"Adapter '{self.name}': {name} has shape {list(tensors[name].shape)}, expected {list(shape)}."
                 )
-        with torch.no_grad():
-            for name, tensor in tensors.items():
-                own[name].copy_(tensor)
 
     def seal(self) -> None:
         """Promise that no parameter is written any more: forwards need not look whether one has been."""
@@ -102,17 +126,21 @@ class Adapter(nn.Module):
             return None
         key = (dtype, device)
         if key not in self.packs:
-            parts = list(self.by_point.values())
-            rows = [part.ready(dtype) for part in parts]
-            shapes = [{name: (row.shape, row.dtype) for name, row in each.items()} for each in rows]
-            derived = all(part.kept is not None and part.kept[0] is dtype for part in parts)
-            if not derived or any(each != shapes[0] for each in shapes):
-                self.packs[key] = None
-            else:
-                packed = self.packs[key] = stack_rows(rows)
-                for index, part in enumerate(parts):  # kept once, not twice
-                    part.keep({name: tensor[index] for name, tensor in packed.items()})
+            self.packs[key] = self.packed(dtype)
         return self.packs[key]
+
+    def packed(self, dtype: torch.dtype) -> Tensors | None:
+        parts = list(self.by_point.values())
+        rows = [part.tensors() for part in parts]
+        shapes = [{name: row.shape for name, row in each.items()} for each in rows]
+        wide = all(row.dtype.itemsize > dtype.itemsize for each in rows for row in each.values())
+        if not wide or any(each != shapes[0] for each in shapes):
+            return None
+        with torch.no_grad():
+            packed = self.kind.ready(stack_rows(rows), dtype)
+        for part, own in zip(parts, unstacked(packed), strict=True):  # kept once, not twice
+            part.keep(dtype, own)
+        return packed
 
     def digest(self) -> str:
         """What the adapter is, whatever it is called."""
@@ -132,12 +160,12 @@ def digest_of(kind: Kind, strategy: ResidualAdd, parameters: str) -> str:
     return f"sha256:{hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()}"
 
 
-def parameters_digest(tensors: Mapping[str, torch.Tensor]) -> str:
+def parameters_digest(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 over names, shapes and float32 values."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}{list(tensor.shape)}".encode())
-        digest.update(tensor.float().cpu().contiguous().numpy().astype("<f4").tobytes())
+        digest.update(tensor.float().cpu().contiguous().numpy().astype("<f4", copy=False).reshape(-1).data)
     return f"sha256:{digest.hexdigest()}"
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from overtone.adapters.adapter import Adapter, check_name, choose_points, key_of
 from overtone.adapters.bottlenecks import bottleneck_at
-from overtone.adapters.folder import BaseIdentity, read_folder, write_folder
+from overtone.adapters.folder import BaseIdentity, StoredAdapter, read_folder, write_folder
 from overtone.adapters.kinds import Kind
 from overtone.adapters.points import Layers, Point, collect_points
 from overtone.adapters.selection import Choice, Observer, Selection
@@ -44,6 +44,11 @@ class Socket:
     def __call__(self, x: Tensor, y: Tensor, context: TapContext) -> Tensor:
         selection = self.adapters.selection
         return y if selection is None else selection.apply(self.point, x, y, context)
+
+    def onto(self, x: Tensor, y: Tensor, context: TapContext) -> Tensor:
+        """The same for a `y` that nobody else holds: it may be written to."""
+        selection = self.adapters.selection
+        return y if selection is None else selection.apply(self.point, x, y, context, spare=True)
 
     def acts(self) -> bool:
         """Whether any row uses an adapter with a place here: fast paths fuse what nothing acts in."""
@@ -121,16 +126,43 @@ class AdapterSet(nn.Module):
         """
         if not hasattr(kind, "acts_at"):
             raise AdapterError(f"{kind!r} is no kind of adapter; give one such as LinearAdapter(dim=32).")
-        if name in self:
-            raise AdapterError(f"Adapter '{name}' exists already. Choose another name, or remove it first.")
+        self.check_free(name)
         chosen = choose_points(list(self.points.values()), kind, modules=modules, layers=layers)
         adapter = Adapter(
             check_name(name), kind, chosen, modules=modules, layers=layers, strategy=strategy or ResidualAdd()
         )
         adapter.to(self.anchor.device)
         adapter.train(self.training)
-        self.held[slot(name)] = self.by_name[name] = adapter
+        self.insert(adapter)
         return adapter
+
+    def sealed(self, name: str, stored: StoredAdapter) -> Adapter:
+        """What a folder holds as a sealed adapter that computes with the folder's own tensors; `insert` adds it.
+
+        Raises AdapterError where the tensors are not what the description says.
+        """
+        chosen = choose_points(list(self.points.values()), stored.kind, modules=stored.modules, layers=stored.layers)
+        device = self.anchor.device
+        adapter = Adapter(
+            check_name(name),
+            stored.kind,
+            chosen,
+            modules=stored.modules,
+            layers=stored.layers,
+            strategy=stored.strategy,
+            values={key: tensor.to(device) for key, tensor in stored.tensors.items()},
+        )
+        adapter.card = stored.card
+        return adapter
+
+    def insert(self, adapter: Adapter) -> None:
+        """Raises AdapterError where its name is taken."""
+        self.check_free(adapter.name)
+        self.held[slot(adapter.name)] = self.by_name[adapter.name] = adapter
+
+    def check_free(self, name: str) -> None:
+        if name in self:
+            raise AdapterError(f"Adapter '{name}' exists already. Choose another name, or remove it first.")
 
     def remove(self, name: str) -> None:
         self[name]

@@ -26,7 +26,7 @@ def bottleneck_at(selection: Selection, point: str, rows: int, dtype: torch.dtyp
         raise AdapterError(f"Chains of adapters at one point ({point}) are not for OpenVINO: one a row is. {OTHERWISE}")
     if selection.observe is not None:
         raise AdapterError(f"OpenVINO tells nothing of what adapters add: they cannot be observed. {OTHERWISE}")
-    parts = [None if name is None else tensors_of(selection, name, point, dtype) for name in stages[0]]
+    parts = [None if name is None else tensors_of(selection, name, point, dtype) for name in stages[0].names]
     down, bias, up = next(part for part in parts if part is not None)
     width = up.size(0)
     if len(parts) == 1:

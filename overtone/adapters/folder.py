@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from overtone.adapters.adapter import Adapter, digest_of, parameters_digest
@@ -112,7 +112,7 @@ def read_folder(folder: Path, identity: BaseIdentity, *, description: dict[str, 
     description = read_description(folder) if description is None else description
     check_base(description, identity, what=f"The adapter in {folder}")
     try:
-        tensors = load_file(folder / PARAMETERS)
+        tensors = load((folder / PARAMETERS).read_bytes())  # read once: what is checked is what is used
     except (OSError, SafetensorError) as error:
         raise AdapterError(f"{folder / PARAMETERS} cannot be read: {error}") from error
     floating = all(tensor.is_floating_point() for tensor in tensors.values())

@@ -10,7 +10,7 @@ Legend: B batch, T time, D width, R bottleneck, H heads, K head width.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -45,6 +45,8 @@ class Kind(Protocol):
 
     name: ClassVar[str]
 
+    def __hash__(self) -> int: ...
+
     def acts_at(self, point: Point) -> bool:
         """Whether this kind has a place at the point."""
         ...
@@ -58,7 +60,8 @@ class Kind(Protocol):
         ...
 
     def ready(self, tensors: Tensors, dtype: torch.dtype) -> Tensors:
-        """The same parameters as `delta` takes them where nothing is learnt and the stream is in a narrower `dtype`."""
+        """The same parameters as `delta` takes them where nothing is learnt and the stream is in a narrower `dtype`,
+        those of one point or with a leading axis those of many."""
         ...
 
 
@@ -136,16 +139,32 @@ class LinearAdapter:
         return {"norm": norm, "down": down, "up": up}
 
     def delta(self, tensors: Tensors, x: Tensor, y: Tensor, context: TapContext, training: bool) -> Tensor:
+        delta = linear(self.inner(tensors, y), tensors["up.weight"])
+        if self.norm_position == "post":
+            delta = layer_norm(delta, tensors["norm.weight"], tensors["norm.bias"])
+        return F.dropout(delta, self.dropout, training) if training else delta
+
+    def inner(self, tensors: Tensors, y: Tensor) -> Tensor:
+        """[B, T, R] behind the activation."""
         inner = y
         if "down.bias" in tensors:
             inner = F.layer_norm(inner, inner.shape[-1:])
         elif self.norm_position == "pre":
             inner = layer_norm(inner, tensors["norm.weight"], tensors["norm.bias"])
-        inner = linear(inner, tensors["down.weight"], tensors.get("down.bias"))  # [B, T, R]
-        delta = linear(ACTIVATIONS[self.activation](inner), tensors["up.weight"])
-        if self.norm_position == "post":
-            delta = layer_norm(delta, tensors["norm.weight"], tensors["norm.bias"])
-        return F.dropout(delta, self.dropout, training)
+        return ACTIVATIONS[self.activation](linear(inner, tensors["down.weight"], tensors.get("down.bias")))
+
+    def added(self, tensors: Tensors, y: Tensor, *, spare: bool) -> Tensor | None:
+        """y + delta as one product, for parameters that `ready` gave; None where a norm stands between.
+
+        spare: the sum takes the place of `y`.
+        """
+        if "down.bias" not in tensors or y.dtype is not tensors["up.weight"].dtype:
+            return None
+        inner, up = self.inner(tensors, y), tensors["up.weight"]
+        if up.dim() == 3:
+            return torch.baddbmm(y, inner, up.transpose(1, 2), out=y if spare else None)
+        rows = y.flatten(0, 1)
+        return torch.addmm(rows, inner.flatten(0, 1), up.t(), out=rows if spare else None).view_as(y)
 
     def ready(self, tensors: Tensors, dtype: torch.dtype) -> Tensors:
         """Products in the dtype of the stream; a norm before the bottleneck gives gain and bias to the projection."""
@@ -153,8 +172,8 @@ class LinearAdapter:
             return {name: tensor.to(dtype) for name, tensor in tensors.items()}
         down = tensors["down.weight"]
         return {
-            "down.weight": (down * tensors["norm.weight"]).to(dtype),
-            "down.bias": (down @ tensors["norm.bias"]).to(dtype),
+            "down.weight": (down * tensors["norm.weight"].unsqueeze(-2)).to(dtype),
+            "down.bias": (down * tensors["norm.bias"].unsqueeze(-2)).sum(-1).to(dtype),
             "up.weight": tensors["up.weight"].to(dtype),
         }
 
@@ -301,62 +320,3 @@ class LoraAdapter:
 KINDS: dict[str, type[LinearAdapter] | type[TinyAttentionAdapter] | type[LoraAdapter]] = {
     kind.name: kind for kind in (LinearAdapter, TinyAttentionAdapter, LoraAdapter)
 }
-
-
-class PointAdapter(nn.Module):
-    """The parameters of one adapter at one point."""
-
-    def __init__(self, kind: Kind, point: Point) -> None:
-        super().__init__()
-        self.kind = kind
-        self.point = point
-        self.kept: tuple[torch.dtype, list[int], Tensors] | None = None
-        """What `ready` gave for which dtype, and the stamp of the parameters then."""
-        for name, part in kind.parts(point).items():
-            setattr(self, name, part)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """What `named_parameters` gives, without its search: this is asked at every point of every forward."""
-        found: dict[str, Tensor] = {name: own for name, own in self._parameters.items() if own is not None}
-        for part, module in self._modules.items():
-            assert module is not None
-            found.update((f"{part}.{name}", own) for name, own in module._parameters.items() if own is not None)
-        return found
-
-    def stamp(self) -> list[int]:
-        """What changes when a parameter does, quick to take; empty where nothing would tell."""
-        found: list[int] = []
-        for module in (self, *self._modules.values()):
-            assert module is not None
-            for own in module._parameters.values():
-                if own is not None:
-                    if own.is_inference():
-                        return []
-                    found += (own.data_ptr(), own._version)
-        return found
-
-    def ready(self, dtype: torch.dtype) -> Tensors:
-        """The parameters for a forward in which nothing is learnt, for a stream in `dtype`.
-
-        In a narrower dtype than their own they are derived, once for what the parameters are now.
-        """
-        kept, stamp = self.kept, self.stamp()
-        if kept is not None and kept[0] is dtype and kept[1] == stamp:
-            return kept[2]
-        tensors: Tensors = self.tensors()
-        if all(own.dtype.itemsize > dtype.itemsize for own in tensors.values()):
-            with torch.no_grad():
-                tensors = self.kind.ready(tensors, dtype)
-            if stamp:
-                self.kept = (dtype, stamp, tensors)
-        return tensors
-
-    def keep(self, tensors: Tensors) -> None:
-        """Let `ready` give these in place of equal ones."""
-        assert self.kept is not None
-        self.kept = (*self.kept[:2], tensors)
-
-
-def stack_rows(rows: Sequence[Tensors]) -> dict[str, Tensor]:
-    """The parameters of one kind, those of another adapter for each row: B times […] -> [B, …]."""
-    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}

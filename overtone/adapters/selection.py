@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
 
 from overtone.adapters.adapter import Adapter
-from overtone.adapters.kinds import PointAdapter, Tensors, stack_rows
+from overtone.adapters.kinds import Kind, LinearAdapter, Tensors
+from overtone.adapters.point_adapter import PointAdapter, stack_rows, unstacked
 from overtone.errors import AdapterError, did_you_mean
 from overtone.nets.layers import TapContext, recomputing
 
+BATCHES_KEPT = 2
+"""So many batches' stacked parameters stay for the next one of the same adapters."""
 Chain = tuple[str, ...]
 """Names in the order in which they act; empty is the base."""
 Choice = str | Sequence[str | None] | None
@@ -21,7 +24,15 @@ Observer = Callable[[str, str, Tensor, Tensor], None]
 """Called as observe(point, adapter, y, delta) at every application."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Stage:
+    """What each row takes at a point as its first adapter, or its second, …"""
+
+    names: tuple[str | None, ...]
+    """None where it takes nothing more."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Group:
     """Rows that are computed together."""
 
@@ -30,6 +41,8 @@ class Group:
     """The adapter of each row: the same one, or several of one kind."""
     index: Tensor | None
     """[R] int64, the rows; None where they are the whole batch."""
+    alike: bool
+    """Whether it is the same adapter for all."""
 
 
 class Selection:
@@ -59,11 +72,14 @@ class Selection:
             else:
                 self.rows = chains
         self.penalties: list[Tensor] = []
-        self.stages: dict[str, list[tuple[str | None, ...]]] = {}
-        """By point: what each row takes first, second, …; a block's adapters do not change."""
+        self.used = frozenset(name for chain in (self.rows or (self.chain,)) for name in chain)
+        self.unsealed = [name for name in self.used if not self.adapters[name].sealed]
+        """Those of which some may be in training."""
+        self.stages: dict[frozenset[str], list[Stage]] = {}
+        """By the adapters that act at a point; they do not change, and are the same at most points."""
         self.grouped: dict[object, list[Group]] = {}
-        self.packed: dict[object, dict[str, Tensors] | None] = {}
-        """By rows' adapters, dtype and device: by point, the parameters of sealed adapters that share their points."""
+        self.packed: dict[object, Mapping[str, Tensors] | None] = {}
+        """By group, dtype and device: by point, the parameters of sealed adapters that share their points."""
         self.narrowed: dict[tuple[int, ...], tuple[TapContext, TapContext]] = {}
         """By rows: the last whole context, and what of it these rows need; the same at all points of a forward."""
 
@@ -88,17 +104,21 @@ class Selection:
         penalties, self.penalties = self.penalties, []
         return torch.stack(penalties).sum() if penalties else torch.zeros(())
 
-    def apply(self, point: str, x: Tensor, y: Tensor, context: TapContext) -> Tensor:
-        """`y` [B, T, D] with every row's own chain applied at the point; rows without one are untouched."""
+    def apply(self, point: str, x: Tensor, y: Tensor, context: TapContext, *, spare: bool = False) -> Tensor:
+        """`y` [B, T, D] with every row's own chain applied at the point; rows without one are untouched.
+
+        spare: nobody else holds `y`, and where nothing is learnt it may be written to.
+        """
+        spare = spare and not torch.is_grad_enabled()
         self.check_rows(y.size(0))
-        if point not in self.touched:
+        if point not in self.present:
             return y
         if self.rows is None:
             for name in self.acting(self.chain, point):
-                y = self.add(point, name, x, y, context)
+                y = self.add(point, name, x, y, context, spare=spare)
             return y
-        for names in self.stages_at(point):
-            y = self.apply_stage(point, names, x, y, context)
+        for stage in self.stages_at(point):
+            y = self.apply_stage(point, stage, x, y, context, spare=spare)
         return y
 
     def check_rows(self, rows: int) -> None:
@@ -108,70 +128,70 @@ class Selection:
                 f"{self.row_count} adapter choices for a batch of {rows} rows: give one per row, or one name for all."
             )
 
-    def stages_at(self, point: str) -> list[tuple[str | None, ...]]:
-        """What each row takes at the point first, what second, and so on; None where it takes nothing more."""
-        if point not in self.stages:
+    def stages_at(self, point: str) -> list[Stage]:
+        """What each row takes at the point first, what second, and so on."""
+        present = self.present.get(point, frozenset())
+        if present not in self.stages:
             chains = [self.acting(chain, point) for chain in self.rows or (self.chain,)]
-            self.stages[point] = [
-                tuple(chain[stage] if stage < len(chain) else None for chain in chains)
-                for stage in range(max(map(len, chains)))
+            self.stages[present] = [
+                Stage(names=tuple(chain[number] if number < len(chain) else None for chain in chains))
+                for number in range(max(map(len, chains)))
             ]
-        return self.stages[point]
+        return self.stages[present]
 
     def acts_at(self, point: str) -> bool:
         """Whether any row uses an adapter with a place at the point."""
-        return point in self.touched
+        return point in self.present
 
     @cached_property
-    def touched(self) -> frozenset[str]:
-        """The points where any row's adapter has a place."""
-        names = {name for chain in (self.rows or (self.chain,)) for name in chain}
-        return frozenset(point for name in names for point in self.adapters[name].by_point)
+    def present(self) -> dict[str, frozenset[str]]:
+        """The adapters in use that have a place at a point, by point; those that nobody uses are left out."""
+        alike: dict[tuple[str, ...], list[str]] = {}
+        for name in self.used:
+            alike.setdefault(tuple(self.adapters[name].by_point), []).append(name)
+        found: dict[str, frozenset[str]] = {}
+        for points, names in alike.items():
+            own = frozenset(names)
+            found |= {point: found[point] | own if point in found else own for point in points}
+        return found
 
     def acting(self, chain: Chain, point: str) -> Chain:
         return tuple(name for name in chain if point in self.adapters[name])
 
     def apply_stage(
-        self, point: str, names: tuple[str | None, ...], x: Tensor, y: Tensor, context: TapContext
+        self, point: str, stage: Stage, x: Tensor, y: Tensor, context: TapContext, *, spare: bool
     ) -> Tensor:
         """At most one adapter a row; adapters of one kind share their products in the stacked form."""
         outcome: list[Tensor] | None = None
-        groups = self.groups(names, y.device)
+        groups = self.groups(stage, y.device)
         for group in groups:
             x_rows, y_rows, context_rows = x, y, context
             if group.index is not None:
                 x_rows, y_rows = x.index_select(0, group.index), y.index_select(0, group.index)
                 context_rows = self.narrow(context, group)
-            if len(set(group.names)) == 1:
-                result = self.add(point, group.names[0], x_rows, y_rows, context_rows)
+            if group.alike:
+                result = self.add(point, group.names[0], x_rows, y_rows, context_rows, spare=spare)
             else:
-                result = self.add_stacked(point, group.names, x_rows, y_rows, context_rows)
+                result = self.add_stacked(point, group, x_rows, y_rows, context_rows, spare=spare)
             if group.index is None:
                 return result
             if len(groups) == 1:
-                return y.index_copy(0, group.index, result)
+                return y.index_copy_(0, group.index, result) if spare else y.index_copy(0, group.index, result)
             outcome = outcome or list(y.unbind(0))
             for row, value in zip(group.rows, result.unbind(0), strict=True):
                 outcome[row] = value
         return y if outcome is None else torch.stack(outcome)
 
-    def groups(self, names: tuple[str | None, ...], device: torch.device) -> list[Group]:
+    def groups(self, stage: Stage, device: torch.device) -> list[Group]:
         """The rows of a stage, put together by what can be computed together."""
-        shared = tuple(name is not None and self.stacks(name) for name in names)
-        key = (names, shared, device)
+        single = self.single()
+        key = (stage, single, device)
         if key not in self.grouped:
             found: dict[object, list[int]] = {}
-            for row, name in enumerate(names):
+            for row, name in enumerate(stage.names):
                 if name is not None:
-                    found.setdefault(self.adapters[name].kind if shared[row] else name, []).append(row)
-            self.grouped[key] = [
-                Group(
-                    rows=tuple(rows),
-                    names=tuple(name for name in (names[row] for row in rows) if name is not None),
-                    index=None if len(rows) == len(names) else torch.tensor(rows, device=device),
-                )
-                for rows in found.values()
-            ]
+                    found.setdefault(name if name in single else self.adapters[name].kind, []).append(row)
+            self.grouped[key] = [group_of(rows, stage.names, device) for rows in found.values()]
         return self.grouped[key]
 
     def narrow(self, context: TapContext, group: Group) -> TapContext:
@@ -182,16 +202,18 @@ class Selection:
             known = self.narrowed[group.rows] = (context, context.rows(group.index))
         return known[1]
 
-    def stacks(self, name: str) -> bool:
-        """Whether the adapter is computed together with others of its kind; those in training go one by one."""
-        if self.adapters[name].training:
-            return False
-        return self.form == "stacked" or (self.form == "auto" and not torch.is_grad_enabled())
+    def single(self) -> frozenset[str]:
+        """The adapters that are not computed together with others of their kind: all, or those in training."""
+        if self.form == "stacked" or (self.form == "auto" and not torch.is_grad_enabled()):
+            return frozenset(name for name in self.unsealed if self.adapters[name].training)
+        return self.used
 
-    def add(self, point: str, name: str, x: Tensor, y: Tensor, context: TapContext) -> Tensor:
+    def add(self, point: str, name: str, x: Tensor, y: Tensor, context: TapContext, *, spare: bool) -> Tensor:
         adapter = self.adapters[name]
         part = adapter.at(point)
         tensors = self.tensors_of(part, y.dtype)
+        if self.observe is None and not (adapter.training or part.training):
+            return summed(part.kind, tensors, x, y, context, spare=spare)
         delta = part.kind.delta(tensors, x, working(y, tensors), context, part.training)
         if adapter.training:
             delta = adapter.strategy.thin(delta)
@@ -206,14 +228,17 @@ class Selection:
         """As they are where something may be learnt, else as they are quickest for a stream in `dtype`."""
         return part.tensors() if part.training or torch.is_grad_enabled() else part.ready(dtype)
 
-    def add_stacked(self, point: str, names: tuple[str, ...], x: Tensor, y: Tensor, context: TapContext) -> Tensor:
-        kind = self.adapters[names[0]].kind
-        packed = None if torch.is_grad_enabled() else self.packed_rows(names, y)
-        tensors = self.stacked_rows(point, names, y) if packed is None else packed[point]
+    def add_stacked(
+        self, point: str, group: Group, x: Tensor, y: Tensor, context: TapContext, *, spare: bool
+    ) -> Tensor:
+        kind = self.adapters[group.names[0]].kind
+        packed = None if torch.is_grad_enabled() else self.packed_rows(group, y)
+        tensors = self.stacked_rows(point, group.names, y) if packed is None else packed[point]
+        if self.observe is None:
+            return summed(kind, tensors, x, y, context, spare=spare)
         delta = kind.delta(tensors, x, working(y, tensors), context, False)
-        if self.observe is not None:
-            for row, name in enumerate(names):
-                self.observe(point, name, y[row : row + 1], delta[row : row + 1])
+        for row, name in enumerate(group.names):
+            self.observe(point, name, y[row : row + 1], delta[row : row + 1])
         return joined(y, delta)
 
     def stacked_rows(self, point: str, names: Sequence[str], y: Tensor) -> Tensors:
@@ -221,21 +246,43 @@ class Selection:
         each = {name: self.tensors_of(self.adapters[name].at(point), y.dtype) for name in names}
         return stack_rows([each[name] for name in names])
 
-    def packed_rows(self, names: tuple[str, ...], y: Tensor) -> dict[str, Tensors] | None:
+    def packed_rows(self, group: Group, y: Tensor) -> Mapping[str, Tensors] | None:
         """The same for all points at once, for adapters that are sealed and have the same ones; else None."""
-        key = (names, y.dtype, y.device)
+        key = (group, y.dtype, y.device)
         if key not in self.packed:
-            points = self.adapters[names[0]].points
-            packs = {name: self.adapters[name].pack(y.dtype, y.device) for name in names}
-            alike = all(self.adapters[name].points == points for name in packs)
-            whole = [pack for pack in (packs[name] for name in names) if pack is not None] if alike else []
-            self.packed[key] = None
-            if len(whole) == len(names):
-                stacks = {each: torch.stack([pack[each] for pack in whole], dim=1) for each in whole[0]}  # [L, B, …]
-                self.packed[key] = {
-                    point: {each: stack[index] for each, stack in stacks.items()} for index, point in enumerate(points)
-                }
+            adapters = tuple(self.adapters[name] for name in group.names)
+            points = adapters[0].by_point.keys()
+            alike = all(
+                adapter.by_point.keys() == points and adapter.pack(y.dtype, y.device) is not None
+                for adapter in set(adapters)
+            )
+            self.packed[key] = packed_together(adapters, y.dtype, y.device) if alike else None
         return self.packed[key]
+
+
+def group_of(rows: Sequence[int], names: Sequence[str | None], device: torch.device) -> Group:
+    own = tuple(name for name in (names[row] for row in rows) if name is not None)
+    index = None if len(rows) == len(names) else torch.tensor(rows, device=device)
+    return Group(rows=tuple(rows), names=own, index=index, alike=len(set(own)) == 1)
+
+
+@lru_cache(maxsize=BATCHES_KEPT)
+def packed_together(
+    adapters: tuple[Adapter, ...], dtype: torch.dtype, device: torch.device
+) -> dict[str, dict[str, Tensor]]:
+    """By point, the parameters of each row's adapter, each [B, …]; for sealed ones, which stay as they are.
+
+    What has been removed since is held for so many batches more.
+    """
+    packs = [pack for pack in (adapter.pack(dtype, device) for adapter in adapters) if pack is not None]
+    stacks = {name: torch.stack([pack[name] for pack in packs], dim=1) for name in packs[0]}  # [L, B, …]
+    return dict(zip(adapters[0].points, unstacked(stacks), strict=True))
+
+
+def summed(kind: Kind, tensors: Tensors, x: Tensor, y: Tensor, context: TapContext, *, spare: bool) -> Tensor:
+    """y + delta where nothing is learnt and nobody looks at the delta."""
+    together = kind.added(tensors, y, spare=spare) if isinstance(kind, LinearAdapter) else None
+    return joined(y, kind.delta(tensors, x, working(y, tensors), context, False)) if together is None else together
 
 
 def working(y: Tensor, tensors: Tensors) -> Tensor:

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from overtone.adapters.adapter import Adapter
-from overtone.adapters.kinds import Kind, LinearAdapter, PointAdapter, TinyAttentionAdapter
+from overtone.adapters.kinds import Kind, LinearAdapter, TinyAttentionAdapter
+from overtone.adapters.point_adapter import parameter_shapes
 from overtone.adapters.points import Point, parse_modules
 from overtone.adapters.strategies import ResidualAdd
 from overtone.checkpoints.nemo_config import NemoAdapter, read_adapters
@@ -271,11 +272,6 @@ def parameter_names(kind: Kind, point: Point) -> dict[str, str]:
         part, dot, rest = ours.partition(".")
         names[ours] = f"{table[part]}{dot}{rest}"
     return names
-
-
-def parameter_shapes(kind: Kind, point: Point) -> dict[str, torch.Size]:
-    with torch.device("meta"):
-        return {name: tensor.shape for name, tensor in PointAdapter(kind, point).tensors().items()}
 
 
 def last_parameters(kind: Kind) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ from overtone.nets.prepared_parts import (
     cast_product,
     joined,
     mask_for,
+    onto,
 )
 from overtone.nets.prepared_subsampling import CastSubsampling, PreparedSubsampling
 from overtone.nets.subsampling import ConvSubsampling
@@ -199,8 +200,7 @@ class PreparedLayer:
         x = layer.after_attention(x, self.attention(x, scene), context)
         x = self.convolution(x, scene)
         x = self.feed_forward2(x, scene)
-        y: Tensor = layer.after_block(block_input, self.norm_out(x), context)
-        return y
+        return onto(layer.after_block, block_input, self.norm_out(x), context)
 
 
 class CastConvolution:

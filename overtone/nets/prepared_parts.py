@@ -123,6 +123,13 @@ def acts(tap: Tap) -> bool:
     return tap.plug is not None if probe is None else bool(probe())
 
 
+def onto(tap: Tap, x: Tensor, y: Tensor, context: TapContext) -> Tensor:
+    """What the tap makes of a `y` that nobody else holds: what is plugged in may write to it."""
+    plug = getattr(tap.plug, "onto", None)
+    result: Tensor = tap(x, y, context) if plug is None else plug(x, y, context)
+    return result
+
+
 def joined(x: Tensor, part: Tensor, mask: Tensor | None) -> Tensor:
     """x + part · mask, in the dtype of x."""
     if mask is None:

@@ -19,7 +19,16 @@ LEAST_FRAMES = 2
 
 
 def forward(model: AsrModel, rows: Sequence[Row], lock: AbstractContextManager[object]) -> list[LogProbs]:
-    """The answers in the order of the rows; lock: guards `model.adapters` while the choice is read."""
+    """The answers in the order of the rows; lock: guards `model.adapters` while the choice is read.
+
+    They are computed in the order of their adapters, so that a batch of the same ones as the last finds them stacked.
+    """
+    order = sorted(range(len(rows)), key=lambda index: rows[index].choice or "")
+    answers = dict(zip(order, computed(model, [rows[index] for index in order], lock), strict=True))
+    return [answers[index] for index in range(len(rows))]
+
+
+def computed(model: AsrModel, rows: Sequence[Row], lock: AbstractContextManager[object]) -> list[LogProbs]:
     with torch.no_grad(), ExitStack() as stack:
         with lock:
             stack.enter_context(model.adapters.use([row.choice for row in rows]))

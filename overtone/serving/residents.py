@@ -144,7 +144,8 @@ class Residents:
             if not free:
                 raise OverloadError(f"All {self.capacity} places for adapters are in use. Try again a little later.")
             self.counts.evictions += 1
-            self._drop(min(free, key=lambda resident: self._is_last_copy(resident.identity)))
+            spare = (resident for resident in free if not self._is_last_copy(resident.identity))
+            self._drop(next(spare, free[0]))
 
     def _load(self, resident: Resident, version: Version) -> None:
         """Read the parameters and put them into the model; a failure is kept in the resident."""
@@ -182,15 +183,6 @@ class Residents:
         stored = read_folder(version.folder, self.identity, description=version.description)
         if signature_of(version.folder) != version.signature:
             raise AdapterError("Its files have changed while they were read.")
+        adapter = self.adapters.sealed(key, stored)
         with self._model_lock:
-            adapter = self.adapters.add(
-                key, stored.kind, modules=stored.modules, layers=stored.layers, strategy=stored.strategy
-            )
-        try:
-            adapter.load_tensors(stored.tensors)
-        except AdapterError:
-            with self._model_lock:
-                self.adapters.remove(key)
-            raise
-        adapter.card = stored.card
-        adapter.seal()
+            self.adapters.insert(adapter)

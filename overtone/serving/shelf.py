@@ -137,6 +137,8 @@ class Shelf:
         self._lock = threading.RLock()
         """Guards what follows; never held while a file is read."""
         self._entries: dict[str, _Entry] = {}
+        self._refused: dict[str, _Entry] = {}
+        """Those with a problem."""
         self._replacements = self._refusals = 0
         self._scanning = threading.Lock()
         self._closed = threading.Event()
@@ -244,8 +246,8 @@ class Shelf:
                 self._look_at(name, signature)
             with self._lock:
                 for name in self._entries.keys() - found.keys():
-                    gone = self._entries.pop(name).version
-                    self._drop_unless_named(gone)
+                    self._refused.pop(name, None)
+                    self._drop_unless_named(self._entries.pop(name).version)
 
     def counters(self) -> dict[str, float]:
         """For metrics: counts since the start, and `resident`, `leased`, `refused`, `names` as they are now."""
@@ -256,7 +258,7 @@ class Shelf:
                 "refusals": self._refusals,
                 "resident": len(self.residents),
                 "leased": self.residents.leased(),
-                "refused": sum(bool(entry.problem) for entry in self._entries.values()),
+                "refused": len(self._refused),
                 "names": len(self._own.keys() | self._entries.keys()),
             }
 
@@ -319,9 +321,7 @@ class Shelf:
         with self._lock:
             before = entry.version
             entry.signature = signature
-            if problem and problem != entry.problem:
-                self._refusals += 1
-            entry.problem = problem
+            self._judge(name, entry, problem)
             if version is None:
                 return
             entry.version = version
@@ -335,12 +335,20 @@ class Shelf:
         if version is not None and version.identity not in named:
             self.residents.drop(version.identity)
 
+    def _judge(self, name: str, entry: _Entry, problem: str) -> None:
+        """What is wrong with the latest state of an entry, or nothing."""
+        if problem and problem != entry.problem:
+            self._refusals += 1
+        entry.problem = problem
+        if problem:
+            self._refused[name] = entry
+        else:
+            self._refused.pop(name, None)
+
     def _is_last_copy(self, identity: str) -> bool:
         """Whether the files of a version have been replaced by something that cannot be used."""
-        return any(
-            entry.problem and entry.version is not None and entry.version.identity == identity
-            for entry in tuple(self._entries.values())
-        )
+        refused = tuple(self._refused.values())  # asked for each adapter that might be evicted: not of all entries
+        return any(entry.version is not None and entry.version.identity == identity for entry in refused)
 
     # Versions
 
@@ -370,5 +378,4 @@ class Shelf:
         with self._lock:
             entry = self._entries.get(name)
             if entry is not None and entry.version is version and not entry.problem:
-                entry.problem = problem
-                self._refusals += 1
+                self._judge(name, entry, problem)
