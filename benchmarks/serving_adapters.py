@@ -101,7 +101,9 @@ def write_adapter(
 ) -> None:
     """favoured: of how many pieces, drawn by the seed, its texts shall consist; 0 leaves that to the random weights."""
     generator = torch.Generator().manual_seed(seed)
-    adapter = model.adapters.add("made", LinearAdapter(dim=dim))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        adapter = model.adapters.add("made", LinearAdapter(dim=dim))
     try:
         with torch.no_grad():
             for name, parameter in adapter.named_parameters():
