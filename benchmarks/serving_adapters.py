@@ -8,37 +8,44 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Self
 
 import numpy as np
 import torch
+from rapidfuzz.distance import Levenshtein
 
 from benchmarks.harness import SHAPES, tiny
 from benchmarks.models import ADAPTER, make_model
+from benchmarks.serving_ties import LogProbs, letters, tellable
+from overtone.adapters.adapter import Adapter
 from overtone.adapters.kinds import LinearAdapter
 from overtone.audio import load_audio
 from overtone.checkpoints.load import load_model, save_model
 from overtone.decoding.ctc import greedy
+from overtone.decoding.incremental import Decoder, GreedyDecoder
 from overtone.errors import AdapterError
 from overtone.jobs.verify import PROMPTS
 from overtone.manifest import read_manifest
 from overtone.model import AsrModel
 from overtone.serving.engine import Engine, EngineSettings, Samples
+from overtone.serving.offline import Decoding
 from overtone.serving.shelf import Lease, Shelf
 from overtone.serving.stream_settings import StreamSettings
 from overtone.serving.streaming import Final, Stream
-from overtone.wer import character_errors
+from overtone.tokenizers import Tokenizer
 
 RATE = 16_000
 GAP_SECONDS = 0.25
 STRENGTH = 0.3
 """Deviation of the adapters' random up-projections, enough that each hears something else."""
 SMOKE_STRENGTH = 3.0
-FEW, NEAR = 2, 0.2
-"""An answer of which so many characters differ, or this share, and which is nearer to the right one than to any other
-adapter's or the base's, is the right one: batches of other shapes round otherwise, in bfloat16 above all."""
+FAVOURED, ASIDE = 25, 12.0
+"""So many pieces of the vocabulary may an adapter of the soak test write; all others, and the blank, are so much less
+likely to it, in nats. So it writes something in every frame, and in letters of its own."""
+APART = 3
+"""Letters by which texts of different versions differ at least."""
 
 Verdict = Literal["right", "rounded", "wrong"]
 
@@ -90,17 +97,45 @@ def make_adapters(
         write_adapter(model, folder / name, seed=1000 * seed + index, dim=dim, strength=strength)
 
 
-def write_adapter(model: AsrModel, folder: Path, *, seed: int, dim: int = 32, strength: float = STRENGTH) -> None:
+def write_adapter(
+    model: AsrModel, folder: Path, *, seed: int, dim: int = 32, strength: float = STRENGTH, favoured: int = 0
+) -> None:
+    """favoured: of how many pieces, drawn by the seed, its texts shall consist; 0 leaves that to the random weights."""
     generator = torch.Generator().manual_seed(seed)
-    adapter = model.adapters.add("made", LinearAdapter(dim=dim))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        adapter = model.adapters.add("made", LinearAdapter(dim=dim))
     try:
         with torch.no_grad():
             for name, parameter in adapter.named_parameters():
                 if name.endswith("up.weight"):
                     parameter.copy_(strength * torch.randn(parameter.shape, generator=generator))
+        if favoured:
+            favour(model, adapter, favoured, generator)
         model.adapters.save("made", folder, overwrite=True)
     finally:
         model.adapters.remove("made")
+
+
+def favour(model: AsrModel, adapter: Adapter, count: int, generator: torch.Generator) -> None:
+    """Make the last layer add the same to every frame: what the head takes for so many pieces and against the rest.
+
+    Hidden units see the norm's bias alone, so that nothing that is rounded grows.
+    """
+    pieces = [index for index, piece in enumerate(model.tokenizer.vocabulary) if piece.strip(" \u2581").isalpha()]
+    chosen = [pieces[place] for place in torch.randperm(len(pieces), generator=generator)[:count].tolist()]
+    projection = model.decoder.projection.weight.detach().flatten(1)  # [V+1, D]
+    scores = torch.full((len(projection),), -ASIDE)
+    scores[chosen] = 0.0
+    added = torch.linalg.pinv(projection) @ (scores - scores.mean())  # [D]
+    last = adapter.at(adapter.points[-1]).tensors()
+    hidden, width = last["down.weight"].shape
+    with torch.no_grad():
+        last["norm.weight"].zero_()
+        last["norm.bias"].fill_(1.0)
+        last["down.weight"].fill_(1.0 / width)
+        unit = torch.nn.functional.silu(torch.ones(())) * hidden
+        last["up.weight"].copy_((added / unit)[:, None].expand(-1, hidden))
 
 
 def adapter_name(index: int) -> str:
@@ -137,8 +172,34 @@ class Truth:
 
     def text(self, asked: Asked) -> str:
         if asked not in self.known:
-            self.known[asked] = plain(self.streamed(asked) if asked.streamed else self.whole(asked))
+            self.known[asked] = self.heard(asked)[0]
         return self.known[asked]
+
+    def heard(self, asked: Asked) -> tuple[str, list[LogProbs]]:
+        """The text and the log-probabilities [T, V+1] that it was read from, utterance by utterance."""
+        return self.streamed(asked) if asked.streamed else self.whole(asked)
+
+    def is_distinct(self, version: str) -> bool:
+        """Whether all that a new version says is far from all that others and the base say; if not, it is forgotten."""
+        fresh = [
+            Asked(clip=clip, adapter=version, streamed=streamed) for clip in self.clips for streamed in (False, True)
+        ]
+        for asked in fresh:
+            self.text(replace(asked, adapter=None))
+            if any(apart(other, self.text(asked)) < APART for other in self.others([asked])):
+                for each in fresh:
+                    self.known.pop(each, None)
+                return False
+        return True
+
+    def others(self, allowed: Sequence[Asked]) -> list[str]:
+        """Known texts of the same clip, heard in the same way, that are not allowed."""
+        first = allowed[0]
+        return [
+            text
+            for asked, text in self.known.items()
+            if (asked.clip, asked.streamed) == (first.clip, first.streamed) and asked not in allowed
+        ]
 
     def lease(self, adapter: str | None) -> Lease:
         """Of versions that were written after the last look, too."""
@@ -148,34 +209,65 @@ class Truth:
             self.shelf.scan()
             return self.shelf.acquire(adapter)
 
-    def whole(self, asked: Asked) -> str:
+    def whole(self, asked: Asked) -> tuple[str, list[LogProbs]]:
         waveform = torch.from_numpy(self.clips[asked.clip])[None]
         with self.lease(asked.adapter) as lease, torch.no_grad(), self.model.adapters.use(lease.choice):
             log_probs, lengths = self.model(waveform, torch.tensor([waveform.shape[1]]))
-        return greedy(log_probs, lengths, self.model.tokenizer, seconds_per_frame=1.0)[0].text
+        text = greedy(log_probs, lengths, self.model.tokenizer, seconds_per_frame=1.0)[0].text
+        return plain(text), [log_probs[0, : int(lengths[0])].float().numpy()]
 
-    def streamed(self, asked: Asked) -> str:
-        settings = StreamSettings(interim=False)
-        with Stream(self.engine, self.lease(asked.adapter), settings=settings) as stream:
+    def streamed(self, asked: Asked) -> tuple[str, list[LogProbs]]:
+        settings, decoding = StreamSettings(interim=False), Remembering()
+        with Stream(self.engine, self.lease(asked.adapter), settings=settings, decoding=decoding) as stream:
             events = [*stream.push(self.clips[asked.clip]), *stream.finish()]
-        return " ".join(event.text for event in events if isinstance(event, Final))
+        texts = [event.text for event in events if isinstance(event, Final)]
+        return plain(" ".join(texts)), [decoding.read_for(text) for text in texts]
 
     def verdict(self, text: str, allowed: Sequence[Asked]) -> Verdict:
-        """Whether a text is one of the allowed answers, or nearer to one of them than to any other known one."""
+        """Whether a text is one of the allowed answers, or what the frames of one say where ties fall otherwise.
+
+        It must be nearer to an allowed one than to any other that is known, too.
+        """
         own = [self.text(asked) for asked in allowed]
         if plain(text) in own:
             return "right"
-        first = allowed[0]
-        self.text(replace(first, adapter=None))
-        others = [
-            known
-            for asked, known in self.known.items()
-            if (asked.clip, asked.streamed) == (first.clip, first.streamed) and asked not in allowed
-        ]
-        near = min(own, key=lambda each: apart(each, text))
-        changes = apart(near, text)
-        alike = changes <= max(FEW, NEAR * len(near))
-        return "rounded" if alike and all(apart(other, text) > changes for other in others) else "wrong"
+        self.text(replace(allowed[0], adapter=None))
+        changes = min(apart(each, text) for each in own)
+        if any(apart(other, text) <= changes for other in self.others(allowed)):
+            return "wrong"
+        told = any(tellable(self.heard(asked)[1], text, self.model.tokenizer) for asked in allowed)
+        return "rounded" if told else "wrong"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remembering(Decoding):
+    """Greedy decoders that remember what they have read."""
+
+    made: list[Reader] = field(default_factory=list)
+
+    def decoder(self, engine: Engine, first_frame: int = 0) -> Decoder:
+        reader = Reader(
+            engine.model.tokenizer, seconds_per_frame=engine.seconds_per_frame, first_frame=first_frame
+        )  # fmt: skip
+        self.made.append(reader)
+        return reader
+
+    def read_for(self, text: str) -> LogProbs:
+        """[T, V+1], from which the newest decoder with that text has it."""
+        reader = next(reader for reader in reversed(self.made) if reader.hypotheses()[0].text == text)
+        return np.concatenate(reader.read)
+
+
+class Reader(GreedyDecoder):
+    """Keeps the frames."""
+
+    def __init__(self, tokenizer: Tokenizer, *, seconds_per_frame: float, first_frame: int = 0) -> None:
+        super().__init__(tokenizer, seconds_per_frame=seconds_per_frame, first_frame=first_frame)
+        self.read: list[LogProbs] = []
+
+    def push(self, log_probs: LogProbs) -> None:
+        self.read.append(log_probs)
+        super().push(log_probs)
 
 
 def plain(text: str) -> str:
@@ -183,8 +275,8 @@ def plain(text: str) -> str:
 
 
 def apart(expected: str, text: str) -> int:
-    """Characters that differ."""
-    return character_errors(expected, text).errors
+    """Letters that differ, spaces aside."""
+    return int(Levenshtein.distance(letters(expected), letters(text)))
 
 
 @contextmanager

@@ -27,13 +27,12 @@ from typing import Any
 
 from benchmarks.harness import parse, print_machine, write_json
 from benchmarks.serving_adapters import (
-    SMOKE_STRENGTH,
+    FAVOURED,
     STRENGTH,
     Asked,
     Truth,
     adapter_name,
     make_clips,
-    stand_in,
     truth,
     write_adapter,
 )
@@ -48,6 +47,8 @@ ADAPTERS, CAPACITY = 12, 8
 """Twice as many as have room, so that they are evicted and read again all the time."""
 PASSING, DAMAGED = "passing", "damaged"
 """Removed and put back; overwritten with damage and mended."""
+TRIES = 20
+"""Versions in turn that may be too like others."""
 LENGTHS = (0.7, 1.5, 2.5, 4.0, 6.0, 9.0)
 SLICE = 20.0
 """Seconds of one job of the clients."""
@@ -76,15 +77,26 @@ class Shop:
     versions: Path
     dim: int
     strength: float
+    favoured: int = 0
+    """See `write_adapter`."""
+    is_distinct: Callable[[str], bool] = lambda version: True
+    """Whether nobody can take a version's answers for another's; only such versions are placed."""
     history: dict[str, list[Placed]] = field(default_factory=dict)
     count: int = 0
     done: Counter[str] = field(default_factory=Counter)
 
     def new_version(self, name: str) -> str:
-        self.count += 1
-        version = f"{name}.v{self.count}"
-        write_adapter(self.model, self.versions / version, seed=self.count, dim=self.dim, strength=self.strength)
-        return version
+        for _ in range(TRIES):
+            self.count += 1
+            version = f"{name}.v{self.count}"
+            write_adapter(
+                self.model, self.versions / version,
+                seed=self.count, dim=self.dim, strength=self.strength, favoured=self.favoured,
+            )  # fmt: skip
+            if self.is_distinct(version):
+                return version
+            self.done["thrown away, for being too like another"] += 1
+        raise RuntimeError(f"{TRIES} versions were too like others; the clips are too short to tell so many apart.")
 
     def change(self, name: str, version: str | None, act: Callable[[], None], kind: str) -> None:
         """The old version counts until the change has certainly been seen, the new one from before it."""
@@ -197,7 +209,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="of the server")
     parser.add_argument("--page", type=Path, help="write the section of this page")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--smoke", action="store_true", help="a tiny model and some seconds: only to see that it runs")
+    parser.add_argument("--smoke", action="store_true", help="some seconds: only to see that it runs")
     arguments = parse(parser)
     if arguments.smoke:
         arguments.minutes, arguments.rate, arguments.dtype = 0.08, 6.0, "float32"
@@ -210,14 +222,19 @@ def main() -> None:
 
 
 def run(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    source = stand_in(folder / "model") if arguments.smoke else arguments.model
     sound = make_clips(folder / "clips", LENGTHS[:3] if arguments.smoke else LENGTHS)
     for name in ("shelf", "versions"):
         (folder / name).mkdir()
-    shop = Shop(
-        model=load_model(source), folder=folder / "shelf", versions=folder / "versions",
-        dim=4 if arguments.smoke else 32, strength=SMOKE_STRENGTH if arguments.smoke else STRENGTH,
-    )  # fmt: skip
+    with truth(arguments.model, arguments.dtype, folder / "versions", sound) as right:
+        shop = Shop(
+            model=load_model(arguments.model), folder=folder / "shelf", versions=folder / "versions",
+            dim=32, strength=STRENGTH, favoured=FAVOURED, is_distinct=right.is_distinct,
+        )  # fmt: skip
+        return endure(folder, arguments, shop, right)
+
+
+def endure(folder: Path, arguments: argparse.Namespace, shop: Shop, right: Truth) -> dict[str, Any]:
+    """A server and its clients, for so long, while everything goes wrong."""
     names = [*map(adapter_name, range(ADAPTERS)), PASSING, DAMAGED]
     for name in names:
         shop.put_on_disk(name, "placed")
@@ -225,9 +242,8 @@ def run(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     findings = Findings()
     options = ("--dtype", arguments.dtype, "--capacity", str(CAPACITY), "--grace", "20")
     with (
-        truth(source, arguments.dtype, folder / "versions", sound) as right,
         Clients("benchmarks.serving_soak_clients") as clients,
-        ServeProcess(source, folder / "shelf", *options, log=folder / "log", threads=arguments.threads) as server,
+        ServeProcess(arguments.model, shop.folder, *options, log=folder / "log", threads=arguments.threads) as server,
     ):
         clips = clients.read_clips(folder / "clips")
         clock = time.monotonic()

@@ -11,7 +11,7 @@ from benchmarks.plots import line_plot, write_section
 
 WORDS = {
     "right": "right letter by letter",
-    "rounded": "right but for rounding (nearer to the right answer than to any other version's)",
+    "rounded": "right but for rounding (what the right version's frames say where symbols as likely change places)",
     "wrong": "**of a wrong adapter or version**",
     "lost": "**lost**",
     "overload": "refused at once because the queue, or every place for adapters, was taken",

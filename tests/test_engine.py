@@ -18,7 +18,7 @@ from overtone.decoding.beam import Boost, BoostTree
 from overtone.jobs.windows import plan_windows
 from overtone.model import AsrModel
 from overtone.serving.engine import Engine, EngineSettings
-from overtone.serving.errors import DeadlineError, DrainingError, OverloadError, WorkerError
+from overtone.serving.errors import DeadlineError, DrainingError, OverloadError
 from overtone.serving.offline import Decoding, recognise, recognise_async
 from overtone.serving.shelf import Shelf
 from serving_models import make_adapter, noise, offline, tiny_model
@@ -276,66 +276,6 @@ def test_a_deadline_that_has_passed_is_told(tones: ToneModel) -> None:
         with pytest.raises(DeadlineError):
             late.result(10)
         assert engine.state().expired == 1
-
-
-# Failures
-
-
-def poisoned(model: ToneModel, error: type[BaseException], *, times: int = 10**9) -> list[int]:
-    """Forwards with a row that begins with 0.5 raise; the number of forwards so far."""
-    forward, count, left = model.forward, [0], [times]
-
-    def replaced(waveforms: torch.Tensor, lengths: torch.Tensor) -> Any:
-        count[0] += 1
-        if bool((waveforms[:, 0] == 0.5).any()) and left[0]:
-            left[0] -= 1
-            raise error("poison")
-        return forward(waveforms, lengths)
-
-    model.forward = replaced  # type: ignore[method-assign]
-    return count
-
-
-def test_one_bad_row_answers_for_itself_alone(tones: ToneModel) -> None:
-    poisoned(tones, ValueError)
-    with Engine(tones, EngineSettings(max_wait=0.1)) as engine:  # type: ignore[arg-type]
-        good = [engine.submit(marked(mark)) for mark in (0.1, 0.2)]
-        bad = engine.submit(marked(0.5))
-        assert all(len(future.result(10).log_probs) == 10 for future in good)
-        with pytest.raises(WorkerError, match="ValueError: poison"):
-            bad.result(10)
-        state = engine.state()
-        assert (state.failed, state.restarts, state.alive) == (1, 0, True)
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_worker_that_dies_is_started_again_and_loses_nothing(tones: ToneModel) -> None:
-    poisoned(tones, SystemExit, times=1)
-    with Engine(tones, EngineSettings(max_wait=0.1)) as engine:  # type: ignore[arg-type]
-        futures = [engine.submit(marked(mark)) for mark in (0.1, 0.5, 0.2)]
-        assert all(len(future.result(10).log_probs) == 10 for future in futures)
-        assert engine.state().restarts == 1
-        assert isinstance(engine.last_death, SystemExit)
-
-
-def test_what_kills_every_worker_is_given_up(tones: ToneModel) -> None:
-    poisoned(tones, SystemExit)
-    with Engine(tones, EngineSettings(max_wait=0.1)) as engine:  # type: ignore[arg-type]
-        futures = [engine.submit(marked(mark)) for mark in (0.1, 0.5, 0.2)]
-        assert len(futures[0].result(10).log_probs) == len(futures[2].result(10).log_probs) == 10
-        with pytest.raises(WorkerError, match="died of this request"):
-            futures[1].result(10)
-        assert len(engine.submit(marked(0.3)).result(10).log_probs) == 10
-        assert engine.state().restarts == 2
-        assert engine.state().alive
-
-
-def test_a_failing_recording_is_refused_whole(tones: ToneModel) -> None:
-    poisoned(tones, ValueError)
-    with Engine(tones) as engine:  # type: ignore[arg-type]
-        with pytest.raises(WorkerError):
-            recognise(engine, marked(0.5))
-        assert recognise(engine, spoken("abc")).hypotheses[0].text == "abc"
 
 
 # Shutdown

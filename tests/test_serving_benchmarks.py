@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from benchmarks.plots import line_plot, write_section
-from benchmarks.serving_adapters import Asked, Truth, make_clips, write_adapter
+from benchmarks.serving_adapters import APART, FAVOURED, STRENGTH, Asked, Truth, apart, make_clips, truth
 from benchmarks.serving_clients import Answer, choices
 from benchmarks.serving_mutations import Mutations, sounds
 from benchmarks.serving_report import shares, spread
 from benchmarks.serving_soak import Shop, judged
 from benchmarks.serving_throughput import pace
+from benchmarks.serving_ties import TIE, tellable
+from overtone.checkpoints.load import load_model
+from overtone.decoding.incremental import GreedyDecoder
 from overtone.serving.sniff import decode_audio
+from overtone.tokenizers import CharTokenizer
 from serving_models import tiny_model
 from test_benchmarks import run
 
@@ -137,15 +144,95 @@ def test_losses_and_refusals_are_told_apart(shop: Shop, right: Truth) -> None:
     assert judged(answer(shop, right, "voice.v1", "voice", later, status="404"), shop, right) == "refused"
 
 
-def test_an_answer_nearer_to_its_own_adapter_is_rounded(shop: Shop, right: Truth) -> None:
-    for seed in (1, 2):
-        write_adapter(shop.model, shop.versions / f"voice{seed}", seed=seed, dim=4, strength=3.0)
-    own, other = (Asked(clip="clip000", adapter=f"voice{seed}") for seed in (1, 2))
-    right.known |= {own: "the quick brown fox jumps", other: "a slow green dog sleeps"}
-    assert right.verdict("the quick brown fox  jumps", [own]) == "right"
-    assert right.verdict("the quick brow fox jumps", [own]) == "rounded"
-    assert right.verdict("a slow green dog sleeps", [own]) == "wrong"
-    assert right.verdict("something else", [own]) == "wrong"
+def test_only_ties_may_fall_otherwise() -> None:
+    """Symbols a and b, the blank last: the second frame is a tie, the others are sure."""
+    tokenizer = CharTokenizer(["a", "b", " "])
+    sure = np.log(np.array([[0.97, 0.01, 0.01, 0.01], [0.01, 0.01, 0.01, 0.97]], dtype=np.float32))
+    tie = np.log(np.array([[0.01, 0.44, 0.01, 0.54]], dtype=np.float32))
+    frames = np.concatenate((sure[:1], tie, sure))
+    for text, told in [("aa", True), ("ab a", True), ("a", False), ("ba", False), ("aab", False), ("", False)]:
+        assert tellable([frames], text, tokenizer) == told
+    assert not tellable([frames], "aba", tokenizer, tie=0.1)
+    assert tellable([frames[:1], frames[:1]], "a a", tokenizer), "utterances are read apart"
+    assert not tellable([frames[:1], frames[:1]], "a", tokenizer)
+
+
+@pytest.fixture(scope="module")
+def speaking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Shop, Truth]]:
+    """As in the soak test: the embedded model, and adapters that write letters of their own."""
+    folder = tmp_path_factory.mktemp("speaking")
+    (folder / "shelf").mkdir()
+    with truth("fundamental", "float32", folder / "versions", make_clips(folder / "clips", [0.7, 4.0])) as right:
+        yield (
+            Shop(
+                model=load_model("fundamental"), folder=folder / "shelf", versions=folder / "versions",
+                dim=32, strength=STRENGTH, favoured=FAVOURED, is_distinct=right.is_distinct,
+            ),
+            right,
+        )  # fmt: skip
+
+
+def test_versions_can_be_told_apart_by_whatever_they_say(speaking: tuple[Shop, Truth]) -> None:
+    shop, right = speaking
+    versions = [None, *(shop.new_version("voice") for _ in range(4))]
+    for clip, streamed in itertools.product(right.clips, (False, True)):
+        texts = [right.text(Asked(clip=clip, adapter=version, streamed=streamed)) for version in versions]
+        assert all(apart(first, second) >= APART for first, second in itertools.combinations(texts, 2))
+        for text, version in zip(texts, versions, strict=True):
+            for other in versions:
+                verdict = right.verdict(text, [Asked(clip=clip, adapter=other, streamed=streamed)])
+                assert verdict == ("right" if version == other else "wrong")
+
+
+def test_a_version_that_says_what_another_says_is_not_placed(speaking: tuple[Shop, Truth]) -> None:
+    shop, right = speaking
+    version = shop.new_version("voice")
+    twin = f"{version}.twin"
+    shutil.copytree(shop.versions / version, shop.versions / twin)
+    assert not right.is_distinct(twin)
+    assert all(asked.adapter != twin for asked in right.known), "nor is it compared with"
+
+
+def test_a_shop_makes_another_version_where_one_is_too_like_others(shop: Shop) -> None:
+    shop.is_distinct = lambda version: version == "voice.v3"
+    shop.put_on_disk("voice")
+    assert [placed.version for placed in shop.history["voice"]] == ["voice.v3"]
+    assert shop.done["thrown away, for being too like another"] == 2
+    with pytest.raises(RuntimeError, match="too like others"):
+        shop.new_version("voice")
+
+
+def test_a_stretch_of_another_version_within_an_answer_is_found(speaking: tuple[Shop, Truth]) -> None:
+    """One chunk of a stream, 0.8 s of four, from a version that is not allowed."""
+    shop, right = speaking
+    own, other = (Asked(clip="clip001", adapter=shop.new_version("voice"), streamed=True) for _ in range(2))
+    (_, (frames,)), (_, (wrong,)) = right.heard(own), right.heard(other)
+    assert right.verdict(read(frames, right), [own]) == "right"
+    for begin in range(0, len(frames) - 10, 5):
+        mixed = frames.copy()
+        mixed[begin : begin + 10] = wrong[begin : begin + 10]
+        assert right.verdict(read(mixed, right), [own]) == "wrong"
+
+
+def test_what_rounding_changes_is_rounded(speaking: tuple[Shop, Truth]) -> None:
+    """The least sure frame says its second best."""
+    shop, right = speaking
+    own = Asked(clip="clip001", adapter=shop.new_version("voice"))
+    _, (frames,) = right.heard(own)
+    ranked = np.sort(frames, axis=1)
+    margins = ranked[:, -1] - ranked[:, -2]
+    changed = frames.copy()
+    place = int(margins.argmin())
+    assert margins[place] < TIE, "there is a tie"
+    changed[place, frames[place].argmax()] -= margins[place] + 0.01
+    assert read(changed, right) != right.text(own)
+    assert right.verdict(read(changed, right), [own]) == "rounded"
+
+
+def read(log_probs: Any, right: Truth) -> str:
+    decoder = GreedyDecoder(right.model.tokenizer, seconds_per_frame=1.0)
+    decoder.push(log_probs)
+    return decoder.hypotheses()[0].text
 
 
 def test_zipf_prefers_the_first() -> None:

@@ -11,9 +11,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cached_property, partial
+from traceback import clear_frames
 from typing import Self
 
 import numpy as np
@@ -25,7 +26,7 @@ from overtone.serving.errors import DeadlineError, DrainingError, OverloadError,
 from overtone.serving.forward import forward
 from overtone.serving.shelf import Lease
 from overtone.serving.stream_features import RawFeatures
-from overtone.serving.waiting import LogProbs, Priority, Row, Samples, WaitingRows
+from overtone.serving.waiting import LogProbs, Priority, Row, Samples, WaitingRows, refuse, settle
 
 __all__ = ["Engine", "EngineSettings", "EngineState", "LogProbs", "Priority", "Samples"]
 
@@ -261,33 +262,45 @@ class Engine:
     # The worker
 
     def _supervise(self) -> None:
-        """Keep a worker alive."""
+        """Keep a worker alive, even where it could not help itself."""
         while not self._stopping:
             self._worker = threading.Thread(target=self._work, name="overtone-worker", daemon=True)
             self._worker.start()
             self._worker.join()
-            with self._changed:
-                lost, self._running = self._running, []
-                if self._stopping and not lost:
-                    break
-                self._counts.restarts += 1
-                for row in lost:
-                    row.failures += 1
-                self._again.extend(row for row in lost if row.failures < TRIES and not self._stopping)
-            for row in lost:
-                if row.failures >= TRIES or self._stopping:
-                    self._fail(row, WorkerError("The worker died of this request; it was started again."))
+            if not self._stopping or self._running:
+                self._recover()
         with self._changed:
             self._changed.notify_all()
 
     def _work(self) -> None:
+        """Lives of the worker, in one thread: each thread has a heap, kernels and helpers of its own, which stay."""
         if self.settings.threads is not None:
             torch.set_num_threads(self.settings.threads)
+        while not self._live():
+            self._recover()
+
+    def _live(self) -> bool:
+        """Compute until the end, and say so; or until something more than a failure of a forward."""
         try:
             while (rows := self._next_rows()) is not None:
                 self._run(rows)
-        except BaseException as error:  # the thread ends, and its supervisor starts another
+        except BaseException as error:
+            clear_frames(error.__traceback__)  # they hold all that the forward had in its hands
             self.last_death = error
+            return False
+        return True
+
+    def _recover(self) -> None:
+        """After a death: what was lost is tried once more, alone, or given up."""
+        with self._changed:
+            lost, self._running = self._running, []
+            self._counts.restarts += 1
+            for row in lost:
+                row.failures += 1
+            self._again.extend(row for row in lost if row.failures < TRIES and not self._stopping)
+        for row in lost:
+            if row.failures >= TRIES or self._stopping:
+                self._fail(row, WorkerError("The worker died of this request; it was started again."))
 
     def _next_rows(self) -> list[Row] | None:
         """The next batch, as soon as it is full or has waited enough; None at the end."""
@@ -345,6 +358,7 @@ class Engine:
         try:
             answers = self._forward(rows)
         except Exception as error:
+            clear_frames(error.__traceback__)
             if len(rows) == 1:
                 cause = f"{type(error).__name__}: {error}"
                 self._fail(rows[0], WorkerError(f"The computation of this request failed: {cause}"), error)
@@ -382,17 +396,3 @@ class Engine:
         with self._changed:
             self._counts.failed += 1
         refuse(row, error)
-
-
-def settle(row: Row, answer: LogProbs) -> None:
-    try:
-        row.future.set_result(answer)
-    except InvalidStateError:
-        return  # answered before, by the shutdown
-
-
-def refuse(row: Row, error: Exception) -> None:
-    try:
-        row.future.set_exception(error)
-    except InvalidStateError:
-        return  # cancelled or answered before

@@ -23,7 +23,7 @@ from overtone.checkpoints.load import load_model
 from overtone.errors import UsageError
 from overtone.model import AsrModel
 from overtone.serving.engine import Engine, EngineSettings
-from overtone.serving.freed_memory import keep_freed_memory
+from overtone.serving.freed_memory import give_back_now_and_then, keep_freed_memory
 from overtone.serving.http import build_app
 from overtone.serving.metrics import Observer
 from overtone.serving.reception import HttpSettings, Reception
@@ -291,23 +291,26 @@ def serve(
 
     model: in place of the one that the settings name. started: called once both doors are open.
     """
-    keep_freed_memory()
+    kept = keep_freed_memory()
     model = model or load_model(settings.model)
     model.set_compute_dtype(settings.compute_dtype)
     server = Server(settings, model)
     try:
-        return asyncio.run(run(server, started))
+        return asyncio.run(run(server, started, keeps_memory=kept))
     finally:
         server.close()
 
 
-async def run(server: Server, started: Callable[[Server, Addresses], None]) -> bool:
+async def run(server: Server, started: Callable[[Server, Addresses], None], *, keeps_memory: bool) -> bool:
     told = asyncio.Event()
     listen_to_signals(told)
     addresses = await server.start()
+    tidying = asyncio.create_task(give_back_now_and_then(server.engine)) if keeps_memory else None
     warn_of_openness(server)
     started(server, addresses)
     await told.wait()
+    if tidying is not None:
+        tidying.cancel()
     LOG.info("stopping: what runs has %g s", server.settings.grace_seconds)
     finished = await server.stop()
     LOG.log(logging.INFO if finished else logging.WARNING, "stopped%s", "" if finished else ", not everything finished")

@@ -7,7 +7,7 @@ Streams go before recordings, but a recording that has waited long gets every se
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -51,6 +51,20 @@ class Row:
     started: bool = False
     """Whether the worker has begun with it; it can no longer be cancelled."""
     failures: int = 0
+
+
+def settle(row: Row, answer: LogProbs) -> None:
+    try:
+        row.future.set_result(answer)
+    except InvalidStateError:
+        return  # answered before, by the shutdown
+
+
+def refuse(row: Row, error: Exception) -> None:
+    try:
+        row.future.set_exception(error)
+    except InvalidStateError:
+        return  # cancelled or answered before
 
 
 class WaitingRows:
