@@ -178,7 +178,7 @@ class Shelf:
         """A lease on `name`, a chain `a+b`, or the base (None, "", "base", "none"); loads what is not resident.
 
         Raises AdapterError: unknown (what exists is listed) or refused (with the reason); OverloadError where every
-        place is leased. Blocks for the loading, a few tens of milliseconds: call it off the event loop.
+        place is leased. Blocks for the loading, a few milliseconds: call it off the event loop.
         """
         if choice in BASE_NAMES:
             return Lease(self, (), ())
