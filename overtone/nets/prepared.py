@@ -169,8 +169,7 @@ class PreparedEncoder:
         with torch.inference_mode(False), torch.no_grad():
             positions = self.encoder.positions(longest, self.encoder.positions.table.device)
             for layer in self.layers:
-                core = layer.attention.core
-                core.encodings = core.encode(positions)
+                layer.attention.core.prepare(positions)
         self.longest = longest
 
     def run_layers(self, x: Tensor, scene: Scene, first: int = 0, last: int | None = None) -> Tensor:
