@@ -51,11 +51,11 @@ class AttentionPart:
         self.head_width = module.linear_q.out_features // self.heads
         self.padded_width = -(-(self.head_width + 1) // 8) * 8
         self.core = AttentionCore(module, self.padded_width, dtype)
-        self.weight, self.padded = self.fused_projection(dtype)
+        self.padded, self.reverse = self.fused_projection(dtype)
         self.out = cast_product(module.linear_out, dtype)
 
-    def fused_projection(self, dtype: torch.dtype) -> tuple[Tensor, Product]:
-        """Weight [3D, D], and the product with padded heads, D -> 3·H·P."""
+    def fused_projection(self, dtype: torch.dtype) -> tuple[Product, Product]:
+        """The product with padded heads, D -> 3·H·P, and the one of its gradients, without the padding, 3D -> D."""
         module, heads = self.module, self.heads
         linears = (module.linear_q, module.linear_k, module.linear_v)
         weight = torch.stack([linear.weight.detach().double() for linear in linears])  # [3, D, D]
@@ -70,7 +70,8 @@ class AttentionPart:
         padded = F.pad(weight.unflatten(1, (heads, -1)), (0, 0, 0, padding))
         padded_bias = F.pad(bias.unflatten(1, (heads, -1)), (0, padding))
         padded_bias[0, :, self.head_width] = 1.0
-        return weight.flatten(0, 1).to(dtype), Product(padded.flatten(0, 2).to(dtype), padded_bias.flatten().to(dtype))
+        reverse = weight.flatten(0, 1).t().to(dtype).contiguous()
+        return Product(padded.flatten(0, 2).to(dtype), padded_bias.flatten().to(dtype)), Product(reverse, None)
 
     def __call__(self, x: Tensor, scene: Scene) -> Tensor:
         module = self.module
@@ -125,10 +126,10 @@ class AttentionPart:
 
     def backward(self, grad: Tensor, saved: Saved, scene: Scene) -> Tensor:
         x, mean, scale, mask, *core_saved = saved
-        through = entering(grad, mask, self.out.dtype) @ self.out.weight
+        through = self.out.backward(entering(grad, mask, self.out.dtype))
         through = self.core.gradients(through, tuple(core_saved), scene)  # [3, H, B, T, K]
-        through = through.permute(2, 3, 0, 1, 4).to(self.weight.dtype, memory_format=torch.contiguous_format)
-        through = through.flatten(2) @ self.weight
+        through = through.permute(2, 3, 0, 1, 4).to(self.out.dtype, memory_format=torch.contiguous_format)
+        through = self.reverse(through.flatten(2))
         return self.norm.backward(through, x, mean, scale).add_(grad)
 
 

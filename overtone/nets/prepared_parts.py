@@ -173,10 +173,10 @@ class FeedForwardPart:
 
     def backward(self, grad: Tensor, saved: Saved, scene: Scene) -> Tensor:
         x, mean, scale, inner, inner_mask, mask = saved
-        through = entering(grad, mask, inner.dtype) @ self.contract.weight
+        through = self.contract.backward(entering(grad, mask, inner.dtype))
         if inner_mask is not None:
             through.mul_(inner_mask)
-        through = aten.silu_backward(through, inner) @ self.expand.weight
+        through = self.expand.backward(aten.silu_backward(through, inner))
         return self.norm.backward(through, x, mean, scale).add_(grad)
 
 
@@ -210,12 +210,12 @@ class ConvolutionPart:
 
     def backward(self, grad: Tensor, saved: Saved, scene: Scene) -> Tensor:
         x, mean, scale, gates, filtered, mask = saved
-        through = entering(grad, mask, gates.dtype) @ self.project.weight
+        through = self.project.backward(entering(grad, mask, gates.dtype))
         through = aten.silu_backward(through, filtered)
         through = self.reversed(through)
         if scene.keep is not None:
             through = through * scene.keep
-        through = aten.glu_backward(through, gates, -1) @ self.gate.weight
+        through = self.gate.backward(aten.glu_backward(through, gates, -1))
         return self.norm.backward(through, x, mean, scale).add_(grad)
 
 
