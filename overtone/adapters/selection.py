@@ -192,7 +192,8 @@ class Selection:
         adapter = self.adapters[name]
         part = adapter.at(point)
         tensors = self.tensors_of(part, y.dtype)
-        delta = part.kind.delta(tensors, x, working(y, tensors), context, part.training)
+        whole = working(y, tensors)
+        delta = part.kind.delta(tensors, x, whole, context, part.training)
         if adapter.training:
             delta = adapter.strategy.thin(delta)
             penalty = adapter.strategy.penalty(delta) if torch.is_grad_enabled() else None
@@ -200,7 +201,7 @@ class Selection:
                 self.penalties.append(penalty)
         if self.observe is not None and not recomputing.get():
             self.observe(point, name, y, delta)
-        return joined(y, delta)
+        return joined(whole, delta).to(y.dtype) if whole.dtype is torch.float32 else joined(y, delta)
 
     def tensors_of(self, part: PointAdapter, dtype: torch.dtype) -> Tensors:
         """As they are where something may be learnt, else as they are quickest for a stream in `dtype`."""

@@ -43,6 +43,8 @@ class AttentionPart:
     what the second bias v of relative attention adds beyond the first bias u, which is in the queries already.
     """
 
+    kept = 8
+
     def __init__(self, norm: nn.LayerNorm, module: SelfAttention, dropout: nn.Dropout, dtype: torch.dtype) -> None:
         self.norm = Norm(norm, dtype)
         self.module = module
@@ -135,6 +137,8 @@ class AttentionPart:
 
 class AttentionCore:
     """Queries, keys and values [3, H, B, T, P], in the dtype to compute in -> what is attended to [B, T, D]."""
+
+    kept = 4
 
     def __init__(self, module: SelfAttention, padded_width: int, dtype: torch.dtype) -> None:
         self.module = module
