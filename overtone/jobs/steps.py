@@ -223,6 +223,9 @@ def make_optimiser(
     if settings.eps is not None and settings.name != "sgd":
         options["eps"] = settings.eps
     try:
-        return OPTIMISERS[settings.name](parameters, **options)
+        optimiser = OPTIMISERS[settings.name](parameters, **options)
     except (TypeError, ValueError) as error:  # what torch says of values that do not fit
         raise ConfigError(f"model.optim: {error}") from error
+    # A fused step writes without a trace, and what is derived from the parameters would stay as it was.
+    optimiser.register_step_post_hook(lambda *_: torch.autograd.graph.increment_version(parameters))
+    return optimiser
