@@ -30,7 +30,7 @@ from overtone.nets.prepared_products import Product
 
 FORBIDDEN = -10000.0
 """The score of a key that must not be seen."""
-FEW_SCORES = 10_000
+FEW_SCORES = 8_000
 """Up to so many scores of a head, B·T², a CPU attends in float32 whatever the dtype of the products: the kernels for
 narrow numbers take longer to be called, and to be built for every new length, than they save."""
 
