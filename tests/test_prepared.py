@@ -122,6 +122,20 @@ def test_equals_the_encoder(model: AsrModel, waveforms: Tensor, adapter: str) ->
         assert tensor.dtype is before[name].dtype
 
 
+@pytest.mark.parametrize("adapter", list(ADAPTERS))
+def test_many_scores_are_attended_to_like_few(
+    model: AsrModel, waveforms: Tensor, adapter: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bfloat16, long inputs are computed in another dtype than short ones."""
+    prepare(model, torch.bfloat16)
+    few, few_gradients = outputs_and_gradients(model, waveforms, adapter)
+    monkeypatch.setattr("overtone.nets.prepared_attention.FEW_SCORES", 0)
+    many, many_gradients = outputs_and_gradients(model, waveforms, adapter)
+    assert not torch.equal(few, many)
+    assert (few - many).abs().max() < 0.1
+    assert relative(many_gradients, few_gradients) < 0.3
+
+
 @pytest.mark.parametrize("adapter", [None, "linear", "linear+lora+tiny_attn"])
 def test_inference_equals_the_encoder(model: AsrModel, waveforms: Tensor, adapter: str | None) -> None:
     model.eval()
@@ -134,8 +148,11 @@ def test_inference_equals_the_encoder(model: AsrModel, waveforms: Tensor, adapte
     assert (reduced - expected).abs().max() < 0.3
     if adapter is None:
         valid = torch.arange(expected.size(1)) < lengths.unsqueeze(1)
+        best, second = expected.topk(2, dim=-1).values.unbind(-1)
+        clear = (best - second > 0.03)[valid]  # noise on random weights: many tokens are about as likely
         agree = (reduced.argmax(-1) == expected.argmax(-1))[valid]
-        assert agree.float().mean() > 0.9
+        assert clear.float().mean() > 0.5
+        assert agree[clear].all()
 
 
 def test_one_length_needs_no_mask(waveforms: Tensor) -> None:

@@ -18,7 +18,16 @@ def test_products_are_those_of_the_plain_weight(rows: int, dtype: torch.dtype) -
         product = Product(weight, offset)
         with torch.no_grad():
             assert torch.equal(product(x), F.linear(x, weight, offset))
+            assert torch.equal(product.rectified(x), F.relu(F.linear(x, weight, offset)))
         assert torch.equal(product.weight, weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_way_back_is_the_gradient(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(12)
+    weight, grad = (torch.randn(*size, generator=generator).to(dtype) for size in ((44, 176), (3, 50, 44)))
+    error = Product(weight, None).backward(grad).float() - grad.float() @ weight.float()
+    assert error.norm() / (grad.float() @ weight.float()).norm() < (1e-6 if dtype is torch.float32 else 5e-3)
 
 
 def test_gradients_go_through_a_product() -> None:

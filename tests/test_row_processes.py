@@ -15,11 +15,13 @@ from torch import Tensor
 
 from overtone.adapters.kinds import LinearAdapter
 from overtone.augment import SpecAugment
+from overtone.config import OptimSettings
 from overtone.errors import ConfigError, DataError, OvertoneError, UsageError
 from overtone.jobs.experiment import LOG_FILE
 from overtone.jobs.recogniser import Recogniser
 from overtone.jobs.row_groups import equal_parts
 from overtone.jobs.row_processes import RowProcesses, process_count
+from overtone.jobs.steps import OPTIMISERS, make_optimiser
 from overtone.jobs.train import run_training
 from overtone.model import AsrModel
 from small_models import add_trained, small_model
@@ -95,6 +97,21 @@ def test_what_has_been_learnt_is_told(waveforms: Tensor) -> None:
         alone = own_rows(*recogniser(waveforms, lengths)[:2])
     assert all((one - other).abs().max() > 0.01 for one, other in zip(after, before, strict=True))
     assert_close(after, alone, 1e-4)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("name", list(OPTIMISERS))
+def test_the_step_of_an_optimiser_is_told(waveforms: Tensor, name: str, fused: bool) -> None:
+    model, lengths = trainee(), torch.tensor(LENGTHS)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimiser = make_optimiser(OptimSettings(name=name, lr=0.3), parameters, fused=fused)
+    with RowProcesses(recogniser_of(model), 2) as shared:
+        before = own_rows(*shared(waveforms, lengths))
+        for parameter in parameters:
+            parameter.grad = torch.ones_like(parameter)
+        optimiser.step()
+        after = own_rows(*shared(waveforms, lengths))
+    assert all((one - other).abs().max() > 0.01 for one, other in zip(after, before, strict=True))
 
 
 def test_the_base_alone_and_evaluation(waveforms: Tensor) -> None:

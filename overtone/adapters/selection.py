@@ -214,7 +214,8 @@ class Selection:
         tensors = self.tensors_of(part, y.dtype)
         if self.observe is None and not (adapter.training or part.training):
             return summed(part.kind, tensors, x, y, context, spare=spare)
-        delta = part.kind.delta(tensors, x, working(y, tensors), context, part.training)
+        whole = working(y, tensors)
+        delta = part.kind.delta(tensors, x, whole, context, part.training)
         if adapter.training:
             delta = adapter.strategy.thin(delta)
             penalty = adapter.strategy.penalty(delta) if torch.is_grad_enabled() else None
@@ -222,7 +223,7 @@ class Selection:
                 self.penalties.append(penalty)
         if self.observe is not None and not recomputing.get():
             self.observe(point, name, y, delta)
-        return joined(y, delta)
+        return joined(whole, delta).to(y.dtype) if whole.dtype is torch.float32 else joined(y, delta)
 
     def tensors_of(self, part: PointAdapter, dtype: torch.dtype) -> Tensors:
         """As they are where something may be learnt, else as they are quickest for a stream in `dtype`."""

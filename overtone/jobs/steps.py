@@ -37,6 +37,8 @@ OPTIMISERS: dict[str, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
 }
 MOMENTUM_OPTIMISERS = ("sgd", "rmsprop")
+FUSED_OPTIMISERS = ("adamw", "adam")
+"""With a single call for all parameters; Lightning clips no gradients of these beside mixed precision."""
 
 
 class Steps(LightningModule):
@@ -143,7 +145,9 @@ class Steps(LightningModule):
         return float(self.trainer.optimizers[0].param_groups[0]["lr"])
 
     def configure_optimizers(self) -> Any:
-        optimiser = make_optimiser(self.optim, [p for p in self.model.parameters() if p.requires_grad])
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        plain = self.trainer.precision == "32-true" and all(parameter.device.type == "cpu" for parameter in trained)
+        optimiser = make_optimiser(self.optim, trained, fused=plain)
         peak = self.optim.lr or 1.0
         curve = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: self.schedule(step) / peak)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": curve, "interval": "step"}}
@@ -203,8 +207,10 @@ class Steps(LightningModule):
             raise OvertoneError("The checkpoint holds other parameters than this run trains; begin a new run.")
 
 
-def make_optimiser(settings: OptimSettings, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimiser of torch.optim by its NeMo name."""
+def make_optimiser(
+    settings: OptimSettings, parameters: list[torch.nn.Parameter], *, fused: bool
+) -> torch.optim.Optimizer:
+    """The optimiser of torch.optim by its NeMo name, as a single call where `fused` and there is one."""
     options: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay}
     if settings.name in MOMENTUM_OPTIMISERS:
         options["momentum"] = settings.momentum or 0.0
@@ -212,9 +218,14 @@ def make_optimiser(settings: OptimSettings, parameters: list[torch.nn.Parameter]
             options["nesterov"] = bool(settings.nesterov)
     elif settings.name != "adagrad":
         options["betas"] = tuple(settings.betas)
+    if fused and settings.name in FUSED_OPTIMISERS:
+        options["fused"] = True
     if settings.eps is not None and settings.name != "sgd":
         options["eps"] = settings.eps
     try:
-        return OPTIMISERS[settings.name](parameters, **options)
+        optimiser = OPTIMISERS[settings.name](parameters, **options)
     except (TypeError, ValueError) as error:  # what torch says of values that do not fit
         raise ConfigError(f"model.optim: {error}") from error
+    # A fused step writes without a trace, and what is derived from the parameters would stay as it was.
+    optimiser.register_step_post_hook(lambda *_: torch.autograd.graph.increment_version(parameters))
+    return optimiser

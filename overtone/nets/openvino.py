@@ -164,14 +164,13 @@ class OpenVinoEncoder:
 
     def distances(self, frames: int) -> dict[str, Tensor]:
         """Every layer's encodings of the distances of so many encoder frames, each [1, H, 2T'-1, P]."""
-        known = (self.cores[0].encodings.size(1) + 1) // 2
-        if frames > known:
+        if frames > self.cores[0].longest:
             known = max(SHORTEST_ENCODINGS, 1 << (frames - 1).bit_length())
             positions = self.encoder.positions(known, self.encoder.positions.table.device)
             for core in self.cores:
-                core.encodings = core.encode(positions)
+                core.prepare(positions)
         return {
-            f"distances{number}": core.encodings[None, :, known - frames : known + frames - 1]
+            f"distances{number}": core.encoded(frames, core.dtype).unsqueeze(0)
             for number, core in enumerate(self.cores)
         }
 

@@ -15,17 +15,21 @@ import torch
 from torch import Tensor, nn
 
 from overtone.nets.conformer import ConformerEncoder, ConformerLayer, ConvolutionModule
-from overtone.nets.layers import checkpointed
+from overtone.nets.layers import Tap, checkpointed
 from overtone.nets.prepared_attention import FORBIDDEN, AttentionPart
 from overtone.nets.prepared_parts import (
     ConvolutionPart,
     FeedForwardPart,
     Norm,
+    NormPart,
+    PartChain,
     Scene,
+    acts,
     cast_product,
     joined,
     mask_for,
     onto,
+    run_part,
 )
 from overtone.nets.prepared_subsampling import CastSubsampling, PreparedSubsampling
 from overtone.nets.subsampling import ConvSubsampling
@@ -170,8 +174,7 @@ class PreparedEncoder:
         with torch.inference_mode(False), torch.no_grad():
             positions = self.encoder.positions(longest, self.encoder.positions.table.device)
             for layer in self.layers:
-                core = layer.attention.core
-                core.encodings = core.encode(positions)
+                layer.attention.core.prepare(positions)
         self.longest = longest
 
     def run_layers(self, x: Tensor, scene: Scene, first: int = 0, last: int | None = None) -> Tensor:
@@ -183,7 +186,8 @@ class PreparedEncoder:
 
 
 class PreparedLayer:
-    """x [B, T, D] -> [B, T, D]. A part is one node of the graph unless something acts at a tap inside it."""
+    """x [B, T, D] -> [B, T, D]. The layer is one node of the graph unless something acts at a tap inside it; then each
+    part is one without such a tap."""
 
     def __init__(self, layer: ConformerLayer, dtype: torch.dtype) -> None:
         self.layer = layer
@@ -193,14 +197,24 @@ class PreparedLayer:
         convolution = ConvolutionPart if isinstance(layer.conv.batch_norm, nn.BatchNorm2d) else CastConvolution
         self.convolution = convolution(layer.norm_conv, layer.conv, layer.dropout, dtype)
         self.norm_out = Norm(layer.norm_out, dtype)
+        self.whole: PartChain | None = None
+        if isinstance(self.convolution, ConvolutionPart):
+            self.whole = PartChain(
+                self.feed_forward1, self.attention, self.convolution, self.feed_forward2, NormPart(self.norm_out)
+            )
+        taps = [module for module in layer.modules() if isinstance(module, Tap)]
+        self.inner_taps = [tap for tap in taps if tap is not layer.after_block]
 
     def __call__(self, block_input: Tensor, scene: Scene) -> Tensor:
         layer, context = self.layer, scene.context
-        x = self.feed_forward1(block_input, scene)
-        x = layer.after_attention(x, self.attention(x, scene), context)
-        x = self.convolution(x, scene)
-        x = self.feed_forward2(x, scene)
-        return onto(layer.after_block, block_input, self.norm_out(x), context)
+        if self.whole is not None and not any(acts(tap) for tap in self.inner_taps):
+            y = run_part(self.whole, block_input, scene)
+        else:
+            x = self.feed_forward1(block_input, scene)
+            x = layer.after_attention(x, self.attention(x, scene), context)
+            x = self.convolution(x, scene)
+            y = self.norm_out(self.feed_forward2(x, scene))
+        return onto(layer.after_block, block_input, y, context)
 
 
 class CastConvolution:

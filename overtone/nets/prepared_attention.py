@@ -30,6 +30,9 @@ from overtone.nets.prepared_products import Product
 
 FORBIDDEN = -10000.0
 """The score of a key that must not be seen."""
+FEW_SCORES = 8_000
+"""Up to so many scores of a head, B·T², a CPU attends in float32 whatever the dtype of the products: the kernels for
+narrow numbers take longer to be called, and to be built for every new length, than they save."""
 
 
 class AttentionPart:
@@ -40,6 +43,8 @@ class AttentionPart:
     what the second bias v of relative attention adds beyond the first bias u, which is in the queries already.
     """
 
+    kept = 8
+
     def __init__(self, norm: nn.LayerNorm, module: SelfAttention, dropout: nn.Dropout, dtype: torch.dtype) -> None:
         self.norm = Norm(norm, dtype)
         self.module = module
@@ -48,11 +53,11 @@ class AttentionPart:
         self.head_width = module.linear_q.out_features // self.heads
         self.padded_width = -(-(self.head_width + 1) // 8) * 8
         self.core = AttentionCore(module, self.padded_width, dtype)
-        self.weight, self.padded = self.fused_projection(dtype)
+        self.padded, self.reverse = self.fused_projection(dtype)
         self.out = cast_product(module.linear_out, dtype)
 
-    def fused_projection(self, dtype: torch.dtype) -> tuple[Tensor, Product]:
-        """Weight [3D, D], and the product with padded heads, D -> 3·H·P."""
+    def fused_projection(self, dtype: torch.dtype) -> tuple[Product, Product]:
+        """The product with padded heads, D -> 3·H·P, and the one of its gradients, without the padding, 3D -> D."""
         module, heads = self.module, self.heads
         linears = (module.linear_q, module.linear_k, module.linear_v)
         weight = torch.stack([linear.weight.detach().double() for linear in linears])  # [3, D, D]
@@ -67,7 +72,8 @@ class AttentionPart:
         padded = F.pad(weight.unflatten(1, (heads, -1)), (0, 0, 0, padding))
         padded_bias = F.pad(bias.unflatten(1, (heads, -1)), (0, padding))
         padded_bias[0, :, self.head_width] = 1.0
-        return weight.flatten(0, 1).to(dtype), Product(padded.flatten(0, 2).to(dtype), padded_bias.flatten().to(dtype))
+        reverse = weight.flatten(0, 1).t().to(dtype).contiguous()
+        return Product(padded.flatten(0, 2).to(dtype), padded_bias.flatten().to(dtype)), Product(reverse, None)
 
     def __call__(self, x: Tensor, scene: Scene) -> Tensor:
         module = self.module
@@ -107,7 +113,8 @@ class AttentionPart:
 
     def by_head(self, projected: Tensor, scene: Scene) -> Tensor:
         """[B, T, 3, H, P] -> [3, H, B, T, P], keys of padding marked."""
-        fused = projected.permute(2, 3, 0, 1, 4).contiguous()
+        dtype = self.core.dtype_for(projected.size(0), projected.size(1), projected.device)
+        fused = projected.permute(2, 3, 0, 1, 4).to(dtype, memory_format=torch.contiguous_format)
         if scene.marks is not None:
             fused[1, ..., self.head_width] = scene.marks
         return fused
@@ -121,14 +128,17 @@ class AttentionPart:
 
     def backward(self, grad: Tensor, saved: Saved, scene: Scene) -> Tensor:
         x, mean, scale, mask, *core_saved = saved
-        through = entering(grad, mask, self.out.dtype) @ self.out.weight
+        through = self.out.backward(entering(grad, mask, self.out.dtype))
         through = self.core.gradients(through, tuple(core_saved), scene)  # [3, H, B, T, K]
-        through = through.permute(2, 3, 0, 1, 4).flatten(2) @ self.weight
+        through = through.permute(2, 3, 0, 1, 4).to(self.out.dtype, memory_format=torch.contiguous_format)
+        through = self.reverse(through.flatten(2))
         return self.norm.backward(through, x, mean, scale).add_(grad)
 
 
 class AttentionCore:
-    """Queries, keys and values [3, H, B, T, P] -> what is attended to [B, T, D]."""
+    """Queries, keys and values [3, H, B, T, P], in the dtype to compute in -> what is attended to [B, T, D]."""
+
+    kept = 4
 
     def __init__(self, module: SelfAttention, padded_width: int, dtype: torch.dtype) -> None:
         self.module = module
@@ -137,31 +147,53 @@ class AttentionCore:
         self.head_width = module.linear_q.out_features // self.heads
         self.padded_width = padded_width
         self.scale = 1.0 / math.sqrt(self.head_width)
-        self.encodings = torch.empty(self.heads, 0, padded_width, dtype=dtype)
+        self.encodings: dict[torch.dtype, Tensor] = {}
+        """[H, 2N-1, P] by the dtype to compute in; N is less in float32 where that is for short inputs alone."""
+
+    def dtype_for(self, batch: int, frames: int, device: torch.device) -> torch.dtype:
+        """What queries, keys and values are computed in."""
+        few = device.type == "cpu" and batch * frames * frames <= FEW_SCORES
+        return torch.float32 if few else self.dtype
+
+    def prepare(self, positions: Tensor) -> None:
+        """Encode distances for inputs up to some length, positions [1, 2N-1, D] float32."""
+        encodings, middle = self.encode(positions), positions.size(1) // 2
+        reach = min(middle, math.isqrt(FEW_SCORES))
+        short = encodings[:, middle - reach : middle + reach + 1]
+        self.encodings = {torch.float32: short.clone(), self.dtype: encodings.to(self.dtype)}
 
     def encode(self, positions: Tensor) -> Tensor:
-        """[1, N, D] float32 distances -> [H, N, P]."""
+        """[1, N, D] float32 distances -> [H, N, P] float32."""
         module = self.module
         beyond = (module.pos_bias_v - module.pos_bias_u).detach() * self.scale  # [H, K]
         encodings = F.linear(positions[0], module.linear_pos.weight.detach()).unflatten(-1, (self.heads, -1))
         column = (encodings * beyond).sum(-1, keepdim=True)
         padding = encodings.new_zeros(*encodings.shape[:2], self.padded_width - self.head_width - 1)
-        return torch.cat([encodings, column, padding], dim=-1).transpose(0, 1).to(self.dtype).contiguous()
+        return torch.cat([encodings, column, padding], dim=-1).transpose(0, 1).contiguous()
 
-    def distances(self, scene: Scene, frames: int) -> Tensor:
+    def distances(self, scene: Scene, frames: int, dtype: torch.dtype) -> Tensor:
         """[H, 2T-1, P]: a slice of what was computed for the longest input so far, if nothing is dropped there."""
         if scene.positions is not None:
-            return self.encode(scene.positions)
-        encodings = self.encodings
+            return self.encode(scene.positions).to(dtype)
+        return self.encoded(frames, dtype)
+
+    def encoded(self, frames: int, dtype: torch.dtype) -> Tensor:
+        """[H, 2T-1, P] of what `prepare` encoded."""
+        encodings = self.encodings[dtype]
         longest = (encodings.size(1) + 1) // 2
         return encodings[:, longest - frames : longest + frames - 1]
+
+    @property
+    def longest(self) -> int:
+        """Encoder frames for which distances are encoded."""
+        return (self.encodings[self.dtype].size(1) + 1) // 2 if self.encodings else 0
 
     def forward(self, x: Tensor, scene: Scene) -> tuple[Tensor, Saved]:
         _, heads, batch, frames, _ = x.shape
         query, key, value = x.flatten(1, 2)  # each [H·B, T, P]
         distances = None
         if self.module.relative:
-            distances = self.distances(scene, frames)
+            distances = self.distances(scene, frames, x.dtype)
             by_distance = torch.bmm(query.view(heads, batch * frames, -1), distances.transpose(1, 2))
             scores = torch.baddbmm(shifted(by_distance, batch, frames), query, key.transpose(1, 2))
         else:
@@ -169,10 +201,11 @@ class AttentionCore:
         weights = masked_softmax(scores, scene.forbidden, heads)  # [H·B, T, T]
         thinned, mask = weights, None
         if self.module.training and self.module.dropout > 0.0:
-            mask = dropout_mask(tuple(weights.shape), self.module.dropout, weights.dtype, weights.device)
+            mask = dropout_mask(tuple(weights.shape), self.module.dropout, self.dtype, weights.device).to(weights.dtype)
             thinned = weights * mask
         attended = torch.bmm(thinned, value).view(heads, batch, frames, -1)
-        attended = attended[..., : self.head_width].permute(1, 2, 0, 3).flatten(2)  # [B, T, D]
+        attended = attended[..., : self.head_width].permute(1, 2, 0, 3)
+        attended = attended.to(self.dtype, memory_format=torch.contiguous_format).flatten(2)  # [B, T, D]
         if scene.keep is not None:
             attended.mul_(scene.keep)
         return attended, (x, distances, weights, mask)
@@ -181,19 +214,20 @@ class AttentionCore:
         return F.pad(self.gradients(grad, saved, scene), (0, self.padded_width - self.head_width))
 
     def gradients(self, grad: Tensor, saved: Saved, scene: Scene) -> Tensor:
-        """[B, T, D] -> [3, H, B, T, K], without the padding columns."""
+        """[B, T, D] -> [3, H, B, T, K] in the dtype computed in, without the padding columns."""
         fused, distances, weights, mask = saved
         _, heads, batch, frames, _ = fused.shape
         query, key, value = fused[..., : self.head_width].flatten(1, 2)  # each [H·B, T, K]
         if scene.keep is not None:
             grad = grad * scene.keep
-        grad = grad.unflatten(-1, (heads, -1)).permute(2, 0, 1, 3).reshape(heads * batch, frames, -1)
+        grad = grad.unflatten(-1, (heads, -1)).permute(2, 0, 1, 3)
+        grad = grad.to(fused.dtype, memory_format=torch.contiguous_format).flatten(0, 1)  # [H·B, T, K]
         gradients = grad.new_empty(3, *grad.shape)  # [3, H·B, T, K]
         torch.bmm((weights if mask is None else weights * mask).transpose(1, 2), grad, out=gradients[2])
         by_weight = torch.bmm(grad, value.transpose(1, 2))
         if mask is not None:
             by_weight.mul_(mask)
-        by_score = torch._softmax_backward_data(by_weight, weights, -1, self.dtype)
+        by_score = torch._softmax_backward_data(by_weight, weights, -1, weights.dtype)
         torch.bmm(by_score, key, out=gradients[0])
         torch.bmm(by_score.transpose(1, 2), query, out=gradients[1])
         if distances is not None:

@@ -43,6 +43,9 @@ class Scene:
 
 
 class Part(Protocol):
+    kept: int
+    """How many tensors `forward` keeps for `backward`."""
+
     def forward(self, x: Tensor, scene: Scene) -> tuple[Tensor, Saved]:
         """x [B, T, D] -> y [B, T, D] and what `backward` needs."""
         ...
@@ -75,6 +78,28 @@ def run_part(part: Part, x: Tensor, scene: Scene) -> Tensor:
     return part.forward(x, scene)[0]
 
 
+class PartChain:
+    """Parts one after the other."""
+
+    def __init__(self, *parts: Part) -> None:
+        self.parts = parts
+        self.kept = sum(part.kept for part in parts)
+
+    def forward(self, x: Tensor, scene: Scene) -> tuple[Tensor, Saved]:
+        kept: list[Any] = []
+        for part in self.parts:
+            x, saved = part.forward(x, scene)
+            kept += saved
+        return x, tuple(kept)
+
+    def backward(self, grad: Tensor, saved: Saved, scene: Scene) -> Tensor:
+        end = len(saved)
+        for part in reversed(self.parts):
+            grad = part.backward(grad, saved[end - part.kept : end], scene)
+            end -= part.kept
+        return grad
+
+
 class Norm:
     """Layer norm from the stream to the dtype of the products."""
 
@@ -99,6 +124,23 @@ class Norm:
             grad.to(x.dtype), x, self.shape, mean, scale, self.weight, self.bias, wanted
         )[0]
         return inner
+
+
+class NormPart:
+    """norm(x), in the dtype of the stream."""
+
+    kept = 3
+
+    def __init__(self, norm: Norm) -> None:
+        self.norm = norm
+
+    def forward(self, x: Tensor, scene: Scene) -> tuple[Tensor, Saved]:
+        norm = self.norm
+        y, mean, scale = torch.native_layer_norm(x, norm.shape, norm.weight, norm.bias, norm.epsilon)
+        return y, (x, mean, scale)
+
+    def backward(self, grad: Tensor, saved: Saved, scene: Scene) -> Tensor:
+        return self.norm.backward(grad, *saved)
 
 
 def cast(tensor: Tensor | None, dtype: torch.dtype, scale: float = 1.0) -> Tensor | None:
@@ -146,6 +188,8 @@ def entering(grad: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
 class FeedForwardPart:
     """x + ½ · feed_forward(norm(x))."""
 
+    kept = 6
+
     def __init__(self, norm: nn.LayerNorm, module: FeedForward, dropout: nn.Dropout, dtype: torch.dtype) -> None:
         self.norm = Norm(norm, dtype)
         self.module = module
@@ -180,15 +224,17 @@ class FeedForwardPart:
 
     def backward(self, grad: Tensor, saved: Saved, scene: Scene) -> Tensor:
         x, mean, scale, inner, inner_mask, mask = saved
-        through = entering(grad, mask, inner.dtype) @ self.contract.weight
+        through = self.contract.backward(entering(grad, mask, inner.dtype))
         if inner_mask is not None:
             through.mul_(inner_mask)
-        through = aten.silu_backward(through, inner) @ self.expand.weight
+        through = self.expand.backward(aten.silu_backward(through, inner))
         return self.norm.backward(through, x, mean, scale).add_(grad)
 
 
 class ConvolutionPart:
     """x + convolution(norm(x)), the batch norm folded into the depthwise kernel."""
+
+    kept = 6
 
     def __init__(self, norm: nn.LayerNorm, module: ConvolutionModule, dropout: nn.Dropout, dtype: torch.dtype) -> None:
         self.norm = Norm(norm, dtype)
@@ -217,12 +263,12 @@ class ConvolutionPart:
 
     def backward(self, grad: Tensor, saved: Saved, scene: Scene) -> Tensor:
         x, mean, scale, gates, filtered, mask = saved
-        through = entering(grad, mask, gates.dtype) @ self.project.weight
+        through = self.project.backward(entering(grad, mask, gates.dtype))
         through = aten.silu_backward(through, filtered)
         through = self.reversed(through)
         if scene.keep is not None:
             through = through * scene.keep
-        through = aten.glu_backward(through, gates, -1) @ self.gate.weight
+        through = self.gate.backward(aten.glu_backward(through, gates, -1))
         return self.norm.backward(through, x, mean, scale).add_(grad)
 
 

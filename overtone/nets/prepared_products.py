@@ -25,12 +25,34 @@ class Product:
         self.bias = bias
         self.packed: Any = mkldnn._reorder_linear_weight(weight) if has_own_layout(weight) else None
         self.plain = weight if self.packed is None else None
+        self.reverse: Product | None = None
+        """What `backward` multiplies with, laid out when it is first asked for."""
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.packed is None or (torch.is_grad_enabled() and x.requires_grad):
             return F.linear(x, self.weight, self.bias)
         y: Tensor = mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
         return y
+
+    def rectified(self, x: Tensor) -> Tensor:
+        """The same with zeros in the place of what is negative, where no gradient is wanted."""
+        if self.packed is None:
+            return F.relu_(F.linear(x, self.weight, self.bias))
+        y: Tensor = mkldnn._linear_pointwise(x, self.packed, self.bias, "relu", [], "")
+        return y
+
+    def backward(self, grad: Tensor) -> Tensor:
+        """The gradient of the output [..., out] -> the gradient of x [..., in].
+
+        With a layout of its own it adds a bias of zeros: a product the other way round of the same size, elsewhere in
+        the layer, has a bias too, and the two share a kernel.
+        """
+        if self.packed is None:
+            return grad @ self.weight
+        if self.reverse is None:
+            weight = self.packed.to_dense().t().contiguous()
+            self.reverse = Product(weight, weight.new_zeros(weight.size(0)))
+        return self.reverse(grad)
 
     @property
     def weight(self) -> Tensor:

@@ -87,9 +87,9 @@ class PreparedSubsampling:
         group = next(size for size in GROUPS if bins % size == 0)
         x = F.pad(x, (self.before, self.after, self.before, self.after))
         patches = x.unfold(1, KERNEL, STRIDE).unfold(2, STRIDE * (group - 1) + KERNEL, STRIDE * group)
-        x = self.first[group](patches.flatten(3))  # [B, T/2, F/2/G, G·C]
-        x = F.relu_(x).unflatten(-1, (group, self.channels))
-        return x.flatten(2, 3)
+        x = self.first[group].rectified(patches.flatten(3))  # [B, T/2, F/2/G, G·C]
+        bins_apart: Tensor = x.unflatten(-1, (group, self.channels))
+        return bins_apart.flatten(2, 3)
 
 
 class Stage:
@@ -119,9 +119,8 @@ class Stage:
         if not self.channels_last:
             image = image.contiguous()
         x = F.conv2d(image, self.weight, self.bias, STRIDE, padding, groups=self.groups).permute(0, 2, 3, 1)
-        if self.pointwise is not None:
-            x = self.pointwise(zero_tail(x, lengths))
-        return zero_tail(F.relu_(x), lengths).contiguous()
+        x = F.relu_(x) if self.pointwise is None else self.pointwise.rectified(zero_tail(x, lengths))
+        return zero_tail(x, lengths).contiguous()
 
 
 def convolution(module: ConvSubsampling, index: int) -> nn.Conv2d:
