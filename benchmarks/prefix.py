@@ -38,6 +38,7 @@ from overtone.jobs.fitting import make_steps, prefix_of, training_loader
 from overtone.jobs.prefix_plan import plan_prefix
 from overtone.jobs.progress import Reporter
 from overtone.jobs.run import Run
+from overtone.jobs.steps import make_optimiser
 from overtone.jobs.train_data import read_training_set
 from overtone.jobs.trainee import add_adapter
 from overtone.jobs.trainer_options import machine_of, plan_length
@@ -110,7 +111,8 @@ class Epochs:
         self.batches = length.batches_per_epoch
         self.steps = make_steps(run, prefix)
         self.steps.prepare()
-        self.optimiser = self.steps.configure_optimizers()["optimizer"]
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.optimiser = make_optimiser(self.steps.optim, trained, fused=True)
         self.loader = iter(training_loader(run, None, prefix))
         self.waited: list[float] = []
         self.featured: list[float] = []

@@ -54,7 +54,7 @@ SLICE = 20.0
 """Seconds of one job of the clients."""
 SETTLE = 4.0
 """Seconds after which a change of the folder is certainly seen."""
-REFUSALS = ("INVALID_ARGUMENT", "404", "400", "model_not_found", "adapter_refused")
+REFUSALS = ("INVALID_ARGUMENT", "404", "400", "model_not_found", "not_found")
 OVERLOADS = ("RESOURCE_EXHAUSTED", "429", "rate_limit_exceeded")
 
 

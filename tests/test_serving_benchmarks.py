@@ -18,14 +18,17 @@ from benchmarks.serving_adapters import APART, FAVOURED, STRENGTH, Asked, Truth,
 from benchmarks.serving_clients import Answer, choices
 from benchmarks.serving_mutations import Mutations, sounds
 from benchmarks.serving_report import shares, spread
-from benchmarks.serving_soak import Shop, judged
+from benchmarks.serving_soak import REFUSALS, Shop, judged
 from benchmarks.serving_throughput import pace
 from benchmarks.serving_ties import TIE, tellable
+from overtone.adapters.folder import PARAMETERS
 from overtone.checkpoints.load import load_model
 from overtone.decoding.incremental import GreedyDecoder
+from overtone.errors import AdapterError
+from overtone.serving.http_errors import envelope, status_of
 from overtone.serving.sniff import decode_audio
 from overtone.tokenizers import CharTokenizer
-from serving_models import tiny_model
+from serving_models import make_adapter, shelf_of, tiny_model
 from test_benchmarks import run
 
 
@@ -136,12 +139,26 @@ def test_losses_and_refusals_are_told_apart(shop: Shop, right: Truth) -> None:
     shop.put_on_disk("voice")
     at = shop.history["voice"][0].begin
     for status, verdict in [
-        ("INTERNAL", "lost"), ("404", "lost"), ("RESOURCE_EXHAUSTED", "overload"), ("GONE", "vanished"),
+        ("INTERNAL", "lost"), ("404", "lost"), ("not_found", "lost"),
+        ("RESOURCE_EXHAUSTED", "overload"), ("GONE", "vanished"),
     ]:  # fmt: skip
         assert judged(answer(shop, right, "voice.v1", "voice", at, status=status), shop, right) == verdict
     shop.change("voice", None, lambda: None, "removed")
     later = shop.history["voice"][1].begin
-    assert judged(answer(shop, right, "voice.v1", "voice", later, status="404"), shop, right) == "refused"
+    for status in REFUSALS:
+        assert judged(answer(shop, right, "voice.v1", "voice", later, status=status), shop, right) == "refused"
+    assert judged(answer(shop, right, "voice.v1", "voice", later, status="INTERNAL"), shop, right) == "lost"
+
+
+def test_a_session_for_a_damaged_adapter_ends_with_a_refusal(tmp_path: Path) -> None:
+    model = tiny_model()
+    make_adapter(model, tmp_path / "voice")
+    parameters = tmp_path / "voice" / PARAMETERS
+    parameters.write_bytes(parameters.read_bytes()[:-100])
+    with pytest.raises(AdapterError) as raised:
+        shelf_of(model, tmp_path).acquire("voice")
+    assert envelope(raised.value)["error"]["code"] in REFUSALS
+    assert str(status_of(raised.value)) in REFUSALS
 
 
 def test_only_ties_may_fall_otherwise() -> None:
