@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from overtone.nets.conformer import ConformerEncoder, ConformerLayer, ConvolutionModule
 from overtone.nets.layers import Tap, checkpointed
-from overtone.nets.prepared_attention import FORBIDDEN, AttentionPart
+from overtone.nets.prepared_attention import FORBIDDEN, AttentionPart, attends_wide
 from overtone.nets.prepared_parts import (
     ConvolutionPart,
     FeedForwardPart,
@@ -151,6 +151,7 @@ class PreparedEncoder:
             marks=None if keep is None else (1.0 - keep.squeeze(-1)) * FORBIDDEN,
             forbidden=~context.attention.squeeze(1) if limited else None,
             positions=positions if mask is not None and encoder.relative else None,
+            attends_wide=attends_wide(len(lengths), frames, lengths.device),
         )
 
     def enter(self, x: Tensor, positions: Tensor) -> Tensor:

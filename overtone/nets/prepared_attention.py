@@ -31,8 +31,14 @@ from overtone.nets.prepared_products import Product
 FORBIDDEN = -10000.0
 """The score of a key that must not be seen."""
 FEW_SCORES = 8_000
-"""Up to so many scores of a head, B·T², a CPU attends in float32 whatever the dtype of the products: the kernels for
-narrow numbers take longer to be called, and to be built for every new length, than they save."""
+"""Up to so many scores of a head, B·T², a CPU that learns attends in float32 whatever the dtype of the products: the
+kernels for narrow numbers take longer to be called, and to be built for every new length, than they save."""
+
+
+def attends_wide(batch: int, frames: int, device: torch.device) -> bool:
+    """Whether a forward attends in float32. Only where something is learnt: elsewhere what a row gives must not hang on
+    how many others there are."""
+    return torch.is_grad_enabled() and device.type == "cpu" and batch * frames * frames <= FEW_SCORES
 
 
 class AttentionPart:
@@ -113,7 +119,7 @@ class AttentionPart:
 
     def by_head(self, projected: Tensor, scene: Scene) -> Tensor:
         """[B, T, 3, H, P] -> [3, H, B, T, P], keys of padding marked."""
-        dtype = self.core.dtype_for(projected.size(0), projected.size(1), projected.device)
+        dtype = torch.float32 if scene.attends_wide else self.core.dtype
         fused = projected.permute(2, 3, 0, 1, 4).to(dtype, memory_format=torch.contiguous_format)
         if scene.marks is not None:
             fused[1, ..., self.head_width] = scene.marks
@@ -149,11 +155,6 @@ class AttentionCore:
         self.scale = 1.0 / math.sqrt(self.head_width)
         self.encodings: dict[torch.dtype, Tensor] = {}
         """[H, 2N-1, P] by the dtype to compute in; N is less in float32 where that is for short inputs alone."""
-
-    def dtype_for(self, batch: int, frames: int, device: torch.device) -> torch.dtype:
-        """What queries, keys and values are computed in."""
-        few = device.type == "cpu" and batch * frames * frames <= FEW_SCORES
-        return torch.float32 if few else self.dtype
 
     def prepare(self, positions: Tensor) -> None:
         """Encode distances for inputs up to some length, positions [1, 2N-1, D] float32."""

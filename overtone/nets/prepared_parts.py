@@ -40,6 +40,8 @@ class Scene:
     """[B, T, T] bool, true where a query may not look, under a limited context; None where all may."""
     positions: Tensor | None
     """[1, 2T-1, D] float32 if this forward has position encodings of its own (dropout), else None."""
+    attends_wide: bool
+    """Whether queries, keys and values are float32, whatever the dtype of the products."""
 
 
 class Part(Protocol):
