@@ -140,17 +140,19 @@ def test_a_server_gives_back_what_it_keeps(monkeypatch: pytest.MonkeyPatch) -> N
         begun.append(engine)
         await asyncio.Event().wait()
 
-    def soon(told: asyncio.Event) -> None:
-        asyncio.get_running_loop().call_later(0.05, told.set)
+    told: list[asyncio.Event] = []
+
+    def stop_soon(*_: object) -> None:
+        asyncio.get_running_loop().call_soon(told.pop().set)
 
     monkeypatch.setattr("overtone.serving.server.give_back_now_and_then", watched)
-    monkeypatch.setattr("overtone.serving.server.listen_to_signals", soon)
+    monkeypatch.setattr("overtone.serving.server.listen_to_signals", told.append)
     engines = []
     for keeps_memory in (True, False):
         server = Server(ServerSettings(grpc_port=0, http_port=0), tiny_model())
         engines.append(server.engine)
         try:
-            assert asyncio.run(run(server, lambda server, addresses: None, keeps_memory=keeps_memory))
+            assert asyncio.run(run(server, stop_soon, keeps_memory=keeps_memory))
         finally:
             server.close()
     assert begun == engines[:1]

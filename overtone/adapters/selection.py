@@ -15,8 +15,8 @@ from overtone.adapters.point_adapter import PointAdapter, stack_rows, unstacked
 from overtone.errors import AdapterError, did_you_mean
 from overtone.nets.layers import TapContext, recomputing
 
-BATCHES_KEPT = 2
-"""So many batches' stacked parameters stay for the next one of the same adapters."""
+BATCHES_KEPT = 4
+"""So many stacks of parameters stay, each of a batch or of a part of one, for the next of the same adapters."""
 Chain = tuple[str, ...]
 """Names in the order in which they act; empty is the base."""
 Choice = str | Sequence[str | None] | None
@@ -273,7 +273,7 @@ def packed_together(
 ) -> dict[str, dict[str, Tensor]]:
     """By point, the parameters of each row's adapter, each [B, …]; for sealed ones, which stay as they are.
 
-    What has been removed since is held for so many batches more.
+    What has been removed since is held for so many stacks more.
     """
     packs = [pack for pack in (adapter.pack(dtype, device) for adapter in adapters) if pack is not None]
     stacks = {name: torch.stack([pack[name] for pack in packs], dim=1) for name in packs[0]}  # [L, B, …]

@@ -19,6 +19,7 @@ from overtone.audio import Waveform, audio_duration, load_audio
 from overtone.decoding.ctc import CtcPath, Hypothesis, best_path, read_path
 from overtone.errors import DataError, OvertoneError, UsageError
 from overtone.jobs.recordings import Recording, find_recordings
+from overtone.jobs.row_threads import RowThreads
 from overtone.jobs.windows import Window, join_paths, plan_windows
 from overtone.model import AsrModel
 from overtone.padding import side_by_side
@@ -178,9 +179,10 @@ class Transcriber:
         with (
             computing(self.model, self.compute_dtype),
             ThreadPoolExecutor(max_workers=1, thread_name_prefix="audio") as reader,
+            RowThreads(self.model) as threads,
         ):
             for loaded in _one_ahead(reader, self._load, self._batches(jobs)):
-                self._decode([(task, waveform) for task, waveform in loaded if waveform is not None])
+                self._decode([(task, waveform) for task, waveform in loaded if waveform is not None], threads)
                 done += sum(task.job.duration / len(task.job.windows) for task, _ in loaded)
                 progress(min(done, total), total)
                 while waiting and waiting[0].is_done:
@@ -252,19 +254,25 @@ class Transcriber:
             job.error = str(error)
             return None
 
-    def _decode(self, batch: list[tuple[_Task, Waveform]]) -> None:
-        """One forward; every row through the adapters of its recording."""
+    def _decode(self, batch: list[tuple[_Task, Waveform]], threads: RowThreads) -> None:
+        """Every row through the adapters of its recording."""
         if not batch:
             return
+        with evaluating(self.model):
+            paths = threads(self._heard, batch, [waveform.size for _, waveform in batch])
+        for (task, _), path in zip(batch, paths, strict=True):
+            task.job.paths[task.index] = path
+
+    def _heard(self, batch: list[tuple[_Task, Waveform]]) -> list[CtcPath]:
+        """One forward."""
         least = round(LEAST_FRAMES * self.seconds_per_frame * self.sample_rate)
         waveforms, lengths = side_by_side([waveform for _, waveform in batch], least=least)
         chains = [task.job.chain for task, _ in batch]
         choice = chains[0] if len(set(chains)) == 1 else chains
         device = self.model.device
-        with torch.no_grad(), evaluating(self.model), self.model.adapters.use(choice):
+        with torch.no_grad(), self.model.adapters.use(choice):
             log_probs, frames = self.model(waveforms.to(device), lengths.to(device))
-        for (task, _), path in zip(batch, best_path(log_probs, frames), strict=True):
-            task.job.paths[task.index] = path
+        return best_path(log_probs, frames)
 
     def _result(self, job: _Job) -> Transcription:
         if job.error is not None:

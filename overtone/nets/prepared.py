@@ -8,6 +8,7 @@ Legend: B batch, T mel frames, T' encoder frames, F mel bins, D width.
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -59,6 +60,7 @@ class PreparedEncoder:
         self.encoder = encoder
         self.dtype = dtype
         self.stream = STREAM_DTYPE or dtype
+        self.lock = threading.Lock()
         self.state: list[tuple[int, int | None]] | None = None
         self.holders: list[Mapping[str, Tensor | None]] = []
         """What the encoder's modules hold their tensors in; to find it takes longer than to look into it."""
@@ -74,14 +76,21 @@ class PreparedEncoder:
             return self.project(self.run_layers(x, scene)), lengths
 
     def refresh(self) -> None:
-        """Derive the weights, unless it has been done for what the base is now."""
-        if self.state is None or self.state != self.present():
+        """Derive the weights, unless it has been done for what the base is now. Of several threads one does it."""
+        if self.is_fresh():
+            return
+        with self.lock:
+            if self.is_fresh():
+                return
             modules = list(self.encoder.modules())
             self.holders = [held for module in modules for held in (module._parameters, module._buffers) if held]
             state = self.present()
             with torch.inference_mode(False), torch.no_grad():
                 self.derive()
             self.state = state
+
+    def is_fresh(self) -> bool:
+        return self.state is not None and self.state == self.present()
 
     def present(self) -> list[tuple[int, int | None]]:
         """Where the tensors of the base lie, and how often each has been written to."""

@@ -12,16 +12,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from functools import cached_property, partial
 from traceback import clear_frames
 from typing import Self
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
+from overtone.jobs.row_threads import RowThreads, compute_with
 from overtone.model import AsrModel
+from overtone.serving.engine_state import Counts, EngineSettings, EngineState
 from overtone.serving.errors import DeadlineError, DrainingError, OverloadError, WorkerError
 from overtone.serving.forward import forward
 from overtone.serving.shelf import Lease
@@ -36,68 +36,6 @@ TRIES = 2
 """So often is a row given to a worker that dies of it."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class EngineSettings:
-    """How rows are gathered into batches."""
-
-    max_batch: int = 16
-    """Rows of one forward."""
-    max_wait: float = 0.008
-    """Seconds that a row waits for company while the worker is idle."""
-    max_queue: int = 256
-    """Rows that wait at most; the last quarter is kept for streams and for groups with little waiting."""
-    batch_seconds: float = 120.0
-    """Audio of one forward, padding included."""
-    stream_patience: float = 0.15
-    """Seconds that an offline batch may keep streams waiting, as far as the measured speed foretells."""
-    threads: int | None = None
-    """Threads of the worker's computations; None leaves torch's own choice."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineState:
-    """A snapshot for health and metrics; counts are since the start."""
-
-    alive: bool
-    """Whether the worker runs."""
-    draining: bool
-    waiting: int
-    """Rows in the queue now."""
-    running: int
-    """Rows in the forward now."""
-    running_seconds: float
-    """How long that forward has lasted."""
-    rows: int
-    batches: int
-    mixed_batches: int
-    """Batches with more than one adapter choice."""
-    audio_seconds: float
-    padded_seconds: float
-    forward_seconds: float
-    rejected: int
-    cancelled: int
-    expired: int
-    failed: int
-    """Rows answered with an error of the forward."""
-    restarts: int
-    """Times that the worker died and was started again."""
-
-
-@dataclass(kw_only=True)
-class _Counts:
-    rows: int = 0
-    batches: int = 0
-    mixed_batches: int = 0
-    audio_seconds: float = 0.0
-    padded_seconds: float = 0.0
-    forward_seconds: float = 0.0
-    rejected: int = 0
-    cancelled: int = 0
-    expired: int = 0
-    failed: int = 0
-    restarts: int = 0
-
-
 class Engine:
     """One model, one worker thread. `submit` never blocks. A context manager; leaving it closes it."""
 
@@ -109,6 +47,7 @@ class Engine:
         """Held for every change of `model.adapters`; the shelf takes it. Never held during a forward."""
         self.seconds_per_frame = model.seconds_per_frame
         self.sample_rate = model.sample_rate
+        self._threads = RowThreads(model, self.settings.threads)
         self._changed = threading.Condition()
         """Guards everything below."""
         self._waiting = WaitingRows()
@@ -117,7 +56,7 @@ class Engine:
         self._running: list[Row] = []
         self._running_since = 0.0
         self._draining = self._stopping = False
-        self._counts = _Counts()
+        self._counts = Counts()
         self._cost = 0.0
         """Seconds of a forward for a second of audio, a running mean; 0 until known."""
         self._stream_seen = float("-inf")
@@ -199,6 +138,7 @@ class Engine:
             refuse(row, DrainingError("The server is shutting down; ask another one, or again later."))
         if threading.current_thread() is not self._supervisor:
             self._supervisor.join()
+        self._threads.close()
 
     # The queue
 
@@ -274,8 +214,7 @@ class Engine:
 
     def _work(self) -> None:
         """Lives of the worker, in one thread: each thread has a heap, kernels and helpers of its own, which stay."""
-        if self.settings.threads is not None:
-            torch.set_num_threads(self.settings.threads)
+        compute_with(self._threads.count)
         while not self._live():
             self._recover()
 
@@ -374,7 +313,7 @@ class Engine:
 
     def _forward(self, rows: Sequence[Row]) -> list[LogProbs]:
         began = time.monotonic()
-        answers = forward(self.model, rows, self.lock)
+        answers = forward(self.model, rows, self.lock, self._threads)
         self._count(rows, time.monotonic() - began)
         return answers
 

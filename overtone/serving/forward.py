@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from overtone.jobs.row_threads import RowThreads
 from overtone.model import AsrModel
 from overtone.padding import side_by_side
 from overtone.serving.waiting import LogProbs, Row
@@ -18,26 +20,27 @@ LEAST_FRAMES = 2
 """A shorter row is filled up with silence to so many encoder frames."""
 
 
-def forward(model: AsrModel, rows: Sequence[Row], lock: AbstractContextManager[object]) -> list[LogProbs]:
-    """The answers in the order of the rows; lock: guards `model.adapters` while the choice is read.
+def forward(
+    model: AsrModel, rows: Sequence[Row], lock: AbstractContextManager[object], threads: RowThreads
+) -> list[LogProbs]:
+    """The answers in the order of the rows; lock: guards `model.adapters` while the choice is read."""
+    return threads(partial(computed, model, lock), rows, [round(1000 * row.seconds) for row in rows])
 
-    They are computed in the order of their adapters, so that a batch of the same ones as the last finds them stacked.
-    """
+
+def computed(model: AsrModel, lock: AbstractContextManager[object], rows: Sequence[Row]) -> list[LogProbs]:
+    """The same by this thread, in the order of their adapters: the same ones as last time lie stacked already."""
     order = sorted(range(len(rows)), key=lambda index: rows[index].choice or "")
-    answers = dict(zip(order, computed(model, [rows[index] for index in order], lock), strict=True))
-    return [answers[index] for index in range(len(rows))]
-
-
-def computed(model: AsrModel, rows: Sequence[Row], lock: AbstractContextManager[object]) -> list[LogProbs]:
+    ordered = [rows[index] for index in order]
     with torch.no_grad(), ExitStack() as stack:
         with lock:
-            stack.enter_context(model.adapters.use([row.choice for row in rows]))
-        log_probs, lengths = compute(model, rows)  # [B, T', V+1]
+            stack.enter_context(model.adapters.use([row.choice for row in ordered]))
+        log_probs, lengths = compute(model, ordered)  # [B, T', V+1]
         values, frames = log_probs.float().cpu().numpy(), lengths.tolist()
-    return [
-        LogProbs(log_probs=values[index, :length].copy(), seconds_per_frame=model.seconds_per_frame)
-        for index, length in enumerate(frames)
-    ]
+    answers = {
+        row: LogProbs(log_probs=values[index, : frames[index]].copy(), seconds_per_frame=model.seconds_per_frame)
+        for index, row in enumerate(order)
+    }
+    return [answers[row] for row in range(len(rows))]
 
 
 def compute(model: AsrModel, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
