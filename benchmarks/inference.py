@@ -33,6 +33,7 @@ def peer_seconds(peer: Peer, batch: int) -> float:
 def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--batches", type=int, nargs="+", default=[16, 1], help="rows of a batch")
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES, help="what the base computes in")
     arguments = parse(parser)
     print_machine()
     peer = open_peer(arguments)
@@ -47,13 +48,14 @@ def main() -> None:
             cases: dict[str, Callable[[], float]] = {}
             if peer is not None:
                 cases["NeMo, float32, adapter"] = partial(peer_seconds, peer, batch)
-            for dtype in DTYPES:
+            for dtype in arguments.dtypes:
                 cases[f"{dtype}, adapter"] = inference(shape, batch=batch, compute_dtype=dtype)
-            cases["bfloat16, base"] = inference(shape, batch=batch, compute_dtype="bfloat16", choice="base")
+            last = arguments.dtypes[-1]
+            cases[f"{last}, base"] = inference(shape, batch=batch, compute_dtype=last, choice="base")
             if with_openvino:
                 cases["openvino, adapter"] = inference(shape, batch=batch, compute_dtype="openvino")
             if batch > 1:
-                cases["bfloat16, mixed rows"] = inference(shape, batch=batch, compute_dtype="bfloat16", choice="mixed")
+                cases[f"{last}, mixed rows"] = inference(shape, batch=batch, compute_dtype=last, choice="mixed")
             seconds = interleaved(cases, arguments.rounds)
             title = f"{shape.name}: a batch of {batch} × {shape.seconds:g} s"
             report(title, seconds, unit=batch * shape.seconds, unit_name="real-time factor")

@@ -10,6 +10,11 @@ from torch import Tensor
 
 from benchmarks.harness import Shape
 from overtone.adapters.kinds import LinearAdapter
+from overtone.config import OptimSettings
+from overtone.jobs.recogniser import Recogniser
+from overtone.jobs.row_processes import RowProcesses
+from overtone.jobs.row_threads import RowThreads
+from overtone.jobs.steps import make_optimiser
 from overtone.model import AsrModel, build_model
 from overtone.nets.ctc import ctc_loss
 from overtone.tokenizers import CharTokenizer, Tokenizer
@@ -82,18 +87,49 @@ def training_step(shape: Shape, *, compute_dtype: str, dropout: bool) -> Callabl
     return step
 
 
+def shared_training_step(shape: Shape, *, compute_dtype: str, dropout: bool, count: int) -> Callable[[], float]:
+    """The same as `overtone train` computes it: by so many processes of one thread, which share the rows."""
+    model = make_model(shape, compute_dtype).train_only(ADAPTER, base_dropout=dropout)
+    optimiser = make_optimiser(
+        OptimSettings(lr=1e-3, betas=(0.9, 0.98)), list(model.adapters.parameters_of(ADAPTER)), fused=True
+    )
+    waveforms, lengths, targets, target_lengths = make_batch(shape)
+    processes = RowProcesses(Recogniser(model=model, adapter=ADAPTER, augment=None, inner=()), count)
+
+    def step() -> float:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(max(1, threads - count + 1))
+        start = time.perf_counter()
+        (log_probs,), frames = processes(waveforms, lengths)
+        ctc_loss(log_probs, frames, targets, target_lengths).backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        seconds = time.perf_counter() - start
+        torch.set_num_threads(threads)
+        return seconds
+
+    return step
+
+
 def inference(shape: Shape, *, batch: int, compute_dtype: str, choice: str = "one") -> Callable[[], float]:
-    """A batch from waveforms to token ids: with the adapter (`one`), without (`base`), in every other row (`mixed`)."""
+    """A batch from waveforms to token ids: with the adapter (`one`), without (`base`), in every other row (`mixed`).
+
+    Its rows are shared by threads, as in `overtone transcribe` and `overtone serve`.
+    """
     model = make_model(shape, compute_dtype).eval()
     waveforms = 0.1 * torch.randn(batch, shape.samples, generator=torch.Generator().manual_seed(1))
-    lengths = torch.full((batch,), shape.samples)
-    choices = {"one": ADAPTER, "base": None, "mixed": [ADAPTER if row % 2 else None for row in range(batch)]}
+    choices = {"one": [ADAPTER] * batch, "base": [None] * batch, "mixed": [ADAPTER, None] * (batch // 2)}[choice]
+    threads = RowThreads(model)
+
+    def heard(rows: list[int]) -> list[list[int]]:
+        with torch.inference_mode(), model.adapters.use([choices[row] for row in rows]):
+            log_probs, _ = model(waveforms[rows], torch.full((len(rows),), shape.samples))
+            ids: list[list[int]] = log_probs.argmax(-1).tolist()
+        return ids
 
     def run() -> float:
         start = time.perf_counter()
-        with torch.inference_mode(), model.adapters.use(choices[choice]):
-            log_probs, _ = model(waveforms, lengths)
-            log_probs.argmax(-1).tolist()
+        threads(heard, range(batch), [shape.samples] * batch)
         return time.perf_counter() - start
 
     return run
