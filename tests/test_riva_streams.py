@@ -125,6 +125,8 @@ def test_the_early_end_of_an_utterance(service: Service) -> None:
     assert not results[early[0]].is_final
     assert results[early[0]].alternatives[0].transcript == "abc "
     assert results[-1].is_final
+    results = results_of(service.stream(stream_requests(samples, interim=False, endpointing_config=config)))
+    assert [result.is_final for result in results] == [True]
 
 
 @pytest.mark.parametrize(
