@@ -21,7 +21,7 @@ from overtone.adapters.folder import BaseIdentity
 from overtone.errors import AdapterError, did_you_mean
 from overtone.model import AsrModel
 from overtone.serving.residents import Resident, Residents
-from overtone.serving.shelf_folder import Signature, Version, adapter_folders, read_version
+from overtone.serving.shelf_folder import Lookout, Signature, Version, read_version
 from overtone.serving.upload import place
 
 __all__ = ["Lease", "Shelf", "ShelfEntry"]
@@ -141,6 +141,7 @@ class Shelf:
         """Those with a problem."""
         self._replacements = self._refusals = 0
         self._scanning = threading.Lock()
+        self._lookout = None if folder is None else Lookout(folder)
         self._closed = threading.Event()
         self.scan()
         if folder is not None and poll_seconds > 0:
@@ -238,10 +239,10 @@ class Shelf:
 
     def scan(self) -> None:
         """Look at the folder now."""
-        if self.folder is None:
+        if self._lookout is None:
             return
         with self._scanning:
-            found = adapter_folders(self.folder)
+            found = self._lookout.look()
             for name, signature in found.items():
                 self._look_at(name, signature)
             with self._lock:
@@ -318,6 +319,8 @@ class Shelf:
             version = read_version(self._own_folder() / name, self.identity)
         except AdapterError as error:
             problem = str(error)
+        except Exception as error:  # whatever a damaged description makes of the reading, the watcher goes on
+            problem = f"It cannot be read: {type(error).__name__}: {error}"
         with self._lock:
             before = entry.version
             entry.signature = signature
