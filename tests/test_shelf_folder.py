@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from overtone.adapters.kinds import LoraAdapter
+from overtone.errors import AdapterError
 from overtone.model import AsrModel
 from overtone.serving.shelf_folder import Version, read_version
 from serving_models import make_adapter, shelf_of, states, three_voices, tiny_model
@@ -54,6 +55,28 @@ def test_whatever_reading_raises_the_watcher_goes_on(
     shelf.scan()
     assert "KeyError: 'maybe'" in shelf.entry("voice1").reason
     assert states(shelf) == {"voice1": "refused", "voice2": "ready"}
+
+
+@pytest.mark.parametrize("function", ["open", "read_bytes"])
+def test_what_could_not_be_read_for_a_while_is_read_again(
+    model: AsrModel, folder: Path, function: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its files have not changed: too many may have been open, or it was not ours to read."""
+
+    def failing(path: Path, *arguments: object, **options: object) -> object:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
+
+    shelf = shelf_of(model, folder)
+    make_adapter(model, folder / "new", seed=5)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, function, failing)
+        shelf.scan()
+        with pytest.raises(AdapterError, match=os.strerror(errno.EMFILE)):
+            shelf.acquire("new")
+    assert states(shelf)["new"] == "refused"
+    shelf.scan()
+    assert states(shelf)["new"] == "ready"
+    shelf.acquire("new").release()
 
 
 @pytest.mark.parametrize("function", ["listdir", "stat"])
