@@ -45,7 +45,7 @@ class Service:
     port: int
     calls: list[Call] = field(default_factory=list)
     channel: Any = None
-    stop: Callable[[], None] = lambda: None
+    stop: Callable[[], bool] = lambda: True
 
     def method(self, name: str) -> Any:
         shape, request, response = METHODS[name]
@@ -135,8 +135,8 @@ def riva_service(
 
         server, port = asyncio.run_coroutine_threadsafe(build(), loop).result(30)
 
-        def stop() -> None:
-            asyncio.run_coroutine_threadsafe(server.stop(grace), loop).result(30)
+        def stop() -> bool:
+            return asyncio.run_coroutine_threadsafe(server.stop(grace), loop).result(30)
 
         try:
             with grpc.insecure_channel(f"localhost:{port}") as channel:

@@ -90,6 +90,14 @@ def test_statistics_do_not_depend_on_how_often_they_are_asked_for() -> None:
     np.testing.assert_allclose(normalised(often, 1500, 2000), normalised(once, 1500, 2000), atol=1e-5)
 
 
+@pytest.mark.parametrize("normalize", ["per_feature", "all_features"])
+def test_less_than_a_frame_has_statistics_too(normalize: str) -> None:
+    features = StreamFeatures(RawFeatures(tiny_model(normalize=normalize)))
+    with np.errstate(all="raise"):
+        features.push(noise(0.005))
+        assert all(np.isfinite(each).all() for each in features.statistics(features.frames))
+
+
 def test_what_is_long_ago_fades() -> None:
     """Loud noise, then minutes of soft noise: the statistics become those of the soft part."""
     raw = RawFeatures(tiny_model())

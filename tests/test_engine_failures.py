@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import threading
 import weakref
 from concurrent.futures import wait
+from traceback import format_exception
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ import torch
 
 from overtone.serving.engine import Engine, EngineSettings
 from overtone.serving.errors import WorkerError
-from overtone.serving.offline import recognise
+from overtone.serving.offline import recognise, recognise_async
 from test_engine import marked, until
 from tone_model import ToneModel, spoken
 
@@ -117,6 +119,72 @@ def test_nothing_of_a_forward_that_broke_off_is_kept(tones: ToneModel, error: ty
             until(lambda: not any(each() is not None for each in held))
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("error", [None, ValueError, SystemExit])
+def test_rows_go_as_soon_as_they_are_answered(tones: ToneModel, error: type[BaseException] | None) -> None:
+    """Without waiting for a search for garbage; what they were made of, even while the answer is kept."""
+    if error is not None:
+        poisoned(tones, error)
+    waveforms = [marked(0.5), marked(0.1)]
+    samples = [weakref.ref(waveform) for waveform in waveforms]
+    gc.disable()
+    try:
+        with Engine(tones, EngineSettings(max_wait=0.1)) as engine:  # type: ignore[arg-type]
+            futures = [engine.submit(waveforms.pop(0)) for _ in samples]
+            wait(futures, 10)
+            until(lambda: not any(each() is not None for each in samples))
+            assert (futures[0].exception() is not None) == (error is not None)
+            answers = [weakref.ref(future) for future in futures]
+            futures.clear()
+            until(lambda: not any(each() is not None for each in answers))
+    finally:
+        gc.enable()
+
+
+def test_a_cancelled_row_goes_at_once(tones: ToneModel) -> None:
+    waveform = marked(0.1)
+    samples = weakref.ref(waveform)
+    gc.disable()
+    try:
+        with Engine(tones, EngineSettings(max_wait=60.0)) as engine:  # type: ignore[arg-type]
+            future = engine.submit(waveform)
+            del waveform
+            assert future.cancel()
+            until(lambda: samples() is None)
+            assert engine.state().waiting == 0
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("in_a_loop", [True, False])
+def test_a_recording_that_was_refused_goes_with_its_error(tones: ToneModel, in_a_loop: bool) -> None:
+    poisoned(tones, ValueError)
+    waveforms = [marked(0.5)]
+    samples = weakref.ref(waveforms[0])
+
+    async def refused(engine: Engine) -> None:
+        with pytest.raises(WorkerError, match="poison"):
+            await recognise_async(engine, waveforms.pop())
+
+    gc.disable()
+    try:
+        with Engine(tones, EngineSettings(max_wait=0.0)) as engine:  # type: ignore[arg-type]
+            if in_a_loop:
+                asyncio.run(refused(engine))
+            else:
+                with pytest.raises(WorkerError, match="poison"):
+                    recognise(engine, waveforms.pop())
+            until(lambda: samples() is None)
+    finally:
+        gc.enable()
+
+
+def test_the_lines_of_a_failure_stay(tones: ToneModel) -> None:
+    poisoned(tones, ValueError)
+    with Engine(tones, EngineSettings(max_wait=0.0)) as engine:  # type: ignore[arg-type]
+        error = engine.submit(marked(0.5)).exception(10)
+    assert 'raise error("poison")' in "".join(format_exception(error))
 
 
 def test_what_kills_every_worker_is_given_up(tones: ToneModel) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import subprocess
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -64,6 +65,22 @@ def test_access(tmp_path: Path) -> None:
         code, _ = refusal(lambda: list(guarded.stream(requests, metadata=bearer("bert"))))
         assert code is Code.PERMISSION_DENIED
         assert guarded.health("Check").status == messages.SERVING
+
+
+def test_nothing_is_waited_for_before_a_token_is_good(tmp_path: Path) -> None:
+    asked = threading.Event()
+
+    def silent() -> Iterator[Any]:
+        asked.wait(30)
+        yield from ()
+
+    settings = replace(SETTINGS, idle_seconds=3.0)
+    with riva_service(tmp_path, adapters=(), settings=settings, authorise=authorise) as guarded:
+        code, _ = refusal(lambda: list(guarded.stream(silent(), metadata=bearer("eve"))))
+        asked.set()
+        assert code is Code.UNAUTHENTICATED
+        with_nonsense = refusal(lambda: guarded.text(b"", language_code="?" * 100))
+        assert with_nonsense[0] is Code.UNAUTHENTICATED
 
 
 def test_calls_are_told_without_what_was_said(service: Service) -> None:

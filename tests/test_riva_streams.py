@@ -125,6 +125,8 @@ def test_the_early_end_of_an_utterance(service: Service) -> None:
     assert not results[early[0]].is_final
     assert results[early[0]].alternatives[0].transcript == "abc "
     assert results[-1].is_final
+    results = results_of(service.stream(stream_requests(samples, interim=False, endpointing_config=config)))
+    assert [result.is_final for result in results] == [True]
 
 
 @pytest.mark.parametrize(
@@ -197,6 +199,27 @@ def test_a_client_that_goes_away_frees_its_place(service: Service) -> None:
     going.set()
     assert service.calls[-1].code == "CANCELLED"
     assert service.text(pcm16(spoken("a"))) == "a "
+
+
+@pytest.mark.parametrize("grace", [0.0, 0.2, 20.0])
+def test_whether_calls_were_finished_is_told_at_the_end(tmp_path: Path, grace: float) -> None:
+    """A stream goes on until it is cut off, or, where there is time for that, until its client has said everything."""
+    stopped = threading.Event()
+
+    def talking() -> Iterator[Any]:
+        yield from stream_requests(spoken("abc"))
+        if grace < 1.0:
+            stopped.wait(20)
+
+    with riva_service(tmp_path, adapters=(), settings=SETTINGS, grace=grace) as service:
+        responses = service.stream(talking())
+        next(responses)
+        assert service.stop() is (grace > 1.0)
+        stopped.set()
+        if grace > 1.0:
+            assert finals_of(responses) == ["abc "]
+        else:
+            assert refusal(lambda: list(responses))[0] in (Code.CANCELLED, Code.UNAVAILABLE)
 
 
 def test_a_silent_client_is_sent_away(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from overtone.serving.endpointing import Endpointing
 from overtone.serving.engine import Engine, EngineSettings
@@ -111,6 +112,30 @@ def test_an_utterance_of_several_windows(tones: Engine) -> None:
     assert second.start == pytest.approx(0.8 + 5.2)
     model = tones.model
     assert max(max(batch) for batch in model.batches) <= 30 * SAMPLE_RATE  # type: ignore[operator, union-attr]
+
+
+@pytest.mark.parametrize("context", [(0.8, 25.0, 1.6), (0.8, 1.6, 25.0)])
+def test_context_longer_than_windows_overlap_is_not_decoded(tones: Engine, context: tuple[float, float, float]) -> None:
+    chunk, left, right = context
+    silence = np.zeros(round(1.2 * SAMPLE_RATE), dtype=np.float32)
+    texts = ["abc bad cafe deed fed " * 2 + "abba", "deed", "fed bad " * 8 + "cab", "head", "bee " * 9 + "bed"]
+    waveform = np.concatenate([part for text in texts for part in (spoken(text), silence)])
+    options = {"chunk": chunk, "left": left, "right": right, "normalisation": "buffer", "endpointing": Endpointing()}
+    assert [final.text for final in finals(heard(tones, waveform, 10**9, **options))] == texts
+
+
+def test_where_the_whole_has_no_words_its_chunks_have_the_last_say() -> None:
+    model = ToneModel()
+    forward = model.forward
+
+    def deaf(waveforms: torch.Tensor, lengths: torch.Tensor) -> Any:
+        """Hears nothing in what is longer than a step."""
+        return forward(waveforms * (lengths <= 4 * SAMPLE_RATE)[:, None], lengths)
+
+    model.forward = deaf  # type: ignore[method-assign]
+    with Engine(model, EngineSettings(max_wait=0.0)) as engine:  # type: ignore[arg-type]
+        text = "abc bad cafe deed fed abba"
+        assert [final.text for final in finals(heard(engine, spoken(text), normalisation="buffer"))] == [text]
 
 
 def test_what_a_step_has_heard_whole_is_not_heard_again(tones: Engine) -> None:

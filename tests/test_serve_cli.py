@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -26,9 +26,11 @@ from small_models import add_trained, small_model
 
 pytest.importorskip("starlette", reason="the serving extra is not installed")
 
+import grpc
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
+from overtone.serving import messages
 from overtone.serving.stream_settings import StreamSettings
 from riva_service import file_of
 from speaking_model import spoken
@@ -249,6 +251,30 @@ def test_a_session_that_goes_on_is_ended_with_the_grace(tmp_path: Path) -> None:
         assert closed.value.rcvd is not None
         assert closed.value.rcvd.code == 1012
         assert service.server.reception.active == 0
+
+
+def test_a_call_that_is_cut_off_is_told(tmp_path: Path) -> None:
+    stopped = threading.Event()
+
+    def endless() -> Iterator[messages.StreamingRecognizeRequest]:
+        yield messages.StreamingRecognizeRequest(streaming_config=messages.StreamingRecognitionConfig())
+        stopped.wait(20)
+
+    with (
+        web_service(tmp_path, adapters=()) as service,
+        grpc.insecure_channel(service.addresses.grpc) as channel,
+    ):
+        method = channel.stream_stream(
+            f"/{messages.ASR_SERVICE}/StreamingRecognize",
+            messages.StreamingRecognizeRequest.SerializeToString,
+            messages.StreamingRecognizeResponse.FromString,
+        )
+        responses = method(endless(), timeout=30.0)
+        assert service.server.riva is not None
+        eventually(lambda: service.server.riva.calls.open == 1)
+        assert service.run(service.server.stop(0.3)) is False
+        stopped.set()
+        assert responses.code() in (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE)
 
 
 def test_the_command_does_not_load_the_extra_before_it_runs() -> None:

@@ -171,11 +171,31 @@ def test_an_utterance_is_ended_when_asked(engine: Engine) -> None:
     assert [(final.text, final.start) for final in finals(rest)] == [("cafe", pytest.approx(0.8))]
 
 
-def test_an_endless_utterance_is_cut_in_a_pause(engine: Engine) -> None:
+@pytest.mark.parametrize("chunk", [0.8, 0.2, 4.0])
+def test_an_endless_utterance_is_cut_between_words(engine: Engine, chunk: float) -> None:
+    """Letters are a frame apart, words ten."""
+    waveform = np.concatenate([spoken("abcde"), silence(0.36)] * 30)
+    events = run(Stream(engine, settings=tone_settings((chunk, 1.6, 1.6), max_utterance=8.0)), waveform)
+    texts = [final.text for final in finals(events)]
+    assert all(text == "abcde" * (len(text) // 5) for text in texts)
+    assert "".join(texts) == "abcde" * 30
+    assert len(texts) >= 5
+    assert all(final.end - final.start <= 8.0 + chunk for final in finals(events))
+
+
+def test_without_words_an_endless_utterance_is_cut_between_letters(engine: Engine) -> None:
     text = "abcde" * 40
     events = run(Stream(engine, settings=tone_settings(max_utterance=8.0)), spoken(text))
     assert "".join(final.text for final in finals(events)) == text
     assert len(finals(events)) >= 5
+
+
+def test_what_follows_a_cut_ends_in_the_next_silence(engine: Engine) -> None:
+    """The last letter ends with the chunk, in which the utterance is cut before it."""
+    parts = (silence(0.04), spoken("a" * 44), silence(1.2), spoken("fed"), silence(1.2), spoken("bad"))
+    waveform = np.concatenate(parts)
+    events = run(Stream(engine, settings=tone_settings(max_utterance=8.0)), waveform)
+    assert [final.text for final in finals(events)][-2:] == ["fed", "bad"]
 
 
 def test_boosts_and_alternatives_in_a_stream(engine: Engine) -> None:

@@ -28,6 +28,7 @@ TRIES = 100
 def drive(steps: Steps[R]) -> R:
     """Run to the end in this thread."""
     answer: Answer = None
+    request: Future[LogProbs] | float | None = None
     try:
         while True:
             request, result = advance(steps, answer)
@@ -39,6 +40,7 @@ def drive(steps: Steps[R]) -> R:
                 time.sleep(request)
                 answer = None
     finally:
+        del request  # an error would lead from its future through its traceback to this frame, and round again
         steps.close()
 
 
@@ -50,6 +52,7 @@ async def drive_async(steps: Steps[R], *, begins_quickly: bool = False) -> R:
     """
     loop = asyncio.get_running_loop()
     answer: Answer = None
+    request: Future[LogProbs] | float | None = None
     resumed = None
     try:
         while True:
@@ -72,6 +75,7 @@ async def drive_async(steps: Steps[R], *, begins_quickly: bool = False) -> R:
         else:
             resumed.add_done_callback(lambda done: done.cancelled() or done.exception())  # looked at, not reported
             resumed.add_done_callback(lambda done: steps.close())
+        del request, resumed  # as in `drive`
 
 
 def advance(steps: Steps[R], answer: Answer) -> tuple[Future[LogProbs] | float | None, list[R]]:

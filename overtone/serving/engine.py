@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import cached_property, partial
-from traceback import clear_frames
 from typing import Self
 
 import numpy as np
@@ -26,7 +26,7 @@ from overtone.serving.errors import DeadlineError, DrainingError, OverloadError,
 from overtone.serving.forward import forward
 from overtone.serving.shelf import Lease
 from overtone.serving.stream_features import RawFeatures
-from overtone.serving.waiting import LogProbs, Priority, Row, Samples, WaitingRows, refuse, settle
+from overtone.serving.waiting import LogProbs, Priority, Row, Samples, WaitingRows, refuse, settle, strip
 
 __all__ = ["Engine", "EngineSettings", "EngineState", "LogProbs", "Priority", "Samples"]
 
@@ -173,7 +173,7 @@ class Engine:
                 self._stream_seen = row.arrived
             self._waiting.add(row)
             self._changed.notify_all()
-        row.future.add_done_callback(partial(self._forget, row))
+        row.future.add_done_callback(partial(self._forget, weakref.ref(row)))
         return row.future
 
     def _has_room(self, row: Row) -> bool:
@@ -188,11 +188,11 @@ class Engine:
         """Seconds in which the queue will be done, roughly; 0.1 … 30."""
         return min(30.0, max(0.1, self._cost * sum(row.seconds for row in self._waiting.rows())))
 
-    def _forget(self, row: Row, future: Future[LogProbs]) -> None:
-        """A cancelled row leaves the queue at once."""
+    def _forget(self, reference: weakref.ref[Row], future: Future[LogProbs]) -> None:
+        """A cancelled row leaves the queue at once. A future keeps what it calls: the row itself would be a cycle."""
         if future.cancelled():
             with self._changed:
-                if self._waiting.discard(row):
+                if (row := reference()) is not None and self._waiting.discard(row):
                     self._counts.cancelled += 1
                     self._changed.notify_all()
 
@@ -223,8 +223,9 @@ class Engine:
         try:
             while (rows := self._next_rows()) is not None:
                 self._run(rows)
+                del rows  # not kept until the next ones come
         except BaseException as error:
-            clear_frames(error.__traceback__)  # they hold all that the forward had in its hands
+            strip(error)
             self.last_death = error
             return False
         return True
@@ -297,7 +298,7 @@ class Engine:
         try:
             answers = self._forward(rows)
         except Exception as error:
-            clear_frames(error.__traceback__)
+            strip(error)
             if len(rows) == 1:
                 cause = f"{type(error).__name__}: {error}"
                 self._fail(rows[0], WorkerError(f"The computation of this request failed: {cause}"), error)

@@ -6,6 +6,7 @@ A call is read (`riva_request`), authorised, run by the engine on a lease of its
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,12 +79,17 @@ class RivaServer:
         await self.server.start()
         return port
 
-    async def stop(self, grace: float | None = None) -> None:
-        """Take no new calls; those that run are cancelled after `grace` seconds."""
+    async def stop(self, grace: float = 0.0) -> bool:
+        """Take no new calls; those that run are cancelled after `grace` seconds. Whether none had to be."""
         self.health.closing = True
+        finished = True
         if self.server is not None:
-            await self.server.stop(grace)
+            stopping = asyncio.ensure_future(self.server.stop(grace))
+            await asyncio.wait({stopping}, timeout=grace)
+            finished = self.calls.open == 0  # asked before a cancelled call can have ended
+            await stopping
         self.calls.close()
+        return finished
 
     def _bind(self, address: str) -> int:
         if self.keys is None:

@@ -15,7 +15,7 @@ import grpc
 import numpy as np
 
 from overtone.errors import AdapterError
-from overtone.serving.access import Authorise
+from overtone.serving.access import Authorise, Metadata
 from overtone.serving.engine import Engine, Samples
 from overtone.serving.hearing import Hearing
 from overtone.serving.messages import ConfigResponse, RecognizeResponse
@@ -111,6 +111,8 @@ class RivaCalls:
         self.on_call = on_call
         self.base = settings.base or engine.model.name or "base"
         self.provision = Provision(engine=engine, shelf=shelf, limits=settings.limits, profanities=settings.profanities)
+        self.open = 0
+        """Calls that go on."""
         self._threads = ThreadPoolExecutor(DECODERS, thread_name_prefix="overtone-audio")
 
     def close(self) -> None:
@@ -118,6 +120,7 @@ class RivaCalls:
 
     async def recognize(self, message: Any, context: Any) -> Any:
         async with self.call("Recognize", context) as call:
+            self.admit(call, context)
             request = self.understood(sound(message).config, "offline", call, context)
             if not message.audio:
                 raise invalid("empty audio: the field 'audio' holds no bytes")
@@ -141,6 +144,7 @@ class RivaCalls:
 
     async def streaming_recognize(self, messages: AsyncIterator[Any], context: Any) -> None:
         async with self.call("StreamingRecognize", context) as call, Inbox(messages) as inbox:
+            self.admit(call, context)
             opening = await self.opening(inbox)
             config = opening.streaming_config.config
             request = self.understood(config, "online", call, context)
@@ -170,8 +174,7 @@ class RivaCalls:
 
     async def get_config(self, message: Any, context: Any) -> Any:
         async with self.call("GetRivaSpeechRecognitionConfig", context) as call:
-            metadata = context.invocation_metadata() or ()
-            call.tenant = self.authorise(metadata, None)
+            metadata = self.admit(call, context)
             asked = sound(message).model_name
             response = ConfigResponse()
             for entry in [None, *visible(self.shelf, self.authorise, metadata)]:
@@ -190,6 +193,7 @@ class RivaCalls:
         """Whatever goes wrong inside becomes the call's status; the call is told of at its end."""
         call = Call(method=method)
         began = time.monotonic()
+        self.open += 1
         try:
             yield call
         except asyncio.CancelledError:
@@ -205,8 +209,15 @@ class RivaCalls:
                 LOG.exception("%s failed", method)
             await abort(context, error)
         finally:
+            self.open -= 1
             call.seconds = time.monotonic() - began
             self.on_call(call)
+
+    def admit(self, call: Call, context: Any) -> Metadata:
+        """The metadata of a caller whose token is good, before anything is waited for. Raises AccessError."""
+        metadata: Metadata = context.invocation_metadata() or ()
+        call.tenant = self.authorise(metadata, None)
+        return metadata
 
     def understood(self, config: Any, kind: Kind, call: Call, context: Any) -> RecognitionRequest:
         """A configuration that is sound, allowed, and names what exists."""
@@ -218,7 +229,7 @@ class RivaCalls:
             endpointing=self.settings.stream.endpointing,
         )
         metadata = context.invocation_metadata() or ()
-        for name in request.names or (None,):
+        for name in request.names:
             call.tenant = self.authorise(metadata, name)
         call.adapter = request.adapter or ""
         call.ignored = (

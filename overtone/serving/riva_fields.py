@@ -79,9 +79,17 @@ REQUEST_FIELDS = [
         "EndpointingConfig",
         ("start_history", "honoured", "Milliseconds. -1 counts as unset in all six."),
         ("start_threshold", "honoured", "0 … 1."),
-        ("stop_history", "honoured", "Milliseconds; 0: only the stream's end ends an utterance."),
+        (
+            "stop_history",
+            "honoured",
+            "Milliseconds; 0: utterances end with the stream, by `force_eou` or after 60 s.",
+        ),
         ("stop_threshold", "honoured", "0 … 1."),
-        ("stop_history_eou", "honoured", "Shorter than stop_history; brings an interim result of stability 1."),
+        (
+            "stop_history_eou",
+            "honoured",
+            "Shorter than stop_history; brings an interim result of stability 1, if wanted.",
+        ),
         ("stop_threshold_eou", "honoured", "0 … 1; stop_threshold unless given."),
     ),
     *fields(

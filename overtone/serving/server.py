@@ -178,10 +178,10 @@ class Server:
         finished = True
         if self.riva is not None and self.http is not None:
             left = max(0.0, ends - time.monotonic())
-            finished, _ = await asyncio.gather(self.reception.idle(left), self.riva.stop(left))
+            idle, calls_finished = await asyncio.gather(self.reception.idle(left), self.riva.stop(left))
             drained = await asyncio.to_thread(self.engine.drain, max(0.0, ends - time.monotonic()))
             await self.http.stop()
-            finished = finished and drained
+            finished = idle and calls_finished and drained
         return finished
 
     def close(self) -> None:

@@ -21,7 +21,7 @@ from overtone.adapters.folder import BaseIdentity
 from overtone.errors import AdapterError, did_you_mean
 from overtone.model import AsrModel
 from overtone.serving.residents import Resident, Residents
-from overtone.serving.shelf_folder import Signature, Version, adapter_folders, read_version
+from overtone.serving.shelf_folder import Lookout, Signature, Version, read_version
 from overtone.serving.upload import place
 
 __all__ = ["Lease", "Shelf", "ShelfEntry"]
@@ -141,6 +141,7 @@ class Shelf:
         """Those with a problem."""
         self._replacements = self._refusals = 0
         self._scanning = threading.Lock()
+        self._lookout = None if folder is None else Lookout(folder)
         self._closed = threading.Event()
         self.scan()
         if folder is not None and poll_seconds > 0:
@@ -238,10 +239,10 @@ class Shelf:
 
     def scan(self) -> None:
         """Look at the folder now."""
-        if self.folder is None:
+        if self._lookout is None:
             return
         with self._scanning:
-            found = adapter_folders(self.folder)
+            found = self._lookout.look()
             for name, signature in found.items():
                 self._look_at(name, signature)
             with self._lock:
@@ -318,6 +319,9 @@ class Shelf:
             version = read_version(self._own_folder() / name, self.identity)
         except AdapterError as error:
             problem = str(error)
+            signature = None if unread(error) else signature
+        except Exception as error:  # whatever a damaged description makes of the reading, the watcher goes on
+            problem = f"It cannot be read: {type(error).__name__}: {error}"
         with self._lock:
             before = entry.version
             entry.signature = signature
@@ -356,7 +360,7 @@ class Shelf:
         """The resident version of a name with one more lease on it, loaded where need be."""
         if name in self._own and name not in self._entries:
             return self._own[name]
-        version, problem = None, ""
+        version, problem, again = None, "", False
         for attempt in range(TRIES):
             with self._lock:
                 entry = self._entries.get(name)
@@ -367,15 +371,24 @@ class Shelf:
             try:
                 return self.residents.hold(name, version)
             except AdapterError as error:  # its files may have been replaced under our hands: look again
-                problem = str(error)
+                problem, again = str(error), unread(error)
                 time.sleep(0.02 * attempt)
                 self.scan()
-        self._refuse(name, version, problem)
+        self._refuse(name, version, problem, again=again)
         raise AdapterError(f"Adapter '{name}' is refused: {problem}")
 
-    def _refuse(self, name: str, version: Version | None, problem: str) -> None:
-        """Note why the version cannot be used, unless another one has taken its place meanwhile."""
+    def _refuse(self, name: str, version: Version | None, problem: str, *, again: bool) -> None:
+        """Note why the version cannot be used, unless another one has taken its place meanwhile.
+
+        again: the next scan looks at it anew.
+        """
         with self._lock:
             entry = self._entries.get(name)
             if entry is not None and entry.version is version and not entry.problem:
                 self._judge(name, entry, problem)
+                entry.signature = None if again else entry.signature
+
+
+def unread(error: AdapterError) -> bool:
+    """Whether files could not be read for a reason that may pass, and that their signature does not show."""
+    return isinstance(error.__cause__, OSError)

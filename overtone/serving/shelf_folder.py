@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,8 +21,12 @@ from overtone.adapters.folder import (
 )
 from overtone.errors import AdapterError
 
+LOG = logging.getLogger("overtone.serving.shelf")
+
 Signature = tuple[tuple[int, int, int], ...]
 """Modification time in nanoseconds, size and inode of each file: what changes when a file does."""
+ABSENT = (FileNotFoundError, NotADirectoryError)
+"""What says that there is nothing. Other errors do not: too many open files, a file server that is away."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +51,31 @@ class Version:
         return card
 
 
+class Lookout:
+    """Looks at a shelf's folder again and again. What cannot be looked at for a while is taken to be as it was."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.found: dict[str, Signature | None] = {}
+        self.trouble = ""
+        """Why the folder, or something in it, could not be looked at."""
+
+    def look(self) -> dict[str, Signature | None]:
+        """The folders with an `adapter.yaml` by name, None for those without parameters; hidden ones are left out."""
+        trouble = ""
+        try:
+            self.found, unseen = adapter_folders(self.folder, self.found)
+            trouble = unseen[0] if unseen else ""
+        except OSError as error:
+            trouble = str(error)
+        if trouble and trouble != self.trouble:
+            LOG.warning("what cannot be looked at in the folder of adapters is taken to be as it was: %s", trouble)
+        self.trouble = trouble
+        return self.found
+
+
 def signature_of(folder: Path) -> Signature | None:
-    """None where the folder holds no adapter."""
+    """None where the folder holds no adapter. Raises OSError where it cannot be looked at."""
     return signature_at(str(folder))
 
 
@@ -56,7 +84,7 @@ def signature_at(place: str) -> Signature | None:
     try:
         description = os.stat(f"{place}/{DESCRIPTION}")  # noqa: PTH116
         parameters = os.stat(f"{place}/{PARAMETERS}")  # noqa: PTH116
-    except OSError:
+    except ABSENT:
         return None
     return (
         (description.st_mtime_ns, description.st_size, description.st_ino),
@@ -64,19 +92,28 @@ def signature_at(place: str) -> Signature | None:
     )
 
 
-def adapter_folders(folder: Path) -> dict[str, Signature | None]:
-    """The folders with an `adapter.yaml` by name, None for those without parameters; hidden ones are left out."""
+def adapter_folders(
+    folder: Path, before: Mapping[str, Signature | None]
+) -> tuple[dict[str, Signature | None], list[str]]:
+    """What `Lookout.look` gives, and the errors of those that are as they were before. Raises OSError."""
     place = str(folder)
     try:
         names = sorted(name for name in os.listdir(place) if name[0] != ".")  # noqa: PTH208
-    except OSError:
-        return {}
-    found = {}
+    except ABSENT:
+        return {}, []
+    found: dict[str, Signature | None] = {}
+    unseen = []
     for name in names:
-        signature = signature_at(f"{place}/{name}")
+        try:
+            signature = signature_at(f"{place}/{name}")
+        except OSError as error:
+            unseen.append(str(error))
+            if name in before:
+                found[name] = before[name]
+            continue
         if signature is not None or os.path.isfile(f"{place}/{name}/{DESCRIPTION}"):  # noqa: PTH113
             found[name] = signature
-    return found
+    return found, unseen
 
 
 def read_version(folder: Path, identity: BaseIdentity) -> Version:

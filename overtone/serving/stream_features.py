@@ -108,7 +108,7 @@ class StreamFeatures:
         if raw.fixed is not None:
             return Statistics(*raw.fixed)
         self._count(last)
-        weight, sums = self._weight, self._sums
+        weight, sums = max(self._weight, 1.0), self._sums  # there may be no frame yet
         if raw.kind == "all_features":
             weight, sums = weight * sums.shape[1], np.broadcast_to(sums.sum(axis=1, keepdims=True), sums.shape)
         mean = sums[0] / weight

@@ -37,7 +37,7 @@ class StreamSettings:
     finals: Literal["whole", "chunks"] = "whole"
     """What final results are decoded from: the utterance heard once more as a whole, or what its chunks gave."""
     max_utterance: float = 60.0
-    """Seconds after which an utterance is ended in its latest pause."""
+    """Seconds after which an utterance is ended, in the longest pause of the last ones."""
     mode: Literal["buffered", "cache_aware"] = "buffered"
     """Only `buffered` exists yet: models trained for cached activations are heard with context as well."""
 

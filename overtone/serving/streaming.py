@@ -243,15 +243,18 @@ class Stream:
         return events
 
     def _results(self, found: Sequence[Interim | Ended]) -> Steps[list[Event]]:
-        """Interim results as they are, ended utterances as final ones."""
+        """Interim results as they are, where they are wanted, and ended utterances as final ones."""
         events: list[Event] = []
+        alternatives = self._decoding.alternatives
         for each in found:
             if isinstance(each, Interim):
-                events.append(each)
+                events += [each] if self.settings.interim else []
                 continue
-            whole = self.settings.finals == "whole"
-            decoder = (yield from self._second_pass(each)) if whole else each.decoder
-            events += each.final(decoder, self._decoding.alternatives)
+            final: list[Final] = []
+            if self.settings.finals == "whole":
+                final = each.final((yield from self._second_pass(each)), alternatives)
+            # What interim results have told is not left without a final one, even where the whole has no words.
+            events += final or each.final(each.decoder, alternatives)
         return events
 
     def _second_pass(self, ended: Ended) -> Steps[Decoder]:

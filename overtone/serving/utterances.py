@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from overtone.decoding.ctc import Hypothesis, Word
 from overtone.decoding.incremental import Decoder, LogProbs
@@ -14,6 +15,10 @@ from overtone.serving.offline import Decoding
 
 UNSURE = 0.9
 """The stability of a text that is decoded for good, as long as its utterance goes on."""
+LATE_SECONDS = 5.0
+"""An utterance that grows too long ends in the longest pause of so many seconds."""
+
+Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,24 +104,25 @@ class Utterances:
         self.decoder = decoding.decoder(engine)
         self.spoke = False
         """Whether the current utterance has a frame that is not blank."""
+        self.early = self.longest - min(round(LATE_SECONDS / engine.seconds_per_frame), self.longest // 2)
+        """Frames of an utterance before which it is not cut."""
+        self._before: Decoder | None = None
+        """The decoder before those frames that follow, where the utterance has become that long."""
+        self._late: list[LogProbs] = []
 
     def push(self, log_probs: LogProbs, heard: float) -> list[Interim | Ended]:
         """log_probs [T, V+1]: the next frames. heard: seconds of the stream that were heard for them."""
         events: list[Interim | Ended] = []
-        blanks = log_probs.argmax(axis=-1) == log_probs.shape[-1] - 1
+        blanks = blank(log_probs)
         begin = 0
         for mark in self.endpointer.push(blanks.tolist()):
             self._decode(log_probs[begin : mark.frames], blanks[begin : mark.frames])
             begin = mark.frames
             events += self._ended(heard) if mark.kind == "end" else self._interim(self.decoder, 1.0, heard)
         if self.spoke and self.decoder.frames + len(log_probs) - begin > self.longest:
-            pauses = np.flatnonzero(blanks[begin:])
-            cut = begin + int(pauses[-1]) if pauses.size else len(log_probs)
-            self._decode(log_probs[begin:cut], blanks[begin:cut])
-            events += self._ended(heard)
-            self.endpointer.reset()
-            begin = cut
-        self._decode(log_probs[begin:], blanks[begin:])
+            events += self._cut(log_probs[begin:], heard)
+        else:
+            self._decode(log_probs[begin:], blanks[begin:])
         return events
 
     def look_ahead(self, log_probs: LogProbs, heard: float) -> list[Interim]:
@@ -132,15 +138,33 @@ class Utterances:
         self.endpointer.reset()
         return self._ended(heard)
 
-    def _decode(self, log_probs: LogProbs, blanks: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> None:
+    def _cut(self, log_probs: LogProbs, heard: float) -> list[Ended]:
+        """The utterance ends in a pause, before these frames or among them; what follows begins the next one."""
+        if self._before is not None:
+            self.decoder = self._before
+            self.frames -= sum(map(len, self._late))
+        late = np.concatenate((*self._late, log_probs))
+        blanks = blank(late)
+        cut = pause(blanks)
+        self._decode(late[:cut], blanks[:cut])
+        ended = self._ended(heard)
+        self._decode(late[cut:], blanks[cut:])
+        return ended
+
+    def _decode(self, log_probs: LogProbs, blanks: Flags) -> None:
         self.frames += len(log_probs)
         if not self.spoke and blanks.all():  # silence before an utterance is not kept
             self.decoder = self.decoding.decoder(self.engine, self.frames)
             self.begin = max(self.begin, self.frames - self.lead)
             return
         self.spoke = True
-        if len(log_probs):
-            self.decoder.push(log_probs)
+        if not len(log_probs):
+            return
+        if self._before is None and self.decoder.frames + len(log_probs) > self.early:
+            self._before = self.decoder.fork()
+        if self._before is not None:
+            self._late.append(log_probs)
+        self.decoder.push(log_probs)
 
     def _interim(self, decoder: Decoder, stability: float | None, heard: float) -> list[Interim]:
         best = decoder.hypotheses()[0]
@@ -155,6 +179,23 @@ class Utterances:
         """The current utterance, if anything was said; the next one begins."""
         ended = Ended(begin=self.begin, end=self.frames, decoder=self.decoder, audio_processed=heard)
         spoke, self.spoke = self.spoke, False
+        self._before, self._late = None, []
         self.decoder = self.decoding.decoder(self.engine, self.frames)
         self.begin = self.frames
         return [ended] if spoke else []
+
+
+def blank(log_probs: LogProbs) -> Flags:
+    """[T, V+1] -> [T]: where nothing is heard."""
+    flags: Flags = log_probs.argmax(axis=-1) == log_probs.shape[-1] - 1
+    return flags
+
+
+def pause(blanks: Flags) -> int:
+    """Frames before the middle of the longest pause, the last one of these; all where there is none."""
+    edges = np.flatnonzero(np.diff(blanks, prepend=False, append=False))
+    begins, ends = edges[0::2], edges[1::2]
+    if not begins.size:
+        return len(blanks)
+    longest = np.flatnonzero(ends - begins == (ends - begins).max())[-1]
+    return int(begins[longest] + ends[longest] + 1) // 2

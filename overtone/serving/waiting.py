@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
+from traceback import format_exception
 from typing import Literal
 
 import numpy as np
@@ -54,6 +55,7 @@ class Row:
 
 
 def settle(row: Row, answer: LogProbs) -> None:
+    row.waveform = row.mel = None  # a view of a whole recording, it may be
     try:
         row.future.set_result(answer)
     except InvalidStateError:
@@ -61,10 +63,19 @@ def settle(row: Row, answer: LogProbs) -> None:
 
 
 def refuse(row: Row, error: Exception) -> None:
+    row.waveform = row.mel = None
     try:
         row.future.set_exception(error)
     except InvalidStateError:
         return  # cancelled or answered before
+
+
+def strip(error: BaseException) -> None:
+    """Make an error fit to be kept: its traceback leads to all that its functions have in their hands, and is left as
+    a note, in lines.
+    """
+    error.add_note("".join(format_exception(error)).rstrip())
+    error.__cause__ = error.__context__ = error.__traceback__ = None
 
 
 class WaitingRows:

@@ -68,7 +68,7 @@ class Joiner:
     """Windows in order -> one sequence of frames in a decoder; only two windows are held at a time."""
 
     def __init__(self, windows: list[Window], decoder: Decoder, *, first: int = 0, last: int | None = None) -> None:
-        """The frames [first, last) are decoded, all unless given; the rest is context, shorter than the overlap."""
+        """The frames [first, last) are decoded, all unless given; the rest is context."""
         self.windows = windows
         self.decoder = decoder
         self.last = windows[-1].stop if last is None else last
@@ -81,14 +81,17 @@ class Joiner:
     def push(self, answer: LogProbs) -> None:
         if self.before is not None:
             left, right = self.windows[self.index - 1], self.windows[self.index]
-            end = seam(left, self.before, right, answer)
-            self.decoder.push(self.before.log_probs[self.begin - left.start : end - left.start])
-            self.begin = end
+            end = min(max(seam(left, self.before, right, answer), self.begin), self.last)
+            self._decode(left, self.before, end)
         self.before = answer
         self.index += 1
         if self.index == len(self.windows):
-            start = self.windows[-1].start
-            self.decoder.push(answer.log_probs[self.begin - start : self.last - start])
+            self._decode(self.windows[-1], answer, self.last)
+
+    def _decode(self, window: Window, answer: LogProbs, end: int) -> None:
+        if end > self.begin:
+            self.decoder.push(answer.log_probs[self.begin - window.start : end - window.start])
+            self.begin = end
 
 
 def seam(left: Window, left_answer: LogProbs, right: Window, right_answer: LogProbs) -> int:
