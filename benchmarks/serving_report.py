@@ -56,7 +56,8 @@ def setting(command: str, figures: Mapping[str, Any], machine: Mapping[str, Any]
     plan = figures["plan"]
     yield (
         f"`{command}`: `overtone serve {figures['model']}` and its clients in processes of their own on "
-        f"{machine['cores']} cores that they share ({machine['processor']}, load {machine['load']:g}), "
+        f"{machine['cores']} cores that they share ({machine['processor']}, "
+        f"{' '.join(machine['flags'])}, load {machine['load']:g}), "
         f"gRPC, the server computing with {threads} thread{'s' * (threads > 1)}, "
         f"{figures['seconds'] / 60:.0f} minutes in all. "
         f"Recordings of {plan['clip']:g} s; linear adapters of {plan['dim']} in every layer.\n"
