@@ -27,7 +27,8 @@ STOP_SECONDS = 60.0
 KILL_SECONDS = 2.0
 MOST_WORDS = 1500
 """Characters of a line of the log that are kept."""
-WORKER = "overtone-worker"
+WORKERS = ("overtone-worker", "overtone-rows")
+"""What the names of the threads begin with that compute for the engine: the worker, and those that share its rows."""
 ADMIN_TOKEN = "benchmark-administrator-0123456789"
 ADDRESS = re.compile(r"(Riva gRPC|HTTP) +(\S+)")
 
@@ -150,11 +151,11 @@ class ServeProcess:
 
 
 def kill_computing_worker() -> None:
-    """End the engine's worker thread while it computes, as a fault below Python's exceptions would."""
+    """End the worker, or a thread that shares its rows, while it computes: as a fault below Python would."""
     until = time.monotonic() + KILL_SECONDS
     while time.monotonic() < until:
         for thread in threading.enumerate():
-            if thread.name == WORKER and thread.ident is not None and computes(thread.ident):
+            if thread.name.startswith(WORKERS) and thread.ident is not None and computes(thread.ident):
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit))
                 return
         time.sleep(0.002)
