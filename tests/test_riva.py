@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from overtone.errors import UsageError  # noqa: E402
 from overtone.serving import messages  # noqa: E402
 from overtone.serving.model_names import adapter_names, chosen_adapters, model_name  # noqa: E402
 from overtone.serving.riva import RivaSettings  # noqa: E402
+from overtone.serving.sniff import AudioLimits  # noqa: E402
 from riva_service import SETTINGS, Service, file_of, raw_config, refusal, riva_service, stream_requests  # noqa: E402
 from speaking_model import pcm16, silence, spoken  # noqa: E402
 
@@ -167,6 +169,12 @@ def test_a_message_may_be_larger_than_4_megabytes(service: Service) -> None:
     audio = pcm16(np.concatenate((spoken("abc"), silence(150))))
     assert len(audio) > 4 * 2**20
     assert service.text(audio) == "abc "
+
+
+def test_a_limit_may_be_larger_than_any_message(tmp_path: Path) -> None:
+    limits = AudioLimits(max_bytes=4096 * 2**20)
+    with riva_service(tmp_path, adapters=(), settings=replace(SETTINGS, limits=limits)) as generous:
+        assert generous.text(pcm16(spoken("abc"))) == "abc "
 
 
 def test_alternatives_and_boosts(service: Service) -> None:

@@ -30,6 +30,11 @@ from overtone.serving.shelf import Shelf
 
 __all__ = ["RivaServer", "RivaSettings", "ServerKeys"]
 
+ENVELOPE = 2**16
+"""Bytes of a message around its audio."""
+LARGEST_OPTION = 2**31 - 1
+"""gRPC's options are integers of C; no message is larger anyway."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ServerKeys:
@@ -97,10 +102,10 @@ class RivaServer:
 
 
 def channel_options(settings: RivaSettings) -> list[tuple[str, int]]:
-    envelope = 2**16
+    most = min(settings.limits.max_bytes + ENVELOPE, LARGEST_OPTION)
     return [
-        ("grpc.max_receive_message_length", settings.limits.max_bytes + envelope),
-        ("grpc.max_send_message_length", settings.limits.max_bytes + envelope),
+        ("grpc.max_receive_message_length", most),
+        ("grpc.max_send_message_length", most),
         ("grpc.so_reuseport", 0),  # a port that is taken is an error, not shared
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
