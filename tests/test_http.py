@@ -236,11 +236,11 @@ def test_overload_is_told_at_once(tmp_path: Path) -> None:
             assert answer.status == 429
             assert answer.headers["retry-after"] == "1"
             assert answer.error["type"] == "rate_limit_error"
-        with reception.holding(reception.settings.max_audio_seconds):
+        with narrow.server.held.holding(narrow.server.held.max_seconds):
             answer = narrow.transcribe(audio)
             assert (answer.status, answer.error["code"]) == (429, "rate_limit_exceeded")
         assert narrow.transcribe(audio).status == 200
-        assert (reception.active, reception.audio_seconds) == (0, 0.0)
+        assert (reception.active, narrow.server.held.seconds) == (0, 0.0)
         reception.closing = True
         assert narrow.transcribe(audio).status == 503
         assert narrow.get("/v1/health/ready").status == 503

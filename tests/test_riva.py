@@ -15,6 +15,7 @@ grpc = pytest.importorskip("grpc", reason="the serving extra is not installed")
 
 from overtone.errors import UsageError  # noqa: E402
 from overtone.serving import messages  # noqa: E402
+from overtone.serving.held_audio import HeldAudio  # noqa: E402
 from overtone.serving.model_names import adapter_names, chosen_adapters, model_name  # noqa: E402
 from overtone.serving.riva import RivaSettings  # noqa: E402
 from overtone.serving.sniff import AudioLimits  # noqa: E402
@@ -169,6 +170,17 @@ def test_a_message_may_be_larger_than_4_megabytes(service: Service) -> None:
     audio = pcm16(np.concatenate((spoken("abc"), silence(150))))
     assert len(audio) > 4 * 2**20
     assert service.text(audio) == "abc "
+
+
+def test_recordings_that_are_too_long_together_are_refused(tmp_path: Path) -> None:
+    held = HeldAudio(max_seconds=10.0)
+    with riva_service(tmp_path, adapters=(), settings=SETTINGS, held=held) as narrow:
+        with held.holding(10.0):
+            code, details = refusal(lambda: narrow.text(pcm16(spoken("abc"))))
+        assert code is Code.RESOURCE_EXHAUSTED
+        assert "too long together" in details
+        assert narrow.text(pcm16(spoken("abc"))) == "abc "
+        assert held.seconds == 0.0
 
 
 def test_a_limit_may_be_larger_than_any_message(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from overtone.serving import compressed
 from overtone.serving.containers import TABLES
 from overtone.serving.errors import AudioError
-from overtone.serving.sniff import AudioDecoder, AudioLimits, decode_audio
+from overtone.serving.sniff import AudioDecoder, AudioLimits
 
 KINDS = {
     "wav16": ("WAV", "PCM_16", 16_000),
@@ -68,6 +68,10 @@ def portioned(data: bytes, portion: int, **options: Any) -> np.ndarray:
     with AudioDecoder(**options) as decoder:
         parts = [decoder.push(data[first : first + portion]) for first in range(0, len(data), portion)]
         return np.concatenate([*parts, decoder.finish()])
+
+
+def decode_audio(data: bytes, **options: Any) -> np.ndarray:
+    return portioned(data, 10**9, **options)
 
 
 # What is good
@@ -294,4 +298,4 @@ def test_any_bytes_are_decoded_or_refused(data: bytes, encoding: Any) -> None:
         samples = decode_audio(data, encoding=encoding, sample_rate=16_000)
     except AudioError:
         return
-    assert samples.size > 0
+    assert np.isfinite(samples).all()

@@ -15,6 +15,7 @@ from overtone.errors import AdapterError
 from overtone.serving.access import Metadata
 from overtone.serving.engine import Engine
 from overtone.serving.errors import DrainingError, OverloadError
+from overtone.serving.held_audio import HeldAudio
 from overtone.serving.http_errors import HttpError, invalid
 from overtone.serving.profanity import WORDS
 from overtone.serving.provision import Provision
@@ -35,10 +36,6 @@ DECODERS = 2
 class HttpSettings:
     """What the HTTP door may be told when it is built."""
 
-    host: str = "127.0.0.1"
-    """Address to listen on; `0.0.0.0` is all of IPv4."""
-    port: int = 9000
-    """0 takes any free port."""
     base: str = ""
     """What the base is called; the model's own name, or `base`, unless given."""
     language: str = "en-US"
@@ -49,8 +46,6 @@ class HttpSettings:
     """What a request or a session may send."""
     max_requests: int = 256
     """Transcriptions and realtime sessions at a time; more are refused with 429."""
-    max_audio_seconds: float = 8 * 3600.0
-    """Decoded audio of all transcriptions that go on; what would be more is refused with 429."""
     max_adapter_bytes: int = 64 * 2**20
     """Of an uploaded archive."""
     request_seconds: float = 600.0
@@ -66,19 +61,19 @@ class HttpSettings:
 class Reception:
     """Belongs to one event loop."""
 
-    def __init__(self, engine: Engine, shelf: Shelf, *, settings: HttpSettings, guard: Guard) -> None:
+    def __init__(self, engine: Engine, shelf: Shelf, *, settings: HttpSettings, guard: Guard, held: HeldAudio) -> None:
         self.engine = engine
         self.shelf = shelf
         self.settings = settings
         self.guard = guard
         self.base = settings.base or engine.model.name or "base"
-        self.provision = Provision(engine=engine, shelf=shelf, limits=settings.limits, profanities=settings.profanities)
+        self.provision = Provision(
+            engine=engine, shelf=shelf, limits=settings.limits, profanities=settings.profanities, held=held
+        )
         self.active = 0
         """Transcriptions and sessions that go on."""
         self.closing = False
         """Whether new ones are refused."""
-        self.audio_seconds = 0.0
-        """Decoded audio in memory."""
         self._threads = ThreadPoolExecutor(DECODERS, thread_name_prefix="overtone-http-audio")
 
     def close(self) -> None:
@@ -96,17 +91,6 @@ class Reception:
             yield
         finally:
             self.active -= 1
-
-    @contextmanager
-    def holding(self, seconds: float) -> Iterator[None]:
-        """Decoded audio is kept in memory. Raises OverloadError."""
-        if self.audio_seconds and self.audio_seconds + seconds > self.settings.max_audio_seconds:
-            raise OverloadError("The recordings that are being transcribed are too long together; try again later.")
-        self.audio_seconds += seconds
-        try:
-            yield
-        finally:
-            self.audio_seconds -= seconds
 
     async def idle(self, seconds: float) -> bool:
         """Wait until nothing goes on any more; whether that came within so many seconds."""

@@ -14,6 +14,7 @@ import grpc
 from overtone.errors import UsageError
 from overtone.serving.access import Authorise, open_to_all
 from overtone.serving.engine import Engine
+from overtone.serving.held_audio import HeldAudio
 from overtone.serving.messages import (
     ASR_SERVICE,
     ConfigRequest,
@@ -59,11 +60,19 @@ class RivaServer:
         keys: ServerKeys | None = None,
         authorise: Authorise = open_to_all,
         on_call: OnCall = write_log,
+        held: HeldAudio | None = None,
     ) -> None:
-        """on_call: told of each call when it has ended, for logs and metrics."""
+        """on_call: told of each call when it has ended, for logs and metrics. held: shared with the other doors."""
         self.settings = settings or RivaSettings()
         self.keys = keys
-        self.calls = RivaCalls(engine, shelf, settings=self.settings, authorise=authorise, on_call=on_call)
+        self.calls = RivaCalls(
+            engine,
+            shelf,
+            settings=self.settings,
+            authorise=authorise,
+            on_call=on_call,
+            held=held or HeldAudio(),
+        )
         self.health = Health(engine)
         self.server: Any = None
 

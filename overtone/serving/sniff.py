@@ -17,7 +17,7 @@ from overtone.serving.compressed import FlacFeed, OggFeed, WholeFile
 from overtone.serving.containers import Container, Feed, RawReader, Samples, WavReader
 from overtone.serving.errors import AudioError
 
-__all__ = ["AudioDecoder", "AudioFormat", "AudioLimits", "Encoding", "decode_audio"]
+__all__ = ["AudioDecoder", "AudioFormat", "AudioLimits", "Encoding"]
 
 Encoding = Literal["auto", "linear_pcm", "flac", "mulaw", "alaw", "ogg_opus"]
 
@@ -205,22 +205,3 @@ def is_mp3_frame(start: bytes) -> bool:
 
 def nothing() -> Samples:
     return np.zeros(0, dtype=np.float32)
-
-
-def decode_audio(
-    data: bytes,
-    *,
-    encoding: Encoding = "auto",
-    sample_rate: int = 0,
-    channels: int = 0,
-    target_rate: int = 16_000,
-    limits: AudioLimits | None = None,
-) -> Samples:
-    """A whole file [S] float32, never empty. Raises AudioError."""
-    with AudioDecoder(
-        encoding=encoding, sample_rate=sample_rate, channels=channels, target_rate=target_rate, limits=limits
-    ) as decoder:
-        samples = np.concatenate((decoder.push(data), decoder.finish()))
-    if not samples.size:
-        raise AudioError("The audio is too short: it holds no sample at the model's rate.")
-    return samples
