@@ -114,9 +114,14 @@ def test_phrases_can_be_boosted(service: WebService) -> None:
     plain = service.text(file_of(samples))
     contexts = json.dumps([{"phrases": ["cc"], "boost": 5}])
     assert service.text(file_of(samples), speech_contexts=contexts) == plain
-    refused = service.transcribe(file_of(samples), speech_contexts='{"phrases": 1}')
-    assert refused.status == 400
-    assert refused.error["param"] == "speech_contexts"
+    for contexts in ('{"phrases": 1}', '[{"phrases": "metoprolol"}]', '[{"phrases": [1]}]', '["cc"]', "[{}]"):
+        refused = service.transcribe(file_of(samples), speech_contexts=contexts)
+        assert refused.status == 400
+        assert refused.error["param"] == "speech_contexts"
+    unwritable = json.dumps([{"phrases": ["cc", "größer", "ч"]}])
+    for stream in ("false", "true"):
+        service.transcribe(file_of(samples), speech_contexts=unwritable, stream=stream)
+        assert service.calls[-1].ignored == ("2 phrases",)
 
 
 # Refusals

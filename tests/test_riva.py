@@ -154,6 +154,7 @@ def test_audio_of_all_kinds(service: Service, audio: tuple[bytes, dict[str, Any]
         (b"", {}, "empty audio"),
         (pcm16(spoken("a")), WAV, ""),
         (b"RIFF\x00", WAV, ""),
+        (file_of(np.zeros(1, np.float32), rate=96_000), WAV, "too short"),
         (pcm16(spoken("a")), {"encoding": 7}, "encoding 7 is unknown"),
         (pcm16(spoken("a")), {"sample_rate_hertz": -1}, "sample_rate_hertz is -1"),
         (pcm16(spoken("a")), {"sample_rate_hertz": 10}, "10"),

@@ -150,6 +150,14 @@ def test_phrases_have_limits(service: Service) -> None:
         assert details.startswith("speech_contexts: ")
 
 
+def test_phrases_without_effect_are_counted_in_the_log(service: Service) -> None:
+    contexts = [messages.SpeechContext(phrases=["b", "\u0447"], boost=5.0)]
+    service.text(pcm16(spoken("a")), speech_contexts=contexts)
+    assert service.calls[-1].ignored == ("1 phrase",)
+    list(service.stream(stream_requests(spoken("a"), speech_contexts=contexts)))
+    assert service.calls[-1].ignored == ("1 phrase",)
+
+
 # The messages
 
 

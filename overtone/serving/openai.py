@@ -21,7 +21,7 @@ from overtone.serving.http_errors import envelope, invalid
 from overtone.serving.messages import RecognitionConfig
 from overtone.serving.model_names import adapter_names, model_name
 from overtone.serving.offline import Recognition, recognise_async
-from overtone.serving.reception import Reception, metadata_of
+from overtone.serving.reception import Reception, add_contexts, metadata_of
 from overtone.serving.riva_calls import Call
 from overtone.serving.riva_request import RecognitionRequest
 from overtone.serving.shelf import ShelfEntry
@@ -101,12 +101,10 @@ class Transcriptions:
             profanity_filter=flag_field(form, "profanity_filter"),
         )
         config.custom_configuration["adapter"] = text_field(form, "adapter")
-        add_contexts(config, form)
-        call.ignored = tuple(
-            name if name in WITHOUT_EFFECT else f"field {name[:40]!r}" for name in sorted({*form} - FIELDS)
-        )
+        add_phrases(config, form)
+        ignored = [name if name in WITHOUT_EFFECT else f"field {name[:40]!r}" for name in sorted({*form} - FIELDS)]
         return Wishes(
-            request=self.reception.understood(config, "offline", call, metadata_of(request)),
+            request=self.reception.understood(config, "offline", call, metadata_of(request), ignored=ignored),
             format=format,
             granularities=frozenset(granularities or {"segment"}),
             stream=stream,
@@ -115,6 +113,7 @@ class Transcriptions:
     async def recognised(self, samples: Samples, wishes: Wishes, call: Call) -> Recognition:
         reception = self.reception
         decoding = await reception.provision.decoding(wishes.request)
+        call.ignored += decoding.ignored
         with await reception.provision.lease(wishes.request) as lease:
             return await recognise_async(
                 reception.engine,
@@ -131,6 +130,7 @@ class Transcriptions:
         """The same, told as it grows; the lease is held by `held`."""
         reception = self.reception
         decoding = await reception.provision.decoding(wishes.request)
+        call.ignored += decoding.ignored
         lease = held.enter_context(await reception.provision.lease(wishes.request))
         return growing(
             reception.engine,
@@ -224,15 +224,14 @@ def flag_field(form: FormData, name: str) -> bool:
     return value in ("true", "1")
 
 
-def add_contexts(config: Any, form: FormData) -> None:
+def add_phrases(config: Any, form: FormData) -> None:
     """`speech_contexts`, our addition: JSON as Riva spells it, [{"phrases": ["…"], "boost": 10}]."""
     text = text_field(form, "speech_contexts")
     if not text:
         return
     try:
-        for context in json.loads(text):
-            config.speech_contexts.add(phrases=context["phrases"], boost=context.get("boost", 0.0))
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        add_contexts(config, json.loads(text))
+    except (ValueError, TypeError, RecursionError):
         raise invalid(
             '\'speech_contexts\' must be JSON: [{"phrases": ["…"], "boost": 10}].', "speech_contexts"
         ) from None

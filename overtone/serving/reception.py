@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,7 +20,8 @@ from overtone.serving.http_errors import HttpError, invalid
 from overtone.serving.profanity import WORDS
 from overtone.serving.provision import Provision
 from overtone.serving.riva_calls import Call
-from overtone.serving.riva_request import Kind, RecognitionRequest, read_config
+from overtone.serving.riva_fields import ignored_fields
+from overtone.serving.riva_request import Kind, RecognitionRequest, read_config, understands
 from overtone.serving.security import Guard
 from overtone.serving.shelf import Shelf, ShelfEntry
 from overtone.serving.sniff import AudioLimits
@@ -110,10 +111,16 @@ class Reception:
         call.tenant = self.guard.authorise(metadata_of(connection), None)
         return call
 
-    def understood(self, config: Any, kind: Kind, call: Call, metadata: Metadata) -> RecognitionRequest:
-        """config: a RecognitionConfig. A request that is sound, allowed, and names what exists."""
-        check_language(config.language_code, self.settings.language)
-        config.language_code = ""
+    def understood(
+        self, config: Any, kind: Kind, call: Call, metadata: Metadata, *, ignored: Iterable[str] = ()
+    ) -> RecognitionRequest:
+        """config: a RecognitionConfig. A request that is sound, allowed, and names what exists.
+
+        ignored: what else was asked for and has no effect.
+        """
+        asked, own = config.language_code, self.settings.language
+        if not understands(own, asked):
+            raise invalid(f"The language '{asked[:40]}' is not understood here; this model's is {own}.", "language")
         request = read_config(
             config,
             kind=kind,
@@ -129,6 +136,7 @@ class Reception:
         except AdapterError as error:
             raise self.unknown_model(request.model or "+".join(request.names), metadata) from error
         call.adapter = request.adapter or ""
+        call.ignored = (*ignored, *ignored_fields(config))
         return request
 
     def unknown_model(self, name: str, metadata: Metadata) -> HttpError:
@@ -156,12 +164,15 @@ def metadata_of(connection: HTTPConnection) -> list[tuple[str, str]]:
     return [(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in raw]
 
 
-def check_language(asked: str, language: str) -> None:
-    """Empty, the server's own tag or its language alone (`en` for `en-US`, any `en-XX` for `en`), in any case."""
-    asked_tag, own = asked.lower(), language.lower()
-    primary = own.partition("-")[0]
-    if asked_tag not in ("", own, primary) and not (own == primary and asked_tag.startswith(f"{own}-")):
-        raise invalid(f"The language '{asked[:40]}' is not understood here; this model's is {language}.", "language")
+def add_contexts(config: Any, contexts: Any) -> None:
+    """contexts: `[{"phrases": ["…"], "boost": 10}]` as JSON says it. Raises TypeError or another of protobuf's."""
+    if not isinstance(contexts, list):
+        raise TypeError("phrases to be boosted must be a list of objects")
+    for context in contexts:
+        phrases = context.get("phrases") if isinstance(context, dict) else None
+        if not isinstance(phrases, list) or not all(isinstance(phrase, str) for phrase in phrases):
+            raise TypeError("'phrases' must be a list of texts")
+        config.speech_contexts.add(phrases=phrases, boost=context.get("boost", 0.0))
 
 
 def mapping(value: Any, name: str) -> Mapping[str, Any]:

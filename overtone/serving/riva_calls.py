@@ -46,8 +46,6 @@ __all__ = ["Call", "OnCall", "RivaCalls", "RivaSettings", "write_log"]
 LOG = logging.getLogger("overtone.serving.riva")
 DECODERS = 2
 """Threads that decode recordings."""
-LISTED = 20
-"""Unknown keys in the log."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +129,7 @@ class RivaCalls:
             if not message.audio:
                 raise invalid("empty audio: the field 'audio' holds no bytes")
             decoding = await self.provision.decoding(request)
+            call.ignored += decoding.ignored
             samples = await self.in_thread(self.provision.decoded, io.BytesIO(message.audio), request)
             call.audio_seconds = samples.size / self.engine.sample_rate
             remaining = context.time_remaining()
@@ -159,6 +158,7 @@ class RivaCalls:
                 interim=opening.streaming_config.interim_results,
             )
             decoding = await self.provision.decoding(request)
+            call.ignored += decoding.ignored
             lease = await self.provision.lease(request)
             stream = Stream(self.engine, lease, settings=settings, decoding=decoding, group=call.tenant or None)
             with stream, self.provision.decoder(request) as decoder:
@@ -230,10 +230,7 @@ class RivaCalls:
         for name in request.names or (None,):
             call.tenant = self.authorise(metadata, name)
         call.adapter = request.adapter or ""
-        call.ignored = (
-            *ignored_fields(config),
-            *(f"custom_configuration[{key[:40]!r}]" for key in request.unknown_keys[:LISTED]),
-        )
+        call.ignored = tuple(ignored_fields(config))
         try:
             for name in request.names:
                 self.shelf.entry(name)
