@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import io
+import math
 import shutil
 import tarfile
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
+from datetime import date
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -100,6 +104,24 @@ def test_a_refused_adapter_is_shown_and_others_go_on(service: WebService, tmp_pa
     assert service.text(file_of(spoken("ab")), model="swap") == "ba"
     shutil.rmtree(folder / "damaged")
     service.post("/v1/admin/scan", token=ADMIN)
+
+
+def test_odd_cards_and_names_do_not_keep_others_from_being_listed(
+    service: WebService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep: dict[str, Any] = {"wer": 0.1}
+    deep["deep"] = [deep]
+    numbers = [math.nan, math.inf, 2**80, 1.5]
+    card = {"when": date(2026, 1, 2), "numbers": numbers, 7: "\ud800", "deep": deep}
+    names = service.server.shelf.names
+    odd = replace(names()[0], name="odd\udcff", card=card)
+    monkeypatch.setattr(service.server.shelf, "names", lambda: [*names(), odd])
+    answer = service.get("/v1/admin/adapters", token=ADMIN)
+    assert answer.status == 200
+    assert [entry["name"] for entry in answer.json["data"]] == ["other", "swap", "odd?"]
+    shown = answer.json["data"][-1]["card"]
+    assert (shown["when"], shown["numbers"], shown["7"]) == ("2026-01-02", [None, None, None, 1.5], "?")
+    assert shown["deep"]["deep"][0]["wer"] == 0.1
 
 
 def test_without_a_token_there_is_no_administration(tmp_path: Path) -> None:

@@ -114,9 +114,14 @@ def test_phrases_can_be_boosted(service: WebService) -> None:
     plain = service.text(file_of(samples))
     contexts = json.dumps([{"phrases": ["cc"], "boost": 5}])
     assert service.text(file_of(samples), speech_contexts=contexts) == plain
-    refused = service.transcribe(file_of(samples), speech_contexts='{"phrases": 1}')
-    assert refused.status == 400
-    assert refused.error["param"] == "speech_contexts"
+    for contexts in ('{"phrases": 1}', '[{"phrases": "metoprolol"}]', '[{"phrases": [1]}]', '["cc"]', "[{}]"):
+        refused = service.transcribe(file_of(samples), speech_contexts=contexts)
+        assert refused.status == 400
+        assert refused.error["param"] == "speech_contexts"
+    unwritable = json.dumps([{"phrases": ["cc", "größer", "ч"]}])
+    for stream in ("false", "true"):
+        service.transcribe(file_of(samples), speech_contexts=unwritable, stream=stream)
+        assert service.calls[-1].ignored == ("2 phrases",)
 
 
 # Refusals
@@ -236,11 +241,11 @@ def test_overload_is_told_at_once(tmp_path: Path) -> None:
             assert answer.status == 429
             assert answer.headers["retry-after"] == "1"
             assert answer.error["type"] == "rate_limit_error"
-        with reception.holding(reception.settings.max_audio_seconds):
+        with narrow.server.held.holding(narrow.server.held.max_seconds):
             answer = narrow.transcribe(audio)
             assert (answer.status, answer.error["code"]) == (429, "rate_limit_exceeded")
         assert narrow.transcribe(audio).status == 200
-        assert (reception.active, reception.audio_seconds) == (0, 0.0)
+        assert (reception.active, narrow.server.held.seconds) == (0, 0.0)
         reception.closing = True
         assert narrow.transcribe(audio).status == 503
         assert narrow.get("/v1/health/ready").status == 503

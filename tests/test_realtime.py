@@ -192,12 +192,17 @@ def test_custom_configuration_of_both_generations_of_clients(service: WebService
             assert opened.rest()[-1]["transcript"] == "ba"
 
 
-def test_silence_and_nothing_at_all(service: WebService) -> None:
+def test_silence_and_nothing_at_all_and_wishes_without_effect(service: WebService) -> None:
+    wishes = {"max_alternatives": 3, "enable_automatic_punctuation": True, "custom_configuration": "colour:blue"}
+    boosts = {"enable_word_boosting": True, "word_boosting_list": [{"phrases": ["\u0447"]}]}
     with client(service) as opened:
-        opened.update()
+        opened.update(input_audio_transcription={"prompt": "x"}, recognition_config=wishes, word_boosting=boosts)
         opened.say(pcm16(silence(0.5)))
         [event] = opened.rest()
         assert (event["transcript"], event["is_last_result"]) == ("", True)
+    eventually(lambda: service.calls[-1].ignored != ())
+    told = ("prompt", *list(wishes)[:2], "custom_configuration['colour']", "1 phrase")
+    assert service.calls[-1].ignored == told
     with client(service) as opened:
         [event] = opened.rest()
         assert (event["transcript"], event["is_last_result"]) == ("", True)
@@ -219,6 +224,7 @@ def test_silence_and_nothing_at_all(service: WebService) -> None:
         ({"endpointing_config": {"stop_threshold": 7.0}}, "stop_threshold"),
         ({"custom_configuration": "a:b:c"}, "key:value"),
         ({"word_boosting": {"enable_word_boosting": True, "word_boosting_list": [1]}}, "wrong kind"),
+        ({"word_boosting": {"enable_word_boosting": True, "word_boosting_list": [{"phrases": "ab"}]}}, "list of texts"),
     ],
 )
 def test_refused_sessions(service: WebService, changes: dict[str, Any], words: str) -> None:

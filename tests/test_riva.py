@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ grpc = pytest.importorskip("grpc", reason="the serving extra is not installed")
 
 from overtone.errors import UsageError  # noqa: E402
 from overtone.serving import messages  # noqa: E402
+from overtone.serving.held_audio import HeldAudio  # noqa: E402
 from overtone.serving.model_names import adapter_names, chosen_adapters, model_name  # noqa: E402
 from overtone.serving.riva import RivaSettings  # noqa: E402
+from overtone.serving.sniff import AudioLimits  # noqa: E402
 from riva_service import SETTINGS, Service, file_of, raw_config, refusal, riva_service, stream_requests  # noqa: E402
 from speaking_model import pcm16, silence, spoken  # noqa: E402
 
@@ -151,6 +154,7 @@ def test_audio_of_all_kinds(service: Service, audio: tuple[bytes, dict[str, Any]
         (b"", {}, "empty audio"),
         (pcm16(spoken("a")), WAV, ""),
         (b"RIFF\x00", WAV, ""),
+        (file_of(np.zeros(1, np.float32), rate=96_000), WAV, "too short"),
         (pcm16(spoken("a")), {"encoding": 7}, "encoding 7 is unknown"),
         (pcm16(spoken("a")), {"sample_rate_hertz": -1}, "sample_rate_hertz is -1"),
         (pcm16(spoken("a")), {"sample_rate_hertz": 10}, "10"),
@@ -167,6 +171,23 @@ def test_a_message_may_be_larger_than_4_megabytes(service: Service) -> None:
     audio = pcm16(np.concatenate((spoken("abc"), silence(150))))
     assert len(audio) > 4 * 2**20
     assert service.text(audio) == "abc "
+
+
+def test_recordings_that_are_too_long_together_are_refused(tmp_path: Path) -> None:
+    held = HeldAudio(max_seconds=10.0)
+    with riva_service(tmp_path, adapters=(), settings=SETTINGS, held=held) as narrow:
+        with held.holding(10.0):
+            code, details = refusal(lambda: narrow.text(pcm16(spoken("abc"))))
+        assert code is Code.RESOURCE_EXHAUSTED
+        assert "too long together" in details
+        assert narrow.text(pcm16(spoken("abc"))) == "abc "
+        assert held.seconds == 0.0
+
+
+def test_a_limit_may_be_larger_than_any_message(tmp_path: Path) -> None:
+    limits = AudioLimits(max_bytes=4096 * 2**20)
+    with riva_service(tmp_path, adapters=(), settings=replace(SETTINGS, limits=limits)) as generous:
+        assert generous.text(pcm16(spoken("abc"))) == "abc "
 
 
 def test_alternatives_and_boosts(service: Service) -> None:

@@ -109,14 +109,16 @@ def test_what_is_ignored_changes_nothing(service: Service, field: Field) -> None
         assert service.calls[-1].ignored == (field.name,)
 
 
-def test_channels_that_only_the_header_tells_of_are_refused(service: Service) -> None:
+@pytest.mark.parametrize("format", ["WAV", "FLAC", "MP3"])
+def test_channels_that_only_the_header_tells_of_are_refused(service: Service, format: str) -> None:
+    """Of a short FLAC or an MP3 that is at its end."""
     import io
 
     import numpy as np
     import soundfile
 
     buffer = io.BytesIO()
-    soundfile.write(buffer, np.stack([spoken("a")] * 2, axis=1), 16_000, format="WAV")
+    soundfile.write(buffer, np.stack([spoken("a")] * 2, axis=1), 16_000, format=format)
     config = {"encoding": 0, "sample_rate_hertz": 0, "enable_separate_recognition_per_channel": True}
     assert refusal(lambda: service.text(buffer.getvalue(), **config))[0] is grpc.StatusCode.UNIMPLEMENTED
     requests = [
@@ -146,6 +148,14 @@ def test_phrases_have_limits(service: Service) -> None:
         code, details = refusal(lambda contexts=contexts: service.text(pcm16(spoken("a")), speech_contexts=contexts))
         assert code is grpc.StatusCode.INVALID_ARGUMENT
         assert details.startswith("speech_contexts: ")
+
+
+def test_phrases_without_effect_are_counted_in_the_log(service: Service) -> None:
+    contexts = [messages.SpeechContext(phrases=["b", "\u0447"], boost=5.0)]
+    service.text(pcm16(spoken("a")), speech_contexts=contexts)
+    assert service.calls[-1].ignored == ("1 phrase",)
+    list(service.stream(stream_requests(spoken("a"), speech_contexts=contexts)))
+    assert service.calls[-1].ignored == ("1 phrase",)
 
 
 # The messages

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import io
 import tarfile
+import threading
 import zipfile
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from overtone.errors import AdapterError
 from overtone.model import AsrModel
+from overtone.serving.upload import place
 from serving_models import make_adapter, shelf_of, states, three_voices, tiny_model
 
 
@@ -24,10 +28,13 @@ def folder(tmp_path: Path, model: AsrModel) -> Path:
     return three_voices(model, tmp_path / "shelf")
 
 
+COMPRESSIONS = {"zip": zipfile.ZIP_DEFLATED, "zip-lzma": zipfile.ZIP_LZMA}
+
+
 def packed(folder: Path, form: str) -> bytes:
     stream = io.BytesIO()
-    if form == "zip":
-        with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+    if form in COMPRESSIONS:
+        with zipfile.ZipFile(stream, "w", COMPRESSIONS[form]) as archive:
             for path in folder.iterdir():
                 archive.write(path, f"top/{path.name}")
     else:
@@ -70,6 +77,13 @@ def test_uploads_that_are_bad_change_nothing(model: AsrModel, folder: Path, tmp_
         for name in ("../../escaped", "adapter.safetensors"):
             tar.addfile(tarfile.TarInfo(name))
     before = states(shelf)
+    large = tmp_path / "large"
+    large.mkdir()
+    for name in ("adapter.yaml", "adapter.safetensors"):
+        (large / name).write_bytes(np.random.default_rng(0).bytes(100_000).hex().encode())
+    corrupt = {form: bytearray(packed(large, form)) for form in ("xz", "zip-lzma")}
+    for damaged in corrupt.values():
+        damaged[len(damaged) // 3 : len(damaged) // 3 + 64] = bytes(64)
     cases = {
         b"": "no archive",
         b"hello" * 100: "no archive",
@@ -77,6 +91,8 @@ def test_uploads_that_are_bad_change_nothing(model: AsrModel, folder: Path, tmp_
         foreign: "another base",
         bomb.getvalue(): "larger than",
         evil.getvalue(): "holds no adapter.yaml",
+        bytes(corrupt["xz"]): "damaged",
+        bytes(corrupt["zip-lzma"]): "damaged",
     }
     for archive, message in cases.items():
         with pytest.raises(AdapterError, match=message):
@@ -87,6 +103,40 @@ def test_uploads_that_are_bad_change_nothing(model: AsrModel, folder: Path, tmp_
     assert states(shelf) == before
     assert not (tmp_path / "escaped").exists()
     assert sorted(path.name for path in folder.iterdir()) == ["voice0", "voice1", "voice2"]
+
+
+def test_a_linked_adapter_goes_without_what_the_link_leads_to(model: AsrModel, folder: Path, tmp_path: Path) -> None:
+    elsewhere = make_adapter(model, tmp_path / "elsewhere", seed=22)
+    (folder / "linked").symlink_to(elsewhere)
+    shelf = shelf_of(model, folder)
+    shelf.remove("linked")
+    assert sorted(path.name for path in folder.iterdir()) == ["voice0", "voice1", "voice2"]
+    assert "linked" not in states(shelf)
+    assert (elsewhere / "adapter.yaml").is_file()
+
+
+def test_uploads_of_one_name_take_turns(
+    model: AsrModel, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf = shelf_of(model, folder)
+    archives = [packed(make_adapter(model, tmp_path / "made", seed=seed), "zip") for seed in (20, 21)]
+    second = threading.Thread(target=shelf.put, args=("fresh", archives[1]))
+    running: list[int] = []
+    most: list[int] = []
+
+    def slow_place(*arguments: Any) -> None:
+        running.append(1)
+        most.append(len(running))
+        if len(most) == 1:
+            second.start()
+            second.join(0.05)
+        place(*arguments)
+        running.pop()
+
+    monkeypatch.setattr("overtone.serving.shelf.place", slow_place)
+    shelf.put("fresh", archives[0])
+    second.join(10)
+    assert most == [1, 1]
 
 
 def test_unloading_waits_for_the_last_lease(model: AsrModel, folder: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 pytest.importorskip("starlette", reason="the serving extra is not installed")
 
 from chromium import Browser, Tab, browser
+from overtone.serving.http_errors import CODES
 from riva_service import file_of
 from speaking_model import silence, spoken
 from web_page import COMPARE, CONTRASTS, RESAMPLE, address, alert, choose, done, marked, ready, words
@@ -355,6 +358,13 @@ def test_a_phone_and_little_motion(service: WebService, chrome: Browser, recordi
 
 
 # Serving
+
+
+def test_the_page_knows_every_code_of_a_live_error() -> None:
+    script = files("overtone.serving").joinpath("web/conversation.js").read_text("utf-8")
+    statuses = script.partition("const STATUSES = {")[2].partition("}")[0]
+    known = {code: int(status) for code, status in re.findall(r"(\w+): (\d+)", statuses)}
+    assert known == {**{code: status for status, code in CODES.items()}, "model_not_found": 404}
 
 
 def test_how_the_page_is_served(service: WebService) -> None:

@@ -7,6 +7,8 @@ path can be said. Everything needs the administrator's token.
 from __future__ import annotations
 
 import asyncio
+import math
+from collections.abc import Mapping
 from typing import Any
 
 from starlette.requests import Request
@@ -19,6 +21,9 @@ from overtone.serving.http_errors import HttpError
 from overtone.serving.openai import audio_of
 from overtone.serving.reception import Reception, metadata_of
 from overtone.serving.shelf import ShelfEntry
+
+DEEPEST = 16
+"""Levels of a card that are shown."""
 
 
 class Administration:
@@ -95,7 +100,7 @@ def accepted(work: Any, *arguments: Any) -> Any:
 
 
 def shown(entry: ShelfEntry) -> dict[str, Any]:
-    return {
+    content: dict[str, Any] = {
         "object": "adapter",
         "name": entry.name,
         "state": entry.state,
@@ -104,5 +109,27 @@ def shown(entry: ShelfEntry) -> dict[str, Any]:
         "parameters": entry.parameters,
         "digest": entry.digest,
         "source": entry.source,
-        "card": dict(entry.card),
+        "card": entry.card,
     }
+    return {key: sayable(value) for key, value in content.items()}
+
+
+def sayable(value: Any, depth: int = 0) -> Any:
+    """What JSON can say of a value that came with an adapter: null for a number that it cannot, or what lies too deep.
+
+    One odd card must not keep the others from being listed.
+    """
+    match value:
+        case None | bool():
+            return value
+        case int():
+            return value if value.bit_length() < 64 else None
+        case float():
+            return value if math.isfinite(value) else None
+        case Mapping():
+            if depth == DEEPEST:
+                return None
+            return {sayable(str(key)): sayable(inner, depth + 1) for key, inner in value.items()}
+        case list() | tuple():
+            return None if depth == DEEPEST else [sayable(inner, depth + 1) for inner in value]
+    return str(value).encode("utf-8", "replace").decode()

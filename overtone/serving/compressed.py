@@ -174,7 +174,10 @@ class FlacFeed:
 
 
 class OggFeed:
-    """Ogg with Opus or Vorbis, decoded as it comes: through a pipe, from which libsndfile reads without seeking."""
+    """Ogg with Opus or Vorbis, decoded as it comes: through a pipe, from which libsndfile reads without seeking.
+
+    It may be closed by another thread while it is being fed.
+    """
 
     container: Container = "ogg"
 
@@ -182,6 +185,8 @@ class OggFeed:
         source, self._sink = os.pipe()
         os.set_blocking(self._sink, False)
         self._reader = ThreadedFile("ogg", source)
+        self._sink_lock = threading.Lock()
+        """Nothing is written to the sink's number once it is closed: it may be another file's by then."""
         self._closed = False
 
     @property
@@ -195,11 +200,11 @@ class OggFeed:
     def push(self, data: bytes) -> Iterator[Samples]:
         while data and not self._reader.done:
             try:
-                data = data[os.write(self._sink, data[:BLOCK]) :]
+                data = data[self._write(data[:BLOCK]) :]
             except BlockingIOError:
                 yield from self._reader.take()
                 time.sleep(0.001)
-            except BrokenPipeError:  # the decoder has its end, or has given up: `take` tells
+            except BrokenPipeError:  # closed, or the decoder has its end or has given up: `take` tells
                 break
         yield from self._reader.take()
 
@@ -211,10 +216,17 @@ class OggFeed:
         self._reader.stop()
         self._close_sink()
 
+    def _write(self, data: bytes) -> int:
+        with self._sink_lock:
+            if self._closed:
+                raise BrokenPipeError
+            return os.write(self._sink, data)
+
     def _close_sink(self) -> None:
-        if not self._closed:
-            self._closed = True
-            os.close(self._sink)
+        with self._sink_lock:
+            if not self._closed:
+                self._closed = True
+                os.close(self._sink)
 
 
 class WholeFile:

@@ -56,5 +56,6 @@ class Hearing:
         events: list[Event] = []
         if self.received:
             self.pieces.append(await self.in_thread(self.decoder.finish))
+            check_channels(self.decoder.format, self.request)
             events = await self.push()
         return [*events, *await self.stream.finish_async()]

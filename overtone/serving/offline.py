@@ -25,6 +25,12 @@ class Decoding:
     """How many hypotheses at most."""
     beam: BeamSettings = field(default_factory=BeamSettings)
 
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """What of it has no effect, for the log, in which no phrases are."""
+        phrases = 0 if self.boosts is None else len(self.boosts.ignored)
+        return (f"{phrases} phrase{'' if phrases == 1 else 's'}",) if phrases else ()
+
     def decoder(self, engine: Engine, first_frame: int = 0) -> Decoder:
         tokenizer, seconds = engine.model.tokenizer, engine.seconds_per_frame
         if self.alternatives > 1 or self.boosts:

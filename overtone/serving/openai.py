@@ -8,26 +8,23 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import Any
 
-import numpy as np
 from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from overtone.serving.bodies import form_of, while_connected
 from overtone.serving.engine import Samples
-from overtone.serving.errors import AudioError
 from overtone.serving.growing import growing
 from overtone.serving.http_errors import envelope, invalid
 from overtone.serving.messages import RecognitionConfig
 from overtone.serving.model_names import adapter_names, model_name
 from overtone.serving.offline import Recognition, recognise_async
-from overtone.serving.reception import Reception, metadata_of
+from overtone.serving.reception import Reception, add_contexts, metadata_of
 from overtone.serving.riva_calls import Call
-from overtone.serving.riva_request import RecognitionRequest, check_channels
+from overtone.serving.riva_request import RecognitionRequest
 from overtone.serving.shelf import ShelfEntry
-from overtone.serving.sniff import AudioDecoder
 from overtone.serving.transcripts import FORMATS, answer, event, events
 
 GRANULARITIES = {"word", "segment"}
@@ -37,8 +34,6 @@ FIELDS = {
     "file", "model", "adapter", "language", "response_format", "stream", "timestamp_granularities[]",
     "timestamp_granularities", "speech_contexts", "profanity_filter",
 }  # fmt: skip
-PIECE = 2**20
-"""Bytes that are decoded at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,9 +61,9 @@ class Transcriptions:
             async with form_of(request, most=most, seconds=seconds) as (request, form):
                 wishes = self.wishes(form, request, call)
                 reception.guard.charge(call.tenant, requests=1)
-                samples = await reception.in_thread(self.decoded, audio_of(form).file, wishes.request)
+                samples = await reception.in_thread(reception.provision.decoded, audio_of(form).file, wishes.request)
             call.audio_seconds = samples.size / reception.engine.sample_rate
-            held.enter_context(reception.holding(call.audio_seconds))
+            held.enter_context(reception.provision.held.holding(call.audio_seconds))
             if not wishes.stream:
                 recognition = await while_connected(request, self.recognised(samples, wishes, call))
                 return answer(
@@ -106,32 +101,19 @@ class Transcriptions:
             profanity_filter=flag_field(form, "profanity_filter"),
         )
         config.custom_configuration["adapter"] = text_field(form, "adapter")
-        add_contexts(config, form)
-        call.ignored = tuple(
-            name if name in WITHOUT_EFFECT else f"field {name[:40]!r}" for name in sorted({*form} - FIELDS)
-        )
+        add_phrases(config, form)
+        ignored = [name if name in WITHOUT_EFFECT else f"field {name[:40]!r}" for name in sorted({*form} - FIELDS)]
         return Wishes(
-            request=self.reception.understood(config, "offline", call, metadata_of(request)),
+            request=self.reception.understood(config, "offline", call, metadata_of(request), ignored=ignored),
             format=format,
             granularities=frozenset(granularities or {"segment"}),
             stream=stream,
         )
 
-    def decoded(self, file: IO[bytes], request: RecognitionRequest) -> Samples:
-        """[S] at the model's rate. Raises AudioError."""
-        parts = []
-        with self.reception.provision.decoder(request) as decoder:
-            while data := file.read(PIECE):
-                parts.append(push(decoder, data, request))
-            parts.append(decoder.finish())
-        samples = np.concatenate(parts)
-        if not samples.size:
-            raise AudioError("The audio is too short: it holds no sample at the model's rate.")
-        return samples
-
     async def recognised(self, samples: Samples, wishes: Wishes, call: Call) -> Recognition:
         reception = self.reception
         decoding = await reception.provision.decoding(wishes.request)
+        call.ignored += decoding.ignored
         with await reception.provision.lease(wishes.request) as lease:
             return await recognise_async(
                 reception.engine,
@@ -148,6 +130,7 @@ class Transcriptions:
         """The same, told as it grows; the lease is held by `held`."""
         reception = self.reception
         decoding = await reception.provision.decoding(wishes.request)
+        call.ignored += decoding.ignored
         lease = held.enter_context(await reception.provision.lease(wishes.request))
         return growing(
             reception.engine,
@@ -241,24 +224,17 @@ def flag_field(form: FormData, name: str) -> bool:
     return value in ("true", "1")
 
 
-def add_contexts(config: Any, form: FormData) -> None:
+def add_phrases(config: Any, form: FormData) -> None:
     """`speech_contexts`, our addition: JSON as Riva spells it, [{"phrases": ["…"], "boost": 10}]."""
     text = text_field(form, "speech_contexts")
     if not text:
         return
     try:
-        for context in json.loads(text):
-            config.speech_contexts.add(phrases=context["phrases"], boost=context.get("boost", 0.0))
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        add_contexts(config, json.loads(text))
+    except (ValueError, TypeError, RecursionError):
         raise invalid(
             '\'speech_contexts\' must be JSON: [{"phrases": ["…"], "boost": 10}].', "speech_contexts"
         ) from None
-
-
-def push(decoder: AudioDecoder, data: bytes, request: RecognitionRequest) -> Samples:
-    samples = decoder.push(data)
-    check_channels(decoder.format, request)
-    return samples
 
 
 async def rejoined(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

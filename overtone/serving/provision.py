@@ -5,14 +5,22 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 from functools import partial
+from typing import IO
 
-from overtone.serving.engine import Engine
+import numpy as np
+
+from overtone.serving.engine import Engine, Samples
+from overtone.serving.errors import AudioError
+from overtone.serving.held_audio import HeldAudio
 from overtone.serving.offline import Decoding
 from overtone.serving.profanity import masked
-from overtone.serving.riva_request import RecognitionRequest
+from overtone.serving.riva_request import RecognitionRequest, check_channels
 from overtone.serving.riva_results import Mask
 from overtone.serving.shelf import Lease, Shelf
 from overtone.serving.sniff import AudioDecoder, AudioLimits
+
+PIECE = 2**20
+"""Bytes that are decoded at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +33,8 @@ class Provision:
     """What a request may send."""
     profanities: frozenset[str]
     """Lower-case words that are masked where the request asks for it."""
+    held: HeldAudio
+    """What the recordings of all doors take."""
 
     async def lease(self, request: RecognitionRequest) -> Lease:
         if self.shelf.at_hand(request.names):
@@ -43,6 +53,20 @@ class Provision:
             target_rate=self.engine.sample_rate,
             limits=self.limits,
         )
+
+    def decoded(self, file: IO[bytes], request: RecognitionRequest) -> Samples:
+        """A whole recording [S] at the model's rate, never empty. Takes a while. Raises AudioError or RivaError."""
+        parts = []
+        with self.decoder(request) as decoder:
+            while data := file.read(PIECE):
+                parts.append(decoder.push(data))
+                check_channels(decoder.format, request)
+            parts.append(decoder.finish())
+            check_channels(decoder.format, request)
+        samples = np.concatenate(parts)
+        if not samples.size:
+            raise AudioError("The audio is too short: it holds no sample at the model's rate.")
+        return samples
 
     def mask(self, request: RecognitionRequest) -> Mask:
         return partial(masked, words=self.profanities) if request.mask_profanity else str

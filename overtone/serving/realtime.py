@@ -25,11 +25,12 @@ from overtone.serving.bodies import body_of
 from overtone.serving.hearing import Hearing
 from overtone.serving.http_errors import HttpError, envelope, error_response, invalid, status_of
 from overtone.serving.model_names import model_name
-from overtone.serving.realtime_session import Secrets, new_session, recognition_config, updated
+from overtone.serving.realtime_session import Secrets, ignored_wishes, new_session, recognition_config, updated
 from overtone.serving.realtime_talk import Talk
 from overtone.serving.reception import Reception, call_of, metadata_of
 from overtone.serving.riva_calls import Call
 from overtone.serving.riva_inbox import Inbox
+from overtone.serving.riva_request import RecognitionRequest
 from overtone.serving.streaming import Stream
 
 LOG = logging.getLogger("overtone.serving.realtime")
@@ -133,12 +134,16 @@ class Realtime:
                     break
                 if arrived[0].kind == "update":
                     session = updated(session, arrived[0].session)
-                    self.reception.understood(recognition_config(session), "online", call, metadata)
+                    self.understood(session, metadata, call)
                     await send(websocket, {"type": "transcription_session.updated", "session": session})
                 else:
                     waiting += arrived
             await self.transcribe(websocket, session, inbox, waiting, metadata, call)
         await websocket.close()
+
+    def understood(self, session: dict[str, Any], metadata: Metadata, call: Call) -> RecognitionRequest:
+        config = recognition_config(session)
+        return self.reception.understood(config, "online", call, metadata, ignored=ignored_wishes(session))
 
     async def transcribe(
         self,
@@ -151,10 +156,11 @@ class Realtime:
     ) -> None:
         """From the first audio to the client's `done`."""
         reception = self.reception
-        request = reception.understood(recognition_config(session), "online", call, metadata)
+        request = self.understood(session, metadata, call)
         reception.guard.charge(call.tenant, requests=1)
         settings = replace(reception.settings.stream, endpointing=request.endpointing, interim=True)
         decoding = await reception.provision.decoding(request)
+        call.ignored += decoding.ignored
         lease = await reception.provision.lease(request)
         stream = Stream(reception.engine, lease, settings=settings, decoding=decoding, group=call.tenant or None)
         with stream, reception.provision.decoder(request) as decoder:

@@ -13,7 +13,7 @@ from typing import Any
 from overtone.serving.access import AccessError, Metadata
 from overtone.serving.http_errors import invalid
 from overtone.serving.messages import ENCODINGS, RecognitionConfig
-from overtone.serving.reception import HttpSettings, mapping
+from overtone.serving.reception import HttpSettings, add_contexts, mapping
 
 FORMATS = {
     "none": "ENCODING_UNSPECIFIED",
@@ -104,11 +104,23 @@ def recognition_config(session: Mapping[str, Any]) -> Any:
             if value > 0:
                 setattr(config.endpointing_config, name, value)
         if boosting["enable_word_boosting"]:
-            for context in boosting["word_boosting_list"]:
-                config.speech_contexts.add(phrases=context["phrases"], boost=context.get("boost", 0.0))
-    except (TypeError, ValueError, OverflowError, KeyError, AttributeError) as error:
+            add_contexts(config, boosting["word_boosting_list"])
+    except (TypeError, ValueError, OverflowError, AttributeError) as error:
         raise invalid(f"The session holds a value of the wrong kind: {str(error)[:200]}.", "session") from error
     return config
+
+
+def ignored_wishes(session: Mapping[str, Any]) -> list[str]:
+    """What a session asks for that has no effect on it, and that `recognition_config` leaves out or a stream does."""
+    wishes = session["recognition_config"]
+    asked = {
+        "prompt": session["input_audio_transcription"]["prompt"],
+        "max_alternatives": wishes["max_alternatives"] not in (0, 1),
+        "enable_automatic_punctuation": wishes["enable_automatic_punctuation"],
+        "enable_verbatim_transcripts": not wishes["enable_verbatim_transcripts"],
+        "max_speaker_count": session["speaker_diarization"]["max_speaker_count"],
+    }
+    return [name for name, value in asked.items() if value]
 
 
 def pairs(value: Any) -> dict[str, str]:

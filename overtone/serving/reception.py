@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,11 +15,13 @@ from overtone.errors import AdapterError
 from overtone.serving.access import Metadata
 from overtone.serving.engine import Engine
 from overtone.serving.errors import DrainingError, OverloadError
+from overtone.serving.held_audio import HeldAudio
 from overtone.serving.http_errors import HttpError, invalid
 from overtone.serving.profanity import WORDS
 from overtone.serving.provision import Provision
 from overtone.serving.riva_calls import Call
-from overtone.serving.riva_request import Kind, RecognitionRequest, read_config
+from overtone.serving.riva_fields import ignored_fields
+from overtone.serving.riva_request import Kind, RecognitionRequest, read_config, understands
 from overtone.serving.security import Guard
 from overtone.serving.shelf import Shelf, ShelfEntry
 from overtone.serving.sniff import AudioLimits
@@ -35,10 +37,6 @@ DECODERS = 2
 class HttpSettings:
     """What the HTTP door may be told when it is built."""
 
-    host: str = "127.0.0.1"
-    """Address to listen on; `0.0.0.0` is all of IPv4."""
-    port: int = 9000
-    """0 takes any free port."""
     base: str = ""
     """What the base is called; the model's own name, or `base`, unless given."""
     language: str = "en-US"
@@ -49,8 +47,6 @@ class HttpSettings:
     """What a request or a session may send."""
     max_requests: int = 256
     """Transcriptions and realtime sessions at a time; more are refused with 429."""
-    max_audio_seconds: float = 8 * 3600.0
-    """Decoded audio of all transcriptions that go on; what would be more is refused with 429."""
     max_adapter_bytes: int = 64 * 2**20
     """Of an uploaded archive."""
     request_seconds: float = 600.0
@@ -66,19 +62,19 @@ class HttpSettings:
 class Reception:
     """Belongs to one event loop."""
 
-    def __init__(self, engine: Engine, shelf: Shelf, *, settings: HttpSettings, guard: Guard) -> None:
+    def __init__(self, engine: Engine, shelf: Shelf, *, settings: HttpSettings, guard: Guard, held: HeldAudio) -> None:
         self.engine = engine
         self.shelf = shelf
         self.settings = settings
         self.guard = guard
         self.base = settings.base or engine.model.name or "base"
-        self.provision = Provision(engine=engine, shelf=shelf, limits=settings.limits, profanities=settings.profanities)
+        self.provision = Provision(
+            engine=engine, shelf=shelf, limits=settings.limits, profanities=settings.profanities, held=held
+        )
         self.active = 0
         """Transcriptions and sessions that go on."""
         self.closing = False
         """Whether new ones are refused."""
-        self.audio_seconds = 0.0
-        """Decoded audio in memory."""
         self._threads = ThreadPoolExecutor(DECODERS, thread_name_prefix="overtone-http-audio")
 
     def close(self) -> None:
@@ -96,17 +92,6 @@ class Reception:
             yield
         finally:
             self.active -= 1
-
-    @contextmanager
-    def holding(self, seconds: float) -> Iterator[None]:
-        """Decoded audio is kept in memory. Raises OverloadError."""
-        if self.audio_seconds and self.audio_seconds + seconds > self.settings.max_audio_seconds:
-            raise OverloadError("The recordings that are being transcribed are too long together; try again later.")
-        self.audio_seconds += seconds
-        try:
-            yield
-        finally:
-            self.audio_seconds -= seconds
 
     async def idle(self, seconds: float) -> bool:
         """Wait until nothing goes on any more; whether that came within so many seconds."""
@@ -126,10 +111,16 @@ class Reception:
         call.tenant = self.guard.authorise(metadata_of(connection), None)
         return call
 
-    def understood(self, config: Any, kind: Kind, call: Call, metadata: Metadata) -> RecognitionRequest:
-        """config: a RecognitionConfig. A request that is sound, allowed, and names what exists."""
-        check_language(config.language_code, self.settings.language)
-        config.language_code = ""
+    def understood(
+        self, config: Any, kind: Kind, call: Call, metadata: Metadata, *, ignored: Iterable[str] = ()
+    ) -> RecognitionRequest:
+        """config: a RecognitionConfig. A request that is sound, allowed, and names what exists.
+
+        ignored: what else was asked for and has no effect.
+        """
+        asked, own = config.language_code, self.settings.language
+        if not understands(own, asked):
+            raise invalid(f"The language '{asked[:40]}' is not understood here; this model's is {own}.", "language")
         request = read_config(
             config,
             kind=kind,
@@ -145,6 +136,7 @@ class Reception:
         except AdapterError as error:
             raise self.unknown_model(request.model or "+".join(request.names), metadata) from error
         call.adapter = request.adapter or ""
+        call.ignored = (*ignored, *ignored_fields(config))
         return request
 
     def unknown_model(self, name: str, metadata: Metadata) -> HttpError:
@@ -172,12 +164,15 @@ def metadata_of(connection: HTTPConnection) -> list[tuple[str, str]]:
     return [(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in raw]
 
 
-def check_language(asked: str, language: str) -> None:
-    """Empty, the server's own tag or its language alone (`en` for `en-US`, any `en-XX` for `en`), in any case."""
-    asked_tag, own = asked.lower(), language.lower()
-    primary = own.partition("-")[0]
-    if asked_tag not in ("", own, primary) and not (own == primary and asked_tag.startswith(f"{own}-")):
-        raise invalid(f"The language '{asked[:40]}' is not understood here; this model's is {language}.", "language")
+def add_contexts(config: Any, contexts: Any) -> None:
+    """contexts: `[{"phrases": ["…"], "boost": 10}]` as JSON says it. Raises TypeError or another of protobuf's."""
+    if not isinstance(contexts, list):
+        raise TypeError("phrases to be boosted must be a list of objects")
+    for context in contexts:
+        phrases = context.get("phrases") if isinstance(context, dict) else None
+        if not isinstance(phrases, list) or not all(isinstance(phrase, str) for phrase in phrases):
+            raise TypeError("'phrases' must be a list of texts")
+        config.speech_contexts.add(phrases=phrases, boost=context.get("boost", 0.0))
 
 
 def mapping(value: Any, name: str) -> Mapping[str, Any]:

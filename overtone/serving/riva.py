@@ -15,6 +15,7 @@ import grpc
 from overtone.errors import UsageError
 from overtone.serving.access import Authorise, open_to_all
 from overtone.serving.engine import Engine
+from overtone.serving.held_audio import HeldAudio
 from overtone.serving.messages import (
     ASR_SERVICE,
     ConfigRequest,
@@ -30,6 +31,11 @@ from overtone.serving.riva_health import Health
 from overtone.serving.shelf import Shelf
 
 __all__ = ["RivaServer", "RivaSettings", "ServerKeys"]
+
+ENVELOPE = 2**16
+"""Bytes of a message around its audio."""
+LARGEST_OPTION = 2**31 - 1
+"""gRPC's options are integers of C; no message is larger anyway."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,11 +61,19 @@ class RivaServer:
         keys: ServerKeys | None = None,
         authorise: Authorise = open_to_all,
         on_call: OnCall = write_log,
+        held: HeldAudio | None = None,
     ) -> None:
-        """on_call: told of each call when it has ended, for logs and metrics."""
+        """on_call: told of each call when it has ended, for logs and metrics. held: shared with the other doors."""
         self.settings = settings or RivaSettings()
         self.keys = keys
-        self.calls = RivaCalls(engine, shelf, settings=self.settings, authorise=authorise, on_call=on_call)
+        self.calls = RivaCalls(
+            engine,
+            shelf,
+            settings=self.settings,
+            authorise=authorise,
+            on_call=on_call,
+            held=held or HeldAudio(),
+        )
         self.health = Health(engine)
         self.server: Any = None
 
@@ -103,10 +117,10 @@ class RivaServer:
 
 
 def channel_options(settings: RivaSettings) -> list[tuple[str, int]]:
-    envelope = 2**16
+    most = min(settings.limits.max_bytes + ENVELOPE, LARGEST_OPTION)
     return [
-        ("grpc.max_receive_message_length", settings.limits.max_bytes + envelope),
-        ("grpc.max_send_message_length", settings.limits.max_bytes + envelope),
+        ("grpc.max_receive_message_length", most),
+        ("grpc.max_send_message_length", most),
         ("grpc.so_reuseport", 0),  # a port that is taken is an error, not shared
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", 5_000),

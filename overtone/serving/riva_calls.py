@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
@@ -12,12 +13,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import grpc
-import numpy as np
 
 from overtone.errors import AdapterError
 from overtone.serving.access import Authorise, Metadata
 from overtone.serving.engine import Engine, Samples
 from overtone.serving.hearing import Hearing
+from overtone.serving.held_audio import HeldAudio
 from overtone.serving.messages import ConfigResponse, RecognizeResponse
 from overtone.serving.model_names import adapter_names, model_name
 from overtone.serving.offline import recognise_async
@@ -28,7 +29,6 @@ from overtone.serving.riva_inbox import Inbox
 from overtone.serving.riva_request import (
     Kind,
     RecognitionRequest,
-    check_channels,
     read_config,
     unavailable,
 )
@@ -46,8 +46,6 @@ __all__ = ["Call", "OnCall", "RivaCalls", "RivaSettings", "write_log"]
 LOG = logging.getLogger("overtone.serving.riva")
 DECODERS = 2
 """Threads that decode recordings."""
-LISTED = 20
-"""Unknown keys in the log."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +100,14 @@ class RivaCalls:
     """One method for each of the interface's; `context` is a grpc.aio.ServicerContext."""
 
     def __init__(
-        self, engine: Engine, shelf: Shelf, *, settings: RivaSettings, authorise: Authorise, on_call: OnCall
+        self,
+        engine: Engine,
+        shelf: Shelf,
+        *,
+        settings: RivaSettings,
+        authorise: Authorise,
+        on_call: OnCall,
+        held: HeldAudio,
     ) -> None:
         self.engine = engine
         self.shelf = shelf
@@ -110,7 +115,9 @@ class RivaCalls:
         self.authorise = authorise
         self.on_call = on_call
         self.base = settings.base or engine.model.name or "base"
-        self.provision = Provision(engine=engine, shelf=shelf, limits=settings.limits, profanities=settings.profanities)
+        self.provision = Provision(
+            engine=engine, shelf=shelf, limits=settings.limits, profanities=settings.profanities, held=held
+        )
         self.open = 0
         """Calls that go on."""
         self._threads = ThreadPoolExecutor(DECODERS, thread_name_prefix="overtone-audio")
@@ -124,11 +131,12 @@ class RivaCalls:
             request = self.understood(sound(message).config, "offline", call, context)
             if not message.audio:
                 raise invalid("empty audio: the field 'audio' holds no bytes")
-            samples = await self.in_thread(self.decoded, message.audio, request)
-            call.audio_seconds = samples.size / self.engine.sample_rate
             decoding = await self.provision.decoding(request)
+            call.ignored += decoding.ignored
+            samples = await self.in_thread(self.provision.decoded, io.BytesIO(message.audio), request)
+            call.audio_seconds = samples.size / self.engine.sample_rate
             remaining = context.time_remaining()
-            with await self.provision.lease(request) as lease:
+            with self.provision.held.holding(call.audio_seconds), await self.provision.lease(request) as lease:
                 recognition = await recognise_async(
                     self.engine,
                     samples,
@@ -154,6 +162,7 @@ class RivaCalls:
                 interim=opening.streaming_config.interim_results,
             )
             decoding = await self.provision.decoding(request)
+            call.ignored += decoding.ignored
             lease = await self.provision.lease(request)
             stream = Stream(self.engine, lease, settings=settings, decoding=decoding, group=call.tenant or None)
             with stream, self.provision.decoder(request) as decoder:
@@ -232,10 +241,7 @@ class RivaCalls:
         for name in request.names:
             call.tenant = self.authorise(metadata, name)
         call.adapter = request.adapter or ""
-        call.ignored = (
-            *ignored_fields(config),
-            *(f"custom_configuration[{key[:40]!r}]" for key in request.unknown_keys[:LISTED]),
-        )
+        call.ignored = tuple(ignored_fields(config))
         try:
             for name in request.names:
                 self.shelf.entry(name)
@@ -278,9 +284,3 @@ class RivaCalls:
 
     async def in_thread(self, work: Callable[..., Samples], *arguments: Any) -> Samples:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
-
-    def decoded(self, audio: bytes, request: RecognitionRequest) -> Samples:
-        with self.provision.decoder(request) as decoder:
-            samples = np.concatenate((decoder.push(audio), decoder.finish()))
-            check_channels(decoder.format, request)
-        return samples

@@ -17,6 +17,9 @@ from overtone.serving.messages import ENCODINGS, descriptor
 Treatment = Literal["honoured", "ignored", "rejected", "set", "unset"]
 """Requests: honoured, ignored (the note says why) or rejected (the note says how); responses: set or unset."""
 
+LISTED = 20
+"""Unknown keys in the log."""
+
 BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
 
 
@@ -45,7 +48,11 @@ def fields(message: str, *rows: tuple[str, Treatment, str]) -> list[Field]:
 REQUEST_FIELDS = [
     *fields(
         "RecognitionConfig",
-        ("encoding", "honoured", "Unspecified: found from the audio. A file's header is believed before this field."),
+        (
+            "encoding",
+            "honoured",
+            "Unspecified: found from the audio. A header (MP3: an ID3 tag) is believed before it.",
+        ),
         ("sample_rate_hertz", "honoured", "0: from the header; audio without one needs it. Any rate is resampled."),
         ("language_code", "honoured", "Empty: the server's language. Another language is an unavailable model."),
         ("max_alternatives", "honoured", "0 is 1; at most 16. There may be fewer."),
@@ -67,7 +74,12 @@ REQUEST_FIELDS = [
     ),
     *fields(
         "SpeechContext",
-        ("phrases", "honoured", "At most 4096 in a request, 200 characters each."),
+        (
+            "phrases",
+            "honoured",
+            "At most 4096 in a request, 200 characters each. What the vocabulary cannot write, and what is beyond "
+            "200 000 characters in all, has no effect; the log says how many.",
+        ),
         ("boost", "honoured", "-100 … 100, beyond is clamped; negative makes phrases unlikelier. 0 (unset) is 4."),
     ),
     *fields(
@@ -174,7 +186,9 @@ RESPONSE_FIELDS = [
 ]
 
 CUSTOM_KEYS = [
-    CustomKey(name="adapter", treatment="honoured", note="Like `model`. Both may be given if they mean the same."),
+    CustomKey(
+        name="adapter", treatment="honoured", note="Like `model`; where that names an adapter, it must mean the same."
+    ),
     CustomKey(name="adapter_scale", treatment="rejected", note="INVALID_ARGUMENT: an adapter acts as it was trained."),
     *(
         CustomKey(name=name, treatment="ignored", note=note)
@@ -200,9 +214,13 @@ def is_known_key(key: str) -> bool:
 
 
 def ignored_fields(config: Any) -> list[str]:
-    """The fields of a RecognitionConfig that were set and have no effect."""
+    """The fields of a RecognitionConfig that were set and have no effect, and the first of the unknown keys."""
     ignored = {field.name for field in REQUEST_FIELDS if field.treatment == "ignored"}
-    return [field.name for field, _ in config.ListFields() if field.name in ignored]
+    unknown = sorted(key for key in config.custom_configuration if not is_known_key(key))
+    return [
+        *(field.name for field, _ in config.ListFields() if field.name in ignored),
+        *(f"custom_configuration[{key[:40]!r}]" for key in unknown[:LISTED]),
+    ]
 
 
 # The page

@@ -14,7 +14,6 @@ from overtone.serving.endpointing import Endpointing
 from overtone.serving.messages import ENCODING_NAMES
 from overtone.serving.model_names import chosen_adapters
 from overtone.serving.offline import Decoding
-from overtone.serving.riva_fields import is_known_key
 from overtone.serving.riva_status import RivaError, invalid
 from overtone.serving.sniff import AudioFormat, Encoding
 from overtone.tokenizers import Tokenizer
@@ -52,8 +51,6 @@ class RecognitionRequest:
     word_times: bool
     mask_profanity: bool
     endpointing: Endpointing
-    unknown_keys: tuple[str, ...]
-    """Keys of custom_configuration that mean nothing here."""
 
     @property
     def adapter(self) -> str | None:
@@ -72,7 +69,8 @@ def read_config(config: Any, *, kind: Kind, base: str, language: str, endpointin
 
     Raises RivaError or UsageError.
     """
-    check_language(config.language_code, kind, language)
+    if not understands(language, config.language_code):
+        raise unavailable(config.language_code, kind)
     check_unsupported(config)
     custom: Mapping[str, str] = config.custom_configuration
     if config.encoding not in ENCODINGS:
@@ -97,7 +95,6 @@ def read_config(config: Any, *, kind: Kind, base: str, language: str, endpointin
         word_times=config.enable_word_time_offsets,
         mask_profanity=config.profanity_filter,
         endpointing=read_endpointing(config.endpointing_config, endpointing),
-        unknown_keys=tuple(sorted(key for key in custom if not is_known_key(key))),
     )
 
 
@@ -106,12 +103,11 @@ def unavailable(language: str, kind: Kind, more: str = "") -> RivaError:
     return invalid(f"Error: Unavailable model requested. Lang: {language}, Type: {kind}{more}")
 
 
-def check_language(asked: str, kind: Kind, language: str) -> None:
+def understands(language: str, asked: str) -> bool:
     """Empty, the server's own tag or its language alone (`en` for `en-US`, any `en-XX` for `en`), in any case."""
     asked_tag, own = asked.lower(), language.lower()
     primary = own.partition("-")[0]
-    if asked_tag not in ("", own, primary) and not (own == primary and asked_tag.startswith(f"{own}-")):
-        raise unavailable(asked, kind)
+    return asked_tag in ("", own, primary) or (own == primary and asked_tag.startswith(f"{own}-"))
 
 
 def check_unsupported(config: Any) -> None:

@@ -27,6 +27,7 @@ from overtone.jobs.row_threads import compute_alone
 from overtone.model import AsrModel
 from overtone.serving.engine import Engine, EngineSettings
 from overtone.serving.freed_memory import give_back_now_and_then, keep_freed_memory
+from overtone.serving.held_audio import HeldAudio
 from overtone.serving.http import build_app
 from overtone.serving.metrics import Observer
 from overtone.serving.reception import HttpSettings, Reception
@@ -144,7 +145,10 @@ class Server:
             self.engine.close()
             raise
         self.observer = Observer(self.engine, self.shelf, self.guard)
-        self.reception = Reception(self.engine, self.shelf, settings=http_settings(settings), guard=self.guard)
+        self.held = HeldAudio()
+        self.reception = Reception(
+            self.engine, self.shelf, settings=http_settings(settings), guard=self.guard, held=self.held
+        )
         self.riva: RivaServer | None = None
         self.http: HttpServer | None = None
 
@@ -160,6 +164,7 @@ class Server:
             keys=self.keys,
             authorise=self.guard.authorise,
             on_call=self.observer.at("riva"),
+            held=self.held,
         )
         http_port = await self.http.start()
         try:
@@ -258,8 +263,6 @@ def bracketed(host: str) -> str:
 
 def http_settings(settings: ServerSettings) -> HttpSettings:
     return HttpSettings(
-        host=settings.host,
-        port=settings.http_port,
         base=settings.base,
         language=settings.language,
         stream=settings.stream,

@@ -112,7 +112,6 @@ class Shelf:
         lock: the engine's, taken for each change of `model.adapters`. capacity: versions resident at most.
         """
         self.folder = folder
-        self.capacity = capacity
         fingerprint, tokenizer = model.fingerprint(), model.tokenizer.digest()
         self.identity = BaseIdentity(fingerprint=lambda: fingerprint, tokenizer_digest=lambda: tokenizer)
         self.residents = Residents(
@@ -140,6 +139,8 @@ class Shelf:
         self._refused: dict[str, _Entry] = {}
         """Those with a problem."""
         self._replacements = self._refusals = 0
+        self._placing = threading.Lock()
+        """Whoever changes the folder is alone with it: a folder is two files, renamed one after the other."""
         self._scanning = threading.Lock()
         self._lookout = None if folder is None else Lookout(folder)
         self._closed = threading.Event()
@@ -208,7 +209,8 @@ class Shelf:
 
         Checked completely before it appears. Raises AdapterError.
         """
-        place(self._own_folder(), check_name(name), archive, self.identity)
+        with self._placing:
+            place(self._own_folder(), check_name(name), archive, self.identity)
         self.scan()
         return self.entry(name)
 
@@ -223,7 +225,7 @@ class Shelf:
             self.residents.drop(version.identity)
 
     def remove(self, name: str) -> None:
-        """Delete it from the shelf's folder; running leases keep their version."""
+        """Delete it from the shelf's folder, a link without what it leads to; running leases keep their version."""
         folder = self._own_folder()
         with self._lock:
             self._check_known(name)
@@ -231,8 +233,12 @@ class Shelf:
                 raise AdapterError(f"'{name}' came with the model's file; it is not on the shelf.")
         hidden = folder / f".removed-{name}-{time.monotonic_ns()}"
         try:
-            (folder / name).rename(hidden)
-            shutil.rmtree(hidden)
+            with self._placing:
+                (folder / name).rename(hidden)
+            if hidden.is_symlink():
+                hidden.unlink()
+            else:
+                shutil.rmtree(hidden)
         except OSError as error:
             raise AdapterError(f"'{name}' cannot be removed: {error.strerror or error}.") from error
         self.scan()

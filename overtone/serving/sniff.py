@@ -17,7 +17,7 @@ from overtone.serving.compressed import FlacFeed, OggFeed, WholeFile
 from overtone.serving.containers import Container, Feed, RawReader, Samples, WavReader
 from overtone.serving.errors import AudioError
 
-__all__ = ["AudioDecoder", "AudioFormat", "AudioLimits", "Encoding", "decode_audio"]
+__all__ = ["AudioDecoder", "AudioFormat", "AudioLimits", "Encoding"]
 
 Encoding = Literal["auto", "linear_pcm", "flac", "mulaw", "alaw", "ogg_opus"]
 
@@ -50,9 +50,10 @@ class AudioFormat:
 
 
 class AudioDecoder:
-    """Push bytes as they come, get samples as soon as they are known. Not thread-safe: one caller.
+    """Push bytes as they come, get samples as soon as they are known. One caller; any thread may `close` it.
 
-    A header is believed before a declaration: clients declare LINEAR_PCM and send a WAV file. A context manager.
+    A header is believed before a declaration: clients declare LINEAR_PCM and send a WAV file. Only MP3 without a tag is
+    taken for the raw samples that it was declared as, which may begin with the same bytes. A context manager.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class AudioDecoder:
         """None until the header is complete."""
         self._start = b""
         self._feed: Feed | None = None
+        self._closed = False
         self._resampler: soxr.ResampleStream | None = None
         self._bytes = 0
         self._decoded = 0
@@ -94,27 +96,34 @@ class AudioDecoder:
             if len(self._start) < HEADER_BYTES:
                 return nothing()
             data, self._start = self._start, b""
-            self._feed = self._recognised(data)
-        return self._converted(self._feed.push(data), last=False)
+        feed = self._feed or self._begin(data)
+        return self._converted(feed.push(data), last=False)
 
     def finish(self) -> Samples:
         """The rest. Raises AudioError for audio that ended inside its header, or held no samples at all."""
-        if self._feed is None:
+        rest = []
+        feed = self._feed
+        if feed is None:
             if not self._start:
                 raise AudioError("The audio is empty.")
-            self._feed = self._recognised(self._start)
-            rest = [self._converted(self._feed.push(self._start), last=False)]
-        else:
-            rest = []
-        rest.append(self._converted(self._feed.finish(), last=True))
+            feed = self._begin(self._start)
+            rest.append(self._converted(feed.push(self._start), last=False))
+        rest.append(self._converted(feed.finish(), last=True))
         if not self._decoded:
             raise AudioError("The audio holds no samples.")
         return np.concatenate(rest)
 
     def close(self) -> None:
         """Give up; harmless after `finish`."""
+        self._closed = True
         if self._feed is not None:
             self._feed.close()
+
+    def _begin(self, start: bytes) -> Feed:
+        self._feed = self._recognised(start)
+        if self._closed:  # meanwhile, and there was nothing to close yet
+            self._feed.close()
+        return self._feed
 
     def _recognised(self, start: bytes) -> Feed:
         """What reads this audio, judged by its first bytes."""
@@ -124,7 +133,7 @@ class AudioDecoder:
             return FlacFeed()
         if start[:4] == b"OggS":
             return OggFeed()
-        if self.encoding not in RAW and (start[:3] == b"ID3" or is_mp3_frame(start)):
+        if start[:3] == b"ID3" or (self.encoding not in RAW and is_mp3_frame(start)):
             return WholeFile("mp3")
         rate, channels = self.declared
         if self.encoding in ("flac", "ogg_opus"):
@@ -196,22 +205,3 @@ def is_mp3_frame(start: bytes) -> bool:
 
 def nothing() -> Samples:
     return np.zeros(0, dtype=np.float32)
-
-
-def decode_audio(
-    data: bytes,
-    *,
-    encoding: Encoding = "auto",
-    sample_rate: int = 0,
-    channels: int = 0,
-    target_rate: int = 16_000,
-    limits: AudioLimits | None = None,
-) -> Samples:
-    """A whole file [S] float32, never empty. Raises AudioError."""
-    with AudioDecoder(
-        encoding=encoding, sample_rate=sample_rate, channels=channels, target_rate=target_rate, limits=limits
-    ) as decoder:
-        samples = np.concatenate((decoder.push(data), decoder.finish()))
-    if not samples.size:
-        raise AudioError("The audio is too short: it holds no sample at the model's rate.")
-    return samples

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import lzma
 import shutil
 import tarfile
 import tempfile
@@ -19,7 +20,9 @@ from overtone.serving.shelf_folder import read_version
 MAX_BYTES = {DESCRIPTION: 4 * 2**20, PARAMETERS: 512 * 2**20}
 """What each file may unpack to."""
 MAX_MEMBERS = 64
-DAMAGES = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError)
+DAMAGES = (
+    tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError, RuntimeError,
+)  # fmt: skip
 
 
 def place(shelf: Path, name: str, archive: bytes, identity: BaseIdentity) -> None:

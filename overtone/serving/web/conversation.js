@@ -119,13 +119,16 @@ function refused() {
 
 /** The codes of the server's errors that ask for advice of their own. */
 const STATUSES = {
+  deadline_exceeded: 504,
   forbidden: 403,
   invalid_api_key: 401,
   model_not_found: 404,
+  not_found: 404,
   rate_limit_exceeded: 429,
   timeout: 408,
   too_large: 413,
   unavailable: 503,
+  unsupported_media_type: 415,
 };
 
 function worded({ word, start_time, end_time, confidence }) {
