@@ -264,13 +264,14 @@ class TinyAttentionAdapter:
         return tensors
 
 
-LORA_TARGETS = {
+LORA_TAPS = {
     "q": ("q",),
     "k": ("k",),
     "v": ("v",),
     "out": ("out",),
     "feed_forward": ("expand", "contract"),
 }
+"""What a LoRA's `targets` are called, and the taps that each stands for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,14 +293,14 @@ class LoraAdapter:
         check_number("lora", alpha=self.alpha)
         check_dropout("lora", self.dropout)
         for target in self.targets:
-            if target not in LORA_TARGETS:
+            if target not in LORA_TAPS:
                 raise AdapterError(
-                    f"lora adapter: target '{target}' is unknown.{did_you_mean(target, LORA_TARGETS)} "
-                    f"Allowed: {', '.join(LORA_TARGETS)}."
+                    f"lora adapter: target '{target}' is unknown.{did_you_mean(target, LORA_TAPS)} "
+                    f"Allowed: {', '.join(LORA_TAPS)}."
                 )
 
     def acts_at(self, point: Point) -> bool:
-        taps = {tap for target in self.targets for tap in LORA_TARGETS[target]}
+        taps = {tap for target in self.targets for tap in LORA_TAPS[target]}
         return point.place == "linear" and point.name.rpartition(".")[2] in taps
 
     def parts(self, point: Point) -> dict[str, nn.Module | nn.Parameter]:

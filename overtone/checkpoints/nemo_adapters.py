@@ -31,16 +31,19 @@ from overtone.checkpoints.nemo_values import (
     write_section,
 )
 from overtone.checkpoints.pickles import RefusedError, plain, read_torch_file
+from overtone.config.targets import (
+    ABSOLUTE_ATTENTION_TARGETS,
+    ATTENTION_RESIDUAL_TARGETS,
+    NEMO_ATTENTION_TARGETS,
+    NEMO_LINEAR_TARGETS,
+    NEMO_STRATEGY_TARGETS,
+    RELATIVE_ATTENTION_TARGETS,
+    RESIDUAL_TARGETS,
+    attention_position,
+)
 from overtone.disk import write_failure
 from overtone.errors import AdapterError, CheckpointError, did_you_mean
 from overtone.model import AsrModel
-
-LINEAR = "nemo.collections.common.parts.adapter_modules.LinearAdapter"
-ATTENTION_MODULE = "nemo.collections.asr.parts.submodules.adapters.multi_head_attention_adapter_module"
-RELATIVE = f"{ATTENTION_MODULE}.RelPositionMultiHeadAttentionAdapter"
-ABSOLUTE = f"{ATTENTION_MODULE}.MultiHeadAttentionAdapter"
-RESIDUAL = "nemo.core.classes.mixins.adapter_mixin_strategies.ResidualAddAdapterStrategy"
-ATTENTION_RESIDUAL = f"{ATTENTION_MODULE}.MHAResidualAddAdapterStrategy"
 
 PRE_NORM = {"norm": "module.0", "down": "module.1", "up": "module.3"}
 POST_NORM = {"down": "module.0", "up": "module.2", "norm": "module.3"}
@@ -82,23 +85,22 @@ def kind_of(described: NemoAdapter, source: str) -> tuple[Kind, ResidualAdd]:
     where = f"{source}: adapters.{described.name}"
     section = dict(described.config)
     strategy = section.pop("adapter_strategy", None) or {}
-    target = section.get("_target_")
+    known = ", ".join(NEMO_STRATEGY_TARGETS)
     if not isinstance(strategy, dict):
-        refuse(where, "adapter_strategy", strategy, f"{RESIDUAL}, {ATTENTION_RESIDUAL}")
+        refuse(where, "adapter_strategy", strategy, known)
+    target, acting = section.get("_target_"), strategy.get("_target_")
     try:
-        if target == LINEAR:
+        if target in NEMO_LINEAR_TARGETS:
             values = read_section(section, ADAPTER_LINEAR, where, idle=("in_features", "enabled"))
             kind: Kind = LinearAdapter(**values)
-        elif target in (RELATIVE, ABSOLUTE):
+        elif target in NEMO_ATTENTION_TARGETS:
             idle = ("n_feat", "enabled", "use_pytorch_sdpa", "use_pytorch_sdpa_backends")
             values = read_section(section, ADAPTER_ATTENTION, where, idle=idle)
-            kind = TinyAttentionAdapter(**values, position="rel_pos" if target == RELATIVE else "abs_pos")
+            kind = TinyAttentionAdapter(**values, position=attention_position(target))
         else:
-            refuse(where, "_target_", target, f"{LINEAR}, {RELATIVE}, {ABSOLUTE}")
-        if strategy and strategy.get("_target_") not in (RESIDUAL, ATTENTION_RESIDUAL):
-            refuse(
-                f"{where}.adapter_strategy", "_target_", strategy.get("_target_"), f"{RESIDUAL}, {ATTENTION_RESIDUAL}"
-            )
+            refuse(where, "_target_", target, ", ".join((*NEMO_LINEAR_TARGETS, *NEMO_ATTENTION_TARGETS)))
+        if strategy and acting not in NEMO_STRATEGY_TARGETS:
+            refuse(f"{where}.adapter_strategy", "_target_", acting, known)
         return kind, ResidualAdd(**read_section(strategy, STRATEGY, f"{where}.adapter_strategy"))
     except AdapterError as error:
         raise CheckpointError(f"{where}: {error}") from error
@@ -201,8 +203,8 @@ def adapter_config(adapter: Adapter) -> dict[str, Any]:
         return {
             "in_features": width,
             **write_section(vars(kind), ADAPTER_LINEAR),
-            "adapter_strategy": {**strategy, "_target_": RESIDUAL},
-            "_target_": LINEAR,
+            "adapter_strategy": {**strategy, "_target_": RESIDUAL_TARGETS[0]},
+            "_target_": NEMO_LINEAR_TARGETS[0],
             "enabled": True,
         }
     assert isinstance(kind, TinyAttentionAdapter), "other kinds are refused before"
@@ -212,10 +214,10 @@ def adapter_config(adapter: Adapter) -> dict[str, Any]:
         "n_feat": width,
         "dropout_rate": kind.dropout,
         "proj_dim": kind.projection,
-        "adapter_strategy": {**strategy, "_target_": ATTENTION_RESIDUAL},
+        "adapter_strategy": {**strategy, "_target_": ATTENTION_RESIDUAL_TARGETS[0]},
         "use_pytorch_sdpa": False,
         "use_pytorch_sdpa_backends": None,
-        "_target_": RELATIVE if relative else ABSOLUTE,
+        "_target_": (RELATIVE_ATTENTION_TARGETS if relative else ABSOLUTE_ATTENTION_TARGETS)[0],
         "enabled": True,
     }
 
