@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from conftest import fixture_file
 from nemo_samples import heard, piece_tokenizer, shake, small_model
-from overtone.adapters.kinds import LinearAdapter, LoraAdapter, TinyAttentionAdapter
+from overtone.adapters.kinds import Kind, LinearAdapter, LoraAdapter, TinyAttentionAdapter
 from overtone.checkpoints import load as loading
 from overtone.checkpoints.load import load_model, save_model
 from overtone.checkpoints.native import read_native, write_native
@@ -141,6 +141,37 @@ def test_adapter_folders_can_be_copied_in_and_taken_out(tmp_path: Path) -> None:
     again = read_native(tmp_path / "model")
     assert again.adapters.names == ["an4", "a.late", "copy"]
     assert torch.equal(heard(again, "copy"), heard(model, "an4"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "modules"),
+    [
+        (LinearAdapter(dim=8), "encoder"),
+        (LinearAdapter(dim=4, activation="relu"), "encoder"),
+        (LinearAdapter(dim=4), "encoder+decoder"),
+        (TinyAttentionAdapter(heads=2), "encoder"),
+    ],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_an_adapter_put_in_another_ones_place_is_told_to_nemo_as_it_is(
+    tmp_path: Path, kind: Kind, modules: str
+) -> None:
+    """The configuration beside it still speaks of the one before, of which only `enabled` stays."""
+    model = small_model()
+    model.adapters.add("an4", LinearAdapter(dim=4))
+    save_model(model, tmp_path / "first.nemo")
+    model = load_model(tmp_path / "first.nemo")
+    model.adapters["an4"].nemo["enabled"] = False  # type: ignore[index]
+    save_model(model, tmp_path / "model")
+    newer = small_model()
+    newer.adapters.add("an4", kind, modules=modules)
+    shake(newer, "an4")
+    newer.adapters.save("an4", tmp_path / "model" / "adapters" / "an4", overwrite=True)
+    save_model(load_model(tmp_path / "model"), tmp_path / "again.nemo")
+    again = load_model(tmp_path / "again.nemo")
+    assert again.adapters["an4"].digest() == newer.adapters["an4"].digest()
+    assert torch.equal(heard(again, "an4"), heard(newer, "an4"))
+    assert again.adapters["an4"].nemo["enabled"] is False  # type: ignore[index]
 
 
 def test_an_adapter_of_another_base_is_refused_with_both_fingerprints(tmp_path: Path) -> None:
