@@ -120,9 +120,10 @@ def split_adapters(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], di
     return base, adapters
 
 
-def add_nemo_adapter(model: AsrModel, described: NemoAdapter, hosts: HostTensors, source: str) -> Adapter:
-    """Add an adapter with the values of a file. Raises CheckpointError where it does not fit the model."""
-    kind, strategy = kind_of(described, source)
+def own_tensors(
+    model: AsrModel, kind: Kind, described: NemoAdapter, hosts: HostTensors, source: str
+) -> dict[str, Tensor]:
+    """The values of a file by our names (`Adapter.tensors`). Raises CheckpointError where they do not fit the model."""
     where = f"{source}: adapter '{described.name}'"
     points = points_of(model, kind, described.modules)
     if {host_of(point) for point in points} != set(hosts):
@@ -148,7 +149,20 @@ def add_nemo_adapter(model: AsrModel, described: NemoAdapter, hosts: HostTensors
                     f"expected {list(shape)}."
                 )
             values[f"{point.name}.{ours}"] = tensor
-    adapter = model.adapters.add(described.name, kind, modules=described.modules or "encoder", strategy=strategy)
+    return values
+
+
+def add_nemo_adapter(
+    model: AsrModel, described: NemoAdapter, hosts: HostTensors, source: str, *, name: str | None = None
+) -> Adapter:
+    """Add an adapter with the values of a file. Raises CheckpointError where it does not fit the model.
+
+    name: what it is called here, unless as in the file.
+    """
+    kind, strategy = kind_of(described, source)
+    values = own_tensors(model, kind, described, hosts, source)
+    modules = described.modules or "encoder"
+    adapter = model.adapters.add(name or described.name, kind, modules=modules, strategy=strategy)
     adapter.load_tensors(values)
     adapter.nemo = {
         "modules": described.modules,
@@ -320,6 +334,18 @@ def _stored(key: Any, states: Any, described: Mapping[str, NemoAdapter]) -> Stor
     return StoredNemoAdapter(described=adapter, hosts=tuple(hosts))
 
 
+def hosts_in(model: AsrModel, stored: StoredNemoAdapter, source: str) -> HostTensors:
+    """The tensors by their host in this model. Raises CheckpointError where it has more or fewer."""
+    kind, _ = kind_of(stored.described, source)
+    places = [host_of(point) for point in points_of(model, kind, stored.described.modules)]
+    if len(places) != len(stored.hosts):
+        raise CheckpointError(
+            f"{source}: adapter '{stored.name}' has tensors for {len(stored.hosts)} places, "
+            f"this model has {len(places)}; it was made for another model."
+        )
+    return dict(zip(places, stored.hosts, strict=True))
+
+
 def load_adapters(model: AsrModel, path: Path | str, names: Iterable[str] | None = None) -> list[Adapter]:
     """Add adapters of an `adapters.pt`: all, or those named (`an4` or `decoder:dec`); all of them or none.
 
@@ -335,16 +361,8 @@ def load_adapters(model: AsrModel, path: Path | str, names: Iterable[str] | None
     added: list[Adapter] = []
     try:
         for name in chosen:
-            adapter = stored[name]
-            kind, _ = kind_of(adapter.described, str(path))
-            places = [host_of(point) for point in points_of(model, kind, adapter.described.modules)]
-            if len(places) != len(adapter.hosts):
-                raise CheckpointError(
-                    f"{path}: adapter '{name}' has tensors for {len(adapter.hosts)} places, "
-                    f"this model has {len(places)}; it was made for another model."
-                )
-            hosts = dict(zip(places, adapter.hosts, strict=True))
-            added.append(add_nemo_adapter(model, adapter.described, hosts, str(path)))
+            hosts = hosts_in(model, stored[name], str(path))
+            added.append(add_nemo_adapter(model, stored[name].described, hosts, str(path)))
     except (AdapterError, CheckpointError):
         for adapter_added in added:
             model.adapters.remove(adapter_added.name)
