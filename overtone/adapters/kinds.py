@@ -9,7 +9,7 @@ Legend: B batch, T time, D width, R bottleneck, H heads, K head width.
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
@@ -93,7 +93,7 @@ def check_size(kind: str, **values: object) -> None:
 
 def check_number(kind: str, **values: object) -> None:
     for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
             raise AdapterError(f"{kind} adapter: {name}={value!r} must be a number.")
 
 
