@@ -200,6 +200,30 @@ def test_a_users_own_file(tmp_path: Path) -> None:
     assert load(config_path=str(tmp_path), config_name="mine").exp_manager.name == "mine"
 
 
+def test_a_folder_beside_the_file_is_a_group_of_which_one_is_chosen(tmp_path: Path) -> None:
+    (tmp_path / "trainer").mkdir()
+    (tmp_path / "trainer" / "short.yaml").write_text("max_steps: 5\n")
+    (tmp_path / "trainer" / "long.yaml").write_text("max_steps: 500\n")
+    (tmp_path / "trainer" / "evil.yaml").write_text("# @package _global_\nhydra: {searchpath: ['pkg://os']}\n")
+    (tmp_path / "mine.yaml").write_text("defaults: [asr_adaptation, {trainer: short}, _self_]\n")
+    mine: dict[str, Any] = {"config_path": str(tmp_path), "config_name": "mine"}
+    assert load(**mine).trainer.max_steps == 5
+    assert load("trainer=long", **mine).trainer.max_steps == 500
+    assert load("trainer=long", "trainer.max_steps=7", **mine).trainer.max_steps == 7
+    for override in ("trainer=evil", "trainer=[long,evil]", "+trainer@x=evil"):
+        assert "'hydra.searchpath' may not be set" in message_of(override, **mine)
+    assert "Could not find 'trainer/lon'" in message_of("trainer=lon", **mine)
+    assert "--multirun" in message_of("trainer=short,long", **mine)
+
+
+def test_what_looks_like_a_date_is_text(tmp_path: Path) -> None:
+    for version in ("2024-12-31", "2024-31-12"):
+        (tmp_path / "mine.yaml").write_text(
+            f"defaults: [asr_adaptation, _self_]\nexp_manager: {{version: {version}}}\n"
+        )
+        assert load(config_path=str(tmp_path), config_name="mine").exp_manager.version == version
+
+
 # What is refused
 
 
@@ -270,7 +294,26 @@ def test_a_missing_file_names_the_shipped_ones(tmp_path: Path) -> None:
     assert "asr_adaptation.yaml, asr_adaptation_hp.yaml" in message
 
 
-@pytest.mark.parametrize("text", ["[1, 2]", "a: [", "\x00", "a: !!python/object/apply:os.system [ls]"])
+def test_a_file_that_hydra_would_not_read_is_told(tmp_path: Path) -> None:
+    (tmp_path / "mine.yml").write_text("defaults: [asr_adaptation]\n")
+    assert "mine.yml: the name of a configuration ends in .yaml" in message_of(
+        config_path=str(tmp_path), config_name="mine.yml"
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[1, 2]",
+        "a: [",
+        "\x00",
+        "a: !!python/object/apply:os.system [ls]",
+        "a: !!bool maybe",
+        "a: !!int ''",
+        "a: !!timestamp soon",
+        "[" * 100_000,
+    ],
+)
 def test_a_file_that_is_no_configuration(tmp_path: Path, text: str) -> None:
     (tmp_path / "mine.yaml").write_text(text)
     assert "mine.yaml" in message_of(config_path=str(tmp_path), config_name="mine")
@@ -299,11 +342,16 @@ def test_references_reach_no_further_than_the_configuration(tmp_path: Path, valu
         ("defaults: [{override hydra/job_logging: custom}]", "'hydra/job_logging' may not be set"),
         ("defaults: ['${oc.env:HOME}']", "is computed"),
         ("defaults: [other]", "'hydra.searchpath' may not be set"),
+        ("defaults: [/other]", "'hydra.searchpath' may not be set"),
+        ("defaults: [{group: [plain, other]}]", "'hydra.searchpath' may not be set"),
+        ("defaults: [{/group: other}]", "'hydra.searchpath' may not be set"),
         ("defaults: 3", "'defaults' is no list"),
     ],
 )
 def test_a_file_decides_nothing_about_the_program(tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / "other.yaml").write_text("hydra: {searchpath: ['pkg://os']}")
+    (tmp_path / "group").mkdir()
+    for name in ("other.yaml", "group/other.yaml"):
+        (tmp_path / name).write_text("hydra: {searchpath: ['pkg://os']}")
     (tmp_path / "mine.yaml").write_text(text)
     assert message in message_of(config_path=str(tmp_path), config_name="mine")
 
