@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import types
@@ -198,6 +199,19 @@ def test_existing_folders_are_kept(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no folder of a model, so it is not overwritten"):
         save_model(first, tmp_path / "thesis", overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "thesis"]
+
+
+@pytest.mark.parametrize("mask", [0o077, 0o022, 0o002])
+def test_files_are_open_to_whom_the_umask_leaves_them(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        save_model(adapted(small_model()), tmp_path / "model")
+        save_model(small_model(), tmp_path / "model.nemo")
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) == 2 + 2 * 3 + 1
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o666 & ~mask}
 
 
 def test_a_full_disk_leaves_the_old_folder(tmp_path: Path) -> None:

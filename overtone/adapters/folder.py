@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from overtone.adapters.adapter import Adapter, digest_of, parameters_digest
 from overtone.adapters.kinds import KINDS, Kind
 from overtone.adapters.points import Layers
 from overtone.adapters.strategies import ResidualAdd
-from overtone.disk import write_failure
+from overtone.disk import open_beside, write_failure
 from overtone.errors import AdapterError, did_you_mean
 from overtone.safe_yaml import read_values
 
@@ -116,13 +115,11 @@ def write_together(contents: Mapping[Path, bytes]) -> None:
     written: dict[Path, Path] = {}
     try:
         for path, content in contents.items():
-            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-            written[path] = Path(name)
-            with os.fdopen(handle, "wb") as file:
+            file, written[path] = open_beside(path)
+            with file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            written[path].chmod(0o644)
         for path, temporary in written.items():
             temporary.replace(path)
     except BaseException:

@@ -169,11 +169,11 @@ def _write_parts(model: AsrModel, folder: Path, tensors: Mapping[str, Tensor]) -
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
+    (folder / CONFIG).write_text(write_yaml(config), encoding="utf-8")
     save_file(dict(tensors), folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / WEIGHTS).chmod(0o644)  # safetensors writes for the owner alone
+    (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode & 0o777)  # safetensors writes for the owner alone
     for name in model.adapters.names:
         model.adapters.save(name, folder / ADAPTERS / name)
-    (folder / CONFIG).write_text(write_yaml(config), encoding="utf-8")
 
 
 def _read_adapters(model: AsrModel, folder: Path, own: Mapping[str, Any], described: Mapping[str, NemoAdapter]) -> None:
