@@ -119,6 +119,14 @@ def test_the_first_folders_are_read(folder: Path) -> None:
         family_model().adapters.load(folder)
 
 
+def test_a_folder_below_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    model = family_model()
+    add_trained(model, "medical", KIND_CASES["linear_pre"])
+    assert model.adapters.save("medical", "~/medical") == tmp_path / "medical"
+    assert model.adapters.load("~/medical", name="again").digest() == model.adapters["medical"].digest()
+
+
 def test_an_adapter_on_disk_is_not_written_over(folder: Path) -> None:
     model = family_model()
     add_trained(model, "medical", KIND_CASES["linear_pre"], seed=7)

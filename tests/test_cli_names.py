@@ -131,3 +131,7 @@ def test_a_file_is_a_file_whatever_its_name(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
     Path("a=b.json").touch()
     assert not is_override("a=b.json")
+
+
+def test_a_setting_may_be_longer_than_the_name_of_a_file() -> None:
+    assert is_override(f"model.train_ds.manifest_filepath=[{','.join(['train.json'] * 1000)}]")

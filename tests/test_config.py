@@ -149,6 +149,15 @@ def test_manifests_are_one_or_many(written: str, paths: tuple[str, ...]) -> None
     assert manifest_paths(DatasetSettings()) == ()
 
 
+def test_a_manifest_may_have_a_comma_in_its_name(tmp_path: Path) -> None:
+    path = str(tmp_path / "a,b.json")
+    assert manifest_paths(DatasetSettings(manifest_filepath=path)) == tuple(path.split(","))
+    Path(path).write_text("")
+    assert manifest_paths(DatasetSettings(manifest_filepath=path)) == (path,)
+    assert manifest_paths(DatasetSettings(manifest_filepath=(path, "c.json,d.json"))) == (path, "c.json", "d.json")
+    assert len(manifest_paths(DatasetSettings(manifest_filepath=",".join(["long.json"] * 1000)))) == 1000
+
+
 def test_our_own_keys() -> None:
     settings = load(
         "model.adapter.adapter_type=lora",

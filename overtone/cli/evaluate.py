@@ -82,7 +82,8 @@ def by_settings(arguments: argparse.Namespace) -> Evaluation:
     if arguments.adapter:
         raise UsageError("--adapter does not go with settings; give model.adapter.adapter_name=NAME, or null.")
     name = settings.model.adapter.adapter_name or "null"
-    name = name if Path(name).exists() else split_name(name, None)[0]
+    if ":" in name and not Path(name).exists():
+        name, _ = split_name(name, None)
     if arguments.device == "auto":
         arguments.device = device_of(settings.trainer.accelerator)
     dtype = arguments.dtype if arguments.dtype != "auto" else settings.compute_dtype

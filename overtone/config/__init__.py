@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -251,6 +252,8 @@ def manifest_paths(dataset: DatasetSettings) -> tuple[str, ...]:
             return []
         if isinstance(value, list | tuple):
             return [path for entry in value for path in flat(entry)]
+        if os.path.exists(os.path.expanduser(str(value))):  # noqa: PTH110, PTH111 (Path raises for long lists)
+            return [str(value)]
         return [path.strip() for path in str(value).split(",") if path.strip()]
 
     return tuple(flat(dataset.manifest_filepath))
