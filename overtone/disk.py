@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import re
+import secrets
 import shutil
 import tempfile
 from pathlib import Path
+from typing import IO
 
 from overtone.errors import UsageError
 
@@ -27,6 +29,16 @@ def write_failure(place: str | Path, error: Exception, *, needed: int | None = N
         return f"Cannot write {place}: {os.strerror(number)}. Check the path and its permissions{other}."
     room = f" ({needed / 1e6:.1f} MB are needed, {free_bytes(Path(place)) / 1e6:.1f} MB are free)" if needed else ""
     return f"Cannot write {place}: {os.strerror(number)}{room}. Free some space there{other}."
+
+
+def open_beside(path: Path) -> tuple[IO[bytes], Path]:
+    """A new file to write, in the folder of the path under a hidden name, open to whom the umask leaves it."""
+    while True:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        try:
+            return temporary.open("xb"), temporary
+        except FileExistsError:
+            continue
 
 
 def system_error(error: BaseException | None) -> int | None:

@@ -168,7 +168,8 @@ class AsrModel(nn.Module):
         The weights stay what they are; the base computes with a private copy made from them, whose products are
         fused for frozen weights. In `float32` it computes with the weights themselves unless `prepared` asks for
         such a copy: a quarter faster or more, equal to 1e-5. `openvino` is `auto` computed by OpenVINO, for inference
-        with linear adapters; raises UsageError where it is not installed or does not know the encoder.
+        with linear adapters; raises UsageError where it is not installed or does not know the encoder. On `mps`,
+        which has no float64 to make a copy with, the base computes in float32 with the weights themselves.
         """
         allowed = ("auto", *COMPUTE_DTYPES, OPENVINO)
         if dtype not in allowed:
@@ -178,6 +179,10 @@ class AsrModel(nn.Module):
             return self
         chosen = fast_dtype(self.device) if dtype == "auto" else COMPUTE_DTYPES[dtype]
         copied = prepared or dtype == "auto" or chosen is not torch.float32
+        if self.device.type == "mps":
+            if chosen is not torch.float32:
+                raise ConfigError(f"compute_dtype '{dtype}' is not for the device mps. Use float32 or auto there.")
+            copied = False
         self.prepared = PreparedEncoder(self.encoder, chosen) if copied else None
         return self
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +119,14 @@ def test_the_first_folders_are_read(folder: Path) -> None:
         family_model().adapters.load(folder)
 
 
+def test_a_folder_below_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    model = family_model()
+    add_trained(model, "medical", KIND_CASES["linear_pre"])
+    assert model.adapters.save("medical", "~/medical") == tmp_path / "medical"
+    assert model.adapters.load("~/medical", name="again").digest() == model.adapters["medical"].digest()
+
+
 def test_an_adapter_on_disk_is_not_written_over(folder: Path) -> None:
     model = family_model()
     add_trained(model, "medical", KIND_CASES["linear_pre"], seed=7)
@@ -168,6 +178,19 @@ def flip(path: Path) -> None:
     path.write_bytes(bytes(content))
 
 
+def append(folder: Path, text: str) -> None:
+    with (folder / DESCRIPTION).open("a") as file:
+        file.write(f"{text}\n")
+
+
+def retype(path: Path, dtype: str) -> None:
+    """Parameters of a type that safetensors knows and PyTorch does not."""
+    header = json.dumps({"a": {"dtype": dtype, "shape": [2], "data_offsets": [0, 2]}}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(2))
+
+
+BOMB = "\n".join(["b0: &b0 [x, x]", *(f"b{n}: &b{n} [*b{n - 1}, *b{n - 1}]" for n in range(1, 40))])
+
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no description": (lambda folder: (folder / DESCRIPTION).unlink(), "holds no adapter"),
     "no parameters": (lambda folder: (folder / PARAMETERS).unlink(), "cannot be read"),
@@ -180,7 +203,16 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         "cannot be read",
     ),
     "a deep nest": (lambda folder: (folder / DESCRIPTION).write_text("[" * 20_000), "cannot be read"),
-    "an impossible date": (lambda folder: (folder / DESCRIPTION).write_text("format: 2024-99-99"), "cannot be read"),
+    "an impossible date": (lambda folder: (folder / DESCRIPTION).write_text("format: 2024-99-99"), "format 1"),
+    "a word tagged as a truth value": (lambda folder: append(folder, "x: !!bool maybe"), "not what its tag says"),
+    "nothing tagged as a number": (lambda folder: append(folder, "x: !!int ''"), "not what its tag says"),
+    "a word tagged as a date": (lambda folder: append(folder, "x: !!timestamp soon"), "not what its tag says"),
+    "a date": (lambda folder: append(folder, "x: !!timestamp 2024-01-01"), "type date"),
+    "a set": (lambda folder: append(folder, "x: !!set {1, 2}"), "type set"),
+    "a key twice": (lambda folder: append(folder, "card: {}"), "occurs twice"),
+    "aliases that unfold": (lambda folder: append(folder, BOMB), "aliases unfold"),
+    "an alias of itself": (lambda folder: append(folder, "x: &a [*a]"), "recursive"),
+    "an endless number": (lambda folder: append(folder, f"x: 0x{'f' * 4000}"), "too large"),
     "a long text": (lambda folder: (folder / DESCRIPTION).write_text("#" * (1 << 21)), "larger than"),
     "another format": (lambda folder: edit(folder, format=2), "format 1"),
     "short parameters": (
@@ -193,6 +225,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         "cannot be read",
     ),
     "a missing field": (lambda folder: edit(folder, layers=None), "'layers' is missing or malformed"),
+    "an unknown type of numbers": (lambda folder: retype(folder / PARAMETERS, "F8_E8M0"), "numbers of type 'F8_E8M0'"),
     "an unknown kind": (lambda folder: edit(folder, kind="lorra"), "Did you mean 'lora'"),
     "an unknown setting": (lambda folder: edit(folder, linear={"dim": 4, "size": 3}), "size"),
     "a setting of another type": (lambda folder: edit(folder, linear={"dim": "four"}), "dim='four'"),
@@ -201,6 +234,11 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "another size": (lambda folder: edit(folder, linear={"dim": 5}), "shape"),
     "other layers": (lambda folder: edit(folder, layers=[0]), "Left over: encoder.layers.1"),
     "layers that do not exist": (lambda folder: edit(folder, layers=[0, 9]), "do not exist"),
+    "more first layers than there could be": (
+        lambda folder: edit(folder, layers="first:9999999999999"),
+        "do not exist",
+    ),
+    "more last layers than there could be": (lambda folder: edit(folder, layers="last:9999999999999"), "do not exist"),
     "a bad name": (lambda folder: edit(folder, name="../escape"), "cannot be an adapter's name"),
     "a bad strategy": (lambda folder: edit(folder, strategy={"l2_lambda": -1}), "l2_lambda"),
     "another strategy": (lambda folder: edit(folder, strategy={"residual": 1}), "residual"),
@@ -217,6 +255,47 @@ def test_what_is_damaged_is_refused(damage: str, folder: Path, tmp_path: Path, m
         model.adapters.load(folder)
     assert model.adapters.names == []
     assert not (tmp_path / "hacked").exists()
+
+
+def test_a_number_without_end_is_no_setting() -> None:
+    with pytest.raises(AdapterError, match="must be a number"):
+        LoraAdapter(alpha=10**400)
+
+
+# Cards
+
+
+def test_what_json_cannot_say_is_not_written(folder: Path) -> None:
+    model = family_model()
+    card = model.adapters.load(folder).card
+    card["wer"], card["runs"], card["best"] = float("nan"), (float("inf"), 1.5), {"step": 3, "done": True}
+    for name in ("first", "second"):
+        model.adapters.save("medical", folder.parent / name)
+        card["first"] = card["best"]  # the same object twice is no alias in the file
+        text = (folder.parent / name / DESCRIPTION).read_text()
+        assert "nan" not in text
+        assert "&" not in text
+    again = family_model().adapters.load(folder.parent / "second")
+    best = {"step": 3, "done": True}
+    assert again.card == {**again.card, "wer": None, "runs": [None, 1.5], "best": best, "first": best}
+    for value in (date(2024, 1, 2), {1, 2}, b"bytes", object()):
+        card["wer"] = value
+        with pytest.raises(AdapterError, match=r"more than plain values .* is of type"):
+            model.adapters.save("medical", folder.parent / "third")
+    card["wer"] = "x" * (1 << 20)
+    with pytest.raises(AdapterError, match="larger than 1048576 bytes"):
+        model.adapters.save("medical", folder.parent / "third")
+    assert not (folder.parent / "third").exists()
+
+
+def test_a_card_is_read_as_json_could_say_it(folder: Path) -> None:
+    """Numbers that are not finite and dates stand in folders that were written before."""
+    text = (folder / DESCRIPTION).read_text()
+    head = text[: text.index("card:")]
+    (folder / DESCRIPTION).write_text(f"{head}card:\n  wer: .nan\n  day: 2024-01-02\n  all: [.inf, &a [1], *a]\n")
+    card = family_model().adapters.load(folder).card
+    assert card == {"wer": None, "day": "2024-01-02", "all": [None, [1], [1]]}
+    json.dumps(card, allow_nan=False)
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:

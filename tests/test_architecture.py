@@ -23,7 +23,7 @@ from house_rules import (
 )
 
 FLOORS: dict[int, tuple[str, ...]] = {
-    1: ("errors", "disk", "config", "configs", "importing", "schedules", "wer"),
+    1: ("errors", "disk", "config", "configs", "importing", "safe_yaml", "schedules", "wer"),
     2: ("audio", "features", "augment", "tokenizers", "manifest"),
     3: ("nets", "perturbations", "batches", "padding", "data"),
     4: ("adapters", "decoding"),
@@ -36,6 +36,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
 """A room (a module, or a package with all its modules) imports only rooms of lower floors."""
 
 NEIGHBOURS: set[tuple[str, str]] = {
+    ("config", "safe_yaml"),
     ("manifest", "audio"),
     ("data", "batches"),
     ("data", "padding"),

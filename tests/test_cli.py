@@ -253,8 +253,8 @@ def test_evaluate_chosen_adapters_as_json(overtone: Overtone, folder: Path, mani
     assert [result["adapter"] for result in json.loads(out)["results"]] == [None, "apart"]
 
 
-@pytest.mark.parametrize("name", ["medical", "null"])
-def test_evaluate_as_in_nemo(overtone: Overtone, folder: Path, manifest: Path, name: str) -> None:
+@pytest.mark.parametrize(("name", "used"), [("medical", "medical"), ("encoder:medical", "medical"), ("null", None)])
+def test_evaluate_as_in_nemo(overtone: Overtone, folder: Path, manifest: Path, name: str, used: str | None) -> None:
     code, out, _ = overtone(
         "evaluate",
         "--config-path=../conf/asr_adapters",
@@ -270,7 +270,18 @@ def test_evaluate_as_in_nemo(overtone: Overtone, folder: Path, manifest: Path, n
         "--json",
     )
     assert code == 0
-    assert [str(result["adapter"]) for result in json.loads(out)["results"]] == [name.replace("null", "None")]
+    assert [result["adapter"] for result in json.loads(out)["results"]] == [used]
+
+
+def test_the_accelerator_of_nemos_way_is_the_device(overtone: Overtone, folder: Path, manifest: Path) -> None:
+    words = [f"model.nemo_model={folder / 'model'}", "model.adapter.adapter_name=null"]
+    words += [f"model.test_ds.manifest_filepath={manifest}"]
+    absent = "mps" if sys.platform == "linux" else "cuda"
+    assert f"no device '{absent}'" in one_line_error(overtone("evaluate", *words, f"trainer.accelerator={absent}"))
+    code, _, _ = overtone("evaluate", *words, f"trainer.accelerator={absent}", "--device", "cpu")
+    assert code == 0
+    message = one_line_error(overtone("evaluate", *words, "trainer.accelerator=gpus"))
+    assert "trainer.accelerator: 'gpus' is not available. Did you mean 'gpu'?" in message
 
 
 def test_evaluate_tells_the_line_of_a_bad_manifest(overtone: Overtone, folder: Path, tmp_path: Path) -> None:

@@ -149,6 +149,15 @@ def test_manifests_are_one_or_many(written: str, paths: tuple[str, ...]) -> None
     assert manifest_paths(DatasetSettings()) == ()
 
 
+def test_a_manifest_may_have_a_comma_in_its_name(tmp_path: Path) -> None:
+    path = str(tmp_path / "a,b.json")
+    assert manifest_paths(DatasetSettings(manifest_filepath=path)) == tuple(path.split(","))
+    Path(path).write_text("")
+    assert manifest_paths(DatasetSettings(manifest_filepath=path)) == (path,)
+    assert manifest_paths(DatasetSettings(manifest_filepath=(path, "c.json,d.json"))) == (path, "c.json", "d.json")
+    assert len(manifest_paths(DatasetSettings(manifest_filepath=",".join(["long.json"] * 1000)))) == 1000
+
+
 def test_our_own_keys() -> None:
     settings = load(
         "model.adapter.adapter_type=lora",
@@ -198,6 +207,30 @@ def test_a_users_own_file(tmp_path: Path) -> None:
     assert attention_position(absolute.target) == "abs_pos"
     assert load(config_name=str(tmp_path / "mine.yaml")).model.optim.lr == 3.0
     assert load(config_path=str(tmp_path), config_name="mine").exp_manager.name == "mine"
+
+
+def test_a_folder_beside_the_file_is_a_group_of_which_one_is_chosen(tmp_path: Path) -> None:
+    (tmp_path / "trainer").mkdir()
+    (tmp_path / "trainer" / "short.yaml").write_text("max_steps: 5\n")
+    (tmp_path / "trainer" / "long.yaml").write_text("max_steps: 500\n")
+    (tmp_path / "trainer" / "evil.yaml").write_text("# @package _global_\nhydra: {searchpath: ['pkg://os']}\n")
+    (tmp_path / "mine.yaml").write_text("defaults: [asr_adaptation, {trainer: short}, _self_]\n")
+    mine: dict[str, Any] = {"config_path": str(tmp_path), "config_name": "mine"}
+    assert load(**mine).trainer.max_steps == 5
+    assert load("trainer=long", **mine).trainer.max_steps == 500
+    assert load("trainer=long", "trainer.max_steps=7", **mine).trainer.max_steps == 7
+    for override in ("trainer=evil", "trainer=[long,evil]", "+trainer@x=evil"):
+        assert "'hydra.searchpath' may not be set" in message_of(override, **mine)
+    assert "Could not find 'trainer/lon'" in message_of("trainer=lon", **mine)
+    assert "--multirun" in message_of("trainer=short,long", **mine)
+
+
+def test_what_looks_like_a_date_is_text(tmp_path: Path) -> None:
+    for version in ("2024-12-31", "2024-31-12"):
+        (tmp_path / "mine.yaml").write_text(
+            f"defaults: [asr_adaptation, _self_]\nexp_manager: {{version: {version}}}\n"
+        )
+        assert load(config_path=str(tmp_path), config_name="mine").exp_manager.version == version
 
 
 # What is refused
@@ -264,13 +297,57 @@ def test_what_stands_as_question_marks_has_to_be_given(tmp_path: Path) -> None:
         load_settings(["model.nemo_model=a.nemo", "model.test_ds.manifest_filepath=t.json"], purpose="evaluate")
 
 
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("model.test_ds.max_utts=3", "model.test_ds.max_utts"),
+        ("model.test_ds.min_duration=0.5", "model.test_ds.min_duration"),
+        ("model.test_ds.max_duration=5", "model.test_ds.max_duration"),
+        ("model.test_ds.augmentor={speed: {prob: 0.5}}", "model.test_ds.augmentor"),
+        ("trainer.limit_test_batches=1", "trainer.limit_test_batches"),
+        ("trainer.limit_test_batches=0.5", "trainer.limit_test_batches"),
+    ],
+)
+def test_an_evaluation_refuses_what_it_would_not_do(override: str, key: str) -> None:
+    given = ["model.nemo_model=a.nemo", "model.test_ds.manifest_filepath=t.json", "model.adapter.adapter_name=x"]
+    with pytest.raises(ConfigError, match=f"^{key}: an evaluation counts every line"):
+        load_settings([*given, override], purpose="evaluate")
+    load_settings([*given, "trainer.limit_test_batches=1.0", "model.test_ds.max_utts=0"], purpose="evaluate")
+
+
+def test_an_evaluation_is_of_weights_that_are_there() -> None:
+    given = ["model.init=x.yaml", "model.tokenizer=x.model", "model.train=everything", "model.adapter.adapter_name=x"]
+    with pytest.raises(ConfigError, match=r"model\.init: is for training") as caught:
+        load_settings([*given, "model.test_ds.manifest_filepath=t.json"], purpose="evaluate")
+    assert "model.tokenizer: is for training" in str(caught.value)
+
+
 def test_a_missing_file_names_the_shipped_ones(tmp_path: Path) -> None:
     message = message_of(config_path=str(tmp_path), config_name="absent")
     assert "absent.yaml" in message
     assert "asr_adaptation.yaml, asr_adaptation_hp.yaml" in message
 
 
-@pytest.mark.parametrize("text", ["[1, 2]", "a: [", "\x00", "a: !!python/object/apply:os.system [ls]"])
+def test_a_file_that_hydra_would_not_read_is_told(tmp_path: Path) -> None:
+    (tmp_path / "mine.yml").write_text("defaults: [asr_adaptation]\n")
+    assert "mine.yml: the name of a configuration ends in .yaml" in message_of(
+        config_path=str(tmp_path), config_name="mine.yml"
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[1, 2]",
+        "a: [",
+        "\x00",
+        "a: !!python/object/apply:os.system [ls]",
+        "a: !!bool maybe",
+        "a: !!int ''",
+        "a: !!timestamp soon",
+        "[" * 100_000,
+    ],
+)
 def test_a_file_that_is_no_configuration(tmp_path: Path, text: str) -> None:
     (tmp_path / "mine.yaml").write_text(text)
     assert "mine.yaml" in message_of(config_path=str(tmp_path), config_name="mine")
@@ -299,11 +376,16 @@ def test_references_reach_no_further_than_the_configuration(tmp_path: Path, valu
         ("defaults: [{override hydra/job_logging: custom}]", "'hydra/job_logging' may not be set"),
         ("defaults: ['${oc.env:HOME}']", "is computed"),
         ("defaults: [other]", "'hydra.searchpath' may not be set"),
+        ("defaults: [/other]", "'hydra.searchpath' may not be set"),
+        ("defaults: [{group: [plain, other]}]", "'hydra.searchpath' may not be set"),
+        ("defaults: [{/group: other}]", "'hydra.searchpath' may not be set"),
         ("defaults: 3", "'defaults' is no list"),
     ],
 )
 def test_a_file_decides_nothing_about_the_program(tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / "other.yaml").write_text("hydra: {searchpath: ['pkg://os']}")
+    (tmp_path / "group").mkdir()
+    for name in ("other.yaml", "group/other.yaml"):
+        (tmp_path / name).write_text("hydra: {searchpath: ['pkg://os']}")
     (tmp_path / "mine.yaml").write_text(text)
     assert message in message_of(config_path=str(tmp_path), config_name="mine")
 

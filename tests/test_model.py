@@ -128,6 +128,18 @@ def test_compute_dtypes() -> None:
         model.set_compute_dtype("float16")
 
 
+def test_a_device_without_float64_computes_with_the_weights_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy for frozen weights is made in float64, which `mps` does not have."""
+    monkeypatch.setattr(AsrModel, "device", property(lambda model: torch.device("mps")))
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    for dtype in ("auto", "float32"):
+        model = family_model().set_compute_dtype(dtype, prepared=True)
+        assert model.prepared is None
+        assert model.compute_dtype == "float32"
+    with pytest.raises(ConfigError, match="'bfloat16' is not for the device mps"):
+        family_model().set_compute_dtype("bfloat16")
+
+
 def test_what_it_says_of_itself() -> None:
     for family, seconds in {"conformer": 0.04, "fastconformer": 0.08}.items():
         model = family_model(family)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import types
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from conftest import fixture_file
 from nemo_samples import heard, piece_tokenizer, shake, small_model
-from overtone.adapters.kinds import LinearAdapter, LoraAdapter, TinyAttentionAdapter
+from overtone.adapters.kinds import Kind, LinearAdapter, LoraAdapter, TinyAttentionAdapter
 from overtone.checkpoints import load as loading
 from overtone.checkpoints.load import load_model, save_model
 from overtone.checkpoints.native import read_native, write_native
@@ -143,6 +144,37 @@ def test_adapter_folders_can_be_copied_in_and_taken_out(tmp_path: Path) -> None:
     assert torch.equal(heard(again, "copy"), heard(model, "an4"))
 
 
+@pytest.mark.parametrize(
+    ("kind", "modules"),
+    [
+        (LinearAdapter(dim=8), "encoder"),
+        (LinearAdapter(dim=4, activation="relu"), "encoder"),
+        (LinearAdapter(dim=4), "encoder+decoder"),
+        (TinyAttentionAdapter(heads=2), "encoder"),
+    ],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_an_adapter_put_in_another_ones_place_is_told_to_nemo_as_it_is(
+    tmp_path: Path, kind: Kind, modules: str
+) -> None:
+    """The configuration beside it still speaks of the one before, of which only `enabled` stays."""
+    model = small_model()
+    model.adapters.add("an4", LinearAdapter(dim=4))
+    save_model(model, tmp_path / "first.nemo")
+    model = load_model(tmp_path / "first.nemo")
+    model.adapters["an4"].nemo["enabled"] = False  # type: ignore[index]
+    save_model(model, tmp_path / "model")
+    newer = small_model()
+    newer.adapters.add("an4", kind, modules=modules)
+    shake(newer, "an4")
+    newer.adapters.save("an4", tmp_path / "model" / "adapters" / "an4", overwrite=True)
+    save_model(load_model(tmp_path / "model"), tmp_path / "again.nemo")
+    again = load_model(tmp_path / "again.nemo")
+    assert again.adapters["an4"].digest() == newer.adapters["an4"].digest()
+    assert torch.equal(heard(again, "an4"), heard(newer, "an4"))
+    assert again.adapters["an4"].nemo["enabled"] is False  # type: ignore[index]
+
+
 def test_an_adapter_of_another_base_is_refused_with_both_fingerprints(tmp_path: Path) -> None:
     model, other = adapted(small_model()), small_model(use_bias=False)
     write_native(other, tmp_path / "other")
@@ -167,6 +199,19 @@ def test_existing_folders_are_kept(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no folder of a model, so it is not overwritten"):
         save_model(first, tmp_path / "thesis", overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "thesis"]
+
+
+@pytest.mark.parametrize("mask", [0o077, 0o022, 0o002])
+def test_files_are_open_to_whom_the_umask_leaves_them(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        save_model(adapted(small_model()), tmp_path / "model")
+        save_model(small_model(), tmp_path / "model.nemo")
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) == 2 + 2 * 3 + 1
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o666 & ~mask}
 
 
 def test_a_full_disk_leaves_the_old_folder(tmp_path: Path) -> None:

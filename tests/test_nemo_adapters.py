@@ -225,6 +225,22 @@ def test_missing_and_truncated_files_are_refused(tmp_path: Path) -> None:
         read_adapters_pt(tmp_path / "adapters.pt")
 
 
+def test_the_short_names_of_nemos_classes_are_the_same_classes(tmp_path: Path) -> None:
+    """NeMo's packages export them once more, and its documents name them so."""
+    save_adapters(adapted_model(), tmp_path / "adapters.pt")
+    content = torch.load(tmp_path / "adapters.pt", weights_only=False)
+    for name in ("an4", "attn", "absattn"):
+        for section in (content["__cfg__"][name], content["__cfg__"][name].adapter_strategy):
+            package, _, class_name = section["_target_"].rpartition(".")
+            section["_target_"] = f"{package.rpartition('.')[0]}.{class_name}"
+    torch.save(content, tmp_path / "short.pt")
+    long, short = small_model(), small_model()
+    load_adapters(long, tmp_path / "adapters.pt")
+    load_adapters(short, tmp_path / "short.pt")
+    assert [adapter.digest() for adapter in short.adapters] == [adapter.digest() for adapter in long.adapters]
+    assert [adapter.kind for adapter in short.adapters] == [adapter.kind for adapter in long.adapters]
+
+
 def test_kinds_that_are_not_supported_are_refused_by_name(tmp_path: Path) -> None:
     model = adapted_model()
     save_adapters(model, tmp_path / "adapters.pt", ["an4"])

@@ -302,6 +302,10 @@ def test_what_nemo_wrote_is_written_letter_for_letter(name: str) -> None:
         ), "more values"),
         ("a: " + "[" * 100 + "]" * 100, "no plain YAML"),
         ("a: &a\n  b: *a", "no plain YAML"),
+        ("{a: " * 500_000, "deeper than 60 levels"),
+        ("a: !!bool maybe", "not what its tag says"),
+        ("a: !!int ''", "not what its tag says"),
+        ("a: !!timestamp soon", "not what its tag says"),
     ],
 )  # fmt: skip
 def test_yaml_that_is_more_than_data_is_refused(text: str, words: str) -> None:

@@ -266,10 +266,17 @@ BAD_FILES = {
     "a tensor left over": ({"weights": put("encoder.layers.0.x", torch.ones(1))}, "Left over: encoder.layers.0.x"),
     "a tensor of another shape": ({"weights": put(NORM, torch.ones(3))}, f"{NORM} has shape [3]"),
     "a tensor of whole numbers": ({"weights": put(NORM, torch.ones(16, dtype=torch.int64))}, "holds torch.int64"),
-    "more layers": ({"config": put_deep("encoder", "n_layers", value=900)}, "encoder.layers.899."),
+    "more layers": ({"config": put_deep("encoder", "n_layers", value=900)}, "the 900 layers of its"),
+    "more layers of which the last is there": (
+        {
+            "config": put_deep("encoder", "n_layers", value=30),
+            "weights": lambda w: [w.update({key.replace("s.1.", "s.29.", 1): w[key].clone()}) for key in list(w)],
+        },
+        "Missing: encoder.layers.10.",
+    ),
     "a wider model": (
         {"config": lambda c: (c["encoder"].update(d_model=65536), c["decoder"].update(feat_in=65536))},
-        "asks for [262144, 65536]",
+        "configuration asks for [65536",
     ),
     "a long window": ({"config": put_deep("preprocessor", "window_size", value=50.0)}, "featurizer.window"),
     "a long transform": ({"config": put_deep("preprocessor", "n_fft", value=999_999)}, "featurizer.fb"),

@@ -266,3 +266,21 @@ def test_bombs_are_refused() -> None:
         plain(read_torch_file(saved(doubled), "x"))
     memory = b"\x80\x02}r\xff\xff\xff\xff."  # a memo of four billion places, were it a list
     assert read_torch_file(with_pickle(memory), "x") == {}
+
+
+def test_keys_are_plain_values() -> None:
+    """To hash a tuple is to hash what is in it: sixty doublings take longer than the world has."""
+    doubled = b"K\x01" + b"q\x00h\x00\x86" * 60
+    deep = b")" + b"\x85" * 1_000_000
+    for key in (doubled, deep, b"cbuiltins\nprint\n"):
+        refused(with_pickle(b"\x80\x02}" + key + b"K\x01s."), "no plain value")
+    for key in (b"N", b"\x88", b"K\x05", b"G" + bytes(8), b"X\x01\x00\x00\x00a"):
+        assert len(read_torch_file(with_pickle(b"\x80\x02}" + key + b"K\x01s."), "x")) == 1
+
+
+def test_the_same_numbers_under_many_names_are_no_weights() -> None:
+    one = torch.ones(1000)
+    with pytest.raises(CheckpointError, match="same numbers under many names"):
+        read_state_dict(saved({str(number): one for number in range(100)}), "x")
+    tied = {"a": one, "b": one, "c": torch.ones(1000)}
+    assert read_state_dict(saved(tied), "x").keys() == tied.keys()

@@ -201,14 +201,14 @@ class AdapterSet(nn.Module):
 
     def save(self, name: str, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write `adapter.yaml` and `adapter.safetensors`; the folder must not hold an adapter yet."""
-        return write_folder(self[name], Path(folder), self.identity(), overwrite=overwrite)
+        return write_folder(self[name], Path(folder).expanduser(), self.identity(), overwrite=overwrite)
 
     def load(self, folder: str | Path, *, name: str | None = None) -> Adapter:
         """Add the adapter of a folder, under its own name unless another is given.
 
         Raises AdapterError for a damaged folder, or one made for another base (both fingerprints are named).
         """
-        stored = read_folder(Path(folder), self.identity())
+        stored = read_folder(Path(folder).expanduser(), self.identity())
         adapter = self.add(
             name or stored.name,
             stored.kind,

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,9 @@ from overtone.adapters.adapter import Adapter, digest_of, parameters_digest
 from overtone.adapters.kinds import KINDS, Kind
 from overtone.adapters.points import Layers
 from overtone.adapters.strategies import ResidualAdd
-from overtone.disk import write_failure
+from overtone.disk import open_beside, write_failure
 from overtone.errors import AdapterError, did_you_mean
+from overtone.safe_yaml import read_values
 
 FORMAT = 1
 DESCRIPTION = "adapter.yaml"
@@ -69,12 +69,11 @@ def write_folder(adapter: Adapter, folder: Path, identity: BaseIdentity, *, over
         "parameters_digest": parameters_digest(adapter.tensors()),
         "base_fingerprint": identity.fingerprint(),
         "tokenizer_digest": identity.tokenizer_digest(),
-        "card": adapter.card,
+        "card": checked_card(adapter),
     }
-    try:
-        text = yaml.safe_dump(description, sort_keys=False, allow_unicode=True)
-    except yaml.YAMLError as error:
-        raise AdapterError(f"The card of adapter '{adapter.name}' holds more than plain values: {error}") from error
+    text = yaml.safe_dump(description, sort_keys=False, allow_unicode=True)
+    if len(text.encode()) > LARGEST_DESCRIPTION:
+        raise AdapterError(f"The card of adapter '{adapter.name}' is larger than {LARGEST_DESCRIPTION} bytes.")
     tensors = {name: tensor.cpu().contiguous() for name, tensor in adapter.tensors().items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -84,18 +83,43 @@ def write_folder(adapter: Adapter, folder: Path, identity: BaseIdentity, *, over
     return folder
 
 
+def checked_card(adapter: Adapter) -> Any:
+    """The card as JSON can say it. Raises AdapterError where it holds more than plain values."""
+    try:
+        return plain(adapter.card)
+    except (TypeError, RecursionError) as error:
+        raise AdapterError(
+            f"The card of adapter '{adapter.name}' holds more than plain values ({error}). "
+            "Allowed: mappings, lists, texts, numbers, true, false and null."
+        ) from error
+
+
+def plain(value: Any) -> Any:
+    """Containers and values of their own; numbers that are not finite, which JSON does not have, are None.
+
+    Raises TypeError for what is no mapping, list, text, number, bool or None.
+    """
+    if isinstance(value, Mapping):
+        return {plain(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if value is None or type(value) in (str, int, bool):
+        return value
+    raise TypeError(f"{value!r} is of type {type(value).__name__}")
+
+
 def write_together(contents: Mapping[Path, bytes]) -> None:
     """Write every file beside its place, then rename them all: a full disk leaves the old ones as they were."""
     written: dict[Path, Path] = {}
     try:
         for path, content in contents.items():
-            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-            written[path] = Path(name)
-            with os.fdopen(handle, "wb") as file:
+            file, written[path] = open_beside(path)
+            with file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            written[path].chmod(0o644)
         for path, temporary in written.items():
             temporary.replace(path)
     except BaseException:
@@ -113,6 +137,8 @@ def read_folder(folder: Path, identity: BaseIdentity, *, description: dict[str, 
     check_base(description, identity, what=f"The adapter in {folder}")
     try:
         tensors = load((folder / PARAMETERS).read_bytes())  # read once: what is checked is what is used
+    except KeyError as error:
+        raise AdapterError(f"{folder / PARAMETERS} holds numbers of type {error}, which no adapter has.") from error
     except (OSError, SafetensorError) as error:
         raise AdapterError(f"{folder / PARAMETERS} cannot be read: {error}") from error
     floating = all(tensor.is_floating_point() for tensor in tensors.values())
@@ -149,7 +175,7 @@ def count_parameters(folder: Path) -> int:
     """How many parameters the file's header tells of; a file that is cut short is found out here."""
     try:
         with safe_open(folder / PARAMETERS, framework="numpy") as file:
-            return sum(prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118 (no mapping)
+            return sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118 (no mapping)
     except (OSError, SafetensorError) as error:
         raise AdapterError(f"{folder / PARAMETERS} is missing or damaged: {error}") from error
 
@@ -160,11 +186,11 @@ def read_description(folder: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > LARGEST_DESCRIPTION:
             raise AdapterError(f"{path} is larger than {LARGEST_DESCRIPTION} bytes; it is no adapter description.")
-        description = yaml.safe_load(path.read_text(encoding="utf-8"))
+        description = read_values(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise AdapterError(f"{folder} holds no adapter: {DESCRIPTION} is missing.") from error
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise AdapterError(f"{path} cannot be read: {error}") from error
+    except (OSError, ValueError) as error:
+        raise AdapterError(f"{path} cannot be read: {error}.") from error
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise AdapterError(f"{path} is no adapter description of format {FORMAT}.")
     if "digest" in description:  # what the first folders call it
@@ -183,6 +209,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     for key, kind in expected.items():
         if not isinstance(description.get(key), kind):
             raise AdapterError(f"{path}: '{key}' is missing or malformed.")
+    description["card"] = plain(description["card"])
     return description
 
 

@@ -9,7 +9,7 @@ Legend: B batch, T time, D width, R bottleneck, H heads, K head width.
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
@@ -93,7 +93,7 @@ def check_size(kind: str, **values: object) -> None:
 
 def check_number(kind: str, **values: object) -> None:
     for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
             raise AdapterError(f"{kind} adapter: {name}={value!r} must be a number.")
 
 
@@ -264,13 +264,14 @@ class TinyAttentionAdapter:
         return tensors
 
 
-LORA_TARGETS = {
+LORA_TAPS = {
     "q": ("q",),
     "k": ("k",),
     "v": ("v",),
     "out": ("out",),
     "feed_forward": ("expand", "contract"),
 }
+"""What a LoRA's `targets` are called, and the taps that each stands for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,14 +293,14 @@ class LoraAdapter:
         check_number("lora", alpha=self.alpha)
         check_dropout("lora", self.dropout)
         for target in self.targets:
-            if target not in LORA_TARGETS:
+            if target not in LORA_TAPS:
                 raise AdapterError(
-                    f"lora adapter: target '{target}' is unknown.{did_you_mean(target, LORA_TARGETS)} "
-                    f"Allowed: {', '.join(LORA_TARGETS)}."
+                    f"lora adapter: target '{target}' is unknown.{did_you_mean(target, LORA_TAPS)} "
+                    f"Allowed: {', '.join(LORA_TAPS)}."
                 )
 
     def acts_at(self, point: Point) -> bool:
-        taps = {tap for target in self.targets for tap in LORA_TARGETS[target]}
+        taps = {tap for target in self.targets for tap in LORA_TAPS[target]}
         return point.place == "linear" and point.name.rpartition(".")[2] in taps
 
     def parts(self, point: Point) -> dict[str, nn.Module | nn.Parameter]:

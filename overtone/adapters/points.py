@@ -92,7 +92,7 @@ def _layer_numbers(layers: Layers, count: int) -> list[int]:
     if layers == "all":
         return list(range(count))
     if layers.startswith("last:"):
-        return list(range(count - int(layers.removeprefix("last:")), count))
+        return list(range(max(count - int(layers.removeprefix("last:")), -1), count))
     if layers.startswith("first:"):
-        return list(range(int(layers.removeprefix("first:"))))
+        return list(range(min(int(layers.removeprefix("first:")), count + 1)))
     return [int(number) for number in layers.strip("[] ").split(",")]

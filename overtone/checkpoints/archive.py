@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from overtone.disk import write_failure
+from overtone.disk import open_beside, write_failure
 from overtone.errors import CheckpointError
 
 GZIP_MAGIC = b"\x1f\x8b"
@@ -129,9 +129,8 @@ def write_archive(path: Path, members: Iterable[tuple[str, bytes | IO[bytes]]], 
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        temporary = Path(name)
-        with os.fdopen(handle, "wb") as file:
+        file, temporary = open_beside(path)
+        with file:
             with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
                 folder = tarfile.TarInfo("./")
                 folder.type, folder.mode = tarfile.DIRTYPE, 0o755
@@ -140,7 +139,6 @@ def write_archive(path: Path, members: Iterable[tuple[str, bytes | IO[bytes]]], 
                     _add(tar, member, content)
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(0o644)
         temporary.replace(path)
     except OSError as error:
         raise CheckpointError(write_failure(path, error, needed=needed)) from error

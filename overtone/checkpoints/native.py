@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from overtone.adapters.adapter import Adapter
 from overtone.adapters.folder import DESCRIPTION
 from overtone.checkpoints.archive import LIMITS, plain_name
 from overtone.checkpoints.nemo import (
@@ -29,7 +30,7 @@ from overtone.checkpoints.nemo import (
     read_tokenizer,
     size_of,
 )
-from overtone.checkpoints.nemo_adapters import has_nemo_form
+from overtone.checkpoints.nemo_adapters import adapter_config, has_nemo_form, kind_of, nemo_modules
 from overtone.checkpoints.nemo_config import NemoAdapter, translate
 from overtone.checkpoints.plain_yaml import write_yaml
 from overtone.checkpoints.tokenizer_files import FILE_PREFIX
@@ -168,11 +169,11 @@ def _write_parts(model: AsrModel, folder: Path, tensors: Mapping[str, Tensor]) -
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
+    (folder / CONFIG).write_text(write_yaml(config), encoding="utf-8")
     save_file(dict(tensors), folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / WEIGHTS).chmod(0o644)  # safetensors writes for the owner alone
+    (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode & 0o777)  # safetensors writes for the owner alone
     for name in model.adapters.names:
         model.adapters.save(name, folder / ADAPTERS / name)
-    (folder / CONFIG).write_text(write_yaml(config), encoding="utf-8")
 
 
 def _read_adapters(model: AsrModel, folder: Path, own: Mapping[str, Any], described: Mapping[str, NemoAdapter]) -> None:
@@ -184,11 +185,18 @@ def _read_adapters(model: AsrModel, folder: Path, own: Mapping[str, Any], descri
             adapter = model.adapters.load(folder / name, name=name)
         except OvertoneError as error:
             raise CheckpointError(f"{error} (Load the base alone with adapters=False.)") from error
-        if name in described and name in listed:
-            entry = described[name]
-            adapter.nemo = {"modules": entry.modules, "enabled": entry.enabled, "config": dict(entry.config)}
+        if name in described and name in listed and has_nemo_form(adapter):
+            adapter.nemo = _nemo_form(adapter, described[name], str(folder.parent / CONFIG))
     chosen = [str(name) for name in own.get("file_choice") or ()]
     model.adapters.file_choice = tuple(name for name in chosen if name in model.adapters)
+
+
+def _nemo_form(adapter: Adapter, entry: NemoAdapter, source: str) -> dict[str, Any]:
+    """What the configuration says of an adapter; of one that has taken another's place, only whether it is enabled."""
+    own = NemoAdapter(name=adapter.name, modules=nemo_modules(adapter), config=adapter_config(adapter))
+    same_place = (own.modules or "encoder") == (entry.modules or "encoder")
+    told = entry if same_place and kind_of(own, source) == kind_of(entry, source) else own
+    return {"modules": told.modules, "enabled": entry.enabled, "config": dict(told.config)}
 
 
 def _same_values(model: AsrModel, tensors: Mapping[str, Tensor]) -> bool:

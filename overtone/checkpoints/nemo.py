@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from overtone.checkpoints.plain_yaml import read_yaml, resolved, write_yaml
 from overtone.checkpoints.tokenizer_files import FILE_PREFIX, tokenizer_files
 from overtone.disk import write_failure
 from overtone.errors import CheckpointError, ConfigError
-from overtone.model import AsrModel, build_model
+from overtone.model import PARTS, AsrModel, build_model
 from overtone.tokenizers import CharTokenizer, SentencePieceTokenizer, Tokenizer
 
 CONFIG = "model_config.yaml"
@@ -137,8 +137,8 @@ def assemble(
             f"{source}: the head has {settings['decoder']['classes']} classes, the tokenizer {tokenizer.size} symbols; "
             "they must be equal."
         )
-    check_sizes(settings, tensors, source)
     try:
+        check_sizes(settings, tensors, source)
         model = build_model(settings=settings, tokenizer=tokenizer, config=config, name=name)
     except ConfigError as error:
         raise CheckpointError(f"{source}: {error}") from error
@@ -149,11 +149,7 @@ def assemble(
 def load_base(model: AsrModel, tensors: Mapping[str, Tensor], source: str) -> None:
     """Copy the base's values; every key and shape must be there, and no other."""
     own = {nemo_key(name): tensor for name, tensor in model.base_state_dict().items()}
-    if own.keys() != tensors.keys():
-        raise CheckpointError(
-            f"{source}: its weights are not those of its configuration. "
-            f"Missing: {listed(own.keys() - tensors.keys())}. Left over: {listed(tensors.keys() - own.keys())}."
-        )
+    check_keys(own.keys(), tensors.keys(), source)
     with torch.no_grad():
         for key, tensor in tensors.items():
             check_shape(key, tensor, own[key].shape, source)
@@ -166,24 +162,52 @@ def load_base(model: AsrModel, tensors: Mapping[str, Tensor], source: str) -> No
 
 
 def check_sizes(settings: Mapping[str, Mapping[str, Any]], tensors: Mapping[str, Tensor], source: str) -> None:
-    """The sizes that a configuration claims, held against the tensors before anything of that size is made."""
+    """What a configuration claims, held against the tensors before anything of that size is made.
+
+    Raises CheckpointError where it asks for others, ConfigError where it contradicts itself.
+    """
     encoder, preprocessor = settings["encoder"], settings["preprocessor"]
-    width, inner = encoder["width"], encoder["width"] * encoder["feed_forward_expansion"]
+    if encoder["layers"] > len(tensors):
+        raise CheckpointError(
+            f"{source}: its {len(tensors)} tensors cannot be the {encoder['layers']} layers of its configuration."
+        )
     window = int(preprocessor["window_size"] * preprocessor["sample_rate"])
     bins = (preprocessor["n_fft"] or 2 ** max(window - 1, 0).bit_length()) // 2 + 1
     expected = {
-        "preprocessor.featurizer.window": (window,),
-        "preprocessor.featurizer.fb": (1, preprocessor["features"], bins),
-        f"encoder.layers.{encoder['layers'] - 1}.feed_forward1.linear1.weight": (inner, width),
-        "encoder.layers.0.conv.depthwise_conv.weight": (width, 1, encoder["kernel_size"]),
-        "decoder.decoder_layers.0.weight": (settings["decoder"]["classes"] + 1, settings["decoder"]["width"], 1),
+        "preprocessor.featurizer.window": torch.Size((window,)),
+        "preprocessor.featurizer.fb": torch.Size((1, preprocessor["features"], bins)),
+        **net_shapes(settings, source),
     }
-    if "striding" in encoder["subsampling"]:
-        expected["encoder.pre_encode.conv.0.weight"] = (encoder["subsampling_channels"] or width, 1, 3, 3)
+    check_keys(expected.keys(), tensors.keys(), source)
     for key, shape in expected.items():
-        if key not in tensors:
-            raise CheckpointError(f"{source}: its weights hold no {key}, which its configuration asks for.")
-        check_shape(key, tensors[key], torch.Size(shape), source)
+        check_shape(key, tensors[key], shape, source)
+
+
+def net_shapes(settings: Mapping[str, Mapping[str, Any]], source: str) -> dict[str, torch.Size]:
+    """The shapes of encoder and head by NeMo's keys. All layers are alike, and one is made, without its numbers."""
+    try:
+        with torch.device("meta"):
+            encoder = PARTS["encoder"](**{**settings["encoder"], "layers": 1})
+            decoder = PARTS["decoder"](**settings["decoder"])
+    except RuntimeError as error:
+        raise CheckpointError(f"{source}: its configuration asks for more than there can be: {error}.") from error
+    shapes = {f"encoder.{name}": tensor.shape for name, tensor in encoder.state_dict().items()}
+    shapes |= {nemo_key(f"decoder.{name}"): tensor.shape for name, tensor in decoder.state_dict().items()}
+    first = "encoder.layers.0."
+    for name in [name for name in shapes if name.startswith(first)]:
+        for layer in range(1, settings["encoder"]["layers"]):
+            shapes[f"encoder.layers.{layer}.{name.removeprefix(first)}"] = shapes[name]
+    return shapes
+
+
+def check_keys(own: Collection[str], found: Collection[str], source: str) -> None:
+    """Every key must be there, and no other."""
+    missing, left = set(own) - set(found), set(found) - set(own)
+    if missing or left:
+        raise CheckpointError(
+            f"{source}: its weights are not those of its configuration. "
+            f"Missing: {listed(missing)}. Left over: {listed(left)}."
+        )
 
 
 def check_shape(key: str, tensor: Tensor, shape: torch.Size, source: str) -> None:

@@ -31,16 +31,19 @@ from overtone.checkpoints.nemo_values import (
     write_section,
 )
 from overtone.checkpoints.pickles import RefusedError, plain, read_torch_file
+from overtone.config.targets import (
+    ABSOLUTE_ATTENTION_TARGETS,
+    ATTENTION_RESIDUAL_TARGETS,
+    NEMO_ATTENTION_TARGETS,
+    NEMO_LINEAR_TARGETS,
+    NEMO_STRATEGY_TARGETS,
+    RELATIVE_ATTENTION_TARGETS,
+    RESIDUAL_TARGETS,
+    attention_position,
+)
 from overtone.disk import write_failure
 from overtone.errors import AdapterError, CheckpointError, did_you_mean
 from overtone.model import AsrModel
-
-LINEAR = "nemo.collections.common.parts.adapter_modules.LinearAdapter"
-ATTENTION_MODULE = "nemo.collections.asr.parts.submodules.adapters.multi_head_attention_adapter_module"
-RELATIVE = f"{ATTENTION_MODULE}.RelPositionMultiHeadAttentionAdapter"
-ABSOLUTE = f"{ATTENTION_MODULE}.MultiHeadAttentionAdapter"
-RESIDUAL = "nemo.core.classes.mixins.adapter_mixin_strategies.ResidualAddAdapterStrategy"
-ATTENTION_RESIDUAL = f"{ATTENTION_MODULE}.MHAResidualAddAdapterStrategy"
 
 PRE_NORM = {"norm": "module.0", "down": "module.1", "up": "module.3"}
 POST_NORM = {"down": "module.0", "up": "module.2", "norm": "module.3"}
@@ -82,23 +85,22 @@ def kind_of(described: NemoAdapter, source: str) -> tuple[Kind, ResidualAdd]:
     where = f"{source}: adapters.{described.name}"
     section = dict(described.config)
     strategy = section.pop("adapter_strategy", None) or {}
-    target = section.get("_target_")
+    known = ", ".join(NEMO_STRATEGY_TARGETS)
     if not isinstance(strategy, dict):
-        refuse(where, "adapter_strategy", strategy, f"{RESIDUAL}, {ATTENTION_RESIDUAL}")
+        refuse(where, "adapter_strategy", strategy, known)
+    target, acting = section.get("_target_"), strategy.get("_target_")
     try:
-        if target == LINEAR:
+        if target in NEMO_LINEAR_TARGETS:
             values = read_section(section, ADAPTER_LINEAR, where, idle=("in_features", "enabled"))
             kind: Kind = LinearAdapter(**values)
-        elif target in (RELATIVE, ABSOLUTE):
+        elif target in NEMO_ATTENTION_TARGETS:
             idle = ("n_feat", "enabled", "use_pytorch_sdpa", "use_pytorch_sdpa_backends")
             values = read_section(section, ADAPTER_ATTENTION, where, idle=idle)
-            kind = TinyAttentionAdapter(**values, position="rel_pos" if target == RELATIVE else "abs_pos")
+            kind = TinyAttentionAdapter(**values, position=attention_position(target))
         else:
-            refuse(where, "_target_", target, f"{LINEAR}, {RELATIVE}, {ABSOLUTE}")
-        if strategy and strategy.get("_target_") not in (RESIDUAL, ATTENTION_RESIDUAL):
-            refuse(
-                f"{where}.adapter_strategy", "_target_", strategy.get("_target_"), f"{RESIDUAL}, {ATTENTION_RESIDUAL}"
-            )
+            refuse(where, "_target_", target, ", ".join((*NEMO_LINEAR_TARGETS, *NEMO_ATTENTION_TARGETS)))
+        if strategy and acting not in NEMO_STRATEGY_TARGETS:
+            refuse(f"{where}.adapter_strategy", "_target_", acting, known)
         return kind, ResidualAdd(**read_section(strategy, STRATEGY, f"{where}.adapter_strategy"))
     except AdapterError as error:
         raise CheckpointError(f"{where}: {error}") from error
@@ -118,9 +120,10 @@ def split_adapters(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], di
     return base, adapters
 
 
-def add_nemo_adapter(model: AsrModel, described: NemoAdapter, hosts: HostTensors, source: str) -> Adapter:
-    """Add an adapter with the values of a file. Raises CheckpointError where it does not fit the model."""
-    kind, strategy = kind_of(described, source)
+def own_tensors(
+    model: AsrModel, kind: Kind, described: NemoAdapter, hosts: HostTensors, source: str
+) -> dict[str, Tensor]:
+    """The values of a file by our names (`Adapter.tensors`). Raises CheckpointError where they do not fit the model."""
     where = f"{source}: adapter '{described.name}'"
     points = points_of(model, kind, described.modules)
     if {host_of(point) for point in points} != set(hosts):
@@ -146,7 +149,20 @@ def add_nemo_adapter(model: AsrModel, described: NemoAdapter, hosts: HostTensors
                     f"expected {list(shape)}."
                 )
             values[f"{point.name}.{ours}"] = tensor
-    adapter = model.adapters.add(described.name, kind, modules=described.modules or "encoder", strategy=strategy)
+    return values
+
+
+def add_nemo_adapter(
+    model: AsrModel, described: NemoAdapter, hosts: HostTensors, source: str, *, name: str | None = None
+) -> Adapter:
+    """Add an adapter with the values of a file. Raises CheckpointError where it does not fit the model.
+
+    name: what it is called here, unless as in the file.
+    """
+    kind, strategy = kind_of(described, source)
+    values = own_tensors(model, kind, described, hosts, source)
+    modules = described.modules or "encoder"
+    adapter = model.adapters.add(name or described.name, kind, modules=modules, strategy=strategy)
     adapter.load_tensors(values)
     adapter.nemo = {
         "modules": described.modules,
@@ -201,8 +217,8 @@ def adapter_config(adapter: Adapter) -> dict[str, Any]:
         return {
             "in_features": width,
             **write_section(vars(kind), ADAPTER_LINEAR),
-            "adapter_strategy": {**strategy, "_target_": RESIDUAL},
-            "_target_": LINEAR,
+            "adapter_strategy": {**strategy, "_target_": RESIDUAL_TARGETS[0]},
+            "_target_": NEMO_LINEAR_TARGETS[0],
             "enabled": True,
         }
     assert isinstance(kind, TinyAttentionAdapter), "other kinds are refused before"
@@ -212,10 +228,10 @@ def adapter_config(adapter: Adapter) -> dict[str, Any]:
         "n_feat": width,
         "dropout_rate": kind.dropout,
         "proj_dim": kind.projection,
-        "adapter_strategy": {**strategy, "_target_": ATTENTION_RESIDUAL},
+        "adapter_strategy": {**strategy, "_target_": ATTENTION_RESIDUAL_TARGETS[0]},
         "use_pytorch_sdpa": False,
         "use_pytorch_sdpa_backends": None,
-        "_target_": RELATIVE if relative else ABSOLUTE,
+        "_target_": (RELATIVE_ATTENTION_TARGETS if relative else ABSOLUTE_ATTENTION_TARGETS)[0],
         "enabled": True,
     }
 
@@ -318,6 +334,18 @@ def _stored(key: Any, states: Any, described: Mapping[str, NemoAdapter]) -> Stor
     return StoredNemoAdapter(described=adapter, hosts=tuple(hosts))
 
 
+def hosts_in(model: AsrModel, stored: StoredNemoAdapter, source: str) -> HostTensors:
+    """The tensors by their host in this model. Raises CheckpointError where it has more or fewer."""
+    kind, _ = kind_of(stored.described, source)
+    places = [host_of(point) for point in points_of(model, kind, stored.described.modules)]
+    if len(places) != len(stored.hosts):
+        raise CheckpointError(
+            f"{source}: adapter '{stored.name}' has tensors for {len(stored.hosts)} places, "
+            f"this model has {len(places)}; it was made for another model."
+        )
+    return dict(zip(places, stored.hosts, strict=True))
+
+
 def load_adapters(model: AsrModel, path: Path | str, names: Iterable[str] | None = None) -> list[Adapter]:
     """Add adapters of an `adapters.pt`: all, or those named (`an4` or `decoder:dec`); all of them or none.
 
@@ -333,16 +361,8 @@ def load_adapters(model: AsrModel, path: Path | str, names: Iterable[str] | None
     added: list[Adapter] = []
     try:
         for name in chosen:
-            adapter = stored[name]
-            kind, _ = kind_of(adapter.described, str(path))
-            places = [host_of(point) for point in points_of(model, kind, adapter.described.modules)]
-            if len(places) != len(adapter.hosts):
-                raise CheckpointError(
-                    f"{path}: adapter '{name}' has tensors for {len(adapter.hosts)} places, "
-                    f"this model has {len(places)}; it was made for another model."
-                )
-            hosts = dict(zip(places, adapter.hosts, strict=True))
-            added.append(add_nemo_adapter(model, adapter.described, hosts, str(path)))
+            hosts = hosts_in(model, stored[name], str(path))
+            added.append(add_nemo_adapter(model, stored[name].described, hosts, str(path)))
     except (AdapterError, CheckpointError):
         for adapter_added in added:
             model.adapters.remove(adapter_added.name)

@@ -23,6 +23,8 @@ ENTRIES = 200_000
 PLAIN_VALUES = 500_000
 PLAIN_DEPTH = 100
 DIMENSIONS = 64
+REPEATED = 4
+"""How many times larger the tensors of a model may be than the numbers in its file: tied ones are few and small."""
 OLD_FORMAT = (b"\x80\x02\x8a", b"\x80\x02.")
 
 DAMAGES = (LookupError, ValueError, TypeError, ArithmeticError, RuntimeError, EOFError, OSError, struct.error)
@@ -76,6 +78,9 @@ def read_state_dict(file: IO[bytes], source: str) -> dict[str, Tensor]:
         isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
     ):
         raise CheckpointError(f"{source} holds something else than tensors by name; it is no model's weights.")
+    held = {storage.data_ptr(): storage.nbytes() for storage in map(Tensor.untyped_storage, content.values())}
+    if sum(tensor.nbytes for tensor in content.values()) > REPEATED * sum(held.values()):
+        raise CheckpointError(f"{source} holds the same numbers under many names; it is no model's weights.")
     return content
 
 
@@ -291,6 +296,8 @@ class Machine:
         target = self.stack[-1]
         if not isinstance(target, dict) or len(items) % 2:
             raise RefusedError("it fills something that is no dictionary.")
+        if not all(key is None or isinstance(key, str | int | float) for key in items[::2]):
+            raise RefusedError("a key of its dictionaries is no plain value; it is refused.")
         target.update(zip(items[::2], items[1::2], strict=True))
 
     def extend(self, items: list[Any]) -> None:

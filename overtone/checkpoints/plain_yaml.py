@@ -9,10 +9,10 @@ from typing import Any
 import yaml
 
 from overtone.errors import CheckpointError
+from overtone.safe_yaml import DEPTH, FLOAT_TAG, TIMESTAMP_TAG, SafeLoader, new_reader, read_values
 
 VALUES = 500_000
-"""No configuration holds more; a file of nested aliases can."""
-DEPTH = 60
+"""No configuration holds more; nested references can name more."""
 
 FLOAT = re.compile(
     r"""^(?:
@@ -25,31 +25,13 @@ FLOAT = re.compile(
 )
 """As omegaconf does, `1e-5` is a number too."""
 REFERENCE = re.compile(r"\$\{([^${}]*)\}")
-FLOAT_TAG = "tag:yaml.org,2002:float"
-TIMESTAMP_TAG = "tag:yaml.org,2002:timestamp"
 
 
-def _reading(loader: Any) -> Any:
-    """A safe loader class with omegaconf's floats, without dates, and with keys that occur once."""
-    resolvers = {
-        first: [(tag, pattern) for tag, pattern in pairs if tag not in (FLOAT_TAG, TIMESTAMP_TAG)]
-        for first, pairs in loader.yaml_implicit_resolvers.items()
-    }
-    reader: Any = type("Reader", (loader,), {"yaml_implicit_resolvers": resolvers})
+def _reading() -> Any:
+    """A safe reader with omegaconf's floats."""
+    reader = new_reader(SafeLoader, without=(FLOAT_TAG, TIMESTAMP_TAG))
     reader.add_implicit_resolver(FLOAT_TAG, FLOAT, list("-+0123456789."))
-    reader.add_constructor("tag:yaml.org,2002:map", _mapping_once)
     return reader
-
-
-def _mapping_once(loader: Any, node: Any) -> dict[Any, Any]:
-    loader.flatten_mapping(node)
-    mapping = {}
-    for key_node, value_node in node.value:
-        key = loader.construct_object(key_node, deep=True)
-        if not isinstance(key, str | int | float | bool | None) or key in mapping:
-            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} occurs twice", key_node.start_mark)
-        mapping[key] = loader.construct_object(value_node, deep=True)
-    return mapping
 
 
 def _writing(dumper: Any) -> Any:
@@ -60,17 +42,16 @@ def _writing(dumper: Any) -> Any:
     return writer
 
 
-Reader = _reading(getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+Reader = _reading()
 Writer = _writing(getattr(yaml, "CSafeDumper", yaml.SafeDumper))
 
 
 def read_yaml(text: bytes | str, source: str) -> dict[str, Any]:
     """The mapping that a file holds, `${…}` as it stands. Raises CheckpointError, beginning with `source`."""
     try:
-        content = yaml.load(text, Loader=Reader)
-        _check_size(content)
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{source} is no plain YAML: {' '.join(str(error).split())}.") from error
+        content = read_values(text, reader=Reader)
+    except ValueError as error:
+        raise CheckpointError(f"{source} is no plain YAML: {error}.") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{source} holds no configuration: a mapping of keys is needed.")
     return content
@@ -164,18 +145,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value
-
-
-def _check_size(content: Any) -> None:
-    """Aliases make a small file name a huge structure: count it as what it would unfold to."""
-    pending = [(content, 0)]
-    values = 0
-    while pending:
-        value, depth = pending.pop()
-        values += 1
-        if values > VALUES or depth > DEPTH:
-            raise ValueError("it unfolds to more values than any configuration has")
-        if isinstance(value, dict):
-            pending += [(item, depth + 1) for item in value.values()]
-        elif isinstance(value, list):
-            pending += [(item, depth + 1) for item in value]

@@ -94,6 +94,6 @@ def add_windows(parser: argparse.ArgumentParser) -> None:
 
 
 ADAPTER_HELP = (
-    "an adapter of the model, the folder of a saved adapter, an adapters.pt of NeMo, several joined by + "
-    "(applied from left to right), @file for what the model's file has enabled, or null for the base"
+    "an adapter of the model, the folder of a saved adapter, an adapters.pt of NeMo (what it has enabled), several "
+    "joined by + (applied from left to right), @file for what the model's file has enabled, or null for the base"
 )

@@ -11,13 +11,16 @@ from overtone.cli.arguments import ADAPTER_HELP, add_computing, add_windows
 from overtone.cli.overrides import add_configuration, is_override, read_settings
 from overtone.cli.screen import note, progress_bar, results_console
 from overtone.disk import check_file
-from overtone.errors import UsageError
+from overtone.errors import ConfigError, UsageError, did_you_mean
 from overtone.importing import importing
 
 if TYPE_CHECKING:
     from overtone.jobs.evaluation import Evaluation
 
 FILES = ("report.html", "evaluation.json")
+
+ACCELERATORS = {"auto": "auto", "cpu": "cpu", "gpu": "cuda", "cuda": "cuda", "mps": "mps"}
+"""What `trainer.accelerator` may be -> `--device`."""
 
 EXAMPLES = """examples:
   overtone evaluate adapted.nemo test.json general.json --output report
@@ -72,13 +75,29 @@ def by_settings(arguments: argparse.Namespace) -> Evaluation:
     from overtone.config import manifest_paths
 
     settings = read_settings(arguments, arguments.words, "evaluate")
+    with importing():
+        from overtone.jobs.trainee import split_name
     model = settings.model.nemo_model or settings.model.pretrained_model
     assert model is not None, "checked with the settings"
     if arguments.adapter:
         raise UsageError("--adapter does not go with settings; give model.adapter.adapter_name=NAME, or null.")
     name = settings.model.adapter.adapter_name or "null"
+    if ":" in name and not Path(name).exists():
+        name, _ = split_name(name, None)
+    if arguments.device == "auto":
+        arguments.device = device_of(settings.trainer.accelerator)
     dtype = arguments.dtype if arguments.dtype != "auto" else settings.compute_dtype
     return measure(arguments, model, list(manifest_paths(settings.model.test_ds)), [name], dtype=dtype)
+
+
+def device_of(accelerator: str) -> str:
+    """The device that NeMo's `trainer.accelerator` means. Raises ConfigError for any that is not ours."""
+    if accelerator not in ACCELERATORS:
+        raise ConfigError(
+            f"trainer.accelerator: '{accelerator}' is not available.{did_you_mean(accelerator, ACCELERATORS)} "
+            f"Known are {', '.join(ACCELERATORS)}."
+        )
+    return ACCELERATORS[accelerator]
 
 
 def measure(

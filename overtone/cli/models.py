@@ -51,7 +51,7 @@ def choose(model: AsrModel, text: str | None) -> str | None:
     """
     if text is None or text.lower() in BASE:
         return None
-    if text == "@file":
+    if text == "@file" or text in model.adapters:
         return text
     if _is_stored(text):
         return "+".join(_load_stored(model, text))
@@ -80,11 +80,7 @@ def _is_stored(text: str) -> bool:
 
 def _load_stored(model: AsrModel, text: str) -> list[str]:
     path = Path(text)
-    if path.is_dir():
-        return [_load_folder(model, path)]
-    from overtone.checkpoints.nemo_adapters import load_adapters
-
-    return [adapter.name for adapter in load_adapters(model, path)]
+    return [_load_folder(model, path)] if path.is_dir() else _load_file(model, path)
 
 
 def _load_folder(model: AsrModel, folder: Path) -> str:
@@ -92,12 +88,41 @@ def _load_folder(model: AsrModel, folder: Path) -> str:
     from overtone.adapters.folder import described_digest, read_description
 
     description = read_description(folder)
-    name, number = str(description["name"]), 2
-    while name in model.adapters:
-        if model.adapters[name].digest() == described_digest(folder, description):
-            return name
-        name, number = f"{description['name']}-{number}", number + 1
-    return model.adapters.load(folder, name=name).name
+    name = _place_for(model, str(description["name"]), described_digest(folder, description))
+    return name if name in model.adapters else model.adapters.load(folder, name=name).name
+
+
+def _load_file(model: AsrModel, path: Path) -> list[str]:
+    """Load the adapters that a file of NeMo has enabled, or its only one, named as those of folders are."""
+    from overtone.adapters.adapter import digest_of, parameters_digest
+    from overtone.checkpoints.nemo_adapters import add_nemo_adapter, hosts_in, kind_of, own_tensors, read_adapters_pt
+
+    stored = read_adapters_pt(path)
+    chosen = [adapter for adapter in stored if adapter.described.enabled or len(stored) == 1]
+    if not chosen:
+        held = ", ".join(adapter.name for adapter in stored) or "none"
+        raise AdapterError(
+            f"{path} has none of its adapters enabled; it holds {held}. Load the one that you mean into a model with "
+            "overtone.checkpoints.nemo_adapters.load_adapters(model, path, [name]), and save that."
+        )
+    names = []
+    for adapter in chosen:
+        kind, strategy = kind_of(adapter.described, str(path))
+        hosts = hosts_in(model, adapter, str(path))
+        tensors = own_tensors(model, kind, adapter.described, hosts, str(path))
+        name = _place_for(model, adapter.name, digest_of(kind, strategy, parameters_digest(tensors)))
+        if name not in model.adapters:
+            add_nemo_adapter(model, adapter.described, hosts, str(path), name=name)
+        names.append(name)
+    return names
+
+
+def _place_for(model: AsrModel, name: str, digest: str) -> str:
+    """The name of the model's own adapter of that digest, or a free name where another adapter has this one."""
+    place, number = name, 2
+    while place in model.adapters and model.adapters[place].digest() != digest:
+        place, number = f"{name}-{number}", number + 1
+    return place
 
 
 def computing_line(model: AsrModel, arguments: argparse.Namespace, choice: str | None) -> str:

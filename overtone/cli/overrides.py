@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from overtone.errors import ConfigError, UsageError
@@ -19,7 +19,7 @@ OVERRIDE = re.compile(r"^(\+{0,2}[A-Za-z_][\w./@-]*(\[[^=]*\])?=|~[A-Za-z_])")
 
 def is_override(word: str) -> bool:
     """`key=value`, `+key=value`, `++key=value` or `~key`; a file of such a name is a file."""
-    return OVERRIDE.match(word) is not None and not Path(word).exists()
+    return OVERRIDE.match(word) is not None and not os.path.exists(word)  # noqa: PTH110 (Path raises for long words)
 
 
 def add_configuration(parser: argparse.ArgumentParser) -> None:

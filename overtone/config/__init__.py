@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -89,6 +90,9 @@ Purpose = Literal["train", "evaluate"]
 MONITORS = ("val_wer", "val_cer", "val_loss")
 """What a validation measures, on the first validation set."""
 
+SELECTING = ("max_utts", "min_duration", "max_duration", "augmentor")
+"""Keys of a dataset that leave utterances out or change them."""
+
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false")
 STRATEGY_OPTIONS = (
     "_target_",
@@ -133,10 +137,7 @@ def check_settings(
     if purpose == "train":
         _check_training(settings, findings)
     else:
-        if not manifest_paths(settings.model.test_ds):
-            findings.add("model.test_ds.manifest_filepath", "has to be given: what to evaluate.")
-        if "model.adapter.adapter_name" in findings.missing:
-            findings.add("model.adapter.adapter_name", "has to be given; null is the base.")
+        _check_evaluation(settings, findings)
     findings.raise_if_any()
 
 
@@ -222,6 +223,22 @@ def _check_training(settings: Settings, findings: Findings) -> None:
             findings.add(f"model.{name}.min_duration", f"{low} s is longer than max_duration, {high} s.")
 
 
+def _check_evaluation(settings: Settings, findings: Findings) -> None:
+    """An evaluation counts every line of its manifests as it stands, on weights that are there."""
+    model, limit = settings.model, settings.trainer.limit_test_batches
+    if not manifest_paths(model.test_ds):
+        findings.add("model.test_ds.manifest_filepath", "has to be given: what to evaluate.")
+    if "model.adapter.adapter_name" in findings.missing:
+        findings.add("model.adapter.adapter_name", "has to be given; null is the base.")
+    for key in ("init", "tokenizer"):
+        if getattr(model, key):
+            findings.add(f"model.{key}", "is for training; leave it out, and name a model that has been trained.")
+    selecting = {f"model.test_ds.{key}": getattr(model.test_ds, key) for key in SELECTING}
+    for key, given in {**selecting, "trainer.limit_test_batches": isinstance(limit, int) or limit != 1}.items():
+        if given:
+            findings.add(key, "an evaluation counts every line as it stands; leave it out, or give another manifest.")
+
+
 def _check_monitor(key: str, name: str, findings: Findings) -> None:
     if name not in MONITORS:
         findings.add(key, f"there is no '{name}'.{did_you_mean(name, MONITORS)} Known are {', '.join(MONITORS)}.")
@@ -235,6 +252,8 @@ def manifest_paths(dataset: DatasetSettings) -> tuple[str, ...]:
             return []
         if isinstance(value, list | tuple):
             return [path for entry in value for path in flat(entry)]
+        if os.path.exists(os.path.expanduser(str(value))):  # noqa: PTH110, PTH111 (Path raises for long lists)
+            return [str(value)]
         return [path.strip() for path in str(value).split(",") if path.strip()]
 
     return tuple(flat(dataset.manifest_filepath))

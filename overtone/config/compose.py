@@ -11,9 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from overtone.errors import ConfigError, did_you_mean
+from overtone.safe_yaml import read_values
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -44,7 +43,9 @@ def find_file(config_path: str | None, config_name: str) -> Path:
 
     Raises ConfigError where neither exists.
     """
-    name = config_name if config_name.endswith((".yaml", ".yml")) else f"{config_name}.yaml"
+    if config_name.endswith(".yml"):
+        raise ConfigError(f"{config_name}: the name of a configuration ends in .yaml; rename the file.")
+    name = config_name if config_name.endswith(".yaml") else f"{config_name}.yaml"
     folder = Path(config_path).expanduser() if config_path else Path()
     candidates = [folder / name, SHIPPED / Path(name).name] if config_path or "/" in name else [SHIPPED / name]
     for candidate in candidates:
@@ -73,7 +74,7 @@ def compose(
 
     file = find_file(config_path, config_name)
     check_file(file)
-    lines = [rewritten(override) for override in parse(overrides)]
+    lines = [rewritten(override, file) for override in parse(overrides)]
     search = f"hydra.searchpath=['file://{_quoted(SHIPPED)}']"
     try:
         with initialize_config_dir(str(file.parent), version_base="1.3"):
@@ -107,21 +108,25 @@ def parse(overrides: Sequence[str]) -> list[Override]:
     return parsed
 
 
-def rewritten(override: Override) -> str:
+def rewritten(override: Override, file: Path) -> str:
     """The override as Hydra shall carry it out.
 
     NeMo's documents set keys that its files do not define, without a `+`. Whether a key exists is checked later, with
-    all others, so that every setting is forced in.
+    all others, so that every setting is forced in. A folder beside the file is a group: of its files one is chosen.
     """
     line = str(override.input_line)
     key = override.key_or_group
     if key == "hydra" or key.startswith(("hydra.", "hydra/")):
         _check_hydra_key(key, override.value() if not override.is_delete() else None, "the command line")
-    if override.is_delete() or "/" in key:
+    if override.is_delete():
         return line
     if override.is_sweep_override():
         return _swept(override)
-    return "++" + line.lstrip("+")
+    if "/" not in key and not (file.parent / key).is_dir():
+        return "++" + line.lstrip("+")
+    for other in _named_files({key: override.value()}, file):
+        check_file(other)
+    return line
 
 
 def _swept(override: Override) -> str:
@@ -161,8 +166,8 @@ def read_yaml(file: Path) -> dict[Any, Any]:
     try:
         if file.stat().st_size > _MAX_FILE_BYTES:
             raise ConfigError(f"{file} is larger than {_MAX_FILE_BYTES} bytes; a configuration is a small file.")
-        data = yaml.safe_load(file.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        data = read_values(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{file} cannot be read as YAML: {_first_lines(error)}") from error
     if data is None:
         return {}
@@ -174,18 +179,19 @@ def read_yaml(file: Path) -> dict[Any, Any]:
 def _named_files(entry: Any, file: Path) -> Iterable[Path]:
     """The files that one entry of a defaults list stands for."""
     pairs = entry.items() if isinstance(entry, dict) else [(None, entry)]
-    for group, option in pairs:
+    named = [(group, option) for group, value in pairs for option in (value if isinstance(value, list) else [value])]
+    for group, option in named:
         if "$" in f"{group}{option}":
             raise ConfigError(f"{file.name}: '{entry}' in 'defaults' is computed; name the file itself.")
         if not isinstance(option, str) or option == "_self_":
             continue
         words = str(group or "").split()
-        name = words[-1].partition("@")[0] if words else ""
+        name = words[-1].partition("@")[0].strip("/") if words else ""
         if name.startswith("hydra"):
             _check_hydra_key(name, option, file.name)
             continue
         for folder in (file.parent, SHIPPED):
-            candidate = (folder / name / f"{option.partition('@')[0].removesuffix('.yaml')}.yaml").resolve()
+            candidate = (folder / name / f"{option.partition('@')[0].strip('/').removesuffix('.yaml')}.yaml").resolve()
             if candidate.is_file():
                 yield candidate
                 break

@@ -13,6 +13,7 @@ from overtone.config.fields import bounded, one_of, only, section, target_of
 from overtone.config.perturbing import AugmentorSettings
 from overtone.config.running import ExperimentSettings, TrainerSettings
 from overtone.config.targets import (
+    ATTENTION_RESIDUAL_TARGETS,
     KINDS_BY_TARGET,
     LINEAR_TARGETS,
     LORA_TARGETS,
@@ -64,7 +65,9 @@ class TinyAttentionSettings:
     """Width inside: null is the model's own, −1 as many as heads."""
     dropout_rate: float = bounded(0.0, at_least=0, at_most=1)
     """On the attention weights, in training."""
-    adapter_strategy: StrategySettings = field(default_factory=lambda: StrategySettings(target=STRATEGY_TARGETS[1]))
+    adapter_strategy: StrategySettings = field(
+        default_factory=lambda: StrategySettings(target=ATTENTION_RESIDUAL_TARGETS[0])
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-_ADAPTERS = "nemo.collections.common.parts.adapter_modules"
-_ATTENTION = "nemo.collections.asr.parts.submodules.adapters.multi_head_attention_adapter_module"
+_PARTS = "nemo.collections.common.parts"
 _ATTENTION_SHORT = "nemo.collections.asr.parts.submodules.adapters"
-_STRATEGIES = "nemo.core.classes.mixins.adapter_mixin_strategies"
+_ATTENTION = f"{_ATTENTION_SHORT}.multi_head_attention_adapter_module"
+_STRATEGIES_SHORT = "nemo.core.classes.mixins"
+_STRATEGIES = f"{_STRATEGIES_SHORT}.adapter_mixin_strategies"
 
-LINEAR_TARGETS = (f"{_ADAPTERS}.LinearAdapter", "overtone.LinearAdapter")
+NEMO_LINEAR_TARGETS = (f"{_PARTS}.adapter_modules.LinearAdapter", f"{_PARTS}.LinearAdapter")
+"""The first of each tuple is what NeMo itself writes."""
+LINEAR_TARGETS = (*NEMO_LINEAR_TARGETS, "overtone.LinearAdapter")
 RELATIVE_ATTENTION_TARGETS = (
     f"{_ATTENTION}.RelPositionMultiHeadAttentionAdapter",
     f"{_ATTENTION_SHORT}.RelPositionMultiHeadAttentionAdapter",
@@ -16,19 +19,20 @@ ABSOLUTE_ATTENTION_TARGETS = (
     f"{_ATTENTION}.MultiHeadAttentionAdapter",
     f"{_ATTENTION_SHORT}.MultiHeadAttentionAdapter",
 )
+NEMO_ATTENTION_TARGETS = (*RELATIVE_ATTENTION_TARGETS, *ABSOLUTE_ATTENTION_TARGETS)
 OWN_ATTENTION_TARGET = "overtone.TinyAttentionAdapter"
-TINY_ATTENTION_TARGETS = (
-    *RELATIVE_ATTENTION_TARGETS,
-    *ABSOLUTE_ATTENTION_TARGETS,
-    OWN_ATTENTION_TARGET,
-)
+TINY_ATTENTION_TARGETS = (*NEMO_ATTENTION_TARGETS, OWN_ATTENTION_TARGET)
 LORA_TARGETS = ("overtone.LoraAdapter",)
-STRATEGY_TARGETS = (
+RESIDUAL_TARGETS = (
     f"{_STRATEGIES}.ResidualAddAdapterStrategy",
+    f"{_STRATEGIES_SHORT}.ResidualAddAdapterStrategy",
+)
+ATTENTION_RESIDUAL_TARGETS = (
     f"{_ATTENTION}.MHAResidualAddAdapterStrategy",
     f"{_ATTENTION_SHORT}.MHAResidualAddAdapterStrategy",
-    "overtone.ResidualAdd",
 )
+NEMO_STRATEGY_TARGETS = (*RESIDUAL_TARGETS, *ATTENTION_RESIDUAL_TARGETS)
+STRATEGY_TARGETS = (*NEMO_STRATEGY_TARGETS, "overtone.ResidualAdd")
 SPEC_AUGMENT_TARGETS = (
     "nemo.collections.asr.modules.SpectrogramAugmentation",
     "nemo.collections.asr.modules.audio_preprocessing.SpectrogramAugmentation",

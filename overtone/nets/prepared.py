@@ -45,6 +45,8 @@ def fast_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 where the machine is quick at it, float32 elsewhere."""
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    if device.type == "mps":
+        return torch.float32
     return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
 
 

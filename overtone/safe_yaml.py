@@ -1,0 +1,88 @@
+"""YAML that anybody may have written, as plain values: mappings, lists, texts, numbers, true, false and null.
+
+No dates, no other objects, no key twice; nothing that nests without end, or that aliases unfold to more than fits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+DEPTH = 60
+"""Mappings and lists inside of one another: more than any file of ours or of NeMo's has."""
+MOST = 4 << 20
+"""Values and characters of all texts together, aliases unfolded."""
+NUMBER_BITS = 1023
+"""Of a whole number: what a float can hold, and JSON can say."""
+
+FLOAT_TAG = "tag:yaml.org,2002:float"
+TIMESTAMP_TAG = "tag:yaml.org,2002:timestamp"
+MISTAGGED = (LookupError, AttributeError, TypeError, ArithmeticError)
+"""What PyYAML ends in where a value is not what its `!!tag` says."""
+
+
+def new_reader(loader: Any, *, without: tuple[str, ...] = (TIMESTAMP_TAG,)) -> Any:
+    """The safe loader as a class that takes nothing for a value of the tags left out, and no key twice."""
+    resolvers = {
+        first: [(tag, pattern) for tag, pattern in pairs if tag not in without]
+        for first, pairs in loader.yaml_implicit_resolvers.items()
+    }
+    reader: Any = type("Reader", (loader,), {"yaml_implicit_resolvers": resolvers})
+    reader.add_constructor("tag:yaml.org,2002:map", _mapping_once)
+    return reader
+
+
+def _mapping_once(loader: Any, node: Any) -> dict[Any, Any]:
+    loader.flatten_mapping(node)
+    mapping = {}
+    for key_node, value_node in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, str | int | float | bool | None) or key in mapping:
+            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} occurs twice", key_node.start_mark)
+        mapping[key] = loader.construct_object(value_node, deep=True)
+    return mapping
+
+
+SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+Reader = new_reader(SafeLoader)
+
+
+def read_values(text: bytes | str, *, reader: Any = Reader) -> Any:
+    """The plain value that a text stands for. Raises ValueError, in words and on one line, for anything else."""
+    try:
+        _check_depth(text)
+        content = yaml.load(text, Loader=reader)
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(" ".join(str(error).split()).rstrip(".")) from error
+    except MISTAGGED as error:
+        raise ValueError(f"a value is not what its tag says ({type(error).__name__} {error})") from error
+    _check_values(content)
+    return content
+
+
+def _check_depth(text: bytes | str) -> None:
+    """Before anything is built: what builds calls itself for every level."""
+    depth = 0
+    for event in yaml.parse(text, Loader=SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEPTH:
+            raise ValueError(f"it nests deeper than {DEPTH} levels")
+
+
+def _check_values(content: Any) -> None:
+    """Aliases make a small file name a huge structure: count it as what it would unfold to."""
+    pending, size = [(content, 0)], 0
+    while pending:
+        value, depth = pending.pop()
+        size += 1 + (len(value) if isinstance(value, str) else 0)
+        if size > MOST or depth > DEPTH:
+            raise ValueError("its aliases unfold to more values than any such file holds")
+        if isinstance(value, dict):
+            pending += [(part, depth + 1) for item in value.items() for part in item]
+        elif isinstance(value, list):
+            pending += [(item, depth + 1) for item in value]
+        elif isinstance(value, int) and value.bit_length() > NUMBER_BITS:
+            raise ValueError("it holds a number that is too large")
+        elif not isinstance(value, str | int | float | None):
+            raise ValueError(f"it holds a value of type {type(value).__name__}; texts and numbers are accepted")
