@@ -176,7 +176,7 @@ def test_killed_and_resumed(tmp_path: Path) -> None:
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
     last = "checkpoints/mine-last"
     assert same_adapters(tmp_path / "run" / last, tmp_path / "whole" / last)
-    with pytest.raises(OvertoneError, match=r"belongs to another run: prefix_cache was \{'cut': 2, 'variants': 2\}"):
+    with pytest.raises(OvertoneError, match=r"belongs to another run: prefix_cache\.variants was 2, now 3"):
         run_training(
             settings_for(tmp_path, *options, "model.prefix_cache.variants=3"), model=steady_model(), reporter=QUIET
         )
@@ -187,6 +187,16 @@ def test_missing_audio_ends_the_run(tmp_path: Path) -> None:
     (tmp_path / "train7.wav").unlink()
     with pytest.raises(OvertoneError, match=r"train7\.wav"):
         run_training(settings, model=steady_model(), reporter=QUIET)
+
+
+def test_a_run_goes_on_as_it_began(tmp_path: Path) -> None:
+    """`auto` kept nothing for a single epoch; further ones are computed alike."""
+    options = [*LAST, "exp_manager.resume_if_exists=true", "exp_manager.resume_ignore_no_checkpoint=true"]
+    for steps in (2, 8):
+        settings = settings_for(tmp_path, *options, f"trainer.max_steps={steps}")
+        result = run_training(settings, model=steady_model(), reporter=QUIET)
+    assert result.steps == 8
+    assert "Prefix cache" not in (tmp_path / "run/log.txt").read_text("utf-8")
 
 
 # What is kept, and when

@@ -61,9 +61,18 @@ class PrefixPlan:
 
 
 def plan_prefix(
-    settings: Settings, model: AsrModel, adapter: Adapter | None, *, machine: Machine, length: Length
+    settings: Settings,
+    model: AsrModel,
+    adapter: Adapter | None,
+    *,
+    machine: Machine,
+    length: Length,
+    kept_before: bool | None = None,
 ) -> PrefixPlan | None:
-    """None where nothing is kept. Raises ConfigError where the settings ask for what cannot be."""
+    """None where nothing is kept. Raises ConfigError where the settings ask for what cannot be.
+
+    kept_before: whether the run that is resumed kept anything; None begins a run, whose length decides for `auto`.
+    """
     chosen = settings.model.prefix_cache
     check_variants(settings)
     if chosen.enabled is False:
@@ -78,8 +87,9 @@ def plan_prefix(
     drops = settings.model.base_dropout and any(model.setting("encoder", name) > 0.0 for name in DROPOUTS)
     cut = first_cut(model, adapter)
     if chosen.enabled == "auto":
-        once = length.batches <= length.batches_per_epoch and chosen.folder is None
-        if once or dithered or "augmentor" in random:
+        again = length.batches > length.batches_per_epoch or chosen.folder is not None
+        worth = again if kept_before is None else kept_before
+        if not worth or dithered or "augmentor" in random:
             return None
         cut = 0 if drops else cut
     if "spec_augment" in random and chosen.variants == 1:
