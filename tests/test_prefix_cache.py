@@ -315,6 +315,16 @@ def test_the_key_knows_the_audio_and_the_draw(tmp_path: Path) -> None:
     assert key_of(first, plan, ()) == ""
 
 
+def test_the_draws_know_the_recordings_of_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    noise = "model.train_ds.augmentor={noise: {prob: 0.5, manifest_path: '~/noise.json'}}"
+    plans = []
+    for content in ("", "more"):
+        (tmp_path / "noise.json").write_text(content)
+        plans.append(planned(tmp_path, ON, noise, "model.prefix_cache.variants=2"))
+    assert len({plan.draws for plan in plans if plan is not None}) == 2
+
+
 def test_draws_take_turns_over_the_epochs() -> None:
     plan = BatchPlan(durations=(1.0, 2.0, 3.0), batch_size=2)
     whole = list(turns(StepSampler(plan, total=6), 2))

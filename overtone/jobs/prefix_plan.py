@@ -132,7 +132,8 @@ def drawn_from(settings: Settings) -> dict[str, Any]:
         found["spec_augment"] = plain(masks)
     if waves is not None and any(section is not None for section in vars(waves).values()):
         manifests = [getattr(section, "manifest_path", None) for section in vars(waves).values()]
-        files = [path.stat() for path in map(Path, filter(None, manifests)) if path.exists()]
+        paths = [Path(name).expanduser() for name in manifests if name]
+        files = [path.stat() for path in paths if path.exists()]
         found["augmentor"] = [plain(waves), [(file.st_size, file.st_mtime_ns) for file in files]]
     return found
 
