@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import pickle
 from pathlib import Path
@@ -24,6 +25,7 @@ from overtone.data import (
     unusable_transcripts,
 )
 from overtone.errors import DataError
+from overtone.jobs.train_data import batch_bounds
 from overtone.manifest import Utterance, read_manifest
 from overtone.padding import rounded_up
 from train_samples import write_corpus
@@ -146,6 +148,22 @@ def test_more_processes_than_batches_repeat_them() -> None:
     assert all(len(share) == 1 for share in shares)
     assert set.union(*shares) == {tuple(first), tuple(second)}
     assert small.length(0, 5) == 1
+
+
+@pytest.mark.parametrize("duration", [None, 12.0, 3.0])
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_validation_batches_are_equally_many_for_every_process(processes: int, duration: float | None) -> None:
+    for count, size in itertools.product((3, 7, 40), (None, 1, 4)):
+        seconds = [10.0 - 9.0 * number / count for number in range(count)]
+        whole = BatchPlan(durations=tuple(seconds), batch_size=size, batch_duration=duration)
+        bounds = batch_bounds(seconds, whole, size or 16, processes)
+        batches = [seconds[first:end] for first, end in itertools.pairwise(bounds)]
+        assert list(itertools.chain.from_iterable(batches)) == seconds
+        assert all(batches)
+        assert len(batches) % processes == 0
+        if processes == 1:
+            assert max(map(len, batches)) <= (size or (count if duration else 16))
+            assert all(duration is None or len(held) == 1 or len(held) * held[0] <= duration for held in batches)
 
 
 def test_the_epoch_of_a_step() -> None:

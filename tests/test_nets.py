@@ -18,7 +18,7 @@ from overtone.adapters.kinds import Kind, LinearAdapter, TinyAttentionAdapter
 from overtone.checkpoints.load import load_model
 from overtone.checkpoints.nemo_config import translate
 from overtone.model import AsrModel, build_model
-from overtone.nets.attention import PositionTable, attend, relative_shift, split_heads
+from overtone.nets.attention import attend, relative_shift, split_heads
 from overtone.nets.conformer import ConformerEncoder
 from overtone.nets.ctc import CtcHead, Reduction, ctc_loss
 from overtone.nets.layers import Tap, TapContext, channels_last_is_safe, checkpointed, depthwise_conv, valid_frames
@@ -275,19 +275,6 @@ def test_attention_is_that_of_torch() -> None:
     torch.testing.assert_close(attend(query, key, value, None, allowed), expected)
     nothing = torch.zeros(2, 1, 7, 7, dtype=torch.bool)
     assert not attend(query, key, value, None, nothing).any()
-
-
-@pytest.mark.parametrize("position", ["rel_pos", "abs_pos"])
-def test_a_table_of_positions_grows_without_changing(position: Any) -> None:
-    table = PositionTable(10, position)
-    with torch.inference_mode():
-        short = table(40, torch.device("cpu")).clone()
-    assert not table.table.is_inference()
-    long = table(700, torch.device("cpu"))
-    assert torch.equal(long[:, 660:739] if position == "rel_pos" else long[:, :40], short)
-    assert torch.equal(table(40, torch.device("cpu")), short)
-    middle = 39 if position == "rel_pos" else 0
-    assert short[0, middle].tolist() == [0.0, 1.0] * 5
 
 
 def test_a_model_used_in_inference_mode_can_be_trained_afterwards() -> None:

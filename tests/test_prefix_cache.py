@@ -176,7 +176,7 @@ def test_killed_and_resumed(tmp_path: Path) -> None:
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
     last = "checkpoints/mine-last"
     assert same_adapters(tmp_path / "run" / last, tmp_path / "whole" / last)
-    with pytest.raises(OvertoneError, match=r"belongs to another run: prefix_cache was \{'cut': 2, 'variants': 2\}"):
+    with pytest.raises(OvertoneError, match=r"belongs to another run: prefix_cache\.variants was 2, now 3"):
         run_training(
             settings_for(tmp_path, *options, "model.prefix_cache.variants=3"), model=steady_model(), reporter=QUIET
         )
@@ -187,6 +187,16 @@ def test_missing_audio_ends_the_run(tmp_path: Path) -> None:
     (tmp_path / "train7.wav").unlink()
     with pytest.raises(OvertoneError, match=r"train7\.wav"):
         run_training(settings, model=steady_model(), reporter=QUIET)
+
+
+def test_a_run_goes_on_as_it_began(tmp_path: Path) -> None:
+    """`auto` kept nothing for a single epoch; further ones are computed alike."""
+    options = [*LAST, "exp_manager.resume_if_exists=true", "exp_manager.resume_ignore_no_checkpoint=true"]
+    for steps in (2, 8):
+        settings = settings_for(tmp_path, *options, f"trainer.max_steps={steps}")
+        result = run_training(settings, model=steady_model(), reporter=QUIET)
+    assert result.steps == 8
+    assert "Prefix cache" not in (tmp_path / "run/log.txt").read_text("utf-8")
 
 
 # What is kept, and when
@@ -303,6 +313,16 @@ def test_the_key_knows_the_audio_and_the_draw(tmp_path: Path) -> None:
     assert len(set(keys)) == 8
     first.audio_path.unlink()
     assert key_of(first, plan, ()) == ""
+
+
+def test_the_draws_know_the_recordings_of_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    noise = "model.train_ds.augmentor={noise: {prob: 0.5, manifest_path: '~/noise.json'}}"
+    plans = []
+    for content in ("", "more"):
+        (tmp_path / "noise.json").write_text(content)
+        plans.append(planned(tmp_path, ON, noise, "model.prefix_cache.variants=2"))
+    assert len({plan.draws for plan in plans if plan is not None}) == 2
 
 
 def test_draws_take_turns_over_the_epochs() -> None:

@@ -74,6 +74,22 @@ def test_they_are_derived_once_and_anew_after_a_change() -> None:
     assert torch.equal(log_probs(fresh, "a"), changed)
 
 
+def test_what_is_written_without_a_trace_is_seen_with_a_change_of_mode() -> None:
+    """As by fused optimisers, and where averaged weights are swapped in through `data`."""
+    model = family_model().set_compute_dtype("bfloat16")
+    add_trained(model, "a", KIND_CASES["linear_pre"])
+    before = log_probs(model, "a")
+    model.train()
+    for parameter in model.adapters.parameters_of("a"):
+        parameter.data.add_(0.3)
+    changed = log_probs(model.eval(), "a")
+    assert not torch.equal(changed, before)
+    part = part_of(model, "a")
+    kept = part.ready(torch.bfloat16)
+    model.eval()
+    assert part.ready(torch.bfloat16) is kept
+
+
 def test_a_wide_stream_and_parameters_that_are_learnt_are_taken_as_they_are() -> None:
     model = family_model()
     add_trained(model, "a", KIND_CASES["linear_pre"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 from pathlib import Path
@@ -12,8 +13,9 @@ import torch
 
 from overtone.checkpoints.load import save_model
 from overtone.config import Settings
-from overtone.errors import CheckpointError
+from overtone.errors import CheckpointError, OvertoneError
 from overtone.jobs.progress import Reporter
+from overtone.jobs.resumption import check_same_run
 from overtone.jobs.train import run_training
 from small_models import small_model
 from train_samples import environment, losses, script, settings_for
@@ -112,12 +114,54 @@ def test_the_checkpoint_holds_the_adapter_alone(whole: Path) -> None:
 def test_another_run_is_not_resumed(whole: Path, tmp_path: Path) -> None:
     override = f"exp_manager.resume_from_checkpoint={whole / 'run/checkpoints/ASR-Adapter-last.ckpt'}"
     options = [option for option in OPTIONS if "resume" not in option]
-    with pytest.raises(CheckpointError, match=r"belongs to another run: batches was .*seed was 0, now 1"):
+    with pytest.raises(
+        CheckpointError, match=r"belongs to another run: batches\.batch_size was 4, now 3; seed was 0, now 1\."
+    ):
         run_training(
             settings_for(tmp_path, *options, override, "seed=1", "model.train_ds.batch_size=3"),
             model=small_model(),
             reporter=QUIET,
         )
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.adapter.linear.dim=8", "kind.dim was 4, now 8"),
+        ("model.adapter.linear.norm_position=post", "kind.norm_position was pre, now post"),
+        ("model.adapter.adapter_type=lora", "kind.name was linear, now lora"),
+        ("model.adapter.linear.adapter_strategy.stochastic_depth=0.5", "strategy.stochastic_depth was 0.3, now 0.5"),
+        ("model.adapter.layers=last:1", "layers was all, now last:1"),
+        ("model.adapter.adapter_module_name=decoder", "modules was encoder, now decoder"),
+        ("model.optim.name=sgd", "optimiser.name was adamw, now sgd"),
+        ("model.optim.lr=0.1", "optimiser.lr was 0.001, now 0.1"),
+        ("model.optim.weight_decay=0.1", "optimiser.weight_decay was 0.0, now 0.1"),
+        ("model.train_ds.drop_last=true", "batches.drop_last was False, now True"),
+        ("trainer.limit_train_batches=2", "batches.limit was 1.0, now 2"),
+    ],
+)
+def test_other_settings_are_not_resumed(whole: Path, override: str, message: str) -> None:
+    with pytest.raises(CheckpointError, match=rf"belongs to another run: {re.escape(message)}[.;]"):
+        trained(whole, override)
+
+
+def test_another_base_is_not_resumed(whole: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"belongs to another run: base was sha256:\w+, now sha256:\w+\. Give"):
+        run_training(settings_for(whole, *OPTIONS), model=small_model(seed=1), reporter=QUIET)
+
+
+def test_what_a_checkpoint_does_not_name_is_not_compared() -> None:
+    before = {"seed": 0, "batches": {"batch_size": 4}, "prefix_cache": None}
+    check_same_run(Path("a"), before, {**before, "base": "b", "batches": {"batch_size": 4, "drop_last": True}})
+    with pytest.raises(CheckpointError, match=r"prefix_cache was None, now \{'cut': 2\}\. Give"):
+        check_same_run(Path("a"), before, {**before, "prefix_cache": {"cut": 2}})
+
+
+def test_a_base_of_another_size_is_not_resumed(tmp_path: Path) -> None:
+    options = [*OPTIONS[:3], *OPTIONS[6:], "model.train=everything", "trainer.max_steps=1"]
+    run_training(settings_for(tmp_path, *options, validation=False), model=small_model(), reporter=QUIET)
+    with pytest.raises(OvertoneError, match="other parameters than this run trains"):
+        run_training(settings_for(tmp_path, *options, validation=False), model=small_model(width=64), reporter=QUIET)
 
 
 def test_a_damaged_checkpoint(tmp_path: Path) -> None:

@@ -17,12 +17,16 @@ from overtone.adapters.kinds import LinearAdapter
 from overtone.augment import SpecAugment
 from overtone.config import OptimSettings
 from overtone.errors import ConfigError, DataError, OvertoneError, UsageError
+from overtone.jobs import sharing
 from overtone.jobs.experiment import LOG_FILE
+from overtone.jobs.progress import Reporter
 from overtone.jobs.recogniser import Recogniser
 from overtone.jobs.row_groups import equal_parts
 from overtone.jobs.row_processes import RowProcesses, process_count
+from overtone.jobs.run import Run
 from overtone.jobs.steps import OPTIMISERS, make_optimiser
 from overtone.jobs.train import run_training
+from overtone.jobs.watching import Watch
 from overtone.model import AsrModel
 from small_models import add_trained, small_model
 from train_samples import losses, settings_for
@@ -263,3 +267,45 @@ def test_a_training_in_two_processes(tmp_path: Path) -> None:
 def test_a_number_of_processes_that_is_none(tmp_path: Path, wanted: str) -> None:
     with pytest.raises(ConfigError, match="compute_processes"):
         settings_for(tmp_path, f"compute_processes={wanted}")
+
+
+def test_auto_is_one_process_for_each_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies of a process with more threads would have one each, and leave the others idle."""
+    counts = {1: 1, 2: 2, 4: 4, 5: 1, 64: 1}
+    for threads, count in counts.items():
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert process_count("auto") == count
+        assert process_count(3) == 3
+
+
+def test_the_process_that_scores_the_base_keeps_no_audio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[int] = []
+    errand = sharing.scoring_of_base
+
+    def looked_at(run: Run, recogniser: Recogniser) -> Any:
+        score = errand(run, recogniser)
+        assert score is not None
+        score()
+        kept.append(len(run.validation[0].dataset.cache))
+        return None
+
+    monkeypatch.setattr(sharing, "scoring_of_base", looked_at)
+    settings = settings_for(tmp_path, "compute_processes=2", "trainer.max_steps=1")
+    run_training(settings, model=small_model(), reporter=Reporter(quiet=True))
+    assert kept == [0]
+
+
+def test_the_last_adapter_is_kept_when_a_process_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin = Watch.on_train_batch_start
+
+    def kill(self: Watch, *arguments: Any) -> None:
+        begin(self, *arguments)
+        if self.steps.batches_done == 2:
+            assert self.steps.processes is not None
+            self.steps.processes.others[0].process.kill()
+
+    monkeypatch.setattr(Watch, "on_train_batch_start", kill)
+    settings = settings_for(tmp_path, "compute_processes=2", "trainer.max_steps=9", validation=False)
+    with pytest.raises(DataError, match=r"computes rows of the batch has ended.*compute_processes=1"):
+        run_training(settings, model=small_model(), reporter=Reporter(quiet=True))
+    assert small_model().adapters.load(tmp_path / "run/checkpoints/mine-last").card["steps"] == 2

@@ -50,6 +50,32 @@ def fails(tmp_path: Path, model: AsrModel, *overrides: str, error: type[Overtone
     return str(caught.value)
 
 
+@pytest.mark.parametrize("override", ["model.prefix_cache.variants=2", "model.adapter.linear.in_features=5"])
+def test_a_failed_training_leaves_the_model_as_it_was(tmp_path: Path, model: AsrModel, override: str) -> None:
+    add_trained(model, "other")
+    model.adapters.file_choice, model.adapters.nemo = ("other",), {"check_encoder_adapter": False}
+    model.adapters["other"].requires_grad_(False)
+    before = state_of(model)
+    fails(tmp_path, model, override, error=ConfigError)
+    assert state_of(model) == before
+
+
+def state_of(model: AsrModel) -> list[object]:
+    """What a training changes of a model, beside the numbers."""
+    adapters = model.adapters
+    learns = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    forms = {adapter.name: adapter.nemo for adapter in adapters}
+    return [
+        adapters.file_choice,
+        adapters.nemo,
+        forms,
+        learns,
+        model.base_is_frozen,
+        model.base_dropout,
+        model.training,
+    ]
+
+
 def test_an_existing_name_is_refused(tmp_path: Path, model: AsrModel) -> None:
     add_trained(model, "mine")
     assert "'mine' exists already" in fails(tmp_path, model, error=AdapterError)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,12 @@ class PointAdapter(nn.Module):
         else:  # under their whole names, as if in the parts' modules: to make those takes longer than all the rest
             self.training = False
             self._parameters.update((name, nn.Parameter(own, requires_grad=False)) for name, own in values.items())
+
+    def train(self, mode: bool = True) -> Self:
+        """Between training and inference what was derived is forgotten: not every write leaves a trace to see."""
+        if mode != self.training:
+            self.kept = None
+        return super().train(mode)
 
     def tensors(self) -> dict[str, Tensor]:
         """What `named_parameters` gives, without its search: this is asked at every point of every forward."""

@@ -153,7 +153,7 @@ class ExperimentSettings:
     resume_ignore_no_checkpoint: bool = False
     """Begin anew where there is nothing to resume."""
     resume_past_end: bool = False
-    """Go on after a complete run; needs a larger max_steps."""
+    """Without effect: a complete run that is resumed always goes on where max_steps has become larger."""
     resume_from_checkpoint: str | None = None
     """Path of the checkpoint to go on from."""
     create_tensorboard_logger: bool = True

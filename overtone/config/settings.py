@@ -168,7 +168,7 @@ class DatasetSettings:
     """Utterances a batch."""
     batch_duration: float | None = bounded(None, above=0)
     """Seconds of audio a batch: batches are then drawn from lhotse's duration buckets, and batch_size is the most
-    utterances that one may hold (null: no limit)."""
+    utterances that one may hold (null: no limit). Those of validation sets hold so much with their padding."""
     num_buckets: int = bounded(20, at_least=1)
     """Duration buckets, where batch_duration is given."""
     shuffle: bool = True

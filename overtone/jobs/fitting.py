@@ -8,12 +8,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import torch
-
 from overtone.batches import Draws, Place, StepSampler
 from overtone.config import Settings
 from overtone.data import make_loader
-from overtone.errors import CheckpointError, ConfigError, DataError
+from overtone.errors import ConfigError, DataError
 from overtone.jobs.experiment import LOG_FILE, create_folder, make_loggers, process_rank, writing
 from overtone.jobs.flat_start import FlatStart
 from overtone.jobs.keeping import Keeper, remove
@@ -39,10 +37,9 @@ def fit(run: Run, processes: RowProcesses | None = None) -> TrainingResult:
 
     processes: what computes the rows of every batch, if anything beside this process does.
     """
-    settings, folder = run.settings, run.folder
+    settings, folder, state = run.settings, run.folder, run.state
     leads = process_rank() == 0
     with writing(folder.path), quiet():
-        state = read_state(run)
         prefix = prefix_of(run)
         steps = make_steps(run, prefix, processes)
         watch = make_watch(run, steps)
@@ -230,25 +227,6 @@ def score_base(trainer: Any, steps: Steps, held: list[Any], reporter: Reporter) 
     wer = score.words.rate
     reporter.say(f"step 0: WER {wer:.2%}  (the base)")
     return wer
-
-
-def read_state(run: Run) -> dict[str, Any] | None:
-    """What the checkpoint of a resumed run says. Raises CheckpointError where it belongs to another run."""
-    if run.resumption is None:
-        return None
-    try:
-        content = torch.load(run.resumption, map_location="cpu", weights_only=True)
-        state: dict[str, Any] = content["overtone"]
-    except Exception as error:  # torch raises whatever the damage leads to
-        raise CheckpointError(f"{run.resumption} is no checkpoint of a training, or damaged: {error}") from error
-    before, now = state["identity"], run.identity()
-    changed = [key for key in now if before.get(key) != now[key]]
-    if changed:
-        lines = "; ".join(f"{key} was {before.get(key)}, now {now[key]}" for key in changed)
-        raise CheckpointError(
-            f"{run.resumption} belongs to another run: {lines}. Give the same settings, or begin a new run."
-        )
-    return state
 
 
 @contextmanager

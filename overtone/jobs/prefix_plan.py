@@ -61,9 +61,18 @@ class PrefixPlan:
 
 
 def plan_prefix(
-    settings: Settings, model: AsrModel, adapter: Adapter | None, *, machine: Machine, length: Length
+    settings: Settings,
+    model: AsrModel,
+    adapter: Adapter | None,
+    *,
+    machine: Machine,
+    length: Length,
+    kept_before: bool | None = None,
 ) -> PrefixPlan | None:
-    """None where nothing is kept. Raises ConfigError where the settings ask for what cannot be."""
+    """None where nothing is kept. Raises ConfigError where the settings ask for what cannot be.
+
+    kept_before: whether the run that is resumed kept anything; None begins a run, whose length decides for `auto`.
+    """
     chosen = settings.model.prefix_cache
     check_variants(settings)
     if chosen.enabled is False:
@@ -78,8 +87,9 @@ def plan_prefix(
     drops = settings.model.base_dropout and any(model.setting("encoder", name) > 0.0 for name in DROPOUTS)
     cut = first_cut(model, adapter)
     if chosen.enabled == "auto":
-        once = length.batches <= length.batches_per_epoch and chosen.folder is None
-        if once or dithered or "augmentor" in random:
+        again = length.batches > length.batches_per_epoch or chosen.folder is not None
+        worth = again if kept_before is None else kept_before
+        if not worth or dithered or "augmentor" in random:
             return None
         cut = 0 if drops else cut
     if "spec_augment" in random and chosen.variants == 1:
@@ -122,7 +132,8 @@ def drawn_from(settings: Settings) -> dict[str, Any]:
         found["spec_augment"] = plain(masks)
     if waves is not None and any(section is not None for section in vars(waves).values()):
         manifests = [getattr(section, "manifest_path", None) for section in vars(waves).values()]
-        files = [path.stat() for path in map(Path, filter(None, manifests)) if path.exists()]
+        paths = [Path(name).expanduser() for name in manifests if name]
+        files = [path.stat() for path in paths if path.exists()]
         found["augmentor"] = [plain(waves), [(file.st_size, file.st_mtime_ns) for file in files]]
     return found
 

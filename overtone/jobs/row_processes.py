@@ -24,25 +24,29 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from overtone.errors import OvertoneError
+from overtone.errors import DataError, OvertoneError
 from overtone.jobs.recogniser import Recogniser
 from overtone.jobs.row_groups import equal_parts, joined_rows
 from overtone.padding import rounded_up
 
 MOST_PROCESSES = 4
-"""What `auto` takes at most: each has activations and kernels of its own in memory."""
+"""What `auto` takes at most: each has activations and kernels of its own in memory, and one thread."""
 SEEDS = 2**62
 PROCESS_NAME = "rows of a batch"
 
 
 def process_count(wanted: int | str) -> int:
-    """How many processes share the rows: what is asked for, or for `auto` as many as PyTorch may use threads.
+    """How many processes share the rows: what is asked for, or for `auto` one for each thread that PyTorch may use.
 
-    One where the system cannot copy a process that has threads.
+    One where these are more than `MOST_PROCESSES`: a copy cannot have several, since OpenMP would wait for the threads
+    of the process that was copied. One too where the system cannot copy a process that has threads.
     """
     if sys.platform != "linux":
         return 1
-    return min(torch.get_num_threads(), MOST_PROCESSES) if wanted == "auto" else int(wanted)
+    if wanted != "auto":
+        return int(wanted)
+    threads = torch.get_num_threads()
+    return threads if threads <= MOST_PROCESSES else 1
 
 
 class Forward(NamedTuple):
@@ -209,7 +213,7 @@ class Other:
             raise self.loss() from None
 
     def receive(self) -> Any:
-        """What the process answers. Raises what was raised there, and OvertoneError where it has ended."""
+        """What the process answers. Raises what was raised there, and DataError where it has ended."""
         try:
             answered = self.pipe.recv()
         except (EOFError, OSError):
@@ -218,9 +222,10 @@ class Other:
             raise answered
         return answered
 
-    def loss(self) -> OvertoneError:
+    def loss(self) -> DataError:
+        """Like the death of a process that reads: what has been learnt is kept."""
         self.process.join(timeout=1.0)
-        return OvertoneError(
+        return DataError(
             f"A process that computes rows of the batch has ended (exit code {self.process.exitcode}); the system ends "
             "processes where memory runs out. Train in one process, with compute_processes=1, or with a smaller "
             "model.train_ds.batch_size."

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from overtone.config import Settings
-from overtone.jobs.experiment import RunFolder
+from overtone.jobs.experiment import RunFolder, plain
 from overtone.jobs.prefix_plan import PrefixPlan
 from overtone.jobs.progress import Reporter
 from overtone.jobs.train_data import SpeechSet
@@ -33,21 +34,40 @@ class Run:
     reporter: Reporter
     prefix: PrefixPlan | None = None
     """What is computed once for each utterance; None: nothing."""
+    state: Mapping[str, Any] | None = None
+    """Where the run stood, as the checkpoint says."""
 
     def identity(self) -> dict[str, Any]:
         """What must not change between the parts of a resumed run."""
         settings = self.settings
         return {
             "adapter": self.adapter,
+            **self.trained_over(),
+            "optimiser": {key: value for key, value in plain(settings.model.optim).items() if key != "sched"},
             "data": self.training.digest,
             "batches": {
                 "batch_size": self.training.plan.batch_size,
                 "batch_duration": self.training.plan.batch_duration,
                 "buckets": self.training.plan.buckets,
                 "shuffle": self.training.plan.shuffle,
+                "drop_last": self.training.plan.drop_last,
+                "limit": self.training.plan.limit,
                 "processes": self.machine.processes,
                 "accumulate": settings.trainer.accumulate_grad_batches,
             },
             "seed": settings.seed,
             "prefix_cache": None if self.prefix is None else self.prefix.identity(),
+        }
+
+    def trained_over(self) -> dict[str, Any]:
+        """What the adapter is and what lies below it; nothing where every weight is in the checkpoint."""
+        if self.adapter is None:
+            return {}
+        adapter = self.model.adapters[self.adapter]
+        return {
+            "base": self.model.fingerprint(),
+            "kind": {"name": adapter.kind.name, **plain(adapter.kind)},
+            "strategy": asdict(adapter.strategy),
+            "modules": adapter.modules_text,
+            "layers": plain(adapter.layers),
         }

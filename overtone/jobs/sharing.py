@@ -43,6 +43,7 @@ def scoring_of_base(run: Run, recogniser: Recogniser) -> Callable[[], Score] | N
 
     def score() -> Score:
         model, found = run.model.eval(), Score()
+        held.dataset.room = 0  # nothing is read twice here, nor kept as long as the process lives
         with torch.no_grad():
             for indices in batches:
                 batch = collate([held.dataset[index] for index in indices])

@@ -203,7 +203,10 @@ class Steps(LightningModule):
         checkpoint["state_dict"] = {name: x for name, x in checkpoint["state_dict"].items() if name in kept}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if set(checkpoint["state_dict"]) != self.kept_names():
+        own = self.state_dict()
+        if {name: x.shape for name, x in checkpoint["state_dict"].items()} != {
+            name: own[name].shape for name in self.kept_names()
+        }:
             raise OvertoneError("The checkpoint holds other parameters than this run trains; begin a new run.")
 
 

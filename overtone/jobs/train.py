@@ -28,10 +28,11 @@ from overtone.jobs.prefix_plan import plan_prefix
 from overtone.jobs.progress import Reporter
 from overtone.jobs.reading_ahead import reading_ahead
 from overtone.jobs.result import TrainingResult
+from overtone.jobs.resumption import check_same_run, read_state
 from overtone.jobs.run import Run
 from overtone.jobs.sharing import sharing_rows
 from overtone.jobs.train_data import read_training_set, read_validation_sets
-from overtone.jobs.trainee import add_adapter, restore, section_of
+from overtone.jobs.trainee import add_adapter, being_trained, restore, section_of
 from overtone.jobs.trainer_options import machine_of, plan_length, precision_of
 from overtone.model import AsrModel
 
@@ -54,41 +55,38 @@ def run_training(
     check_loggers(settings.exp_manager)
     folder = plan_folder(settings.exp_manager, default_name=settings.name)
     resumption = find_resumption(settings.exp_manager, folder)
+    state = None if resumption is None else read_state(resumption)
     check_free(settings.exp_manager, folder)
     with random_state_kept():
         model = model if model is not None else restore(settings.model, seed=settings.seed)
         training = read_training_set(model, settings, reporter)  # vocabulary check, data
         validation = read_validation_sets(model, settings, reporter)
         length = plan_length(settings.trainer, training.plan, processes=machine.processes, validates=bool(validation))
-        prepared, device = model.prepared, model.device
-        adapter = add_adapter(model, settings) if settings.model.train == "adapter" else None
-        if adapter is None:
-            model.train_base(base_dropout=settings.model.base_dropout)
-        run = Run(
-            settings=settings,
-            model=model,
-            adapter=adapter.name if adapter is not None else None,
-            folder=folder,
-            resumption=resumption,
-            training=training,
-            validation=tuple(validation),
-            machine=machine,
-            length=length,
-            reporter=reporter,
-        )
-        try:
-            run = replace(run, prefix=plan_prefix(settings, model, adapter, machine=machine, length=length))
+        with being_trained(model):
+            adapter = add_adapter(model, settings) if settings.model.train == "adapter" else None
+            if adapter is None:
+                model.train_base(base_dropout=settings.model.base_dropout)
+            kept = None if state is None else state["identity"].get("prefix_cache") is not None
+            run = Run(
+                settings=settings,
+                model=model,
+                adapter=adapter.name if adapter is not None else None,
+                folder=folder,
+                resumption=resumption,
+                state=state,
+                training=training,
+                validation=tuple(validation),
+                machine=machine,
+                length=length,
+                reporter=reporter,
+                prefix=plan_prefix(settings, model, adapter, machine=machine, length=length, kept_before=kept),
+            )
+            if resumption is not None and state is not None:
+                check_same_run(resumption, state["identity"], run.identity())
             with sharing_rows(run) as processes, reading_ahead(run):
                 with garbage_search_paused():
                     from overtone.jobs.fitting import fit  # Lightning, imported beside what the processes do first
                 return fit(run, processes)
-        except Exception:
-            if adapter is not None and adapter.name in model.adapters:
-                model.adapters.remove(adapter.name)
-            raise
-        finally:
-            model.eval().to(device)
-            model.prepared = prepared
 
 
 @contextmanager

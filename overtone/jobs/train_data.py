@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from bisect import insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -183,10 +184,37 @@ def validation_batches(held: SpeechSet, chosen: DatasetSettings, *, rank: int, p
     if len(durations) < processes:
         raise ConfigError(f"{held.name}: {len(durations)} utterances cannot be dealt out to {processes} processes.")
     order = sorted(range(len(durations)), key=lambda index: -durations[index])
-    count = math.ceil(math.ceil(len(order) / size) / processes) * processes
-    bounds = [number * len(order) // min(count, len(order)) for number in range(min(count, len(order)) + 1)]
+    seconds = [durations[index] for index in order]
+    bounds = batch_bounds(seconds, held.plan, size, processes)
     batches = [order[first:end] for first, end in pairwise(bounds)]
     return batches[rank::processes]
+
+
+def batch_bounds(seconds: Sequence[float], plan: BatchPlan, size: int, processes: int) -> list[int]:
+    """Where the batches of utterances begin and end, the longest utterance first; their number is a multiple of the
+    processes'.
+
+    Of equally many utterances, `size` at most; or with a batch_duration, as many as it holds with their padding.
+    Where there are too few utterances for that, the last batches hold more.
+    """
+    total = len(seconds)
+    most = total // processes * processes
+    if plan.batch_duration is None:
+        count = min(math.ceil(math.ceil(total / size) / processes) * processes, most)
+        return [number * total // count for number in range(count + 1)]
+    bounds = [0]
+    for end in range(1, total):
+        held = end + 1 - bounds[-1]
+        if held > (plan.batch_size or total) or held * seconds[bounds[-1]] > plan.batch_duration:
+            bounds.append(end)
+    bounds.append(total)
+    count = min(math.ceil((len(bounds) - 1) / processes) * processes, most)
+    while len(bounds) - 1 < count:
+        width, first = max((end - first, first) for first, end in pairwise(bounds))
+        insort(bounds, first + width // 2)
+    while len(bounds) - 1 > count:
+        del bounds[-2]
+    return bounds
 
 
 def worker_count(chosen: DatasetSettings) -> int:

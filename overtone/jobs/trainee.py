@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -100,11 +101,43 @@ def with_vocabulary(model: AsrModel, tokenizer: Tokenizer, *, seed: int) -> AsrM
     return changed
 
 
+@contextmanager
+def being_trained(model: AsrModel) -> Iterator[None]:
+    """Give the model back as it came: for inference, on its device and in its arithmetic.
+
+    After an error also without a new adapter, and with the old choice of what is trained and what files enable.
+    """
+    prepared, device, adapters = model.prepared, model.device, model.adapters
+    frozen, dropout, learns = (
+        model.base_is_frozen,
+        model.base_dropout,
+        [(x, x.requires_grad) for x in model.parameters()],
+    )
+    choice, nemo, forms = adapters.file_choice, adapters.nemo, {adapter.name: adapter.nemo for adapter in adapters}
+    try:
+        yield
+    except Exception:
+        for name in adapters.names:
+            if name in forms:
+                adapters[name].nemo = forms[name]
+            else:
+                adapters.remove(name)
+        adapters.file_choice, adapters.nemo = choice, nemo
+        model.base_is_frozen, model.base_dropout = frozen, dropout
+        for parameter, learnt in learns:
+            parameter.requires_grad_(learnt)
+        raise
+    finally:
+        model.eval().to(device)
+        model.prepared = prepared
+
+
 # Adapters
 
 
 def add_adapter(model: AsrModel, settings: Settings) -> Adapter:
-    """Add the new adapter, disable all others, freeze everything else. Raises AdapterError and ConfigError."""
+    """Add the new adapter, disable all others, freeze everything else. Raises AdapterError, and ConfigError after
+    the adapter has been added."""
     chosen = settings.model.adapter
     assert chosen.adapter_name is not None, "the configuration is checked"
     section = section_with_dim(chosen)
@@ -120,11 +153,7 @@ def add_adapter(model: AsrModel, settings: Settings) -> Adapter:
             l2_lambda=section.adapter_strategy.l2_lambda,
         ),
     )
-    try:
-        check_width(model, adapter, chosen, section)
-    except ConfigError:
-        model.adapters.remove(name)
-        raise
+    check_width(model, adapter, chosen, section)
     disable_others(model, name)
     model.adapters.nemo = asdict(chosen.global_settings)
     model.train_only(name, base_dropout=settings.model.base_dropout)

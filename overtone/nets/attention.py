@@ -117,8 +117,8 @@ class PositionTable(nn.Module):
         super().__init__()
         self.width = width
         self.relative = position == "rel_pos"
-        self.register_buffer("table", torch.zeros(0, width), persistent=False)
-        self.table: Tensor
+        self.table = torch.zeros(0, width)
+        """No buffer: it is no part of the weights, and of another length in every process."""
 
     def forward(self, frames: int, device: torch.device) -> Tensor:
         """[1, 2T-1, D] for the distances T-1 … -(T-1), or [1, T, D] for the positions 0 … T-1."""

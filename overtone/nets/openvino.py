@@ -166,7 +166,7 @@ class OpenVinoEncoder:
         """Every layer's encodings of the distances of so many encoder frames, each [1, H, 2T'-1, P]."""
         if frames > self.cores[0].longest:
             known = max(SHORTEST_ENCODINGS, 1 << (frames - 1).bit_length())
-            positions = self.encoder.positions(known, self.encoder.positions.table.device)
+            positions = self.encoder.positions(known, torch.device("cpu"))
             for core in self.cores:
                 core.prepare(positions)
         return {
@@ -231,7 +231,7 @@ def check_installed() -> None:
 
 def check_encoder(encoder: ConformerEncoder) -> None:
     """Raises UsageError for an encoder that the graph does not know."""
-    device = encoder.positions.table.device
+    device = next(encoder.parameters()).device
     known = {
         f"computing on a CPU, not on {device}": device.type == "cpu",
         "subsampling by convolutions (striding, dw_striding)": isinstance(encoder.pre_encode, ConvSubsampling),

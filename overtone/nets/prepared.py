@@ -151,7 +151,7 @@ class PreparedEncoder:
         if mask is not None:
             positions = positions * mask
         elif encoder.relative:
-            self.encode_distances(frames)
+            self.encode_distances(frames, lengths.device)
         context = encoder.tap_context(lengths, frames, positions if encoder.relative else None)
         assert context.attention is not None
         keep = context.valid.unsqueeze(-1).to(self.dtype) if int(lengths.min()) < frames else None
@@ -178,13 +178,13 @@ class PreparedEncoder:
             x = self.out_proj(x.to(self.dtype))
         return x.float()
 
-    def encode_distances(self, frames: int) -> None:
+    def encode_distances(self, frames: int, device: torch.device) -> None:
         """Compute every layer's encodings of distances, once for the longest input so far."""
         if frames <= self.longest:
             return
         longest = max(SHORTEST_ENCODINGS, 1 << (frames - 1).bit_length())
         with torch.inference_mode(False), torch.no_grad():
-            positions = self.encoder.positions(longest, self.encoder.positions.table.device)
+            positions = self.encoder.positions(longest, device)
             for layer in self.layers:
                 layer.attention.core.prepare(positions)
         self.longest = longest
