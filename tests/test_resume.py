@@ -6,15 +6,19 @@ import os
 import signal
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import timer
 
 from overtone.checkpoints.load import save_model
 from overtone.config import Settings
 from overtone.errors import CheckpointError
 from overtone.jobs.progress import Reporter
 from overtone.jobs.train import run_training
+from overtone.jobs.watching import Watch
 from small_models import small_model
 from train_samples import environment, losses, script, settings_for
 
@@ -143,3 +147,71 @@ def test_every_weight_is_resumed(tmp_path: Path) -> None:
     assert losses(folders[0] / "run")["train_loss"] == losses(folders[1] / "run")["train_loss"]
     first, second = ((result.last / "model.safetensors").read_bytes() for result in results)
     assert first == second
+
+
+def test_early_stopping_counts_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The validation before an interruption is among those without a better score."""
+    overrides = [
+        "trainer.max_steps=50",
+        "trainer.val_check_interval=1",
+        "exp_manager.checkpoint_callback_params.save_top_k=0",
+        "exp_manager.create_early_stopping_callback=true",
+        "exp_manager.early_stopping_callback_params.monitor=val_wer",
+        "exp_manager.early_stopping_callback_params.min_delta=1.0",
+        "exp_manager.early_stopping_callback_params.patience=3",
+        *OPTIONS[-2:],
+    ]
+    begin = Watch.on_train_batch_start
+
+    def interrupt(self: Watch, *arguments: Any) -> None:
+        begin(self, *arguments)
+        if self.steps.batches_done == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Watch, "on_train_batch_start", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run_training(settings_for(tmp_path, *overrides), model=small_model(), reporter=QUIET)
+    assert run_training(settings_for(tmp_path, *overrides), model=small_model(), reporter=QUIET).steps == 4
+    said = (tmp_path / "run/log.txt").read_text()
+    assert "Ended early, at step 4 of 50: no better val_wer in 3 validations." in said
+
+
+@pytest.mark.parametrize(
+    ("accumulate", "batch_size", "seconds", "parts"),
+    [(1, 4, 3, [3, 5]), (3, 3, 5, [1, 2, 3, 4, 5])],  # a part may end between the batches of a step
+)
+def test_every_part_has_its_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accumulate: int, batch_size: int, seconds: int, parts: list[int]
+) -> None:
+    """With exp_manager.max_time_per_run a run that is begun again and again comes to its end, as one without parts."""
+    clock = 0.0
+    begin = Watch.on_train_batch_start
+
+    def tick(self: Watch, *arguments: Any) -> None:
+        nonlocal clock
+        clock += 1.0
+        begin(self, *arguments)
+
+    monkeypatch.setattr(Watch, "on_train_batch_start", tick)
+    monkeypatch.setattr(timer, "time", SimpleNamespace(monotonic=lambda: clock))
+    overrides = [
+        "trainer.max_steps=5",
+        f"trainer.accumulate_grad_batches={accumulate}",
+        f"model.train_ds.batch_size={batch_size}",
+        *OPTIONS[-2:],
+    ]
+    whole, folder = tmp_path / "whole", tmp_path / "parts"
+    run_training(settings_for(whole, *overrides, validation=False), model=small_model(), reporter=QUIET)
+    limit = f"exp_manager.max_time_per_run=00:00:00:{seconds:02}"
+    steps = [
+        run_training(
+            settings_for(folder, *overrides, limit, validation=False), model=small_model(), reporter=QUIET
+        ).steps
+        for _ in parts
+    ]
+    assert steps == parts
+    assert losses(folder / "run") == losses(whole / "run")
+    assert same_adapters(folder / "run/checkpoints/mine-last", whole / "run/checkpoints/mine-last")
+    why = f"Ended early, at step {parts[0]} of 5: the time of exp_manager.max_time_per_run is up."
+    assert why in (folder / "run/log.txt").read_text()

@@ -27,7 +27,7 @@ from overtone.jobs.row_processes import RowProcesses
 from overtone.jobs.run import Run
 from overtone.jobs.scoring import Score
 from overtone.jobs.steps import Steps
-from overtone.jobs.telling import introduce, make_card, result_of
+from overtone.jobs.telling import early_end, introduce, make_card, result_of
 from overtone.jobs.train_data import SpeechSet, validation_batches, worker_count
 from overtone.jobs.trainer_options import trainer_options
 from overtone.jobs.watching import Watch
@@ -65,6 +65,8 @@ def fit(run: Run, processes: RowProcesses | None = None) -> TrainingResult:
                 ckpt_path=run.resumption,
                 weights_only=True,
             )
+            if ended := early_end(settings.exp_manager, trainer):
+                run.reporter.say(ended)
             if held and watch.validated_step != trainer.global_step:
                 trainer.validate(steps, dataloaders=held, verbose=False)
         if leads:
