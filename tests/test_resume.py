@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -64,6 +65,10 @@ def same_adapters(first: Path, second: Path) -> bool:
     return all(torch.equal(tensor, b[name]) for name, tensor in a.items())
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run that nothing disturbed."""
@@ -122,6 +127,39 @@ def test_another_run_is_not_resumed(whole: Path, tmp_path: Path) -> None:
             model=small_model(),
             reporter=QUIET,
         )
+
+
+@pytest.mark.parametrize("steps", [14, 17])
+def test_a_checkpoint_of_another_folder(whole: Path, tmp_path: Path, steps: int) -> None:
+    """The best so far comes along, and the folder of the other run stays as it is."""
+    before = contents(whole / "run")
+    override = f"exp_manager.resume_from_checkpoint={whole / 'run/checkpoints/ASR-Adapter-last.ckpt'}"
+    options = [option for option in OPTIONS if "resume" not in option]
+    limits = [f"trainer.max_steps={steps}", "exp_manager.checkpoint_callback_params.save_top_k=1"]
+    result = run_training(settings_for(tmp_path, *options, *limits, override), model=small_model(), reporter=QUIET)
+    assert result.steps == steps
+    if steps == 14:
+        assert same_adapters(result.best, whole / "run/checkpoints/mine-best")
+    assert small_model().adapters.load(result.best).card["steps"] == result.best_step
+    assert small_model().adapters.load(result.last).card["steps"] == steps
+    assert contents(whole / "run") == before
+
+
+def test_a_checkpoint_of_the_same_folder(tmp_path: Path) -> None:
+    options = [option for option in OPTIONS if "resume" not in option]
+    first = settings_for(tmp_path, *options, "trainer.max_steps=5")
+    checkpoint = run_training(first, model=small_model(), reporter=QUIET).checkpoint
+    further = settings_for(tmp_path, *options, f"exp_manager.resume_from_checkpoint={checkpoint}")
+    assert run_training(further, model=small_model(), reporter=QUIET).steps == 14
+
+
+def test_a_best_adapter_that_is_gone(tmp_path: Path) -> None:
+    """The best of what follows takes its place."""
+    result = run_training(settings_for(tmp_path, *OPTIONS, "trainer.max_steps=5"), model=small_model(), reporter=QUIET)
+    shutil.rmtree(result.best)
+    again = run_training(settings_for(tmp_path, *OPTIONS), model=small_model(), reporter=QUIET)
+    assert again.best_step > 5
+    assert small_model().adapters.load(again.best).card["steps"] == again.best_step
 
 
 def test_a_damaged_checkpoint(tmp_path: Path) -> None:

@@ -52,8 +52,8 @@ def fit(run: Run, processes: RowProcesses | None = None) -> TrainingResult:
             create_folder(folder, settings, resuming=state is not None)
             run.reporter.log_file = folder.path / LOG_FILE
         introduce(run, [*watch.keeper.notes, *([prefix.note] if prefix is not None else [])])
-        if state is not None:
-            watch.resume(state)
+        if state is not None and run.resumption is not None:
+            watch.resume(state, run.resumption, leads=leads)
         held = held_out(run, prefix)
         with watch.line, watch.stop.heard(), interruption_kept(watch, leads=leads):
             if state is None and held and settings.model.init is None:

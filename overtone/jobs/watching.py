@@ -68,16 +68,16 @@ class Watch(Callback):
         self.written_batches = 0
         """Batches of the last checkpoint."""
 
-    def resume(self, state: Mapping[str, Any]) -> None:
-        """Stand where a checkpoint was written."""
+    def resume(self, state: Mapping[str, Any], checkpoint: Path, *, leads: bool) -> None:
+        """Stand where that checkpoint was written, which says so much of it."""
         self.steps.batches_done = self.written_batches = state["batches"]
         self.place = Place(*state["place"])
         self.validated_step = state["validated_step"]
         self.wer_before = state["wer_before"]
         self.pace.first_step = self.pace.step = state["step"]
         self.pace.wer, self.pace.loss = state["wer"], state["loss"]
-        self.keeper.restore(state["keeper"])
-        self.has_checkpoint = True
+        self.keeper.restore(state["keeper"], checkpoint, leads=leads)
+        self.has_checkpoint = self.resume_file is not None and self.resume_file.is_file()
         self.reporter.say(f"Going on from step {self.pace.step}")
 
     # Training
