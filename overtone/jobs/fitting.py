@@ -93,7 +93,7 @@ def make_trainer(run: Run, watch: Watch) -> Any:
             logger=make_loggers(settings.exp_manager, run.folder) or False,
             callbacks=[*early_stopping(settings), watch],  # a checkpoint holds what was counted before it
         )
-    except (ValueError, RuntimeError, TypeError, MisconfigurationException) as error:  # options that do not fit
+    except (ValueError, RuntimeError, TypeError, ImportError, MisconfigurationException) as error:  # do not fit
         raise ConfigError(f"trainer: {error}") from error
 
 
@@ -215,7 +215,7 @@ def held_out(run: Run, prefix: Prefix | None) -> list[Any]:
     workers = worker_count(chosen)
 
     def loader(held: SpeechSet) -> Any:
-        batches = validation_batches(held, chosen, rank=rank, processes=run.machine.processes)
+        batches = validation_batches(held, run.settings, rank=rank, processes=run.machine.processes)
         if prefix is not None:
             return prefix.loader(held, batches, len(batches), workers)
         return make_loader(held.dataset, batches, workers=workers, pin_memory=chosen.pin_memory)
