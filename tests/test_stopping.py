@@ -46,22 +46,41 @@ def signal_first(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, when: 
     monkeypatch.setattr(owner, name, sending)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_sigterm_ends_after_the_step(tmp_path: Path, processes: int) -> None:
-    """Sent to all processes of the run, as batch systems do."""
-    save_model(small_model(), tmp_path / "base")
-    overrides = ["trainer.max_steps=100000", "trainer.val_check_interval=100000", f"compute_processes={processes}"]
-    settings_for(tmp_path)
+def stopped(folder: Path, overrides: list[str], number: int) -> tuple[int, str]:
+    """Exit code and last line of a training whose processes are all sent the signal after some steps."""
+    save_model(small_model(), folder / "base")
+    settings_for(folder)
     process = subprocess.Popen(
-        script(tmp_path, overrides), stdout=subprocess.PIPE, text=True, env=environment(), start_new_session=True
+        script(folder, overrides), stdout=subprocess.PIPE, text=True, env=environment(), start_new_session=True
     )
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("step 3/"):
-            os.killpg(process.pid, signal.SIGTERM)
+            os.killpg(process.pid, number)
             break
     last = process.stdout.read().splitlines()[-1]
-    assert process.wait() == 128 + signal.SIGTERM
+    return process.wait(), last
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_processes_that_read_hear_the_signal_too(tmp_path: Path, number: int) -> None:
+    """Ctrl-C leaves them to the validation that is due; SIGTERM ends them, and the end is still no failure."""
+    overrides = ["trainer.max_steps=100000", "trainer.val_check_interval=1", "model.validation_ds.num_workers=1"]
+    code, last = stopped(tmp_path, overrides, number)
+    steps = small_model().adapters.load(tmp_path / "run/checkpoints/mine-last").card["steps"]
+    assert f"at step {steps}. Written: " in last
+    if number == signal.SIGINT:
+        assert step_kept(tmp_path) == steps
+    else:
+        assert code == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_sigterm_ends_after_the_step(tmp_path: Path, processes: int) -> None:
+    """Sent to all processes of the run, as batch systems do."""
+    overrides = ["trainer.max_steps=100000", "trainer.val_check_interval=100000", f"compute_processes={processes}"]
+    code, last = stopped(tmp_path, overrides, signal.SIGTERM)
+    assert code == 128 + signal.SIGTERM
     steps = small_model().adapters.load(tmp_path / "run/checkpoints/mine-last").card["steps"]
     assert steps == step_kept(tmp_path) >= 3
     assert last == (

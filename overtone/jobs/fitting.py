@@ -268,6 +268,8 @@ def interruption_kept(watch: Watch, *, leads: bool) -> Iterator[None]:
     except DataError:
         if written := last_kept(watch, leads=leads):
             watch.reporter.say(f"Ended at step {watch.pace.step}. {written}")
+        if watch.stop.made:  # a SIGTERM to all processes ended one that reads, too
+            raise watch.stop.end() from None
         raise
     except (KeyboardInterrupt, SystemExit) as error:
         if isinstance(error, SystemExit) and not watch.interrupted:
