@@ -6,6 +6,7 @@ Legend: B batch, S samples, U target tokens.
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -255,4 +256,10 @@ def make_loader(
         num_workers=workers,
         pin_memory=pin_memory and torch.cuda.is_available(),
         persistent_workers=workers > 0,
+        worker_init_fn=leave_interruptions if workers > 0 else None,
     )
+
+
+def leave_interruptions(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal: it is for the first one to say what is still read."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -279,6 +279,18 @@ def test_all_mistakes_are_told_at_once() -> None:
         (["model.init=a.yaml", "model.nemo_model=null"], "model.tokenizer: has to be given with model.init"),
         (["model.tokenizer=a.model"], "needs model.train=everything"),
         (["exp_manager.create_early_stopping_callback=true"], "needs model.validation_ds.manifest_filepath"),
+        (
+            [
+                "exp_manager.create_early_stopping_callback=true",
+                "model.validation_ds.manifest_filepath=valid.json",
+                "trainer.limit_val_batches=0",
+            ],
+            "needs more than trainer.limit_val_batches=0",
+        ),
+        (["trainer.max_time=01:00:00"], "trainer.max_time: '01:00:00' is no duration; four hours are 00:04:00:00"),
+        (["exp_manager.max_time_per_run=4h"], "exp_manager.max_time_per_run: '4h' is no duration"),
+        (["trainer.profiler=foo"], "trainer.profiler: 'foo'"),
+        (["trainer.limit_val_batches=1.5"], "trainer.limit_val_batches: 1.5 is no share"),
         (["exp_manager.checkpoint_callback_params.monitor=val_wr"], "Did you mean 'val_wer'?"),
         (["exp_manager.create_mlflow_logger=true"], "use TensorBoard or W&B"),
         (["model.optim.lr=0.1,0.2"], "give --multirun too"),

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import timer
 
 from overtone.checkpoints.load import save_model
 from overtone.config import Settings
@@ -17,6 +21,7 @@ from overtone.errors import CheckpointError, OvertoneError
 from overtone.jobs.progress import Reporter
 from overtone.jobs.resumption import check_same_run
 from overtone.jobs.train import run_training
+from overtone.jobs.watching import Watch
 from small_models import small_model
 from train_samples import environment, losses, script, settings_for
 
@@ -60,6 +65,10 @@ def trained(folder: Path, *overrides: str) -> Settings:
 def same_adapters(first: Path, second: Path) -> bool:
     a, b = (small_model().adapters.load(folder).tensors() for folder in (first, second))
     return all(torch.equal(tensor, b[name]) for name, tensor in a.items())
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +173,39 @@ def test_a_base_of_another_size_is_not_resumed(tmp_path: Path) -> None:
         run_training(settings_for(tmp_path, *options, validation=False), model=small_model(width=64), reporter=QUIET)
 
 
+@pytest.mark.parametrize("steps", [14, 17])
+def test_a_checkpoint_of_another_folder(whole: Path, tmp_path: Path, steps: int) -> None:
+    """The best so far comes along, and the folder of the other run stays as it is."""
+    before = contents(whole / "run")
+    override = f"exp_manager.resume_from_checkpoint={whole / 'run/checkpoints/ASR-Adapter-last.ckpt'}"
+    options = [option for option in OPTIONS if "resume" not in option]
+    limits = [f"trainer.max_steps={steps}", "exp_manager.checkpoint_callback_params.save_top_k=1"]
+    result = run_training(settings_for(tmp_path, *options, *limits, override), model=small_model(), reporter=QUIET)
+    assert result.steps == steps
+    if steps == 14:
+        assert same_adapters(result.best, whole / "run/checkpoints/mine-best")
+    assert small_model().adapters.load(result.best).card["steps"] == result.best_step
+    assert small_model().adapters.load(result.last).card["steps"] == steps
+    assert contents(whole / "run") == before
+
+
+def test_a_checkpoint_of_the_same_folder(tmp_path: Path) -> None:
+    options = [option for option in OPTIONS if "resume" not in option]
+    first = settings_for(tmp_path, *options, "trainer.max_steps=5")
+    checkpoint = run_training(first, model=small_model(), reporter=QUIET).checkpoint
+    further = settings_for(tmp_path, *options, f"exp_manager.resume_from_checkpoint={checkpoint}")
+    assert run_training(further, model=small_model(), reporter=QUIET).steps == 14
+
+
+def test_a_best_adapter_that_is_gone(tmp_path: Path) -> None:
+    """The best of what follows takes its place."""
+    result = run_training(settings_for(tmp_path, *OPTIONS, "trainer.max_steps=5"), model=small_model(), reporter=QUIET)
+    shutil.rmtree(result.best)
+    again = run_training(settings_for(tmp_path, *OPTIONS), model=small_model(), reporter=QUIET)
+    assert again.best_step > 5
+    assert small_model().adapters.load(again.best).card["steps"] == again.best_step
+
+
 def test_a_damaged_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "bad.ckpt").write_bytes(b"nothing")
     with pytest.raises(CheckpointError, match=r"bad\.ckpt is no checkpoint of a training, or damaged"):
@@ -187,3 +229,71 @@ def test_every_weight_is_resumed(tmp_path: Path) -> None:
     assert losses(folders[0] / "run")["train_loss"] == losses(folders[1] / "run")["train_loss"]
     first, second = ((result.last / "model.safetensors").read_bytes() for result in results)
     assert first == second
+
+
+def test_early_stopping_counts_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The validation before an interruption is among those without a better score."""
+    overrides = [
+        "trainer.max_steps=50",
+        "trainer.val_check_interval=1",
+        "exp_manager.checkpoint_callback_params.save_top_k=0",
+        "exp_manager.create_early_stopping_callback=true",
+        "exp_manager.early_stopping_callback_params.monitor=val_wer",
+        "exp_manager.early_stopping_callback_params.min_delta=1.0",
+        "exp_manager.early_stopping_callback_params.patience=3",
+        *OPTIONS[-2:],
+    ]
+    begin = Watch.on_train_batch_start
+
+    def interrupt(self: Watch, *arguments: Any) -> None:
+        begin(self, *arguments)
+        if self.steps.batches_done == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Watch, "on_train_batch_start", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run_training(settings_for(tmp_path, *overrides), model=small_model(), reporter=QUIET)
+    assert run_training(settings_for(tmp_path, *overrides), model=small_model(), reporter=QUIET).steps == 4
+    said = (tmp_path / "run/log.txt").read_text()
+    assert "Ended early, at step 4 of 50: no better val_wer in 3 validations." in said
+
+
+@pytest.mark.parametrize(
+    ("accumulate", "batch_size", "seconds", "parts"),
+    [(1, 4, 3, [3, 5]), (3, 3, 5, [1, 2, 3, 4, 5])],  # a part may end between the batches of a step
+)
+def test_every_part_has_its_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accumulate: int, batch_size: int, seconds: int, parts: list[int]
+) -> None:
+    """With exp_manager.max_time_per_run a run that is begun again and again comes to its end, as one without parts."""
+    clock = 0.0
+    begin = Watch.on_train_batch_start
+
+    def tick(self: Watch, *arguments: Any) -> None:
+        nonlocal clock
+        clock += 1.0
+        begin(self, *arguments)
+
+    monkeypatch.setattr(Watch, "on_train_batch_start", tick)
+    monkeypatch.setattr(timer, "time", SimpleNamespace(monotonic=lambda: clock))
+    overrides = [
+        "trainer.max_steps=5",
+        f"trainer.accumulate_grad_batches={accumulate}",
+        f"model.train_ds.batch_size={batch_size}",
+        *OPTIONS[-2:],
+    ]
+    whole, folder = tmp_path / "whole", tmp_path / "parts"
+    run_training(settings_for(whole, *overrides, validation=False), model=small_model(), reporter=QUIET)
+    limit = f"exp_manager.max_time_per_run=00:00:00:{seconds:02}"
+    steps = [
+        run_training(
+            settings_for(folder, *overrides, limit, validation=False), model=small_model(), reporter=QUIET
+        ).steps
+        for _ in parts
+    ]
+    assert steps == parts
+    assert losses(folder / "run") == losses(whole / "run")
+    assert same_adapters(folder / "run/checkpoints/mine-last", whole / "run/checkpoints/mine-last")
+    why = f"Ended early, at step {parts[0]} of 5: the time of exp_manager.max_time_per_run is up."
+    assert why in (folder / "run/log.txt").read_text()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,8 +18,10 @@ from overtone.checkpoints.load import load_model, save_model
 from overtone.checkpoints.nemo_adapters import read_adapters_pt
 from overtone.config import AdapterSettings, LinearSettings, LoraSettings, TinyAttentionSettings
 from overtone.jobs.progress import Pace, Reporter, clock
+from overtone.jobs.row_processes import RowProcesses
 from overtone.jobs.train import run_training, train
 from overtone.jobs.trainee import kind_of, section_of
+from overtone.jobs.watching import Watch
 from overtone.model import AsrModel
 from small_models import add_trained, small_model
 from train_samples import environment, losses, script, settings_for, write_corpus
@@ -205,6 +208,39 @@ def test_early_stopping(tmp_path: Path, model: AsrModel) -> None:
         reporter=QUIET,
     )
     assert result.steps < 20
+
+
+@pytest.mark.parametrize(("limit", "count"), [("1", 1), ("2", 2), ("0.1", 1), ("0.7", 2), ("1.0", 3)])
+def test_part_of_a_validation_set(
+    tmp_path: Path, model: AsrModel, monkeypatch: pytest.MonkeyPatch, limit: str, count: int
+) -> None:
+    """The base is scored on the same batches as the adapter, by whichever process."""
+    scored: list[int] = []
+    done, judge = RowProcesses.errand_done, Watch.judge
+
+    def errand_done(self: RowProcesses) -> Any:
+        score = done(self)
+        scored.append(score.utterances)
+        return score
+
+    def judged(self: Watch, trainer: Any) -> None:
+        scored.append(self.steps.scores[0].utterances)
+        judge(self, trainer)
+
+    monkeypatch.setattr(RowProcesses, "errand_done", errand_done)
+    monkeypatch.setattr(Watch, "judge", judged)
+    overrides = [f"trainer.limit_val_batches={limit}", "model.validation_ds.batch_size=1", "trainer.max_steps=1"]
+    run_training(settings_for(tmp_path, *overrides, "compute_processes=2"), model=model, reporter=QUIET)
+    assert scored == [count, count]
+
+
+def test_no_validation_batches(tmp_path: Path, model: AsrModel) -> None:
+    """As without a manifest: the last weights count as the best."""
+    overrides = ["trainer.limit_val_batches=0", "trainer.max_steps=1"]
+    result = run_training(settings_for(tmp_path, *overrides), model=model, reporter=QUIET)
+    assert (result.wer_before, result.wer_after) == (None, None)
+    for folder in (result.best, result.last):
+        assert small_model().adapters.load(folder).card["steps"] == 1
 
 
 def test_versions_of_a_run(tmp_path: Path, model: AsrModel) -> None:

@@ -133,6 +133,8 @@ def test_durations_are_limited_by_the_models_own_setting(tmp_path: Path) -> None
     ("override", "message"),
     [
         ("trainer.accelerator=gpu", "there is no GPU"),
+        ("trainer.accelerator=tpu", "trainer: "),
+        ("trainer.accelerator=mps", "trainer: "),
         ("trainer.precision=64", "trainer.precision: '64' is not supported"),
         ("model.train_ds.sample_rate=8000", "8000 Hz is not the model's"),
         ("exp_manager.resume_if_exists=true", "to go on from"),
@@ -144,9 +146,20 @@ def test_durations_are_limited_by_the_models_own_setting(tmp_path: Path) -> None
     ],
 )
 def test_settings_that_do_not_fit(tmp_path: Path, model: AsrModel, override: str, message: str) -> None:
-    if override == "trainer.accelerator=gpu" and torch.cuda.is_available():
+    present = {"gpu": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if present.get(override.removeprefix("trainer.accelerator=")):
         pytest.skip("there is a GPU")
     assert message in fails(tmp_path, model, override)
+
+
+@pytest.mark.parametrize("devices", ["3", "[0,2]"])
+def test_more_gpus_than_there_are(
+    tmp_path: Path, model: AsrModel, monkeypatch: pytest.MonkeyPatch, devices: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    message = fails(tmp_path, model, f"trainer.devices={devices}", error=ConfigError)
+    assert "asks for more than the 2 GPUs here" in message
 
 
 def test_wandb_without_its_package(tmp_path: Path, model: AsrModel, monkeypatch: pytest.MonkeyPatch) -> None:

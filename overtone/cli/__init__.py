@@ -1,6 +1,7 @@
 """The `overtone` command: one room for each of its commands, everything heavy imported when a command runs.
 
-Exit codes: 0 done, 1 done with failures that were reported, 2 a mistake in the call or its input, 130 interrupted.
+Exit codes: 0 done, 1 done with failures that were reported, 2 a mistake in the call or its input, 130 interrupted,
+143 ended by SIGTERM.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ COMMANDS = {
 """Each command lives in the module of its name."""
 
 INTERRUPTED = 128 + signal.SIGINT
+TERMINATED = 128 + signal.SIGTERM
 CLOSED_PIPE = 141
 """What a shell reports of a program that ended because nobody read its output any more (128 + SIGPIPE)."""
 
@@ -37,8 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code = run(words)
         sys.stdout.flush()
-    except SystemExit as stop:  # argparse, after --help
-        return int(stop.code or 0)
+    except SystemExit as stop:
+        if stop.code == TERMINATED:
+            return complain("ended by SIGTERM.", TERMINATED)
+        return stop.code if isinstance(stop.code, int) else 1  # a number is said by argparse, after --help
     except OvertoneError as error:
         return complain(str(error), error.exit_code)
     except KeyboardInterrupt:

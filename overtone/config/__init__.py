@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -93,6 +94,9 @@ MONITORS = ("val_wer", "val_cer", "val_loss")
 SELECTING = ("max_utts", "min_duration", "max_duration", "augmentor")
 """Keys of a dataset that leave utterances out or change them."""
 
+DURATION = re.compile(r"\d+:\d\d:\d\d:\d\d")
+"""Days, hours, minutes and seconds, as Lightning reads them."""
+
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false")
 STRATEGY_OPTIONS = (
     "_target_",
@@ -134,6 +138,7 @@ def check_settings(
         _check_source(settings.model, findings)
     _check_model(settings.model, findings)
     _check_strategy(settings.trainer.strategy, findings)
+    _check_limits(settings, findings)
     if purpose == "train":
         _check_training(settings, findings)
     else:
@@ -194,6 +199,22 @@ def _check_strategy(strategy: str | Mapping[str, Any] | None, findings: Findings
             findings.add(f"{path}.{key}", f"unknown key.{did_you_mean(key, STRATEGY_OPTIONS)}")
 
 
+def _check_limits(settings: Settings, findings: Findings) -> None:
+    """Of time, and of the batches that are used."""
+    trainer = settings.trainer
+    times = {
+        "trainer.max_time": trainer.max_time,
+        "exp_manager.max_time_per_run": settings.exp_manager.max_time_per_run,
+    }
+    for key, time in times.items():
+        if isinstance(time, str) and not DURATION.fullmatch(time.strip()):
+            findings.add(key, f"'{time}' is no duration; four hours are 00:04:00:00 (DD:HH:MM:SS).")
+    for name in ("limit_train_batches", "limit_val_batches", "limit_test_batches"):
+        limit = getattr(trainer, name)
+        if isinstance(limit, float) and limit > 1.0:
+            findings.add(f"trainer.{name}", f"{limit} is no share; 1.0 is all, a whole number a number of batches.")
+
+
 def _check_training(settings: Settings, findings: Findings) -> None:
     model, trainer = settings.model, settings.trainer
     if not manifest_paths(model.train_ds):
@@ -207,6 +228,8 @@ def _check_training(settings: Settings, findings: Findings) -> None:
         _check_monitor(key, settings.exp_manager.early_stopping_callback_params.monitor, findings)
         if not manifest_paths(model.validation_ds):
             findings.add("exp_manager.create_early_stopping_callback", "needs model.validation_ds.manifest_filepath.")
+        elif trainer.limit_val_batches == 0:
+            findings.add("exp_manager.create_early_stopping_callback", "needs more than trainer.limit_val_batches=0.")
     monitor = settings.exp_manager.checkpoint_callback_params.monitor
     _check_monitor("exp_manager.checkpoint_callback_params.monitor", monitor, findings)
     for name in ("train_ds", "validation_ds"):

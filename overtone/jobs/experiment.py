@@ -113,9 +113,11 @@ def find_resumption(settings: ExperimentSettings, folder: RunFolder) -> Path | N
 
 def check_free(settings: ExperimentSettings, folder: RunFolder) -> None:
     """Raises ConfigError where the folder holds another run, which would be overwritten."""
+    resumed = Path(settings.resume_from_checkpoint or "").expanduser()
     if (
         process_rank() > 0
         or settings.resume_if_exists
+        or resumed.absolute() == folder.resume_file.absolute()
         or not folder.checkpoints.is_dir()
         or not any(folder.checkpoints.iterdir())
     ):

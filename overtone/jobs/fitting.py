@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from overtone.jobs.row_processes import RowProcesses
 from overtone.jobs.run import Run
 from overtone.jobs.scoring import Score
 from overtone.jobs.steps import Steps
-from overtone.jobs.telling import introduce, make_card, result_of
+from overtone.jobs.telling import early_end, introduce, make_card, result_of
 from overtone.jobs.train_data import SpeechSet, validation_batches, worker_count
 from overtone.jobs.trainer_options import trainer_options
 from overtone.jobs.watching import Watch
@@ -48,10 +49,10 @@ def fit(run: Run, processes: RowProcesses | None = None) -> TrainingResult:
             create_folder(folder, settings, resuming=state is not None)
             run.reporter.log_file = folder.path / LOG_FILE
         introduce(run, [*watch.keeper.notes, *([prefix.note] if prefix is not None else [])])
-        if state is not None:
-            watch.resume(state)
+        if state is not None and run.resumption is not None:
+            watch.resume(state, run.resumption, leads=leads)
         held = held_out(run, prefix)
-        with watch.line, watch.stopping_cleanly(), interruption_kept(watch, leads=leads):
+        with watch.line, watch.stop.heard(), interruption_kept(watch, leads=leads):
             if state is None and held and settings.model.init is None:
                 watch.wer_before = score_base(trainer, steps, held, run.reporter)
             trainer.fit(
@@ -61,6 +62,8 @@ def fit(run: Run, processes: RowProcesses | None = None) -> TrainingResult:
                 ckpt_path=run.resumption,
                 weights_only=True,
             )
+            if ended := early_end(settings.exp_manager, trainer):
+                run.reporter.say(ended)
             if held and watch.validated_step != trainer.global_step:
                 trainer.validate(steps, dataloaders=held, verbose=False)
         if leads:
@@ -76,6 +79,7 @@ def fit(run: Run, processes: RowProcesses | None = None) -> TrainingResult:
 
 
 def make_trainer(run: Run, watch: Watch) -> Any:
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch import Trainer
 
     settings = run.settings
@@ -84,9 +88,9 @@ def make_trainer(run: Run, watch: Watch) -> Any:
             **trainer_options(settings, run.machine, run.length),
             default_root_dir=run.folder.path,
             logger=make_loggers(settings.exp_manager, run.folder) or False,
-            callbacks=[watch, *early_stopping(settings)],
+            callbacks=[*early_stopping(settings), watch],  # a checkpoint holds what was counted before it
         )
-    except (ValueError, RuntimeError, TypeError) as error:  # what Lightning raises for options that do not fit
+    except (ValueError, RuntimeError, TypeError, ImportError, MisconfigurationException) as error:  # do not fit
         raise ConfigError(f"trainer: {error}") from error
 
 
@@ -161,6 +165,7 @@ def make_watch(run: Run, steps: Steps) -> Watch:
         ),
         reporter=run.reporter,
         identity=run.identity(),
+        timed_anew=settings.max_time_per_run is not None,
     )
     watch.keeper = Keeper(
         model=run.model,
@@ -207,7 +212,7 @@ def held_out(run: Run, prefix: Prefix | None) -> list[Any]:
     workers = worker_count(chosen)
 
     def loader(held: SpeechSet) -> Any:
-        batches = validation_batches(held, chosen, rank=rank, processes=run.machine.processes)
+        batches = validation_batches(held, run.settings, rank=rank, processes=run.machine.processes)
         if prefix is not None:
             return prefix.loader(held, batches, len(batches), workers)
         return make_loader(held.dataset, batches, workers=workers, pin_memory=chosen.pin_memory)
@@ -231,29 +236,38 @@ def score_base(trainer: Any, steps: Steps, held: list[Any], reporter: Reporter) 
 
 @contextmanager
 def interruption_kept(watch: Watch, *, leads: bool) -> Iterator[None]:
-    """After Ctrl-C, or audio that cannot be read, the last adapter is written before the run ends.
+    """After Ctrl-C, SIGTERM, or audio that cannot be read, the last adapter is written before the run ends.
 
-    Lightning's exit becomes a KeyboardInterrupt again.
+    Lightning's exit becomes a KeyboardInterrupt again, or the exit of a SIGTERM.
     """
     try:
         with deaths_told(lambda: watch.reading):
             yield
     except DataError:
-        if leads and watch.pace.step > 0:
-            watch.keeper.write(watch.keeper.last_path, watch.pace.step, {})
-            watch.reporter.say(f"Ended at step {watch.pace.step}. Written: {watch.keeper.last_path}")
+        if written := last_kept(watch, leads=leads):
+            watch.reporter.say(f"Ended at step {watch.pace.step}. {written}")
+        if watch.stop.made:  # a SIGTERM to all processes ended one that reads, too
+            raise watch.stop.end() from None
         raise
     except (KeyboardInterrupt, SystemExit) as error:
         if isinstance(error, SystemExit) and not watch.interrupted:
             raise
-        keeper = watch.keeper
-        if leads:
-            keeper.write(keeper.last_path, watch.pace.step, {})
-        watch.reporter.say(
-            f"Interrupted at step {watch.pace.step}. Written: {keeper.last_path}"
-            + (f"; go on with exp_manager.resume_from_checkpoint={watch.resume_file}" if watch.has_checkpoint else "")
-        )
-        raise KeyboardInterrupt from None
+        said = [f"Interrupted at step {watch.pace.step}.", last_kept(watch, leads=leads)]
+        if watch.has_checkpoint:
+            folder = shlex.quote(f"exp_manager.explicit_log_dir={watch.keeper.folder.path}")
+            said.append(f"Go on with {folder} exp_manager.resume_if_exists=true")
+        watch.reporter.say(" ".join(filter(None, said)))
+        raise watch.stop.end() from None
+
+
+def last_kept(watch: Watch, *, leads: bool) -> str:
+    """Write the adapter as it is now, and say where; nothing where no step was made."""
+    keeper, pace = watch.keeper, watch.pace
+    if pace.step == pace.first_step:
+        return ""
+    if leads:
+        keeper.write(keeper.last_path, pace.step, {})
+    return f"Written: {keeper.last_path}."
 
 
 @contextmanager

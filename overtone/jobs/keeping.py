@@ -15,7 +15,7 @@ from overtone.checkpoints.nemo import load_base
 from overtone.checkpoints.nemo_adapters import check_nemo_can_hold, save_adapters
 from overtone.config import CheckpointSettings
 from overtone.errors import CheckpointError
-from overtone.jobs.experiment import RunFolder, writing
+from overtone.jobs.experiment import RESUME_SUFFIX, RunFolder, writing
 from overtone.model import AsrModel
 
 Card = Mapping[str, Any]
@@ -182,9 +182,27 @@ class Keeper:
             "top": [vars(kept) for kept in self.top],
         }
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        self.best = Kept(**state["best"]) if state["best"] is not None else None
-        self.top = [Kept(**kept) for kept in state["top"] if kept["path"] and Path(kept["path"]).exists()]
+    def restore(self, state: Mapping[str, Any], checkpoint: Path, *, leads: bool) -> None:
+        """Stand where a checkpoint was written, which may be that of a run in another folder.
+
+        What lies beside it is copied, and left to the other run.
+        """
+        if leads:
+            self.fetch(checkpoint)
+        self.best = Kept(**state["best"]) if state["best"] is not None and self.best_path.is_dir() else None
+        top = [
+            Kept(**{**kept, "path": str(self.folder.checkpoints / Path(kept["path"]).name)}) for kept in state["top"]
+        ]
+        self.top = [kept for kept in top if Path(str(kept.path)).exists()]
+
+    def fetch(self, checkpoint: Path) -> None:
+        """The best and the last weights of the run that a checkpoint belongs to, unless it is this one."""
+        label = self.adapter or checkpoint.name.removesuffix(RESUME_SUFFIX)
+        for name, path in (("best", self.best_path), ("last", self.last_path)):
+            source = checkpoint.parent / f"{label}-{name}"
+            if source.is_dir() and not path.exists():
+                with writing(path):
+                    shutil.copytree(source, path)
 
 
 def restore_adapter(model: AsrModel, name: str, folder: Path) -> None:

@@ -250,8 +250,8 @@ def answer(
 ) -> None:
     """The life of another process: orders are carried out until there is None, or nobody left to give any."""
     theirs.close()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGTERM):  # whole groups are told; the first process says when it ends
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)  # the threads of the process that was copied are not here
     gc.freeze()
     heads: list[Tensor] = []

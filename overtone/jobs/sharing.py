@@ -35,11 +35,10 @@ def sharing_rows(run: Run) -> Iterator[RowProcesses | None]:
 def scoring_of_base(run: Run, recogniser: Recogniser) -> Callable[[], Score] | None:
     """Score the base on the first validation set; None where a training does not begin with that."""
     settings = run.settings
-    whole = settings.trainer.limit_val_batches == 1.0
-    if run.resumption is not None or not run.validation or settings.model.init is not None or not whole:
+    if run.resumption is not None or not run.validation or settings.model.init is not None:
         return None
     held = run.validation[0]
-    batches = validation_batches(held, settings.model.validation_ds, rank=0, processes=1)
+    batches = validation_batches(held, settings, rank=0, processes=1)
 
     def score() -> Score:
         model, found = run.model.eval(), Score()

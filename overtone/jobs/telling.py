@@ -9,8 +9,10 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 
 from overtone import __version__
+from overtone.config import ExperimentSettings
 from overtone.jobs.result import TrainingResult
 from overtone.jobs.run import Run
 from overtone.jobs.trainer_options import TRAINED_DTYPES, base_dtype, precision_of
@@ -46,6 +48,26 @@ def introduce(run: Run, notes: Sequence[str]) -> None:
     say(f"Run folder: {run.folder.path}")
     for note in notes:
         say(note)
+
+
+def early_end(settings: ExperimentSettings, trainer: Trainer) -> str | None:
+    """Why the steps ended before the last one; None where they did not."""
+    if not trainer.should_stop or trainer.global_step >= trainer.max_steps:
+        return None
+    stopping = trainer.early_stopping_callback
+    reason = None if stopping is None else stopping.stopping_reason.name
+    if reason is None or reason == "NOT_STOPPED":
+        key = "trainer.max_time" if settings.max_time_per_run is None else "exp_manager.max_time_per_run"
+        why = f"the time of {key} is up"
+    else:
+        chosen = settings.early_stopping_callback_params
+        why = {
+            "PATIENCE_EXHAUSTED": f"no better {chosen.monitor} in {chosen.patience} validations",
+            "STOPPING_THRESHOLD": f"{chosen.monitor} has reached stopping_threshold, {chosen.stopping_threshold}",
+            "DIVERGENCE_THRESHOLD": f"{chosen.monitor} has passed divergence_threshold, {chosen.divergence_threshold}",
+            "NON_FINITE_METRIC": f"{chosen.monitor} is not a finite number",
+        }[reason]
+    return f"Ended early, at step {trainer.global_step} of {trainer.max_steps}: {why}."
 
 
 def make_card(run: Run, step: int, metrics: Mapping[str, float], wer_before: float | None) -> dict[str, Any]:

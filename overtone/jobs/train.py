@@ -44,8 +44,8 @@ def run_training(
 ) -> TrainingResult:
     """Carry out a training. `model` stands in for the one that the settings name.
 
-    Nothing is written before everything is checked. Raises OvertoneError; KeyboardInterrupt after Ctrl-C, when the
-    last adapter and what a resumed run needs have been written.
+    Nothing is written before everything is checked. Raises OvertoneError; KeyboardInterrupt after Ctrl-C, SystemExit
+    after SIGTERM, when the last adapter and what a resumed run needs have been written.
     """
     reporter = reporter or Reporter()
     reporter.begin(leads=process_rank() == 0)

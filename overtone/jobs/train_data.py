@@ -89,10 +89,13 @@ def read_training_set(model: AsrModel, settings: Settings, reporter: Reporter) -
 
 
 def read_validation_sets(model: AsrModel, settings: Settings, reporter: Reporter) -> list[SpeechSet]:
-    """One set for each validation manifest; transcripts that the model cannot write are told and kept."""
+    """One set for each validation manifest; transcripts that the model cannot write are told and kept.
+
+    None where trainer.limit_val_batches leaves none of their batches.
+    """
     chosen = settings.model.validation_ds
     sets = []
-    for path in manifest_paths(chosen):
+    for path in manifest_paths(chosen) if settings.trainer.limit_val_batches else ():
         check_rate(model, chosen, "validation_ds")
         utterances = kept_utterances(model, chosen, "validation_ds", reporter, paths=(path,))
         report = check_vocabulary(model.tokenizer, utterances)
@@ -175,19 +178,21 @@ def speech_set(
     )
 
 
-def validation_batches(held: SpeechSet, chosen: DatasetSettings, *, rank: int, processes: int) -> list[list[int]]:
+def validation_batches(held: SpeechSet, settings: Settings, *, rank: int, processes: int) -> list[list[int]]:
     """This process's share of a set, long utterances first: little padding, and memory runs out at once or never.
 
+    Of these so many as trainer.limit_val_batches says, and at least one.
     All processes have equally many batches. Raises ConfigError for fewer utterances than processes.
     """
-    durations, size = held.plan.durations, chosen.batch_size or 16
+    durations, size = held.plan.durations, settings.model.validation_ds.batch_size or 16
     if len(durations) < processes:
         raise ConfigError(f"{held.name}: {len(durations)} utterances cannot be dealt out to {processes} processes.")
     order = sorted(range(len(durations)), key=lambda index: -durations[index])
     seconds = [durations[index] for index in order]
     bounds = batch_bounds(seconds, held.plan, size, processes)
     batches = [order[first:end] for first, end in pairwise(bounds)]
-    return batches[rank::processes]
+    own, limit = batches[rank::processes], settings.trainer.limit_val_batches
+    return own[: limit if isinstance(limit, int) else max(1, int(len(own) * limit))]
 
 
 def batch_bounds(seconds: Sequence[float], plan: BatchPlan, size: int, processes: int) -> list[int]:

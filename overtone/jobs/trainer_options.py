@@ -98,7 +98,7 @@ class Machine:
 
 
 def machine_of(settings: TrainerSettings) -> Machine:
-    """Devices that exist: −1 is every GPU, or the one processor. Raises ConfigError for a GPU that is not there."""
+    """Devices that exist: −1 is every GPU, or the one processor. Raises ConfigError for GPUs that are not there."""
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     wants_gpu = settings.accelerator in ("gpu", "cuda")
     if wants_gpu and not gpus:
@@ -115,6 +115,11 @@ def machine_of(settings: TrainerSettings) -> Machine:
         devices = given
     else:
         raise ConfigError(f"trainer.devices: {given!r} is no number of devices; give −1 for all, or a list of GPUs.")
+    wanted = max(devices, default=-1) + 1 if isinstance(devices, list) else devices
+    if on_gpu and wanted > gpus:
+        raise ConfigError(
+            f"trainer.devices: {given!r} asks for more than the {gpus} GPUs here; give −1 for all of them."
+        )
     return Machine(
         accelerator="gpu" if on_gpu else "cpu" if settings.accelerator == "auto" else settings.accelerator,
         devices=devices,
@@ -157,7 +162,7 @@ def trainer_options(settings: Settings, machine: Machine, length: Length) -> dic
         "max_time": settings.exp_manager.max_time_per_run or trainer.max_time,
         "val_check_interval": length.validate_every if validates else 1.0,
         "check_val_every_n_epoch": None if validates else 1,
-        "limit_val_batches": trainer.limit_val_batches if validates else 0,
+        "limit_val_batches": 1.0 if validates else 0,  # the loaders hold what trainer.limit_val_batches leaves
         "accumulate_grad_batches": trainer.accumulate_grad_batches,
         "gradient_clip_val": trainer.gradient_clip_val or None,
         "gradient_clip_algorithm": trainer.gradient_clip_algorithm,

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ from overtone.jobs.experiment import writing
 from overtone.jobs.keeping import Keeper
 from overtone.jobs.progress import LiveLine, Pace, Reporter
 from overtone.jobs.steps import Steps
+from overtone.jobs.stop_request import StopRequest
 
 CHECKPOINT_SECONDS = 600.0
 """Longest time between two checkpoints, however far apart validations are."""
@@ -36,6 +34,7 @@ class Watch(Callback):
         line: LiveLine,
         reporter: Reporter,
         identity: dict[str, Any],
+        timed_anew: bool = False,
     ) -> None:
         super().__init__()
         self.steps = steps
@@ -51,33 +50,41 @@ class Watch(Callback):
         self.reporter = reporter
         self.identity = identity
         """What must not change between the parts of a run."""
+        self.timed_anew = timed_anew
+        """Whether a limit of time is that of each part of a run, and not of the whole."""
         self.wer_before: float | None = None
         """Of the base."""
         self.place = Place()
         """The epoch of the last batch."""
         self.validated_step = -1
         self.checkpoint_due = False
-        self.stop_requested = False
+        self.stop = StopRequest()
         self.interrupted = False
         self.reading = "model.train_ds"
         """What was being read when the run ended early."""
         self.has_checkpoint = False
         self.began = 0.0
         self.written_at = time.monotonic()
+        self.written_batches = 0
+        """Batches of the last checkpoint."""
 
-    def resume(self, state: Mapping[str, Any]) -> None:
-        """Stand where a checkpoint was written."""
-        self.steps.batches_done = state["batches"]
+    def resume(self, state: Mapping[str, Any], checkpoint: Path, *, leads: bool) -> None:
+        """Stand where that checkpoint was written, which says so much of it."""
+        self.steps.batches_done = self.written_batches = state["batches"]
         self.place = Place(*state["place"])
         self.validated_step = state["validated_step"]
         self.wer_before = state["wer_before"]
         self.pace.first_step = self.pace.step = state["step"]
         self.pace.wer, self.pace.loss = state["wer"], state["loss"]
-        self.keeper.restore(state["keeper"])
-        self.has_checkpoint = True
+        self.keeper.restore(state["keeper"], checkpoint, leads=leads)
+        self.has_checkpoint = self.resume_file is not None and self.resume_file.is_file()
         self.reporter.say(f"Going on from step {self.pace.step}")
 
     # Training
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.stop.at_once = False
+        self.stop.listen()  # Lightning has taken SIGTERM, and would end in the middle of a validation
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self.began = time.perf_counter()
@@ -95,44 +102,44 @@ class Watch(Callback):
             audio=float(batch.lengths.sum()) * rate if hasattr(batch, "lengths") else 0.0,
             took=time.perf_counter() - self.began,
         )
-        at_step = self.at_step(trainer)
-        if at_step:
-            self.line.show(self.pace)
         if self.is_due(trainer):
             self.checkpoint_due = True
-        # Where a validation follows, the checkpoint is written after it: a resumed run does not repeat it.
-        if at_step and (self.checkpoint_due or self.stop_requested) and not self.validates_now(trainer):
+        if not self.at_step(trainer):
+            return
+        self.line.show(self.pace)
+        # Every process takes part in a checkpoint: what one of them wants, all do.
+        if not anywhere(trainer, self.checkpoint_due or self.stop.made) or self.validates_now(trainer):
+            return  # where a validation follows, the checkpoint is written after it: a resumed run does not repeat it
+        self.write_checkpoint(trainer)
+        self.stop_if_asked(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A run that ended early, for want of time, goes on from its last whole step."""
+        if not self.at_step(trainer):
+            self.steps.batches_done -= self.steps.batches_done % trainer.accumulate_grad_batches
+            self.place = Place()
+            self.epoch(trainer)
+        if self.steps.batches_done != self.written_batches:
             self.write_checkpoint(trainer)
-        if self.stop_requested and at_step:
-            raise KeyboardInterrupt
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.interrupted = isinstance(exception, KeyboardInterrupt)
         if trainer.validating:
             self.reading = "model.validation_ds"
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        if self.stop_requested:
-            raise KeyboardInterrupt
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.stop.listen()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Judge the weights; those of the base alone are not judged."""
         if self.steps.base_alone or trainer.sanity_checking:
             return
         self.judge(trainer)
-        if trainer.state.fn != "fit":
-            return
-        self.checkpoint_due = True
-        if self.at_step(trainer):
-            self.write_checkpoint(trainer)
+        if trainer.state.fn == "fit":
+            self.checkpoint_due = True
+            if self.at_step(trainer):
+                self.write_checkpoint(trainer)
+        self.stop_if_asked(trainer)
 
     def judge(self, trainer: Trainer) -> None:
         """Take the last validation's metrics as those of the current step."""
@@ -186,6 +193,7 @@ class Watch(Callback):
         """Replace the checkpoint by one of this step, whole or not at all."""
         self.checkpoint_due = False
         self.written_at = time.monotonic()
+        self.written_batches = self.steps.batches_done
         if self.resume_file is None:
             return
         fresh = self.resume_file.with_name(f".{self.resume_file.name}.new")
@@ -221,26 +229,19 @@ class Watch(Callback):
             "keeper": self.keeper.state(),
         }
 
-    # Ctrl-C
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if self.timed_anew:
+            checkpoint["callbacks"].pop("Timer", None)
 
-    @contextmanager
-    def stopping_cleanly(self) -> Iterator[None]:
-        """The first Ctrl-C lets the step end and keeps it; the second one stops at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = signal.getsignal(signal.SIGINT)
+    def stop_if_asked(self, trainer: Trainer) -> None:
+        """Raises KeyboardInterrupt in every process where one was asked to stop."""
+        if anywhere(trainer, self.stop.made):
+            raise KeyboardInterrupt
 
-        def request(number: int, frame: Any) -> None:
-            if self.stop_requested:
-                raise KeyboardInterrupt
-            self.stop_requested = True
 
-        signal.signal(signal.SIGINT, request)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
+def anywhere(trainer: Trainer, wanted: bool) -> bool:
+    """Whether any process wants it; all of them have to ask at the same place."""
+    return bool(trainer.strategy.reduce_boolean_decision(wanted, all=False))
 
 
 def loop_state(state: dict[str, Any], *, batches: int, steps: int, validated: bool) -> dict[str, Any]:
