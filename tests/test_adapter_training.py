@@ -145,7 +145,7 @@ def test_five_steps_of_an_adapter_equal_nemo(name: str, variant: str) -> None:
                 gradient = owned[ours].grad
                 assert gradient is not None
                 if theirs.endswith(UNSEEN):
-                    assert float(gradient.abs().max()) < 1e-6
+                    assert float(gradient.abs().max()) < 3e-6
                     continue
                 assert_near(gradient, torch.from_numpy(reference.arrays[f"grad1|{theirs}"]), theirs)
         optimiser.step()
