@@ -118,7 +118,11 @@ def inference(shape: Shape, *, batch: int, compute_dtype: str, choice: str = "on
     """
     model = make_model(shape, compute_dtype).eval()
     waveforms = 0.1 * torch.randn(batch, shape.samples, generator=torch.Generator().manual_seed(1))
-    choices = {"one": [ADAPTER] * batch, "base": [None] * batch, "mixed": [ADAPTER, None] * (batch // 2)}[choice]
+    choices = {
+        "one": [ADAPTER] * batch,
+        "base": [None] * batch,
+        "mixed": [ADAPTER if row % 2 else None for row in range(batch)],
+    }[choice]
     threads = RowThreads(model)
 
     def heard(rows: list[int]) -> list[list[int]]:

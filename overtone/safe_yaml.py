@@ -5,6 +5,7 @@ No dates, no other objects, no key twice; nothing that nests without end, or tha
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import yaml
@@ -17,6 +18,7 @@ NUMBER_BITS = 1023
 """Of a whole number: what a float can hold, and JSON can say."""
 
 FLOAT_TAG = "tag:yaml.org,2002:float"
+MERGE_TAG = "tag:yaml.org,2002:merge"
 TIMESTAMP_TAG = "tag:yaml.org,2002:timestamp"
 MISTAGGED = (LookupError, AttributeError, TypeError, ArithmeticError)
 """What PyYAML ends in where a value is not what its `!!tag` says."""
@@ -34,14 +36,18 @@ def new_reader(loader: Any, *, without: tuple[str, ...] = (TIMESTAMP_TAG,)) -> A
 
 
 def _mapping_once(loader: Any, node: Any) -> dict[Any, Any]:
-    loader.flatten_mapping(node)
-    mapping = {}
-    for key_node, value_node in node.value:
+    """What a mapping says itself it says once; what it merges (`<<`) it may say again, in other words."""
+    own = set()
+    for key_node, _ in node.value:
+        if key_node.tag == MERGE_TAG:
+            continue
         key = loader.construct_object(key_node, deep=True)
-        if not isinstance(key, str | int | float | bool | None) or key in mapping:
+        if not isinstance(key, str | int | float | bool | None) or key in own:
             raise yaml.constructor.ConstructorError(None, None, f"key {key!r} occurs twice", key_node.start_mark)
-        mapping[key] = loader.construct_object(value_node, deep=True)
-    return mapping
+        own.add(key)
+    loader.flatten_mapping(node)
+    build = partial(loader.construct_object, deep=True)
+    return {build(key_node): build(value_node) for key_node, value_node in node.value}
 
 
 SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

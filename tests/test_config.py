@@ -225,6 +225,18 @@ def test_a_folder_beside_the_file_is_a_group_of_which_one_is_chosen(tmp_path: Pa
     assert "--multirun" in message_of("trainer=short,long", **mine)
 
 
+def test_a_file_may_merge_mappings_and_say_otherwise(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        "defaults: [asr_adaptation]\n"
+        "model:\n"
+        "  train_ds: &ds {batch_size: 4, shuffle: true}\n"
+        "  validation_ds: {<<: *ds, shuffle: false}\n"
+    )
+    chosen = load(config_name=str(tmp_path / "mine.yaml")).model
+    assert (chosen.train_ds.batch_size, chosen.train_ds.shuffle) == (4, True)
+    assert (chosen.validation_ds.batch_size, chosen.validation_ds.shuffle) == (4, False)
+
+
 def test_what_looks_like_a_date_is_text(tmp_path: Path) -> None:
     for version in ("2024-12-31", "2024-31-12"):
         (tmp_path / "mine.yaml").write_text(

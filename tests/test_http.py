@@ -114,7 +114,14 @@ def test_phrases_can_be_boosted(service: WebService) -> None:
     plain = service.text(file_of(samples))
     contexts = json.dumps([{"phrases": ["cc"], "boost": 5}])
     assert service.text(file_of(samples), speech_contexts=contexts) == plain
-    for contexts in ('{"phrases": 1}', '[{"phrases": "metoprolol"}]', '[{"phrases": [1]}]', '["cc"]', "[{}]"):
+    for contexts in (
+        '{"phrases": 1}',
+        '[{"phrases": "metoprolol"}]',
+        '[{"phrases": [1]}]',
+        '["cc"]',
+        "[{}]",
+        f'[{{"boost": 1{400 * "0"}}}]',
+    ):
         refused = service.transcribe(file_of(samples), speech_contexts=contexts)
         assert refused.status == 400
         assert refused.error["param"] == "speech_contexts"

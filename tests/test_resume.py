@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import timer
+from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import EarlyStopping, timer
 
 from overtone.checkpoints.load import save_model
 from overtone.config import Settings
@@ -111,6 +112,16 @@ def test_a_complete_run_may_go_further(whole: Path, tmp_path: Path) -> None:
     )
     assert more.steps == 7
     assert [step for step, _ in losses(tmp_path / "run")["train_loss"]] == list(range(7))
+
+
+def test_a_checkpoint_holds_what_the_last_validation_found(tmp_path: Path) -> None:
+    """That validation comes after everything else."""
+    options = [*OPTIONS, "trainer.val_check_interval=3", "trainer.max_steps=4"]
+    result = run_training(settings_for(tmp_path, *options), model=small_model(), reporter=QUIET)
+    assert result.checkpoint is not None
+    state = torch.load(result.checkpoint, weights_only=True)["overtone"]
+    assert (state["step"], state["validated_step"]) == (4, 4)
+    assert state["keeper"]["best"]["step"] == result.best_step
 
 
 def test_the_checkpoint_holds_the_adapter_alone(whole: Path) -> None:
@@ -259,6 +270,18 @@ def test_early_stopping_counts_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "Ended early, at step 4 of 50: no better val_wer in 3 validations." in said
 
 
+def test_patience_is_what_is_asked_for_now() -> None:
+    """A stopped run may have more of it, and why it stopped once is no reason any more."""
+    watch = Watch.__new__(Watch)
+    watch.timed_anew = False
+    stopping = EarlyStopping("val_loss", patience=20)
+    state = {**EarlyStopping("val_loss", patience=10).state_dict(), "stopping_reason": 3, "wait_count": 10}
+    trainer: Any = SimpleNamespace(early_stopping_callback=stopping)
+    watch.on_load_checkpoint(trainer, LightningModule(), {"callbacks": {stopping.state_key: state}})
+    stopping.load_state_dict(state)
+    assert (stopping.patience, stopping.wait_count, stopping.stopping_reason.name) == (20, 10, "NOT_STOPPED")
+
+
 @pytest.mark.parametrize(
     ("accumulate", "batch_size", "seconds", "parts"),
     [(1, 4, 3, [3, 5]), (3, 3, 5, [1, 2, 3, 4, 5])],  # a part may end between the batches of a step
@@ -285,10 +308,13 @@ def test_every_part_has_its_time(
     ]
     whole, folder = tmp_path / "whole", tmp_path / "parts"
     run_training(settings_for(whole, *overrides, validation=False), model=small_model(), reporter=QUIET)
+    keeps_nothing = ["delete_ckpt_after_train=true", "exp_manager.resume_ignore_no_checkpoint=true"]
     limit = f"exp_manager.max_time_per_run=00:00:00:{seconds:02}"
     steps = [
         run_training(
-            settings_for(folder, *overrides, limit, validation=False), model=small_model(), reporter=QUIET
+            settings_for(folder, *overrides, limit, *keeps_nothing, validation=False),
+            model=small_model(),
+            reporter=QUIET,
         ).steps
         for _ in parts
     ]

@@ -181,7 +181,19 @@ def test_recordings_that_are_too_long_together_are_refused(tmp_path: Path) -> No
         assert code is Code.RESOURCE_EXHAUSTED
         assert "too long together" in details
         assert narrow.text(pcm16(spoken("abc"))) == "abc "
-        assert held.seconds == 0.0
+        assert (held.recordings, held.seconds) == (0, 0.0)
+
+
+def test_a_recording_by_itself_is_never_too_long() -> None:
+    held = HeldAudio(max_seconds=0.5)
+    first, second = held.holding(0.1), held.holding(0.2)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    second.__exit__(None, None, None)
+    assert held.seconds != 0.0  # what rounding leaves
+    with held.holding(9.0):
+        assert held.recordings == 1
 
 
 def test_a_limit_may_be_larger_than_any_message(tmp_path: Path) -> None:

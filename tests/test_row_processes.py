@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import os
 import re
 import signal
+import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +171,35 @@ def test_a_process_that_is_killed(waveforms: Tensor) -> None:
         os.kill(pid, signal.SIGKILL)
         with pytest.raises(OvertoneError, match=r"has ended \(exit code -9\).*compute_processes=1"):
             shared(waveforms, torch.tensor(LENGTHS))
+
+
+def test_the_others_end_with_the_first_process() -> None:
+    """However it ends: they do not carry on with what nobody waits for."""
+    first, theirs = multiprocessing.Pipe()
+
+    def begin_and_wait() -> None:
+        shared = RowProcesses(recogniser_of(trainee()), 2, errand=partial(time.sleep, 60.0))
+        theirs.send(shared.others[0].process.pid)
+        time.sleep(60.0)
+
+    process = multiprocessing.get_context("fork").Process(target=begin_and_wait)
+    process.start()
+    other = first.recv()
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    end = time.monotonic() + 10.0
+    while is_computing(other):
+        assert time.monotonic() < end, "the other process lives on"
+        time.sleep(0.01)
+
+
+def is_computing(pid: int) -> bool:
+    """Whether there is such a process that has not ended; one that has ended may wait for somebody to ask."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(") ")[2][0] != "Z"
+    except OSError:
+        return False
 
 
 def test_what_goes_wrong_there_is_raised_here(waveforms: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,9 +12,10 @@ import pytest
 import soundfile
 import torch
 
-from overtone.jobs.row_threads import MOST_THREADS, RowThreads
+from overtone.jobs.row_threads import MOST_THREADS, RowThreads, computing_alone
 from overtone.jobs.transcribe import Transcriber
 from overtone.nets.prepared import PreparedEncoder
+from overtone.nets.prepared_attention import AttentionCore
 from overtone.serving.engine import Engine, EngineSettings
 from overtone.serving.server import Addresses, Server, ServerSettings, run
 from overtone.serving.shelf import Shelf
@@ -89,6 +90,9 @@ def test_threads_that_begin_later_compute_as_before() -> None:
             threads(list, [1, 2], [1, 1])
             assert torch.get_num_threads() == 3
         assert in_thread(torch.get_num_threads) == 3
+        with computing_alone() as had:
+            assert (had, torch.get_num_threads(), in_thread(torch.get_num_threads)) == (3, 1, 1)
+        assert (torch.get_num_threads(), in_thread(torch.get_num_threads)) == (3, 3)
     finally:
         torch.set_num_threads(before)
 
@@ -111,6 +115,36 @@ def test_a_copy_is_derived_by_one_of_the_threads(two: RowThreads, monkeypatch: p
     assert len(derived) == 1
     for answer, waveform in zip(found, waveforms, strict=True):
         np.testing.assert_array_equal(answer.numpy(), offline(model, waveform))
+
+
+def test_distances_are_encoded_for_the_longest_row_of_all_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread with shorter rows waits for one that is at it, and does not put shorter encodings in their place."""
+    prepared = small_model().set_compute_dtype("float32", prepared=True).prepared
+    assert isinstance(prepared, PreparedEncoder)
+    prepared.refresh()
+    encoding, go_on = threading.Event(), threading.Event()
+    encoded: list[int] = []
+    prepare = AttentionCore.prepare
+
+    def slowly(self: AttentionCore, positions: torch.Tensor) -> None:
+        encoded.append(positions.size(1))
+        encoding.set()
+        assert go_on.wait(10)
+        prepare(self, positions)
+
+    monkeypatch.setattr(AttentionCore, "prepare", slowly)
+    threads = [
+        threading.Thread(target=prepared.encode_distances, args=(frames, torch.device("cpu"))) for frames in (600, 300)
+    ]
+    threads[0].start()
+    assert encoding.wait(10)
+    threads[1].start()
+    threads[1].join(0.2)
+    go_on.set()
+    for thread in threads:
+        thread.join()
+    assert encoded == [2047] * len(prepared.layers)
+    assert prepared.longest == 1024
 
 
 def test_the_engine_answers_rows_of_many_adapters_as_each_alone(tmp_path: Path) -> None:

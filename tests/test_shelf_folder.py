@@ -57,6 +57,28 @@ def test_whatever_reading_raises_the_watcher_goes_on(
     assert states(shelf) == {"voice1": "refused", "voice2": "ready"}
 
 
+def test_what_could_not_be_looked_at_for_a_while_is_read_again(
+    model: AsrModel, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(place: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(place))
+
+    shelf = shelf_of(model, folder)
+    make_adapter(model, folder / "new", seed=5)
+    with monkeypatch.context() as patched:
+        patched.setattr("overtone.serving.shelf_folder.signature_of", failing)
+        shelf.scan()
+        assert states(shelf)["new"] == "refused"
+    shelf.scan()
+    assert states(shelf)["new"] == "ready"
+    with monkeypatch.context() as patched:
+        patched.setattr("overtone.serving.residents.signature_of", failing)
+        with pytest.raises(AdapterError, match=os.strerror(errno.EIO)):
+            shelf.acquire("new")
+    shelf.scan()
+    shelf.acquire("new").release()
+
+
 @pytest.mark.parametrize("function", ["open", "read_bytes"])
 def test_what_could_not_be_read_for_a_while_is_read_again(
     model: AsrModel, folder: Path, function: str, monkeypatch: pytest.MonkeyPatch

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shlex
 import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from lightning.pytorch.strategies import Strategy
 
 from overtone import cli
 from overtone.checkpoints.load import save_model
+from overtone.jobs.fitting import going_on
 from overtone.jobs.progress import Reporter
 from overtone.jobs.row_processes import RowProcesses
 from overtone.jobs.steps import Steps
@@ -168,6 +171,18 @@ def test_a_stop_in_the_last_validation(tmp_path: Path, monkeypatch: pytest.Monke
         run_training(settings_for(tmp_path, *OPTIONS), model=small_model(), reporter=QUIET)
     assert "step 12: WER" in (tmp_path / "run/log.txt").read_text()
     assert step_kept(tmp_path) == 12
+    assert small_model().adapters.load(tmp_path / "run/checkpoints/mine-last").card["wer_after"] is not None
+
+
+@pytest.mark.parametrize(("name", "before"), [("a-1", ""), ("lr=0.1, [b] 'c'", "exp_manager.resume_from_checkpoint=x")])
+def test_the_words_that_go_on_with_a_run_are_read_as_they_are_meant(tmp_path: Path, name: str, before: str) -> None:
+    settings = settings_for(tmp_path, *([before] if before else []))
+    run: Any = SimpleNamespace(settings=settings, folder=SimpleNamespace(path=tmp_path / name))
+    words = shlex.split(going_on(run))
+    chosen = settings_for(tmp_path, *([before] if before else []), *words).exp_manager
+    assert chosen.explicit_log_dir == str(tmp_path / name)
+    assert chosen.resume_if_exists
+    assert chosen.resume_from_checkpoint is None
 
 
 @pytest.mark.parametrize("stops", [False, True])

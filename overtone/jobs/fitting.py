@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shlex
 import warnings
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,7 @@ from typing import Any
 
 from overtone.batches import Draws, Place, StepSampler
 from overtone.config import Settings
+from overtone.config.compose import quoted
 from overtone.data import make_loader
 from overtone.errors import ConfigError, DataError
 from overtone.jobs.experiment import LOG_FILE, create_folder, make_loggers, process_rank, writing
@@ -32,6 +34,9 @@ from overtone.jobs.watching import Watch
 from overtone.jobs.workers import deaths_told
 from overtone.schedules import Schedule, make_schedule
 
+PLAIN_PATH = re.compile(r"[\w./~-]+")
+"""What stands in an override as it is, with no marks around it."""
+
 
 def fit(run: Run, processes: RowProcesses | None = None) -> TrainingResult:
     """Train to the end, validate there in any case, and leave the best weights in the model.
@@ -52,7 +57,7 @@ def fit(run: Run, processes: RowProcesses | None = None) -> TrainingResult:
         if state is not None and run.resumption is not None:
             watch.resume(state, run.resumption, leads=leads)
         held = held_out(run, prefix)
-        with watch.line, watch.stop.heard(), interruption_kept(watch, leads=leads):
+        with watch.line, watch.stop.heard(), interruption_kept(run, watch, leads=leads):
             if state is None and held and settings.model.init is None:
                 watch.wer_before = score_base(trainer, steps, held, run.reporter)
             trainer.fit(
@@ -70,7 +75,7 @@ def fit(run: Run, processes: RowProcesses | None = None) -> TrainingResult:
             if not held:
                 watch.keeper.keep_unscored(trainer.global_step)
             watch.keeper.finish()
-            if settings.delete_ckpt_after_train:
+            if settings.delete_ckpt_after_train and ended is None:
                 remove(folder.resume_file)
     return result_of(run, watch, trainer.global_step)
 
@@ -235,7 +240,7 @@ def score_base(trainer: Any, steps: Steps, held: list[Any], reporter: Reporter) 
 
 
 @contextmanager
-def interruption_kept(watch: Watch, *, leads: bool) -> Iterator[None]:
+def interruption_kept(run: Run, watch: Watch, *, leads: bool) -> Iterator[None]:
     """After Ctrl-C, SIGTERM, or audio that cannot be read, the last adapter is written before the run ends.
 
     Lightning's exit becomes a KeyboardInterrupt again, or the exit of a SIGTERM.
@@ -254,8 +259,7 @@ def interruption_kept(watch: Watch, *, leads: bool) -> Iterator[None]:
             raise
         said = [f"Interrupted at step {watch.pace.step}.", last_kept(watch, leads=leads)]
         if watch.has_checkpoint:
-            folder = shlex.quote(f"exp_manager.explicit_log_dir={watch.keeper.folder.path}")
-            said.append(f"Go on with {folder} exp_manager.resume_if_exists=true")
+            said.append(f"Go on with {going_on(run)}")
         watch.reporter.say(" ".join(filter(None, said)))
         raise watch.stop.end() from None
 
@@ -265,9 +269,19 @@ def last_kept(watch: Watch, *, leads: bool) -> str:
     keeper, pace = watch.keeper, watch.pace
     if pace.step == pace.first_step:
         return ""
-    if leads:
+    if leads and watch.validated_step != pace.step:  # a validation keeps the weights, with what it found
         keeper.write(keeper.last_path, pace.step, {})
     return f"Written: {keeper.last_path}."
+
+
+def going_on(run: Run) -> str:
+    """What to add to the command line, so that the run goes on in its folder."""
+    path = run.folder.path
+    value = str(path) if PLAIN_PATH.fullmatch(str(path)) else quoted(path)
+    words = [shlex.quote(f"exp_manager.explicit_log_dir={value}"), "exp_manager.resume_if_exists=true"]
+    if run.settings.exp_manager.resume_from_checkpoint:
+        words.append("exp_manager.resume_from_checkpoint=null")
+    return " ".join(words)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ Legend: B batch, S samples, T' encoder frames, V vocabulary.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import multiprocessing
 import os
@@ -32,6 +33,8 @@ from overtone.padding import rounded_up
 MOST_PROCESSES = 4
 """What `auto` takes at most: each has activations and kernels of its own in memory, and one thread."""
 SEEDS = 2**62
+SET_DEATH_SIGNAL = 1
+"""PR_SET_PDEATHSIG of Linux's prctl."""
 PROCESS_NAME = "rows of a batch"
 
 
@@ -94,9 +97,16 @@ class RowProcesses:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for other in self.others:
-            other.end()
-        torch.set_num_threads(self.threads)
+        try:
+            for other in self.others:
+                other.dismiss()
+            for other in self.others:
+                other.process.join(timeout=1.0)
+        finally:
+            for other in self.others:
+                other.process.kill()
+                other.process.join()
+            torch.set_num_threads(self.threads)
 
     def errand_done(self) -> Any:
         """What the errand gave, or the error that it ended with; once, and before the first batch."""
@@ -188,7 +198,7 @@ class Other:
         context = multiprocessing.get_context("fork")
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(
-            target=answer, args=(theirs, self.pipe, recogniser, parameters, errand), daemon=True
+            name=PROCESS_NAME, target=answer, args=(theirs, self.pipe, recogniser, parameters, errand), daemon=True
         )
         self.process.start()
         theirs.close()
@@ -231,14 +241,11 @@ class Other:
             "model.train_ds.batch_size."
         )
 
-    def end(self) -> None:
+    def dismiss(self) -> None:
+        """Tell it that nothing more comes."""
         with suppress(OSError):
             self.pipe.send(None)
         self.pipe.close()
-        self.process.join(timeout=1.0)
-        if self.process.is_alive():
-            self.process.kill()
-            self.process.join()
 
 
 def answer(
@@ -250,6 +257,7 @@ def answer(
 ) -> None:
     """The life of another process: orders are carried out until there is None, or nobody left to give any."""
     theirs.close()
+    end_with_first_process()
     for number in (signal.SIGINT, signal.SIGTERM):  # whole groups are told; the first process says when it ends
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)  # the threads of the process that was copied are not here
@@ -271,6 +279,11 @@ def answer(
         while (order := pipe.recv()) is not None:
             pipe.send(outcome(carried_out, order))
     os._exit(0)
+
+
+def end_with_first_process() -> None:
+    """Ask Linux to kill this process when the one that made it has ended, however that came."""
+    ctypes.CDLL(None).prctl(SET_DEATH_SIGNAL, signal.SIGKILL)
 
 
 def outcome(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -6,8 +6,9 @@ a thousand small operations do not wait a thousand times until all threads have 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar
@@ -34,6 +35,17 @@ def compute_with(threads: int) -> None:
 compute_alone = partial(compute_with, 1)
 
 
+@contextmanager
+def computing_alone() -> Iterator[int]:
+    """This thread, and those that begin meanwhile, spread no operation; gives over how many threads this one did."""
+    before = torch.get_num_threads()
+    compute_alone()
+    try:
+        yield before
+    finally:
+        compute_with(before)
+
+
 class RowThreads:
     """Rows -> answers, computed in parts of equal work side by side.
 
@@ -43,8 +55,7 @@ class RowThreads:
     def __init__(self, model: AsrModel, count: int | None = None) -> None:
         """count: how many threads may compute; as many as PyTorch takes here unless given."""
         self.model = model
-        self.before = torch.get_num_threads()
-        self.count = count or self.before
+        self.count = count or torch.get_num_threads()
         self.pool = ThreadPoolExecutor(MOST_THREADS, thread_name_prefix="overtone-rows", initializer=compute_alone)
 
     def __enter__(self) -> Self:
@@ -56,9 +67,9 @@ class RowThreads:
         self.close()
 
     def close(self) -> None:
-        """End the threads. Those that are started from now on compute as this one did before."""
+        """End the threads. Others that begin from now on compute as this one does."""
         self.pool.shutdown()
-        torch.set_num_threads(self.before)
+        compute_with(torch.get_num_threads())
 
     def __call__(self, compute: Callable[[list[R]], Sequence[A]], rows: Sequence[R], lengths: Sequence[int]) -> list[A]:
         """compute: rows -> an answer for each, at home in any thread. lengths: of the rows, what their work grows with.

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from overtone.batches import BatchPlan, Place, place_of
@@ -139,6 +140,8 @@ class Watch(Callback):
             self.checkpoint_due = True
             if self.at_step(trainer):
                 self.write_checkpoint(trainer)
+        elif trainer.is_global_zero:
+            self.complete_checkpoint()
         self.stop_if_asked(trainer)
 
     def judge(self, trainer: Trainer) -> None:
@@ -223,15 +226,38 @@ class Watch(Callback):
             "batches": self.steps.batches_done,
             "place": list(self.place),
             "step": trainer.global_step,
-            "validated_step": self.validated_step,
-            "wer": self.pace.wer,
             "loss": self.pace.loss,
-            "keeper": self.keeper.state(),
+            **self.judged(),
         }
 
+    def judged(self) -> dict[str, Any]:
+        """What the validations so far have found, as a checkpoint holds it."""
+        return {"validated_step": self.validated_step, "wer": self.pace.wer, "keeper": self.keeper.state()}
+
+    def complete_checkpoint(self) -> None:
+        """The last step's checkpoint is older than its validation, which came after everything: add what it found."""
+        if self.resume_file is None or not self.has_checkpoint:
+            return
+        content = torch.load(self.resume_file, map_location="cpu", weights_only=True)
+        content["overtone"] |= self.judged()
+        fresh = self.resume_file.with_name(f".{self.resume_file.name}.new")
+        with writing(self.resume_file):
+            try:
+                torch.save(content, fresh)
+                fresh.replace(self.resume_file)
+            finally:
+                fresh.unlink(missing_ok=True)
+
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """A limit of time and a patience are what is asked for now."""
+        callbacks = checkpoint["callbacks"]
         if self.timed_anew:
-            checkpoint["callbacks"].pop("Timer", None)
+            callbacks.pop("Timer", None)
+        stopping = trainer.early_stopping_callback
+        for name, state in callbacks.items():
+            if stopping is not None and name.startswith(type(stopping).__name__):
+                state["patience"] = stopping.patience
+                state.pop("stopping_reason", None)
 
     def stop_if_asked(self, trainer: Trainer) -> None:
         """Raises KeyboardInterrupt in every process where one was asked to stop."""

@@ -63,6 +63,7 @@ class PreparedEncoder:
         self.dtype = dtype
         self.stream = STREAM_DTYPE or dtype
         self.lock = threading.Lock()
+        """Held while the copy changes: several threads may compute with it."""
         self.state: list[tuple[int, int | None]] | None = None
         self.holders: list[Mapping[str, Tensor | None]] = []
         """What the encoder's modules hold their tensors in; to find it takes longer than to look into it."""
@@ -182,12 +183,15 @@ class PreparedEncoder:
         """Compute every layer's encodings of distances, once for the longest input so far."""
         if frames <= self.longest:
             return
-        longest = max(SHORTEST_ENCODINGS, 1 << (frames - 1).bit_length())
-        with torch.inference_mode(False), torch.no_grad():
-            positions = self.encoder.positions(longest, device)
-            for layer in self.layers:
-                layer.attention.core.prepare(positions)
-        self.longest = longest
+        with self.lock:
+            if frames <= self.longest:
+                return
+            longest = max(SHORTEST_ENCODINGS, 1 << (frames - 1).bit_length())
+            with torch.inference_mode(False), torch.no_grad():
+                positions = self.encoder.positions(longest, device)
+                for layer in self.layers:
+                    layer.attention.core.prepare(positions)
+            self.longest = longest
 
     def run_layers(self, x: Tensor, scene: Scene, first: int = 0, last: int | None = None) -> Tensor:
         """x [B, T', D] through the layers first … last-1."""

@@ -231,7 +231,7 @@ def add_phrases(config: Any, form: FormData) -> None:
         return
     try:
         add_contexts(config, json.loads(text))
-    except (ValueError, TypeError, RecursionError):
+    except (ValueError, TypeError, OverflowError, RecursionError):
         raise invalid(
             '\'speech_contexts\' must be JSON: [{"phrases": ["…"], "boost": 10}].', "speech_contexts"
         ) from None

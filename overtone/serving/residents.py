@@ -156,6 +156,7 @@ class Residents:
             resident.error = error
         except Exception as error:  # whatever a damaged file makes of the reading, the shelf goes on
             resident.error = AdapterError(f"It cannot be loaded: {type(error).__name__}: {error}")
+            resident.error.__cause__ = error
         with self._lock:
             if resident.error is not None:
                 del self._residents[resident.identity]

@@ -18,12 +18,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 import uvicorn
 
 from overtone.checkpoints.load import load_model
 from overtone.errors import UsageError
-from overtone.jobs.row_threads import compute_alone
+from overtone.jobs.row_threads import compute_alone, computing_alone
 from overtone.model import AsrModel
 from overtone.serving.engine import Engine, EngineSettings
 from overtone.serving.freed_memory import give_back_now_and_then, keep_freed_memory
@@ -302,15 +301,15 @@ def serve(
     take twice the time.
     """
     kept = keep_freed_memory()
-    threads = settings.engine.threads or torch.get_num_threads()
-    compute_alone()
-    model = model or load_model(settings.model)
-    model.set_compute_dtype(settings.compute_dtype)
-    server = Server(replace(settings, engine=replace(settings.engine, threads=threads)), model)
-    try:
-        return asyncio.run(run(server, started, keeps_memory=kept))
-    finally:
-        server.close()
+    with computing_alone() as threads:
+        engine = replace(settings.engine, threads=settings.engine.threads or threads)
+        model = model or load_model(settings.model)
+        model.set_compute_dtype(settings.compute_dtype)
+        server = Server(replace(settings, engine=engine), model)
+        try:
+            return asyncio.run(run(server, started, keeps_memory=kept))
+        finally:
+            server.close()
 
 
 async def run(server: Server, started: Callable[[Server, Addresses], None], *, keeps_memory: bool) -> bool:

@@ -323,11 +323,10 @@ class Shelf:
         version, problem = None, ""
         try:
             version = read_version(self._own_folder() / name, self.identity)
-        except AdapterError as error:
-            problem = str(error)
-            signature = None if unread(error) else signature
         except Exception as error:  # whatever a damaged description makes of the reading, the watcher goes on
-            problem = f"It cannot be read: {type(error).__name__}: {error}"
+            told = isinstance(error, AdapterError)
+            problem = str(error) if told else f"It cannot be read: {type(error).__name__}: {error}"
+            signature = None if unread(error) else signature
         with self._lock:
             before = entry.version
             entry.signature = signature
@@ -395,6 +394,6 @@ class Shelf:
                 entry.signature = None if again else entry.signature
 
 
-def unread(error: AdapterError) -> bool:
+def unread(error: Exception) -> bool:
     """Whether files could not be read for a reason that may pass, and that their signature does not show."""
-    return isinstance(error.__cause__, OSError)
+    return isinstance(error, OSError) or isinstance(error.__cause__, OSError)
