@@ -20,7 +20,7 @@ class Plan:
 
     registered: tuple[int, ...] = (1, 16, 64, 256, 1000)
     """Adapters in the folder."""
-    rounds: int = 4
+    rounds: int = 6
     window: float = 4.0
     """Of one measurement of throughput."""
     lead: float = 0.5
