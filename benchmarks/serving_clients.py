@@ -49,6 +49,8 @@ class Answer:
     text: str = ""
     chunks: list[float] = field(default_factory=list)
     """Seconds from the last audio that a result covers to the result, of a stream in real time."""
+    told: list[float] = field(default_factory=list)
+    """When these results came."""
 
 
 class Riva:
@@ -128,7 +130,8 @@ def note(response: Any, answer: Answer, sent: Sequence[float]) -> None:
             answer.text += result.alternatives[0].transcript
         piece = round(result.audio_processed * RATE) * 2 // PIECE
         if 0 <= piece - 1 < len(sent):
-            answer.chunks.append(time.monotonic() - sent[piece - 1])
+            answer.told.append(time.monotonic())
+            answer.chunks.append(answer.told[-1] - sent[piece - 1])
 
 
 def config_for(adapter: str | None) -> Any:
@@ -178,16 +181,17 @@ async def arrive(job: dict[str, Any], riva: Riva) -> list[Answer]:
 
 
 async def talk(job: dict[str, Any], riva: Riva) -> list[Answer]:
-    """`streams` at a time in real time, begun one after the other within a chunk, one clip each."""
+    """`streams` at a time in real time, begun one after the other within some seconds, two clips each in turn."""
     generator = random.Random(job["seed"])
     wanted = choices(job["names"], zipf=job.get("zipf"), generator=generator)
     clips = choices(sorted(job["clips"]), zipf=None, generator=generator)
 
-    async def stream(index: int) -> Answer:
+    async def stream(index: int) -> list[Answer]:
         await asyncio.sleep(job["within"] * index / job["streams"])
-        return await riva.stream(next(clips) or "", next(wanted))
+        return [await riva.stream(next(clips) or "", next(wanted)) for _ in range(2)]
 
-    return list(await asyncio.gather(*(stream(index) for index in range(job["streams"]))))
+    spoken = await asyncio.gather(*(stream(index) for index in range(job["streams"])))
+    return [answer for answers in spoken for answer in answers]
 
 
 async def sequence(job: dict[str, Any], riva: Riva) -> list[Answer]:

@@ -129,11 +129,18 @@ def streams(bench: Bench, server: ServeProcess, registered: int) -> list[dict[st
     rows: list[dict[str, Any]] = []
     for count in bench.plan.streams:
         say(f"{count} streams")
-        _, answers = bench.do(
+        talk = bench.plan.talk
+        began, answers = bench.do(
             server, do="talk", names=[None, *map(adapter_name, range(registered))], zipf=bench.plan.zipf,
-            clips=bench.talks, seed=count, streams=count, within=0.8,
+            clips=bench.talks, seed=count, streams=count, within=talk,
         )  # fmt: skip
-        chunks = [chunk for answer in answers for chunk in answer.chunks]
+        all_talk = began + talk, began + 2 * talk
+        chunks = [
+            chunk
+            for answer in answers
+            for told, chunk in zip(answer.told, answer.chunks, strict=True)
+            if all_talk[0] <= told < all_talk[1]
+        ]
         refused = sum(answer.status != "OK" for answer in answers)
         kept = percentiles(chunks)["p95"] <= bench.plan.goal and not refused
         rows.append({"streams": count, "chunks": percentiles(chunks), "refused": refused, "kept": kept})

@@ -147,7 +147,9 @@ def test_distances_are_encoded_for_the_longest_row_of_all_threads(monkeypatch: p
     assert prepared.longest == 1024
 
 
-def test_the_engine_answers_rows_of_many_adapters_as_each_alone(tmp_path: Path) -> None:
+def test_the_engine_answers_rows_of_many_adapters_as_each_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = tiny_model().set_compute_dtype("float32", prepared=True)
     names = [f"voice{seed}" for seed in range(5)]
     for seed, name in enumerate(names):
@@ -162,6 +164,7 @@ def test_the_engine_answers_rows_of_many_adapters_as_each_alone(tmp_path: Path) 
     model.forward = watched  # type: ignore[method-assign]
     settings = EngineSettings(max_wait=0.05, threads=2)
     with Engine(model, settings) as engine, Shelf(model, tmp_path, lock=engine.lock) as shelf:
+        monkeypatch.setattr("overtone.serving.engine.LONG", -1.0)
         leases = [shelf.acquire(name) for name in (*names, None)]
         waveforms = [noise(1.5 + 0.05 * index, seed=index) for index in range(len(leases))]
         futures = [engine.submit(w, lease=lease) for w, lease in zip(waveforms, leases, strict=True)]
@@ -171,6 +174,10 @@ def test_the_engine_answers_rows_of_many_adapters_as_each_alone(tmp_path: Path) 
         computing.clear()
         engine.submit(waveforms[0]).result(30)
         assert computing == [(1, 2)]
+        monkeypatch.setattr("overtone.serving.engine.LONG", 60.0)
+        futures = [engine.submit(waveform) for waveform in waveforms[:2]]
+        assert all(future.result(30) for future in futures)
+        assert computing[1:] == [(2, 1)]
         for answer, waveform, lease in zip(answers, waveforms, leases, strict=True):
             np.testing.assert_allclose(answer, offline(model, waveform, lease.choice), atol=2e-5)
 

@@ -88,6 +88,15 @@ class RowThreads:
         }
         return [answers[row] for row in range(len(rows))]
 
+    def spread(self, wanted: bool) -> int:
+        """Whether the calling thread spreads its operations over the threads from now on; over how many it does.
+
+        OpenVINO has threads of its own, and would begin anew with another number of them.
+        """
+        if not isinstance(self.model.prepared, OpenVinoEncoder):
+            compute_with(self.count if wanted or self.count > MOST_THREADS else 1)
+        return torch.get_num_threads()
+
     def is_shared(self) -> bool:
         if not 1 < self.count <= MOST_THREADS or isinstance(self.model.prepared, OpenVinoEncoder):
             return False

@@ -32,8 +32,16 @@ __all__ = ["Engine", "EngineSettings", "EngineState", "LogProbs", "Priority", "S
 
 STREAMS_LIVE = 5.0
 """Seconds after a stream's last row during which recordings make way for more of them."""
+LONG = 0.1
+"""Seconds of one thread's time from which on a batch is spread over the cores. Less is done as soon by one thread where
+the other cores have clients to attend to, features to compute and results to decode."""
 TRIES = 2
 """So often is a row given to a worker that dies of it."""
+
+
+def running_mean(mean: float, value: float) -> float:
+    """With the newest value; the value itself where there is none yet (0)."""
+    return 0.9 * mean + 0.1 * value if mean else value
 
 
 class Engine:
@@ -59,6 +67,8 @@ class Engine:
         self._counts = Counts()
         self._cost = 0.0
         """Seconds of a forward for a second of audio, a running mean; 0 until known."""
+        self._effort = 0.0
+        """The same, times the threads that computed; the worker's alone."""
         self._stream_seen = float("-inf")
         self._worker: threading.Thread | None = None
         self.last_death: BaseException | None = None
@@ -313,23 +323,26 @@ class Engine:
             self._changed.notify_all()
 
     def _forward(self, rows: Sequence[Row]) -> list[LogProbs]:
+        padded_seconds = len(rows) * max(row.seconds for row in rows)
+        is_long = self._effort * padded_seconds > LONG
+        threads = self._threads.spread(is_long)
         began = time.monotonic()
-        answers = forward(self.model, rows, self.lock, self._threads)
-        self._count(rows, time.monotonic() - began)
+        answers = forward(self.model, rows, self.lock, self._threads if is_long else None)
+        seconds = time.monotonic() - began
+        self._effort = running_mean(self._effort, threads * seconds / max(padded_seconds, 0.1))
+        self._count(rows, padded_seconds, seconds)
         return answers
 
-    def _count(self, rows: Sequence[Row], seconds: float) -> None:
+    def _count(self, rows: Sequence[Row], padded_seconds: float, seconds: float) -> None:
         with self._changed:
             counts = self._counts
-            padded_seconds = len(rows) * max(row.seconds for row in rows)
             counts.rows += len(rows)
             counts.batches += 1
             counts.mixed_batches += len({row.choice for row in rows}) > 1
             counts.audio_seconds += sum(row.seconds for row in rows)
             counts.padded_seconds += padded_seconds
             counts.forward_seconds += seconds
-            cost = seconds / max(padded_seconds, 0.1)
-            self._cost = cost if not self._cost else 0.9 * self._cost + 0.1 * cost
+            self._cost = running_mean(self._cost, seconds / max(padded_seconds, 0.1))
 
     def _fail(self, row: Row, error: WorkerError, cause: Exception | None = None) -> None:
         error.__cause__ = cause

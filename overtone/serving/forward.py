@@ -21,9 +21,14 @@ LEAST_FRAMES = 2
 
 
 def forward(
-    model: AsrModel, rows: Sequence[Row], lock: AbstractContextManager[object], threads: RowThreads
+    model: AsrModel, rows: Sequence[Row], lock: AbstractContextManager[object], threads: RowThreads | None
 ) -> list[LogProbs]:
-    """The answers in the order of the rows; lock: guards `model.adapters` while the choice is read."""
+    """The answers in the order of the rows; lock: guards `model.adapters` while the choice is read.
+
+    threads: what shares the rows; None computes them here.
+    """
+    if threads is None:
+        return computed(model, lock, rows)
     return threads(partial(computed, model, lock), rows, [round(1000 * row.seconds) for row in rows])
 
 
