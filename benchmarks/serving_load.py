@@ -12,6 +12,7 @@ About a quarter of an hour; `--throughput` measures that alone, in half of the t
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import sys
 import tempfile
@@ -42,6 +43,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
     parser.add_argument("--threads", type=int, default=2, help="of the server")
     parser.add_argument("--throughput", action="store_true", help="throughput alone, where the goals are judged")
+    parser.add_argument("--throughput-of", type=Path, metavar="JSON", help="of an earlier run, not measured again")
     parser.add_argument("--page", type=Path, help="write the section of this page, and its plots beside it")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--smoke", action="store_true", help="a tiny model and few requests: only to see that it runs")
@@ -72,18 +74,18 @@ def measure(folder: Path, arguments: argparse.Namespace, plan: Plan) -> dict[str
             plan=plan, model=model, dtype=arguments.dtype, threads=arguments.threads, folder=folder,
             clients=clients, clips=known[: plan.clips], talks=known[plan.clips :],
         )  # fmt: skip
-        figures = measured(bench, throughput_alone=arguments.throughput)
+        figures = measured(bench, arguments)
     say(f"comparing {len(bench.answers)} answers")
     figures["answers"] = compared(bench, sound)
     return figures
 
 
-def measured(bench: Bench, *, throughput_alone: bool) -> dict[str, Any]:
-    plan = bench.plan
-    rows = throughputs(bench)
+def measured(bench: Bench, arguments: argparse.Namespace) -> dict[str, Any]:
+    plan, earlier = bench.plan, arguments.throughput_of
+    rows = throughputs(bench) if earlier is None else json.loads(earlier.read_text("utf-8"))["figures"]["throughput"]
     figures: dict[str, Any] = {"plan": vars(plan), "model": Path(bench.model).name, "threads": THREADS}
-    figures |= {"throughput": rows, "memory": sizes(rows)}
-    if throughput_alone:
+    figures |= {"throughput": rows, "throughput_is_earlier": earlier is not None, "memory": sizes(rows)}
+    if arguments.throughput:
         return figures
     registered = plan.registered[len(plan.registered) // 2]
     with bench.server(registered) as server:

@@ -14,15 +14,17 @@ GOALS = {"zipf": 0.94, "16 in turn": 0.97, "base only": 0.99}
 CHUNK_GOAL, COLD_GOAL, SWITCH_GOAL = 0.300, 0.050, 0.010
 """Seconds."""
 CASES = ("zipf", "16 in turn", "base only")
-HEADROOM = 0.6
-"""The share of the measured throughput that the sizing rule plans with."""
+PATIENCE = 0.5
+"""Seconds in which 95 % of the requests are answered at the load that the sizing rule plans with."""
 
 Row = Mapping[str, Any]
 
 
 def write_report(figures: Mapping[str, Any], machine: Mapping[str, Any], page: Path | None) -> str:
     """The sections in Markdown; written into the page, their plots into `plots/` beside it, where a page is given."""
-    sections = {"throughput": "\n".join(throughput(figures, machine))}
+    sections = {}
+    if not figures["throughput_is_earlier"]:
+        sections["throughput"] = "\n".join(throughput(figures, machine))
     if "latency" in figures:
         sections["load"] = "\n".join(load(figures, machine))
     if page is not None:
@@ -186,18 +188,30 @@ def loading(figures: Mapping[str, Any]) -> Iterator[str]:
 
 def sizing(figures: Mapping[str, Any]) -> Iterator[str]:
     memory, plan = figures["memory"], figures["plan"]
-    speed = figures["speed"]
+    headroom = kept_share(figures["latency"])
+    speed = headroom * figures["speed"]
     idle = max(figures["throughput"], key=lambda row: row["registered"])["idle_share"]
     yield "### Sizing\n"
     yield (
-        f"For a machine like this one: plan with {HEADROOM:.0%} of the throughput, {HEADROOM * speed:.0f} seconds of "
-        f"audio a second ({HEADROOM * speed / plan['clip']:.1f} requests of {plan['clip']:g} s), or "
-        f"{most_streams(figures['streams'])} streams; both scale with cores. "
+        f"For a machine like this one: plan with {headroom:.0%} of the throughput, {speed:.0f} seconds of audio a "
+        f"second ({speed / plan['clip']:.1f} requests of {plan['clip']:g} s), where 95 % of the requests were answered "
+        f"within {PATIENCE:g} s while one in {1 / plan['stream_share']:.0f} of the arrivals was a stream of "
+        f"{plan['talk']:g} s; or with {most_streams(figures['streams'])} streams; both scale with cores. "
         f"Memory: {memory['base_mb']:.0f} MB and {memory['adapter_mb']:.2f} MB for each adapter in the model "
         "(`--capacity`). Give `--capacity` room for all adapters that are asked for within minutes: one that has "
         f"to be read again costs {1000 * figures['cold']['mean_seconds']:.0f} ms of processor time. Adapters that "
         f"merely lie in the folder cost {100 * idle:.1f} % of a core for each {plan['registered'][-1]}.\n"
     )
+
+
+def kept_share(rows: Sequence[Row]) -> float:
+    """The largest share of the throughput, from the lowest on, at which requests were answered in time; 0: none."""
+    kept = 0.0
+    for row in rows:
+        if row["refused"] or row["requests"]["p95"] > PATIENCE:
+            break
+        kept = float(row["share"])
+    return kept
 
 
 def throughput_plot(figures: Mapping[str, Any]) -> dict[str, str]:
