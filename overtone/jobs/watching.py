@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -199,17 +200,10 @@ class Watch(Callback):
         self.written_batches = self.steps.batches_done
         if self.resume_file is None:
             return
-        fresh = self.resume_file.with_name(f".{self.resume_file.name}.new")
-        with writing(self.resume_file):
+        with replacing(self.resume_file, leads=trainer.is_global_zero) as fresh:
             for logger in trainer.loggers:
                 logger.save()  # what a logger holds back would be missing from a run that is killed and resumed here
-            try:
-                trainer.save_checkpoint(fresh, weights_only=False)
-                if trainer.is_global_zero:
-                    fresh.replace(self.resume_file)
-            finally:
-                if trainer.is_global_zero:
-                    fresh.unlink(missing_ok=True)
+            trainer.save_checkpoint(fresh, weights_only=False)
         self.has_checkpoint = True
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -240,13 +234,8 @@ class Watch(Callback):
             return
         content = torch.load(self.resume_file, map_location="cpu", weights_only=True)
         content["overtone"] |= self.judged()
-        fresh = self.resume_file.with_name(f".{self.resume_file.name}.new")
-        with writing(self.resume_file):
-            try:
-                torch.save(content, fresh)
-                fresh.replace(self.resume_file)
-            finally:
-                fresh.unlink(missing_ok=True)
+        with replacing(self.resume_file, leads=True) as fresh:
+            torch.save(content, fresh)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """A limit of time and a patience are what is asked for now."""
@@ -263,6 +252,20 @@ class Watch(Callback):
         """Raises KeyboardInterrupt in every process where one was asked to stop."""
         if anywhere(trainer, self.stop.made):
             raise KeyboardInterrupt
+
+
+@contextmanager
+def replacing(path: Path, *, leads: bool) -> Iterator[Path]:
+    """Where to write what takes the file's place, whole or not at all; the process that leads puts it there."""
+    fresh = path.with_name(f".{path.name}.new")
+    with writing(path):
+        try:
+            yield fresh
+            if leads:
+                fresh.replace(path)
+        finally:
+            if leads:
+                fresh.unlink(missing_ok=True)
 
 
 def anywhere(trainer: Trainer, wanted: bool) -> bool:
