@@ -35,8 +35,8 @@ from benchmarks.harness import (
 )
 from benchmarks.models import ADAPTER, make_model, training_step
 from benchmarks.plots import line_plot
-from overtone.adapters.kinds import LinearAdapter
-from overtone.model import AsrModel
+from overtone.adapters.kinds.kinds import LinearAdapter
+from overtone.models.asr_model import AsrModel
 
 SIZES: dict[str, tuple[float, ...]] = {
     "batch": (1, 2, 4, 8, 16),

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness import Shape
-from overtone.adapters.kinds import LinearAdapter
+from overtone.adapters.kinds.kinds import LinearAdapter
 from overtone.config import OptimSettings
-from overtone.jobs.recogniser import Recogniser
-from overtone.jobs.row_processes import RowProcesses
-from overtone.jobs.row_threads import RowThreads
-from overtone.jobs.steps import make_optimiser
-from overtone.model import AsrModel, build_model
+from overtone.inference.threads import RowThreads
+from overtone.models.asr_model import AsrModel, build_model
 from overtone.nets.ctc import ctc_loss
 from overtone.tokenizers import CharTokenizer, Tokenizer
+from overtone.training.forward import Recogniser
+from overtone.training.module import make_optimiser
+from overtone.training.row_parallel.processes import RowProcesses
 
 ADAPTER = "timed"
 PREPARED_FLOAT32 = "float32 prepared"

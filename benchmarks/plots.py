@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from overtone.jobs.report_plots import element, figure_svg, text, ticks
+from overtone.evaluation.report.plots import element, figure_svg, text, ticks
 
 WIDTH, HEIGHT = 720.0, 380.0
 LEFT, RIGHT, TOP, BOTTOM = 70.0, 190.0, 44.0, 56.0

@@ -31,17 +31,17 @@ from benchmarks.harness import (
     write_json,
 )
 from benchmarks.models import ADAPTER, make_model
-from overtone.audio import load_audio
+from overtone.audio.load import load_audio
 from overtone.config import load_settings
-from overtone.jobs.experiment import plan_folder
-from overtone.jobs.fitting import make_steps, prefix_of, training_loader
-from overtone.jobs.prefix_plan import plan_prefix
-from overtone.jobs.progress import Reporter
-from overtone.jobs.run import Run
-from overtone.jobs.steps import make_optimiser
-from overtone.jobs.train_data import read_training_set
-from overtone.jobs.trainee import add_adapter
-from overtone.jobs.trainer_options import machine_of, plan_length
+from overtone.training.console import Reporter
+from overtone.training.data import read_training_set
+from overtone.training.loop import make_steps, prefix_of, training_loader
+from overtone.training.model import add_adapter
+from overtone.training.module import make_optimiser
+from overtone.training.prefix_cache.plan import plan_prefix
+from overtone.training.run import Run
+from overtone.training.run_folder import plan_folder
+from overtone.training.trainer import machine_of, plan_length
 
 ALL, HALF = "all layers", "top half"
 CASES = {ALL: ("all", False), HALF: ("half", False), f"{HALF}, cached": ("half", True), f"{ALL}, cached": ("all", True)}

@@ -20,20 +20,20 @@ from benchmarks.harness import SHAPES, tiny
 from benchmarks.models import ADAPTER, make_model
 from benchmarks.serving_ties import LogProbs, letters, tellable
 from overtone.adapters.adapter import Adapter
-from overtone.adapters.kinds import LinearAdapter
-from overtone.audio import load_audio
+from overtone.adapters.kinds.kinds import LinearAdapter
+from overtone.audio.load import load_audio
 from overtone.checkpoints.load import load_model, save_model
+from overtone.data.manifest import read_manifest
 from overtone.decoding.ctc import greedy
-from overtone.decoding.incremental import Decoder, GreedyDecoder
+from overtone.decoding.decoder import Decoder, GreedyDecoder
 from overtone.errors import AdapterError
-from overtone.jobs.verify import PROMPTS
-from overtone.manifest import read_manifest
-from overtone.model import AsrModel
-from overtone.serving.engine import Engine, EngineSettings, Samples
-from overtone.serving.offline import Decoding
-from overtone.serving.shelf import Lease, Shelf
-from overtone.serving.stream_settings import StreamSettings
-from overtone.serving.streaming import Final, Stream
+from overtone.evaluation.verify import PROMPTS
+from overtone.models.asr_model import AsrModel
+from overtone.serving.adapter_store.store import Lease, Shelf
+from overtone.serving.engine.engine import Engine, EngineSettings, Samples
+from overtone.serving.recognition.offline import Decoding
+from overtone.serving.streaming.stream import Final, Stream
+from overtone.serving.streaming.stream_settings import StreamSettings
 from overtone.tokenizers import Tokenizer
 
 RATE = 16_000

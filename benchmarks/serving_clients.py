@@ -21,7 +21,7 @@ from typing import Any, Self
 import grpc
 
 from benchmarks.harness import ROOT
-from overtone.serving import messages
+from overtone.serving.riva import protobuf
 
 RATE = 16_000
 PIECE = round(0.16 * RATE) * 2
@@ -71,14 +71,14 @@ class Riva:
     def method(self, name: str, shape: str, request: Any, response: Any) -> Any:
         self.turn += 1
         channel = self.channels[self.turn % CHANNELS]
-        path = f"/{messages.ASR_SERVICE}/{name}"
+        path = f"/{protobuf.ASR_SERVICE}/{name}"
         return getattr(channel, shape)(path, request.SerializeToString, response.FromString)
 
     async def recognize(self, clip: str, adapter: str | None, *, due: float = 0.0, leave: float = 0.0) -> Answer:
         """leave: seconds after which the client goes away."""
         answer = Answer(door="grpc", clip=clip, adapter=adapter, due=due or time.monotonic())
-        request = messages.RecognizeRequest(config=config_for(adapter), audio=self.clips[clip])
-        call = self.method("Recognize", "unary_unary", messages.RecognizeRequest, messages.RecognizeResponse)
+        request = protobuf.RecognizeRequest(config=config_for(adapter), audio=self.clips[clip])
+        call = self.method("Recognize", "unary_unary", protobuf.RecognizeRequest, protobuf.RecognizeResponse)
         try:
             response = await asyncio.wait_for(call(request, timeout=TIMEOUT), leave or None)
             answer.text = "".join(result.alternatives[0].transcript for result in response.results)
@@ -94,7 +94,7 @@ class Riva:
     ) -> Answer:
         answer = Answer(door="grpc", clip=clip, adapter=adapter, streamed=True, due=due or time.monotonic())
         shape = "StreamingRecognize", "stream_stream"
-        call = self.method(*shape, messages.StreamingRecognizeRequest, messages.StreamingRecognizeResponse)
+        call = self.method(*shape, protobuf.StreamingRecognizeRequest, protobuf.StreamingRecognizeResponse)
         sent: list[float] = []
         try:
             async with asyncio.timeout(leave or TIMEOUT + len(self.clips[clip]) / 2 / RATE):
@@ -112,15 +112,15 @@ class Riva:
 
     async def said(self, clip: str, adapter: str | None, sent: list[float], paced: bool) -> AsyncIterator[Any]:
         """The messages of a stream; `sent` gets the time of each piece of audio."""
-        opening = messages.StreamingRecognitionConfig(config=config_for(adapter), interim_results=paced)
-        yield messages.StreamingRecognizeRequest(streaming_config=opening)
+        opening = protobuf.StreamingRecognitionConfig(config=config_for(adapter), interim_results=paced)
+        yield protobuf.StreamingRecognizeRequest(streaming_config=opening)
         began, data = time.monotonic(), self.clips[clip]
         for begin in range(0, len(data), PIECE):
             piece = data[begin : begin + PIECE]
             if paced:  # a piece can be sent when it has been spoken
                 await asyncio.sleep(began + (begin + len(piece)) / 2 / RATE - time.monotonic())
             sent.append(time.monotonic())
-            yield messages.StreamingRecognizeRequest(audio_content=piece)
+            yield protobuf.StreamingRecognizeRequest(audio_content=piece)
 
 
 def note(response: Any, answer: Answer, sent: Sequence[float]) -> None:
@@ -135,7 +135,7 @@ def note(response: Any, answer: Answer, sent: Sequence[float]) -> None:
 
 
 def config_for(adapter: str | None) -> Any:
-    config = messages.RecognitionConfig(encoding=1, sample_rate_hertz=RATE)
+    config = protobuf.RecognitionConfig(encoding=1, sample_rate_hertz=RATE)
     if adapter is not None:
         config.custom_configuration["adapter"] = adapter
     return config

@@ -37,7 +37,7 @@ from benchmarks.serving_adapters import SMOKE_STRENGTH, STRENGTH, adapter_name, 
 from benchmarks.serving_mutations import Mutations
 from benchmarks.serving_process import ADMIN_TOKEN, ServeProcess, Weight
 from overtone.checkpoints.load import load_model
-from overtone.serving import messages
+from overtone.serving.riva import protobuf
 
 PATIENCE = 60.0
 """Seconds for an answer, on a machine that may be busy."""
@@ -83,7 +83,7 @@ class Target:
 
     def called(self, method: str, parts: list[bytes]) -> str:
         """One of the interface's methods with bytes as they are."""
-        call = self.channel.stream_stream(f"/{messages.ASR_SERVICE}/{method}")
+        call = self.channel.stream_stream(f"/{protobuf.ASR_SERVICE}/{method}")
         try:
             for _ in call(iter(parts), timeout=PATIENCE):
                 pass

@@ -31,7 +31,7 @@ from benchmarks.serving_process import ServeProcess
 from benchmarks.serving_report import write_report
 from benchmarks.serving_throughput import THREADS, saturated, say, sizes, throughputs, warm
 from overtone.checkpoints.load import load_model
-from overtone.serving.engine import Samples
+from overtone.serving.engine.engine import Samples
 
 VERDICTS = ("right", "rounded", "wrong", "refused", "unanswered")
 MOST_FAULTS = 20

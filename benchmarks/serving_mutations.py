@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from overtone.serving import messages
+from overtone.serving.riva import protobuf
 
 RATE = 16_000
 FORMATS = (("WAV", "PCM_16"), ("WAV", "FLOAT"), ("WAV", "ULAW"), ("FLAC", "PCM_16"), ("OGG", "VORBIS"), ("OGG", "OPUS"),
@@ -102,7 +102,7 @@ class Mutations:
                 key = self.generator.choice(("adapter", "", "x" * 200, "adapter_scale", "language"))
                 getattr(message, descriptor.name)[key] = self.text()
             elif inner is not None:
-                part = self.filled(messages.GetMessageClass(inner), depth + 1)
+                part = self.filled(protobuf.GetMessageClass(inner), depth + 1)
                 target = getattr(message, descriptor.name)
                 target.append(part) if hasattr(target, "append") else target.CopyFrom(part)
             elif hasattr(getattr(message, descriptor.name), "append"):
@@ -127,24 +127,24 @@ class Mutations:
     def config(self) -> Any:
         """A RecognitionConfig that is good, or odd in some fields."""
         if self.generator.random() < 0.7:
-            return messages.RecognitionConfig(model=self.generator.choice(self.names))
-        return self.filled(messages.RecognitionConfig)
+            return protobuf.RecognitionConfig(model=self.generator.choice(self.names))
+        return self.filled(protobuf.RecognitionConfig)
 
     def recognize(self) -> bytes:
         """A RecognizeRequest."""
-        request = messages.RecognizeRequest(config=self.config(), audio=self.sound())
+        request = protobuf.RecognizeRequest(config=self.config(), audio=self.sound())
         data: bytes = request.SerializeToString()
         return self.damaged(data) if self.generator.random() < 0.3 else data
 
     def stream(self) -> list[bytes]:
         """The messages of a StreamingRecognize."""
-        opening = messages.StreamingRecognitionConfig(config=self.config(), interim_results=True)
-        parts = [messages.StreamingRecognizeRequest(streaming_config=opening)]
+        opening = protobuf.StreamingRecognitionConfig(config=self.config(), interim_results=True)
+        parts = [protobuf.StreamingRecognizeRequest(streaming_config=opening)]
         sound = self.sound()
         for begin in range(0, len(sound), 8000):
-            part = messages.StreamingRecognizeRequest(audio_content=sound[begin : begin + 8000])
+            part = protobuf.StreamingRecognizeRequest(audio_content=sound[begin : begin + 8000])
             if self.generator.random() < 0.05:
-                part = self.filled(messages.StreamingRecognizeRequest)
+                part = self.filled(protobuf.StreamingRecognizeRequest)
             parts.append(part)
         data = [part.SerializeToString() for part in parts]
         if self.generator.random() < 0.3:

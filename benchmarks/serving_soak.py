@@ -39,9 +39,9 @@ from benchmarks.serving_adapters import (
 from benchmarks.serving_clients import Answer, Clients
 from benchmarks.serving_process import ServeProcess, Weight
 from benchmarks.serving_soak_report import report
-from overtone.adapters.folder import DESCRIPTION, PARAMETERS
+from overtone.adapters.storage import DESCRIPTION, PARAMETERS
 from overtone.checkpoints.load import load_model
-from overtone.model import AsrModel
+from overtone.models.asr_model import AsrModel
 
 ADAPTERS, CAPACITY = 12, 8
 """Twice as many as have room, so that they are evicted and read again all the time."""

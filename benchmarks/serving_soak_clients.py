@@ -20,7 +20,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import WebSocketException
 
 from benchmarks.serving_clients import JOBS, PIECE, RATE, TIMEOUT, Answer, Riva, config_for, note, work
-from overtone.serving import messages
+from overtone.serving.riva import protobuf
 
 Call = Callable[[Riva, str, str, str | None], Awaitable[Answer]]
 THREADS = 256
@@ -93,9 +93,9 @@ def heard(riva: Riva, clip: str, adapter: str | None, *, paced: bool, leave: flo
     answer = Answer(door="grpc", clip=clip, adapter=adapter, streamed=True, due=time.monotonic())
     with grpc.insecure_channel(riva.address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
         method = channel.stream_stream(
-            f"/{messages.ASR_SERVICE}/StreamingRecognize",
-            messages.StreamingRecognizeRequest.SerializeToString,
-            messages.StreamingRecognizeResponse.FromString,
+            f"/{protobuf.ASR_SERVICE}/StreamingRecognize",
+            protobuf.StreamingRecognizeRequest.SerializeToString,
+            protobuf.StreamingRecognizeResponse.FromString,
         )
         responses = method(said(riva.clips[clip], adapter, paced), timeout=TIMEOUT)
         leaving = threading.Timer(leave, responses.cancel) if leave else None
@@ -115,12 +115,12 @@ def heard(riva: Riva, clip: str, adapter: str | None, *, paced: bool, leave: flo
 
 
 def said(data: bytes, adapter: str | None, paced: bool) -> Iterator[Any]:
-    opening = messages.StreamingRecognitionConfig(config=config_for(adapter), interim_results=paced)
-    yield messages.StreamingRecognizeRequest(streaming_config=opening)
+    opening = protobuf.StreamingRecognitionConfig(config=config_for(adapter), interim_results=paced)
+    yield protobuf.StreamingRecognizeRequest(streaming_config=opening)
     for begin in range(0, len(data), PIECE):
         if paced:
             time.sleep(PIECE / 2 / RATE)
-        yield messages.StreamingRecognizeRequest(audio_content=data[begin : begin + PIECE])
+        yield protobuf.StreamingRecognizeRequest(audio_content=data[begin : begin + PIECE])
 
 
 def post(

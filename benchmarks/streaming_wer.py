@@ -20,17 +20,17 @@ from typing import Any
 
 from benchmarks.harness import parse, print_machine, write_json
 from benchmarks.plots import write_section
-from overtone.audio import load_audio
+from overtone.audio.load import load_audio
 from overtone.checkpoints.load import load_model
-from overtone.jobs.evaluation import total
-from overtone.jobs.verify import PROMPTS
-from overtone.manifest import Utterance, read_manifest
-from overtone.serving.endpointing import Endpointing
-from overtone.serving.engine import Engine, EngineSettings, Samples
-from overtone.serving.offline import recognise
-from overtone.serving.shelf import Shelf
-from overtone.serving.stream_settings import StreamSettings
-from overtone.serving.streaming import Final, Stream
+from overtone.data.manifest import Utterance, read_manifest
+from overtone.evaluation.results import total
+from overtone.evaluation.verify import PROMPTS
+from overtone.serving.adapter_store.store import Shelf
+from overtone.serving.engine.engine import Engine, EngineSettings, Samples
+from overtone.serving.recognition.offline import recognise
+from overtone.serving.streaming.endpointing import Endpointing
+from overtone.serving.streaming.stream import Final, Stream
+from overtone.serving.streaming.stream_settings import StreamSettings
 from overtone.wer import ErrorCounts, paired_difference_interval, word_errors
 
 CONTEXTS = ((0.8, 1.6, 1.6), (0.16, 1.92, 1.92))

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import ROOT, SHAPES, machine, make_parser, parse, tiny
-from overtone.jobs.verify import PROMPTS
+from overtone.evaluation.verify import PROMPTS
 
 MODELS = ("fundamental", "conformer")
 ADAPTER = "domain"
@@ -107,7 +107,7 @@ def write_base(name: str, folder: Path, *, smoke: bool) -> Path:
         return path
     from benchmarks.models import make_base
     from overtone.checkpoints.load import load_model, save_model
-    from overtone.checkpoints.nemo_config import describe
+    from overtone.checkpoints.nemo.config import describe
 
     model = load_model("fundamental")
     if name != "fundamental":
@@ -243,7 +243,7 @@ def proportional_mb(process: int) -> float:
 def score(model: Path, test: Path) -> dict[str, Any]:
     """Word error rates of an adapted model on the test manifest, by the same scorer for both sides."""
     from overtone.checkpoints.load import load_model
-    from overtone.jobs.evaluate import evaluate
+    from overtone.evaluation.evaluate import evaluate
 
     result = evaluate(load_model(model), test, adapters=["@file"], compute_dtype="float32").results[0]
     return {"wer": result.wer, "interval": list(result.wer_interval)}

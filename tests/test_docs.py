@@ -16,8 +16,8 @@ from overtone import cli
 from overtone.checkpoints import load
 from overtone.checkpoints.load import save_model
 from overtone.config import Settings
-from overtone.jobs.experiment import plain
-from small_models import small_model
+from overtone.training.run_folder import plain
+from support.small_models import small_model
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -181,7 +181,7 @@ def test_links_lead_somewhere() -> None:
 
 
 def test_kinds_are_told_with_their_defaults() -> None:
-    from overtone.adapters.kinds import KINDS
+    from overtone.adapters.kinds.kinds import KINDS
 
     text = (ROOT / "docs/adapters.md").read_text("utf-8")
     for kind in KINDS.values():

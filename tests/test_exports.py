@@ -18,16 +18,16 @@ ROOT = Path(__file__).resolve().parent.parent
 
 EXPORTS = {
     "overtone.adapters.adapter_set": {"AdapterSet"},
-    "overtone.adapters.kinds": {"LinearAdapter", "LoraAdapter", "TinyAttentionAdapter"},
+    "overtone.adapters.kinds.kinds": {"LinearAdapter", "LoraAdapter", "TinyAttentionAdapter"},
     "overtone.adapters.strategies": {"ResidualAdd"},
-    "overtone.audio": {"load_audio"},
+    "overtone.audio.load": {"load_audio"},
     "overtone.checkpoints.load": {"load_model", "save_model"},
     "overtone.decoding.ctc": {"Hypothesis", "Word"},
     "overtone.errors": {"OvertoneError"},
-    "overtone.jobs.evaluate": {"evaluate"},
-    "overtone.jobs.train": {"train"},
-    "overtone.jobs.transcribe": {"Transcriber", "transcribe"},
-    "overtone.model": {"AsrModel"},
+    "overtone.evaluation.evaluate": {"evaluate"},
+    "overtone.training.train": {"train"},
+    "overtone.inference.transcribe": {"Transcriber", "transcribe"},
+    "overtone.models.asr_model": {"AsrModel"},
 }
 """The contract with users: what may be added to, and never quietly taken from."""
 

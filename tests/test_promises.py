@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from families import ENCODERS, KIND_CASES, KindCase, add_trained, batch, family_model
-from overtone.model import AsrModel
+from overtone.models.asr_model import AsrModel
 from overtone.nets.ctc import ctc_loss
+from support.families import ENCODERS, KIND_CASES, KindCase, add_trained, batch, family_model
 
 DTYPES = ("float32", "bfloat16")
 LENGTHS = (8_000, 6_000, 8_000, 4_500)

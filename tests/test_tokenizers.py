@@ -18,9 +18,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import fixture_file, fixture_models
 from overtone.errors import CheckpointError
 from overtone.tokenizers import CharTokenizer, SentencePieceTokenizer, Tokenizer
+from support.fixtures import fixture_file, fixture_models
 
 WORDS = ["please", "press", "one", "for", "the", "front", "desk", "it's", "your", "call", "is", "important", "to"]
 LABELS = [" ", *string.ascii_lowercase, "'"]

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from overtone.data import unusable_transcripts
+from overtone.data.dataset import unusable_transcripts
+from overtone.data.manifest import Utterance, manifest_digest, read_manifest
 from overtone.errors import DataError
-from overtone.manifest import Utterance, manifest_digest, read_manifest
-from overtone.model import AsrModel
+from overtone.models.asr_model import AsrModel
 
 LONGEST_SECONDS = 8.0
 """Longer utterances are not trained or validated on: one of them would fill a whole batch with padding."""

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from overtone.jobs.evaluate import evaluate
-from overtone.jobs.evaluation import Result, total
-from overtone.model import AsrModel
+from overtone.evaluation.evaluate import evaluate
+from overtone.evaluation.results import Result, total
+from overtone.models.asr_model import AsrModel
 from overtone.wer import ErrorCounts, bootstrap_interval, paired_difference_interval
 
 DOMAIN = "domain"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.domains.plan import METHODS
-from overtone.jobs.report_plots import element, text, ticks
+from overtone.evaluation.report.plots import element, text, ticks
 
 PANEL = 300.0
 """Width and height of the room for dots in one panel."""

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.domains.corpora import DOMAINS, GENERAL
 from overtone.checkpoints.load import save_model
-from overtone.model import build_model
+from overtone.models.asr_model import build_model
 from overtone.tokenizers import CharTokenizer
 
 SAMPLE_RATE = 16_000

@@ -15,10 +15,10 @@ from benchmarks.domains.measuring import DOMAIN, Heard, beside_base, counts_of, 
 from benchmarks.domains.plan import METHODS, Plan
 from benchmarks.domains.training import load_libraries, train
 from benchmarks.harness import machine
+from overtone.backends.fused.encoder import fast_dtype
 from overtone.checkpoints.load import load_model
-from overtone.jobs import verify
-from overtone.jobs.transcribe import computing, evaluating
-from overtone.nets.prepared import fast_dtype
+from overtone.evaluation import verify
+from overtone.inference.transcribe import computing, evaluating
 
 Say = Callable[[str], None]
 

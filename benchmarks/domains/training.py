@@ -17,14 +17,14 @@ from benchmarks.domains.corpora import DomainParts
 from benchmarks.domains.plan import ADAPTER, METHODS, Plan
 from benchmarks.harness import ROOT
 from overtone.checkpoints.load import save_model
-from overtone.checkpoints.nemo_adapters import load_adapters
+from overtone.checkpoints.nemo.adapters import load_adapters
 from overtone.config import load_settings, quoted
+from overtone.data.manifest import read_manifest
 from overtone.errors import OvertoneError
-from overtone.jobs.evaluation import total
-from overtone.jobs.progress import Reporter
-from overtone.jobs.train import run_training
-from overtone.manifest import read_manifest
-from overtone.model import AsrModel
+from overtone.evaluation.results import total
+from overtone.models.asr_model import AsrModel
+from overtone.training.console import Reporter
+from overtone.training.train import run_training
 from overtone.wer import word_errors
 
 NEMO_TRAINING = ROOT / "benchmarks" / "domains" / "nemo_training.py"
@@ -44,7 +44,7 @@ class Trained:
 def load_libraries() -> None:
     """What the first training would load: no row's time should hold it."""
     import_module("lightning.pytorch")
-    import_module("overtone.jobs.fitting")
+    import_module("overtone.training.loop")
 
 
 def train(

@@ -16,8 +16,8 @@ from benchmarks.domains.page import changed, markdown, rated
 from benchmarks.domains.plan import METHODS
 from benchmarks.domains.table import Job, Scene, identity_of, read_scene
 from benchmarks.domains.training import train
+from overtone.backends.fused import encoder as prepared
 from overtone.checkpoints.load import load_model
-from overtone.nets import prepared
 
 
 @dataclass(frozen=True, kw_only=True)

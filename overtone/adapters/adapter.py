@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from overtone.adapters.kinds import Kind, Tensors
+from overtone.adapters.kinds.kinds import Kind, Tensors
 from overtone.adapters.point_adapter import PointAdapter, parameter_shapes, stack_rows, unstacked
 from overtone.adapters.points import Layers, Point, parse_layers, parse_modules
 from overtone.adapters.strategies import ResidualAdd

@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from overtone.adapters.adapter import Adapter, check_name, choose_points, key_of
-from overtone.adapters.bottlenecks import bottleneck_at
-from overtone.adapters.folder import BaseIdentity, StoredAdapter, read_folder, write_folder
-from overtone.adapters.kinds import Kind
+from overtone.adapters.kinds.kinds import Kind
 from overtone.adapters.points import Layers, Point, collect_points
 from overtone.adapters.selection import Choice, Observer, Selection
+from overtone.adapters.storage import BaseIdentity, StoredAdapter, read_folder, write_folder
 from overtone.adapters.strategies import ResidualAdd
+from overtone.backends.openvino.adapters import bottleneck_at
+from overtone.backends.openvino.encoder import Bottleneck
 from overtone.errors import AdapterError, did_you_mean
 from overtone.nets.layers import TapContext
-from overtone.nets.openvino import Bottleneck
 
 FILE_CHOICE = "@file"
 NOTHING: Mapping[int, Selection] = MappingProxyType({})

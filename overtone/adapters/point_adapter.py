@@ -9,7 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from overtone.adapters.kinds import Kind, Tensors
+from overtone.adapters.kinds.kinds import Kind, Tensors
 from overtone.adapters.points import Point
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from overtone.adapters.adapter import Adapter
-from overtone.adapters.kinds import Kind, LinearAdapter, Tensors
+from overtone.adapters.kinds.kinds import Kind, LinearAdapter, Tensors
 from overtone.adapters.point_adapter import PointAdapter, stack_rows, unstacked
 from overtone.errors import AdapterError, did_you_mean
 from overtone.nets.layers import TapContext, recomputing

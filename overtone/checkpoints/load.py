@@ -7,10 +7,10 @@ import re
 from importlib.resources import files
 from pathlib import Path
 
-from overtone.checkpoints.native import Storage, is_native, read_native, write_native
-from overtone.checkpoints.nemo import read_nemo, write_nemo
+from overtone.checkpoints.folder import Storage, is_native, read_native, write_native
+from overtone.checkpoints.nemo.model import read_nemo, write_nemo
 from overtone.errors import CheckpointError, did_you_mean
-from overtone.model import AsrModel
+from overtone.models.asr_model import AsrModel
 
 EMBEDDED = ("fundamental",)
 """Models that come with the package."""

@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from overtone.cli.screen import results_console
-from overtone.importing import TRAINING_KERNELS_KEPT, importing
+from overtone.startup import TRAINING_KERNELS_KEPT, importing
 
 DEFAULT_FOLDER = "overtone_demo"
 
@@ -27,8 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     with importing(kernels=TRAINING_KERNELS_KEPT):
         from overtone.cli.models import quiet_libraries
-        from overtone.jobs.demo import demo
-        from overtone.jobs.report import print_table
+        from overtone.demo import demo
+        from overtone.evaluation.report.writer import print_table
 
     quiet_libraries()
     found = demo(

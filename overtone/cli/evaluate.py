@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from overtone.cli.arguments import ADAPTER_HELP, add_computing, add_windows
 from overtone.cli.overrides import add_configuration, is_override, read_settings
 from overtone.cli.screen import note, progress_bar, results_console
-from overtone.disk import check_file
 from overtone.errors import ConfigError, UsageError, did_you_mean
-from overtone.importing import importing
+from overtone.files import check_file
+from overtone.startup import importing
 
 if TYPE_CHECKING:
-    from overtone.jobs.evaluation import Evaluation
+    from overtone.evaluation.results import Evaluation
 
 FILES = ("report.html", "evaluation.json")
 
@@ -76,7 +76,7 @@ def by_settings(arguments: argparse.Namespace) -> Evaluation:
 
     settings = read_settings(arguments, arguments.words, "evaluate")
     with importing():
-        from overtone.jobs.trainee import split_name
+        from overtone.training.model import split_name
     model = settings.model.nemo_model or settings.model.pretrained_model
     assert model is not None, "checked with the settings"
     if arguments.adapter:
@@ -105,7 +105,7 @@ def measure(
 ) -> Evaluation:
     with importing():
         from overtone.cli.models import choose, load
-        from overtone.jobs.evaluate import evaluate, read_references
+        from overtone.evaluation.evaluate import evaluate, read_references
 
     for manifest in manifests:
         read_references(Path(manifest))
@@ -125,7 +125,7 @@ def measure(
 
 
 def show(evaluation: Evaluation, arguments: argparse.Namespace) -> None:
-    from overtone.jobs.report import print_table, write_html, write_json
+    from overtone.evaluation.report.writer import print_table, write_html, write_json
 
     if arguments.json:
         print(json.dumps(evaluation.to_json(), ensure_ascii=False, indent=1))

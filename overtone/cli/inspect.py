@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from overtone.importing import importing
+from overtone.startup import importing
 
 EXAMPLES = """examples:
   overtone inspect fundamental
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     with importing():
         from overtone.cli.models import quiet_libraries
-        from overtone.jobs.inspection import as_text, inspect
+        from overtone.evaluation.inspect import as_text, inspect
 
     quiet_libraries()
     found = inspect(arguments.source)

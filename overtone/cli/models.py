@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from overtone.errors import AdapterError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
-    from overtone.model import AsrModel
+    from overtone.models.asr_model import AsrModel
 
 BASE = ("null", "none", "base", "")
 """Words for no adapter at all."""
@@ -85,7 +85,7 @@ def _load_stored(model: AsrModel, text: str) -> list[str]:
 
 def _load_folder(model: AsrModel, folder: Path) -> str:
     """Load under the folder's own name for it, or under a free one where another adapter has that name."""
-    from overtone.adapters.folder import described_digest, read_description
+    from overtone.adapters.storage import described_digest, read_description
 
     description = read_description(folder)
     name = _place_for(model, str(description["name"]), described_digest(folder, description))
@@ -95,7 +95,7 @@ def _load_folder(model: AsrModel, folder: Path) -> str:
 def _load_file(model: AsrModel, path: Path) -> list[str]:
     """Load the adapters that a file of NeMo has enabled, or its only one, named as those of folders are."""
     from overtone.adapters.adapter import digest_of, parameters_digest
-    from overtone.checkpoints.nemo_adapters import add_nemo_adapter, hosts_in, kind_of, own_tensors, read_adapters_pt
+    from overtone.checkpoints.nemo.adapters import add_nemo_adapter, hosts_in, kind_of, own_tensors, read_adapters_pt
 
     stored = read_adapters_pt(path)
     chosen = [adapter for adapter in stored if adapter.described.enabled or len(stored) == 1]
@@ -103,7 +103,7 @@ def _load_file(model: AsrModel, path: Path) -> list[str]:
         held = ", ".join(adapter.name for adapter in stored) or "none"
         raise AdapterError(
             f"{path} has none of its adapters enabled; it holds {held}. Load the one that you mean into a model with "
-            "overtone.checkpoints.nemo_adapters.load_adapters(model, path, [name]), and save that."
+            "overtone.checkpoints.nemo.adapters.load_adapters(model, path, [name]), and save that."
         )
     names = []
     for adapter in chosen:
@@ -127,7 +127,7 @@ def _place_for(model: AsrModel, name: str, digest: str) -> str:
 
 def computing_line(model: AsrModel, arguments: argparse.Namespace, choice: str | None) -> str:
     """What is about to compute, in which numbers, and where."""
-    from overtone.jobs.transcribe import computing
+    from overtone.inference.transcribe import computing
 
     with computing(model, arguments.dtype):
         dtype = model.compute_dtype

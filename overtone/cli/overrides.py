@@ -12,7 +12,7 @@ from overtone.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
     from overtone.config import Purpose, Settings
-    from overtone.jobs.search import Trial
+    from overtone.training.sweep.grid import Trial
 
 OVERRIDE = re.compile(r"^(\+{0,2}[A-Za-z_][\w./@-]*(\[[^=]*\])?=|~[A-Za-z_])")
 
@@ -49,7 +49,7 @@ def read_trials(arguments: argparse.Namespace, overrides: Sequence[str]) -> list
     """The trainings of a search, all of them checked before the first begins. Raises UsageError and ConfigError."""
     from overtone.config import load_settings
     from overtone.config.sweeps import combinations
-    from overtone.jobs.search import Trial, separate
+    from overtone.training.sweep.grid import Trial, separate
 
     check_overrides(overrides)
     trials = []

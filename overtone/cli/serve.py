@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from overtone.cli.arguments import add_computing, number
 from overtone.cli.screen import note
 from overtone.errors import AdapterError, UsageError
-from overtone.importing import importing
+from overtone.startup import importing
 
 if TYPE_CHECKING:
     from overtone.serving.server import Addresses, Server, ServerSettings
@@ -184,10 +184,10 @@ def is_installed(module: str) -> bool:
 
 
 def settings_of(arguments: argparse.Namespace) -> ServerSettings:
-    from overtone.serving.engine import EngineSettings
+    from overtone.audio.decode import AudioLimits
+    from overtone.serving.engine.engine import EngineSettings
     from overtone.serving.server import ServerSettings
-    from overtone.serving.sniff import AudioLimits
-    from overtone.serving.stream_settings import StreamSettings
+    from overtone.serving.streaming.stream_settings import StreamSettings
 
     chunk, left, right = arguments.stream
     limits = AudioLimits(max_bytes=arguments.max_megabytes * 2**20, max_seconds=arguments.max_seconds)
@@ -231,7 +231,7 @@ def age(path: Path) -> float:
 
 
 def load_demo(model: object, folder: Path) -> None:
-    from overtone.model import AsrModel
+    from overtone.models.asr_model import AsrModel
 
     assert isinstance(model, AsrModel)
     try:

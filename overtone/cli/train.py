@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from overtone.cli.overrides import add_configuration, read_settings, read_trials
 from overtone.cli.screen import note
-from overtone.importing import TRAINING_KERNELS_KEPT, importing
+from overtone.startup import TRAINING_KERNELS_KEPT, importing
 
 if TYPE_CHECKING:
     from overtone.config import Settings
-    from overtone.jobs.result import TrainingResult
+    from overtone.training.result import TrainingResult
 
 EXAMPLES = """examples:
   overtone train model.nemo_model=base.nemo model.adapter.adapter_name=medical \\
@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     settings = read_settings(arguments, arguments.settings, "train")
     with importing(kernels=TRAINING_KERNELS_KEPT):
         from overtone.cli.models import quiet_libraries
-        from overtone.jobs.train import run_training
+        from overtone.training.train import run_training
 
     quiet_libraries()
     result = run_training(settings)
@@ -51,7 +51,7 @@ def search(arguments: argparse.Namespace) -> int:
     """Train once for each combination of values; a table at the end, also after an interruption."""
     with importing(kernels=TRAINING_KERNELS_KEPT):
         from overtone.cli.models import quiet_libraries
-        from overtone.jobs.search import best_of, run_trials, table
+        from overtone.training.sweep.grid import best_of, run_trials, table
 
     trials = read_trials(arguments, arguments.settings)
     quiet_libraries()

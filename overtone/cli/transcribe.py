@@ -7,7 +7,7 @@ import argparse
 from overtone.cli.arguments import ADAPTER_HELP, add_computing, add_windows
 from overtone.cli.screen import note, progress_bar, shares_terminal_with_results
 from overtone.errors import OvertoneError
-from overtone.importing import importing
+from overtone.startup import importing
 
 FORMATS = ("text", "jsonl", "srt", "vtt", "ctm")
 
@@ -35,9 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     with importing():
         from overtone.cli.models import choose, computing_line, load
-        from overtone.jobs.recordings import find_recordings
-        from overtone.jobs.transcribe import Transcriber
-        from overtone.jobs.transcripts import TranscriptWriter
+        from overtone.inference.recordings import find_recordings
+        from overtone.inference.transcribe import Transcriber
+        from overtone.inference.writers import TranscriptWriter
 
     recordings = [recording for group in find_recordings(arguments.paths) for recording in group]
     style = "json" if arguments.format == "jsonl" else arguments.format

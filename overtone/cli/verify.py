@@ -10,7 +10,7 @@ import argparse
 import json
 
 from overtone.cli.arguments import ADAPTER_HELP
-from overtone.importing import importing
+from overtone.startup import importing
 
 EXAMPLES = """examples:
   overtone verify adapted.nemo
@@ -28,8 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     with importing():
         from overtone.cli.models import choose, load
-        from overtone.jobs.verify import verify
-        from overtone.jobs.verify_text import as_text
+        from overtone.cli.verify_text import as_text
+        from overtone.evaluation.verify import verify
 
     model = load(arguments.model, "cpu")
     choices = [choose(model, text) for text in arguments.adapter or ()]

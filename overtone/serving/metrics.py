@@ -10,10 +10,10 @@ from functools import partial
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from overtone.serving.engine import Engine
-from overtone.serving.riva_calls import Call, OnCall
-from overtone.serving.security import Guard
-from overtone.serving.shelf import Shelf
+from overtone.serving.adapter_store.store import Shelf
+from overtone.serving.auth.guard import Guard
+from overtone.serving.engine.engine import Engine
+from overtone.serving.riva.servicer import Call, OnCall
 
 LOG = logging.getLogger("overtone.serving.calls")
 

@@ -20,22 +20,22 @@ from typing import Any
 
 import uvicorn
 
+from overtone.audio.decode import AudioLimits
 from overtone.checkpoints.load import load_model
 from overtone.errors import UsageError
-from overtone.jobs.row_threads import compute_alone, computing_alone
-from overtone.model import AsrModel
-from overtone.serving.engine import Engine, EngineSettings
-from overtone.serving.freed_memory import give_back_now_and_then, keep_freed_memory
-from overtone.serving.held_audio import HeldAudio
-from overtone.serving.http import build_app
+from overtone.inference.threads import compute_alone, computing_alone
+from overtone.models.asr_model import AsrModel
+from overtone.serving.adapter_store.store import Shelf
+from overtone.serving.app import build_app
+from overtone.serving.auth.guard import Guard, read_admin_token, read_keys, read_tokens
+from overtone.serving.engine.engine import Engine, EngineSettings
+from overtone.serving.http.bad_request import connection
+from overtone.serving.http.requests import HttpSettings, Reception
+from overtone.serving.memory import give_back_now_and_then, keep_freed_memory
 from overtone.serving.metrics import Observer
-from overtone.serving.reception import HttpSettings, Reception
-from overtone.serving.refusing import connection
-from overtone.serving.riva import RivaServer, RivaSettings, ServerKeys
-from overtone.serving.security import Guard, read_admin_token, read_keys, read_tokens
-from overtone.serving.shelf import Shelf
-from overtone.serving.sniff import AudioLimits
-from overtone.serving.stream_settings import StreamSettings
+from overtone.serving.recognition.held_audio import HeldAudio
+from overtone.serving.riva.server import RivaServer, RivaSettings, ServerKeys
+from overtone.serving.streaming.stream_settings import StreamSettings
 
 __all__ = ["Addresses", "Server", "ServerSettings", "serve"]
 

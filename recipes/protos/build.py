@@ -1,4 +1,4 @@
-"""The vendored .proto files -> overtone/serving/protos/riva.binpb, the descriptor set that the server loads.
+"""The vendored .proto files -> overtone/serving/riva/protos/riva.binpb, the descriptor set that the server loads.
 
     python recipes/protos/build.py            write it
     python recipes/protos/build.py --check    exit code 1 if the committed file differs
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from google.protobuf.descriptor_pb2 import FieldDescriptorProto, FileDescriptorSet
 
-PROTOS = Path(__file__).resolve().parents[2] / "overtone" / "serving" / "protos"
+PROTOS = Path(__file__).resolve().parents[2] / "overtone" / "serving" / "riva" / "protos"
 FILES = ("riva/proto/riva_asr.proto", "riva/proto/health.proto")
 OUTPUT = PROTOS / "riva.binpb"
 

@@ -1,0 +1,251 @@
+"""An adapter on disk: a folder with `adapter.yaml` (what it is) and `adapter.safetensors` (its parameters)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load, save
+from torch import Tensor
+
+from overtone.adapters.adapter import Adapter, digest_of, parameters_digest
+from overtone.adapters.kinds.kinds import KINDS, Kind
+from overtone.adapters.points import Layers
+from overtone.adapters.strategies import ResidualAdd
+from overtone.errors import AdapterError, did_you_mean
+from overtone.files import open_beside, write_failure
+from overtone.safe_yaml import read_values
+
+FORMAT = 1
+DESCRIPTION = "adapter.yaml"
+PARAMETERS = "adapter.safetensors"
+LARGEST_DESCRIPTION = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseIdentity:
+    """What tells one base model from another."""
+
+    fingerprint: Callable[[], str]
+    """SHA-256 of weights and settings, computed when first asked for."""
+    tokenizer_digest: Callable[[], str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredAdapter:
+    """What a folder holds, checked."""
+
+    name: str
+    kind: Kind
+    modules: str
+    layers: Layers
+    strategy: ResidualAdd
+    card: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+
+def write_folder(adapter: Adapter, folder: Path, identity: BaseIdentity, *, overwrite: bool = False) -> Path:
+    """Both files appear together, or what was there before stays."""
+    if (folder / DESCRIPTION).exists() and not overwrite:
+        raise AdapterError(f"{folder} holds an adapter already. Choose another folder, or remove it first.")
+    kind = dataclasses.asdict(adapter.kind)  # type: ignore[call-overload]
+    description = {
+        "format": FORMAT,
+        "name": adapter.name,
+        "kind": adapter.kind.name,
+        adapter.kind.name: {key: list(value) if isinstance(value, tuple) else value for key, value in kind.items()},
+        "modules": adapter.modules_text,
+        "layers": adapter.layers if isinstance(adapter.layers, str | int) else [int(layer) for layer in adapter.layers],
+        "strategy": dataclasses.asdict(adapter.strategy),
+        "points": adapter.points,
+        "parameters": adapter.parameter_count(),
+        "parameters_digest": parameters_digest(adapter.tensors()),
+        "base_fingerprint": identity.fingerprint(),
+        "tokenizer_digest": identity.tokenizer_digest(),
+        "card": checked_card(adapter),
+    }
+    text = yaml.safe_dump(description, sort_keys=False, allow_unicode=True)
+    if len(text.encode()) > LARGEST_DESCRIPTION:
+        raise AdapterError(f"The card of adapter '{adapter.name}' is larger than {LARGEST_DESCRIPTION} bytes.")
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in adapter.tensors().items()}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_together({folder / PARAMETERS: save(tensors), folder / DESCRIPTION: text.encode()})
+    except OSError as error:
+        raise AdapterError(write_failure(folder, error)) from error
+    return folder
+
+
+def checked_card(adapter: Adapter) -> Any:
+    """The card as JSON can say it. Raises AdapterError where it holds more than plain values."""
+    try:
+        return plain(adapter.card)
+    except (TypeError, RecursionError) as error:
+        raise AdapterError(
+            f"The card of adapter '{adapter.name}' holds more than plain values ({error}). "
+            "Allowed: mappings, lists, texts, numbers, true, false and null."
+        ) from error
+
+
+def plain(value: Any) -> Any:
+    """Containers and values of their own; numbers that are not finite, which JSON does not have, are None.
+
+    Raises TypeError for what is no mapping, list, text, number, bool or None.
+    """
+    if isinstance(value, Mapping):
+        return {plain(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if value is None or type(value) in (str, int, bool):
+        return value
+    raise TypeError(f"{value!r} is of type {type(value).__name__}")
+
+
+def write_together(contents: Mapping[Path, bytes]) -> None:
+    """Write every file beside its place, then rename them all: a full disk leaves the old ones as they were."""
+    written: dict[Path, Path] = {}
+    try:
+        for path, content in contents.items():
+            file, written[path] = open_beside(path)
+            with file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        for path, temporary in written.items():
+            temporary.replace(path)
+    except BaseException:
+        for temporary in written.values():
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def read_folder(folder: Path, identity: BaseIdentity, *, description: dict[str, Any] | None = None) -> StoredAdapter:
+    """description: what `read_description` gave, where the caller knows that the file is still the same.
+
+    Raises AdapterError where something is missing, damaged or made for another base.
+    """
+    description = read_description(folder) if description is None else description
+    check_base(description, identity, what=f"The adapter in {folder}")
+    try:
+        tensors = load((folder / PARAMETERS).read_bytes())  # read once: what is checked is what is used
+    except KeyError as error:
+        raise AdapterError(f"{folder / PARAMETERS} holds numbers of type {error}, which no adapter has.") from error
+    except (OSError, SafetensorError) as error:
+        raise AdapterError(f"{folder / PARAMETERS} cannot be read: {error}") from error
+    floating = all(tensor.is_floating_point() for tensor in tensors.values())
+    if not floating or parameters_digest(tensors) != description["parameters_digest"]:
+        raise AdapterError(
+            f"{folder / PARAMETERS} does not hold the parameters that {DESCRIPTION} describes: it is damaged, or of "
+            "another adapter. Fetch or save the folder again."
+        )
+    return StoredAdapter(
+        name=description["name"],
+        kind=read_kind(folder, description),
+        modules=description["modules"],
+        layers=description["layers"],
+        strategy=read_strategy(folder, description),
+        card=description["card"],
+        tensors=tensors,
+    )
+
+
+def check_base(description: Mapping[str, Any], identity: BaseIdentity, *, what: str = "It") -> None:
+    """Raises AdapterError where an adapter was made for another base or tokenizer; `what` begins the sentence."""
+    for key, own, thing in (
+        ("base_fingerprint", identity.fingerprint, "for another base"),
+        ("tokenizer_digest", identity.tokenizer_digest, "with another tokenizer"),
+    ):
+        if description[key] != own():
+            raise AdapterError(
+                f"{what} was made {thing}: it needs {description[key]}, this model has {own()}. "
+                "Use it with the model that it was trained on."
+            )
+
+
+def count_parameters(folder: Path) -> int:
+    """How many parameters the file's header tells of; a file that is cut short is found out here."""
+    try:
+        with safe_open(folder / PARAMETERS, framework="numpy") as file:
+            return sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118 (no mapping)
+    except (OSError, SafetensorError) as error:
+        raise AdapterError(f"{folder / PARAMETERS} is missing or damaged: {error}") from error
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """The content of `adapter.yaml`, with every key it must have."""
+    path = folder / DESCRIPTION
+    try:
+        if path.stat().st_size > LARGEST_DESCRIPTION:
+            raise AdapterError(f"{path} is larger than {LARGEST_DESCRIPTION} bytes; it is no adapter description.")
+        description = read_values(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise AdapterError(f"{folder} holds no adapter: {DESCRIPTION} is missing.") from error
+    except (OSError, ValueError) as error:
+        raise AdapterError(f"{path} cannot be read: {error}.") from error
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise AdapterError(f"{path} is no adapter description of format {FORMAT}.")
+    if "digest" in description:  # what the first folders call it
+        description.setdefault("parameters_digest", description.pop("digest"))
+    expected: dict[str, type | tuple[type, ...]] = {
+        "name": str,
+        "kind": str,
+        "modules": str,
+        "layers": (str, int, list),
+        "strategy": dict,
+        "parameters_digest": str,
+        "base_fingerprint": str,
+        "tokenizer_digest": str,
+        "card": dict,
+    }
+    for key, kind in expected.items():
+        if not isinstance(description.get(key), kind):
+            raise AdapterError(f"{path}: '{key}' is missing or malformed.")
+    description["card"] = plain(description["card"])
+    return description
+
+
+def described_digest(folder: Path, description: dict[str, Any]) -> str:
+    """`Adapter.digest` of what a folder holds, told from its description alone."""
+    kind, strategy = read_kind(folder, description), read_strategy(folder, description)
+    return digest_of(kind, strategy, description["parameters_digest"])
+
+
+def read_strategy(folder: Path, description: dict[str, Any]) -> ResidualAdd:
+    strategy: ResidualAdd = read_fields(folder, ResidualAdd, description["strategy"])
+    return strategy
+
+
+def read_kind(folder: Path, description: dict[str, Any]) -> Kind:
+    name = description["kind"]
+    if name not in KINDS:
+        raise AdapterError(
+            f"{folder / DESCRIPTION}: kind '{name}' is unknown.{did_you_mean(name, KINDS)} Known: {', '.join(KINDS)}."
+        )
+    kind: Kind = read_fields(folder, KINDS[name], description.get(name, {}))
+    return kind
+
+
+def read_fields(folder: Path, settings: type, values: Any) -> Any:
+    """A settings dataclass from plain values; unknown or ill-typed fields are refused."""
+    if not isinstance(values, dict):
+        raise AdapterError(f"{folder / DESCRIPTION}: {values!r} stands where settings are expected.")
+    known = [field.name for field in dataclasses.fields(settings)]
+    for name in values:
+        if name not in known:
+            raise AdapterError(
+                f"{folder / DESCRIPTION}: setting '{name}' is unknown.{did_you_mean(str(name), known)} "
+                f"Known: {', '.join(known)}."
+            )
+    try:
+        return settings(**values)
+    except TypeError as error:
+        raise AdapterError(f"{folder / DESCRIPTION}: {error}") from error

@@ -1,0 +1,256 @@
+"""The attention of a frozen Conformer layer with its backward pass written out.
+
+Legend: B batch, T time, D width, H heads, K head width, P head width with its padding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from overtone.backends.fused.parts import (
+    Norm,
+    Saved,
+    Scene,
+    acts,
+    cast_product,
+    entering,
+    joined,
+    mask_for,
+    run_part,
+)
+from overtone.backends.fused.products import Product
+from overtone.nets.attention import SelfAttention
+from overtone.nets.dropout import dropout_mask
+from overtone.nets.layers import Tap, TapContext
+
+FORBIDDEN = -10000.0
+"""The score of a key that must not be seen."""
+FEW_SCORES = 8_000
+"""Up to so many scores of a head, B·T², a CPU that learns attends in float32 whatever the dtype of the products: the
+kernels for narrow numbers take longer to be called, and to be built for every new length, than they save."""
+
+
+def attends_wide(batch: int, frames: int, device: torch.device) -> bool:
+    """Whether a forward attends in float32. Only where something is learnt: elsewhere what a row gives must not hang on
+    how many others there are."""
+    return torch.is_grad_enabled() and device.type == "cpu" and batch * frames * frames <= FEW_SCORES
+
+
+class AttentionPart:
+    """x + attention(norm(x)).
+
+    Queries, keys and values come from one product whose heads are padded to P columns. One of the padding columns
+    is one in every query: through it the keys carry the mask of the padding, and the encodings of the distances
+    what the second bias v of relative attention adds beyond the first bias u, which is in the queries already.
+    """
+
+    kept = 8
+
+    def __init__(self, norm: nn.LayerNorm, module: SelfAttention, dropout: nn.Dropout, dtype: torch.dtype) -> None:
+        self.norm = Norm(norm, dtype)
+        self.module = module
+        self.dropout = dropout
+        self.heads = module.heads
+        self.head_width = module.linear_q.out_features // self.heads
+        self.padded_width = -(-(self.head_width + 1) // 8) * 8
+        self.core = AttentionCore(module, self.padded_width, dtype)
+        self.padded, self.reverse = self.fused_projection(dtype)
+        self.out = cast_product(module.linear_out, dtype)
+
+    def fused_projection(self, dtype: torch.dtype) -> tuple[Product, Product]:
+        """The product with padded heads, D -> 3·H·P, and the one of its gradients, without the padding, 3D -> D."""
+        module, heads = self.module, self.heads
+        linears = (module.linear_q, module.linear_k, module.linear_v)
+        weight = torch.stack([linear.weight.detach().double() for linear in linears])  # [3, D, D]
+        bias = weight.new_zeros(3, weight.size(1))
+        if linears[0].bias is not None:
+            bias = torch.stack([linear.bias.detach().double() for linear in linears])
+        if module.relative:
+            bias[0] += module.pos_bias_u.detach().double().flatten()
+        weight[0] *= self.core.scale
+        bias[0] *= self.core.scale
+        padding = self.padded_width - self.head_width
+        padded = F.pad(weight.unflatten(1, (heads, -1)), (0, 0, 0, padding))
+        padded_bias = F.pad(bias.unflatten(1, (heads, -1)), (0, padding))
+        padded_bias[0, :, self.head_width] = 1.0
+        reverse = weight.flatten(0, 1).t().to(dtype).contiguous()
+        return Product(padded.flatten(0, 2).to(dtype), padded_bias.flatten().to(dtype)), Product(reverse, None)
+
+    def __call__(self, x: Tensor, scene: Scene) -> Tensor:
+        module = self.module
+        if not any(acts(tap) for tap in (module.q, module.k, module.v, module.out)):
+            return run_part(self, x, scene)
+        normed = self.norm(x).to(self.out.dtype)
+        query, key, value = self.project(normed).unbind(2)  # each [B, T, H, P]
+        bias = module.pos_bias_u.detach().flatten() if module.relative else 0.0
+        query = self.tapped(module.q, normed, query, scene.context, self.core.scale, bias)
+        key = self.tapped(module.k, normed, key, scene.context)
+        value = self.tapped(module.v, normed, value, scene.context)
+        fused = self.by_head(torch.stack([query, key, value], dim=2), scene)
+        attended = run_part(self.core, fused, scene)
+        part = module.out(attended, self.out(attended), scene.context)
+        return joined(x, part, mask_for(self.dropout, part))
+
+    def tapped(
+        self,
+        tap: Tap,
+        normed: Tensor,
+        heads: Tensor,
+        context: TapContext,
+        scale: float = 1.0,
+        bias: Tensor | float = 0.0,
+    ) -> Tensor:
+        """`heads` [B, T, H, P] = scale · (y + bias) with y taken through the tap; bitwise where that adds zero."""
+        if not acts(tap):
+            return heads
+        y = heads[..., : self.head_width].float().flatten(2) / scale - bias  # [B, T, D]
+        delta = (tap(normed, y, context) - y).unflatten(-1, (self.heads, -1)) * scale
+        return (heads.float() + F.pad(delta, (0, self.padded_width - self.head_width))).to(heads.dtype)
+
+    def project(self, normed: Tensor) -> Tensor:
+        """[B, T, D] -> [B, T, 3, H, P]."""
+        divided: Tensor = self.padded(normed).unflatten(-1, (3, self.heads, self.padded_width))
+        return divided
+
+    def by_head(self, projected: Tensor, scene: Scene) -> Tensor:
+        """[B, T, 3, H, P] -> [3, H, B, T, P], keys of padding marked."""
+        dtype = torch.float32 if scene.attends_wide else self.core.dtype
+        fused = projected.permute(2, 3, 0, 1, 4).to(dtype, memory_format=torch.contiguous_format)
+        if scene.marks is not None:
+            fused[1, ..., self.head_width] = scene.marks
+        return fused
+
+    def forward(self, x: Tensor, scene: Scene) -> tuple[Tensor, Saved]:
+        normed, mean, scale = self.norm.forward(x)
+        attended, saved = self.core.forward(self.by_head(self.project(normed), scene), scene)
+        part = self.out(attended)
+        mask = mask_for(self.dropout, part)
+        return joined(x, part, mask), (x, mean, scale, mask, *saved)
+
+    def backward(self, grad: Tensor, saved: Saved, scene: Scene) -> Tensor:
+        x, mean, scale, mask, *core_saved = saved
+        through = self.out.backward(entering(grad, mask, self.out.dtype))
+        through = self.core.gradients(through, tuple(core_saved), scene)  # [3, H, B, T, K]
+        through = through.permute(2, 3, 0, 1, 4).to(self.out.dtype, memory_format=torch.contiguous_format)
+        through = self.reverse(through.flatten(2))
+        return self.norm.backward(through, x, mean, scale).add_(grad)
+
+
+class AttentionCore:
+    """Queries, keys and values [3, H, B, T, P], in the dtype to compute in -> what is attended to [B, T, D]."""
+
+    kept = 4
+
+    def __init__(self, module: SelfAttention, padded_width: int, dtype: torch.dtype) -> None:
+        self.module = module
+        self.dtype = dtype
+        self.heads = module.heads
+        self.head_width = module.linear_q.out_features // self.heads
+        self.padded_width = padded_width
+        self.scale = 1.0 / math.sqrt(self.head_width)
+        self.encodings: dict[torch.dtype, Tensor] = {}
+        """[H, 2N-1, P] by the dtype to compute in; N is less in float32 where that is for short inputs alone."""
+
+    def prepare(self, positions: Tensor) -> None:
+        """Encode distances for inputs up to some length, positions [1, 2N-1, D] float32."""
+        encodings, middle = self.encode(positions), positions.size(1) // 2
+        reach = min(middle, math.isqrt(FEW_SCORES))
+        short = encodings[:, middle - reach : middle + reach + 1]
+        self.encodings = {torch.float32: short.clone(), self.dtype: encodings.to(self.dtype)}
+
+    def encode(self, positions: Tensor) -> Tensor:
+        """[1, N, D] float32 distances -> [H, N, P] float32."""
+        module = self.module
+        beyond = (module.pos_bias_v - module.pos_bias_u).detach() * self.scale  # [H, K]
+        encodings = F.linear(positions[0], module.linear_pos.weight.detach()).unflatten(-1, (self.heads, -1))
+        column = (encodings * beyond).sum(-1, keepdim=True)
+        padding = encodings.new_zeros(*encodings.shape[:2], self.padded_width - self.head_width - 1)
+        return torch.cat([encodings, column, padding], dim=-1).transpose(0, 1).contiguous()
+
+    def distances(self, scene: Scene, frames: int, dtype: torch.dtype) -> Tensor:
+        """[H, 2T-1, P]: a slice of what was computed for the longest input so far, if nothing is dropped there."""
+        if scene.positions is not None:
+            return self.encode(scene.positions).to(dtype)
+        return self.encoded(frames, dtype)
+
+    def encoded(self, frames: int, dtype: torch.dtype) -> Tensor:
+        """[H, 2T-1, P] of what `prepare` encoded."""
+        encodings = self.encodings[dtype]
+        longest = (encodings.size(1) + 1) // 2
+        return encodings[:, longest - frames : longest + frames - 1]
+
+    @property
+    def longest(self) -> int:
+        """Encoder frames for which distances are encoded."""
+        return (self.encodings[self.dtype].size(1) + 1) // 2 if self.encodings else 0
+
+    def forward(self, x: Tensor, scene: Scene) -> tuple[Tensor, Saved]:
+        _, heads, batch, frames, _ = x.shape
+        query, key, value = x.flatten(1, 2)  # each [H·B, T, P]
+        distances = None
+        if self.module.relative:
+            distances = self.distances(scene, frames, x.dtype)
+            by_distance = torch.bmm(query.view(heads, batch * frames, -1), distances.transpose(1, 2))
+            scores = torch.baddbmm(shifted(by_distance, batch, frames), query, key.transpose(1, 2))
+        else:
+            scores = torch.bmm(query, key.transpose(1, 2))
+        weights = masked_softmax(scores, scene.forbidden, heads)  # [H·B, T, T]
+        thinned, mask = weights, None
+        if self.module.training and self.module.dropout > 0.0:
+            mask = dropout_mask(tuple(weights.shape), self.module.dropout, self.dtype, weights.device).to(weights.dtype)
+            thinned = weights * mask
+        attended = torch.bmm(thinned, value).view(heads, batch, frames, -1)
+        attended = attended[..., : self.head_width].permute(1, 2, 0, 3)
+        attended = attended.to(self.dtype, memory_format=torch.contiguous_format).flatten(2)  # [B, T, D]
+        if scene.keep is not None:
+            attended.mul_(scene.keep)
+        return attended, (x, distances, weights, mask)
+
+    def backward(self, grad: Tensor, saved: Saved, scene: Scene) -> Tensor:
+        return F.pad(self.gradients(grad, saved, scene), (0, self.padded_width - self.head_width))
+
+    def gradients(self, grad: Tensor, saved: Saved, scene: Scene) -> Tensor:
+        """[B, T, D] -> [3, H, B, T, K] in the dtype computed in, without the padding columns."""
+        fused, distances, weights, mask = saved
+        _, heads, batch, frames, _ = fused.shape
+        query, key, value = fused[..., : self.head_width].flatten(1, 2)  # each [H·B, T, K]
+        if scene.keep is not None:
+            grad = grad * scene.keep
+        grad = grad.unflatten(-1, (heads, -1)).permute(2, 0, 1, 3)
+        grad = grad.to(fused.dtype, memory_format=torch.contiguous_format).flatten(0, 1)  # [H·B, T, K]
+        gradients = grad.new_empty(3, *grad.shape)  # [3, H·B, T, K]
+        torch.bmm((weights if mask is None else weights * mask).transpose(1, 2), grad, out=gradients[2])
+        by_weight = torch.bmm(grad, value.transpose(1, 2))
+        if mask is not None:
+            by_weight.mul_(mask)
+        by_score = torch._softmax_backward_data(by_weight, weights, -1, weights.dtype)
+        torch.bmm(by_score, key, out=gradients[0])
+        torch.bmm(by_score.transpose(1, 2), query, out=gradients[1])
+        if distances is not None:
+            by_distance = by_score.new_zeros(heads, batch * frames, 2 * frames - 1)
+            shifted(by_distance, batch, frames).copy_(by_score)
+            by_query = gradients[0].view(heads, batch * frames, -1)
+            by_query.baddbmm_(by_distance, distances[..., : self.head_width])
+        divided: Tensor = gradients.unflatten(1, (heads, batch))
+        return divided
+
+
+def shifted(by_distance: Tensor, batch: int, frames: int) -> Tensor:
+    """[H, B·T, 2T-1] scores by distance -> [H·B, T, T] by key, a view: out[…, i, j] = in[…, i, T-1-i+j]."""
+    distances = 2 * frames - 1
+    shape: Sequence[int] = (by_distance.size(0) * batch, frames, frames)
+    return by_distance.as_strided(shape, (frames * distances, distances - 1, 1), frames - 1)
+
+
+def masked_softmax(scores: Tensor, forbidden: Tensor | None, heads: int) -> Tensor:
+    """[H·B, T, T] -> the same; a query that may look at nothing gets zeros."""
+    if forbidden is None:
+        return torch.softmax(scores, -1)
+    by_head = scores.view(heads, -1, *scores.shape[1:])
+    weights = torch.softmax(by_head.masked_fill_(forbidden, FORBIDDEN), -1)
+    return weights.masked_fill_(forbidden, 0.0).flatten(0, 1)

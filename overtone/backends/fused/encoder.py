@@ -1,0 +1,247 @@
+"""Fast private copies of a frozen encoder: another dtype, folded norms, fused products; the same taps.
+
+The weights of a copy are derived from the base's and never written back. A copy notices when the base has
+changed or moved, and derives them anew.
+Legend: B batch, T mel frames, T' encoder frames, F mel bins, D width.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Mapping
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from overtone.backends.fused.attention import FORBIDDEN, AttentionPart, attends_wide
+from overtone.backends.fused.parts import (
+    ConvolutionPart,
+    FeedForwardPart,
+    Norm,
+    NormPart,
+    PartChain,
+    Scene,
+    acts,
+    cast_product,
+    joined,
+    mask_for,
+    onto,
+    run_part,
+)
+from overtone.backends.fused.subsampling import CastSubsampling, PreparedSubsampling
+from overtone.nets.conformer import ConformerEncoder, ConformerLayer, ConvolutionModule
+from overtone.nets.layers import Tap, checkpointed
+from overtone.nets.subsampling import ConvSubsampling
+
+STREAM_DTYPE: torch.dtype | None = None
+"""What the stream between the parts is kept in; None is the dtype of the products."""
+SHORTEST_ENCODINGS = 512
+"""Encoder frames for which the encodings of distances are computed at once."""
+
+
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the machine is quick at it, float32 elsewhere."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    if device.type == "mps":
+        return torch.float32
+    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+
+
+class PreparedEncoder:
+    """mel [B, F, T] float32, lengths [B] -> x [B, T', D] float32, lengths [B], computed in `dtype`.
+
+    The same function as the encoder it is made from, for frozen weights: gradients flow to what is plugged into
+    the taps and through to the input of the first tap that acts, never to a weight. Dropout is active where the
+    encoder's own modules have it active; batch norms always use their stored statistics.
+    """
+
+    def __init__(self, encoder: ConformerEncoder, dtype: torch.dtype) -> None:
+        self.encoder = encoder
+        self.dtype = dtype
+        self.stream = STREAM_DTYPE or dtype
+        self.lock = threading.Lock()
+        """Held while the copy changes: several threads may compute with it."""
+        self.state: list[tuple[int, int | None]] | None = None
+        self.holders: list[Mapping[str, Tensor | None]] = []
+        """What the encoder's modules hold their tensors in; to find it takes longer than to look into it."""
+        self.layers: list[PreparedLayer] = []
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return type(self)(copy.deepcopy(self.encoder, memo), self.dtype)
+
+    def __call__(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        self.refresh()
+        with torch.autocast(mel.device.type, enabled=False):
+            x, lengths, scene = self.embed(mel, lengths)
+            return self.project(self.run_layers(x, scene)), lengths
+
+    def refresh(self) -> None:
+        """Derive the weights, unless it has been done for what the base is now. Of several threads one does it."""
+        if self.is_fresh():
+            return
+        with self.lock:
+            if self.is_fresh():
+                return
+            modules = list(self.encoder.modules())
+            self.holders = [held for module in modules for held in (module._parameters, module._buffers) if held]
+            state = self.present()
+            with torch.inference_mode(False), torch.no_grad():
+                self.derive()
+            self.state = state
+
+    def is_fresh(self) -> bool:
+        return self.state is not None and self.state == self.present()
+
+    def present(self) -> list[tuple[int, int | None]]:
+        """Where the tensors of the base lie, and how often each has been written to."""
+        return [
+            (tensor.data_ptr(), None if tensor.is_inference() else tensor._version)
+            for held in self.holders
+            for tensor in held.values()
+            if tensor is not None
+        ]
+
+    def derive(self) -> None:
+        encoder = self.encoder
+        self.pre_encode: PreparedSubsampling | CastSubsampling
+        if isinstance(encoder.pre_encode, ConvSubsampling):
+            self.pre_encode = PreparedSubsampling(encoder.pre_encode, self.dtype, encoder.scale)
+        else:
+            self.pre_encode = CastSubsampling(encoder.pre_encode, self.dtype, encoder.scale)
+        layers = [module for module in encoder.layers if isinstance(module, ConformerLayer)]
+        self.layers = [PreparedLayer(layer, self.dtype) for layer in layers]
+        self.longest = 0
+        self.out_proj = None if encoder.out_proj is None else cast_product(encoder.out_proj, self.dtype)
+
+    def below(self, mel: Tensor, lengths: Tensor, cut: int) -> tuple[Tensor, Tensor]:
+        """As of the encoder; x [B, T', D] is what the stream is kept in."""
+        self.refresh()
+        with torch.autocast(mel.device.type, enabled=False):
+            x, lengths = self.subsample(mel, lengths)
+            if cut == 0:
+                return x, lengths
+            positions, scene = self.surroundings(lengths, x.size(1))
+            return self.run_layers(self.enter(x, positions), scene, last=cut), lengths
+
+    def above(self, x: Tensor, lengths: Tensor, cut: int) -> Tensor:
+        """As of the encoder."""
+        self.refresh()
+        with torch.autocast(x.device.type, enabled=False):
+            positions, scene = self.surroundings(lengths, x.size(1))
+            x = self.enter(x, positions) if cut == 0 else self.layers[cut - 1].layer.after_block(x, x, scene.context)
+            return self.project(self.run_layers(x, scene, first=cut))
+
+    def embed(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Scene]:
+        """Everything below the first layer: x [B, T', D], lengths [B] and what the layers share."""
+        x, lengths = self.subsample(mel, lengths)
+        positions, scene = self.surroundings(lengths, x.size(1))
+        return self.enter(x, positions), lengths, scene
+
+    def subsample(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        x, lengths = self.pre_encode(mel.transpose(1, 2), lengths)
+        return x.to(self.stream), lengths
+
+    def surroundings(self, lengths: Tensor, frames: int) -> tuple[Tensor, Scene]:
+        """Position encodings, and what the layers share."""
+        encoder = self.encoder
+        positions: Tensor = encoder.positions(frames, lengths.device)
+        mask = mask_for(encoder.dropout_emb, positions)
+        if mask is not None:
+            positions = positions * mask
+        elif encoder.relative:
+            self.encode_distances(frames, lengths.device)
+        context = encoder.tap_context(lengths, frames, positions if encoder.relative else None)
+        assert context.attention is not None
+        keep = context.valid.unsqueeze(-1).to(self.dtype) if int(lengths.min()) < frames else None
+        limited = encoder.attention_context != (-1, -1)
+        return positions, Scene(
+            context=context,
+            keep=keep,
+            marks=None if keep is None else (1.0 - keep.squeeze(-1)) * FORBIDDEN,
+            forbidden=~context.attention.squeeze(1) if limited else None,
+            positions=positions if mask is not None and encoder.relative else None,
+            attends_wide=attends_wide(len(lengths), frames, lengths.device),
+        )
+
+    def enter(self, x: Tensor, positions: Tensor) -> Tensor:
+        encoder = self.encoder
+        if not encoder.relative:
+            x = x + positions.to(x.dtype)
+        mask = mask_for(encoder.dropout_pre_encoder, x)
+        return x if mask is None else x * mask
+
+    def project(self, x: Tensor) -> Tensor:
+        """The last layer's output [B, T', D] -> the encoder's, float32."""
+        if self.out_proj is not None:
+            x = self.out_proj(x.to(self.dtype))
+        return x.float()
+
+    def encode_distances(self, frames: int, device: torch.device) -> None:
+        """Compute every layer's encodings of distances, once for the longest input so far."""
+        if frames <= self.longest:
+            return
+        with self.lock:
+            if frames <= self.longest:
+                return
+            longest = max(SHORTEST_ENCODINGS, 1 << (frames - 1).bit_length())
+            with torch.inference_mode(False), torch.no_grad():
+                positions = self.encoder.positions(longest, device)
+                for layer in self.layers:
+                    layer.attention.core.prepare(positions)
+            self.longest = longest
+
+    def run_layers(self, x: Tensor, scene: Scene, first: int = 0, last: int | None = None) -> Tensor:
+        """x [B, T', D] through the layers first … last-1."""
+        for layer in self.layers[first:last]:
+            recompute = self.encoder.gradient_checkpointing and torch.is_grad_enabled()
+            x = checkpointed(layer, x, scene) if recompute else layer(x, scene)
+        return x
+
+
+class PreparedLayer:
+    """x [B, T, D] -> [B, T, D]. The layer is one node of the graph unless something acts at a tap inside it; then each
+    part is one without such a tap."""
+
+    def __init__(self, layer: ConformerLayer, dtype: torch.dtype) -> None:
+        self.layer = layer
+        self.feed_forward1 = FeedForwardPart(layer.norm_feed_forward1, layer.feed_forward1, layer.dropout, dtype)
+        self.feed_forward2 = FeedForwardPart(layer.norm_feed_forward2, layer.feed_forward2, layer.dropout, dtype)
+        self.attention = AttentionPart(layer.norm_self_att, layer.self_attn, layer.dropout, dtype)
+        convolution = ConvolutionPart if isinstance(layer.conv.batch_norm, nn.BatchNorm2d) else CastConvolution
+        self.convolution = convolution(layer.norm_conv, layer.conv, layer.dropout, dtype)
+        self.norm_out = Norm(layer.norm_out, dtype)
+        self.whole: PartChain | None = None
+        if isinstance(self.convolution, ConvolutionPart):
+            self.whole = PartChain(
+                self.feed_forward1, self.attention, self.convolution, self.feed_forward2, NormPart(self.norm_out)
+            )
+        taps = [module for module in layer.modules() if isinstance(module, Tap)]
+        self.inner_taps = [tap for tap in taps if tap is not layer.after_block]
+
+    def __call__(self, block_input: Tensor, scene: Scene) -> Tensor:
+        layer, context = self.layer, scene.context
+        if self.whole is not None and not any(acts(tap) for tap in self.inner_taps):
+            y = run_part(self.whole, block_input, scene)
+        else:
+            x = self.feed_forward1(block_input, scene)
+            x = layer.after_attention(x, self.attention(x, scene), context)
+            x = self.convolution(x, scene)
+            y = self.norm_out(self.feed_forward2(x, scene))
+        return onto(layer.after_block, block_input, y, context)
+
+
+class CastConvolution:
+    """x + convolution(norm(x)) as a plain copy in another dtype, for norms that do not fold into the kernel."""
+
+    def __init__(self, norm: nn.LayerNorm, module: ConvolutionModule, dropout: nn.Dropout, dtype: torch.dtype) -> None:
+        self.norm = Norm(norm, dtype)
+        self.copy = copy.deepcopy(module).to(dtype).requires_grad_(False)
+        self.dropout = dropout
+        self.dtype = dtype
+
+    def __call__(self, x: Tensor, scene: Scene) -> Tensor:
+        part = self.copy(self.norm(x).to(self.dtype), scene.context.valid)
+        return joined(x, part, mask_for(self.dropout, part))

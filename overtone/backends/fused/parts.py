@@ -1,0 +1,287 @@
+"""The frozen parts of a Conformer layer with their backward passes written out.
+
+Nothing is learnt here, so the backward pass needs no gradient of a weight: each part keeps what the gradient of
+its input asks for and no more, and is one node of the graph. Every part is y = x + f(norm(x)), the factor ½ of
+the feed-forwards, the scale of the attention and the statistics of the batch norm folded into its weights.
+
+Legend: B batch, T time, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from overtone.backends.fused.products import Filter, Product
+from overtone.nets.conformer import ConvolutionModule, FeedForward
+from overtone.nets.dropout import dropout_mask
+from overtone.nets.layers import Tap, TapContext, channels_last_is_safe
+
+Saved = tuple[Any, ...]
+"""Tensors, or None for masks that are not there."""
+aten: Any = torch.ops.aten
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """What all layers of one forward share."""
+
+    context: TapContext
+    """For taps; its positions are float32."""
+    keep: Tensor | None
+    """[B, T, 1], one on speech and zero on padding; None where nothing is padded."""
+    marks: Tensor | None
+    """[B, T], what is added to the score of a key: nothing on speech, much less on padding; None as above."""
+    forbidden: Tensor | None
+    """[B, T, T] bool, true where a query may not look, under a limited context; None where all may."""
+    positions: Tensor | None
+    """[1, 2T-1, D] float32 if this forward has position encodings of its own (dropout), else None."""
+    attends_wide: bool
+    """Whether queries, keys and values are float32, whatever the dtype of the products."""
+
+
+class Part(Protocol):
+    kept: int
+    """How many tensors `forward` keeps for `backward`."""
+
+    def forward(self, x: Tensor, scene: Scene) -> tuple[Tensor, Saved]:
+        """x [B, T, D] -> y [B, T, D] and what `backward` needs."""
+        ...
+
+    def backward(self, grad: Tensor, saved: Saved, scene: Scene) -> Tensor:
+        """The gradient of y -> the gradient of x, both [B, T, D]."""
+        ...
+
+
+class FrozenPart(torch.autograd.Function):
+    """One part as one node of the graph."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, part: Part, scene: Scene) -> Tensor:
+        y, saved = part.forward(x, scene)
+        ctx.save_for_backward(*saved)
+        ctx.part, ctx.scene = part, scene
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.part.backward(grad, ctx.saved_tensors, ctx.scene), None, None
+
+
+def run_part(part: Part, x: Tensor, scene: Scene) -> Tensor:
+    if torch.is_grad_enabled() and x.requires_grad:
+        y: Tensor = FrozenPart.apply(x, part, scene)  # type: ignore[no-untyped-call]
+        return y
+    return part.forward(x, scene)[0]
+
+
+class PartChain:
+    """Parts one after the other."""
+
+    def __init__(self, *parts: Part) -> None:
+        self.parts = parts
+        self.kept = sum(part.kept for part in parts)
+
+    def forward(self, x: Tensor, scene: Scene) -> tuple[Tensor, Saved]:
+        kept: list[Any] = []
+        for part in self.parts:
+            x, saved = part.forward(x, scene)
+            kept += saved
+        return x, tuple(kept)
+
+    def backward(self, grad: Tensor, saved: Saved, scene: Scene) -> Tensor:
+        end = len(saved)
+        for part in reversed(self.parts):
+            grad = part.backward(grad, saved[end - part.kept : end], scene)
+            end -= part.kept
+        return grad
+
+
+class Norm:
+    """Layer norm from the stream to the dtype of the products."""
+
+    def __init__(self, norm: nn.LayerNorm, dtype: torch.dtype) -> None:
+        self.shape = list(norm.normalized_shape)
+        self.weight = norm.weight.detach().float()
+        self.bias = norm.bias.detach().float()
+        self.epsilon = norm.eps
+        self.dtype = dtype
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        y, mean, scale = torch.native_layer_norm(x, self.shape, self.weight, self.bias, self.epsilon)
+        return y.to(self.dtype), mean, scale
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The same with the backward pass left to autograd."""
+        return F.layer_norm(x, self.shape, self.weight, self.bias, self.epsilon)
+
+    def backward(self, grad: Tensor, x: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+        wanted = [True, False, False]
+        inner: Tensor = aten.native_layer_norm_backward(
+            grad.to(x.dtype), x, self.shape, mean, scale, self.weight, self.bias, wanted
+        )[0]
+        return inner
+
+
+class NormPart:
+    """norm(x), in the dtype of the stream."""
+
+    kept = 3
+
+    def __init__(self, norm: Norm) -> None:
+        self.norm = norm
+
+    def forward(self, x: Tensor, scene: Scene) -> tuple[Tensor, Saved]:
+        norm = self.norm
+        y, mean, scale = torch.native_layer_norm(x, norm.shape, norm.weight, norm.bias, norm.epsilon)
+        return y, (x, mean, scale)
+
+    def backward(self, grad: Tensor, saved: Saved, scene: Scene) -> Tensor:
+        return self.norm.backward(grad, *saved)
+
+
+def cast(tensor: Tensor | None, dtype: torch.dtype, scale: float = 1.0) -> Tensor | None:
+    return None if tensor is None else (tensor.detach().double() * scale).to(dtype)
+
+
+def cast_product(module: nn.Linear | nn.Conv1d, dtype: torch.dtype, scale: float = 1.0) -> Product:
+    """The product of a linear layer, or of a convolution with kernels of one place."""
+    weight = (module.weight.detach().double() * scale).to(dtype).flatten(1).contiguous()
+    return Product(weight, cast(module.bias, dtype, scale))
+
+
+def mask_for(dropout: nn.Dropout, like: Tensor) -> Tensor | None:
+    if not dropout.training or dropout.p == 0.0:
+        return None
+    return dropout_mask(tuple(like.shape), dropout.p, like.dtype, like.device)
+
+
+def acts(tap: Tap) -> bool:
+    """Whether calling the tap now may change anything."""
+    probe = getattr(tap.plug, "acts", None)
+    return tap.plug is not None if probe is None else bool(probe())
+
+
+def onto(tap: Tap, x: Tensor, y: Tensor, context: TapContext) -> Tensor:
+    """What the tap makes of a `y` that nobody else holds: what is plugged in may write to it."""
+    plug = getattr(tap.plug, "onto", None)
+    result: Tensor = tap(x, y, context) if plug is None else plug(x, y, context)
+    return result
+
+
+def joined(x: Tensor, part: Tensor, mask: Tensor | None) -> Tensor:
+    """x + part · mask, in the dtype of x."""
+    if mask is None:
+        return x + part
+    return torch.addcmul(x, part.to(x.dtype), mask.to(x.dtype))
+
+
+def entering(grad: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """The gradient of `part` in `joined`."""
+    grad = grad.to(dtype)
+    return grad if mask is None else grad * mask
+
+
+class FeedForwardPart:
+    """x + ½ · feed_forward(norm(x))."""
+
+    kept = 6
+
+    def __init__(self, norm: nn.LayerNorm, module: FeedForward, dropout: nn.Dropout, dtype: torch.dtype) -> None:
+        self.norm = Norm(norm, dtype)
+        self.module = module
+        self.dropout = dropout
+        self.expand = cast_product(module.linear1, dtype)
+        self.contract = cast_product(module.linear2, dtype, 0.5)
+
+    def __call__(self, x: Tensor, scene: Scene) -> Tensor:
+        module = self.module
+        if not (acts(module.expand) or acts(module.contract)):
+            return run_part(self, x, scene)
+        normed = self.norm(x).to(self.expand.dtype)
+        inner = module.expand(normed, self.expand(normed), scene.context)
+        active = F.silu(inner)
+        mask = mask_for(module.dropout, active)
+        if mask is not None:
+            active = active * mask
+        half = self.contract(active)
+        part = 0.5 * module.contract(active, 2.0 * half, scene.context)
+        return joined(x, part, mask_for(self.dropout, part))
+
+    def forward(self, x: Tensor, scene: Scene) -> tuple[Tensor, Saved]:
+        normed, mean, scale = self.norm.forward(x)
+        inner = self.expand(normed)  # [B, T, 4D]
+        active = F.silu(inner)
+        inner_mask = mask_for(self.module.dropout, active)
+        if inner_mask is not None:
+            active.mul_(inner_mask)
+        part = self.contract(active)
+        mask = mask_for(self.dropout, part)
+        return joined(x, part, mask), (x, mean, scale, inner, inner_mask, mask)
+
+    def backward(self, grad: Tensor, saved: Saved, scene: Scene) -> Tensor:
+        x, mean, scale, inner, inner_mask, mask = saved
+        through = self.contract.backward(entering(grad, mask, inner.dtype))
+        if inner_mask is not None:
+            through.mul_(inner_mask)
+        through = self.expand.backward(aten.silu_backward(through, inner))
+        return self.norm.backward(through, x, mean, scale).add_(grad)
+
+
+class ConvolutionPart:
+    """x + convolution(norm(x)), the batch norm folded into the depthwise kernel."""
+
+    kept = 6
+
+    def __init__(self, norm: nn.LayerNorm, module: ConvolutionModule, dropout: nn.Dropout, dtype: torch.dtype) -> None:
+        self.norm = Norm(norm, dtype)
+        self.dropout = dropout
+        self.gate = cast_product(module.pointwise_conv1, dtype)
+        self.project = cast_product(module.pointwise_conv2, dtype)
+        kernel, bias = folded_batch_norm(module)
+        depthwise = dtype if channels_last_is_safe(dtype, kernel.size(0)) else torch.float32
+        kernel = kernel.to(depthwise).unsqueeze(2)  # [D, 1, 1, kernel size]
+        self.filter = Filter(kernel, bias.to(depthwise), left=module.left, right=module.right)
+        self.reversed = Filter(kernel.flip(-1), None, left=module.right, right=module.left)
+
+    def __call__(self, x: Tensor, scene: Scene) -> Tensor:
+        return run_part(self, x, scene)
+
+    def forward(self, x: Tensor, scene: Scene) -> tuple[Tensor, Saved]:
+        normed, mean, scale = self.norm.forward(x)
+        gates = self.gate(normed)  # [B, T, 2D]
+        inner = F.glu(gates, -1)
+        if scene.keep is not None:
+            inner.mul_(scene.keep)
+        filtered = self.filter(inner)
+        part = self.project(F.silu(filtered))
+        mask = mask_for(self.dropout, part)
+        return joined(x, part, mask), (x, mean, scale, gates, filtered, mask)
+
+    def backward(self, grad: Tensor, saved: Saved, scene: Scene) -> Tensor:
+        x, mean, scale, gates, filtered, mask = saved
+        through = self.project.backward(entering(grad, mask, gates.dtype))
+        through = aten.silu_backward(through, filtered)
+        through = self.reversed(through)
+        if scene.keep is not None:
+            through = through * scene.keep
+        through = self.gate.backward(aten.glu_backward(through, gates, -1))
+        return self.norm.backward(through, x, mean, scale).add_(grad)
+
+
+def folded_batch_norm(module: ConvolutionModule) -> tuple[Tensor, Tensor]:
+    """The depthwise kernel [D, 1, size] and bias [D] with the norm's statistics inside, float64."""
+    norm = module.batch_norm
+    assert isinstance(norm, nn.BatchNorm2d)
+    mean, variance = norm.running_mean, norm.running_var
+    assert mean is not None
+    assert variance is not None
+    conv = module.depthwise_conv
+    scale = norm.weight.detach().double() / (variance.double() + norm.eps).sqrt()
+    bias = -mean.double() if conv.bias is None else conv.bias.detach().double() - mean.double()
+    return conv.weight.detach().double() * scale.view(-1, 1, 1), bias * scale + norm.bias.detach().double()

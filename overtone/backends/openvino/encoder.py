@@ -1,0 +1,245 @@
+"""A frozen encoder computed by OpenVINO, for inference with linear adapters.
+
+The graph is made from the base's weights when it is first needed, and anew when the base has changed. Adapters are
+among its inputs, one set a row, so that other adapters are other numbers and nothing is compiled for them.
+Legend: B batch, T mel frames, T' encoder frames, F mel bins, D width, A adapters (1 or B), R bottleneck.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Mapping
+from functools import cache
+from importlib.util import find_spec
+from typing import Any, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from overtone.backends.fused.attention import FORBIDDEN, AttentionCore
+from overtone.backends.fused.encoder import SHORTEST_ENCODINGS, PreparedEncoder
+from overtone.backends.fused.parts import acts
+from overtone.backends.openvino.graph import EncoderGraph
+from overtone.errors import UsageError
+from overtone.nets.conformer import ConformerEncoder
+from overtone.nets.layers import Tap, valid_frames
+from overtone.nets.subsampling import ConvSubsampling
+
+Bottleneck = tuple[Tensor, Tensor, Tensor]
+"""y + up·swish(down·norm(y) + bias): down [A, R, D], bias [A, 1, R], up [A, D, R]."""
+STEP = 32
+"""Mel frames: lengths are filled up to a multiple, since kernels are made and kept for every length."""
+KERNELS_KEPT = 500
+"""OpenVINO's own five thousand grew by hundreds of megabytes with rows of any number and length."""
+OTHERWISE = "Let PyTorch compute: compute_dtype (on the command line, --dtype) auto, float32 or bfloat16."
+
+
+@cache
+def the_core() -> Any:
+    """One for the whole process, for ever: with each, OpenVINO gives its thread a stack for signals, and sets the one
+    before it again when it goes. Several that go in another order than they came leave a stack that is not there any
+    more, and the next signal ends the process."""
+    import openvino
+
+    return openvino.Core()
+
+
+class OpenVinoEncoder:
+    """mel [B, F, T] float32, lengths [B] -> x [B, T', D] float32, lengths [B], computed in `dtype`.
+
+    The same function as the encoder's, for inference: no gradient flows through it. Raises UsageError for encoders
+    that the graph does not know, where openvino is not installed, and in training.
+    """
+
+    def __init__(self, encoder: ConformerEncoder, dtype: torch.dtype) -> None:
+        check_installed()
+        check_encoder(encoder)
+        self.encoder = encoder
+        self.dtype = dtype
+        self.source = PreparedEncoder(encoder, torch.float32)
+        """Derives the weights and notices when the base has changed; it holds none of them in between."""
+        self.made_from: tuple[object, int] | None = None
+        self.lock = threading.Lock()
+        self.request: Any = None
+        self.held: dict[str, Tensor] = {}
+        """The tensors whose memory the request reads; it does not keep them alive itself."""
+        self.nothing: Bottleneck = (torch.empty(0), torch.empty(0), torch.empty(0))
+        """What adds zero."""
+        self.cores: list[AttentionCore] = []
+        self.taps: list[Tap] = []
+        self.others: list[Tap] = []
+        """Points where nothing may act."""
+        self.distances_for = 0
+        """The encoder frames that the request's encodings of distances are for."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return type(self)(copy.deepcopy(self.encoder, memo), self.dtype)
+
+    def __call__(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        if self.encoder.training:
+            raise UsageError(f"OpenVINO computes no gradients; the model is in training mode. {OTHERWISE}")
+        with self.lock, torch.no_grad():
+            self.refresh()
+            inputs = self.adapters_for(mel.size(0)) | self.frames_of(mel, lengths)
+            return self.infer(inputs, mel.size(2)), self.halvings(lengths)[-1]
+
+    def below(self, mel: Tensor, lengths: Tensor, cut: int) -> tuple[Tensor, Tensor]:
+        """As of the encoder, which computes it."""
+        return self.encoder.below(mel, lengths, cut)
+
+    def above(self, x: Tensor, lengths: Tensor, cut: int) -> Tensor:
+        """As of the encoder, which computes it."""
+        return self.encoder.above(x, lengths, cut)
+
+    @property
+    def pre_encode(self) -> ConvSubsampling:
+        module = self.encoder.pre_encode
+        assert isinstance(module, ConvSubsampling)
+        return module
+
+    def refresh(self) -> None:
+        """Make the graph, unless it has been made for what the base and the threads are now."""
+        self.source.refresh()
+        threads = torch.get_num_threads()
+        if self.made_from is not None and self.made_from[0] is self.source.state and self.made_from[1] == threads:
+            return
+        if not self.source.layers:
+            self.source.derive()
+        layers = self.source.layers
+        graph = EncoderGraph(self.encoder, layers, self.dtype)
+        settings = {
+            "INFERENCE_PRECISION_HINT": "bf16" if self.dtype is torch.bfloat16 else "f32",
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": 1,
+            "PERFORMANCE_HINT": "LATENCY",
+            "ENABLE_CPU_PINNING": False,
+            "CPU_RUNTIME_CACHE_CAPACITY": KERNELS_KEPT,
+        }
+        self.request = the_core().compile_model(graph.model, "CPU", settings).create_infer_request()
+        self.cores = [
+            AttentionCore(layer.attention.module, layer.attention.padded_width, self.dtype) for layer in layers
+        ]
+        self.taps = [layer.layer.after_block for layer in layers]
+        chosen = set(map(id, self.taps))
+        self.others = [
+            module for module in self.encoder.modules() if isinstance(module, Tap) and id(module) not in chosen
+        ]
+        self.source.layers = []
+        width = self.taps[0].out_width
+        zeros = torch.zeros(1, 1, width, dtype=self.dtype)
+        self.nothing = (zeros, zeros[..., :1], zeros.view(1, width, 1))
+        self.held, self.distances_for = {}, 0
+        self.made_from = (self.source.state, threads)
+
+    def frames_of(self, mel: Tensor, lengths: Tensor) -> dict[str, Tensor]:
+        """The mel frames filled up to a multiple of STEP, what is speech among them, and the distances."""
+        mel = F.pad(mel.float(), (0, -mel.size(2) % STEP))
+        inputs = {"mel": mel}
+        frames, valid = mel.size(2), None
+        for stage, counts in enumerate(self.halvings(lengths)):
+            frames = frames if stage == 0 else self.pre_encode.halved(frames)
+            valid = valid_frames(counts, frames)
+            inputs[f"frames{stage}"] = valid.float()[:, None, :, None]
+        assert valid is not None
+        allowed = valid[:, None, None, :]
+        if self.encoder.attention_context != (-1, -1):
+            context = self.encoder.tap_context(self.halvings(lengths)[-1], frames, None)
+            assert context.attention is not None
+            allowed = context.attention
+        inputs["speech"] = valid.float().unsqueeze(-1)
+        inputs["marks"] = torch.zeros(allowed.shape).masked_fill_(~allowed, FORBIDDEN)
+        if frames != self.distances_for:
+            inputs |= self.distances(frames)
+        return inputs
+
+    def halvings(self, lengths: Tensor) -> list[Tensor]:
+        """The lengths before and after every stage of the subsampling."""
+        found = [lengths]
+        for _ in range(self.pre_encode.stages):
+            found.append(self.pre_encode.halved_lengths(found[-1]))
+        return found
+
+    def distances(self, frames: int) -> dict[str, Tensor]:
+        """Every layer's encodings of the distances of so many encoder frames, each [1, H, 2T'-1, P]."""
+        if frames > self.cores[0].longest:
+            known = max(SHORTEST_ENCODINGS, 1 << (frames - 1).bit_length())
+            positions = self.encoder.positions(known, torch.device("cpu"))
+            for core in self.cores:
+                core.prepare(positions)
+        return {
+            f"distances{number}": core.encoded(frames, core.dtype).unsqueeze(0)
+            for number, core in enumerate(self.cores)
+        }
+
+    def adapters_for(self, rows: int) -> dict[str, Tensor]:
+        """What acts behind each layer, zeros where nothing does. Raises an error for what the graph cannot compute."""
+        inputs: dict[str, Tensor] = {}
+        for tap in self.others:
+            if acts(tap):
+                bottleneck_of(tap, rows, self.dtype)
+                raise UsageError(f"OpenVINO computes adapters behind whole layers only. {OTHERWISE}")
+        for number, tap in enumerate(self.taps):
+            found = bottleneck_of(tap, rows, self.dtype) if acts(tap) else None
+            inputs |= zip((f"down{number}", f"bias{number}", f"up{number}"), found or self.nothing, strict=True)
+        return inputs
+
+    def infer(self, inputs: Mapping[str, Tensor], mel_frames: int) -> Tensor:
+        """x [B, T', D] for so many mel frames before they were filled up."""
+        for name, tensor in inputs.items():
+            tensor = tensor.detach().contiguous()
+            held = self.held.get(name)
+            if held is None or held.data_ptr() != tensor.data_ptr() or held.shape != tensor.shape:
+                self.held[name] = tensor
+                self.request.set_tensor(name, shared(tensor))
+        self.distances_for = inputs["speech"].size(1)
+        self.request.infer()
+        frames = mel_frames
+        for _ in range(self.pre_encode.stages):
+            frames = self.pre_encode.halved(frames)
+        return torch.from_numpy(self.request.get_output_tensor(0).data[:, :frames].copy())
+
+
+def bottleneck_of(tap: Tap, rows: int, dtype: torch.dtype) -> Bottleneck:
+    """What is plugged into the tap, as tensors in `dtype` for a batch of so many rows."""
+    ask = getattr(tap.plug, "bottleneck", None)
+    if ask is None:
+        raise UsageError(f"What is plugged in at a point cannot be computed by OpenVINO. {OTHERWISE}")
+    found: Bottleneck = ask(rows, dtype)
+    return found
+
+
+def shared(tensor: Tensor) -> Any:
+    """The same memory as a tensor of OpenVINO."""
+    import openvino
+
+    if tensor.dtype is not torch.bfloat16:
+        return openvino.Tensor(tensor.numpy(), shared_memory=True)
+    words = tensor.view(torch.int16).numpy().view(np.uint16)
+    return openvino.Tensor(words, openvino.Shape(list(tensor.shape)), openvino.Type.bf16)
+
+
+def check_installed() -> None:
+    if find_spec("openvino") is None:
+        raise UsageError(
+            "compute_dtype 'openvino' needs the package openvino, which is not installed. "
+            "Install the extra: pip install 'overtone[openvino]'."
+        )
+
+
+def check_encoder(encoder: ConformerEncoder) -> None:
+    """Raises UsageError for an encoder that the graph does not know."""
+    device = next(encoder.parameters()).device
+    known = {
+        f"computing on a CPU, not on {device}": device.type == "cpu",
+        "subsampling by convolutions (striding, dw_striding)": isinstance(encoder.pre_encode, ConvSubsampling),
+        "relative positions (rel_pos)": encoder.relative,
+        "batch norm in the convolutions (batch_norm)": all(
+            isinstance(layer.get_submodule("conv.batch_norm"), nn.BatchNorm2d) for layer in encoder.layers
+        ),
+    }
+    missing = [name for name, holds in known.items() if not holds]
+    if missing:
+        raise UsageError(f"OpenVINO cannot compute this model; it needs {'; '.join(missing)}. {OTHERWISE}")

@@ -1,0 +1,204 @@
+"""A model as a folder: `model_config.yaml`, `model.safetensors`, the tokenizer's files, `adapters/NAME/`.
+
+Configuration and keys are those of a `.nemo`, so one table reads both; the weights are no pickle, and every adapter
+is a folder of its own that can be copied in, out and away.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from overtone.adapters.adapter import Adapter
+from overtone.adapters.storage import DESCRIPTION
+from overtone.checkpoints.nemo.adapters import adapter_config, has_nemo_form, kind_of, nemo_modules
+from overtone.checkpoints.nemo.archive import LIMITS, plain_name
+from overtone.checkpoints.nemo.config import NemoAdapter, translate
+from overtone.checkpoints.nemo.model import (
+    CONFIG,
+    assemble,
+    keep_files,
+    model_files,
+    nemo_config,
+    nemo_key,
+    read_config,
+    read_tokenizer,
+    size_of,
+)
+from overtone.checkpoints.nemo.tokenizer import FILE_PREFIX
+from overtone.checkpoints.nemo.yaml import write_yaml
+from overtone.errors import CheckpointError, OvertoneError
+from overtone.files import write_failure
+from overtone.models.asr_model import AsrModel
+
+WEIGHTS = "model.safetensors"
+ADAPTERS = "adapters"
+OWN = "overtone"
+"""Our own section of the configuration: the model's name, and the adapters' order."""
+
+Storage = Literal["float32", "float16", "bfloat16"]
+STORAGES: Mapping[str, torch.dtype] = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+
+
+def is_native(folder: Path) -> bool:
+    return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
+
+
+def read_native(folder: Path | str, *, adapters: bool = True) -> AsrModel:
+    """The model of a folder in float32 with its adapters, none in use.
+
+    Raises CheckpointError, naming file and cause, for what is missing, damaged or not supported.
+    """
+    folder = Path(folder)
+    config = read_config(read_file(folder / CONFIG, LIMITS.config_bytes), str(folder / CONFIG))
+    own = config.pop(OWN, None) or {}
+    if not isinstance(own, dict):
+        raise CheckpointError(f"{folder / CONFIG}: {OWN} is {own!r}; a mapping of keys is needed.")
+    description = translate(config, str(folder / CONFIG))
+    files = {name: read_file(folder / name, LIMITS.small_file_bytes) for name in file_names(folder, own, config)}
+    tokenizer = read_tokenizer(description.tokenizer, files, str(folder))
+    name = str(own.get("name") or folder.name)
+    model = assemble(description, config, tokenizer, read_tensors(folder / WEIGHTS), source=str(folder), name=name)
+    keep_files(model, files)
+    if adapters:
+        _read_adapters(model, folder / ADAPTERS, own, {entry.name: entry for entry in description.adapters})
+    return model
+
+
+def write_native(model: AsrModel, folder: Path | str, *, storage: Storage = "float32", overwrite: bool = False) -> None:
+    """Write the model and its adapters; the folder appears whole or not at all.
+
+    `storage` float16 or bfloat16 halves the matrices; vectors, statistics and the filter bank stay float32.
+    Raises CheckpointError where the folder exists (unless `overwrite`), cannot be written, or where half precision
+    would change a base that adapters were made for.
+    """
+    folder = Path(folder)
+    if folder.exists() and not overwrite:
+        raise CheckpointError(f"{folder} exists already; choose another folder, or allow overwriting.")
+    if folder.exists() and not is_native(folder):
+        raise CheckpointError(f"{folder} is no folder of a model, so it is not overwritten; choose another one.")
+    tensors = stored_tensors(model, storage)
+    if len(model.adapters) and not _same_values(model, tensors):
+        raise CheckpointError(
+            f"Storing {model.name or 'the model'} in {storage} would change its base, and its adapters would no longer "
+            "belong to it; use storage float32, or store the base alone and train the adapters on that."
+        )
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as place:
+            fresh = Path(place) / "new"
+            fresh.mkdir()
+            _write_parts(model, fresh, tensors)
+            if folder.exists():
+                folder.rename(Path(place) / "old")
+            try:
+                fresh.rename(folder)
+            except OSError:
+                if (Path(place) / "old").exists():
+                    (Path(place) / "old").rename(folder)
+                raise
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(write_failure(folder, error, needed=size_of(tensors))) from error
+
+
+def stored_tensors(model: AsrModel, storage: Storage) -> dict[str, Tensor]:
+    """The base by NeMo's keys, in the precision of storage; what overflows in half precision stays float32."""
+    if storage not in STORAGES:
+        raise CheckpointError(f"storage '{storage}' is unknown. Allowed: {', '.join(STORAGES)}.")
+    tensors = {}
+    for name, tensor in model.base_state_dict().items():
+        value = tensor.detach().cpu().contiguous().clone()  # safetensors refuses shared memory
+        is_matrix = value.is_floating_point() and value.dim() >= 2 and not name.startswith("preprocessor.")
+        halved = value.to(STORAGES[storage]) if is_matrix else value
+        tensors[nemo_key(name)] = halved if bool(halved.isfinite().all()) else value
+    return tensors
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} does not exist.") from error
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} is truncated, damaged or no safetensors file: {error}.") from error
+
+
+def read_file(path: Path, at_most: int) -> bytes:
+    try:
+        if path.stat().st_size > at_most:
+            raise CheckpointError(f"{path} has more than the {at_most} bytes allowed for such a file.")
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from error
+
+
+def file_names(folder: Path, own: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
+    """The files beside configuration and weights that belong to the model; a README or a licence does not."""
+    listed = [plain_name(folder, str(name)) for name in own.get("files") or ()]
+    section = config.get("tokenizer") if not listed else None
+    values = section.values() if isinstance(section, dict) else ()
+    named = {str(value).rpartition("/")[2].removeprefix(FILE_PREFIX) for value in values} | {"tokenizer.model"}
+    return listed or sorted(path.name for path in folder.iterdir() if path.is_file() and path.name in named)
+
+
+def _write_parts(model: AsrModel, folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    config = nemo_config(model, [adapter.name for adapter in model.adapters if has_nemo_form(adapter)])
+    files = {
+        name: content
+        for name, content in model_files(model, config).items()
+        if Path(name).parts[0] not in (CONFIG, WEIGHTS, ADAPTERS)
+    }
+    config[OWN] = {
+        "name": model.name,
+        "files": list(files),
+        "adapters": model.adapters.names,
+        "file_choice": list(model.adapters.file_choice),
+    }
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    (folder / CONFIG).write_text(write_yaml(config), encoding="utf-8")
+    save_file(dict(tensors), folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode & 0o777)  # safetensors writes for the owner alone
+    for name in model.adapters.names:
+        model.adapters.save(name, folder / ADAPTERS / name)
+
+
+def _read_adapters(model: AsrModel, folder: Path, own: Mapping[str, Any], described: Mapping[str, NemoAdapter]) -> None:
+    """The adapters in their order of addition; folders that were copied in come last."""
+    present = [path.name for path in sorted(folder.glob("*")) if (path / DESCRIPTION).is_file()]
+    listed = [str(name) for name in own.get("adapters") or ()]
+    for name in [*(name for name in listed if name in present), *(name for name in present if name not in listed)]:
+        try:
+            adapter = model.adapters.load(folder / name, name=name)
+        except OvertoneError as error:
+            raise CheckpointError(f"{error} (Load the base alone with adapters=False.)") from error
+        if name in described and name in listed and has_nemo_form(adapter):
+            adapter.nemo = _nemo_form(adapter, described[name], str(folder.parent / CONFIG))
+    chosen = [str(name) for name in own.get("file_choice") or ()]
+    model.adapters.file_choice = tuple(name for name in chosen if name in model.adapters)
+
+
+def _nemo_form(adapter: Adapter, entry: NemoAdapter, source: str) -> dict[str, Any]:
+    """What the configuration says of an adapter; of one that has taken another's place, only whether it is enabled."""
+    own = NemoAdapter(name=adapter.name, modules=nemo_modules(adapter), config=adapter_config(adapter))
+    same_place = (own.modules or "encoder") == (entry.modules or "encoder")
+    told = entry if same_place and kind_of(own, source) == kind_of(entry, source) else own
+    return {"modules": told.modules, "enabled": entry.enabled, "config": dict(told.config)}
+
+
+def _same_values(model: AsrModel, tensors: Mapping[str, Tensor]) -> bool:
+    base = {nemo_key(name): tensor for name, tensor in model.base_state_dict().items()}
+    return all(torch.equal(base[key].cpu(), tensor.to(base[key].dtype)) for key, tensor in tensors.items())

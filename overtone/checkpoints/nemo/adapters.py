@@ -1,0 +1,400 @@
+"""Adapters as NeMo keeps them: in the configuration, in the weights of a `.nemo`, and in an `adapters.pt`.
+
+NeMo hangs adapters on hosts: each layer of the encoder, and the decoder. The tables below align its names of
+parameters with ours. Names of adapters are compared whole: `an4` is not the beginning of `an4_v2`.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from overtone.adapters.adapter import Adapter
+from overtone.adapters.kinds.kinds import Kind, LinearAdapter, TinyAttentionAdapter
+from overtone.adapters.point_adapter import parameter_shapes
+from overtone.adapters.points import Point, parse_modules
+from overtone.adapters.strategies import ResidualAdd
+from overtone.checkpoints.nemo.config import NemoAdapter, read_adapters
+from overtone.checkpoints.nemo.keys import (
+    ADAPTER_ATTENTION,
+    ADAPTER_LINEAR,
+    STRATEGY,
+    read_section,
+    refuse,
+    write_section,
+)
+from overtone.checkpoints.nemo.pickles import RefusedError, plain, read_torch_file
+from overtone.config.targets import (
+    ABSOLUTE_ATTENTION_TARGETS,
+    ATTENTION_RESIDUAL_TARGETS,
+    NEMO_ATTENTION_TARGETS,
+    NEMO_LINEAR_TARGETS,
+    NEMO_STRATEGY_TARGETS,
+    RELATIVE_ATTENTION_TARGETS,
+    RESIDUAL_TARGETS,
+    attention_position,
+)
+from overtone.errors import AdapterError, CheckpointError, did_you_mean
+from overtone.files import write_failure
+from overtone.models.asr_model import AsrModel
+
+PRE_NORM = {"norm": "module.0", "down": "module.1", "up": "module.3"}
+POST_NORM = {"down": "module.0", "up": "module.2", "norm": "module.3"}
+ATTENTION = {
+    "norm": "pre_norm",
+    "query": "linear_q",
+    "key": "linear_k",
+    "value": "linear_v",
+    "out": "linear_out",
+    "position": "linear_pos",
+    "position_bias_u": "pos_bias_u",
+    "position_bias_v": "pos_bias_v",
+}
+LAST = {"pre": ("up.weight",), "post": ("norm.weight", "norm.bias")}
+"""Which parameters of a linear adapter are zero at birth, by the position of its norm."""
+
+HELD = re.compile(r"^(?P<host>.+)\.adapter_layer\.(?P<name>[^.]+)\.(?P<parameter>.+)$")
+NEMO_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
+
+HostTensors = Mapping[str, Mapping[str, Tensor]]
+"""The tensors of one adapter: by host (`encoder.layers.0`, `decoder`), then by NeMo's name (`module.1.weight`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredNemoAdapter:
+    """One adapter of an `adapters.pt`."""
+
+    described: NemoAdapter
+    hosts: tuple[Mapping[str, Tensor], ...]
+    """The tensors of each host by NeMo's name, in the order of the hosts in the model."""
+
+    @property
+    def name(self) -> str:
+        return self.described.name
+
+
+def kind_of(described: NemoAdapter, source: str) -> tuple[Kind, ResidualAdd]:
+    """What a configuration's adapter is here. Raises CheckpointError for classes and values that are not supported."""
+    where = f"{source}: adapters.{described.name}"
+    section = dict(described.config)
+    strategy = section.pop("adapter_strategy", None) or {}
+    known = ", ".join(NEMO_STRATEGY_TARGETS)
+    if not isinstance(strategy, dict):
+        refuse(where, "adapter_strategy", strategy, known)
+    target, acting = section.get("_target_"), strategy.get("_target_")
+    try:
+        if target in NEMO_LINEAR_TARGETS:
+            values = read_section(section, ADAPTER_LINEAR, where, idle=("in_features", "enabled"))
+            kind: Kind = LinearAdapter(**values)
+        elif target in NEMO_ATTENTION_TARGETS:
+            idle = ("n_feat", "enabled", "use_pytorch_sdpa", "use_pytorch_sdpa_backends")
+            values = read_section(section, ADAPTER_ATTENTION, where, idle=idle)
+            kind = TinyAttentionAdapter(**values, position=attention_position(target))
+        else:
+            refuse(where, "_target_", target, ", ".join((*NEMO_LINEAR_TARGETS, *NEMO_ATTENTION_TARGETS)))
+        if strategy and acting not in NEMO_STRATEGY_TARGETS:
+            refuse(f"{where}.adapter_strategy", "_target_", acting, known)
+        return kind, ResidualAdd(**read_section(strategy, STRATEGY, f"{where}.adapter_strategy"))
+    except AdapterError as error:
+        raise CheckpointError(f"{where}: {error}") from error
+
+
+def split_adapters(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, dict[str, dict[str, Tensor]]]]:
+    """The tensors of a `.nemo` as those of the base, and those of each adapter by host."""
+    base: dict[str, Tensor] = {}
+    adapters: dict[str, dict[str, dict[str, Tensor]]] = {}
+    for key, tensor in tensors.items():
+        held = HELD.match(key)
+        if held is None:
+            base[key] = tensor
+        else:
+            hosts = adapters.setdefault(held["name"], {})
+            hosts.setdefault(held["host"], {})[held["parameter"]] = tensor
+    return base, adapters
+
+
+def own_tensors(
+    model: AsrModel, kind: Kind, described: NemoAdapter, hosts: HostTensors, source: str
+) -> dict[str, Tensor]:
+    """The values of a file by our names (`Adapter.tensors`). Raises CheckpointError where they do not fit the model."""
+    where = f"{source}: adapter '{described.name}'"
+    points = points_of(model, kind, described.modules)
+    if {host_of(point) for point in points} != set(hosts):
+        raise CheckpointError(
+            f"{where} has tensors for {', '.join(hosts) or 'no host'}; "
+            f"this model needs them for {', '.join(map(host_of, points)) or 'none'}."
+        )
+    values = {}
+    for point in points:
+        names = parameter_names(kind, point)
+        found = hosts[host_of(point)]
+        if set(names.values()) != set(found):
+            missing, left = set(names.values()) - set(found), set(found) - set(names.values())
+            raise CheckpointError(
+                f"{where} at {host_of(point)}: missing {', '.join(sorted(missing)) or 'nothing'}, "
+                f"left over {', '.join(sorted(left)) or 'nothing'}."
+            )
+        for ours, shape in parameter_shapes(kind, point).items():
+            tensor = found[names[ours]]
+            if tensor.shape != shape:
+                raise CheckpointError(
+                    f"{where} at {host_of(point)}: {names[ours]} has shape {list(tensor.shape)}, "
+                    f"expected {list(shape)}."
+                )
+            values[f"{point.name}.{ours}"] = tensor
+    return values
+
+
+def add_nemo_adapter(
+    model: AsrModel, described: NemoAdapter, hosts: HostTensors, source: str, *, name: str | None = None
+) -> Adapter:
+    """Add an adapter with the values of a file. Raises CheckpointError where it does not fit the model.
+
+    name: what it is called here, unless as in the file.
+    """
+    kind, strategy = kind_of(described, source)
+    values = own_tensors(model, kind, described, hosts, source)
+    modules = described.modules or "encoder"
+    adapter = model.adapters.add(name or described.name, kind, modules=modules, strategy=strategy)
+    adapter.load_tensors(values)
+    adapter.nemo = {
+        "modules": described.modules,
+        "enabled": described.enabled,
+        "config": dict(described.config),
+    }
+    return adapter
+
+
+def adapter_hosts(model: AsrModel, adapter: Adapter) -> dict[str, dict[str, Tensor]]:
+    """The tensors of an adapter for NeMo, which wants them in every layer.
+
+    A layer that the adapter leaves out gets a copy whose last part is zero: it changes nothing.
+    Raises CheckpointError for a kind or name that NeMo does not have.
+    """
+    check_nemo_can_hold(adapter)
+    hosts: dict[str, dict[str, Tensor]] = {}
+    sample = adapter.points[0]
+    for point in points_of(model, adapter.kind, adapter.modules_text):
+        own = adapter.at(point.name if point.name in adapter else sample).tensors()
+        tensors = hosts[host_of(point)] = {
+            theirs: own[ours].detach().float().cpu().clone()
+            for ours, theirs in parameter_names(adapter.kind, point).items()
+        }
+        if point.name not in adapter:
+            for ours in last_parameters(adapter.kind):
+                tensors[parameter_names(adapter.kind, point)[ours]].zero_()
+    return hosts
+
+
+def adapters_section(model: AsrModel, names: Iterable[str]) -> dict[str, Any]:
+    """The `adapters` section of a configuration for these adapters, as NeMo writes it."""
+    present = [model.adapters[name] for name in names]
+    before = (model.config.get("adapters") or {}).get("global_cfg") or {}
+    meta = dict(before.get("adapter_meta_cfg") or {})
+    meta["modules"] = {adapter.name: nemo_modules(adapter) for adapter in present}
+    shared = before if model.adapters.nemo is None else model.adapters.nemo
+    section: dict[str, Any] = {"global_cfg": {**shared, "adapter_meta_cfg": meta}}
+    for adapter in present:
+        check_nemo_can_hold(adapter)
+        section[adapter.name] = adapter_config(adapter)
+    return section
+
+
+def adapter_config(adapter: Adapter) -> dict[str, Any]:
+    """One adapter's own section: what the file said, or what NeMo would have written."""
+    if adapter.nemo is not None:
+        return {**adapter.nemo["config"], "enabled": adapter.nemo["enabled"]}
+    width = adapter.at(adapter.points[0]).point.out_width
+    kind, strategy = adapter.kind, write_section(vars(adapter.strategy), STRATEGY)
+    if isinstance(kind, LinearAdapter):
+        return {
+            "in_features": width,
+            **write_section(vars(kind), ADAPTER_LINEAR),
+            "adapter_strategy": {**strategy, "_target_": RESIDUAL_TARGETS[0]},
+            "_target_": NEMO_LINEAR_TARGETS[0],
+            "enabled": True,
+        }
+    assert isinstance(kind, TinyAttentionAdapter), "other kinds are refused before"
+    relative = "position.weight" in adapter.at(adapter.points[0]).tensors()
+    return {
+        "n_head": kind.heads,
+        "n_feat": width,
+        "dropout_rate": kind.dropout,
+        "proj_dim": kind.projection,
+        "adapter_strategy": {**strategy, "_target_": ATTENTION_RESIDUAL_TARGETS[0]},
+        "use_pytorch_sdpa": False,
+        "use_pytorch_sdpa_backends": None,
+        "_target_": (RELATIVE_ATTENTION_TARGETS if relative else ABSOLUTE_ATTENTION_TARGETS)[0],
+        "enabled": True,
+    }
+
+
+def nemo_modules(adapter: Adapter) -> str:
+    """NeMo's empty string is the encoder."""
+    if adapter.nemo is not None:
+        return str(adapter.nemo["modules"])
+    return "" if adapter.modules_text == "encoder" else adapter.modules_text
+
+
+def has_nemo_form(adapter: Adapter) -> bool:
+    """Whether NeMo has this kind of adapter and could hold one of this name."""
+    try:
+        check_nemo_can_hold(adapter)
+    except CheckpointError:
+        return False
+    return True
+
+
+def check_nemo_can_hold(adapter: Adapter) -> None:
+    if not isinstance(adapter.kind, LinearAdapter | TinyAttentionAdapter):
+        raise CheckpointError(
+            f"Adapter '{adapter.name}' is of kind {adapter.kind.name}, which NeMo does not have. Save it as an adapter "
+            f"folder (adapters.save) or the model as a native folder, or remove it before writing a file for NeMo."
+        )
+    taken = adapter.name == "global_cfg" or hasattr(nn.ModuleDict(), adapter.name)
+    if taken or not NEMO_NAME.match(adapter.name):
+        raise CheckpointError(
+            f"'{adapter.name}' cannot be an adapter's name in NeMo (letters, digits, '_' and '-', and no word that "
+            "PyTorch's ModuleDict uses itself). Save it as an adapter folder and load it under another name."
+        )
+
+
+def host_of(point: Point) -> str:
+    """`encoder.layers.3.after_block` hangs on `encoder.layers.3`."""
+    return point.name.rpartition(".")[0]
+
+
+def points_of(model: AsrModel, kind: Kind, modules: str) -> list[Point]:
+    """Where NeMo has this kind act: every layer of the encoder, the decoder."""
+    points = list(model.adapters.points.values())
+    wanted = parse_modules(modules, {point.module for point in points})
+    return [point for point in points if point.module in wanted and kind.acts_at(point)]
+
+
+def parameter_names(kind: Kind, point: Point) -> dict[str, str]:
+    """Our names of the parameters at a point -> NeMo's."""
+    table = ATTENTION
+    if isinstance(kind, LinearAdapter):
+        table = PRE_NORM if kind.norm_position == "pre" else POST_NORM
+    names = {}
+    for ours in parameter_shapes(kind, point):
+        part, dot, rest = ours.partition(".")
+        names[ours] = f"{table[part]}{dot}{rest}"
+    return names
+
+
+def last_parameters(kind: Kind) -> tuple[str, ...]:
+    return LAST[kind.norm_position] if isinstance(kind, LinearAdapter) else ("out.weight", "out.bias")
+
+
+def read_adapters_pt(path: Path | str) -> list[StoredNemoAdapter]:
+    """The adapters of NeMo's `save_adapters()`. Nothing in the file is executed.
+
+    Raises CheckpointError where the file is missing, damaged or foreign.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            content = read_torch_file(file, str(path))
+        if not isinstance(content, dict) or "__cfg__" not in content:
+            raise RefusedError("it holds no '__cfg__'; it was not written by NeMo's save_adapters().")
+        described = {adapter.name: adapter for adapter in read_adapters(plain(content["__cfg__"]), str(path))}
+        return [_stored(key, value, described) for key, value in content.items() if key != "__cfg__"]
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except RefusedError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def _stored(key: Any, states: Any, described: Mapping[str, NemoAdapter]) -> StoredNemoAdapter:
+    modules, _, name = str(key).rpartition(":")
+    if name not in described:
+        raise RefusedError(f"it has tensors of adapter '{name}', but no configuration of it.")
+    if not isinstance(states, list) or not all(isinstance(state, dict) for state in states):
+        raise RefusedError(f"the tensors of adapter '{name}' are no list of state dictionaries.")
+    hosts = []
+    for state in states:
+        # NeMo picks by substring: the states of `attn` also hold what belongs to `attn8` and `absattn`.
+        own = {
+            parameter.removeprefix(f"{name}."): value
+            for parameter, value in state.items()
+            if isinstance(parameter, str) and parameter.startswith(f"{name}.")
+        }
+        if not all(isinstance(value, Tensor) for value in own.values()):
+            raise RefusedError(f"the states of adapter '{name}' hold something else than tensors.")
+        hosts.append(own)
+    adapter = NemoAdapter(name=name, modules=modules, config=described[name].config)
+    return StoredNemoAdapter(described=adapter, hosts=tuple(hosts))
+
+
+def hosts_in(model: AsrModel, stored: StoredNemoAdapter, source: str) -> HostTensors:
+    """The tensors by their host in this model. Raises CheckpointError where it has more or fewer."""
+    kind, _ = kind_of(stored.described, source)
+    places = [host_of(point) for point in points_of(model, kind, stored.described.modules)]
+    if len(places) != len(stored.hosts):
+        raise CheckpointError(
+            f"{source}: adapter '{stored.name}' has tensors for {len(stored.hosts)} places, "
+            f"this model has {len(places)}; it was made for another model."
+        )
+    return dict(zip(places, stored.hosts, strict=True))
+
+
+def load_adapters(model: AsrModel, path: Path | str, names: Iterable[str] | None = None) -> list[Adapter]:
+    """Add adapters of an `adapters.pt`: all, or those named (`an4` or `decoder:dec`); all of them or none.
+
+    Raises AdapterError for a name that is unknown or taken, CheckpointError where the file does not fit the model.
+    """
+    stored = {adapter.name: adapter for adapter in read_adapters_pt(path)}
+    chosen = list(stored) if names is None else [name.rpartition(":")[2] for name in names]
+    for name in chosen:
+        if name not in stored:
+            raise AdapterError(
+                f"{path} holds no adapter '{name}'.{did_you_mean(name, stored)} It holds {', '.join(stored) or 'none'}."
+            )
+    added: list[Adapter] = []
+    try:
+        for name in chosen:
+            hosts = hosts_in(model, stored[name], str(path))
+            added.append(add_nemo_adapter(model, stored[name].described, hosts, str(path)))
+    except (AdapterError, CheckpointError):
+        for adapter_added in added:
+            model.adapters.remove(adapter_added.name)
+        raise
+    return added
+
+
+def save_adapters(model: AsrModel, path: Path | str, names: Iterable[str] | None = None) -> None:
+    """Write an `adapters.pt` that NeMo's `load_adapters()` reads: all adapters, or those named.
+
+    Raises AdapterError for an unknown name, CheckpointError where NeMo lacks the kind or the file cannot be written.
+    """
+    from omegaconf import OmegaConf
+
+    path = Path(path)
+    chosen = [model.adapters[name] for name in (model.adapters.names if names is None else names)]
+    if not chosen:
+        raise AdapterError("The model has no adapters to save; add or load one first.")
+    content: dict[str, Any] = {}
+    for adapter in chosen:
+        modules = nemo_modules(adapter)
+        content[f"{modules}:{adapter.name}" if modules else adapter.name] = [
+            {f"{adapter.name}.{parameter}": tensor for parameter, tensor in tensors.items()}
+            for tensors in adapter_hosts(model, adapter).values()
+        ]
+    content["__cfg__"] = OmegaConf.create(adapters_section(model, [adapter.name for adapter in chosen]))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            temporary = Path(folder) / path.name
+            with temporary.open("wb") as file:
+                torch.save(content, file)
+            temporary.replace(path)
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(write_failure(path, error)) from error

@@ -1,0 +1,245 @@
+"""A `.nemo` file: a tar, plain or gzipped, of a configuration, weights and tokenizer files.
+
+Reading trusts nothing: only plain files under plain names, each once, within limits of number and size.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from overtone.errors import CheckpointError
+from overtone.files import open_beside, write_failure
+
+GZIP_MAGIC = b"\x1f\x8b"
+LFS_POINTER = b"version https://git-lfs"
+BLOCK = 1 << 20
+DAMAGES = (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError, zlib.error)
+"""What the readers of tar and gzip raise on damaged files, OSError aside."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How much a file may ask for."""
+
+    members: int = 1000
+    """Files and folders inside."""
+    total_bytes: int = 20 * 2**30
+    """All contents together, unpacked."""
+    small_file_bytes: int = 64 * 2**20
+    """A tokenizer file or any other that is read whole."""
+    config_bytes: int = 10 * 2**20
+    """The configuration."""
+    expansion: int = 200
+    """How many times larger a gzipped file may become, once past `small_file_bytes`."""
+
+
+LIMITS = Limits()
+
+
+class Archive:
+    """The files of an opened `.nemo` by name (without `./`); `open_archive` checks and opens one."""
+
+    def __init__(self, path: Path, tar: tarfile.TarFile, members: dict[str, tarfile.TarInfo], limits: Limits) -> None:
+        self.path = path
+        self._tar = tar
+        self._members = members
+        self._limits = limits
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._members)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._members
+
+    def size(self, name: str) -> int:
+        """Bytes of a member."""
+        return self._member(name).size
+
+    def open(self, name: str) -> IO[bytes]:
+        """A member as a seekable file, valid while the archive is open."""
+        file = self._tar.extractfile(self._member(name))
+        assert file is not None, "members are plain files"
+        return file
+
+    def read(self, name: str, *, at_most: int | None = None) -> bytes:
+        """A small member whole; `at_most` bytes, the limit for small files unless given."""
+        limit = self._limits.small_file_bytes if at_most is None else at_most
+        if self.size(name) > limit:
+            raise CheckpointError(
+                f"{self.path}: '{name}' has {self.size(name)} bytes, more than the {limit} allowed for such a file."
+            )
+        with self.open(name) as file:
+            return file.read()
+
+    def _member(self, name: str) -> tarfile.TarInfo:
+        if name not in self._members:
+            raise CheckpointError(
+                f"{self.path} holds no '{name}'; it holds {', '.join(self._members) or 'nothing'}. "
+                "It is damaged or no .nemo of a single model."
+            )
+        return self._members[name]
+
+
+@contextmanager
+def open_archive(path: Path, *, limits: Limits = LIMITS) -> Iterator[Archive]:
+    """The files of a `.nemo`; nothing is written to disk but a private copy of a gzipped one.
+
+    Raises CheckpointError, naming the file and the cause, where it is missing, foreign, truncated or unsafe.
+    """
+    with ExitStack() as stack:
+        try:
+            file: IO[bytes] = stack.enter_context(path.open("rb"))
+            if file.read(2) == GZIP_MAGIC:
+                file = stack.enter_context(_unpacked(path, limits))
+            file.seek(0)
+            tar = stack.enter_context(tarfile.open(fileobj=file, mode="r:"))
+            members = _checked_members(path, tar, _size_of(file), limits)
+            file.seek(tar.offset)
+            if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
+                # Where no header can be read, the tar reader takes the archive to be at its end.
+                raise CheckpointError(f"{path} is truncated or damaged after '{list(members)[-1]}'.")
+        except FileNotFoundError as error:
+            raise CheckpointError(f"{path} does not exist.") from error
+        except IsADirectoryError as error:
+            raise CheckpointError(f"{path} is a folder, not a .nemo file.") from error
+        except OSError as error:
+            cause = "it is truncated or damaged" if isinstance(error, gzip.BadGzipFile) else error.strerror or error
+            raise CheckpointError(f"{path} cannot be read: {cause}.") from error
+        except DAMAGES as error:
+            raise CheckpointError(_damage(path, error)) from error
+        yield Archive(path, tar, members, limits)
+
+
+def write_archive(path: Path, members: Iterable[tuple[str, bytes | IO[bytes]]], *, needed: int | None = None) -> None:
+    """A plain tar with `./` before every name, as NeMo writes it; the file appears whole or not at all.
+
+    needed: bytes of disk that it takes, where they are known, for a message.
+    Raises CheckpointError where it cannot be written; what was there before stays.
+    """
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file, temporary = open_beside(path)
+        with file:
+            with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
+                folder = tarfile.TarInfo("./")
+                folder.type, folder.mode = tarfile.DIRTYPE, 0o755
+                tar.addfile(folder)
+                for member, content in members:
+                    _add(tar, member, content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise CheckpointError(write_failure(path, error, needed=needed)) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes | IO[bytes]) -> None:
+    entry = tarfile.TarInfo(f"./{name}")
+    entry.mode = 0o644
+    if isinstance(content, bytes):
+        with tempfile.SpooledTemporaryFile(max_size=len(content) + 1) as file:
+            file.write(content)
+            file.seek(0)
+            entry.size = len(content)
+            tar.addfile(entry, file)
+    else:
+        entry.size = _size_of(content)
+        content.seek(0)
+        tar.addfile(entry, content)
+
+
+def _size_of(file: IO[bytes]) -> int:
+    position = file.tell()
+    size = file.seek(0, os.SEEK_END)
+    file.seek(position)
+    return size
+
+
+@contextmanager
+def _unpacked(path: Path, limits: Limits) -> Iterator[IO[bytes]]:
+    """A gzipped file unpacked into a private temporary one, stopped as soon as it grows past the limits."""
+    allowed = min(limits.total_bytes, max(limits.small_file_bytes, limits.expansion * path.stat().st_size))
+    with tempfile.TemporaryFile() as copy:
+        with gzip.open(path, "rb") as packed:
+            size = 0
+            while block := packed.read(BLOCK):
+                size += len(block)
+                if size > allowed:
+                    raise CheckpointError(
+                        f"{path} unpacks to more than {allowed} bytes, more than a model of its size can."
+                    )
+                copy.write(block)
+        yield copy
+
+
+def _checked_members(path: Path, tar: tarfile.TarFile, file_size: int, limits: Limits) -> dict[str, tarfile.TarInfo]:
+    members: dict[str, tarfile.TarInfo] = {}
+    total = 0
+    for number, member in enumerate(tar, start=1):
+        if number > limits.members:
+            raise CheckpointError(f"{path} holds more than {limits.members} members; it is refused.")
+        name = plain_name(path, member.name)
+        if member.isdir():
+            continue
+        if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.issparse():
+            raise CheckpointError(
+                f"{path}: member '{member.name}' is a {_kind(member)}; only plain files are accepted."
+            )
+        if name in members or name == "":
+            raise CheckpointError(f"{path}: member '{member.name}' occurs twice; it is refused.")
+        total += max(member.size, 0)
+        if member.size < 0 or total > limits.total_bytes:
+            raise CheckpointError(
+                f"{path}: member '{member.name}' claims {member.size} bytes, {total} together; "
+                f"at most {limits.total_bytes} are allowed."
+            )
+        if member.offset_data + member.size > file_size:
+            raise CheckpointError(f"{path} is truncated: '{name}' ends {member.size} bytes later than the file.")
+        members[name] = member
+    if not members:
+        raise CheckpointError(f"{path} holds no files; it is truncated or no .nemo file.")
+    return members
+
+
+def plain_name(path: Path, name: str) -> str:
+    """A member's name without `./`; names that could leave the archive (or folder) are refused."""
+    parts = PurePosixPath(name).parts
+    if name.startswith("/") or ".." in parts or any(sign in name for sign in "\\:\0"):
+        raise CheckpointError(
+            f"{path}: member '{name}' points outside of the archive; only plain relative names are accepted."
+        )
+    return "/".join(parts)
+
+
+def _kind(member: tarfile.TarInfo) -> str:
+    if member.issym() or member.islnk():
+        return f"link to '{member.linkname}'"
+    if member.issparse():
+        return "sparse file"
+    return "device or other special file"
+
+
+def _damage(path: Path, error: Exception) -> str:
+    with path.open("rb") as file:
+        start = file.read(512)
+    if start.startswith(LFS_POINTER):
+        return f"{path} is a Git LFS pointer, not the model itself; fetch it with `git lfs pull`."
+    if not start:
+        return f"{path} is empty."
+    if b"ustar" not in start and not start.startswith(GZIP_MAGIC):
+        return f"{path} is no .nemo file: neither a tar nor a gzipped tar."
+    return f"{path} is truncated or damaged: {error}."

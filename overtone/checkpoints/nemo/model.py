@@ -1,0 +1,269 @@
+"""Whole models as `.nemo` files, both ways."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from overtone.checkpoints.nemo.adapters import (
+    adapter_hosts,
+    adapters_section,
+    add_nemo_adapter,
+    split_adapters,
+)
+from overtone.checkpoints.nemo.archive import LIMITS, Archive, open_archive, write_archive
+from overtone.checkpoints.nemo.config import (
+    ADAPTABLE_ENCODER,
+    NemoDescription,
+    TokenizerSource,
+    describe,
+    translate,
+)
+from overtone.checkpoints.nemo.pickles import read_state_dict
+from overtone.checkpoints.nemo.tokenizer import FILE_PREFIX, tokenizer_files
+from overtone.checkpoints.nemo.yaml import read_yaml, resolved, write_yaml
+from overtone.errors import CheckpointError, ConfigError
+from overtone.files import write_failure
+from overtone.models.asr_model import PARTS, AsrModel, build_model
+from overtone.tokenizers import CharTokenizer, SentencePieceTokenizer, Tokenizer
+
+CONFIG = "model_config.yaml"
+WEIGHTS = "model_weights.ckpt"
+KEY_PREFIXES = (
+    ("preprocessor.", "preprocessor.featurizer."),
+    ("decoder.projection.", "decoder.decoder_layers.0."),
+)
+"""Where our keys and NeMo's begin differently; all others are the same."""
+
+
+def read_nemo(path: Path | str, *, adapters: bool = True) -> AsrModel:
+    """The model of a `.nemo` in float32 with its adapters, none in use.
+
+    Raises CheckpointError, naming file and cause, for what is damaged, unsafe or not supported.
+    """
+    path = Path(path)
+    with open_archive(path) as archive:
+        config = read_config(archive.read(CONFIG, at_most=LIMITS.config_bytes), f"{path}: {CONFIG}")
+        description = translate(config, f"{path}: {CONFIG}")
+        files = {name: archive.read(name) for name in archive.names if name not in (CONFIG, WEIGHTS)}
+        tokenizer = read_tokenizer(description.tokenizer, files, str(path))
+        with archive.open(WEIGHTS) if WEIGHTS in archive else _no_weights(archive) as weights:
+            tensors = read_state_dict(weights, f"{path}: {WEIGHTS}")
+    base, held = split_adapters(tensors)
+    model = assemble(description, config, tokenizer, base, source=str(path), name=path.stem)
+    keep_files(model, files)
+    described = {adapter.name for adapter in description.adapters}
+    if described != set(held):
+        raise CheckpointError(
+            f"{path}: its configuration has the adapters {', '.join(sorted(described)) or 'none'}, "
+            f"its weights those of {', '.join(sorted(held)) or 'none'}."
+        )
+    if adapters:
+        for adapter in description.adapters:
+            add_nemo_adapter(model, adapter, held[adapter.name], str(path))
+        model.adapters.file_choice = tuple(entry.name for entry in description.adapters if entry.enabled)
+    return model
+
+
+def write_nemo(model: AsrModel, path: Path | str) -> None:
+    """Write the model and its adapters; NeMo restores the file, and what was not changed stands as it stood.
+
+    The file appears whole or not at all. Raises CheckpointError where NeMo lacks the kind or name of an adapter.
+    """
+    path = Path(path)
+    config = nemo_config(model)
+    tensors = {nemo_key(name): tensor.detach().cpu() for name, tensor in model.base_state_dict().items()}
+    for adapter in model.adapters:
+        for host, parameters in adapter_hosts(model, adapter).items():
+            for parameter, tensor in parameters.items():
+                tensors[f"{host}.adapter_layer.{adapter.name}.{parameter}"] = tensor
+    needed = 2 * size_of(tensors)  # beside the archive, until it is complete
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent) as weights:
+            torch.save(tensors, weights)
+            members: list[tuple[str, Any]] = sorted(model_files(model, config).items())
+            parts = [*members, (CONFIG, write_yaml(config).encode()), (WEIGHTS, weights)]
+            write_archive(path, parts, needed=needed)
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(write_failure(path, error, needed=needed)) from error
+
+
+def size_of(tensors: Mapping[str, Tensor]) -> int:
+    """Bytes of all of them."""
+    return sum(tensor.nbytes for tensor in tensors.values())
+
+
+def read_config(content: bytes, source: str) -> dict[str, Any]:
+    """The configuration as it stands; a training configuration around it is taken off."""
+    config = read_yaml(content, source)
+    if isinstance(config.get("model"), dict) and "preprocessor" not in config:
+        unwrapped: dict[str, Any] = resolved(config, "model", source)
+        return unwrapped
+    return config
+
+
+def read_tokenizer(source: TokenizerSource, files: Mapping[str, bytes], where: str) -> Tokenizer:
+    if source.kind == "characters":
+        return CharTokenizer(source.labels)
+    if source.member is None or source.member not in files:
+        raise CheckpointError(f"{where} holds no '{source.member}', which its configuration names as the tokenizer.")
+    try:
+        return SentencePieceTokenizer(files[source.member])
+    except (CheckpointError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{where}: '{source.member}': {error}") from error
+
+
+def assemble(
+    description: NemoDescription,
+    config: Mapping[str, Any],
+    tokenizer: Tokenizer,
+    tensors: Mapping[str, Tensor],
+    *,
+    source: str,
+    name: str,
+) -> AsrModel:
+    """A model from its parts; `tensors` are the base's by NeMo's keys, all of them and no other."""
+    settings = description.settings
+    settings["decoder"]["classes"] = settings["decoder"]["classes"] or tokenizer.size
+    if settings["decoder"]["classes"] != tokenizer.size:
+        raise CheckpointError(
+            f"{source}: the head has {settings['decoder']['classes']} classes, the tokenizer {tokenizer.size} symbols; "
+            "they must be equal."
+        )
+    try:
+        check_sizes(settings, tensors, source)
+        model = build_model(settings=settings, tokenizer=tokenizer, config=config, name=name)
+    except ConfigError as error:
+        raise CheckpointError(f"{source}: {error}") from error
+    load_base(model, tensors, source)
+    return model
+
+
+def load_base(model: AsrModel, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Copy the base's values; every key and shape must be there, and no other."""
+    own = {nemo_key(name): tensor for name, tensor in model.base_state_dict().items()}
+    check_keys(own.keys(), tensors.keys(), source)
+    with torch.no_grad():
+        for key, tensor in tensors.items():
+            check_shape(key, tensor, own[key].shape, source)
+            if tensor.is_floating_point() != own[key].is_floating_point():
+                raise CheckpointError(f"{source}: {key} holds {tensor.dtype}, expected {own[key].dtype}.")
+            own[key].copy_(tensor)
+        for key in tensors if model.setting("encoder", "untie_biases") is False else ():
+            if not torch.equal(own[key], tensors[key].to(own[key].dtype)):
+                raise CheckpointError(f"{source}: {key} differs between layers, although untie_biases is false.")
+
+
+def check_sizes(settings: Mapping[str, Mapping[str, Any]], tensors: Mapping[str, Tensor], source: str) -> None:
+    """What a configuration claims, held against the tensors before anything of that size is made.
+
+    Raises CheckpointError where it asks for others, ConfigError where it contradicts itself.
+    """
+    encoder, preprocessor = settings["encoder"], settings["preprocessor"]
+    if encoder["layers"] > len(tensors):
+        raise CheckpointError(
+            f"{source}: its {len(tensors)} tensors cannot be the {encoder['layers']} layers of its configuration."
+        )
+    window = int(preprocessor["window_size"] * preprocessor["sample_rate"])
+    bins = (preprocessor["n_fft"] or 2 ** max(window - 1, 0).bit_length()) // 2 + 1
+    expected = {
+        "preprocessor.featurizer.window": torch.Size((window,)),
+        "preprocessor.featurizer.fb": torch.Size((1, preprocessor["features"], bins)),
+        **net_shapes(settings, source),
+    }
+    check_keys(expected.keys(), tensors.keys(), source)
+    for key, shape in expected.items():
+        check_shape(key, tensors[key], shape, source)
+
+
+def net_shapes(settings: Mapping[str, Mapping[str, Any]], source: str) -> dict[str, torch.Size]:
+    """The shapes of encoder and head by NeMo's keys. All layers are alike, and one is made, without its numbers."""
+    try:
+        with torch.device("meta"):
+            encoder = PARTS["encoder"](**{**settings["encoder"], "layers": 1})
+            decoder = PARTS["decoder"](**settings["decoder"])
+    except RuntimeError as error:
+        raise CheckpointError(f"{source}: its configuration asks for more than there can be: {error}.") from error
+    shapes = {f"encoder.{name}": tensor.shape for name, tensor in encoder.state_dict().items()}
+    shapes |= {nemo_key(f"decoder.{name}"): tensor.shape for name, tensor in decoder.state_dict().items()}
+    first = "encoder.layers.0."
+    for name in [name for name in shapes if name.startswith(first)]:
+        for layer in range(1, settings["encoder"]["layers"]):
+            shapes[f"encoder.layers.{layer}.{name.removeprefix(first)}"] = shapes[name]
+    return shapes
+
+
+def check_keys(own: Collection[str], found: Collection[str], source: str) -> None:
+    """Every key must be there, and no other."""
+    missing, left = set(own) - set(found), set(found) - set(own)
+    if missing or left:
+        raise CheckpointError(
+            f"{source}: its weights are not those of its configuration. "
+            f"Missing: {listed(missing)}. Left over: {listed(left)}."
+        )
+
+
+def check_shape(key: str, tensor: Tensor, shape: torch.Size, source: str) -> None:
+    if tensor.shape != shape:
+        raise CheckpointError(
+            f"{source}: {key} has shape {list(tensor.shape)}, its configuration asks for {list(shape)}."
+        )
+
+
+def nemo_config(model: AsrModel, adapters: Iterable[str] | None = None) -> dict[str, Any]:
+    """The model's configuration for NeMo: the file's own, with the adapters as they are now (all unless named)."""
+    names = model.adapters.names if adapters is None else list(adapters)
+    config = copy.deepcopy(dict(model.config)) or describe(model.settings, model.tokenizer)
+    config.pop("adapters", None)
+    if names:
+        config["adapters"] = adapters_section(model, names)
+        config["encoder"] = {**config["encoder"], "_target_": ADAPTABLE_ENCODER}
+    return config
+
+
+def keep_files(model: AsrModel, files: Mapping[str, bytes]) -> None:
+    """Remember the other files of a checkpoint, so that they are written back as they were."""
+    model.checkpoint_files = dict(files)
+
+
+def model_files(model: AsrModel, config: Mapping[str, Any]) -> dict[str, bytes]:
+    """What lies beside configuration and weights: the checkpoint's own files, or the tokenizer's made anew."""
+    files = dict(model.checkpoint_files)
+    section = config.get("tokenizer")
+    if isinstance(section, dict) and not isinstance(model.tokenizer, CharTokenizer):
+        for key, (name, content) in tokenizer_files(model.tokenizer).items():
+            path = str(section.get(key) or "")
+            if path.startswith(FILE_PREFIX) or not files:
+                files.setdefault(path.removeprefix(FILE_PREFIX) or name, content)
+    return files
+
+
+def nemo_key(name: str) -> str:
+    """Our key of a base tensor -> NeMo's."""
+    for ours, theirs in KEY_PREFIXES:
+        if name.startswith(ours):
+            return theirs + name.removeprefix(ours)
+    return name
+
+
+def listed(keys: Iterable[str]) -> str:
+    names = sorted(keys)
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return (", ".join(names[:8]) or "none") + more
+
+
+def _no_weights(archive: Archive) -> Any:
+    folders = [name for name in archive.names if name.endswith(("/metadata.json", ".distcp", "common.pt"))]
+    if folders:
+        raise CheckpointError(
+            f"{archive.path} holds a distributed checkpoint ({folders[0]}), which is not supported yet; "
+            "save the model from NeMo as a .nemo with a single model_weights.ckpt."
+        )
+    return archive.open(WEIGHTS)

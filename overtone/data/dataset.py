@@ -1,0 +1,265 @@
+"""Utterances to batches: which can be trained on, what is read of each, and how they stand side by side.
+
+Legend: B batch, S samples, U target tokens.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from overtone.audio.load import Waveform, load_audio
+from overtone.data.batching import Draw
+from overtone.data.manifest import Utterance
+from overtone.data.padding import side_by_side
+from overtone.errors import DataError
+
+Perturb = Callable[[Waveform, np.random.Generator], Waveform]
+"""A change of a waveform by chance; it may become longer or shorter."""
+
+CACHE_BYTES = 256 * 2**20
+"""Memory for decoded audio, shared by the worker processes; what fits is read from disk only once."""
+
+SHORTER_SECONDS, SHORTER_SHARE = 0.1, 0.02
+"""By so much, or by this share, a recording may be shorter than its manifest says: what codecs and rounding cut off."""
+
+SHOWN = 5
+"""Examples in a message."""
+
+
+class Batch(NamedTuple):
+    """Utterances side by side, padded with zeros."""
+
+    waveforms: Tensor
+    """[B, S] float32"""
+    lengths: Tensor
+    """[B] int64, samples"""
+    targets: Tensor
+    """[B, U] int64, token ids"""
+    target_lengths: Tensor
+    """[B] int64, tokens"""
+    texts: list[str]
+    """The transcripts."""
+    ids: list[str]
+    """`manifest:line` of each utterance."""
+
+
+class Example(NamedTuple):
+    waveform: NDArray[np.float32]
+    """[S]"""
+    tokens: NDArray[np.int64]
+    """[U]"""
+    text: str
+    id: str
+
+
+# Choosing utterances
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """Utterances of allowed duration, and how many are not."""
+
+    utterances: tuple[Utterance, ...]
+    too_short: int = 0
+    too_long: int = 0
+    left_out_hours: float = 0.0
+
+    @property
+    def hours(self) -> float:
+        return sum(utterance.duration for utterance in self.utterances) / 3600
+
+
+def keep_durations(
+    utterances: Sequence[Utterance], *, minimum: float | None = None, maximum: float | None = None
+) -> Kept:
+    """Leave out what is shorter than `minimum` or longer than `maximum` seconds."""
+    low, high = minimum or 0.0, math.inf if maximum is None else maximum
+    kept = tuple(utterance for utterance in utterances if low <= utterance.duration <= high)
+    short = sum(utterance.duration < low for utterance in utterances)
+    seconds = sum(utterance.duration for utterance in utterances) - sum(u.duration for u in kept)
+    return Kept(
+        utterances=kept,
+        too_short=short,
+        too_long=len(utterances) - len(kept) - short,
+        left_out_hours=seconds / 3600,
+    )
+
+
+def unusable_transcripts(
+    utterances: Sequence[Utterance], tokens: Sequence[Sequence[int]], *, seconds_per_frame: float
+) -> dict[int, str]:
+    """Index -> what is wrong, for transcripts that no CTC path can write.
+
+    A path needs a frame for each token, and one for the blank between two equal tokens.
+    """
+    problems = {}
+    for index, (utterance, ids) in enumerate(zip(utterances, tokens, strict=True)):
+        frames = math.ceil(utterance.duration / seconds_per_frame)
+        needed = len(ids) + sum(first == second for first, second in pairwise(ids))
+        if not (utterance.text or "").strip():
+            problems[index] = "the transcript is empty"
+        elif not ids:
+            problems[index] = "the model can write nothing of the transcript"
+        elif needed > frames:
+            problems[index] = f"{needed} frames are needed for {len(ids)} tokens, {utterance.duration} s give {frames}"
+    return problems
+
+
+def refuse_unusable(utterances: Sequence[Utterance], problems: dict[int, str], *, key: str) -> None:
+    """Raises DataError that names the first of them; `key` is the setting that leaves them out."""
+    if not problems:
+        return
+    first = [f"  {name_of(utterances[index])}: {problem}" for index, problem in list(problems.items())[:SHOWN]]
+    more = f"\n  … and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+    raise DataError(
+        f"{len(problems)} of {len(utterances)} utterances cannot be used:\n" + "\n".join(first) + more + "\n"
+        f"Correct the manifest, or leave them out with {key}=drop."
+    )
+
+
+def name_of(utterance: Utterance) -> str:
+    return f"{utterance.manifest}:{utterance.line}"
+
+
+# Loading
+
+
+class SpeechDataset(Dataset[Any]):
+    """Utterance by index: its samples and tokens. What cannot be read comes as the error itself, since worker
+    processes would wrap a raised one into a traceback."""
+
+    def __init__(
+        self,
+        utterances: Sequence[Utterance],
+        tokens: Sequence[Sequence[int]],
+        *,
+        sample_rate: int,
+        cache_bytes: int = CACHE_BYTES,
+        perturb: Perturb | None = None,
+    ) -> None:
+        self.utterances = utterances
+        self.tokens = tokens
+        self.sample_rate = sample_rate
+        self.room = cache_bytes
+        self.perturb = perturb
+        """What happens to a waveform each time it is drawn for training."""
+        self.cache: dict[int, Waveform] = {}
+
+    def __len__(self) -> int:
+        return len(self.utterances)
+
+    def __getitem__(self, wanted: int | Draw) -> Example | DataError:
+        index = wanted.utterance if isinstance(wanted, Draw) else wanted
+        utterance = self.utterances[index]
+        try:
+            waveform = self.load(index)
+            if self.perturb is not None and isinstance(wanted, Draw):
+                waveform = self.perturb(waveform, np.random.default_rng(wanted.key))
+        except DataError as error:
+            return DataError(f"{name_of(utterance)}: {error}")
+        tokens = np.asarray(self.tokens[index], np.int64)
+        return Example(waveform, tokens, utterance.text or "", name_of(utterance))
+
+    def read_ahead(self, index: int) -> bool:
+        """Read one utterance before it is asked for, if there is room to keep it; whether there was.
+
+        What cannot be read is left to whoever asks for it.
+        """
+        if self.utterances[index].duration * self.sample_rate * np.float32().nbytes > self.room:
+            return False
+        with suppress(DataError):
+            self.load(index)
+        return True
+
+    def load(self, index: int) -> NDArray[np.float32]:
+        """The samples [S] of one utterance."""
+        if index in self.cache:
+            return self.cache[index]
+        waveform = read_utterance(self.utterances[index], self.sample_rate)
+        if waveform.nbytes <= self.room:
+            self.room -= waveform.nbytes
+            self.cache[index] = waveform
+        return waveform
+
+
+def read_utterance(utterance: Utterance, sample_rate: int) -> Waveform:
+    """Its samples [S]. Raises DataError for a recording that cannot be used."""
+    waveform = load_audio(
+        utterance.audio_path,
+        offset=utterance.offset,
+        duration=utterance.duration,
+        sample_rate=sample_rate,
+    )
+    problem = length_problem(utterance, waveform.size / sample_rate)
+    if problem is not None:
+        raise DataError(problem)
+    return waveform
+
+
+def length_problem(utterance: Utterance, seconds: float) -> str | None:
+    """What is wrong where the recording holds so many seconds from the utterance's offset on."""
+    if seconds >= utterance.duration - max(SHORTER_SECONDS, SHORTER_SHARE * utterance.duration):
+        return None
+    return (
+        f"the manifest says {utterance.duration:g} s, but {utterance.audio_path} holds {max(seconds, 0.0):g} s "
+        "from there. Correct 'duration' (or 'offset')."
+    )
+
+
+def collate(examples: Sequence[Example | DataError]) -> Batch | DataError:
+    """Examples side by side, or the first error among them."""
+    whole: list[Example] = []
+    for example in examples:
+        if isinstance(example, DataError):
+            return example
+        whole.append(example)
+    waveforms, lengths = side_by_side([example.waveform for example in whole])
+    target_lengths = torch.tensor([len(example.tokens) for example in whole])
+    targets = torch.zeros(len(whole), max(1, int(target_lengths.max())), dtype=torch.int64)
+    for row, example in enumerate(whole):
+        targets[row, : len(example.tokens)] = torch.from_numpy(example.tokens)
+    return Batch(
+        waveforms,
+        lengths,
+        targets,
+        target_lengths,
+        [example.text for example in whole],
+        [example.id for example in whole],
+    )
+
+
+def make_loader(
+    dataset: SpeechDataset,
+    batches: Sampler[list[int]] | Sampler[list[Draw]] | Sequence[list[int]],
+    *,
+    workers: int,
+    pin_memory: bool,
+) -> DataLoader[Batch | DataError]:
+    """A loader of the given batches, in their order, with `workers` processes that read ahead."""
+    dataset.room //= max(1, workers)
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        collate_fn=collate,
+        num_workers=workers,
+        pin_memory=pin_memory and torch.cuda.is_available(),
+        persistent_workers=workers > 0,
+        worker_init_fn=leave_interruptions if workers > 0 else None,
+    )
+
+
+def leave_interruptions(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal: it is for the first one to say what is still read."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

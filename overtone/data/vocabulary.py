@@ -1,0 +1,100 @@
+"""Can the model write the transcripts? Asked before anything is trained."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from overtone.data.manifest import Utterance
+from overtone.errors import DataError
+from overtone.tokenizers import Tokenizer
+
+SHOWN = 5
+"""Examples in a message."""
+
+SHOWN_CHARACTERS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class VocabularyReport:
+    """What of the transcripts the model's vocabulary cannot write."""
+
+    characters: dict[str, int]
+    """Each character (or label) and how often it occurs, the most frequent first."""
+    utterances: tuple[int, ...]
+    """Indices of the utterances that hold one of them."""
+    total: int
+    """Utterances looked at."""
+    examples: tuple[str, ...]
+    """A few of them, as `manifest:line: transcript`."""
+    writable_in_lower_case: int
+    """How many of those utterances could be written in lower case."""
+
+    @property
+    def message(self) -> str:
+        """Several lines: characters with counts, examples, and advice."""
+        listed = [f"{shown(character)} × {count}" for character, count in self.characters.items()]
+        more = f", … {len(listed) - SHOWN_CHARACTERS} more" if len(listed) > SHOWN_CHARACTERS else ""
+        lines = [
+            f"{len(self.utterances)} of {self.total} transcripts hold what the model cannot write: "
+            + ", ".join(listed[:SHOWN_CHARACTERS])
+            + more,
+            *(f"  {example}" for example in self.examples),
+        ]
+        if self.writable_in_lower_case:
+            lines.append(
+                f"In lower case {self.writable_in_lower_case} of them could be written; change the manifest so."
+            )
+        return "\n".join(lines)
+
+
+def check_vocabulary(tokenizer: Tokenizer, utterances: Sequence[Utterance]) -> VocabularyReport | None:
+    """What cannot be written, or None where everything can."""
+    counts: Counter[str] = Counter()
+    found: list[int] = []
+    lower = 0
+    for index, utterance in enumerate(utterances):
+        unwritable = tokenizer.unwritable(utterance.text or "")
+        if unwritable:
+            counts.update(unwritable)
+            found.append(index)
+            lower += not tokenizer.unwritable((utterance.text or "").lower())
+    if not found:
+        return None
+    examples = (utterances[index] for index in found[:SHOWN])
+    return VocabularyReport(
+        characters=dict(counts.most_common()),
+        utterances=tuple(found),
+        total=len(utterances),
+        examples=tuple(f"{example.manifest}:{example.line}: {example.text}" for example in examples),
+        writable_in_lower_case=lower,
+    )
+
+
+def apply_policy(
+    report: VocabularyReport | None,
+    utterances: Sequence[Utterance],
+    policy: Literal["refuse", "drop", "keep"],
+    *,
+    key: str = "model.vocabulary_check",
+) -> list[Utterance]:
+    """The utterances to train on. Raises DataError with the report where the policy is to refuse."""
+    if report is None or policy == "keep":
+        return list(utterances)
+    if policy == "refuse":
+        raise DataError(
+            f"{report.message}\nCorrect the manifest, or give {key}=drop (leave these utterances out) or "
+            f"{key}=keep (train on what can be written)."
+        )
+    dropped = set(report.utterances)
+    return [utterance for index, utterance in enumerate(utterances) if index not in dropped]
+
+
+def shown(character: str) -> str:
+    """`'é'`, and the name of what cannot be seen or is easily mistaken."""
+    name = unicodedata.name(character, "") if len(character) == 1 else ""
+    plain = character.isascii() and character.isprintable() and character != " "
+    return repr(character) if plain or not name else f"{character!r} ({name.lower()})"

@@ -1,0 +1,185 @@
+"""How well a model and its adapters recognise: errors counted over manifests, with intervals, beside the base."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+
+from overtone.data.manifest import Utterance, read_manifest
+from overtone.errors import DataError, UsageError
+from overtone.evaluation.results import Difference, Evaluation, Result, UtteranceResult
+from overtone.inference.recordings import recordings_of
+from overtone.inference.transcribe import (
+    OVERLAP_SECONDS,
+    WINDOW_SECONDS,
+    Choice,
+    Transcriber,
+    computing,
+    resolve_choice,
+)
+from overtone.models.asr_model import AsrModel
+from overtone.wer import bootstrap_interval, character_errors, paired_difference_interval, word_errors
+
+__all__ = ["Evaluation", "evaluate"]
+
+Progress = Callable[[float, float], None]
+
+
+def evaluate(
+    model: AsrModel,
+    manifests: str | Path | Sequence[str | Path],
+    *,
+    adapters: Sequence[Choice] = (None,),
+    batch_seconds: float | None = None,
+    window: float | None = WINDOW_SECONDS,
+    overlap: float = OVERLAP_SECONDS,
+    compute_dtype: str | None = None,
+    level: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Word and character error rates of each adapter choice on each manifest.
+
+    adapters: None (the base), "a", "a+b", "@file". With None among them the others are compared to the base.
+    batch_seconds, window, overlap, compute_dtype: as for `Transcriber`.
+    level, resamples, seed: of the bootstrap over utterances.
+    progress: called with the seconds of audio that are done, and of all.
+    Raises DataError for a manifest or recording that cannot be used, AdapterError for an unknown adapter.
+    """
+    paths = [Path(path) for path in ([manifests] if isinstance(manifests, str | Path) else manifests)]
+    choices = list(dict.fromkeys(adapters))
+    if not paths or not choices:
+        raise UsageError("Nothing to evaluate: give at least one manifest, and one adapter or None for the base.")
+    chains = {choice: resolve_choice(model, choice) for choice in choices}
+    sets = {path: read_references(path) for path in paths}
+    whole = len(choices) * sum(utterance.duration for lines in sets.values() for utterance in lines)
+    meter = _Meter(whole, progress)
+    bootstrap = _Bootstrap(level, resamples, seed)
+    results: list[Result] = []
+    with computing(model, compute_dtype):
+        transcriber = Transcriber(model, batch_seconds=batch_seconds, window=window, overlap=overlap)
+        for path, lines in sets.items():
+            found = []
+            for choice in choices:
+                begun = time.perf_counter()
+                heard = hear(transcriber, lines, choice, progress=meter.part())
+                seconds = time.perf_counter() - begun
+                found.append(bootstrap.result(path, choice, chains[choice], heard, seconds))
+            results += bootstrap.beside_base(found)
+        used = model.compute_dtype
+    return Evaluation(
+        model=model.name,
+        fingerprint=model.fingerprint(),
+        compute_dtype=used,
+        device=str(model.device),
+        level=level,
+        resamples=resamples,
+        seed=seed,
+        created=datetime.now().astimezone().isoformat(timespec="seconds"),
+        results=tuple(results),
+    )
+
+
+def read_references(path: Path) -> list[Utterance]:
+    """The lines of a manifest; a blank transcript means that nothing is said, a missing one is a DataError."""
+    lines = read_manifest(path, need_text=False)
+    for utterance in lines:
+        if utterance.text is None:
+            raise DataError(f"{path}:{utterance.line}: the key 'text' is missing. Write what is said there.")
+    return lines
+
+
+def hear(
+    transcriber: Transcriber, lines: Sequence[Utterance], choice: Choice, *, progress: Progress | None = None
+) -> tuple[UtteranceResult, ...]:
+    """Transcribe the lines of a manifest and count what is wrong; DataError for audio that cannot be read."""
+    heard = []
+    stream = transcriber.run(recordings_of(lines), [choice] * len(lines), progress=progress)
+    for utterance, result in zip(lines, stream, strict=True):
+        if result.hypothesis is None:
+            raise DataError(f"{utterance.manifest}:{utterance.line}: {result.error}")
+        reference, hypothesis = utterance.text or "", result.hypothesis.text
+        heard.append(
+            UtteranceResult(
+                audio_path=utterance.audio_path,
+                offset=utterance.offset,
+                duration=utterance.duration,
+                line=utterance.line,
+                reference=reference,
+                hypothesis=hypothesis,
+                words=word_errors(reference, hypothesis),
+                characters=character_errors(reference, hypothesis),
+            )
+        )
+    return tuple(heard)
+
+
+class _Meter:
+    """Progress of the parts of a run as progress of the whole."""
+
+    def __init__(self, whole: float, progress: Progress | None) -> None:
+        self.whole = whole
+        self.progress = progress
+        self.done = 0.0
+
+    def part(self) -> Progress:
+        before = self.done
+
+        def report(seconds: float, _: float) -> None:
+            self.done = before + seconds
+            if self.progress is not None:
+                self.progress(self.done, self.whole)
+
+        return report
+
+
+class _Bootstrap:
+    """Intervals by resampling utterances."""
+
+    def __init__(self, level: float, resamples: int, seed: int) -> None:
+        self.level, self.resamples, self.seed = level, resamples, seed
+
+    def result(
+        self, path: Path, choice: Choice, chain: Choice, heard: tuple[UtteranceResult, ...], seconds: float
+    ) -> Result:
+        words = [utterance.words for utterance in heard]
+        characters = [utterance.characters for utterance in heard]
+        return Result(
+            adapter=choice,
+            chain=chain,
+            manifest=path,
+            name=f"{path.resolve().parent.name}/{path.stem}".lstrip("/"),
+            wer_interval=bootstrap_interval(words, level=self.level, resamples=self.resamples, seed=self.seed),
+            cer_interval=bootstrap_interval(characters, level=self.level, resamples=self.resamples, seed=self.seed),
+            difference=None,
+            wall_seconds=seconds,
+            utterances=heard,
+        )
+
+    def beside_base(self, results: list[Result]) -> list[Result]:
+        """The results of one manifest, those of adapters with their difference to the base where it is there."""
+        base = next((result for result in results if result.adapter is None), None)
+        if base is None:
+            return results
+        return [
+            result if result is base else replace(result, difference=self._difference(base, result))
+            for result in results
+        ]
+
+    def _difference(self, base: Result, result: Result) -> Difference:
+        before = [utterance.words for utterance in base.utterances]
+        after = [utterance.words for utterance in result.utterances]
+        changes = [now.errors - then.errors for then, now in zip(before, after, strict=True)]
+        return Difference(
+            wer=result.wer - base.wer,
+            interval=paired_difference_interval(
+                after, before, level=self.level, resamples=self.resamples, seed=self.seed
+            ),
+            better=sum(change < 0 for change in changes),
+            worse=sum(change > 0 for change in changes),
+            same=sum(change == 0 for change in changes),
+        )

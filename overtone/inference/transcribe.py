@@ -1,0 +1,353 @@
+"""From recordings to text: files of any length, rate and channel count, each through the adapters of its choice."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from overtone.adapters.adapter_set import FILE_CHOICE
+from overtone.audio.load import Waveform, audio_duration, load_audio
+from overtone.data.padding import side_by_side
+from overtone.decoding.ctc import CtcPath, Hypothesis, best_path, read_path
+from overtone.errors import DataError, OvertoneError, UsageError
+from overtone.inference.recordings import Recording, find_recordings
+from overtone.inference.threads import RowThreads
+from overtone.inference.windows import Window, join_paths, plan_windows
+from overtone.models.asr_model import AsrModel
+
+__all__ = ["Recording", "Transcriber", "Transcription", "transcribe"]
+
+Paths = str | Path | Sequence[str | Path]
+Choice = str | None
+"""None is the base, "a" an adapter, "a+b" a chain of them, "@file" what the model's own file had enabled."""
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+WINDOW_SECONDS = 30.0
+OVERLAP_SECONDS = 4.0
+BATCH_SECONDS = {"cpu": 120.0}
+BATCH_SECONDS_ON_ACCELERATORS = 960.0
+POOLED_BATCHES = 4
+"""So many batches' worth of windows are sorted by length together; results wait no longer than that."""
+
+LEAST_FRAMES = 2
+"""A shorter recording is filled up with silence to so many encoder frames."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transcription:
+    """What became of one recording: a hypothesis or an error."""
+
+    recording: Recording
+    """Which audio."""
+
+    adapter: str | None
+    """The adapter choice it was decoded with; None is the base."""
+
+    duration: float
+    """Seconds of audio; 0 where it could not be read."""
+
+    hypothesis: Hypothesis | None = None
+    """The transcript; None where there is an error."""
+
+    error: str | None = None
+    """Why there is no transcript, one message."""
+
+    @property
+    def path(self) -> Path:
+        return self.recording.path
+
+
+def transcribe(
+    model: AsrModel,
+    paths: Paths,
+    *,
+    adapter: Choice | Sequence[Choice] = None,
+    batch_seconds: float | None = None,
+    window: float | None = WINDOW_SECONDS,
+    overlap: float = OVERLAP_SECONDS,
+    compute_dtype: str | None = None,
+) -> list[Hypothesis]:
+    """The hypotheses of all recordings, in order; the arguments are those of `Transcriber` and its `stream`.
+
+    Raises DataError where a recording cannot be read. `Transcriber.stream` reports it and goes on with the rest.
+    """
+    transcriber = Transcriber(
+        model, batch_seconds=batch_seconds, window=window, overlap=overlap, compute_dtype=compute_dtype
+    )
+    return transcriber.transcribe(paths, adapter=adapter)
+
+
+class Transcriber:
+    """A model with settings for transcription; memory is bounded by the batch, however long the recordings are.
+
+    for result in Transcriber(model).stream(["calls/", "memo.flac"], adapter="medical"):
+        print(result.path, result.hypothesis.text if result.hypothesis else result.error)
+    """
+
+    def __init__(
+        self,
+        model: AsrModel,
+        *,
+        batch_seconds: float | None = None,
+        window: float | None = WINDOW_SECONDS,
+        overlap: float = OVERLAP_SECONDS,
+        compute_dtype: str | None = None,
+    ) -> None:
+        """
+        batch_seconds: audio in one forward, padding included; None is 120 on a CPU and 960 on an accelerator.
+        window: seconds heard at once; longer recordings are cut into overlapping windows. None never cuts.
+        overlap: seconds that neighbouring windows share.
+        compute_dtype: as `AsrModel.set_compute_dtype`, for these runs only; None takes the model as it is.
+        """
+        if window is not None and not 0 <= overlap < window:
+            raise UsageError(f"overlap is {overlap:g} s and window {window:g} s; 0 <= overlap < window is needed.")
+        if batch_seconds is None:
+            batch_seconds = BATCH_SECONDS.get(model.device.type, BATCH_SECONDS_ON_ACCELERATORS)
+        if not batch_seconds > 0:
+            raise UsageError(f"batch_seconds is {batch_seconds:g}; a positive number of seconds is needed.")
+        self.model = model
+        self.batch_seconds = batch_seconds
+        self.compute_dtype = compute_dtype
+        self.sample_rate = model.sample_rate
+        self.seconds_per_frame = model.seconds_per_frame
+        self.window_frames = None if window is None else max(2, int(window / self.seconds_per_frame))
+        self.overlap_frames = int(overlap / self.seconds_per_frame)
+
+    def transcribe(self, paths: Paths, *, adapter: Choice | Sequence[Choice] = None) -> list[Hypothesis]:
+        """All hypotheses in order; raises DataError at the first recording that cannot be read."""
+        hypotheses = []
+        for result in self.stream(paths, adapter=adapter):
+            if result.hypothesis is None:
+                raise DataError(result.error)
+            hypotheses.append(result.hypothesis)
+        return hypotheses
+
+    def stream(
+        self,
+        paths: Paths,
+        *,
+        adapter: Choice | Sequence[Choice] = None,
+        progress: Callable[[float, float], None] | None = None,
+    ) -> Iterator[Transcription]:
+        """Results in order, each as soon as it is known.
+
+        paths: files, folders (searched for audio at any depth), manifests (.json, .jsonl, .manifest).
+        adapter: one choice for all, or a list with one for each of `paths`.
+        progress: called with the seconds of audio that are done, and of all.
+        Raises AdapterError for an unknown adapter, UsageError for a list that does not fit, before reading audio.
+        """
+        found = find_recordings(paths)
+        if adapter is None or isinstance(adapter, str):
+            adapters: list[Choice] = [adapter] * len(found)
+        else:
+            adapters = list(adapter)
+        if len(adapters) != len(found):
+            raise UsageError(f"{len(adapters)} adapters for {len(found)} paths; give one for all, or one for each.")
+        recordings = [recording for group in found for recording in group]
+        choices = [choice for group, choice in zip(found, adapters, strict=True) for _ in group]
+        return self.run(recordings, choices, progress=progress)
+
+    def run(
+        self,
+        recordings: Sequence[Recording],
+        choices: Sequence[Choice],
+        *,
+        progress: Callable[[float, float], None] | None = None,
+    ) -> Iterator[Transcription]:
+        """The same for a list of recordings with one adapter choice for each."""
+        chains = {choice: resolve_choice(self.model, choice) for choice in dict.fromkeys(choices)}
+        jobs = [
+            self._open(recording, choice, chains[choice]) for recording, choice in zip(recordings, choices, strict=True)
+        ]
+        return self._run(jobs, progress or (lambda done, total: None))
+
+    def _run(self, jobs: list[_Job], progress: Callable[[float, float], None]) -> Iterator[Transcription]:
+        total = sum(job.duration for job in jobs)
+        done = 0.0
+        waiting = deque(jobs)
+        with (
+            computing(self.model, self.compute_dtype),
+            ThreadPoolExecutor(max_workers=1, thread_name_prefix="audio") as reader,
+            RowThreads(self.model) as threads,
+        ):
+            for loaded in _one_ahead(reader, self._load, self._batches(jobs)):
+                self._decode([(task, waveform) for task, waveform in loaded if waveform is not None], threads)
+                done += sum(task.job.duration / len(task.job.windows) for task, _ in loaded)
+                progress(min(done, total), total)
+                while waiting and waiting[0].is_done:
+                    yield self._result(waiting.popleft())
+        for job in waiting:
+            yield self._result(job)
+
+    def _open(self, recording: Recording, adapter: Choice, chain: Choice) -> _Job:
+        """Read the header and lay out the windows."""
+        job = _Job(recording=recording, adapter=adapter, chain=chain, error=recording.problem)
+        if job.error is None:
+            try:
+                rest = audio_duration(recording.path) - recording.offset
+                job.duration = rest if recording.duration is None else recording.duration
+            except OvertoneError as error:
+                job.error = str(error)
+        if job.error is None:
+            # A frame begun is a frame; a hair less is a rounding of the header's seconds.
+            frames = max(1, math.ceil(job.duration / self.seconds_per_frame - 1e-6))
+            window = self.window_frames or frames
+            job.windows = plan_windows(frames, window=window, overlap=min(self.overlap_frames, window - 1))
+            job.paths = [None] * len(job.windows)
+        return job
+
+    def _batches(self, jobs: Iterable[_Job]) -> Iterator[list[_Task]]:
+        """Windows of like length together, each batch at most `batch_seconds` with its padding."""
+        pool: list[_Task] = []
+        pooled = 0.0
+        for job in jobs:
+            for index, window in enumerate(job.windows):
+                pool.append(_Task(job, index, window.frames * self.seconds_per_frame))
+                pooled += pool[-1].seconds
+                if pooled >= POOLED_BATCHES * self.batch_seconds:
+                    yield from self._cut(pool)
+                    pool, pooled = [], 0.0
+        yield from self._cut(pool)
+
+    def _cut(self, pool: list[_Task]) -> Iterator[list[_Task]]:
+        batch: list[_Task] = []
+        for task in sorted(pool, key=lambda task: -task.seconds):
+            if batch and batch[0].seconds * (len(batch) + 1) > self.batch_seconds:
+                yield batch
+                batch = []
+            batch.append(task)
+        if batch:
+            yield batch
+
+    def _load(self, batch: list[_Task]) -> list[tuple[_Task, Waveform | None]]:
+        """Read the audio of each window; None, and a word in the job, where it cannot be read."""
+        return [(task, self._waveform(task)) for task in batch]
+
+    def _waveform(self, task: _Task) -> Waveform | None:
+        """[S] float32 at the model's sample rate."""
+        job, window = task.job, task.job.windows[task.index]
+        if job.error is not None:
+            return None
+        start = window.start * self.seconds_per_frame
+        is_last = task.index + 1 == len(job.windows)
+        stop = job.duration if is_last else window.stop * self.seconds_per_frame
+        to_end = is_last and job.recording.duration is None
+        try:
+            return load_audio(
+                job.recording.path,
+                offset=job.recording.offset + start,
+                duration=None if to_end else stop - start,
+                sample_rate=self.sample_rate,
+            )
+        except OvertoneError as error:
+            job.error = str(error)
+            return None
+
+    def _decode(self, batch: list[tuple[_Task, Waveform]], threads: RowThreads) -> None:
+        """Every row through the adapters of its recording."""
+        if not batch:
+            return
+        with evaluating(self.model):
+            paths = threads(self._heard, batch, [waveform.size for _, waveform in batch])
+        for (task, _), path in zip(batch, paths, strict=True):
+            task.job.paths[task.index] = path
+
+    def _heard(self, batch: list[tuple[_Task, Waveform]]) -> list[CtcPath]:
+        """One forward."""
+        least = round(LEAST_FRAMES * self.seconds_per_frame * self.sample_rate)
+        waveforms, lengths = side_by_side([waveform for _, waveform in batch], least=least)
+        chains = [task.job.chain for task, _ in batch]
+        choice = chains[0] if len(set(chains)) == 1 else chains
+        device = self.model.device
+        with torch.no_grad(), self.model.adapters.use(choice):
+            log_probs, frames = self.model(waveforms.to(device), lengths.to(device))
+        return best_path(log_probs, frames)
+
+    def _result(self, job: _Job) -> Transcription:
+        if job.error is not None:
+            return Transcription(recording=job.recording, adapter=job.adapter, duration=0.0, error=job.error)
+        path = join_paths(job.windows, [path for path in job.paths if path is not None])
+        job.paths = []
+        hypothesis = read_path(path, self.model.tokenizer, seconds_per_frame=self.seconds_per_frame)
+        return Transcription(recording=job.recording, adapter=job.adapter, duration=job.duration, hypothesis=hypothesis)
+
+
+@dataclass(kw_only=True, eq=False)
+class _Job:
+    """A recording on its way to a transcript."""
+
+    recording: Recording
+    adapter: Choice
+    chain: Choice
+    error: str | None
+    duration: float = 0.0
+    windows: list[Window] = field(default_factory=list)
+    paths: list[CtcPath | None] = field(default_factory=list)
+
+    @property
+    def is_done(self) -> bool:
+        return self.error is not None or all(path is not None for path in self.paths)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One window of a job."""
+
+    job: _Job
+    index: int
+    seconds: float
+
+
+@contextmanager
+def computing(model: AsrModel, dtype: str | None) -> Iterator[None]:
+    """The base computes in `dtype` (as `AsrModel.set_compute_dtype`), then as before; None changes nothing."""
+    before = model.prepared
+    if dtype is not None:
+        model.set_compute_dtype(dtype)
+    try:
+        yield
+    finally:
+        if dtype is not None:
+            model.prepared = before
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Every module in evaluation mode, then each in the mode that it had."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def resolve_choice(model: AsrModel, choice: Choice) -> Choice:
+    """The chain of names behind a choice, None for the base. Raises AdapterError for an unknown name."""
+    chain = "+".join(model.adapters.file_choice) if choice == FILE_CHOICE else choice
+    with model.adapters.use(chain or None):
+        return chain or None
+
+
+def _one_ahead(reader: Executor, load: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """load(item) of each item, the next one being loaded while the last is used."""
+    pending: Future[R] | None = None
+    for item in items:
+        following = reader.submit(load, item)
+        if pending is not None:
+            yield pending.result()
+        pending = following
+    if pending is not None:
+        yield pending.result()

@@ -1,0 +1,182 @@
+"""Transcriptions as files: plain text, JSON lines, CTM, and captions (SRT, WebVTT)."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import Any, TextIO
+
+from overtone.errors import UsageError, did_you_mean
+from overtone.files import check_file, check_folder, write_failure
+from overtone.inference.captions import captions, ctm, srt, vtt
+from overtone.inference.recordings import AUDIO_SUFFIXES
+from overtone.inference.transcribe import Transcription
+
+STREAMED = {"text": ".txt", "json": ".jsonl", "ctm": ".ctm"}
+"""Formats that hold any number of recordings in one file."""
+
+ONE_EACH = {"srt": ".srt", "vtt": ".vtt"}
+"""Formats with a file for each recording."""
+
+FORMATS = (*STREAMED, *ONE_EACH)
+
+
+def json_line(result: Transcription) -> str:
+    """One recording as a line of JSON: NeMo's manifest keys, its `pred_text`, and words with times.
+
+    Times are seconds from the beginning of the recording, which is `offset` seconds into the file.
+    """
+    recording, hypothesis = result.recording, result.hypothesis
+    entry: dict[str, Any] = {"audio_filepath": str(recording.path), "duration": round(result.duration, 3)}
+    if recording.offset:
+        entry["offset"] = recording.offset
+    if recording.text is not None:
+        entry["text"] = recording.text
+    entry["adapter"] = result.adapter
+    if hypothesis is None:
+        entry["error"] = result.error
+    else:
+        entry["pred_text"] = hypothesis.text
+        entry["score"] = round(hypothesis.score, 4)
+        entry["words"] = [
+            {
+                "word": word.text,
+                "start": word.start,
+                "end": word.end,
+                "confidence": round(word.confidence, 4),
+            }
+            for word in hypothesis.words
+        ]
+    return json.dumps(entry, ensure_ascii=False) + "\n"
+
+
+def rendered(result: Transcription, style: str, *, with_name: bool = False) -> str:
+    """One recording in one of FORMATS; an error is a JSON line with `error`, and nothing in the others.
+
+    with_name: text lines begin with the recording's name and a tab.
+    """
+    if style == "json":
+        return json_line(result)
+    if result.hypothesis is None:
+        return ""
+    hypothesis, recording = result.hypothesis, result.recording
+    if style == "ctm":
+        return ctm(str(PurePosixPath(recording.name).with_suffix("")), hypothesis.words, offset=recording.offset)
+    if style == "srt":
+        return srt(captions(hypothesis.words))
+    if style == "vtt":
+        return vtt(captions(hypothesis.words))
+    return f"{recording.name}\t{hypothesis.text}\n" if with_name else f"{hypothesis.text}\n"
+
+
+class TranscriptWriter:
+    """Writes results as they come, each complete before the next is asked for.
+
+    `text`, `json` and `ctm` go to one file; `srt` and `vtt` to one file for each recording, in a folder that mirrors
+    where the recordings lie. Without an output everything goes to standard output. A file is opened for the first
+    transcript: where nothing can be transcribed, an old one stays as it was.
+    """
+
+    def __init__(
+        self,
+        style: str,
+        *,
+        output: str | Path | None = None,
+        several: bool = False,
+        inputs: Sequence[str | Path] = (),
+    ) -> None:
+        """
+        style: one of FORMATS.
+        output: a file; for srt and vtt a folder, or a file where there is one recording.
+        several: whether more than one recording is expected; text lines then carry the recording's name.
+        inputs: what is being transcribed, never written to.
+        Raises UsageError for an unknown style, or an output that does not fit or cannot be written.
+        """
+        if style not in FORMATS:
+            raise UsageError(
+                f"The format '{style}' is unknown; use {', '.join(FORMATS)}.{did_you_mean(style, FORMATS)}"
+            )
+        self.style = style
+        self.output = None if output is None else Path(output)
+        self.several = several
+        self.written: list[Path] = []
+        self._stream: TextIO | None = None
+        self._waiting = ""
+        """Errors that came before the first transcript."""
+        if self.output is None and several and style in ONE_EACH:
+            raise UsageError(f"Several recordings as {style} need a folder to be written to, one file for each.")
+        if self.output is not None and self.output.suffix.lower() in AUDIO_SUFFIXES:
+            raise UsageError(f"The output {self.output} is named like audio; nothing was written.")
+        if self.output is not None and self.output.is_file() and self.output.resolve() in map(_resolved, inputs):
+            raise UsageError(f"The output {self.output} is an input as well; nothing was written.")
+        if self.output is not None and self.output.is_dir() and style in STREAMED:
+            self.output = self.output / f"transcripts{STREAMED[style]}"
+        if self.output is not None:
+            (check_file if self._is_one_file() else check_folder)(self.output)
+
+    def __enter__(self) -> TranscriptWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._stream is not None:
+            self._stream.close()
+
+    def write(self, result: Transcription) -> None:
+        """Add one result. Raises UsageError where the output cannot be written."""
+        text = rendered(result, self.style, with_name=self.several)
+        if self.output is None:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        elif self._is_one_file():
+            self._waiting += text
+            if self._stream is None and result.hypothesis is not None:
+                self._stream = self._open(self.output)
+            if self._stream is not None:
+                self._put(self._stream, self._waiting)
+                self._waiting = ""
+        elif result.hypothesis is not None:
+            with self._open(self._place(result)) as file:
+                self._put(file, text)
+
+    def _is_one_file(self) -> bool:
+        """What holds any number of recordings, or captions of one to a path that looks like a file of captions."""
+        if self.style in STREAMED:
+            return True
+        return not self.several and self.output is not None and self.output.suffix in ONE_EACH.values()
+
+    def _place(self, result: Transcription) -> Path:
+        """Where a recording's captions go; no two recordings of a run share a file."""
+        assert self.output is not None
+        name = PurePosixPath(result.recording.name).with_suffix("")
+        stem = f"{name}-{result.recording.offset:.2f}" if result.recording.offset else str(name)
+        place = self.output / f"{stem}{ONE_EACH[self.style]}"
+        number = 2
+        while place in self.written:
+            place = self.output / f"{stem}-{number}{ONE_EACH[self.style]}"
+            number += 1
+        return place
+
+    def _put(self, file: TextIO, text: str) -> None:
+        try:
+            file.write(text)
+            file.flush()
+        except OSError as error:
+            raise UsageError(write_failure(file.name, error)) from error
+
+    def _open(self, path: Path) -> TextIO:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("w", encoding="utf-8", newline="\n")
+        except OSError as error:
+            raise UsageError(write_failure(path, error)) from error
+        self.written.append(path)
+        return file
+
+
+def _resolved(path: str | Path) -> Path:
+    return Path(path).resolve()

@@ -1,0 +1,136 @@
+"""What lies in a shelf's folder: descriptions of adapters, checked without reading their parameters."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from overtone.adapters.adapter import check_name
+from overtone.adapters.storage import (
+    DESCRIPTION,
+    PARAMETERS,
+    BaseIdentity,
+    check_base,
+    count_parameters,
+    described_digest,
+    read_description,
+)
+from overtone.errors import AdapterError
+
+LOG = logging.getLogger("overtone.serving.adapter_store.store")
+
+Signature = tuple[tuple[int, int, int], ...]
+"""Modification time in nanoseconds, size and inode of each file: what changes when a file does."""
+ABSENT = (FileNotFoundError, NotADirectoryError)
+"""What says that there is nothing. Other errors do not: too many open files, a file server that is away."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Version:
+    """One state of an adapter's folder."""
+
+    folder: Path
+    signature: Signature
+    """Of the files when they were looked at."""
+    digest: str
+    """Of what the description tells: kind, settings, strategy, points and parameters."""
+    identity: str
+    """Its hexadecimal digits: equal versions do the same."""
+    kind: str
+    parameters: int
+    description: dict[str, Any]
+    """The content of `adapter.yaml` in that state: reading it takes as long as reading the parameters."""
+
+    @property
+    def card(self) -> Mapping[str, Any]:
+        card: Mapping[str, Any] = self.description["card"]
+        return card
+
+
+class Lookout:
+    """Looks at a shelf's folder again and again. What cannot be looked at for a while is taken to be as it was."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.found: dict[str, Signature | None] = {}
+        self.trouble = ""
+        """Why the folder, or something in it, could not be looked at."""
+
+    def look(self) -> dict[str, Signature | None]:
+        """The folders with an `adapter.yaml` by name, None for those without parameters; hidden ones are left out."""
+        trouble = ""
+        try:
+            self.found, unseen = adapter_folders(self.folder, self.found)
+            trouble = unseen[0] if unseen else ""
+        except OSError as error:
+            trouble = str(error)
+        if trouble and trouble != self.trouble:
+            LOG.warning("what cannot be looked at in the folder of adapters is taken to be as it was: %s", trouble)
+        self.trouble = trouble
+        return self.found
+
+
+def signature_of(folder: Path) -> Signature | None:
+    """None where the folder holds no adapter. Raises OSError where it cannot be looked at."""
+    return signature_at(str(folder))
+
+
+def signature_at(place: str) -> Signature | None:
+    """The same of a plain path, without a detour: a shelf of a thousand is looked at every second."""
+    try:
+        description = os.stat(f"{place}/{DESCRIPTION}")  # noqa: PTH116
+        parameters = os.stat(f"{place}/{PARAMETERS}")  # noqa: PTH116
+    except ABSENT:
+        return None
+    return (
+        (description.st_mtime_ns, description.st_size, description.st_ino),
+        (parameters.st_mtime_ns, parameters.st_size, parameters.st_ino),
+    )
+
+
+def adapter_folders(
+    folder: Path, before: Mapping[str, Signature | None]
+) -> tuple[dict[str, Signature | None], list[str]]:
+    """What `Lookout.look` gives, and the errors of those that are as they were before. Raises OSError."""
+    place = str(folder)
+    try:
+        names = sorted(name for name in os.listdir(place) if name[0] != ".")  # noqa: PTH208
+    except ABSENT:
+        return {}, []
+    found: dict[str, Signature | None] = {}
+    unseen = []
+    for name in names:
+        try:
+            signature = signature_at(f"{place}/{name}")
+        except OSError as error:
+            unseen.append(str(error))
+            if name in before:
+                found[name] = before[name]
+            continue
+        if signature is not None or os.path.isfile(f"{place}/{name}/{DESCRIPTION}"):  # noqa: PTH113
+            found[name] = signature
+    return found, unseen
+
+
+def read_version(folder: Path, identity: BaseIdentity) -> Version:
+    """Raises AdapterError where the description is damaged, made for another base, or not of the parameters' file."""
+    check_name(folder.name)
+    signature = signature_of(folder)
+    if signature is None:
+        raise AdapterError(f"{PARAMETERS} is missing.")
+    description = read_description(folder)
+    check_base(description, identity)
+    digest = described_digest(folder, description)
+    return Version(
+        folder=folder,
+        signature=signature,
+        digest=digest,
+        identity=digest.removeprefix("sha256:"),
+        kind=description["kind"],
+        parameters=count_parameters(folder),
+        description=description,
+    )

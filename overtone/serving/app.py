@@ -1,0 +1,172 @@
+"""The HTTP door: OpenAI's interface, Riva's realtime sessions, health, metrics and administration on one port."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route, WebSocketRoute
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from overtone import __version__
+from overtone.errors import OvertoneError
+from overtone.serving.engine.engine import EngineState
+from overtone.serving.http.admin import Administration
+from overtone.serving.http.errors import CLIENT_GONE, HttpError, error_response
+from overtone.serving.http.page import Page
+from overtone.serving.http.requests import Reception, metadata_of
+from overtone.serving.metrics import Observer
+from overtone.serving.openai.endpoints import Models, Transcriptions
+from overtone.serving.openapi import description
+from overtone.serving.realtime.endpoint import Realtime
+from overtone.serving.riva.servicer import Call
+
+LOG = logging.getLogger("overtone.serving.app")
+METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS")
+PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
+SAFE_HEADERS = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store")]
+STUCK_SECONDS = 120.0
+"""A forward that takes longer makes the server unready."""
+
+
+def build_app(reception: Reception, observer: Observer) -> ASGIApp:
+    realtime, models, admin = Realtime(reception), Models(reception), Administration(reception)
+    pages = Pages(reception, observer)
+    adapter = "/v1/admin/adapters/{name}"
+    routes: list[BaseRoute] = [
+        *Page(reception.settings.language, otherwise=pages.index).routes(),
+        Route("/openapi.json", pages.openapi),
+        Route("/v1/health/live", pages.live),
+        Route("/v1/health/ready", pages.ready),
+        Route("/v1/metrics", pages.metrics),
+        Route("/v1/models", models.list),
+        Route("/v1/models/{name:path}", models.retrieve),
+        Route("/v1/audio/transcriptions", Transcriptions(reception).create, methods=["POST"]),
+        Route("/v1/realtime/transcription_sessions", realtime.mint, methods=["POST"]),
+        WebSocketRoute("/v1/realtime", realtime.connect),
+        Route("/v1/admin/adapters", admin.list),
+        Route("/v1/admin/scan", admin.scan, methods=["POST"]),
+        Route(adapter, admin.one, methods=["GET", "PUT", "POST", "DELETE"]),
+        Route(f"{adapter}/load", admin.load, methods=["POST"]),
+        Route(f"{adapter}/unload", admin.unload, methods=["POST"]),
+    ]
+    handlers: dict[Any, Any] = {
+        HTTPException: routing_error,
+        ClientDisconnect: client_gone,
+        OvertoneError: told_error,
+        Exception: told_error,
+    }
+    return Watched(Starlette(routes=routes, exception_handlers=handlers), observer, routes)
+
+
+class Pages:
+    """The small answers."""
+
+    def __init__(self, reception: Reception, observer: Observer) -> None:
+        self.reception = reception
+        self.observer = observer
+
+    async def index(self, request: Request) -> Response:
+        paths = description(self.reception)["paths"]
+        endpoints = {path: sorted(method.upper() for method in methods) for path, methods in paths.items()}
+        return JSONResponse({"service": "overtone", "version": __version__, "endpoints": endpoints})
+
+    async def openapi(self, request: Request) -> Response:
+        return JSONResponse(description(self.reception))
+
+    async def live(self, request: Request) -> Response:
+        return JSONResponse({"object": "health.response", "message": "live", "status": "live"})
+
+    async def ready(self, request: Request) -> Response:
+        problem = unready(self.reception.engine.state(), self.reception.closing)
+        if problem:
+            raise HttpError(503, f"Not ready: {problem}.", code="not_ready")
+        return JSONResponse({"object": "health.response", "message": "ready", "status": "ready"})
+
+    async def metrics(self, request: Request) -> Response:
+        self.reception.guard.authorise_metrics(metadata_of(request))
+        return Response(self.observer.text(), headers={"Content-Type": PROMETHEUS})
+
+
+def unready(state: EngineState, closing: bool) -> str:
+    """Why no request should be sent here; empty where all is well."""
+    if closing or state.draining:
+        return "the server is shutting down"
+    if not state.alive:
+        return "the worker does not run"
+    if state.running_seconds > STUCK_SECONDS:
+        return f"a forward has been running for {state.running_seconds:.0f} s"
+    return ""
+
+
+async def routing_error(request: Request, error: Exception) -> Response:
+    """What the router itself answers: 404 and 405."""
+    assert isinstance(error, HTTPException)
+    message = {404: "There is nothing here; / lists what there is."}.get(error.status_code, error.detail)
+    response = error_response(HttpError(error.status_code, message))
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def client_gone(request: Request, error: Exception) -> Response:
+    return error_response(HttpError(CLIENT_GONE, "The client went away."))
+
+
+async def told_error(request: Request, error: Exception) -> Response:
+    return error_response(error, with_detail=request.url.path.startswith("/v1/realtime"))
+
+
+class Watched:
+    """Gives each call an id and a `Call`, and tells of it when it has ended."""
+
+    def __init__(self, app: ASGIApp, observer: Observer, routes: list[BaseRoute]) -> None:
+        self.app = app
+        self.observer = observer
+        self.paths: dict[Any, str] = {
+            route.endpoint: route.path for route in routes if isinstance(route, Route | WebSocketRoute)
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            return
+        call, request_id = Call(method=""), f"req_{secrets.token_hex(12)}"
+        call.code = ""
+        scope["state"] = {**scope.get("state", {}), "call": call}
+        began = time.monotonic()
+
+        async def sending(message: Message) -> None:
+            if message["type"] in ("http.response.start", "websocket.http.response.start"):
+                call.code = call.code or str(message["status"])
+                headers = message.get("headers", [])
+                own = {name.lower() for name, _ in headers}
+                safe = [header for header in SAFE_HEADERS if header[0] not in own]
+                message["headers"] = [*headers, (b"x-request-id", request_id.encode()), *safe]
+            elif message["type"] == "websocket.accept":
+                message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
+            elif message["type"] == "websocket.close":
+                call.code = call.code or ("OK" if message.get("code", 1000) == 1000 else str(message["code"]))
+            await send(message)
+
+        try:
+            await self.app(scope, receive, sending)
+        except Exception as error:  # answered already, as far as that was possible
+            LOG.exception("a request failed", exc_info=error)
+        finally:
+            call.method = self.method_of(scope)
+            call.code = call.code or str(CLIENT_GONE)
+            call.seconds = time.monotonic() - began
+            self.observer.ended("http", call, request_id)
+
+    def method_of(self, scope: Scope) -> str:
+        """A route's template, never a path as it came: there are as many of those as somebody likes to try."""
+        path = self.paths.get(scope.get("endpoint"), "unknown")
+        if scope["type"] == "websocket":
+            return f"WEBSOCKET {path}"
+        method = scope["method"] if scope["method"] in METHODS else "OTHER"
+        return f"{method} {path}"

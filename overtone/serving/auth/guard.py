@@ -1,0 +1,279 @@
+"""Who may do what, how much of it, and over which kind of connection.
+
+A file of tokens names tenants, the hashes of their tokens, and the adapters that they may use:
+
+    tenants:
+      clinic:
+        tokens: [sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08]
+        adapters: [medical, radiology]   # or: all
+        requests_per_minute: 600         # optional
+        audio_seconds_per_minute: 3600   # optional
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import math
+import re
+import ssl
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from overtone.adapters.adapter import check_name
+from overtone.errors import AdapterError, UsageError, did_you_mean
+from overtone.serving.auth.access import AccessError, Metadata
+from overtone.serving.riva.server import ServerKeys
+
+HASH = re.compile(r"sha256:[0-9a-f]{64}")
+ALL = "all"
+SHORTEST_ADMIN_TOKEN = 16
+"""Characters."""
+MAX_FILE_BYTES = 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tenant:
+    """One entry of the file of tokens."""
+
+    name: str
+    adapters: frozenset[str] | None
+    """Those that it may use; None for all. The base is everybody's."""
+    requests_per_minute: float = math.inf
+    audio_seconds_per_minute: float = math.inf
+
+
+class Allowance:
+    """A rate that may be overdrawn: what was used counts when it is known, and the next request waits for it."""
+
+    def __init__(self, per_minute: float) -> None:
+        self.rate = per_minute / 60
+        self.most = per_minute
+        self.left = per_minute
+        self.at = time.monotonic()
+
+    def wait(self, needed: float) -> float:
+        """Seconds until there is as much as needed; 0 if there is now."""
+        if math.isinf(self.most):
+            return 0.0
+        now = time.monotonic()
+        self.left = min(self.most, self.left + (now - self.at) * self.rate)
+        self.at = now
+        return max(0.0, (min(needed, self.most) - self.left) / self.rate)
+
+    def take(self, amount: float) -> None:
+        self.wait(0.0)
+        if not math.isinf(self.most):
+            self.left -= amount
+
+
+class Guard:
+    """Tokens, tenants, rates and the administrator. Thread-safe. Without tokens everything but administration is open.
+
+    `authorise` is what the doors call; `charge` tells afterwards what was used.
+    """
+
+    def __init__(self, *, tenants: Mapping[str, Tenant] | None = None, admin_token: str = "") -> None:
+        """tenants: by the hash of their tokens; None for a server without tokens."""
+        self.tenants = tenants
+        self._admin = hashed(admin_token) if admin_token else ""
+        self._lock = threading.Lock()
+        self._allowances = {
+            tenant.name: (Allowance(tenant.requests_per_minute), Allowance(tenant.audio_seconds_per_minute))
+            for tenant in (tenants or {}).values()
+        }
+
+    @property
+    def has_admin(self) -> bool:
+        return bool(self._admin)
+
+    def authorise(self, metadata: Metadata, adapter: str | None) -> str:
+        """As `access.Authorise`."""
+        if self.tenants is None:
+            return ""
+        tenant = self._tenant(metadata)
+        with self._lock:
+            requests, audio = self._allowances[tenant.name]
+            seconds = max(requests.wait(1.0), audio.wait(1.0))
+        if seconds > 0:
+            raise AccessError(
+                f"'{tenant.name}' has used up what it may send in a minute; try again in {math.ceil(seconds)} s.",
+                fault="rate",
+                retry_after=seconds,
+            )
+        if adapter is not None and tenant.adapters is not None and adapter not in tenant.adapters:
+            raise AccessError(f"The adapter '{adapter}' is not among those that this token may use.")
+        return tenant.name
+
+    def authorise_admin(self, metadata: Metadata) -> None:
+        if not self._admin:
+            raise AccessError("This server has no administration; start it with an admin token file.")
+        if not any(hmac.compare_digest(hashed(token), self._admin) for token in presented(metadata)):
+            raise AccessError("The administrator's token is needed.", fault="unauthenticated")
+
+    def authorise_metrics(self, metadata: Metadata) -> None:
+        """Open without tokens; else for the administrator, and for tenants that may use all adapters."""
+        if self.tenants is None:
+            return
+        if self._admin and any(hmac.compare_digest(hashed(token), self._admin) for token in presented(metadata)):
+            return
+        if self._tenant(metadata).adapters is not None:
+            raise AccessError("Metrics tell of all adapters; a token that may use all of them is needed.")
+
+    def charge(self, tenant: str, *, requests: int = 0, audio_seconds: float = 0.0) -> None:
+        allowances = self._allowances.get(tenant)
+        if allowances is None:
+            return
+        with self._lock:
+            allowances[0].take(requests)
+            allowances[1].take(audio_seconds)
+
+    def _tenant(self, metadata: Metadata) -> Tenant:
+        tokens = presented(metadata)
+        assert self.tenants is not None
+        found = self.tenants.get(hashed(next(iter(tokens)))) if len(tokens) == 1 else None
+        if found is None:
+            raise AccessError("A valid token is needed: Authorization: Bearer TOKEN.", fault="unauthenticated")
+        return found
+
+
+def presented(metadata: Metadata) -> set[str]:
+    """The tokens of a request; some clients send the same header twice."""
+    tokens = set()
+    for name, value in metadata:
+        if isinstance(value, bytes):
+            continue
+        if name == "authorization":
+            scheme, _, token = value.strip().partition(" ")
+            tokens.add(token.strip() if scheme.lower() == "bearer" else "")
+        elif name == "x-api-key":
+            tokens.add(value.strip())
+    return tokens
+
+
+def hashed(token: str) -> str:
+    return f"sha256:{hashlib.sha256(token.encode('utf-8', 'surrogateescape')).hexdigest()}"
+
+
+# Files
+
+
+def read_tokens(path: Path) -> dict[str, Tenant]:
+    """The tenants by the hash of their tokens. Raises UsageError, naming the file and the entry."""
+    text = read_text(path, "tokens")
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UsageError(f"{path} is no YAML.") from None  # what the parser says may quote the file
+    try:
+        return dict(read_tenants(data))
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
+
+
+def read_tenants(data: Any) -> Iterator[tuple[str, Tenant]]:
+    if not isinstance(data, dict) or set(data) != {"tenants"} or not isinstance(data["tenants"], dict):
+        raise UsageError("one key is expected, 'tenants', with an entry for each.")
+    if not data["tenants"]:
+        raise UsageError("there is no tenant in it; nobody could ask anything.")
+    seen: set[str] = set()
+    for name, entry in data["tenants"].items():
+        where = f"tenant '{name}'"
+        allowed = {"tokens", *(field.name for field in fields(Tenant))} - {"name"}
+        if not isinstance(name, str) or not name or not isinstance(entry, dict):
+            raise UsageError(f"{where}: a name with an entry is expected.")
+        for key in entry.keys() - allowed:
+            raise UsageError(f"{where}: '{key}' is unknown.{did_you_mean(str(key), sorted(allowed))}")
+        hashes = entry.get("tokens")
+        if not isinstance(hashes, list) or not hashes:
+            raise UsageError(f"{where}: 'tokens' must be a list of hashes, sha256:….")
+        tenant = Tenant(
+            name=name,
+            adapters=read_adapters(entry.get("adapters"), where),
+            **{key: read_rate(entry[key], f"{where}: '{key}'") for key in entry.keys() - {"tokens", "adapters"}},
+        )
+        for value in hashes:
+            if not isinstance(value, str) or not HASH.fullmatch(value):
+                raise UsageError(f"{where}: a token is told by its hash, sha256: and 64 digits 0-9a-f.")
+            if value in seen:
+                raise UsageError(f"{where}: a token is listed twice.")
+            seen.add(value)
+            yield value, tenant
+
+
+def read_adapters(value: Any, where: str) -> frozenset[str] | None:
+    if value == ALL:
+        return None
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise UsageError(f"{where}: 'adapters' must be '{ALL}' or a list of names; [] allows the base alone.")
+    try:
+        return frozenset(check_name(name) for name in value)
+    except AdapterError as error:
+        raise UsageError(f"{where}: {error}") from error
+
+
+def read_rate(value: Any, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise UsageError(f"{where} must be a number above 0.")
+    return float(value)
+
+
+def read_admin_token(path: Path) -> str:
+    """The one line of the file."""
+    token = read_text(path, "the administrator's token").strip()
+    if len(token) < SHORTEST_ADMIN_TOKEN or len(token.split()) != 1:
+        raise UsageError(f"{path} must hold one token of {SHORTEST_ADMIN_TOKEN} characters or more, without spaces.")
+    return token
+
+
+def read_text(path: Path, what: str) -> str:
+    try:
+        return read_bytes(path, what).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}, the file of {what}, is no UTF-8.") from error
+
+
+def read_bytes(path: Path, what: str) -> bytes:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise UsageError(f"{path}, the file of {what}, cannot be read: {error.strerror}.") from error
+    if len(data) > MAX_FILE_BYTES:
+        raise UsageError(f"{path} is too large to be the file of {what}.")
+    return data
+
+
+def read_keys(certificate: Path | None, key: Path | None, client_authority: Path | None) -> ServerKeys | None:
+    """TLS for both doors, checked. None without TLS. Raises UsageError."""
+    if certificate is None or key is None:
+        if certificate is not None or key is not None or client_authority is not None:
+            raise UsageError("TLS needs a certificate and its key; give both.")
+        return None
+    keys = ServerKeys(
+        certificate=read_bytes(certificate, "the certificate"),
+        key=read_bytes(key, "the key"),
+        client_authority=None if client_authority is None else read_bytes(client_authority, "the client authority"),
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(certificate, key, password=no_password)
+    except (ssl.SSLError, OSError) as error:
+        raise UsageError(f"{certificate} and {key} are no certificate with its key: {error}") from error
+    if keys.client_authority is not None:
+        try:
+            context.load_verify_locations(cadata=keys.client_authority.decode("ascii"))
+        except (ssl.SSLError, UnicodeDecodeError) as error:
+            raise UsageError(f"{client_authority} is no certificate of an authority: {error}") from error
+    return keys
+
+
+def no_password() -> str:
+    """Asked for by OpenSSL where a key is encrypted; without this it would ask on the terminal."""
+    return ""

@@ -1,0 +1,351 @@
+"""Waiting rows of any adapters -> batches -> log-probabilities, by one worker thread.
+
+A forward that fails is tried again row by row, so that one bad row answers for itself alone; a worker that dies is
+noticed and started again, and what it was doing is tried again once.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from functools import cached_property, partial
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from overtone.audio.stream_features import RawFeatures
+from overtone.inference.threads import RowThreads, compute_with
+from overtone.models.asr_model import AsrModel
+from overtone.serving.adapter_store.store import Lease
+from overtone.serving.engine.forward import forward
+from overtone.serving.engine.queue import LogProbs, Priority, Row, Samples, WaitingRows, refuse, settle, strip
+from overtone.serving.engine.stats import Counts, EngineSettings, EngineState
+from overtone.serving.errors import DeadlineError, DrainingError, OverloadError, WorkerError
+
+__all__ = ["Engine", "EngineSettings", "EngineState", "LogProbs", "Priority", "Samples"]
+
+STREAMS_LIVE = 5.0
+"""Seconds after a stream's last row during which recordings make way for more of them."""
+LONG = 0.1
+"""Seconds of one thread's time from which on a batch is spread over the cores. Less is done as soon by one thread where
+the other cores have clients to attend to, features to compute and results to decode."""
+TRIES = 2
+"""So often is a row given to a worker that dies of it."""
+
+
+def running_mean(mean: float, value: float) -> float:
+    """With the newest value; the value itself where there is none yet (0)."""
+    return 0.9 * mean + 0.1 * value if mean else value
+
+
+class Engine:
+    """One model, one worker thread. `submit` never blocks. A context manager; leaving it closes it."""
+
+    def __init__(self, model: AsrModel, settings: EngineSettings | None = None) -> None:
+        """Puts the model into evaluation mode and starts the worker."""
+        self.model = model.eval()
+        self.settings = settings or EngineSettings()
+        self.lock = threading.RLock()
+        """Held for every change of `model.adapters`; the shelf takes it. Never held during a forward."""
+        self.seconds_per_frame = model.seconds_per_frame
+        self.sample_rate = model.sample_rate
+        self._threads = RowThreads(model, self.settings.threads)
+        self._changed = threading.Condition()
+        """Guards everything below."""
+        self._waiting = WaitingRows()
+        self._again: deque[Row] = deque()
+        """Rows of a worker that died; each runs alone."""
+        self._running: list[Row] = []
+        self._running_since = 0.0
+        self._draining = self._stopping = False
+        self._counts = Counts()
+        self._cost = 0.0
+        """Seconds of a forward for a second of audio, a running mean; 0 until known."""
+        self._effort = 0.0
+        """The same, times the threads that computed; the worker's alone."""
+        self._stream_seen = float("-inf")
+        self._worker: threading.Thread | None = None
+        self.last_death: BaseException | None = None
+        """What the last worker that died died of."""
+        self._supervisor = threading.Thread(target=self._supervise, name="overtone-supervisor", daemon=True)
+        self._supervisor.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def submit(
+        self,
+        waveform: Samples,
+        *,
+        lease: Lease | None = None,
+        priority: Priority = "offline",
+        deadline: float | None = None,
+        group: str | None = None,
+    ) -> Future[LogProbs]:
+        """waveform [S] float32 at the model's rate. deadline: as `time.monotonic()`. group: whose turn it uses up
+        (a tenant, say); the adapter names unless given. The caller keeps the lease until the future is done.
+
+        `future.cancel()` before its turn frees its place. Raises OverloadError or DrainingError at once; the future may
+        raise DeadlineError or WorkerError.
+        """
+        seconds = waveform.size / self.sample_rate
+        return self._submit(partial(Row, waveform=waveform, mel=None), seconds, lease, priority, deadline, group)
+
+    def submit_features(
+        self,
+        mel: npt.NDArray[np.float32],
+        *,
+        lease: Lease | None = None,
+        priority: Priority = "stream",
+        deadline: float | None = None,
+        group: str | None = None,
+    ) -> Future[LogProbs]:
+        """The same for normalised features [F, T]."""
+        seconds = mel.shape[1] * self.model.preprocessor.seconds_per_frame
+        return self._submit(partial(Row, waveform=None, mel=mel), seconds, lease, priority, deadline, group)
+
+    @cached_property
+    def raw_features(self) -> RawFeatures:
+        """The features before normalisation, for streams."""
+        return RawFeatures(self.model)
+
+    def state(self) -> EngineState:
+        with self._changed:
+            return EngineState(
+                alive=self._worker is not None and self._worker.is_alive(),
+                draining=self._draining,
+                waiting=self._waiting.count + len(self._again),
+                running=len(self._running),
+                running_seconds=time.monotonic() - self._running_since if self._running else 0.0,
+                **vars(self._counts),
+            )
+
+    def drain(self, timeout: float | None = None) -> bool:
+        """Take nothing new, finish what waits; whether all was finished in `timeout` seconds."""
+        with self._changed:
+            self._draining = True
+            self._changed.notify_all()
+            return self._changed.wait_for(lambda: self._stopping or not self._has_work(), timeout)
+
+    def close(self) -> None:
+        """Stop after the forward that runs now; what waits is answered with DrainingError."""
+        with self._changed:
+            self._draining = self._stopping = True
+            left = [*self._again, *self._waiting.rows()]
+            self._again.clear()
+            self._waiting = WaitingRows()
+            self._changed.notify_all()
+        for row in left:
+            refuse(row, DrainingError("The server is shutting down; ask another one, or again later."))
+        if threading.current_thread() is not self._supervisor:
+            self._supervisor.join()
+        self._threads.close()
+
+    # The queue
+
+    def _submit(
+        self,
+        make: Callable[..., Row],
+        seconds: float,
+        lease: Lease | None,
+        priority: Priority,
+        deadline: float | None,
+        group: str | None,
+    ) -> Future[LogProbs]:
+        row = make(
+            seconds=seconds,
+            choice=None if lease is None else lease.choice,
+            group=group if group is not None else "" if lease is None else "+".join(lease.names),
+            priority=priority,
+            deadline=deadline,
+            arrived=time.monotonic(),
+        )
+        with self._changed:
+            if self._draining:
+                raise DrainingError("The server is shutting down; ask another one, or again later.")
+            if not self._has_room(row):
+                self._counts.rejected += 1
+                raise OverloadError(
+                    f"The queue is full: {self._waiting.count} of {self.settings.max_queue} places are taken. "
+                    "Try again a little later.",
+                    retry_after=self._clearing_time(),
+                )
+            if priority == "stream":
+                self._stream_seen = row.arrived
+            self._waiting.add(row)
+            self._changed.notify_all()
+        row.future.add_done_callback(partial(self._forget, weakref.ref(row)))
+        return row.future
+
+    def _has_room(self, row: Row) -> bool:
+        """The last quarter is for streams and for groups that do not fill a batch yet."""
+        waiting, most = self._waiting.count, self.settings.max_queue
+        if waiting < most - most // 4:
+            return True
+        modest = self._waiting.count_of(row.group) < self.settings.max_batch
+        return waiting < most and (row.priority == "stream" or modest)
+
+    def _clearing_time(self) -> float:
+        """Seconds in which the queue will be done, roughly; 0.1 … 30."""
+        return min(30.0, max(0.1, self._cost * sum(row.seconds for row in self._waiting.rows())))
+
+    def _forget(self, reference: weakref.ref[Row], future: Future[LogProbs]) -> None:
+        """A cancelled row leaves the queue at once. A future keeps what it calls: the row itself would be a cycle."""
+        if future.cancelled():
+            with self._changed:
+                if (row := reference()) is not None and self._waiting.discard(row):
+                    self._counts.cancelled += 1
+                    self._changed.notify_all()
+
+    def _has_work(self) -> bool:
+        return bool(self._running or self._again or self._waiting.count)
+
+    # The worker
+
+    def _supervise(self) -> None:
+        """Keep a worker alive, even where it could not help itself."""
+        while not self._stopping:
+            self._worker = threading.Thread(target=self._work, name="overtone-worker", daemon=True)
+            self._worker.start()
+            self._worker.join()
+            if not self._stopping or self._running:
+                self._recover()
+        with self._changed:
+            self._changed.notify_all()
+
+    def _work(self) -> None:
+        """Lives of the worker, in one thread: each thread has a heap, kernels and helpers of its own, which stay."""
+        compute_with(self._threads.count)
+        while not self._live():
+            self._recover()
+
+    def _live(self) -> bool:
+        """Compute until the end, and say so; or until something more than a failure of a forward."""
+        try:
+            while (rows := self._next_rows()) is not None:
+                self._run(rows)
+                del rows  # not kept until the next ones come
+        except BaseException as error:
+            strip(error)
+            self.last_death = error
+            return False
+        return True
+
+    def _recover(self) -> None:
+        """After a death: what was lost is tried once more, alone, or given up."""
+        with self._changed:
+            lost, self._running = self._running, []
+            self._counts.restarts += 1
+            for row in lost:
+                row.failures += 1
+            self._again.extend(row for row in lost if row.failures < TRIES and not self._stopping)
+        for row in lost:
+            if row.failures >= TRIES or self._stopping:
+                self._fail(row, WorkerError("The worker died of this request; it was started again."))
+
+    def _next_rows(self) -> list[Row] | None:
+        """The next batch, as soon as it is full or has waited enough; None at the end."""
+        while True:
+            with self._changed:
+                late = self._waiting.expired(time.monotonic())
+                self._counts.expired += len(late)
+                rows = self._gathered()
+                if rows is None and not late:
+                    if self._stopping:
+                        return None
+                    self._changed.wait(self._pause())
+                    continue
+                rows = rows or []
+                # From here on a row is running, or was cancelled in time.
+                rows = [row for row in rows if row.started or row.future.set_running_or_notify_cancel()]
+                for row in rows:
+                    row.started = True
+                self._running, self._running_since = rows, time.monotonic()
+                if not rows:
+                    self._changed.notify_all()
+            for row in late:
+                refuse(row, DeadlineError("The deadline passed before it was the request's turn."))
+            if rows:
+                return rows
+
+    def _gathered(self) -> list[Row] | None:
+        """What should run now, if anything."""
+        if self._stopping:
+            return None
+        if self._again:
+            return [self._again.popleft()]
+        if not self._waiting.count or (self._pause() or 0.0) > 0.0:
+            return None
+        now = time.monotonic()
+        settings = self.settings
+        makes_way = self._cost > 0.0 and now - self._stream_seen < STREAMS_LIVE
+        return self._waiting.take(
+            now,
+            max_rows=settings.max_batch,
+            max_seconds=settings.batch_seconds,
+            max_recording_seconds=settings.stream_patience / self._cost if makes_way else math.inf,
+        )
+
+    def _pause(self) -> float | None:
+        """Seconds until the batch goes as it is; None while nothing waits."""
+        if not self._waiting.count:
+            return None
+        if self._draining or self._waiting.count >= self.settings.max_batch:
+            return 0.0
+        return max(0.0, self._waiting.oldest() + self.settings.max_wait - time.monotonic())
+
+    def _run(self, rows: list[Row]) -> None:
+        """Answer every row of a batch; after a failure each is tried alone."""
+        try:
+            answers = self._forward(rows)
+        except Exception as error:
+            strip(error)
+            if len(rows) == 1:
+                cause = f"{type(error).__name__}: {error}"
+                self._fail(rows[0], WorkerError(f"The computation of this request failed: {cause}"), error)
+            else:
+                for row in rows:
+                    self._run([row])
+        else:
+            for row, answer in zip(rows, answers, strict=True):
+                settle(row, answer)
+        with self._changed:
+            self._running = [row for row in self._running if not row.future.done()]
+            self._changed.notify_all()
+
+    def _forward(self, rows: Sequence[Row]) -> list[LogProbs]:
+        padded_seconds = len(rows) * max(row.seconds for row in rows)
+        is_long = self._effort * padded_seconds > LONG
+        threads = self._threads.spread(is_long)
+        began = time.monotonic()
+        answers = forward(self.model, rows, self.lock, self._threads if is_long else None)
+        seconds = time.monotonic() - began
+        self._effort = running_mean(self._effort, threads * seconds / max(padded_seconds, 0.1))
+        self._count(rows, padded_seconds, seconds)
+        return answers
+
+    def _count(self, rows: Sequence[Row], padded_seconds: float, seconds: float) -> None:
+        with self._changed:
+            counts = self._counts
+            counts.rows += len(rows)
+            counts.batches += 1
+            counts.mixed_batches += len({row.choice for row in rows}) > 1
+            counts.audio_seconds += sum(row.seconds for row in rows)
+            counts.padded_seconds += padded_seconds
+            counts.forward_seconds += seconds
+            self._cost = running_mean(self._cost, seconds / max(padded_seconds, 0.1))
+
+    def _fail(self, row: Row, error: WorkerError, cause: Exception | None = None) -> None:
+        error.__cause__ = cause
+        with self._changed:
+            self._counts.failed += 1
+        refuse(row, error)

@@ -1,0 +1,116 @@
+"""Bodies of requests, read within limits of size and patience."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager, suppress
+from typing import Any, TypeVar
+
+from python_multipart.exceptions import FormParserError
+from starlette.datastructures import FormData
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.types import Message, Receive
+
+from overtone.serving.http.errors import CLIENT_GONE, HttpError, invalid
+
+R = TypeVar("R")
+ENVELOPE = 2**18
+"""Bytes of a form around its file."""
+MAX_FIELDS = 64
+LINGERING = 2**24
+"""Bytes of a body that is too large which are still read, and thrown away."""
+LINGERING_SECONDS = 5.0
+
+
+async def limited(request: Request, *, most: int, seconds: float) -> Request:
+    """The same request, whose body may have so many bytes, and must not pause for longer. Raises HttpError."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > most:
+        if int(declared) <= most + LINGERING:
+            await discard(request.receive)
+        raise too_large(most)
+    return Request(request.scope, counting(request.receive, most, seconds))
+
+
+def counting(receive: Receive, most: int, seconds: float) -> Receive:
+    received = 0
+    ended = False
+
+    async def count() -> Message:
+        nonlocal received, ended
+        if ended:
+            return await receive()
+        try:
+            async with asyncio.timeout(seconds):
+                message = await receive()
+        except TimeoutError:
+            raise HttpError(408, f"Nothing was sent for {seconds:g} seconds.") from None
+        received += len(message.get("body", b""))
+        ended = not message.get("more_body", False)
+        if received > most:
+            if not ended:
+                await discard(receive)
+            raise too_large(most)
+        return message
+
+    return count
+
+
+async def discard(receive: Receive) -> None:
+    """Read on for a moment: a client whose connection is closed while it sends never sees the answer."""
+    left = LINGERING
+    with suppress(TimeoutError):
+        async with asyncio.timeout(LINGERING_SECONDS):
+            while left > 0:
+                message = await receive()
+                left -= len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return
+
+
+def too_large(most: int) -> HttpError:
+    return HttpError(413, f"The request is larger than the {most} bytes allowed.")
+
+
+async def body_of(request: Request, *, most: int, seconds: float) -> bytes:
+    return await (await limited(request, most=most, seconds=seconds)).body()
+
+
+@asynccontextmanager
+async def form_of(request: Request, *, most: int, seconds: float) -> AsyncIterator[tuple[Request, FormData]]:
+    """The multipart form of a request, its file somewhere without a name; and the request, to go on with."""
+    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+        raise invalid(
+            "The request must be a form, Content-Type: multipart/form-data, with the audio in 'file'.", "file"
+        )
+    request = await limited(request, most=most + ENVELOPE, seconds=seconds)
+    try:
+        form = await request.form(max_files=1, max_fields=MAX_FIELDS, max_part_size=ENVELOPE)
+    except (HTTPException, FormParserError) as error:
+        raise invalid(f"The form cannot be read: {getattr(error, 'detail', error)}") from error
+    try:
+        yield request, form
+    finally:
+        await form.close()
+
+
+async def while_connected(request: Request, work: Coroutine[Any, Any, R]) -> R:
+    """The result of the work, which is cancelled when the client goes away; its body has been read."""
+    task = asyncio.ensure_future(work)
+    watcher = asyncio.ensure_future(gone(request))
+    try:
+        await asyncio.wait((task, watcher), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise HttpError(CLIENT_GONE, "The client went away.")
+        return task.result()
+    finally:
+        for each in (task, watcher):
+            each.cancel()
+        await asyncio.gather(task, watcher, return_exceptions=True)
+
+
+async def gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,105 @@
+"""A recognition -> the answers of OpenAI's transcription interface."""
+
+from __future__ import annotations
+
+import json
+import math
+import zlib
+from collections.abc import AsyncIterator, Collection, Sequence
+from dataclasses import replace
+from typing import Any
+
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+
+from overtone.decoding.ctc import Word
+from overtone.inference.captions import captions, srt, vtt
+from overtone.serving.recognition.growing import text_deltas
+from overtone.serving.recognition.offline import Recognition
+from overtone.serving.riva.responses import Mask
+
+FORMATS = ("json", "text", "srt", "vtt", "verbose_json")
+
+
+def answer(
+    recognition: Recognition, format: str, *, granularities: Collection[str], language: str, mask: Mask
+) -> Response:
+    """format: one of FORMATS. granularities: `word` and `segment`, for verbose_json. language: of the model."""
+    best = recognition.hypotheses[0]
+    words = masked_words(best.words, mask)
+    text = mask(best.text).strip()
+    if format == "text":
+        return PlainTextResponse(f"{text}\n")
+    if format == "srt":
+        return PlainTextResponse(srt(captions(words)))
+    if format == "vtt":
+        return Response(vtt(captions(words)), media_type="text/vtt")
+    content: dict[str, Any] = {"text": text}
+    if format == "verbose_json":
+        content = {
+            "task": "transcribe",
+            "language": language.partition("-")[0],
+            "duration": round(recognition.seconds, 3),
+            "text": text,
+        }
+        if "segment" in granularities:
+            content["segments"] = segments(words)
+        if "word" in granularities:
+            content["words"] = [timed(word) for word in words]
+    return JSONResponse({**content, "usage": usage(recognition)})
+
+
+def masked_words(words: Sequence[Word], mask: Mask) -> list[Word]:
+    return [replace(word, text=mask(word.text)) for word in words]
+
+
+def timed(word: Word) -> dict[str, Any]:
+    """Seconds from the beginning of the audio; `confidence` 0…1 is an addition of ours."""
+    return {
+        "word": word.text,
+        "start": round(word.start, 3),
+        "end": round(word.end, 3),
+        "confidence": round(word.confidence, 4),
+    }
+
+
+def segments(words: Sequence[Word]) -> list[dict[str, Any]]:
+    """The stretches that captions would show, with the fields of Whisper's."""
+    found = []
+    for index, caption in enumerate(captions(words)):
+        logarithms = [math.log(max(word.confidence, 1e-6)) for word in caption.words]
+        data = caption.text.encode()
+        found.append(
+            {
+                "id": index,
+                "seek": 0,
+                "start": round(caption.words[0].start, 3),
+                "end": round(caption.words[-1].end, 3),
+                "text": caption.text,
+                "tokens": [],
+                "temperature": 0.0,
+                "avg_logprob": round(sum(logarithms) / len(logarithms), 4),
+                "compression_ratio": round(len(data) / len(zlib.compress(data)), 3),
+                "no_speech_prob": 0.0,
+            }
+        )
+    return found
+
+
+def usage(recognition: Recognition) -> dict[str, Any]:
+    return {"type": "duration", "seconds": math.ceil(recognition.seconds)}
+
+
+async def events(recognitions: AsyncIterator[Recognition], mask: Mask) -> AsyncIterator[bytes]:
+    """Server-sent events: `transcript.text.delta` as the recording is worked through, then `transcript.text.done`."""
+    last = None
+    async for delta, recognition in text_deltas(recognitions):
+        last = recognition
+        if delta:
+            yield event({"type": "transcript.text.delta", "delta": mask(delta)})
+    assert last is not None
+    text = mask(last.hypotheses[0].text).strip()
+    yield event({"type": "transcript.text.done", "text": text, "usage": usage(last)})
+
+
+def event(content: dict[str, Any]) -> bytes:
+    return f"data: {json.dumps(content, ensure_ascii=False)}\n\n".encode()

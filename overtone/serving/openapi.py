@@ -1,0 +1,133 @@
+"""The HTTP interface in OpenAPI's words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from overtone import __version__
+from overtone.serving.adapter_store.names import model_name
+from overtone.serving.http.requests import Reception
+from overtone.serving.openai.responses import FORMATS
+
+JSON_ERRORS = {"400": "mistaken", "401": "no valid token", "403": "not allowed", "429": "too much", "503": "closing"}
+
+
+def description(reception: Reception) -> dict[str, Any]:
+    """The document at /openapi.json."""
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Overtone",
+            "version": __version__,
+            "description": "Speech recognition with one frozen base and many adapters; each request chooses its own.",
+        },
+        "paths": {**public_paths(reception), **admin_paths()},
+        "components": {
+            "securitySchemes": {
+                "token": {"type": "http", "scheme": "bearer"},
+                "admin": {"type": "http", "scheme": "bearer", "description": "The administrator's token."},
+            },
+            "schemas": {"Error": error_schema(), "Adapter": adapter_schema()},
+        },
+    }
+
+
+def public_paths(reception: Reception) -> dict[str, Any]:
+    return {
+        "/v1/audio/transcriptions": {"post": transcription(reception)},
+        "/v1/models": {"get": operation("The base and the adapters that the caller may use.")},
+        "/v1/models/{name}": {"get": operation("One of them.", named=True, errors={"404": "unknown"})},
+        "/v1/realtime/transcription_sessions": {
+            "post": operation("A session for the WebSocket /v1/realtime, with its settings and, with tokens, a secret.")
+        },
+        "/v1/realtime": {
+            "get": {
+                "summary": "WebSocket: audio in, transcripts out, as NVIDIA's realtime clients speak it.",
+                "responses": {"101": {"description": "switching to the WebSocket protocol"}},
+            }
+        },
+        "/v1/health/live": {"get": operation("Whether the process answers.", open=True)},
+        "/v1/health/ready": {"get": operation("Whether requests are welcome.", open=True)},
+        "/v1/metrics": {"get": operation("Metrics for Prometheus.", media="text/plain")},
+        "/openapi.json": {"get": operation("This document.", open=True)},
+    }
+
+
+def admin_paths() -> dict[str, Any]:
+    one = "/v1/admin/adapters/{name}"
+    upload = operation("Place or replace it: a zip or tar(.gz) of its folder.", named=True, admin=True, success="201")
+    archive = {"schema": {"type": "string", "format": "binary"}}
+    upload["requestBody"] = {"required": True, "content": {"application/octet-stream": archive}}
+    return {
+        "/v1/admin/adapters": {"get": operation("All adapters with state and reason.", admin=True)},
+        "/v1/admin/scan": {"post": operation("Look at the folder of adapters now.", admin=True)},
+        one: {
+            "get": operation("One adapter.", named=True, admin=True),
+            "put": upload,
+            "delete": operation("Delete it from the folder.", named=True, admin=True, success="204"),
+        },
+        f"{one}/load": {"post": operation("Load it into the model.", named=True, admin=True)},
+        f"{one}/unload": {"post": operation("Take it out of the model.", named=True, admin=True)},
+    }
+
+
+def transcription(reception: Reception) -> dict[str, Any]:
+    base = model_name(reception.base, ())
+    text = {"type": "string"}
+    fields = {
+        "file": {**text, "format": "binary", "description": "WAV, FLAC, Ogg (Opus, Vorbis) or MP3, of any rate."},
+        "model": {**text, "default": base, "description": f"{base}, {base}+ADAPTER, or an adapter's name."},
+        "adapter": {**text, "description": "The adapter, where the model's name cannot say it."},
+        "language": {**text, "default": reception.settings.language},
+        "response_format": {**text, "enum": list(FORMATS), "default": "json"},
+        "timestamp_granularities[]": {"type": "array", "items": {**text, "enum": ["word", "segment"]}},
+        "stream": {"type": "boolean", "default": False, "description": "Server-sent events as it goes."},
+        "speech_contexts": {**text, "description": 'JSON: [{"phrases": ["…"], "boost": 10}]'},
+        "profanity_filter": {"type": "boolean", "default": False},
+        "prompt": {**text, "description": "Without effect."},
+        "temperature": {"type": "number", "description": "Without effect."},
+    }
+    schema = {"type": "object", "required": ["file"], "properties": fields}
+    errors = {"404": "unknown model", "413": "too large", "415": "unknown kind of audio", "504": "took too long"}
+    described = operation("The transcript of a recording.", errors=errors)
+    described["requestBody"] = {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
+    return described
+
+
+def operation(
+    summary: str,
+    *,
+    named: bool = False,
+    admin: bool = False,
+    open: bool = False,
+    media: str = "application/json",
+    success: str = "200",
+    errors: dict[str, str] | None = None,
+) -> dict[str, Any]:
+    error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    failures = {} if open else {**JSON_ERRORS, **(errors or {})}
+    content: dict[str, Any] = {} if success == "204" else {"content": {media: {}}}
+    described: dict[str, Any] = {
+        "summary": summary,
+        "security": [] if open else [{"admin": []}] if admin else [{"token": []}, {}],
+        "responses": {
+            success: {"description": "done", **content},
+            **{code: {"description": text, "content": error} for code, text in sorted(failures.items())},
+        },
+    }
+    if named:
+        described["parameters"] = [{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}]
+    return described
+
+
+def error_schema() -> dict[str, Any]:
+    fields = {name: {"type": ["string", "null"]} for name in ("message", "type", "param", "code")}
+    return {"type": "object", "properties": {"error": {"type": "object", "properties": fields}}}
+
+
+def adapter_schema() -> dict[str, Any]:
+    names = ("name", "state", "reason", "kind", "digest", "source")
+    return {
+        "type": "object",
+        "properties": {**{name: {"type": "string"} for name in names}, "parameters": {"type": "integer"}},
+    }

@@ -1,0 +1,201 @@
+"""Frames of a stream in order -> its utterances: interim results, and where utterances end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from overtone.decoding.ctc import Hypothesis, Word
+from overtone.decoding.decoder import Decoder, LogProbs
+from overtone.serving.engine.engine import Engine
+from overtone.serving.recognition.offline import Decoding
+from overtone.serving.streaming.endpointing import Endpointer, Endpointing
+
+UNSURE = 0.9
+"""The stability of a text that is decoded for good, as long as its utterance goes on."""
+LATE_SECONDS = 5.0
+"""An utterance that grows too long ends in the longest pause of so many seconds."""
+
+Flags = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interim:
+    """The current utterance as it is understood so far; never empty."""
+
+    text: str
+    stability: float
+    """0…0.9: how much of the text will not be heard again; 1.0 marks the early end of an utterance."""
+    words: tuple[Word, ...]
+    """Times in seconds from the beginning of the stream."""
+    audio_processed: float
+    """Seconds of the stream heard so far."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Final:
+    """An utterance that has ended; never empty."""
+
+    text: str
+    words: tuple[Word, ...]
+    """Times in seconds from the beginning of the stream."""
+    alternatives: tuple[Hypothesis, ...]
+    """Best first; the first one is `text` and `words`."""
+    confidence: float
+    """Mean confidence of the words, 0…1."""
+    start: float
+    """Of the first word, seconds from the beginning of the stream."""
+    end: float
+    """Of the last word."""
+    audio_processed: float
+
+
+Event = Interim | Final
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """An utterance in which something was said, as its frames came."""
+
+    begin: int
+    """The frame of the stream with which it begins; somewhat before the first word."""
+    end: int
+    decoder: Decoder
+    """Holds its frames."""
+    audio_processed: float
+
+    def final(self, decoder: Decoder, alternatives: int) -> list[Final]:
+        """Its result as a decoder has it, if that has words."""
+        found = [each for each in decoder.hypotheses(alternatives) if each.words]
+        if not found:
+            return []
+        best = found[0]
+        return [
+            Final(
+                text=best.text,
+                words=best.words,
+                alternatives=tuple(found),
+                confidence=sum(word.confidence for word in best.words) / len(best.words),
+                start=best.words[0].start,
+                end=best.words[-1].end,
+                audio_processed=self.audio_processed,
+            )
+        ]
+
+
+class Utterances:
+    """Decoder and endpointer of one stream."""
+
+    def __init__(
+        self, engine: Engine, endpointing: Endpointing, decoding: Decoding, *, max_utterance: float, lead: int
+    ) -> None:
+        """max_utterance: seconds. lead: frames of silence that an utterance begins with, where there are so many."""
+        self.engine = engine
+        self.decoding = decoding
+        self.lead = lead
+        self.endpointer = Endpointer(endpointing, engine.seconds_per_frame)
+        self.longest = max(1, round(max_utterance / engine.seconds_per_frame))
+        self.frames = 0
+        """Frames of the stream so far."""
+        self.begin = 0
+        """The frame with which the current utterance begins."""
+        self.decoder = decoding.decoder(engine)
+        self.spoke = False
+        """Whether the current utterance has a frame that is not blank."""
+        self.early = self.longest - min(round(LATE_SECONDS / engine.seconds_per_frame), self.longest // 2)
+        """Frames of an utterance before which it is not cut."""
+        self._before: Decoder | None = None
+        """The decoder before those frames that follow, where the utterance has become that long."""
+        self._late: list[LogProbs] = []
+
+    def push(self, log_probs: LogProbs, heard: float) -> list[Interim | Ended]:
+        """log_probs [T, V+1]: the next frames. heard: seconds of the stream that were heard for them."""
+        events: list[Interim | Ended] = []
+        blanks = blank(log_probs)
+        begin = 0
+        for mark in self.endpointer.push(blanks.tolist()):
+            self._decode(log_probs[begin : mark.frames], blanks[begin : mark.frames])
+            begin = mark.frames
+            events += self._ended(heard) if mark.kind == "end" else self._interim(self.decoder, 1.0, heard)
+        if self.spoke and self.decoder.frames + len(log_probs) - begin > self.longest:
+            events += self._cut(log_probs[begin:], heard)
+        else:
+            self._decode(log_probs[begin:], blanks[begin:])
+        return events
+
+    def look_ahead(self, log_probs: LogProbs, heard: float) -> list[Interim]:
+        """The utterance with frames that will be heard again."""
+        decoder = self.decoder
+        if len(log_probs):
+            decoder = decoder.fork()
+            decoder.push(log_probs)
+        return self._interim(decoder, None, heard)
+
+    def end(self, heard: float) -> list[Ended]:
+        """The utterance ends here, whatever was heard."""
+        self.endpointer.reset()
+        return self._ended(heard)
+
+    def _cut(self, log_probs: LogProbs, heard: float) -> list[Ended]:
+        """The utterance ends in a pause, before these frames or among them; what follows begins the next one."""
+        if self._before is not None:
+            self.decoder = self._before
+            self.frames -= sum(map(len, self._late))
+        late = np.concatenate((*self._late, log_probs))
+        blanks = blank(late)
+        cut = pause(blanks)
+        self._decode(late[:cut], blanks[:cut])
+        ended = self._ended(heard)
+        self._decode(late[cut:], blanks[cut:])
+        return ended
+
+    def _decode(self, log_probs: LogProbs, blanks: Flags) -> None:
+        self.frames += len(log_probs)
+        if not self.spoke and blanks.all():  # silence before an utterance is not kept
+            self.decoder = self.decoding.decoder(self.engine, self.frames)
+            self.begin = max(self.begin, self.frames - self.lead)
+            return
+        self.spoke = True
+        if not len(log_probs):
+            return
+        if self._before is None and self.decoder.frames + len(log_probs) > self.early:
+            self._before = self.decoder.fork()
+        if self._before is not None:
+            self._late.append(log_probs)
+        self.decoder.push(log_probs)
+
+    def _interim(self, decoder: Decoder, stability: float | None, heard: float) -> list[Interim]:
+        best = decoder.hypotheses()[0]
+        if not best.text.strip():
+            return []
+        if stability is None:
+            known = self.frames * self.engine.seconds_per_frame
+            stability = UNSURE * sum(word.end <= known for word in best.words) / max(len(best.words), 1)
+        return [Interim(text=best.text, stability=stability, words=best.words, audio_processed=heard)]
+
+    def _ended(self, heard: float) -> list[Ended]:
+        """The current utterance, if anything was said; the next one begins."""
+        ended = Ended(begin=self.begin, end=self.frames, decoder=self.decoder, audio_processed=heard)
+        spoke, self.spoke = self.spoke, False
+        self._before, self._late = None, []
+        self.decoder = self.decoding.decoder(self.engine, self.frames)
+        self.begin = self.frames
+        return [ended] if spoke else []
+
+
+def blank(log_probs: LogProbs) -> Flags:
+    """[T, V+1] -> [T]: where nothing is heard."""
+    flags: Flags = log_probs.argmax(axis=-1) == log_probs.shape[-1] - 1
+    return flags
+
+
+def pause(blanks: Flags) -> int:
+    """Frames before the middle of the longest pause, the last one of these; all where there is none."""
+    edges = np.flatnonzero(np.diff(blanks, prepend=False, append=False))
+    begins, ends = edges[0::2], edges[1::2]
+    if not begins.size:
+        return len(blanks)
+    longest = np.flatnonzero(ends - begins == (ends - begins).max())[-1]
+    return int(begins[longest] + ends[longest] + 1) // 2

@@ -1,0 +1,259 @@
+"""From manifests to what a training reads: utterances chosen, transcripts checked and encoded, batches planned."""
+
+from __future__ import annotations
+
+import math
+import os
+from bisect import insort
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from overtone.config import DatasetSettings, Settings, manifest_paths
+from overtone.data.audio_check import audio_problems
+from overtone.data.augment import Perturbations
+from overtone.data.batching import BatchPlan
+from overtone.data.dataset import (
+    CACHE_BYTES,
+    Kept,
+    Perturb,
+    SpeechDataset,
+    keep_durations,
+    name_of,
+    refuse_unusable,
+    unusable_transcripts,
+)
+from overtone.data.manifest import Utterance, manifest_digest, read_manifest
+from overtone.data.vocabulary import apply_policy, check_vocabulary
+from overtone.errors import ConfigError, DataError
+from overtone.models.asr_model import AsrModel
+from overtone.training.console import Reporter
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeechSet:
+    """One set of utterances, ready to be read."""
+
+    name: str
+    """Its manifests."""
+    dataset: SpeechDataset
+    plan: BatchPlan
+    digest: str
+    """SHA-256 of what the manifests say."""
+
+    @property
+    def hours(self) -> float:
+        return sum(self.plan.durations) / 3600
+
+    def described(self) -> dict[str, Any]:
+        """For the card."""
+        return {
+            "manifest": self.name,
+            "digest": self.digest,
+            "utterances": len(self.dataset),
+            "hours": round(self.hours, 4),
+        }
+
+
+def read_training_set(model: AsrModel, settings: Settings, reporter: Reporter) -> SpeechSet:
+    """The training utterances that the model can learn from.
+
+    Raises DataError for manifests that cannot be used, and for transcripts that the model cannot write unless told
+    to drop or keep them.
+    """
+    chosen = settings.model.train_ds
+    check_rate(model, chosen, "train_ds")
+    utterances = kept_utterances(model, chosen, "train_ds", reporter)
+    report = check_vocabulary(model.tokenizer, utterances)
+    policy = settings.model.vocabulary_check
+    utterances = apply_policy(report, utterances, policy)
+    if report is not None:
+        reporter.say(f"{report.message}\nvocabulary_check={policy}: {_consequence(policy, report.utterances)}")
+    tokens = [model.tokenizer.encode(utterance.text or "") for utterance in utterances]
+    problems = unusable_transcripts(utterances, tokens, seconds_per_frame=model.seconds_per_frame)
+    if problems and chosen.unusable == "drop":
+        reporter.say(f"Left out {len(problems)} utterances that are empty or longer than their frames allow.")
+        usable = [index for index in range(len(utterances)) if index not in problems]
+        utterances, tokens = [utterances[index] for index in usable], [tokens[index] for index in usable]
+    else:
+        refuse_unusable(utterances, problems, key="model.train_ds.unusable")
+    if not utterances:
+        raise DataError("No utterance is left to train on; see what was left out above.")
+    perturb = None
+    if chosen.augmentor is not None:
+        perturb = Perturbations.from_settings(chosen.augmentor, sample_rate=model.sample_rate)
+    limit = settings.trainer.limit_train_batches
+    return speech_set(model, chosen, utterances, tokens, settings.seed, limit=limit, perturb=perturb)
+
+
+def read_validation_sets(model: AsrModel, settings: Settings, reporter: Reporter) -> list[SpeechSet]:
+    """One set for each validation manifest; transcripts that the model cannot write are told and kept.
+
+    None where trainer.limit_val_batches leaves none of their batches.
+    """
+    chosen = settings.model.validation_ds
+    sets = []
+    for path in manifest_paths(chosen) if settings.trainer.limit_val_batches else ():
+        check_rate(model, chosen, "validation_ds")
+        utterances = kept_utterances(model, chosen, "validation_ds", reporter, paths=(path,))
+        report = check_vocabulary(model.tokenizer, utterances)
+        if report is not None:
+            reporter.say(f"Validation set: {report.message}")
+        tokens = [model.tokenizer.encode(utterance.text or "") for utterance in utterances]
+        sets.append(speech_set(model, chosen, utterances, tokens, settings.seed, shuffle=False))
+    return sets
+
+
+def kept_utterances(
+    model: AsrModel, chosen: DatasetSettings, key: str, reporter: Reporter, *, paths: Sequence[str] | None = None
+) -> list[Utterance]:
+    """The utterances of a set that are neither too short nor too long."""
+    utterances = []
+    for path in paths if paths is not None else manifest_paths(chosen):
+        for utterance in read_manifest(Path(path).expanduser(), need_text=False):
+            if utterance.text is None:
+                raise DataError(f"{path}:{utterance.line}: the key 'text' is missing. Write the transcript there.")
+            utterances.append(utterance)
+    utterances = utterances[: chosen.max_utts or None]
+    kept = keep_durations(
+        utterances,
+        minimum=_limit(model, chosen.min_duration, key, "min_duration"),
+        maximum=_limit(model, chosen.max_duration, key, "max_duration"),
+    )
+    _tell_left_out(kept, key, reporter)
+    if not kept.utterances:
+        raise DataError(
+            f"model.{key}: no utterance is between min_duration and max_duration "
+            f"({kept.too_short} are shorter, {kept.too_long} longer). Change these limits."
+        )
+    return with_good_audio(model, chosen, key, reporter, kept.utterances)
+
+
+def with_good_audio(
+    model: AsrModel, chosen: DatasetSettings, key: str, reporter: Reporter, utterances: Sequence[Utterance]
+) -> list[Utterance]:
+    """The utterances whose recordings can be used. Raises DataError for others, unless they are to be left out."""
+    problems = audio_problems(utterances, how=chosen.check_audio, sample_rate=model.sample_rate)
+    if chosen.unusable == "refuse" or len(problems) == len(utterances):
+        refuse_unusable(utterances, problems, key=f"model.{key}.unusable")
+    if problems:
+        first = next(iter(problems))
+        reporter.say(
+            f"model.{key}: left out {len(problems)} utterances whose recordings cannot be used, such as "
+            f"{name_of(utterances[first])}: {problems[first]}"
+        )
+    return [utterance for index, utterance in enumerate(utterances) if index not in problems]
+
+
+def speech_set(
+    model: AsrModel,
+    chosen: DatasetSettings,
+    utterances: Sequence[Utterance],
+    tokens: Sequence[Sequence[int]],
+    seed: int,
+    *,
+    shuffle: bool | None = None,
+    limit: int | float = 1.0,
+    perturb: Perturb | None = None,
+) -> SpeechSet:
+    manifests = dict.fromkeys(str(utterance.manifest) for utterance in utterances)
+    return SpeechSet(
+        name=", ".join(manifests),
+        dataset=SpeechDataset(
+            utterances, tokens, sample_rate=model.sample_rate, cache_bytes=CACHE_BYTES, perturb=perturb
+        ),
+        plan=BatchPlan(
+            durations=tuple(utterance.duration for utterance in utterances),
+            batch_size=chosen.batch_size,
+            batch_duration=chosen.batch_duration,
+            buckets=chosen.num_buckets,
+            shuffle=chosen.shuffle if shuffle is None else shuffle,
+            drop_last=chosen.drop_last,
+            limit=limit,
+            seed=seed,
+        ),
+        digest=manifest_digest(utterances),
+    )
+
+
+def validation_batches(held: SpeechSet, settings: Settings, *, rank: int, processes: int) -> list[list[int]]:
+    """This process's share of a set, long utterances first: little padding, and memory runs out at once or never.
+
+    Of these so many as trainer.limit_val_batches says, and at least one.
+    All processes have equally many batches. Raises ConfigError for fewer utterances than processes.
+    """
+    durations, size = held.plan.durations, settings.model.validation_ds.batch_size or 16
+    if len(durations) < processes:
+        raise ConfigError(f"{held.name}: {len(durations)} utterances cannot be dealt out to {processes} processes.")
+    order = sorted(range(len(durations)), key=lambda index: -durations[index])
+    seconds = [durations[index] for index in order]
+    bounds = batch_bounds(seconds, held.plan, size, processes)
+    batches = [order[first:end] for first, end in pairwise(bounds)]
+    own, limit = batches[rank::processes], settings.trainer.limit_val_batches
+    return own[: limit if isinstance(limit, int) else max(1, int(len(own) * limit))]
+
+
+def batch_bounds(seconds: Sequence[float], plan: BatchPlan, size: int, processes: int) -> list[int]:
+    """Where the batches of utterances begin and end, the longest utterance first; their number is a multiple of the
+    processes'.
+
+    Of equally many utterances, `size` at most; or with a batch_duration, as many as it holds with their padding.
+    Where there are too few utterances for that, the last batches hold more.
+    """
+    total = len(seconds)
+    most = total // processes * processes
+    if plan.batch_duration is None:
+        count = min(math.ceil(math.ceil(total / size) / processes) * processes, most)
+        return [number * total // count for number in range(count + 1)]
+    bounds = [0]
+    for end in range(1, total):
+        held = end + 1 - bounds[-1]
+        if held > (plan.batch_size or total) or held * seconds[bounds[-1]] > plan.batch_duration:
+            bounds.append(end)
+    bounds.append(total)
+    count = min(math.ceil((len(bounds) - 1) / processes) * processes, most)
+    while len(bounds) - 1 < count:
+        width, first = max((end - first, first) for first, end in pairwise(bounds))
+        insort(bounds, first + width // 2)
+    while len(bounds) - 1 > count:
+        del bounds[-2]
+    return bounds
+
+
+def worker_count(chosen: DatasetSettings) -> int:
+    """Processes that read audio: what is asked for, and at most one for each processor."""
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(chosen.num_workers, processors)
+
+
+def check_rate(model: AsrModel, chosen: DatasetSettings, key: str) -> None:
+    if chosen.sample_rate is not None and chosen.sample_rate != model.sample_rate:
+        raise ConfigError(
+            f"model.{key}.sample_rate: {chosen.sample_rate} Hz is not the model's, {model.sample_rate} Hz. "
+            "Leave it out; files of any rate are resampled."
+        )
+
+
+def _limit(model: AsrModel, given: float | None, key: str, name: str) -> float | None:
+    """The limit given, else the one that the checkpoint was trained with."""
+    if given is not None:
+        return given
+    own = model.config.get(key)
+    value = own.get(name) if isinstance(own, dict) else None
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _tell_left_out(kept: Kept, key: str, reporter: Reporter) -> None:
+    if kept.too_short or kept.too_long:
+        reporter.say(
+            f"model.{key}: left out {kept.too_short} utterances shorter than min_duration and {kept.too_long} longer "
+            f"than max_duration, {kept.left_out_hours:.2f} h in all."
+        )
+
+
+def _consequence(policy: str, utterances: Sequence[int]) -> str:
+    if policy == "drop":
+        return f"these {len(utterances)} utterances are left out."
+    return "they are trained on as far as the model can write them."

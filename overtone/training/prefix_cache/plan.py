@@ -1,0 +1,198 @@
+"""What of a training stays the same every epoch: where the frozen part below the adapter ends, and what is random."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from overtone import __version__
+from overtone.adapters.adapter import Adapter
+from overtone.adapters.kinds.kinds import LinearAdapter
+from overtone.config import Settings
+from overtone.errors import ConfigError
+from overtone.models.asr_model import COMPUTE_DTYPES, AsrModel
+from overtone.nets.subsampling import StackingSubsampling
+from overtone.training.run_folder import plain
+from overtone.training.trainer import Length, Machine, base_dtype, precision_of
+
+FEATURES = -1
+"""The cut between the features and the encoder."""
+FORMAT = 1
+"""Of the files, and of what stands in them."""
+DROPOUTS = ("dropout", "dropout_pre_encoder", "dropout_emb", "dropout_att")
+KEY = "model.prefix_cache"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrefixPlan:
+    """What is kept of each utterance."""
+
+    cut: int
+    """So many layers lie below it; 0: the subsampling alone; FEATURES: not even that."""
+    variants: int
+    """Draws of what is random below the cut; 1 where nothing is."""
+    seed: int
+    """Of these draws."""
+    width: int
+    """D of what is kept, [T', D]."""
+    bytes_per_second: float
+    """Memory for a second of audio."""
+    owner: str
+    """SHA-256 of all that its values depend on, besides the audio and the draws."""
+    draws: str
+    """SHA-256 of what is drawn from; empty where nothing is."""
+    note: str
+    """What the user is told of it."""
+
+    def identity(self) -> dict[str, Any]:
+        """What must not change between the parts of a resumed run."""
+        return {"cut": self.cut, "variants": self.variants}
+
+    def bytes_of(self, seconds: float, *, drawn: bool = False) -> float:
+        """Memory for so much audio; `drawn`: in all its variants."""
+        return seconds * self.bytes_per_second * (self.variants if drawn else 1)
+
+
+def plan_prefix(
+    settings: Settings,
+    model: AsrModel,
+    adapter: Adapter | None,
+    *,
+    machine: Machine,
+    length: Length,
+    kept_before: bool | None = None,
+) -> PrefixPlan | None:
+    """None where nothing is kept. Raises ConfigError where the settings ask for what cannot be.
+
+    kept_before: whether the run that is resumed kept anything; None begins a run, whose length decides for `auto`.
+    """
+    chosen = settings.model.prefix_cache
+    check_variants(settings)
+    if chosen.enabled is False:
+        return None
+    obstacle = obstacle_of(model, adapter)
+    if chosen.enabled is True and (obstacle is not None or adapter is None):
+        raise ConfigError(f"{KEY}.enabled: {obstacle} Leave it out, or give false.")
+    if obstacle is not None or adapter is None:
+        return None
+    random = drawn_from(settings)
+    dithered = model.preprocessor.dither > 0.0
+    drops = settings.model.base_dropout and any(model.setting("encoder", name) > 0.0 for name in DROPOUTS)
+    cut = first_cut(model, adapter)
+    if chosen.enabled == "auto":
+        again = length.batches > length.batches_per_epoch or chosen.folder is not None
+        worth = again if kept_before is None else kept_before
+        if not worth or dithered or "augmentor" in random:
+            return None
+        cut = 0 if drops else cut
+    if "spec_augment" in random and chosen.variants == 1:
+        cut = FEATURES
+    left_out = [name for name, there in (("dropout", drops and cut > 0), ("dither", dithered)) if there]
+    return PrefixPlan(
+        cut=cut,
+        variants=chosen.variants,
+        seed=settings.seed,
+        width=model.preprocessor.features if cut == FEATURES else int(model.setting("encoder", "width")),
+        bytes_per_second=bytes_per_second(model, cut, base_dtype(settings, machine)),
+        owner=digest(owner_of(settings, model, machine, cut)) if chosen.folder is not None else "",
+        draws=digest(random) if chosen.variants > 1 else "",
+        note=described(model, cut, left_out, chosen.variants),
+    )
+
+
+def check_variants(settings: Settings) -> None:
+    """Draws are limited where the user asks for it, and only where there is something to draw."""
+    chosen, random = settings.model.prefix_cache, drawn_from(settings)
+    if chosen.variants > 1 and chosen.enabled is not True:
+        raise ConfigError(f"{KEY}.variants: {chosen.variants} draws of each utterance need {KEY}.enabled=true.")
+    if chosen.variants > 1 and not random:
+        raise ConfigError(
+            f"{KEY}.variants: {chosen.variants}, but neither model.train_ds.augmentor nor model.spec_augment makes "
+            "anything random; leave it at 1."
+        )
+    if chosen.enabled is True and chosen.variants == 1 and "augmentor" in random:
+        raise ConfigError(
+            f"{KEY}.variants: 1, but model.train_ds.augmentor changes the audio anew every time. Give the number of "
+            f"draws to take in turn, such as {KEY}.variants=8, or leave one of the two out."
+        )
+
+
+def drawn_from(settings: Settings) -> dict[str, Any]:
+    """What changes an utterance by chance before the encoder, by name."""
+    model, found = settings.model, {}
+    masks, waves = model.spec_augment, model.train_ds.augmentor
+    if masks is not None and masks.freq_masks + masks.time_masks > 0:
+        found["spec_augment"] = plain(masks)
+    if waves is not None and any(section is not None for section in vars(waves).values()):
+        manifests = [getattr(section, "manifest_path", None) for section in vars(waves).values()]
+        paths = [Path(name).expanduser() for name in manifests if name]
+        files = [path.stat() for path in paths if path.exists()]
+        found["augmentor"] = [plain(waves), [(file.st_size, file.st_mtime_ns) for file in files]]
+    return found
+
+
+def obstacle_of(model: AsrModel, adapter: Adapter | None) -> str | None:
+    """Why nothing can be kept."""
+    if adapter is None:
+        return "with model.train=everything no part of the base stays the same."
+    norms = any(isinstance(module, nn.GroupNorm) for module in model.encoder.modules())
+    if norms or isinstance(model.encoder.pre_encode, StackingSubsampling):
+        part = "group norm" if norms else "stacking subsampling"
+        return f"the {part} of this base gives an utterance other values in every batch, by its padding."
+    return None
+
+
+def first_cut(model: AsrModel, adapter: Adapter) -> int:
+    """The layers below the first point where the adapter acts.
+
+    A linear adapter behind a layer looks at that layer's output alone, so that the layer itself lies below.
+    """
+    points = [adapter.at(name).point for name in adapter.points]
+    layers = [point.layer for point in points if point.layer is not None]
+    if not layers:
+        return len(model.encoder.layers)
+    first = [point for point in points if point.layer == min(layers)]
+    behind = isinstance(adapter.kind, LinearAdapter) and all(point.place == "after_block" for point in first)
+    return min(layers) + behind
+
+
+def bytes_per_second(model: AsrModel, cut: int, dtype: str) -> float:
+    if cut == FEATURES:
+        return 4 * model.preprocessor.features / model.preprocessor.seconds_per_frame
+    return int(model.setting("encoder", "width")) * COMPUTE_DTYPES[dtype].itemsize / model.seconds_per_frame
+
+
+def owner_of(settings: Settings, model: AsrModel, machine: Machine, cut: int) -> dict[str, Any]:
+    """All that the values depend on, besides the audio and the draws."""
+    on_gpu = machine.accelerator == "gpu"
+    return {
+        "format": FORMAT,
+        "overtone": __version__,
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name() if on_gpu else torch.backends.cpu.get_cpu_capability(),
+        "base": model.fingerprint(),
+        "dtype": base_dtype(settings, machine),
+        "prepared": settings.compute_dtype != "float32",
+        "precision": precision_of(settings.trainer),
+        "cut": cut,
+    }
+
+
+def digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def described(model: AsrModel, cut: int, left_out: Sequence[str], variants: int) -> str:
+    layers = len(model.encoder.layers)
+    parts = {FEATURES: "the features, before their masks,", 0: "features and subsampling"}
+    part = parts.get(cut, f"features, subsampling and {cut} of {layers} layers")
+    how = f"once for each utterance, in {variants} draws" if variants > 1 else "once for each utterance"
+    without = f", without {' and '.join(left_out)} there" if left_out else ""
+    return f"Prefix cache: {part} are computed {how}{without}"

@@ -1,0 +1,200 @@
+"""The run folder: `exp_dir/name/version` with checkpoints, settings, log and TensorBoard; and finding it again."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from overtone.config import ExperimentSettings, Settings
+from overtone.errors import ConfigError, OvertoneError
+from overtone.files import write_failure
+
+RESUME_SUFFIX = "-last.ckpt"
+"""What a resumed run reads, `NAME-last.ckpt`."""
+
+LOG_FILE = "log.txt"
+HPARAMS_FILE = "hparams.yaml"
+COMMAND_FILE = "cmd-args.log"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFolder:
+    """Where a run writes; nothing exists before `create`."""
+
+    path: Path
+    """The folder of this run."""
+    checkpoints: Path
+    """Adapters, models, and what a resumed run needs."""
+    exp_dir: Path
+    name: str
+    version: str
+    """Empty where the run has no folder of its own below the name."""
+
+    @property
+    def resume_file(self) -> Path:
+        return self.checkpoints / f"{self.name}{RESUME_SUFFIX}"
+
+
+def process_rank(devices: int = 1) -> int:
+    """Number of this process among those of a run, with so many devices a machine.
+
+    Process 0 leads: it alone writes and speaks.
+    """
+    for name in ("RANK", "SLURM_PROCID"):
+        if os.environ.get(name, "").isdigit():
+            return int(os.environ[name])
+    node, local = (os.environ.get(name, "0") for name in ("NODE_RANK", "LOCAL_RANK"))
+    return int(node or 0) * devices + int(local or 0)
+
+
+def plan_folder(settings: ExperimentSettings, *, default_name: str) -> RunFolder:
+    """The folder that the settings name. Nothing is written."""
+    name = settings.name or default_name
+    if settings.explicit_log_dir:
+        path = Path(settings.explicit_log_dir).expanduser()
+        exp_dir, version = path.parent, ""
+    else:
+        exp_dir = Path(settings.exp_dir or "nemo_experiments").expanduser()
+        version = settings.version or ""
+        if not version and not settings.resume_if_exists:
+            version = _new_version(exp_dir / name, by_date=settings.use_datetime_version)
+        path = exp_dir / name / version
+    checkpoints = settings.checkpoint_callback_params.dirpath
+    return RunFolder(
+        path=path,
+        checkpoints=Path(checkpoints).expanduser() if checkpoints else path / "checkpoints",
+        exp_dir=exp_dir,
+        name=name,
+        version=version,
+    )
+
+
+def _new_version(folder: Path, *, by_date: bool) -> str:
+    if by_date:
+        version = stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
+        number = 1
+        while (folder / version).exists():
+            number += 1
+            version = f"{stamp}-{number}"
+        return version
+    numbers = [int(path.name.removeprefix("version_")) for path in folder.glob("version_*") if path.name[8:].isdigit()]
+    return f"version_{max(numbers, default=-1) + 1}"
+
+
+def find_resumption(settings: ExperimentSettings, folder: RunFolder) -> Path | None:
+    """The checkpoint to go on from, or None to begin. Raises ConfigError where one was asked for and is missing."""
+    if settings.resume_from_checkpoint:
+        path = Path(settings.resume_from_checkpoint).expanduser()
+        if not path.is_file():
+            raise ConfigError(f"exp_manager.resume_from_checkpoint: {path} does not exist; name a '*{RESUME_SUFFIX}'.")
+        return path
+    if not settings.resume_if_exists:
+        return None
+    if folder.resume_file.is_file():
+        return folder.resume_file
+    if settings.resume_ignore_no_checkpoint:
+        return None
+    raise ConfigError(
+        f"exp_manager.resume_if_exists: there is no {folder.resume_file} to go on from. "
+        "Give exp_manager.resume_ignore_no_checkpoint=true to begin anew where there is none."
+    )
+
+
+def check_free(settings: ExperimentSettings, folder: RunFolder) -> None:
+    """Raises ConfigError where the folder holds another run, which would be overwritten."""
+    resumed = Path(settings.resume_from_checkpoint or "").expanduser()
+    if (
+        process_rank() > 0
+        or settings.resume_if_exists
+        or resumed.absolute() == folder.resume_file.absolute()
+        or not folder.checkpoints.is_dir()
+        or not any(folder.checkpoints.iterdir())
+    ):
+        return
+    raise ConfigError(
+        f"{folder.checkpoints} holds a run already. Choose another folder or exp_manager.name, or go on with it: "
+        "exp_manager.resume_if_exists=true."
+    )
+
+
+def check_loggers(settings: ExperimentSettings) -> None:
+    """Raises ConfigError for a logger whose package is missing, before anything is written."""
+    if not settings.create_wandb_logger:
+        return
+    if find_spec("wandb") is None:
+        raise ConfigError(
+            "exp_manager.create_wandb_logger: the package 'wandb' is not installed. Install it with "
+            "'pip install overtone[wandb]', or set it to false."
+        )
+    options = settings.wandb_logger_kwargs or {}
+    if not options.get("name") and not options.get("project"):
+        raise ConfigError("exp_manager.wandb_logger_kwargs.project: W&B needs a project or a name.")
+
+
+def create_folder(folder: RunFolder, settings: Settings, *, resuming: bool) -> None:
+    """Make the folders and write the settings and the command into them. Raises OvertoneError where that fails."""
+    with writing(folder.path, key="exp_manager.exp_dir"):
+        folder.path.mkdir(parents=True, exist_ok=True)
+        folder.checkpoints.mkdir(parents=True, exist_ok=True)
+        settings_file = folder.path / HPARAMS_FILE
+        settings_file.write_text(yaml.safe_dump(plain(settings), sort_keys=False, allow_unicode=True), "utf-8")
+        with (folder.path / COMMAND_FILE).open("a" if resuming else "w", encoding="utf-8") as file:
+            file.write(shlex.join(sys.argv) + "\n")
+        for name in settings.exp_manager.files_to_copy or ():
+            shutil.copy(name, folder.path)
+
+
+def make_loggers(settings: ExperimentSettings, folder: RunFolder) -> list[Any]:
+    """TensorBoard in the run folder, and W&B where asked for."""
+    loggers: list[Any] = []
+    if settings.create_tensorboard_logger:
+        from lightning.pytorch.loggers import TensorBoardLogger
+
+        options = dict(settings.summary_writer_kwargs or {})
+        place = {"save_dir": folder.path.parent, "name": "", "version": folder.path.name}
+        loggers.append(TensorBoardLogger(**{**options, **place}))
+    if settings.create_wandb_logger:
+        from lightning.pytorch.loggers import WandbLogger
+
+        options = {key: value for key, value in (settings.wandb_logger_kwargs or {}).items() if value is not None}
+        loggers.append(WandbLogger(**{"save_dir": str(folder.path), "version": folder.version or None, **options}))
+    return loggers
+
+
+@contextmanager
+def writing(place: Path, *, key: str = "") -> Iterator[None]:
+    """What the system refuses while writing becomes one clear error that names the place."""
+    try:
+        yield
+    except OSError as error:
+        other = f", or choose another folder with {key}" if key else ""
+        raise OvertoneError(write_failure(error.filename or place, error, other=other)) from error
+
+
+def plain(value: Any) -> Any:
+    """Settings as plain data under the keys of the YAML."""
+    if is_dataclass(value):
+        content: dict[str, Any] = {}
+        for item in fields(value):
+            inner = plain(getattr(value, item.name))
+            if "rest" in item.metadata:
+                content.update(inner)
+            else:
+                content[item.metadata.get("key", item.name)] = inner
+        return content
+    if isinstance(value, dict):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    return value

@@ -1,0 +1,223 @@
+"""What a training leaves on disk: the best and the last adapter, the best few models, and the way back into the run."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from overtone.checkpoints.folder import WEIGHTS, read_tensors
+from overtone.checkpoints.load import save_model
+from overtone.checkpoints.nemo.adapters import check_nemo_can_hold, save_adapters
+from overtone.checkpoints.nemo.model import load_base
+from overtone.config import CheckpointSettings
+from overtone.errors import CheckpointError
+from overtone.models.asr_model import AsrModel
+from overtone.training.run_folder import RESUME_SUFFIX, RunFolder, writing
+
+Card = Mapping[str, Any]
+
+
+@dataclass(kw_only=True)
+class Kept:
+    """One step that was kept."""
+
+    step: int
+    score: float
+    """Of the metric that is monitored."""
+    metrics: dict[str, float]
+    path: str | None = None
+    """Model file or adapter folder; None where only the best and last are written."""
+
+
+@dataclass(kw_only=True)
+class Keeper:
+    """Writes adapters (or whole bases, where `adapter` is None) as a training goes on."""
+
+    model: AsrModel
+    adapter: str | None
+    folder: RunFolder
+    settings: CheckpointSettings
+    card: Callable[[int, Mapping[str, float]], Card]
+    """What to write down about the weights of a step with these metrics."""
+    keep_top: bool = True
+    adapters_file: str | None = None
+    """Name of the file in NeMo's format, for the best adapter."""
+    best: Kept | None = None
+    top: list[Kept] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What could not be written, and why."""
+
+    def __post_init__(self) -> None:
+        self.nemo_reason = self.why_no_nemo()
+        if self.nemo_reason and (self.settings.always_save_nemo or self.adapters_file):
+            self.notes.append(f"No files for NeMo: {self.nemo_reason}")
+
+    def why_no_nemo(self) -> str | None:
+        """Why NeMo's formats cannot hold what is trained, if so."""
+        try:
+            for name in self.model.adapters.names:
+                check_nemo_can_hold(self.model.adapters[name])
+        except CheckpointError as error:
+            return str(error)
+        return None
+
+    # Paths
+
+    @property
+    def label(self) -> str:
+        return self.adapter or self.folder.name
+
+    @property
+    def best_path(self) -> Path:
+        return self.folder.checkpoints / f"{self.label}-best"
+
+    @property
+    def last_path(self) -> Path:
+        return self.folder.checkpoints / f"{self.label}-last"
+
+    @property
+    def nemo_path(self) -> Path:
+        return self.folder.checkpoints / f"{self.settings.prefix or self.folder.name}.nemo"
+
+    @property
+    def adapters_path(self) -> Path | None:
+        return self.folder.checkpoints / self.adapters_file if self.adapters_file else None
+
+    def top_path(self, step: int, epoch: int, score: float) -> Path:
+        name = f"{self.folder.name}--{self.settings.monitor}={score:.4f}-epoch={epoch}-step={step}"
+        return self.folder.checkpoints / (f"{name}.nemo" if self.saves_nemo else name)
+
+    @property
+    def saves_nemo(self) -> bool:
+        return self.settings.always_save_nemo and self.nemo_reason is None
+
+    # Writing
+
+    def consider(self, *, step: int, epoch: int, metrics: Mapping[str, float]) -> bool:
+        """Take a validated step: write it as last, as best if it is, and among the best few. True if it is best."""
+        score = metrics[self.settings.monitor]
+        self.write(self.last_path, step, metrics)
+        if math.isnan(score):
+            return False
+        is_best = self.best is None or self.rank(metrics) < self.rank(self.best.metrics)
+        if is_best:
+            self.write(self.best_path, step, metrics)
+            self.best = Kept(step=step, score=score, metrics=dict(metrics))
+        if self.keep_top and self.settings.save_top_k != 0:
+            self.keep(step, epoch, score, metrics)
+        return is_best
+
+    def rank(self, metrics: Mapping[str, float]) -> tuple[float, float]:
+        """Smaller is better; of equal scores the one with the smaller loss."""
+        sign = 1 if self.settings.mode == "min" else -1
+        loss = metrics.get("val_loss", math.nan)
+        return sign * metrics[self.settings.monitor], math.inf if math.isnan(loss) else loss
+
+    def keep(self, step: int, epoch: int, score: float, metrics: Mapping[str, float]) -> None:
+        """Write the step among the best few and remove what no longer belongs to them."""
+        if any(kept.step == step for kept in self.top):
+            return
+        limit = self.settings.save_top_k
+        if 0 < limit <= len(self.top) and self.rank(metrics) >= self.rank(self.worst().metrics):
+            return
+        path = self.top_path(step, epoch, score)
+        if self.saves_nemo:
+            self.write_nemo(path, step, metrics)
+        else:
+            self.write(path, step, metrics)
+        self.top.append(Kept(step=step, score=score, metrics=dict(metrics), path=str(path)))
+        while 0 < limit < len(self.top):
+            dropped = self.worst()
+            self.top.remove(dropped)
+            remove(Path(str(dropped.path)))
+
+    def worst(self) -> Kept:
+        """The worst of the kept ones, the later one of equals."""
+        return max(self.top, key=lambda kept: (self.rank(kept.metrics), kept.step))
+
+    def write(self, path: Path, step: int, metrics: Mapping[str, float]) -> None:
+        """The adapter as a folder, or the whole base as one."""
+        with writing(path):
+            if self.adapter is None:
+                save_model(self.model, path, overwrite=True)
+            else:
+                self.model.adapters[self.adapter].card = dict(self.card(step, metrics))
+                self.model.adapters.save(self.adapter, path, overwrite=True)
+
+    def write_nemo(self, path: Path, step: int, metrics: Mapping[str, float]) -> None:
+        """The whole model with the adapter, for NeMo."""
+        with writing(path):
+            if self.adapter is not None:
+                self.model.adapters[self.adapter].card = dict(self.card(step, metrics))
+            save_model(self.model, path, overwrite=True)
+
+    def keep_unscored(self, step: int) -> None:
+        """Without a validation the last weights count as the best."""
+        self.write(self.last_path, step, {})
+        self.write(self.best_path, step, {})
+
+    def finish(self) -> None:
+        """Put the best weights into the model and write the files that carry no step in their name."""
+        if self.best is not None and self.adapter is not None:
+            restore_adapter(self.model, self.adapter, self.best_path)
+        elif self.best is not None:
+            load_base(self.model, read_tensors(self.best_path / WEIGHTS), str(self.best_path))
+        if self.nemo_reason is not None:
+            return
+        with writing(self.folder.checkpoints):
+            if self.adapters_path is not None:
+                save_adapters(self.model, self.adapters_path)
+            if self.settings.save_nemo_on_train_end and self.keep_top:
+                save_model(self.model, self.nemo_path, overwrite=True)
+
+    # State, for a run that is resumed
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "best": vars(self.best) if self.best is not None else None,
+            "top": [vars(kept) for kept in self.top],
+        }
+
+    def restore(self, state: Mapping[str, Any], checkpoint: Path, *, leads: bool) -> None:
+        """Stand where a checkpoint was written, which may be that of a run in another folder.
+
+        What lies beside it is copied, and left to the other run.
+        """
+        if leads:
+            self.fetch(checkpoint)
+        self.best = Kept(**state["best"]) if state["best"] is not None and self.best_path.is_dir() else None
+        top = [
+            Kept(**{**kept, "path": str(self.folder.checkpoints / Path(kept["path"]).name)}) for kept in state["top"]
+        ]
+        self.top = [kept for kept in top if Path(str(kept.path)).exists()]
+
+    def fetch(self, checkpoint: Path) -> None:
+        """The best and the last weights of the run that a checkpoint belongs to, unless it is this one."""
+        label = self.adapter or checkpoint.name.removesuffix(RESUME_SUFFIX)
+        for name, path in (("best", self.best_path), ("last", self.last_path)):
+            source = checkpoint.parent / f"{label}-{name}"
+            if source.is_dir() and not path.exists():
+                with writing(path):
+                    shutil.copytree(source, path)
+
+
+def restore_adapter(model: AsrModel, name: str, folder: Path) -> None:
+    """The parameters and card of a folder into the adapter of that name, in place."""
+    from overtone.adapters.storage import read_folder
+
+    stored = read_folder(folder, model.adapters.identity())
+    adapter = model.adapters[name]
+    adapter.load_tensors(stored.tensors)
+    adapter.card = stored.card
+
+
+def remove(path: Path) -> None:
+    """A file or folder that this run wrote."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,301 @@
+"""Audio in any container and any portions: the samples of the whole file, and nothing past the limits."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import soxr
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from overtone.audio import compressed
+from overtone.audio.containers import TABLES
+from overtone.audio.decode import AudioDecoder, AudioLimits
+from overtone.serving.errors import AudioError
+
+KINDS = {
+    "wav16": ("WAV", "PCM_16", 16_000),
+    "wav24": ("WAV", "PCM_24", 44_100),
+    "wav8": ("WAV", "PCM_U8", 8_000),
+    "wav32": ("WAV", "PCM_32", 16_000),
+    "wavfloat": ("WAV", "FLOAT", 48_000),
+    "wavdouble": ("WAV", "DOUBLE", 16_000),
+    "wavmulaw": ("WAV", "ULAW", 8_000),
+    "wavalaw": ("WAV", "ALAW", 8_000),
+    "extensible": ("WAVEX", "PCM_16", 16_000),
+    "rf64": ("RF64", "PCM_16", 16_000),
+    "flac16": ("FLAC", "PCM_16", 16_000),
+    "flac24": ("FLAC", "PCM_24", 48_000),
+    "opus": ("OGG", "OPUS", 48_000),
+    "opus16": ("OGG", "OPUS", 16_000),
+    "vorbis": ("OGG", "VORBIS", 44_100),
+    "mp3": ("MP3", "MPEG_LAYER_III", 44_100),
+}
+
+
+def sound(rate: int, seconds: float = 1.5, channels: int = 1) -> np.ndarray:
+    """[S, C] float32"""
+    time_ = np.arange(int(rate * seconds)) / rate
+    tones = [
+        0.4 * np.sin(2 * np.pi * 300 * (index + 1) * time_) * (0.6 + 0.4 * np.sin(7 * time_))
+        for index in range(channels)
+    ]
+    return np.stack(tones, axis=1).astype(np.float32)
+
+
+def packed(kind: str, *, channels: int = 1, seconds: float = 1.5) -> bytes:
+    form, coding, rate = KINDS[kind]
+    stream = io.BytesIO()
+    soundfile.write(stream, sound(rate, seconds, channels), rate, format=form, subtype=coding)
+    return stream.getvalue()
+
+
+def expected(data: bytes, target: int = 16_000) -> np.ndarray:
+    samples, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
+    mono = samples.mean(axis=1, dtype=np.float32)
+    return mono if rate == target else soxr.resample(mono, rate, target, quality="HQ")
+
+
+def portioned(data: bytes, portion: int, **options: Any) -> np.ndarray:
+    with AudioDecoder(**options) as decoder:
+        parts = [decoder.push(data[first : first + portion]) for first in range(0, len(data), portion)]
+        return np.concatenate([*parts, decoder.finish()])
+
+
+def decode_audio(data: bytes, **options: Any) -> np.ndarray:
+    return portioned(data, 10**9, **options)
+
+
+# What is good
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("portion", [7, 1600, 10**9])
+def test_any_container_in_any_portions(kind: str, portion: int) -> None:
+    data = packed(kind)
+    found = portioned(data, max(portion, len(data) // 3000))
+    np.testing.assert_allclose(found, expected(data), atol=2e-6)
+
+
+@pytest.mark.parametrize("kind", ["wav16", "flac16", "opus", "vorbis"])
+def test_channels_are_averaged(kind: str) -> None:
+    data = packed(kind, channels=2)
+    with AudioDecoder() as decoder:
+        found = np.concatenate((decoder.push(data), decoder.finish()))
+        assert decoder.format is not None
+        assert decoder.format.channels == 2
+    np.testing.assert_allclose(found, expected(data), atol=2e-6)
+    with pytest.raises(AudioError, match="2 channels; 1 to 1"):
+        decode_audio(data, limits=AudioLimits(max_channels=1))
+
+
+@pytest.mark.parametrize("coding", ["mulaw", "alaw"])
+def test_g711_is_libsndfiles(coding: str) -> None:
+    data = bytes(range(256))
+    subtype = {"mulaw": "ULAW", "alaw": "ALAW"}[coding]
+    reference, _ = soundfile.read(
+        io.BytesIO(data), dtype="float32", format="RAW", subtype=subtype, samplerate=8000, channels=1
+    )
+    np.testing.assert_array_equal(TABLES[coding], reference)
+
+
+@pytest.mark.parametrize("portion", [1, 3, 1600])
+def test_raw_samples_by_declaration(portion: int) -> None:
+    pcm = (sound(16_000, 0.1)[:, 0] * 32767).astype("<i2")
+    found = portioned(pcm.tobytes(), portion, encoding="linear_pcm", sample_rate=16_000)
+    np.testing.assert_array_equal(found, pcm / np.float32(32768))
+    np.testing.assert_array_equal(portioned(pcm.tobytes(), portion, sample_rate=16_000), found)
+    stereo = np.repeat(pcm, 2).tobytes()
+    np.testing.assert_array_equal(portioned(stereo, portion, sample_rate=16_000, channels=2), found)
+    law = portioned(bytes(range(256)), portion, encoding="mulaw", sample_rate=16_000)
+    np.testing.assert_array_equal(law, TABLES["mulaw"])
+
+
+def tagged(mp3: bytes) -> bytes:
+    """With an ID3 tag of 128 bytes before it."""
+    return b"ID3\3\0\0\0\0\1\0" + bytes(128) + mp3
+
+
+@pytest.mark.parametrize("declared", ["linear_pcm", "mulaw", "flac"])
+@pytest.mark.parametrize("kind", ["wav16", "mp3"])
+def test_a_header_is_believed_before_a_declaration(declared: Any, kind: str) -> None:
+    data = tagged(packed(kind)) if kind == "mp3" else packed(kind)
+    np.testing.assert_allclose(decode_audio(data, encoding=declared, sample_rate=8000), expected(data), atol=2e-6)
+
+
+def test_other_chunks_and_unknown_lengths() -> None:
+    pcm = (sound(16_000, 0.2)[:, 0] * 32767).astype("<i2").tobytes()
+    form = b"fmt " + struct.pack("<IHHIIHH", 16, 1, 1, 16_000, 32_000, 2, 16)
+    before = b"LIST" + struct.pack("<I", 5) + b"abcde\0" + form + b"fact" + struct.pack("<II", 4, 0)
+    after = b"LIST" + struct.pack("<I", 1000) + b"x" * 1000
+    for size, tail in ((len(pcm), after), (0, b""), (0xFFFF_FFFF, b"")):
+        data = (
+            b"RIFF" + struct.pack("<I", 0xFFFF_FFFF) + b"WAVE" + before + b"data" + struct.pack("<I", size) + pcm + tail
+        )
+        for portion in (1, 13, 10**9):
+            np.testing.assert_array_equal(portioned(data, portion), np.frombuffer(pcm, "<i2") / np.float32(32768))
+
+
+@pytest.mark.parametrize("kind", ["wav16", "flac16", "opus", "vorbis"])
+def test_samples_come_before_the_end(kind: str) -> None:
+    data = packed(kind, seconds=20.0)
+    with AudioDecoder() as decoder:
+        seen = decoder.push(data[: len(data) // 2]).size
+        for first in range(len(data) // 2, len(data) * 3 // 4, 1000):
+            time.sleep(0.005)
+            seen += decoder.push(data[first : first + 1000]).size
+        assert seen > 5 * 16_000
+
+
+def test_a_rate_that_is_not_whole_in_the_other() -> None:
+    for rate in (8_000, 11_025, 22_050, 44_100):
+        pcm = (sound(rate, 1.0)[:, 0] * 32767).astype("<i2").tobytes()
+        found = portioned(pcm, 900, sample_rate=rate)
+        assert found.size == 16_000
+        reference = sound(16_000, 1.0)[:, 0]
+        assert np.abs(found[400:-400] - reference[400:-400]).max() < 2e-3
+
+
+# What is bad
+
+
+def test_refusals_say_what_came_and_what_to_do() -> None:
+    nan = io.BytesIO()
+    soundfile.write(nan, np.full(1000, np.nan, np.float32), 16_000, format="WAV", subtype="FLOAT")
+    wav = packed("wav16")
+    adpcm = wav.replace(struct.pack("<IHH", 16, 1, 1), struct.pack("<IHH", 16, 2, 1))
+    cases: list[tuple[bytes, dict[str, Any], str, str]] = [
+        (b"", {}, "empty", "malformed"),
+        (b"hello world, this is text", {}, "declare encoding", "unsupported"),
+        (b"hello world, this is text", {"encoding": "linear_pcm"}, "sample rate", "malformed"),
+        (b"hello world, this is text", {"encoding": "flac"}, "declared as flac", "malformed"),
+        (b"\0\0" * 100, {"sample_rate": 4000}, "4000 Hz", "unsupported"),
+        (b"\0\0" * 100, {"sample_rate": 10**6}, "1000000 Hz", "unsupported"),
+        (b"\0", {"sample_rate": 16_000}, "no samples", "malformed"),
+        (wav[:30], {}, "ends before its samples", "malformed"),
+        (wav[:44], {}, "no samples", "malformed"),
+        (adpcm, {}, "format 2", "unsupported"),
+        (nan.getvalue(), {}, "NaN", "malformed"),
+        (b"fLaC" + b"\xff" * 1000, {}, "FLAC audio cannot be decoded", "malformed"),
+        (b"OggS" + b"\xff" * 1000, {}, "OGG audio cannot be decoded", "malformed"),
+        (b"ID3" + b"\xff" * 1000, {}, "MP3 audio cannot be decoded", "malformed"),
+        (wav[:100] * 1000, {"limits": AudioLimits(max_bytes=50_000)}, "50000 bytes", "too_large"),
+        (wav, {"limits": AudioLimits(max_seconds=1.0)}, "longer than 1 s", "too_large"),
+    ]
+    for data, options, message, fault in cases:
+        with pytest.raises(AudioError, match=message) as refused:
+            decode_audio(data, **options)
+        assert refused.value.fault == fault, message
+
+
+@pytest.mark.parametrize("kind", ["flac16", "opus", "mp3"])
+def test_a_bomb_is_not_unpacked(kind: str) -> None:
+    form, coding, rate = KINDS[kind]
+    stream = io.BytesIO()
+    soundfile.write(stream, np.zeros(rate * 120, np.float32), rate, format=form, subtype=coding)
+    data = stream.getvalue()
+    assert len(data) * 6 < 120 * rate * 2
+    for portion in (10**9, 4096):
+        with pytest.raises(AudioError, match="longer than 5 s"):
+            portioned(data, portion, limits=AudioLimits(max_seconds=5.0))
+
+
+def test_no_thread_stays_behind() -> None:
+    before = threading.active_count()
+    for kind in ("flac16", "opus"):
+        data = packed(kind)
+        decoder = AudioDecoder()
+        decoder.push(data[:4000])
+        decoder.close()
+        decode_audio(data)
+        with pytest.raises(AudioError):
+            decode_audio(data[:20])
+        late = AudioDecoder()
+        late.close()  # before the bytes are there that begin it, as when a client goes away meanwhile
+        late.push(data[:4000])
+    end = time.monotonic() + 5
+    while threading.active_count() > before:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+class Listener:
+    """In place of libsndfile: reads nothing and is never done."""
+
+    done = False
+
+    def __init__(self, container: str, source: int) -> None:
+        self.source = source
+
+    def take(self) -> list[np.ndarray]:
+        return []
+
+    def stop(self) -> None:
+        os.close(self.source)
+
+
+def test_nothing_is_written_to_a_pipe_that_is_being_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compressed, "ThreadedFile", Listener)
+    feed, write = compressed.OggFeed(), os.write
+    closing = threading.Thread(target=feed.close)
+    seen = []
+
+    def slow_write(number: int, data: bytes) -> int:
+        if not seen:
+            closing.start()
+            closing.join(0.05)
+        seen.append(os.fstat(number))  # OSError where it is closed
+        return write(number, data)
+
+    monkeypatch.setattr(os, "write", slow_write)
+    list(feed.push(bytes(100)))
+    closing.join(5)
+    list(feed.push(bytes(100)))
+    assert len(seen) == 1
+
+
+FILES = {
+    kind: packed(kind, seconds=0.3) for kind in ("wav16", "wav24", "wavmulaw", "flac16", "opus16", "vorbis", "mp3")
+}
+
+
+@given(
+    kind=st.sampled_from(sorted(FILES)),
+    changes=st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 255)), max_size=12),
+    cut=st.integers(0, 4000),
+    portion=st.sampled_from([11, 500, 10**9]),
+)
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_damaged_files_are_decoded_or_refused(
+    kind: str, changes: list[tuple[int, int]], cut: int, portion: int
+) -> None:
+    data = bytearray(FILES[kind])
+    for position, value in changes:
+        data[position % len(data)] = value
+    damaged = bytes(data[: max(1, len(data) - cut)])
+    limits = AudioLimits(max_seconds=10.0)
+    try:
+        samples = portioned(damaged, max(portion, len(damaged) // 200), limits=limits)
+    except AudioError:
+        return
+    assert samples.dtype == np.float32
+    assert np.isfinite(samples).all()
+    assert samples.size <= 10.0 * 16_000 + 10_000
+
+
+@given(st.binary(max_size=400), st.sampled_from(["auto", "linear_pcm", "mulaw", "alaw", "flac", "ogg_opus"]))
+@settings(max_examples=60, deadline=None)
+def test_any_bytes_are_decoded_or_refused(data: bytes, encoding: Any) -> None:
+    try:
+        samples = decode_audio(data, encoding=encoding, sample_rate=16_000)
+    except AudioError:
+        return
+    assert np.isfinite(samples).all()

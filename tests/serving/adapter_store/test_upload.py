@@ -1,0 +1,148 @@
+"""Adapters that are put on the shelf, taken out of the model and removed by hand."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import threading
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from overtone.errors import AdapterError
+from overtone.models.asr_model import AsrModel
+from overtone.serving.adapter_store.upload import place
+from support.serving_models import make_adapter, shelf_of, states, three_voices, tiny_model
+
+
+@pytest.fixture
+def model() -> AsrModel:
+    return tiny_model()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, model: AsrModel) -> Path:
+    return three_voices(model, tmp_path / "shelf")
+
+
+COMPRESSIONS = {"zip": zipfile.ZIP_DEFLATED, "zip-lzma": zipfile.ZIP_LZMA}
+
+
+def packed(folder: Path, form: str) -> bytes:
+    stream = io.BytesIO()
+    if form in COMPRESSIONS:
+        with zipfile.ZipFile(stream, "w", COMPRESSIONS[form]) as archive:
+            for path in folder.iterdir():
+                archive.write(path, f"top/{path.name}")
+    else:
+        with tarfile.open(fileobj=stream, mode=f"w:{form}") as archive:
+            archive.add(folder, ".")
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("form", ["zip", "gz", ""])
+def test_an_upload_is_served_at_once_and_replaces(model: AsrModel, folder: Path, tmp_path: Path, form: str) -> None:
+    shelf = shelf_of(model, folder)
+    made = make_adapter(model, tmp_path / "made", seed=20)
+    entry = shelf.put("fresh", packed(made, form))
+    assert entry.state == "ready"
+    with shelf.acquire("fresh") as first:
+        shelf.put("fresh", packed(make_adapter(model, tmp_path / "made", seed=21), form))
+        with shelf.acquire("fresh") as second:
+            assert first.digests != second.digests
+    assert sorted(path.name for path in folder.iterdir()) == ["fresh", "voice0", "voice1", "voice2"]
+    shelf.unload("fresh")
+    assert states(shelf)["fresh"] == "ready"
+    shelf.remove("fresh")
+    assert "fresh" not in states(shelf)
+    assert not (folder / "fresh").exists()
+
+
+def test_uploads_that_are_bad_change_nothing(model: AsrModel, folder: Path, tmp_path: Path) -> None:
+    shelf = shelf_of(model, folder)
+    good = packed(folder / "voice1", "zip")
+    foreign = packed(make_adapter(tiny_model(seed=1), tmp_path / "foreign"), "gz")
+    bomb = io.BytesIO()
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("adapter.yaml", b" " * (5 << 20))
+        archive.writestr("adapter.safetensors", b"")
+    evil = io.BytesIO()
+    with tarfile.open(fileobj=evil, mode="w") as tar:
+        link = tarfile.TarInfo("adapter.yaml")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+        for name in ("../../escaped", "adapter.safetensors"):
+            tar.addfile(tarfile.TarInfo(name))
+    before = states(shelf)
+    large = tmp_path / "large"
+    large.mkdir()
+    for name in ("adapter.yaml", "adapter.safetensors"):
+        (large / name).write_bytes(np.random.default_rng(0).bytes(100_000).hex().encode())
+    corrupt = {form: bytearray(packed(large, form)) for form in ("xz", "zip-lzma")}
+    for damaged in corrupt.values():
+        damaged[len(damaged) // 3 : len(damaged) // 3 + 64] = bytes(64)
+    cases = {
+        b"": "no archive",
+        b"hello" * 100: "no archive",
+        good[: len(good) // 2]: "archive",
+        foreign: "another base",
+        bomb.getvalue(): "larger than",
+        evil.getvalue(): "holds no adapter.yaml",
+        bytes(corrupt["xz"]): "damaged",
+        bytes(corrupt["zip-lzma"]): "damaged",
+    }
+    for archive, message in cases.items():
+        with pytest.raises(AdapterError, match=message):
+            shelf.put("voice0", archive)
+    for name in ("../up", "base", "a+b", "", "a/b", ".hidden"):
+        with pytest.raises(AdapterError):
+            shelf.put(name, good)
+    assert states(shelf) == before
+    assert not (tmp_path / "escaped").exists()
+    assert sorted(path.name for path in folder.iterdir()) == ["voice0", "voice1", "voice2"]
+
+
+def test_a_linked_adapter_goes_without_what_the_link_leads_to(model: AsrModel, folder: Path, tmp_path: Path) -> None:
+    elsewhere = make_adapter(model, tmp_path / "elsewhere", seed=22)
+    (folder / "linked").symlink_to(elsewhere)
+    shelf = shelf_of(model, folder)
+    shelf.remove("linked")
+    assert sorted(path.name for path in folder.iterdir()) == ["voice0", "voice1", "voice2"]
+    assert "linked" not in states(shelf)
+    assert (elsewhere / "adapter.yaml").is_file()
+
+
+def test_uploads_of_one_name_take_turns(
+    model: AsrModel, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf = shelf_of(model, folder)
+    archives = [packed(make_adapter(model, tmp_path / "made", seed=seed), "zip") for seed in (20, 21)]
+    second = threading.Thread(target=shelf.put, args=("fresh", archives[1]))
+    running: list[int] = []
+    most: list[int] = []
+
+    def slow_place(*arguments: Any) -> None:
+        running.append(1)
+        most.append(len(running))
+        if len(most) == 1:
+            second.start()
+            second.join(0.05)
+        place(*arguments)
+        running.pop()
+
+    monkeypatch.setattr("overtone.serving.adapter_store.store.place", slow_place)
+    shelf.put("fresh", archives[0])
+    second.join(10)
+    assert most == [1, 1]
+
+
+def test_unloading_waits_for_the_last_lease(model: AsrModel, folder: Path) -> None:
+    shelf = shelf_of(model, folder)
+    lease = shelf.acquire("voice0")
+    shelf.unload("voice0")
+    assert lease.choice in model.adapters
+    lease.release()
+    assert model.adapters.names == []

@@ -1,0 +1,252 @@
+"""Tokens, tenants, rates and TLS at both doors, and what the files of them may hold."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import ssl
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+grpc = pytest.importorskip("grpc", reason="the serving extra is not installed")
+pytest.importorskip("starlette", reason="the serving extra is not installed")
+
+from websockets.sync.client import connect  # noqa: E402
+
+from overtone.errors import UsageError  # noqa: E402
+from overtone.serving.auth.access import AccessError  # noqa: E402
+from overtone.serving.auth.guard import Allowance, Guard, Tenant, read_admin_token, read_keys, read_tokens  # noqa: E402
+from overtone.serving.logs import JsonLines  # noqa: E402
+from overtone.serving.server import Server, ServerSettings  # noqa: E402
+from support.riva_service import Service, file_of, refusal  # noqa: E402
+from support.speaking_model import SpeakingModel, pcm16, spoken  # noqa: E402
+from support.web_service import WebService, eventually, web_service  # noqa: E402
+from tests.serving.riva.test_access import certificates  # noqa: E402, F401
+
+ADMIN = "0123456789abcdef0123"
+
+
+def hash_of(token: str) -> str:
+    return f"sha256:{hashlib.sha256(token.encode()).hexdigest()}"
+
+
+def tokens_file(folder: Path, **tenants: dict[str, object]) -> Path:
+    """JSON is YAML."""
+    path = folder / "tokens.yaml"
+    path.write_text(json.dumps({"tenants": tenants}))
+    return path
+
+
+def tenant(token: str, adapters: object = "all", **more: object) -> dict[str, object]:
+    return {"tokens": [hash_of(token)], "adapters": adapters, **more}
+
+
+def bearer(token: str) -> list[tuple[str, str]]:
+    return [("authorization", f"Bearer {token}")]
+
+
+def over_grpc(service: WebService, channel: object) -> Service:
+    server = service.server
+    return Service(engine=server.engine, shelf=server.shelf, port=service.addresses.grpc_port, channel=channel)
+
+
+def test_tenants_at_both_doors(tmp_path: Path) -> None:
+    shelf, admin = tmp_path / "shelf", tmp_path / "admin"
+    admin.write_text(ADMIN)
+    tokens = tokens_file(tmp_path, anna=tenant("anna-1"), bert=tenant("bert-1", ["other"]))
+    audio = file_of(spoken("abc"))
+    with web_service(shelf, tokens=tokens, admin_token_file=admin) as guarded:
+        assert guarded.transcribe(audio).status == 401
+        assert guarded.transcribe(audio).headers["www-authenticate"] == "Bearer"
+        assert guarded.transcribe(audio, token="guess").error["code"] == "invalid_api_key"
+        assert guarded.text(audio, model="swap", token="anna-1") == "bac"
+        assert guarded.calls[-1].tenant == "anna"
+        assert guarded.transcribe(audio, token="bert-1").json["text"] == "abc"
+        for model in ("swap", "other+swap", "legal"):
+            answer = guarded.transcribe(audio, model=model, token="bert-1")
+            assert (answer.status, answer.error["type"]) == (403, "permission_error")
+        listed = guarded.get("/v1/models", token="bert-1").json["data"]
+        assert [model["id"] for model in listed] == ["tones", "tones+other"]
+        assert guarded.get("/v1/models/swap", token="bert-1").status == 404
+        assert guarded.get("/v1/models").status == 401
+        assert guarded.get("/v1/health/ready").status == 200
+        assert [guarded.get("/v1/metrics", token=token).status for token in ("", "bert-1", "anna-1", ADMIN)] == [
+            401, 403, 200, 200,
+        ]  # fmt: skip
+        assert guarded.get("/v1/admin/adapters", token="anna-1").status == 401
+        assert guarded.get("/v1/admin/adapters", token=ADMIN).status == 200
+        assert guarded.transcribe(audio, token=ADMIN).status == 401
+        with grpc.insecure_channel(guarded.addresses.grpc) as channel:
+            riva = over_grpc(guarded, channel)
+            assert riva.text(audio, model="swap", metadata=bearer("anna-1") * 2) == "bac "
+            assert refusal(lambda: riva.text(audio))[0] is grpc.StatusCode.UNAUTHENTICATED
+            code, _ = refusal(lambda: riva.text(audio, model="swap", metadata=bearer("bert-1")))
+            assert code is grpc.StatusCode.PERMISSION_DENIED
+        eventually(lambda: guarded.calls[-1].code == "PERMISSION_DENIED")
+
+
+def test_rates_at_both_doors(tmp_path: Path) -> None:
+    tokens = tokens_file(
+        tmp_path,
+        few=tenant("few-1", requests_per_minute=2),
+        short=tenant("short-1", audio_seconds_per_minute=1.5),
+        free=tenant("free-1"),
+    )
+    audio = file_of(spoken("abc"))  # 1.08 s
+    with web_service(tmp_path / "shelf", adapters=("swap",), tokens=tokens) as guarded:
+        for model in ("swap", "tones"):
+            assert guarded.transcribe(audio, model=model, token="few-1").status == 200
+        answer = guarded.transcribe(audio, token="few-1")
+        assert (answer.status, answer.error["type"]) == (429, "rate_limit_error")
+        assert 1 <= int(answer.headers["retry-after"]) <= 30
+        with grpc.insecure_channel(guarded.addresses.grpc) as channel:
+            riva = over_grpc(guarded, channel)
+            code, _ = refusal(lambda: riva.text(audio, metadata=bearer("few-1")))
+            assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+            told = len(guarded.calls)
+            assert riva.text(audio, metadata=bearer("short-1")) == "abc "
+            eventually(lambda: len(guarded.calls) > told)
+        assert guarded.transcribe(audio, token="short-1").status == 429
+        for _ in range(4):
+            assert guarded.transcribe(audio, token="free-1").status == 200
+
+
+def test_an_allowance_fills_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    allowance = Allowance(60.0)
+    assert allowance.wait(1.0) == 0.0
+    allowance.take(70.0)
+    assert allowance.wait(1.0) == pytest.approx(11.0)
+    now += 11.0
+    assert allowance.wait(1.0) == pytest.approx(0.0)
+    now += 1000.0
+    assert allowance.wait(60.0) == 0.0
+    allowance.take(60.0)
+    assert allowance.wait(1.0) == pytest.approx(1.0)
+    assert Allowance(float("inf")).wait(1e9) == 0.0
+
+
+def test_what_counts_as_a_token() -> None:
+    guard = Guard(tenants={hash_of("good"): Tenant(name="anna", adapters=frozenset({"a"}))})
+    assert guard.authorise(bearer("good"), "a") == "anna"
+    assert guard.authorise([("authorization", "bearer  good ")], None) == "anna"
+    assert guard.authorise([("x-api-key", "good"), ("authorization", "Bearer good")], None) == "anna"
+    with pytest.raises(AccessError, match="not among"):
+        guard.authorise(bearer("good"), "ab")
+    for metadata in ([], bearer("bad"), bearer("good") + bearer("bad"), [("authorization", "Basic good")]):
+        with pytest.raises(AccessError) as error:
+            guard.authorise(metadata, None)
+        assert error.value.fault == "unauthenticated"
+    with pytest.raises(AccessError, match="no administration"):
+        guard.authorise_admin(bearer(""))
+    with pytest.raises(AccessError):
+        Guard(admin_token=ADMIN).authorise_admin(bearer(""))
+    Guard(admin_token=ADMIN).authorise_admin(bearer(ADMIN))
+    assert Guard().authorise([], "anything") == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("tenants: [", "no YAML"),
+        ("- a", "'tenants'"),
+        ("tenants: {}", "no tenant"),
+        ("tenants: {a: 3}", "tenant 'a'"),
+        ("tenants: {a: {tokens: [], adapters: all}}", "list of hashes"),
+        ("tenants: {a: {tokens: [secret], adapters: all}}", "told by its hash"),
+        ("tenants: {a: {tokens: [HASH]}}", "'adapters' must be"),
+        ("tenants: {a: {tokens: [HASH], adapters: [../b]}}", "cannot be an adapter's name"),
+        ("tenants: {a: {tokens: [HASH], adapter: all}}", "Did you mean 'adapters'"),
+        ("tenants: {a: {tokens: [HASH], adapters: all, requests_per_minute: 0}}", "above 0"),
+        ("tenants: {a: {tokens: [HASH], adapters: all}, b: {tokens: [HASH], adapters: all}}", "listed twice"),
+        ("tenants: !!python/object/apply:os.getcwd []", "no YAML"),
+    ],
+)
+def test_files_of_tokens_that_are_none(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "tokens.yaml"
+    path.write_text(text.replace("HASH", hash_of("x")))
+    with pytest.raises(UsageError) as error:
+        read_tokens(path)
+    assert words in str(error.value)
+    assert str(path) in str(error.value)
+    assert "secret" not in str(error.value)
+
+
+def test_files_that_are_missing_or_wrong(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be read"):
+        read_tokens(tmp_path / "nothing")
+    (tmp_path / "short").write_text("short\n")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe" * 20)
+    for name, words in (("short", "16 characters"), ("binary", "UTF-8"), ("nothing", "cannot be read")):
+        with pytest.raises(UsageError, match=words):
+            read_admin_token(tmp_path / name)
+    with pytest.raises(UsageError, match="give both"):
+        read_keys(tmp_path / "short", None, None)
+    with pytest.raises(UsageError, match="no certificate with its key"):
+        read_keys(tmp_path / "short", tmp_path / "short", None)
+    assert read_keys(None, None, None) is None
+    with pytest.raises(UsageError, match="is no folder"):
+        Server(ServerSettings(adapters=tmp_path / "nothing"), SpeakingModel())
+
+
+@pytest.mark.parametrize("mutual", [False, True])
+def test_tls_at_both_doors(certificates: Path, tmp_path: Path, mutual: bool) -> None:  # noqa: F811
+    def pem(name: str) -> bytes:
+        return (certificates / name).read_bytes()
+
+    context = ssl.create_default_context(cafile=certificates / "server.crt")
+    stranger = ssl.create_default_context(cafile=certificates / "server.crt")
+    if mutual:
+        context.load_cert_chain(certificates / "client.crt", certificates / "client.key")
+    options = {
+        "tls_certificate": certificates / "server.crt",
+        "tls_key": certificates / "server.key",
+        "client_authority": certificates / "authority.crt" if mutual else None,
+        "tls": context,
+    }
+    audio = file_of(spoken("abc"))
+    with web_service(None, **options) as secure:
+        assert secure.addresses.http.startswith("https://")
+        assert secure.text(audio) == "abc"
+        with connect(f"wss://localhost:{secure.addresses.http_port}/v1/realtime", ssl=context) as websocket:
+            assert json.loads(websocket.recv(timeout=10))["type"] == "conversation.created"
+        if mutual:
+            with pytest.raises((ssl.SSLError, OSError)):
+                replace(secure, tls=stranger).get("/v1/health/live")
+        credentials = grpc.ssl_channel_credentials(
+            pem("server.crt"), *((pem("client.key"), pem("client.crt")) if mutual else ())
+        )
+        with grpc.secure_channel(f"localhost:{secure.addresses.grpc_port}", credentials) as channel:
+            assert over_grpc(secure, channel).text(pcm16(spoken("abc"))) == "abc "
+        eventually(lambda: secure.server.reception.active == 0)
+
+
+def test_an_authority_that_is_none(certificates: Path, tmp_path: Path) -> None:  # noqa: F811
+    (tmp_path / "none").write_text("none")
+    with pytest.raises(UsageError, match="authority"):
+        read_keys(certificates / "server.crt", certificates / "server.key", tmp_path / "none")
+    shutil.copy(certificates / "client.key", tmp_path / "other.key")
+    with pytest.raises(UsageError, match="no certificate with its key"):
+        read_keys(certificates / "server.crt", tmp_path / "other.key", None)
+
+
+def test_logs_are_json_lines() -> None:
+    record = logging.LogRecord("overtone.x", logging.INFO, "x.py", 1, "%s took %d s", ("it", 3), None)
+    record.call = {"method": "Recognize", "tenant": "", "code": "OK"}
+    found = json.loads(JsonLines().format(record))
+    assert found.pop("time").endswith("+00:00")
+    assert found == {
+        "level": "info", "logger": "overtone.x", "message": "it took 3 s", "method": "Recognize", "code": "OK",
+    }  # fmt: skip
+    try:
+        raise ValueError("two\nlines")
+    except ValueError:
+        record.exc_info = sys.exc_info()
+    assert "\n" not in JsonLines().format(record)
+    assert "two\nlines" in json.loads(JsonLines().format(record))["exception"]

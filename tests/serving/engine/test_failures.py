@@ -1,0 +1,207 @@
+"""The engine when forwards fail, and when its worker dies."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import weakref
+from concurrent.futures import wait
+from traceback import format_exception
+from typing import Any
+
+import pytest
+import torch
+
+from overtone.serving.engine.engine import Engine, EngineSettings
+from overtone.serving.errors import WorkerError
+from overtone.serving.recognition.offline import recognise, recognise_async
+from support.tone_model import ToneModel, spoken
+from tests.serving.engine.test_engine import marked, until
+
+
+@pytest.fixture
+def tones() -> ToneModel:
+    return ToneModel()
+
+
+def poisoned(model: ToneModel, error: type[BaseException], *, times: int = 10**9) -> list[int]:
+    """Forwards with a row that begins with 0.5 raise; the number of forwards so far."""
+    forward, count, left = model.forward, [0], [times]
+
+    def replaced(waveforms: torch.Tensor, lengths: torch.Tensor) -> Any:
+        count[0] += 1
+        if bool((waveforms[:, 0] == 0.5).any()) and left[0]:
+            left[0] -= 1
+            raise error("poison")
+        return forward(waveforms, lengths)
+
+    model.forward = replaced  # type: ignore[method-assign]
+    return count
+
+
+def test_one_bad_row_answers_for_itself_alone(tones: ToneModel) -> None:
+    poisoned(tones, ValueError)
+    with Engine(tones, EngineSettings(max_wait=0.1)) as engine:  # type: ignore[arg-type]
+        good = [engine.submit(marked(mark)) for mark in (0.1, 0.2)]
+        bad = engine.submit(marked(0.5))
+        assert all(len(future.result(10).log_probs) == 10 for future in good)
+        with pytest.raises(WorkerError, match="ValueError: poison"):
+            bad.result(10)
+        state = engine.state()
+        assert (state.failed, state.restarts, state.alive) == (1, 0, True)
+
+
+def test_a_worker_that_dies_is_started_again_and_loses_nothing(tones: ToneModel) -> None:
+    poisoned(tones, SystemExit, times=1)
+    with Engine(tones, EngineSettings(max_wait=0.1)) as engine:  # type: ignore[arg-type]
+        futures = [engine.submit(marked(mark)) for mark in (0.1, 0.5, 0.2)]
+        assert all(len(future.result(10).log_probs) == 10 for future in futures)
+        assert engine.state().restarts == 1
+        assert isinstance(engine.last_death, SystemExit)
+
+
+def test_a_worker_that_died_goes_on_in_its_thread(tones: ToneModel) -> None:
+    """Another thread would have another heap, whose freed memory is kept, and other kernels."""
+    seen: set[int] = set()
+    poisoned(tones, SystemExit)
+    forward = tones.forward
+
+    def watched(waveforms: torch.Tensor, lengths: torch.Tensor) -> Any:
+        seen.add(threading.get_ident())
+        return forward(waveforms, lengths)
+
+    tones.forward = watched  # type: ignore[method-assign]
+    with Engine(tones, EngineSettings(max_wait=0.0)) as engine:  # type: ignore[arg-type]
+        for mark in (0.5, 0.1, 0.5, 0.2):
+            wait([engine.submit(marked(mark))], 10)
+        assert engine.state().restarts == 4
+        assert len(seen) == 1
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_worker_that_cannot_help_itself_is_followed_by_another(
+    tones: ToneModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poisoned(tones, SystemExit, times=1)
+    recover, calls = Engine._recover, []
+
+    def dying_once(engine: Engine) -> None:
+        calls.append(threading.current_thread().name)
+        if len(calls) == 1:
+            raise SystemExit
+        recover(engine)
+
+    monkeypatch.setattr(Engine, "_recover", dying_once)
+    with Engine(tones, EngineSettings(max_wait=0.0)) as engine:  # type: ignore[arg-type]
+        assert len(engine.submit(marked(0.5)).result(10).log_probs) == 10
+        assert calls == ["overtone-worker", "overtone-supervisor"]
+        assert engine.state().restarts == 1
+
+
+@pytest.mark.parametrize("error", [SystemExit, ValueError])
+def test_nothing_of_a_forward_that_broke_off_is_kept(tones: ToneModel, error: type[BaseException]) -> None:
+    """The traceback of what was raised leads to all that its functions had in their hands."""
+    held: list[weakref.ref[torch.Tensor]] = []
+
+    def broken(waveforms: torch.Tensor, lengths: torch.Tensor) -> Any:
+        activations = torch.zeros(1000)
+        held.append(weakref.ref(activations))
+        raise error("broken")
+
+    tones.forward = broken  # type: ignore[method-assign]
+    gc.disable()
+    try:
+        with Engine(tones, EngineSettings(max_wait=0.0)) as engine:  # type: ignore[arg-type]
+            with pytest.raises(WorkerError) as raised:
+                engine.submit(marked(0.1)).result(10)
+            assert engine.last_death is not None or raised.value.__cause__ is not None
+            until(lambda: not any(each() is not None for each in held))
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("error", [None, ValueError, SystemExit])
+def test_rows_go_as_soon_as_they_are_answered(tones: ToneModel, error: type[BaseException] | None) -> None:
+    """Without waiting for a search for garbage; what they were made of, even while the answer is kept."""
+    if error is not None:
+        poisoned(tones, error)
+    waveforms = [marked(0.5), marked(0.1)]
+    samples = [weakref.ref(waveform) for waveform in waveforms]
+    gc.disable()
+    try:
+        with Engine(tones, EngineSettings(max_wait=0.1)) as engine:  # type: ignore[arg-type]
+            futures = [engine.submit(waveforms.pop(0)) for _ in samples]
+            wait(futures, 10)
+            until(lambda: not any(each() is not None for each in samples))
+            assert (futures[0].exception() is not None) == (error is not None)
+            answers = [weakref.ref(future) for future in futures]
+            futures.clear()
+            until(lambda: not any(each() is not None for each in answers))
+    finally:
+        gc.enable()
+
+
+def test_a_cancelled_row_goes_at_once(tones: ToneModel) -> None:
+    waveform = marked(0.1)
+    samples = weakref.ref(waveform)
+    gc.disable()
+    try:
+        with Engine(tones, EngineSettings(max_wait=60.0)) as engine:  # type: ignore[arg-type]
+            future = engine.submit(waveform)
+            del waveform
+            assert future.cancel()
+            until(lambda: samples() is None)
+            assert engine.state().waiting == 0
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("in_a_loop", [True, False])
+def test_a_recording_that_was_refused_goes_with_its_error(tones: ToneModel, in_a_loop: bool) -> None:
+    poisoned(tones, ValueError)
+    waveforms = [marked(0.5)]
+    samples = weakref.ref(waveforms[0])
+
+    async def refused(engine: Engine) -> None:
+        with pytest.raises(WorkerError, match="poison"):
+            await recognise_async(engine, waveforms.pop())
+
+    gc.disable()
+    try:
+        with Engine(tones, EngineSettings(max_wait=0.0)) as engine:  # type: ignore[arg-type]
+            if in_a_loop:
+                asyncio.run(refused(engine))
+            else:
+                with pytest.raises(WorkerError, match="poison"):
+                    recognise(engine, waveforms.pop())
+            until(lambda: samples() is None)
+    finally:
+        gc.enable()
+
+
+def test_the_lines_of_a_failure_stay(tones: ToneModel) -> None:
+    poisoned(tones, ValueError)
+    with Engine(tones, EngineSettings(max_wait=0.0)) as engine:  # type: ignore[arg-type]
+        error = engine.submit(marked(0.5)).exception(10)
+    assert 'raise error("poison")' in "".join(format_exception(error))
+
+
+def test_what_kills_every_worker_is_given_up(tones: ToneModel) -> None:
+    poisoned(tones, SystemExit)
+    with Engine(tones, EngineSettings(max_wait=0.1)) as engine:  # type: ignore[arg-type]
+        futures = [engine.submit(marked(mark)) for mark in (0.1, 0.5, 0.2)]
+        assert len(futures[0].result(10).log_probs) == len(futures[2].result(10).log_probs) == 10
+        with pytest.raises(WorkerError, match="died of this request"):
+            futures[1].result(10)
+        assert len(engine.submit(marked(0.3)).result(10).log_probs) == 10
+        assert engine.state().restarts == 2
+        assert engine.state().alive
+
+
+def test_a_failing_recording_is_refused_whole(tones: ToneModel) -> None:
+    poisoned(tones, ValueError)
+    with Engine(tones) as engine:  # type: ignore[arg-type]
+        with pytest.raises(WorkerError):
+            recognise(engine, marked(0.5))
+        assert recognise(engine, spoken("abc")).hypotheses[0].text == "abc"

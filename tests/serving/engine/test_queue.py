@@ -1,0 +1,59 @@
+"""Whose turn it is, and which rows go together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from overtone.serving.engine.queue import Row, WaitingRows
+
+
+def row(group: str, mark: float, *, priority: Any = "offline", seconds: float = 1.0, arrived: float = 0.0) -> Row:
+    return Row(
+        waveform=np.array([mark], np.float32), mel=None, seconds=seconds, choice=None, group=group, priority=priority,
+        deadline=None, arrived=arrived,
+    )  # fmt: skip
+
+
+def take(
+    waiting: WaitingRows, *, rows: int = 4, now: float = 0.5, seconds: float = 1e9, recording: float = 1e9
+) -> list[str]:
+    batch = waiting.take(now, max_rows=rows, max_seconds=seconds, max_recording_seconds=recording)
+    return [f"{row.group}{row.waveform[0]:g}" for row in batch if row.waveform is not None]
+
+
+def test_groups_take_turns() -> None:
+    waiting = WaitingRows()
+    for mark in range(8):
+        waiting.add(row("a", mark))
+    waiting.add(row("b", 0))
+    waiting.add(row("c", 0))
+    assert take(waiting) == ["a0", "b0", "c0", "a1"]
+    waiting.add(row("d", 0))
+    assert take(waiting, rows=2) == ["a2", "d0"]
+    assert waiting.count == 5
+
+
+def test_streams_go_first_and_recordings_are_not_forgotten() -> None:
+    waiting = WaitingRows()
+    for mark in range(4):
+        waiting.add(row("a", mark, seconds=30.0))
+        waiting.add(row("s", mark, priority="stream", seconds=4.0))
+    assert take(waiting, rows=1) == ["s0"]
+    assert take(waiting, rows=1) == ["s1"]
+    assert take(waiting, rows=1, now=5.0) == ["a0"]
+    assert take(waiting, rows=1, now=5.0) == ["s2"]
+    assert take(waiting, rows=1, now=5.0) == ["a1"]
+
+
+def test_only_rows_of_like_length_go_together_and_batches_are_bounded() -> None:
+    waiting = WaitingRows()
+    for mark, seconds in enumerate([10.0, 1.0, 9.0, 11.0, 1.1, 30.0]):
+        waiting.add(row("a", mark, seconds=seconds))
+    assert take(waiting) == ["a0", "a2", "a3"]
+    assert take(waiting) == ["a1", "a4"]
+    for mark in range(6):
+        waiting.add(row("b", mark, seconds=30.0))
+    assert take(waiting, seconds=70.0) == ["a5", "b0"]
+    assert take(waiting, recording=10.0) == ["b1"]

@@ -1,0 +1,71 @@
+"""Models and adapters for the tests of serving: small, with random weights, quick to build."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from overtone.adapters.kinds.kinds import LinearAdapter
+from overtone.models.asr_model import AsrModel, build_model
+from overtone.serving.adapter_store.store import Shelf
+from overtone.tokenizers import CharTokenizer
+
+LETTERS = [" ", *"abcdefghijklmnopqrstuvwxyz'"]
+
+
+def tiny_model(seed: int = 0, **preprocessor: object) -> AsrModel:
+    """A Conformer of two narrow layers, one encoder frame in 40 ms."""
+    torch.manual_seed(seed)
+    settings = {
+        "preprocessor": {"features": 16, "n_fft": 512, "dither": 0.0, **preprocessor},
+        "encoder": {"features": 16, "width": 16, "layers": 2, "heads": 2, "kernel_size": 5, "subsampling_factor": 4},
+        "decoder": {"width": 16, "classes": len(LETTERS)},
+    }
+    return build_model(settings=settings, tokenizer=CharTokenizer(LETTERS), name="tiny")
+
+
+def make_adapter(model: AsrModel, folder: Path, *, seed: int = 0, kind: object | None = None) -> Path:
+    """Write an adapter that changes the output into a folder; the model is left without it."""
+    name = f"made{seed}"
+    adapter = model.adapters.add(name, kind or LinearAdapter(dim=4))
+    generator = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for parameter in adapter.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.5)
+    model.adapters.save(name, folder, overwrite=True)
+    model.adapters.remove(name)
+    return folder
+
+
+def three_voices(model: AsrModel, folder: Path) -> Path:
+    """A shelf's folder with the adapters `voice0` to `voice2`."""
+    for seed in range(3):
+        make_adapter(model, folder / f"voice{seed}", seed=seed)
+    return folder
+
+
+def shelf_of(model: AsrModel, folder: Path | None, **options: object) -> Shelf:
+    """A shelf that looks when it is told."""
+    return Shelf(model, folder, lock=threading.RLock(), poll_seconds=0, **options)
+
+
+def states(shelf: Shelf) -> dict[str, str]:
+    return {entry.name: entry.state for entry in shelf.names()}
+
+
+def noise(seconds: float, seed: int = 0, rate: int = 16_000) -> np.ndarray:
+    """[S] float32: sound with some shape."""
+    generator = np.random.default_rng(seed)
+    samples = int(seconds * rate)
+    envelope = np.repeat(generator.uniform(0.01, 0.5, samples // 1600 + 1), 1600)[:samples]
+    return (envelope * generator.standard_normal(samples)).astype(np.float32)
+
+
+def offline(model: AsrModel, waveform: np.ndarray, choice: str | None = None) -> np.ndarray:
+    """[T, V+1]: the model's answer for a waveform alone."""
+    with torch.no_grad(), model.adapters.use(choice):
+        log_probs, frames = model(torch.from_numpy(waveform)[None], torch.tensor([waveform.size]))
+    return log_probs[0, : int(frames[0])].numpy()

@@ -1,0 +1,42 @@
+"""Models of a few thousand parameters, with fresh weights that are the same every time."""
+
+from __future__ import annotations
+
+import string
+from typing import Any
+
+import torch
+
+from overtone.adapters.kinds.kinds import Kind, LinearAdapter
+from overtone.models.asr_model import AsrModel, build_model
+from overtone.tokenizers import CharTokenizer
+
+LABELS = [" ", *string.ascii_lowercase, "'"]
+
+
+def small_model(*, layers: int = 2, seed: int = 0, name: str = "small", **different: Any) -> AsrModel:
+    """A FastConformer-CTC that writes lower-case letters, and nothing sensible; `different` settings of its encoder."""
+    encoder = {
+        "width": 32,
+        "layers": layers,
+        "heads": 4,
+        "kernel_size": 5,
+        "subsampling": "dw_striding",
+        "subsampling_factor": 4,
+        "subsampling_channels": 32,
+        "scale_input": False,
+        **different,
+    }
+    settings = {"preprocessor": {}, "encoder": encoder, "decoder": {"width": 32, "classes": len(LABELS)}}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return build_model(settings=settings, tokenizer=CharTokenizer(LABELS), name=name)
+
+
+def add_trained(model: AsrModel, name: str, kind: Kind | None = None, *, seed: int = 1) -> None:
+    """An adapter that changes what the model says, as a trained one does."""
+    adapter = model.adapters.add(name, kind or LinearAdapter(dim=4))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in adapter.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))

@@ -1,0 +1,55 @@
+"""What a command does before it begins."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from overtone.startup import KERNEL_CACHES, KERNELS_KEPT, garbage_search_paused, importing, keep_few_kernels
+
+SCRIPT = """
+import gc
+import os
+from overtone.startup import importing
+with importing():
+    assert not gc.isenabled()
+    import torch
+assert os.environ["LRU_CACHE_CAPACITY"]
+assert gc.isenabled() and gc.get_freeze_count() > 100_000
+"""
+
+
+def test_imports_are_left_out_of_later_searches() -> None:
+    subprocess.run([sys.executable, "-c", SCRIPT], check=True)
+
+
+def test_nothing_changes_where_pytorch_is_there_already() -> None:
+    assert torch.__name__ in sys.modules
+    frozen = gc.get_freeze_count()
+    with importing():
+        assert gc.isenabled()
+    assert gc.get_freeze_count() == frozen
+
+
+@pytest.mark.parametrize(("name", "kept"), list(zip(KERNEL_CACHES, KERNELS_KEPT, strict=True)))
+def test_what_the_user_says_of_kernels_stays(name: str, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "7")
+    keep_few_kernels()
+    assert os.environ[name] == "7"
+    monkeypatch.delenv(name)
+    keep_few_kernels()
+    assert os.environ[name] == str(kept)
+
+
+def test_searches_pause_and_go_on() -> None:
+    with garbage_search_paused():
+        assert not gc.isenabled()
+        with garbage_search_paused():
+            pass
+        assert not gc.isenabled()
+    assert gc.isenabled()

@@ -1,0 +1,129 @@
+"""A training of every weight of a base: from nothing, over another vocabulary, and with what helps it to begin."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from overtone.checkpoints.load import load_model, save_model
+from overtone.errors import ConfigError
+from overtone.models.asr_model import AsrModel
+from overtone.training.console import Reporter
+from overtone.training.train import run_training
+from support.small_models import LABELS, small_model
+from support.train_samples import environment, losses, script, settings_for
+
+QUIET = Reporter(quiet=True)
+
+
+@pytest.fixture
+def model() -> AsrModel:
+    return small_model()
+
+
+def test_every_weight_of_a_fresh_model(tmp_path: Path) -> None:
+    """A base of its own: configuration and labels in, a model folder and a `.nemo` out."""
+    family = "nemo.collections.asr.modules"
+    config = {
+        "preprocessor": {"_target_": f"{family}.AudioToMelSpectrogramPreprocessor", "features": 80},
+        "encoder": {
+            "_target_": f"{family}.ConformerEncoder",
+            "feat_in": 80,
+            "n_layers": 2,
+            "d_model": 16,
+            "n_heads": 2,
+            "conv_kernel_size": 5,
+            "subsampling_factor": 4,
+        },
+        "decoder": {"_target_": f"{family}.ConvASRDecoder", "feat_in": 16, "num_classes": 0, "vocabulary": []},
+    }
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(config))
+    (tmp_path / "labels.txt").write_text("\n".join(LABELS) + "\n")
+    settings = settings_for(
+        tmp_path,
+        "name=base",
+        "model.nemo_model=null",
+        f"model.init={tmp_path / 'base.yaml'}",
+        f"model.tokenizer={tmp_path / 'labels.txt'}",
+        "model.train=everything",
+        "trainer.precision=bf16-mixed",
+        "model.base_dropout=false",
+        "model.interctc={apply_at_layers: [0], loss_weights: [0.3]}",
+    )
+    result = run_training(settings, reporter=QUIET)
+    assert result.adapter is None
+    assert result.wer_before is None
+    assert result.nemo is not None
+    shown = [value for _, value in losses(tmp_path / "run")["train_loss"]]
+    assert shown[-1] < shown[0]
+    best, last = load_model(result.best), load_model(result.last)
+    assert best.fingerprint() == load_model(result.nemo).fingerprint()
+    assert best.tokenizer.vocabulary == LABELS
+    norms = [tensor for name, tensor in last.base_state_dict().items() if name.endswith("running_mean")]
+    assert norms
+    assert all(tensor.abs().max() > 0 for tensor in norms)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [("[5]", "5 is no inner layer of this encoder; allowed are 0 to 0"), ("[1]", "1 is no inner layer")],
+)
+def test_inner_layers_that_the_encoder_has_not(tmp_path: Path, override: str, message: str) -> None:
+    settings = settings_for(
+        tmp_path, "model.train=everything", f"model.interctc={{apply_at_layers: {override}, loss_weights: [0.3]}}"
+    )
+    with pytest.raises(ConfigError, match=message):
+        run_training(settings, model=small_model(), reporter=QUIET)
+
+
+def test_inner_losses_and_the_flat_start_act(tmp_path: Path) -> None:
+    shown = {}
+    for name, overrides in {
+        "plain": [],
+        "inner": ["model.interctc={apply_at_layers: [0], loss_weights: [0.5]}"],
+        "flat": ["model.flat_start.steps=2"],
+    }.items():
+        settings = settings_for(tmp_path / name, "model.train=everything", *overrides, validation=False)
+        run_training(settings, model=small_model(), reporter=QUIET)
+        shown[name] = [value for _, value in losses(tmp_path / name / "run")["train_loss"]]
+    assert shown["inner"][0] != shown["plain"][0]
+    assert shown["flat"][0] > shown["plain"][0] * 0.5
+    assert shown["flat"][0] != shown["plain"][0]
+
+
+def test_another_vocabulary_keeps_the_encoder(tmp_path: Path, model: AsrModel) -> None:
+    from overtone.training.model import read_tokenizer, with_vocabulary
+
+    (tmp_path / "labels.txt").write_text("a\nb\n")
+    changed = with_vocabulary(model, read_tokenizer(tmp_path / "labels.txt"), seed=0)
+    assert changed.tokenizer.vocabulary == ["a", "b"]
+    assert changed.decoder.projection.weight.shape[0] == 3
+    own = changed.base_state_dict()
+    same = [
+        torch.equal(tensor, own[name]) for name, tensor in model.base_state_dict().items() if name.startswith("enc")
+    ]
+    assert all(same)
+    with pytest.raises(ConfigError, match=r"model\.tokenizer: .*absent\.txt cannot be read"):
+        read_tokenizer(tmp_path / "absent.txt")
+
+
+def test_two_processors(tmp_path: Path) -> None:
+    """Synchronised batch norms, which NeMo asks for, exist on GPUs only: the processors go on without."""
+    save_model(small_model(), tmp_path / "base")
+    settings_for(tmp_path)
+    overrides = ["model.train=everything", "trainer.devices=2", "trainer.accelerator=cpu", "trainer.max_steps=2"]
+    finished = subprocess.run(
+        script(tmp_path, [*overrides, "trainer.sync_batchnorm=true"]),
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert "for each of 2 processes" in finished.stdout
+    (best,) = (tmp_path / "run/checkpoints").glob("*-best")
+    assert load_model(best).fingerprint() != small_model().fingerprint()
