@@ -17,6 +17,7 @@ from support.house_rules import (
     dependency_faults,
     export_faults,
     folder_faults,
+    import_of_test_faults,
     name_faults,
     path_faults,
     project_files,
@@ -220,6 +221,12 @@ BAD_SAMPLES: dict[str, tuple[Callable[[Source], list[str]], str, str]] = {
     "export that is not there": (export_faults, "__all__ = ['f']", "'f', which is not there"),
     "export named twice": (export_faults, "f = 1\n__all__ = ['f', 'f']", "'f' twice"),
     "computed exports": (export_faults, "f = 1\n__all__ = sorted(globals())", "not a plain list"),
+    "import of a test file": (
+        import_of_test_faults,
+        "from support.streams import run\nfrom tests.nets.test_conformer import recordings",
+        "imports 'tests.nets.test_conformer.recordings' of a test file",
+    ),
+    "import of a test file by its name": (import_of_test_faults, "from nets import test_conformer", "of a test file"),
     "import upwards": (
         lambda source: floor_faults(source, set()),
         "def f():\n    from overtone.training.train import train",

@@ -14,6 +14,7 @@ from support.house_rules import (
     class_faults,
     export_faults,
     folder_faults,
+    import_of_test_faults,
     name_faults,
     project_files,
     project_sources,
@@ -26,6 +27,7 @@ SINGLE_FILE_RULES: dict[str, Callable[[Source], list[str]]] = {
     "sizes": size_faults,
     "names": name_faults,
     "exports": export_faults,
+    "imports of tests": import_of_test_faults,
 }
 
 DOCSTRING_RULES: dict[str, Callable[[Source], list[str]]] = {

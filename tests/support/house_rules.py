@@ -220,6 +220,23 @@ def export_faults(source: Source) -> list[str]:
 # Dependencies and texts
 
 
+def import_of_test_faults(source: Source) -> list[str]:
+    """A test file stands alone: what several share lives in `tests/support`, or as a fixture in a `conftest.py`."""
+    faults = []
+    for node in ast.walk(source.tree):
+        match node:
+            case ast.Import(names=aliases):
+                modules = [alias.name for alias in aliases]
+            case ast.ImportFrom(module=str(module), names=aliases):
+                modules = [f"{module}.{alias.name}" for alias in aliases]
+            case _:
+                continue
+        shared = [name for name in modules if any(part.startswith("test_") for part in name.split(".")[:-1])]
+        shared += [name for name in modules if name.startswith("tests.") or name.rpartition(".")[2].startswith("test_")]
+        faults += [source.at(node, f"imports '{name}' of a test file") for name in sorted({*shared})]
+    return faults
+
+
 def declared(requirements: list[str]) -> set[str]:
     return {re.split(r"[^\w.-]", line.strip(), maxsplit=1)[0].lower().replace("_", "-") for line in requirements}
 
