@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from overtone.adapters.strategies import ResidualAdd
     from overtone.audio.load import load_audio
     from overtone.checkpoints.load import load_model, save_model
-    from overtone.decoding.ctc import Hypothesis, Word
+    from overtone.decoding.hypothesis import Hypothesis, Word
     from overtone.errors import OvertoneError
     from overtone.evaluation.evaluate import evaluate
     from overtone.inference.transcribe import Transcriber, transcribe
