@@ -57,8 +57,8 @@ _HOMES = {
     "TinyAttentionAdapter": "overtone.adapters.kinds.kinds",
     "LoraAdapter": "overtone.adapters.kinds.kinds",
     "ResidualAdd": "overtone.adapters.strategies",
-    "Hypothesis": "overtone.decoding.ctc",
-    "Word": "overtone.decoding.ctc",
+    "Hypothesis": "overtone.decoding.hypothesis",
+    "Word": "overtone.decoding.hypothesis",
     "Transcriber": "overtone.inference.transcribe",
     "OvertoneError": "overtone.errors",
 }
