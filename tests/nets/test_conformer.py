@@ -22,21 +22,11 @@ from overtone.nets.ctc import CtcProjection, Reduction, ctc_loss
 from overtone.nets.layers import Tap, TapContext, channels_last_is_safe, checkpointed, depthwise_conv, valid_frames
 from overtone.tokenizers import CharTokenizer
 from support.families import ENCODERS, WIDTH, batch, family_model
-from support.fixtures import HERE, fixture_file
+from support.fixtures import CTC_MODELS, HERE, fixture_file, recordings
 
-MODELS = ("conformer_ctc_bpe", "conformer_ctc_char", "fastconformer_ctc_bpe")
 VARIANTS = sorted(path.stem for path in (HERE / "fixtures" / "encoders").glob("*.npz"))
 
 # Beside NeMo
-
-
-def recordings(index: int | None = None) -> tuple[Tensor, Tensor]:
-    """One recording, or the three of them padded to the longest."""
-    import soundfile
-
-    numbers = range(3) if index is None else [index]
-    signals = [torch.from_numpy(soundfile.read(fixture_file(f"wavs/w{n}.wav"), dtype="float32")[0]) for n in numbers]
-    return nn.utils.rnn.pad_sequence(signals, batch_first=True), torch.tensor([len(signal) for signal in signals])
 
 
 def reference_mel(index: int | None = None) -> tuple[Tensor, Tensor]:
@@ -50,13 +40,13 @@ def reference_parts(arrays: Any) -> list[str]:
     return [part for part in ("0", "1", "2", "b") if f"enc_{part}" in arrays]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", CTC_MODELS)
 @pytest.mark.parametrize("combo", ["base", "none", "an4", "two", "an4+two", "rel", "wide", "mhsa", "an4+rel", "dec"])
 def test_encoder_and_head_equal_nemo(name: str, combo: str) -> None:
     assert_equals_nemo(name, combo, None if combo in ("base", "none") else combo)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", CTC_MODELS)
 def test_adapters_of_both_modules_and_all_at_once_equal_nemo(name: str) -> None:
     assert_equals_nemo(name, "both", "both")
     assert_equals_nemo(name, "all", "@file")
@@ -81,7 +71,7 @@ def assert_equals_nemo(name: str, combo: str, choice: str | None) -> None:
                 torch.testing.assert_close(log_probs[row, :length], expected, rtol=0, atol=2e-4)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", CTC_MODELS)
 def test_from_the_recording_on_the_same_is_decided(name: str) -> None:
     """The features part by the rounding of the FFT on other processors, NeMo's own too: log-probs by 3e-4."""
     model = load_model(fixture_file(f"{name}/model.nemo"))

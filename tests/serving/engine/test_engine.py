@@ -22,7 +22,7 @@ from overtone.serving.adapter_store.store import Shelf
 from overtone.serving.engine.engine import Engine, EngineSettings
 from overtone.serving.errors import DeadlineError, DrainingError, OverloadError
 from overtone.serving.recognition.offline import recognise, recognise_async
-from support.serving_models import make_adapter, noise, offline, tiny_model
+from support.serving_models import make_adapter, marked, noise, offline, tiny_model, until
 from support.tone_model import ToneModel, spoken
 
 
@@ -53,20 +53,6 @@ class Gate:
 @pytest.fixture
 def tones() -> ToneModel:
     return ToneModel()
-
-
-def marked(mark: float, samples: int = 6400) -> np.ndarray:
-    """A waveform that is recognised by its first sample."""
-    waveform = np.zeros(samples, dtype=np.float32)
-    waveform[0] = mark
-    return waveform
-
-
-def until(condition: Any, seconds: float = 5.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.002)
 
 
 # Answers

@@ -16,8 +16,8 @@ import torch
 from overtone.serving.engine.engine import Engine, EngineSettings
 from overtone.serving.errors import WorkerError
 from overtone.serving.recognition.offline import recognise, recognise_async
+from support.serving_models import marked, until
 from support.tone_model import ToneModel, spoken
-from tests.serving.engine.test_engine import marked, until
 
 
 @pytest.fixture

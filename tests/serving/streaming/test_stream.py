@@ -26,6 +26,7 @@ from overtone.serving.streaming.stream import Event, Final, Interim, Stream
 from overtone.serving.streaming.stream_settings import StreamSettings
 from support.serving_models import noise, offline, tiny_model
 from support.step_head import StepHead
+from support.streams import finals, frames_of, run
 from support.tone_model import FRAME, SAMPLE_RATE, ToneModel, spoken
 
 CONTEXTS = [(0.8, 1.6, 1.6), (0.16, 1.92, 1.92), (0.04, 0.0, 0.0), (2.0, 0.0, 0.4)]
@@ -45,33 +46,6 @@ def engine() -> Iterator[Engine]:
     """A model that hears each frame alone: streaming must give what hearing the whole gives, frame for frame."""
     with Engine(ToneModel(), EngineSettings(max_wait=0.0)) as engine:  # type: ignore[arg-type]
         yield engine
-
-
-def run(stream: Stream, waveform: np.ndarray, portion: int = 1600) -> list[Event]:
-    events: list[Event] = []
-    with stream:
-        for first in range(0, waveform.size, portion):
-            events += stream.push(waveform[first : first + portion])
-        events += stream.finish()
-    return events
-
-
-def finals(events: list[Event]) -> list[Final]:
-    return [event for event in events if isinstance(event, Final)]
-
-
-def frames_of(stream: Stream, waveform: np.ndarray, portion: int) -> np.ndarray:
-    """[T, V+1]: what a stream decodes."""
-    captured: list[np.ndarray] = []
-    decode = stream._utterances.push
-
-    def push(log_probs: np.ndarray, heard: float) -> list[Event]:
-        captured.append(log_probs)
-        return decode(log_probs, heard)
-
-    stream._utterances.push = push  # type: ignore[method-assign]
-    run(stream, waveform, portion)
-    return np.concatenate(captured)
 
 
 # One grid

@@ -23,8 +23,7 @@ from overtone.training.prefix_cache.plan import FEATURES, PrefixPlan, first_cut,
 from overtone.training.train import run_training
 from overtone.training.trainer import Length, Machine
 from support.small_models import add_trained, small_model
-from support.train_samples import losses, settings_for, write_corpus
-from tests.training.test_resume import killed, same_adapters
+from support.train_samples import killed, losses, same_adapters, settings_for, write_corpus
 
 Curve = dict[str, list[tuple[int, float]]]
 QUIET = Reporter(quiet=True)

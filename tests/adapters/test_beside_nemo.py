@@ -16,13 +16,12 @@ from overtone.checkpoints.load import load_model
 from overtone.checkpoints.nemo.adapters import host_of, parameter_names, split_adapters
 from overtone.checkpoints.nemo.model import nemo_key
 from overtone.models.asr_model import AsrModel
-from support.fixtures import fixture_file, fixture_folders
-from tests.nets.test_conformer import MODELS, recordings
+from support.fixtures import CTC_MODELS, fixture_file, fixture_folders, recordings
 
 VARIANTS = ("linear_zero", "linear_nonzero", "linear_l2", "relmha", "relmha_nonzero")
 CASES = [
     (model, variant)
-    for model in MODELS
+    for model in CTC_MODELS
     for variant in VARIANTS
     if any((folder / model / "train" / f"{variant}.npz").exists() for folder in fixture_folders())
 ]
