@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from overtone.adapters.strategies import ResidualAdd
     from overtone.audio.load import load_audio
     from overtone.checkpoints.load import load_model, save_model
-    from overtone.decoding.ctc import Hypothesis, Word
+    from overtone.decoding.hypothesis import Hypothesis, Word
     from overtone.errors import OvertoneError
     from overtone.evaluation.evaluate import evaluate
     from overtone.inference.transcribe import Transcriber, transcribe
@@ -57,8 +57,8 @@ _HOMES = {
     "TinyAttentionAdapter": "overtone.adapters.kinds.kinds",
     "LoraAdapter": "overtone.adapters.kinds.kinds",
     "ResidualAdd": "overtone.adapters.strategies",
-    "Hypothesis": "overtone.decoding.ctc",
-    "Word": "overtone.decoding.ctc",
+    "Hypothesis": "overtone.decoding.hypothesis",
+    "Word": "overtone.decoding.hypothesis",
     "Transcriber": "overtone.inference.transcribe",
     "OvertoneError": "overtone.errors",
 }

@@ -21,7 +21,7 @@ EXPORTS = {
     "overtone.adapters.strategies": {"ResidualAdd"},
     "overtone.audio.load": {"load_audio"},
     "overtone.checkpoints.load": {"load_model", "save_model"},
-    "overtone.decoding.ctc": {"Hypothesis", "Word"},
+    "overtone.decoding.hypothesis": {"Hypothesis", "Word"},
     "overtone.errors": {"OvertoneError"},
     "overtone.evaluation.evaluate": {"evaluate"},
     "overtone.training.train": {"train"},

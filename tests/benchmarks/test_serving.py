@@ -24,7 +24,7 @@ from benchmarks.serving_ties import TIE, tellable
 from overtone.adapters.storage import PARAMETERS
 from overtone.audio.decode import AudioDecoder
 from overtone.checkpoints.load import load_model
-from overtone.decoding.decoder import GreedyDecoder
+from overtone.decoding.ctc import GreedyDecoder
 from overtone.errors import AdapterError
 from overtone.serving.http.errors import envelope, status_of
 from overtone.tokenizers import CharTokenizer

@@ -18,7 +18,7 @@ from overtone.checkpoints.nemo.config import translate
 from overtone.models.asr_model import AsrModel, build_model
 from overtone.nets.attention import attend, relative_shift, split_heads
 from overtone.nets.conformer import ConformerEncoder
-from overtone.nets.ctc import CtcHead, Reduction, ctc_loss
+from overtone.nets.ctc import CtcProjection, Reduction, ctc_loss
 from overtone.nets.layers import Tap, TapContext, channels_last_is_safe, checkpointed, depthwise_conv, valid_frames
 from overtone.tokenizers import CharTokenizer
 from support.families import ENCODERS, WIDTH, batch, family_model
@@ -318,7 +318,7 @@ def test_checkpointed_runs_again_for_the_backward_pass() -> None:
 
 
 def test_the_head_gives_log_probabilities() -> None:
-    head = CtcHead(width=6, classes=4, temperature=2.0)
+    head = CtcProjection(width=6, classes=4, temperature=2.0)
     x = torch.randn(2, 3, 6)
     log_probs = head(x, torch.tensor([3, 2]))
     assert log_probs.shape == (2, 3, 5)
