@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
-from support.house_rules import ROOT, Function, Source
+from support.house_rules import BUILTINS, ROOT, Function, Source
 
 QUESTIONS = re.compile(r"(What|Which|Where|Whether|Of|How)\b")
 SHAPE = re.compile(r"\[[^\[\]\n]*[A-Z][^\[\]\n]*\]|\[samples\]|any shape|\bscalars?\b", re.IGNORECASE)
@@ -161,3 +161,36 @@ def shape_faults(source: Source) -> list[str]:
         if arrays and not SHAPE.search(found.text):
             faults.append(source.at(function, f"'{found.name}' names no shape of its {', '.join(arrays)}"))
     return faults
+
+
+OWN_WORDS = {
+    "arithmetic": "dtype",
+    "door": "server, endpoint",
+    "lookout": "folder watcher",
+    "resident": "cached",
+    "shelf": "adapter store",
+    "trainee": "model",
+}
+"""Words that only this project used -> those of the field."""
+
+
+def word_faults(source: Source) -> list[str]:
+    """Standard words for standard things, in names and docstrings. Texts on the wire stay as they are."""
+    if not source.in_package:
+        return []
+    faults = []
+    for node in ast.walk(source.tree):
+        match node:
+            case ast.Name(id=name) | ast.Attribute(attr=name) | ast.arg(arg=name) | ast.ClassDef(name=name):
+                found = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower().split("_")
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+                found = name.lower().split("_")
+            case ast.Expr(value=ast.Constant(value=str(text))):
+                found = re.findall(r"[a-z]+", re.sub(r"`[^`]*`|\"[^\"]*\"", "", text.lower()))
+            case _:
+                continue
+        if isinstance(node, ast.Name) and node.id in BUILTINS:
+            continue
+        own = {word for word in OWN_WORDS if {word, word + "s", word.replace("lf", "lves")} & {*found}}
+        faults += [source.at(node, f"'{word}': say {OWN_WORDS[word]}") for word in sorted(own)]
+    return list(dict.fromkeys(faults))
