@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from overtone.adapters.adapter_set import AdapterSet
-from overtone.nets.layers import Tap
+from overtone.nets.taps import Tap
 from overtone.tokenizers import CharTokenizer
 
 LETTERS = " abcdefgh"
