@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from overtone.adapters.strategies import ResidualAdd
     from overtone.audio.load import load_audio
     from overtone.checkpoints.load import load_model, save_model
-    from overtone.decoding.ctc import Hypothesis, Word
+    from overtone.decoding.hypothesis import Hypothesis, Word
     from overtone.errors import OvertoneError
     from overtone.evaluation.evaluate import evaluate
     from overtone.inference.transcribe import Transcriber, transcribe
@@ -62,8 +62,8 @@ _HOMES = {
     "LoraAdapter": "overtone.adapters.kinds.lora",
     "register_kind": "overtone.adapters.kinds.registry",
     "ResidualAdd": "overtone.adapters.strategies",
-    "Hypothesis": "overtone.decoding.ctc",
-    "Word": "overtone.decoding.ctc",
+    "Hypothesis": "overtone.decoding.hypothesis",
+    "Word": "overtone.decoding.hypothesis",
     "Transcriber": "overtone.inference.transcribe",
     "OvertoneError": "overtone.errors",
 }

@@ -18,7 +18,8 @@ from overtone.checkpoints.load import load_model
 from overtone.checkpoints.nemo.adapters import StoredNemoAdapter, read_adapters_pt
 from overtone.checkpoints.nemo.adapters import read_kind as read_nemo_kind
 from overtone.errors import UsageError
-from overtone.models.asr_model import PARTS, AsrModel, complete
+from overtone.models.asr_model import AsrModel
+from overtone.models.parts import PARTS, complete
 from overtone.text_table import bytes_text, columns, share_text
 
 NUMBER = re.compile(r"\.(\d+)(?=\.|$)")

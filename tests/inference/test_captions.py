@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from overtone.decoding.ctc import Hypothesis, Word
+from overtone.decoding.hypothesis import Hypothesis, Word
 from overtone.errors import UsageError
 from overtone.inference.captions import CaptionRules, captions, ctm, lines, srt, vtt
 from overtone.inference.recordings import Recording
