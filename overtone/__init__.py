@@ -9,6 +9,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from overtone.version import __version__
+
 if TYPE_CHECKING:
     from overtone.adapters.adapter_set import AdapterSet
     from overtone.adapters.kinds.linear import LinearAdapter
@@ -24,8 +26,6 @@ if TYPE_CHECKING:
     from overtone.inference.transcribe import Transcriber, transcribe
     from overtone.models.asr_model import AsrModel
     from overtone.training.train import train
-
-__version__ = "0.1.0"
 
 __all__ = [
     "load_model",

@@ -13,7 +13,7 @@ from overtone.adapters.kinds.base import Kind
 from overtone.adapters.kinds.linear import LinearAdapter
 from overtone.adapters.kinds.registry import KINDS
 from overtone.checkpoints.load import load_model
-from overtone.cli.verify_text import as_text
+from overtone.cli.verify import as_text
 from overtone.errors import AdapterError, DataError, UsageError
 from overtone.evaluation.verify import PROMPTS, Verification, verify
 from overtone.models.asr_model import AsrModel
