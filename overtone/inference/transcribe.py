@@ -6,6 +6,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from overtone.decoding.decoder import Alignment
 from overtone.decoding.hypothesis import Hypothesis
 from overtone.errors import DataError, OvertoneError, UsageError
 from overtone.inference.recordings import Recording, find_recordings
-from overtone.inference.threads import RowThreads
+from overtone.inference.rows import RowThreads
 from overtone.inference.windows import OVERLAP_SECONDS, WINDOW_SECONDS, Window, join_windows, plan_windows
 from overtone.models.asr_model import AsrModel, Backend
 
@@ -175,11 +176,12 @@ class Transcriber:
     ) -> Iterator[Transcription]:
         """Between two results nothing of the run acts: neither its dtype nor its adapters."""
         total = sum(job.duration for job in jobs)
+        total_windows = sum(len(job.windows) for job in jobs)
         done = 0.0
         waiting = deque(jobs)
         with (
             ThreadPoolExecutor(max_workers=1, thread_name_prefix="audio") as reader,
-            RowThreads(self.model) as threads,
+            RowThreads(self.model) if total_windows > 1 else nullcontext() as threads,
         ):
             for loaded in _one_ahead(reader, self._load, self._batches(jobs)):
                 batch = [(task, waveform) for task, waveform in loaded if waveform is not None]
@@ -255,13 +257,14 @@ class Transcriber:
             job.error = str(error)
             return None
 
-    def _decode(self, batch: list[tuple[_Task, Waveform]], backend: Backend | None, threads: RowThreads) -> None:
+    def _decode(self, batch: list[tuple[_Task, Waveform]], backend: Backend | None, threads: RowThreads | None) -> None:
         """Align every row with the adapters of its recording."""
         if not batch:
             return
         with self.model.evaluating(), self.model.computing_with(backend):
             align = partial(self._align, backend)
-            alignments = threads(align, batch, [waveform.size for _, waveform in batch])
+            lengths = [waveform.size for _, waveform in batch]
+            alignments = align(batch) if threads is None else threads(align, batch, lengths)
         for (task, _), alignment in zip(batch, alignments, strict=True):
             task.job.alignments[task.index] = alignment
 
