@@ -44,7 +44,6 @@ NEIGHBOURS: set[tuple[str, str]] = {
     ("config", "safe_yaml"),
     ("__main__", "cli"),
     # Still to be mended: what these rooms share moves down.
-    ("adapters", "backends"),
     ("audio", "serving"),
     ("audio", "models"),
 }
@@ -77,7 +76,7 @@ def own_imports(source: Source, modules: set[str]) -> Iterator[tuple[ast.stmt | 
                 is_room = node.module == "overtone" and floor_of(whole) is not None
                 if whole in modules or is_room:
                     yield node, whole
-                elif whole != "overtone.__version__":
+                else:
                     yield node, str(node.module)
         elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == "import_module":
             name = node.args[0] if node.args else None

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from overtone.adapters.adapter import Adapter
-from overtone.adapters.kinds.kinds import KINDS, Kind
+from overtone.adapters.kinds.base import Kind
+from overtone.adapters.kinds.registry import KINDS
 from overtone.adapters.points import Layers, Point
 from overtone.adapters.storage import DESCRIPTION, count_parameters, described_digest, read_description, read_kind
 from overtone.checkpoints.load import load_model
-from overtone.checkpoints.nemo.adapters import StoredNemoAdapter, kind_of, read_adapters_pt
+from overtone.checkpoints.nemo.adapters import StoredNemoAdapter, read_adapters_pt
+from overtone.checkpoints.nemo.adapters import read_kind as read_nemo_kind
 from overtone.errors import UsageError
 from overtone.models.asr_model import AsrModel
 from overtone.models.parts import PARTS, complete
@@ -194,7 +196,7 @@ def inspect_points(model: AsrModel) -> tuple[PointsInspection, ...]:
             place=points[0].place,
             in_width=in_width,
             out_width=out_width,
-            kinds=[name for name, kind in KINDS.items() if kind().acts_at(points[0])],
+            kinds=[name for name, known in KINDS.items() if known.kind().acts_at(points[0])],
         )
         for (pattern, in_width, out_width), points in groups.items()
     )
@@ -237,7 +239,7 @@ def inspect_adapter_folder(folder: Path) -> AdapterInspection:
 
 
 def inspect_nemo_adapter(stored: StoredNemoAdapter, source: str) -> AdapterInspection:
-    kind, strategy = kind_of(stored.described, source)
+    kind, strategy = read_nemo_kind(stored.described, source)
     return AdapterInspection(
         name=stored.name,
         kind=kind.name,
