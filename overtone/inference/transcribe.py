@@ -205,8 +205,11 @@ class Transcriber:
         if job.error is None:
             # A frame begun is a frame; a hair less is a rounding of the header's seconds.
             frames = max(1, math.ceil(job.duration / self.seconds_per_frame - 1e-6))
-            window = self.window_frames or frames
-            job.windows = plan_windows(frames, window=window, overlap=min(self.overlap_frames, window - 1))
+            if self.window_frames is None or frames <= self.window_frames:
+                job.windows = [Window(0, frames)]
+            else:
+                overlap = min(self.overlap_frames, self.window_frames - 1)
+                job.windows = plan_windows(frames, window=self.window_frames, overlap=overlap)
             job.alignments = [None] * len(job.windows)
         return job
 
@@ -216,7 +219,7 @@ class Transcriber:
         pooled = 0.0
         for job in jobs:
             for index, window in enumerate(job.windows):
-                pool.append(_Task(job, index, window.frames * self.seconds_per_frame))
+                pool.append(_Task(job, index, (window.stop - window.start) * self.seconds_per_frame))
                 pooled += pool[-1].seconds
                 if pooled >= POOLED_BATCHES * self.batch_seconds:
                     yield from self._cut(pool)
@@ -280,7 +283,8 @@ class Transcriber:
     def _result(self, job: _Job) -> Transcription:
         if job.error is not None:
             return Transcription(recording=job.recording, adapter=job.adapter, duration=0.0, error=job.error)
-        alignment = join_windows(job.windows, [each for each in job.alignments if each is not None])
+        found = [alignment for alignment in job.alignments if alignment is not None]
+        alignment = found[0] if len(found) == 1 else join_windows(job.windows, found)
         job.alignments = []
         hypothesis = self.model.head.read(alignment)
         return Transcription(recording=job.recording, adapter=job.adapter, duration=job.duration, hypothesis=hypothesis)
