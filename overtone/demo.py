@@ -18,7 +18,6 @@ from overtone.evaluation.evaluate import evaluate
 from overtone.evaluation.report.writer import write_html, write_json
 from overtone.evaluation.results import Evaluation, Result, UtteranceResult
 from overtone.evaluation.verify import PROMPTS, Check, Stage, check_off, check_rows, hear, tensors_digest
-from overtone.inference.transcribe import computing, evaluating
 from overtone.models.asr_model import AsrModel
 from overtone.training.console import Reporter
 from overtone.training.result import TrainingResult
@@ -156,15 +155,15 @@ def write_manifest(path: Path, lines: Sequence[Utterance]) -> Path:
 
 def remember(model: AsrModel) -> Stage:
     """The base's tensors and outputs, before anything is added to it."""
-    with computing(model, "float32"), evaluating(model), torch.no_grad():
+    with model.computing_in("float32"), model.evaluating(), torch.no_grad():
         return Stage(model, *hear(model, None))
 
 
 def prove_intact(stage: Stage) -> tuple[Check, ...]:
     """The base after training and use of the adapter, beside what it was before."""
     model = stage.model
-    with computing(model, "float32"), evaluating(model), torch.no_grad():
-        adapted = stage.log_probs(ADAPTER)
+    with model.computing_in("float32"), model.evaluating(), torch.no_grad():
+        adapted = stage.emissions(ADAPTER)
         same = tensors_digest(model) == stage.digest
         count = len(model.base_state_dict())
         return (

@@ -127,9 +127,7 @@ def _place_for(model: AsrModel, name: str, digest: str) -> str:
 
 def computing_line(model: AsrModel, arguments: argparse.Namespace, choice: str | None) -> str:
     """What is about to compute, in which numbers, and where."""
-    from overtone.inference.transcribe import computing
-
-    with computing(model, arguments.dtype):
+    with model.computing_in(arguments.dtype):
         dtype = model.compute_dtype
     adapter = f"adapter {choice}" if choice else "no adapter"
     return f"{model.name or 'model'} · {adapter} · base in {dtype}, adapters in float32, on {model.device}"

@@ -16,7 +16,8 @@ from overtone.adapters.storage import DESCRIPTION, count_parameters, described_d
 from overtone.checkpoints.load import load_model
 from overtone.checkpoints.nemo.adapters import StoredNemoAdapter, kind_of, read_adapters_pt
 from overtone.errors import UsageError
-from overtone.models.asr_model import PARTS, AsrModel, complete
+from overtone.models.asr_model import AsrModel
+from overtone.models.parts import PARTS, complete
 from overtone.text_table import bytes_text, columns, share_text
 
 NUMBER = re.compile(r"\.(\d+)(?=\.|$)")

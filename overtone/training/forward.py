@@ -21,7 +21,7 @@ from overtone.training.run import Run
 
 @dataclass(frozen=True, kw_only=True)
 class Recogniser:
-    """waveforms [B, S], lengths [B] -> log_probs [B, T', V+1] of heads, lengths [B], the adapter's auxiliary loss.
+    """waveforms [B, S], lengths [B] -> emissions [B, T', C] of heads, lengths [B], the adapter's auxiliary loss.
 
     It belongs to a training: while the model is in training mode, features are augmented and inner heads come first.
     """

@@ -107,7 +107,7 @@ def being_trained(model: AsrModel) -> Iterator[None]:
 
     After an error also without a new adapter, and with the old choice of what is trained and what files enable.
     """
-    prepared, device, adapters = model.prepared, model.device, model.adapters
+    backend, device, adapters = model.backend, model.device, model.adapters
     frozen, dropout, learns = (
         model.base_is_frozen,
         model.base_dropout,
@@ -129,7 +129,7 @@ def being_trained(model: AsrModel) -> Iterator[None]:
         raise
     finally:
         model.eval().to(device)
-        model.prepared = prepared
+        model.backend = backend
 
 
 # Adapters

@@ -15,9 +15,7 @@ from torch import Tensor
 
 from overtone.config import OptimSettings
 from overtone.data.batching import step_seed
-from overtone.decoding.ctc import greedy
 from overtone.errors import ConfigError, DataError, OvertoneError
-from overtone.nets.ctc import Reduction, ctc_loss
 from overtone.training.flat_start import FlatStart
 from overtone.training.forward import Recogniser
 from overtone.training.optim import Schedule
@@ -96,49 +94,48 @@ class Steps(LightningModule):
         batch = usable(batch)
         torch.manual_seed(step_seed(self.seed, batch_idx, self.global_rank))
         heads, lengths, auxiliary = self.recognise(batch)
-        log_probs = heads[-1]
-        loss = self.loss(heads, lengths, batch) + auxiliary.to(log_probs.device)
+        own = heads[-1]
+        loss = self.loss(heads, lengths, batch) + auxiliary.to(own.device)
         self.last_loss = float(loss.detach())
         if not math.isfinite(self.last_loss) and self.trainer.precision != "16-mixed":
             raise OvertoneError(
                 f"The loss is {self.last_loss} in batch {batch_idx} ({batch.ids[0]}, …); training cannot go on. "
                 "Lower model.optim.lr, or set trainer.gradient_clip_val=1.0."
             )
-        self.tell(batch, log_probs, lengths)
+        self.tell(batch, own, lengths)
         self.log("train_loss", loss.detach(), batch_size=len(batch.texts))
         self.log("learning_rate", self.learning_rate, batch_size=1)
         return loss
 
-    def tell(self, batch: AnyBatch, log_probs: Tensor, lengths: Tensor) -> None:
+    def tell(self, batch: AnyBatch, emissions: Tensor, lengths: Tensor) -> None:
         """The first transcript of the batch and what the model makes of it, as often as the log is written."""
         if self.tell_prediction is None or (self.global_step + 1) % self.tell_every:
             return
-        found = greedy(log_probs[:1], lengths[:1], self.model.tokenizer, seconds_per_frame=1.0)[0]
+        head = self.model.head
+        found = head.read(head.align(emissions[:1], lengths[:1])[0])
         self.tell_prediction(f"reference: {batch.texts[0]}\nhypothesis: {found.text}")
 
     def recognise(self, batch: AnyBatch) -> tuple[list[Tensor], Tensor, Tensor]:
-        """log_probs [B, T', V+1] (of inner layers, then the model's own), lengths [B], the adapters' auxiliary loss."""
+        """emissions [B, T', C] (of inner layers, then the model's own), lengths [B], the adapters' auxiliary loss."""
         if isinstance(batch, PrefixBatch):
             assert self.prefix is not None
             with self.model.adapters.use(None if self.base_alone else self.adapter) as selection:
-                log_probs, lengths = self.prefix.recognise(batch)
-            return [log_probs], lengths, selection.auxiliary_loss()
+                emissions, lengths = self.prefix.recognise(batch)
+            return [emissions], lengths, selection.auxiliary_loss()
         if self.processes is not None:
             heads, lengths = self.processes(batch.waveforms, batch.lengths, base_alone=self.base_alone)
             return heads, lengths, torch.zeros(())
         return self.recogniser(batch.waveforms, batch.lengths, base_alone=self.base_alone)
 
-    def loss(self, heads: Sequence[Tensor], lengths: Tensor, batch: AnyBatch) -> Tensor:
-        """Of the model's own log_probs, those of inner layers beside it by their shares."""
-        reduction = cast(Reduction, self.model.ctc_reduction)
-        losses = [
-            ctc_loss(head.float(), lengths, batch.targets, batch.target_lengths, reduction=reduction) for head in heads
-        ]
+    def loss(self, emissions: Sequence[Tensor], lengths: Tensor, batch: AnyBatch) -> Tensor:
+        """Of the model's own emissions, those of inner layers beside it by their shares."""
+        head = self.model.head
+        losses = [head.loss(each, lengths, batch.targets, batch.target_lengths) for each in emissions]
         shares = (*self.inner.values(), 1.0 - sum(self.inner.values()))
         whole = torch.stack([share * loss for share, loss in zip(shares, losses, strict=True)]).sum()
         if self.flat_start is None or isinstance(batch, PrefixBatch):
             return whole
-        return self.flat_start.mixed(whole, [head.float() for head in heads], lengths, batch, self.global_step)
+        return self.flat_start.mixed(whole, [each.float() for each in emissions], lengths, batch, self.global_step)
 
     @property
     def learning_rate(self) -> float:
@@ -159,8 +156,8 @@ class Steps(LightningModule):
 
     def validation_step(self, batch: AnyBatch | DataError, batch_idx: int, dataloader_idx: int = 0) -> None:
         batch = usable(batch)
-        (log_probs,), lengths, _ = self.recognise(batch)
-        self.scores[dataloader_idx].add(self.model, batch, log_probs, lengths)
+        (emissions,), lengths, _ = self.recognise(batch)
+        self.scores[dataloader_idx].add(self.model.head, batch, emissions, lengths)
 
     def on_validation_epoch_end(self) -> None:
         """Logs `val_wer`, `val_cer`, `val_loss` of the first set, and of the others with their number."""

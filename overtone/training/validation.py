@@ -1,6 +1,6 @@
 """How well a validation set is heard, counted batch by batch.
 
-Legend: B batch, T' encoder frames, V vocabulary.
+Legend: B batch, T' encoder frames, C channels of an emission.
 """
 
 from __future__ import annotations
@@ -12,10 +12,8 @@ import torch
 from torch import Tensor
 
 from overtone.data.dataset import Batch
-from overtone.decoding.ctc import greedy
 from overtone.errors import DataError
-from overtone.models.asr_model import AsrModel
-from overtone.nets.ctc import ctc_loss
+from overtone.models.heads import Head
 from overtone.training.prefix_cache.loader import PrefixBatch
 from overtone.wer import ErrorCounts, character_errors, word_errors
 
@@ -32,14 +30,14 @@ class Score:
     """Sum over utterances."""
     utterances: int = 0
 
-    def add(self, model: AsrModel, batch: AnyBatch, log_probs: Tensor, lengths: Tensor) -> None:
-        """Count what greedy decoding of log_probs [B, T', V+1], lengths [B] makes of a batch."""
-        self.loss += float(ctc_loss(log_probs.float(), lengths, batch.targets, batch.target_lengths, reduction="sum"))
+    def add(self, head: Head, batch: AnyBatch, emissions: Tensor, lengths: Tensor) -> None:
+        """Count the errors of greedy decoding of a batch's emissions [B, T', C], lengths [B]."""
+        self.loss += float(head.loss(emissions, lengths, batch.targets, batch.target_lengths, reduction="sum"))
         self.utterances += len(batch.texts)
-        found = greedy(log_probs, lengths, model.tokenizer, seconds_per_frame=model.seconds_per_frame)
-        for text, hypothesis in zip(batch.texts, found, strict=True):
-            self.words += word_errors(text, hypothesis.text)
-            self.characters += character_errors(text, hypothesis.text)
+        for text, alignment in zip(batch.texts, head.align(emissions, lengths), strict=True):
+            hypothesis = head.read(alignment).text
+            self.words += word_errors(text, hypothesis)
+            self.characters += character_errors(text, hypothesis)
 
     def metrics(self) -> dict[str, float]:
         """`wer`, `cer` and the mean `loss`."""

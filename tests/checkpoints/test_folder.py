@@ -21,9 +21,9 @@ from overtone.checkpoints.nemo.model import read_nemo
 from overtone.checkpoints.nemo.yaml import read_yaml, write_yaml
 from overtone.errors import CheckpointError
 from overtone.models.asr_model import AsrModel
+from support.disk import full_disk
 from support.fixtures import fixture_file
 from support.nemo_samples import heard, piece_tokenizer, shake, small_model
-from tests.checkpoints.nemo.test_archive import full_disk
 
 
 def adapted(model: AsrModel) -> AsrModel:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from overtone.adapters.kinds.kinds import KINDS, Kind, LinearAdapter
 from overtone.checkpoints.load import load_model
-from overtone.cli.verify_text import as_text
+from overtone.cli.verify import as_text
 from overtone.errors import AdapterError, DataError, UsageError
 from overtone.evaluation.verify import PROMPTS, Verification, verify
 from overtone.models.asr_model import AsrModel

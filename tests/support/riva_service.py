@@ -26,6 +26,7 @@ from overtone.serving.riva import protobuf
 from overtone.serving.riva.server import RivaServer
 from overtone.serving.settings import ServerSettings
 from overtone.serving.streaming.stream_settings import StreamSettings
+from support.serving_models import until
 from support.speaking_model import SAMPLE_RATE, SpeakingModel, pcm16, put_adapter
 
 METHODS = {
@@ -137,7 +138,7 @@ def riva_service(
         put_adapter(model, name, folder)
     with Engine(model) as engine, AdapterStore(model, folder, lock=engine.lock, poll_seconds=0) as store:
         calls: list[Call] = []
-        eventually(lambda: engine.state().alive)
+        until(lambda: engine.state().alive)
         recognition = RecognitionService(
             engine, store, guard=guard, limits=settings.limits, profanities=settings.profanities, held=held
         )

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import signal
-import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +22,7 @@ from overtone.training.console import Reporter
 from overtone.training.resumption import check_same_run
 from overtone.training.train import run_training
 from support.small_models import small_model
-from support.train_samples import environment, losses, script, settings_for
+from support.train_samples import killed, losses, same_adapters, settings_for
 
 QUIET = Reporter(quiet=True)
 OPTIONS = [
@@ -40,32 +38,10 @@ OPTIONS = [
 ]
 
 
-def killed(folder: Path, overrides: list[str], *, at_step: int) -> None:
-    """Begin a run in a process of its own and kill it once it has shown the step."""
-    process = subprocess.Popen(
-        script(folder, overrides),
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment(),
-        start_new_session=True,
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith(f"step {at_step}/"):
-            os.killpg(process.pid, signal.SIGKILL)
-            break
-    assert process.wait() == -signal.SIGKILL
-
-
 def trained(folder: Path, *overrides: str) -> Settings:
     settings = settings_for(folder, *OPTIONS, *overrides)
     run_training(settings, model=small_model(), reporter=QUIET)
     return settings
-
-
-def same_adapters(first: Path, second: Path) -> bool:
-    a, b = (small_model().adapters.load(folder).tensors() for folder in (first, second))
-    return all(torch.equal(tensor, b[name]) for name, tensor in a.items())
 
 
 def contents(folder: Path) -> dict[str, bytes]:

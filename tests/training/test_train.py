@@ -97,9 +97,9 @@ def test_the_global_settings_of_adapters_are_written_as_in_nemo(tmp_path: Path, 
 
 
 def test_the_base_computes_after_training_as_before(tmp_path: Path, model: AsrModel) -> None:
-    before = model.set_compute_dtype("float32", prepared=True).prepared
+    before = model.set_compute_dtype("float32", prepared=True).backend
     run_training(settings_for(tmp_path, "trainer.max_steps=1", validation=False), model=model, reporter=QUIET)
-    assert model.prepared is before
+    assert model.backend is before
 
 
 def test_the_card_says_where_the_weights_come_from(tmp_path: Path, model: AsrModel) -> None:

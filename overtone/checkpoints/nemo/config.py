@@ -28,7 +28,7 @@ from overtone.checkpoints.nemo.keys import (
 from overtone.checkpoints.nemo.tokenizer import FILE_PREFIX, tokenizer_files
 from overtone.checkpoints.nemo.yaml import refuse_resolvers, resolved
 from overtone.errors import CheckpointError
-from overtone.models.asr_model import Settings, complete
+from overtone.models.parts import Settings, complete
 from overtone.tokenizers import CharTokenizer, Tokenizer
 
 MODULES = "nemo.collections.asr.modules"

@@ -14,7 +14,7 @@ from starlette.datastructures import FormData
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from overtone.decoding.ctc_beam import Boost
+from overtone.decoding.phrase_boost import Boost
 from overtone.serving.adapter_store.names import adapter_names, model_name, visible
 from overtone.serving.adapter_store.store import AdapterEntry
 from overtone.serving.errors import RequestError

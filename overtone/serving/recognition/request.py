@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from overtone.audio.decode import AudioFormat, Encoding
-from overtone.decoding.ctc_beam import Boost
+from overtone.decoding.phrase_boost import Boost
 from overtone.serving.errors import RequestError, UnsupportedError
 from overtone.serving.streaming.endpointing import Endpointing
 

@@ -12,7 +12,8 @@ from typing import IO, TypeVar
 import numpy as np
 
 from overtone.audio.decode import AudioDecoder, AudioLimits
-from overtone.decoding.ctc_beam import BeamSettings, BoostTree
+from overtone.decoding.decoder import BeamSettings, DecodingOptions
+from overtone.decoding.phrase_boost import BoostTree
 from overtone.errors import AdapterError
 from overtone.serving.adapter_store.names import chosen_adapters, list_visible
 from overtone.serving.adapter_store.store import AdapterStore, Lease
@@ -20,7 +21,7 @@ from overtone.serving.auth.guard import Guard, Metadata
 from overtone.serving.engine.engine import Engine, Samples
 from overtone.serving.errors import AudioError, LanguageError, OverloadError, UnknownModelError
 from overtone.serving.recognition.growing import growing
-from overtone.serving.recognition.offline import Decoding, Recognition, recognise_async
+from overtone.serving.recognition.offline import Recognition, recognise_async
 from overtone.serving.recognition.profanity import WORDS, masked
 from overtone.serving.recognition.request import Call, RecognitionRequest, understands
 
@@ -129,13 +130,13 @@ class RecognitionService:
             return self.store.acquire(call.adapter)
         return await asyncio.to_thread(self.store.acquire, call.adapter)
 
-    async def decoding(self, request: RecognitionRequest, call: Call) -> Decoding:
+    async def decoding(self, request: RecognitionRequest, call: Call) -> DecodingOptions:
         """Decoding options of a request; phrases without effect are noted in the call."""
         boosts, tokenizer = None, self.engine.model.tokenizer
         if request.boosts:
             boosts = await asyncio.to_thread(BoostTree, request.boosts, tokenizer)
         beam = BeamSettings(width=max(BeamSettings().width, request.hypotheses))
-        decoding = Decoding(boosts=boosts, alternatives=request.hypotheses, beam=beam)
+        decoding = DecodingOptions(boosts=boosts, alternatives=request.hypotheses, beam=beam)
         call.ignored += decoding.ignored
         return decoding
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from overtone.decoding.ctc import Word
+from overtone.decoding.hypothesis import Word
 from overtone.serving.recognition.offline import Recognition
 from overtone.serving.recognition.request import RecognitionRequest
 from overtone.serving.recognition.service import Mask

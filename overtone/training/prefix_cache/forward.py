@@ -48,7 +48,7 @@ class Prefix:
         return PrefixLoader(audio.dataset, batches, length=length, plan=self.plan, store=self.store, threads=threads)
 
     def recognise(self, batch: PrefixBatch) -> tuple[Tensor, Tensor]:
-        """log_probs [B, T', V+1], lengths [B]: the part above the cut, with the adapters that are in use."""
+        """emissions [B, T', C], lengths [B]: the part above the cut, with the adapters that are in use."""
         x, lengths = self.activations(batch)  # [B, T', D], or features [B, T, F]
         if self.plan.cut > FEATURES:
             return self.model.recognise_above(x, lengths, self.plan.cut), lengths
@@ -84,7 +84,7 @@ class Prefix:
             return Kept(mel[0, :, : int(lengths)].T.contiguous(), mel.size(2))
         if self.augment is not None and seed is not None:
             mel = self.augment(mel, lengths, torch.Generator().manual_seed(seed))
-        x, lengths = model.computing.below(mel, lengths, self.plan.cut)
+        x, lengths = model.encoder_in_use.below(mel, lengths, self.plan.cut)
         return Kept(x[0, : int(lengths)].clone(), x.size(1))
 
     @contextmanager

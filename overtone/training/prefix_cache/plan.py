@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from overtone import __version__
 from overtone.adapters.adapter import Adapter
 from overtone.adapters.kinds.kinds import LinearAdapter
 from overtone.config import Settings
@@ -21,6 +20,7 @@ from overtone.models.asr_model import COMPUTE_DTYPES, AsrModel
 from overtone.nets.subsampling import StackingSubsampling
 from overtone.training.run_folder import plain
 from overtone.training.trainer import Length, Machine, base_dtype, precision_of
+from overtone.version import __version__
 
 FEATURES = -1
 """The cut between the features and the encoder."""

@@ -70,13 +70,13 @@ class Forward(NamedTuple):
 
 
 class Backward(NamedTuple):
-    """The gradient of the last `Forward`'s heads, arrays [b, T', V+1]."""
+    """The gradient of the last `Forward`'s heads, arrays [b, T', C]."""
 
     gradients: list[Any]
 
 
 class RowProcesses:
-    """waveforms [B, S], lengths [B] -> log_probs [B, T', V+1] of heads, lengths [B], as of the recogniser alone.
+    """waveforms [B, S], lengths [B] -> emissions [B, T', C] of heads, lengths [B], as of the recogniser alone.
 
     A context manager: the processes live as long as it lasts. Rows have to be independent of each other.
 

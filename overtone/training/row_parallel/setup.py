@@ -48,8 +48,8 @@ def scoring_of_base(run: Run, recogniser: Recogniser) -> Callable[[], Score] | N
                 batch = collate([held.dataset[index] for index in indices])
                 if isinstance(batch, DataError):
                     raise batch
-                (log_probs,), lengths, _ = recogniser(batch.waveforms, batch.lengths, base_alone=True)
-                found.add(model, batch, log_probs, lengths)
+                (emissions,), lengths, _ = recogniser(batch.waveforms, batch.lengths, base_alone=True)
+                found.add(model.head, batch, emissions, lengths)
         return found
 
     return score

@@ -81,7 +81,7 @@ def model(request: pytest.FixtureRequest) -> AsrModel:
 
 
 def prepare(model: AsrModel, dtype: torch.dtype | None) -> AsrModel:
-    model.prepared = None if dtype is None else PreparedEncoder(model.encoder, dtype)
+    model.backend = None if dtype is None else PreparedEncoder(model.encoder, dtype)
     return model
 
 
@@ -245,8 +245,8 @@ def test_follows_the_base(waveforms: Tensor) -> None:
     assert (changed - first).abs().max() > 1e-2
     assert (changed - prepare(model, None)(waveforms, SAMPLES)[0]).abs().max() < 1e-5
 
-    assert twin.prepared is not None
-    assert twin.prepared.encoder is twin.encoder
+    assert twin.backend is not None
+    assert twin.backend.encoder is twin.encoder
     assert torch.equal(twin(waveforms, SAMPLES)[0], first)
     with twin.adapters.use("linear"):
         assert (twin(waveforms, SAMPLES)[0] - first).abs().max() > 1e-3
@@ -257,12 +257,12 @@ def test_follows_the_base(waveforms: Tensor) -> None:
 
 def test_the_model_chooses(waveforms: Tensor) -> None:
     model = make_model()
-    assert model.set_compute_dtype("float32").prepared is None
+    assert model.set_compute_dtype("float32").backend is None
     for dtype, prepared in (("float32", True), ("bfloat16", False), ("auto", False)):
         model.set_compute_dtype(dtype, prepared=prepared)
-        assert model.prepared is not None
+        assert model.backend is not None
         assert model.compute_dtype == dtype or dtype == "auto"
-    assert model.train_base().prepared is None
+    assert model.train_base().backend is None
 
 
 def test_training_follows_inference_mode(waveforms: Tensor) -> None:
@@ -276,10 +276,10 @@ def test_training_follows_inference_mode(waveforms: Tensor) -> None:
 def test_autocast_changes_nothing(waveforms: Tensor) -> None:
     model = prepare(make_model().eval(), torch.float32)
     mel, lengths = model.preprocessor(waveforms, SAMPLES)
-    assert model.prepared is not None
-    expected, _ = model.prepared(mel, lengths)
+    assert model.backend is not None
+    expected, _ = model.backend(mel, lengths)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        outputs, _ = model.prepared(mel, lengths)
+        outputs, _ = model.backend(mel, lengths)
     assert torch.equal(outputs, expected)
 
 

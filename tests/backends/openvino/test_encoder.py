@@ -65,12 +65,12 @@ def make_mel() -> Tensor:
 def encode(model: AsrModel, choice: Any) -> list[Tensor]:
     """The encoder's output of each row, without its padding."""
     with torch.no_grad(), model.adapters.use(choice):
-        x, lengths = model.computing(make_mel(), FRAMES)
+        x, lengths = model.encoder_in_use(make_mel(), FRAMES)
     return [row[:length] for row, length in zip(x, lengths.tolist(), strict=True)]
 
 
 def compute_by_openvino(model: AsrModel, dtype: torch.dtype = torch.float32) -> AsrModel:
-    model.prepared = OpenVinoEncoder(model.encoder, dtype)
+    model.backend = OpenVinoEncoder(model.encoder, dtype)
     return model
 
 
@@ -171,7 +171,7 @@ def test_it_is_the_same_function(name: str) -> None:
     settings = dict(ENCODERS[name])
     model = make_model(**settings)
     for choice in (None, "wide", "narrow", CHOICES):
-        model.prepared = None
+        model.backend = None
         expected = encode(model, choice)
         found = encode(compute_by_openvino(model), choice)
         for row, (one, other) in enumerate(zip(found, expected, strict=True)):
@@ -204,13 +204,13 @@ def test_off_it_is_the_base_bit_for_bit_and_a_changed_base_is_noticed() -> None:
     model = make_model()
     before = encode(model, None)
     first = encode(compute_by_openvino(model), None)
-    fast = model.prepared
-    model.prepared = None
+    fast = model.backend
+    model.backend = None
     assert all(map(torch.equal, encode(model, None), before))
     with torch.no_grad():
         model.encoder.layers[1].get_parameter("norm_out.bias").add_(1.0)
     expected = encode(model, None)
-    model.prepared = fast
+    model.backend = fast
     changed = encode(model, None)
     assert not torch.allclose(changed[0], first[0], atol=0.1)
     assert torch.allclose(changed[0], expected[0], atol=1e-3)
@@ -226,7 +226,7 @@ def test_a_refused_forward_leaves_the_next_one_whole() -> None:
     with torch.no_grad():
         model.recognise(torch.randn(1, 80, 300), torch.tensor([300]))
     found = encode(model, None)
-    model.prepared = None
+    model.backend = None
     assert torch.allclose(found[1], encode(model, None)[1], atol=1e-3)
 
 

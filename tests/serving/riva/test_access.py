@@ -20,7 +20,6 @@ from overtone.serving.auth.tls import ServerKeys  # noqa: E402
 from overtone.serving.riva import protobuf  # noqa: E402
 from overtone.serving.riva.server import RivaServer  # noqa: E402
 from overtone.serving.settings import ServerSettings  # noqa: E402
-from support.certificates import certificates  # noqa: E402, F401
 from support.riva_service import SETTINGS, Service, file_of, refusal, riva_service, stream_requests  # noqa: E402
 from support.speaking_model import pcm16, spoken  # noqa: E402
 
@@ -156,7 +155,7 @@ def test_mutated_requests_are_answered(service: Service) -> None:
 
 
 @pytest.mark.parametrize("mutual", [False, True])
-def test_tls(certificates: Path, tmp_path: Path, mutual: bool) -> None:  # noqa: F811
+def test_tls(certificates: Path, tmp_path: Path, mutual: bool) -> None:
     def pem(name: str) -> bytes:
         return (certificates / name).read_bytes()
 

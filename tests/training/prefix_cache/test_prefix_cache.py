@@ -23,8 +23,7 @@ from overtone.training.prefix_cache.plan import FEATURES, PrefixPlan, first_cut,
 from overtone.training.train import run_training
 from overtone.training.trainer import Length, Machine
 from support.small_models import add_trained, small_model
-from support.train_samples import losses, settings_for, write_corpus
-from tests.training.test_resume import killed, same_adapters
+from support.train_samples import killed, losses, same_adapters, settings_for, write_corpus
 
 Curve = dict[str, list[tuple[int, float]]]
 QUIET = Reporter(quiet=True)
@@ -72,7 +71,7 @@ def test_both_parts_make_the_whole(prepared: bool, position: str) -> None:
         with torch.no_grad(), model.adapters.use("last" if cut < 2 else None):
             whole, _ = model.recognise(mel, lengths)
             with model.adapters.use(None):
-                x, frames = model.computing.below(mel, lengths, cut)
+                x, frames = model.encoder_in_use.below(mel, lengths, cut)
             if cut < 2:  # behind the first layer the adapter acts above the cut
                 assert torch.equal(model.recognise_above(x, frames, cut), whole)
     model.train_only("last", base_dropout=True)
@@ -80,7 +79,7 @@ def test_both_parts_make_the_whole(prepared: bool, position: str) -> None:
         torch.manual_seed(1)
         whole, _ = model.recognise(mel, lengths)
         torch.manual_seed(1)
-        assert torch.equal(model.recognise_above(*model.computing.below(mel, lengths, 0), 0), whole)
+        assert torch.equal(model.recognise_above(*model.encoder_in_use.below(mel, lengths, 0), 0), whole)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Certificates for the tests of TLS, made by openssl."""
+"""Fixtures that several folders of the server's tests share."""
 
 from __future__ import annotations
 
