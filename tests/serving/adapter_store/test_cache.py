@@ -33,10 +33,10 @@ def test_a_description_is_read_once_and_not_again_for_loading(
     assert read == []
 
 
-def test_what_has_been_loaded_is_left_out_of_searches_for_garbage(
+def test_what_has_been_loaded_is_left_out_of_garbage_collections(
     model: AsrModel, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("overtone.serving.adapter_store.cache.FEW_TO_SETTLE", 2)
+    monkeypatch.setattr("overtone.serving.adapter_store.cache.FEW_TO_FREEZE", 2)
     store = store_of(model, folder, capacity=2)
     try:
         keys = []

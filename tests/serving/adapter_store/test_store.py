@@ -183,7 +183,7 @@ def test_the_adapters_of_the_models_own_file_are_there_too(model: AsrModel, fold
     without = store_of(bare, None)
     assert list(states(without)) == ["builtin"]
     without.acquire("builtin").release()
-    with pytest.raises(AdapterError, match="no store"):
+    with pytest.raises(AdapterError, match="no adapter store"):
         without.put("x", b"")
 
 
@@ -245,7 +245,7 @@ def test_a_folder_that_takes_long_to_look_at_is_looked_at_less_often(
     monkeypatch.setattr(time, "thread_time", lambda: float(next(clock)))  # a second of computing for each look
     with AdapterStore(model, folder, lock=threading.RLock(), poll_seconds=0.01):
         time.sleep(0.3)
-    assert looks.count("overtone-store") == 1
+    assert looks.count("overtone-adapters") == 1
 
 
 def test_what_cannot_be_used_is_refused_with_its_reason_and_the_rest_is_served(model: AsrModel, folder: Path) -> None:
