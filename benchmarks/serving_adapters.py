@@ -20,7 +20,7 @@ from benchmarks.harness import SHAPES, tiny
 from benchmarks.models import ADAPTER, make_model
 from benchmarks.serving_ties import LogProbs, letters, tellable
 from overtone.adapters.adapter import Adapter
-from overtone.adapters.kinds.kinds import LinearAdapter
+from overtone.adapters.kinds.linear import LinearAdapter
 from overtone.audio.load import load_audio
 from overtone.checkpoints.load import load_model, save_model
 from overtone.data.manifest import read_manifest

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 from overtone.checkpoints.load import load_model
 from overtone.errors import UsageError
-from overtone.inference.threads import compute_alone, computing_alone
+from overtone.inference.rows import one_thread, use_one_thread
 from overtone.models.asr_model import AsrModel
 from overtone.serving.adapter_store.store import AdapterStore
 from overtone.serving.app import build_app
@@ -149,7 +149,7 @@ def serve(
     take twice the time.
     """
     keeps_memory = keep_freed_memory()
-    with computing_alone() as threads:
+    with one_thread() as threads:
         engine = replace(settings.engine, threads=settings.engine.threads or threads)
         model = model or load_model(settings.model)
         model.set_compute_dtype(settings.compute_dtype)
@@ -163,7 +163,7 @@ def serve(
 async def run(server: Server, started: Callable[[Server, Addresses], None], *, keeps_memory: bool) -> bool:
     """Run a server until a signal comes. Returns whether all requests were finished."""
     ending = asyncio.Event()
-    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(initializer=compute_alone))
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(initializer=use_one_thread))
     listen_to_signals(ending)
     addresses = await server.start()
     tidying = asyncio.create_task(give_back_now_and_then(server.engine)) if keeps_memory else None

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from overtone.adapters.kinds.kinds import LinearAdapter
+from overtone.adapters.kinds.linear import LinearAdapter
 from overtone.models.asr_model import AsrModel, build_model
 from overtone.serving.adapter_store.store import AdapterStore
 from overtone.tokenizers import CharTokenizer

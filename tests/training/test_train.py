@@ -12,7 +12,8 @@ import torch
 import yaml
 from rich.console import Console
 
-from overtone.adapters.kinds.kinds import LoraAdapter
+from overtone.adapters.kinds.lora import LoraAdapter
+from overtone.adapters.kinds.registry import kind_of, section_of
 from overtone.adapters.strategies import ResidualAdd
 from overtone.checkpoints.load import load_model, save_model
 from overtone.checkpoints.nemo.adapters import read_adapters_pt
@@ -20,7 +21,6 @@ from overtone.config import AdapterSettings, LinearSettings, LoraSettings, TinyA
 from overtone.models.asr_model import AsrModel
 from overtone.training.callback import Watch
 from overtone.training.console import Pace, Reporter, clock
-from overtone.training.model import kind_of, section_of
 from overtone.training.row_parallel.processes import RowProcesses
 from overtone.training.train import run_training, train
 from support.small_models import add_trained, small_model

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import yaml
 
-from overtone.adapters.kinds.kinds import LinearAdapter, LoraAdapter
+from overtone.adapters.kinds.linear import LinearAdapter
+from overtone.adapters.kinds.lora import LoraAdapter
 from overtone.adapters.storage import described_digest, read_description
 from overtone.errors import AdapterError
 from overtone.models.asr_model import AsrModel
