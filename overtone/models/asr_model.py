@@ -23,10 +23,10 @@ from overtone.decoding.decoder import Alignment
 from overtone.decoding.hypothesis import Hypothesis
 from overtone.errors import ConfigError, UsageError
 from overtone.models.fingerprint import Fingerprint
-from overtone.models.heads import CtcHead, Head
-from overtone.models.parts import PARTS, Settings, complete
+from overtone.models.heads import Head, make_heads
+from overtone.models.parts import Settings, build_part, complete, parts_of
 from overtone.nets.conformer import ConformerEncoder
-from overtone.nets.ctc import CtcProjection, Reduction
+from overtone.nets.layers import Reduction
 from overtone.tokenizers import Tokenizer
 
 COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -49,7 +49,6 @@ class AsrModel(nn.Module):
 
     preprocessor: LogMel
     encoder: ConformerEncoder
-    decoder: CtcProjection
 
     def __init__(
         self,
@@ -67,14 +66,19 @@ class AsrModel(nn.Module):
         self.checkpoint_files: dict[str, bytes] = {}
         """Further files of that checkpoint, by name, kept for writing back."""
         self.name = name
-        for part, build in PARTS.items():
-            setattr(self, part, build(**settings[part]))
-        reduction = cast(Reduction, str(self.config.get("ctc_reduction") or "mean_batch"))
-        self.heads: dict[str, Head] = {
-            "ctc": CtcHead(self.decoder, tokenizer, seconds_per_frame=self.seconds_per_frame, reduction=reduction)
-        }
+        self.parts = parts_of(settings)
+        """The names of the base's parts, in order."""
+        for part in self.parts:
+            setattr(self, part, build_part(part, settings[part]))
+        self.heads: dict[str, Head] = make_heads(
+            {part: getattr(self, part) for part in self.parts},
+            tokenizer,
+            seconds_per_frame=self.seconds_per_frame,
+            transducer=settings.get("transducer", {}),
+            ctc_reduction=cast(Reduction, str(self.config.get("ctc_reduction") or "mean_batch")),
+        )
         """Heads by name; a hybrid model has several."""
-        self.head_name = "ctc"
+        self.head_name = next(iter(self.heads))
         """The head that recognises."""
         self.adapters = AdapterSet(self)
         self.adapters.base_identity = BaseIdentity(fingerprint=self.fingerprint, tokenizer_digest=tokenizer.digest)
@@ -159,7 +163,7 @@ class AsrModel(nn.Module):
         return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("adapters.")}
 
     def base_parameters(self) -> list[nn.Parameter]:
-        return [parameter for part in PARTS for parameter in getattr(self, part).parameters()]
+        return [parameter for part in self.parts for parameter in getattr(self, part).parameters()]
 
     def fingerprint(self) -> str:
         """SHA-256 of the base: every tensor as (key, shape, float32 values), and the settings that change numbers.
@@ -281,7 +285,7 @@ class AsrModel(nn.Module):
                 if isinstance(module, nn.BatchNorm2d):
                     module.train(mode)
         if self.base_is_frozen:
-            for part in PARTS:
+            for part in self.parts:
                 getattr(self, part).train(mode and self.base_dropout)
             for module in self.encoder.modules():
                 if isinstance(module, nn.BatchNorm2d):

@@ -7,16 +7,27 @@ Legend: B batch, T encoder frames, D width, C channels of an emission, U target 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, cast
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from overtone.decoding.ctc import CtcPath, GreedyDecoder, best_path, path_of, read_path
 from overtone.decoding.ctc_beam import BeamDecoder
 from overtone.decoding.decoder import Alignment, Decoder, DecodingOptions, Emissions
 from overtone.decoding.hypothesis import Hypothesis
-from overtone.nets.ctc import CtcProjection, Reduction, ctc_loss, frames_needed
+from overtone.decoding.transducer import (
+    MAX_SYMBOLS,
+    TransducerDecoder,
+    TransducerPath,
+    TransducerSearch,
+)
+from overtone.decoding.transducer import read_path as read_transducer_path
+from overtone.nets.ctc import CtcProjection, ctc_loss, frames_needed
+from overtone.nets.layers import Reduction, reduce_losses
+from overtone.nets.transducer import Joint, PredictionNet
+from overtone.nets.transducer_loss import transducer_losses
 from overtone.tokenizers import Tokenizer
 
 GREEDY = DecodingOptions()
@@ -128,3 +139,113 @@ class CtcHead:
             boosts=options.boosts,
             first_frame=first_frame,
         )
+
+
+class TransducerHead:
+    """A prediction network and a joint: emissions are the encoder's output as the joint projects it, [B, T, J]."""
+
+    gives_log_probs = False
+
+    def __init__(
+        self,
+        joint: Joint,
+        prediction: PredictionNet,
+        tokenizer: Tokenizer,
+        *,
+        seconds_per_frame: float,
+        reduction: Reduction = "mean_batch",
+        max_symbols: int = MAX_SYMBOLS,
+        sigma: float = 0.0,
+        omega: float = 0.0,
+        fastemit: float = 0.0,
+    ) -> None:
+        """seconds_per_frame: from one encoder frame to the next. max_symbols: the most tokens in one frame.
+        reduction, sigma, omega, fastemit: of the checkpoint's own training, as `transducer_losses`.
+        """
+        self.joint = joint
+        self.prediction = prediction
+        self.tokenizer = tokenizer
+        self.seconds_per_frame = seconds_per_frame
+        self.reduction: Reduction = reduction
+        self.sigma, self.omega, self.fastemit = sigma, omega, fastemit
+        self.search = TransducerSearch(joint, prediction, max_symbols=max_symbols)
+
+    def emit(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """x [B, T, D], lengths [B] -> projected frames [B, T, J] float32."""
+        frames: Tensor = self.joint.enc(x.float())
+        return frames
+
+    def loss(
+        self,
+        emissions: Tensor,
+        lengths: Tensor,
+        targets: Tensor,
+        target_lengths: Tensor,
+        *,
+        reduction: Reduction | None = None,
+    ) -> Tensor:
+        """As `transducer_losses`: emissions [B, T, J], lengths [B], targets [B, U], target_lengths [B] -> a scalar.
+
+        Adapters of the prediction network and of the joint act in it: it belongs inside their `use` block.
+        """
+        used = int(target_lengths.max()) if target_lengths.numel() else 0
+        targets = targets[:, :used]
+        losses = transducer_losses(
+            self.joint,
+            emissions.float(),
+            self.joint.pred(self.prediction(targets)),
+            lengths,
+            targets,
+            target_lengths,
+            sigma=self.sigma,
+            omega=self.omega,
+            fastemit=self.fastemit,
+        )
+        return reduce_losses(losses, target_lengths, reduction or self.reduction)
+
+    def frames_needed(self, tokens: Sequence[int]) -> int:
+        """One frame: a transducer may say many tokens in it."""
+        return 1
+
+    def align(self, emissions: Tensor, lengths: Tensor) -> list[Alignment]:
+        """Decode greedily: emissions [B, T, J], lengths [B]."""
+        return cast(list[Alignment], self.search.paths(emissions.float(), lengths))
+
+    def align_row(self, emissions: Emissions) -> Alignment:
+        """Decode one row greedily: emissions [T, J]."""
+        frames = torch.from_numpy(emissions).unsqueeze(0).to(self.joint.enc.weight.device)
+        return self.search.paths(frames, torch.tensor([len(emissions)]))[0]
+
+    def read(self, alignment: Alignment) -> Hypothesis:
+        path = cast(TransducerPath, alignment)
+        return read_transducer_path(path, self.tokenizer, seconds_per_frame=self.seconds_per_frame)
+
+    def decoder(self, options: DecodingOptions = GREEDY, *, first_frame: int = 0) -> Decoder:
+        """Greedy."""
+        return TransducerDecoder(
+            self.search, self.tokenizer, seconds_per_frame=self.seconds_per_frame, first_frame=first_frame
+        )
+
+
+def make_heads(
+    parts: Mapping[str, nn.Module],
+    tokenizer: Tokenizer,
+    *,
+    seconds_per_frame: float,
+    transducer: Mapping[str, Any],
+    ctc_reduction: Reduction,
+) -> dict[str, Head]:
+    """The heads of a model by name, `rnnt` (with or without durations) before `ctc`.
+
+    transducer: further arguments of TransducerHead.
+    """
+    heads: dict[str, Head] = {}
+    if isinstance(joint := parts.get("joint"), Joint):
+        prediction = cast(PredictionNet, parts["decoder"])
+        heads["rnnt"] = TransducerHead(
+            joint, prediction, tokenizer, seconds_per_frame=seconds_per_frame, **transducer
+        )  # fmt: skip
+    net = parts.get("ctc_decoder", parts["decoder"])
+    if isinstance(net, CtcProjection):
+        heads["ctc"] = CtcHead(net, tokenizer, seconds_per_frame=seconds_per_frame, reduction=ctc_reduction)
+    return heads

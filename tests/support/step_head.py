@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from overtone.decoding.decoder import DecodingOptions, Emissions, Flags
 from overtone.decoding.hypothesis import Hypothesis, Word
 from overtone.models.asr_model import AsrModel
-from overtone.nets.ctc import Reduction
+from overtone.nets.layers import Reduction
 from overtone.tokenizers import Tokenizer
 
 
