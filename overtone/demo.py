@@ -21,7 +21,7 @@ from overtone.evaluation.verify import PROMPTS, Check, Stage, check_off, check_r
 from overtone.inference.transcribe import computing, evaluating
 from overtone.models.asr_model import AsrModel
 from overtone.training.console import Reporter
-from overtone.training.result import TrainingResult
+from overtone.training.run import TrainingResult
 from overtone.training.train import run_training
 
 BASE = "fundamental"

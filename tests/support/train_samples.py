@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import soundfile
+import torch
 
 from overtone.config import Settings, load_settings
+from support.small_models import small_model
 
 TEXTS = ("one", "two words", "a third line", "four", "and five", "six")
 SAMPLE_RATE = 16_000
@@ -91,3 +95,26 @@ def environment() -> dict[str, str]:
     """For `script`: it finds the package and these samples."""
     here = Path(__file__).resolve().parents[1]
     return {**os.environ, "PYTHONPATH": f"{here}{os.pathsep}{here.parent}", "OMP_NUM_THREADS": "1"}
+
+
+def kill_at_step(folder: Path, overrides: list[str], *, at_step: int) -> None:
+    """Begin a run in a process of its own and kill it once it has shown the step."""
+    process = subprocess.Popen(
+        script(folder, overrides),
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith(f"step {at_step}/"):
+            os.killpg(process.pid, signal.SIGKILL)
+            break
+    assert process.wait() == -signal.SIGKILL
+
+
+def same_adapters(first: Path, second: Path) -> bool:
+    """Whether two adapter folders of the small model hold the same tensors."""
+    a, b = (small_model().adapters.load(folder).tensors() for folder in (first, second))
+    return all(torch.equal(tensor, b[name]) for name, tensor in a.items())
