@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Self
 
@@ -20,18 +20,18 @@ from benchmarks.harness import SHAPES, tiny
 from benchmarks.models import ADAPTER, make_model
 from benchmarks.serving_ties import LogProbs, letters, tellable
 from overtone.adapters.adapter import Adapter
-from overtone.adapters.kinds.kinds import LinearAdapter
+from overtone.adapters.kinds.linear import LinearAdapter
 from overtone.audio.load import load_audio
 from overtone.checkpoints.load import load_model, save_model
 from overtone.data.manifest import read_manifest
-from overtone.decoding.ctc import greedy
-from overtone.decoding.decoder import Decoder, GreedyDecoder
+from overtone.decoding.ctc import GreedyDecoder, greedy
+from overtone.decoding.decoder import Decoder, DecodingOptions
 from overtone.errors import AdapterError
 from overtone.evaluation.verify import PROMPTS
 from overtone.models.asr_model import AsrModel
+from overtone.models.heads import GREEDY, CtcHead
 from overtone.serving.adapter_store.store import Lease, Shelf
 from overtone.serving.engine.engine import Engine, EngineSettings, Samples
-from overtone.serving.recognition.offline import Decoding
 from overtone.serving.streaming.stream import Final, Stream
 from overtone.serving.streaming.stream_settings import StreamSettings
 from overtone.tokenizers import Tokenizer
@@ -158,6 +158,7 @@ class Truth:
     def __init__(self, model: AsrModel, versions: Path, clips: Mapping[str, Samples]) -> None:
         """versions: holds every adapter's folder that the server ever had."""
         self.model = model
+        self.head = model.heads[model.head_name] = RecordingHead(model)
         self.clips = clips
         self.engine = Engine(model, EngineSettings(max_batch=1, max_wait=0.0))
         self.shelf = Shelf(model, versions, lock=self.engine.lock, poll_seconds=0)
@@ -217,11 +218,11 @@ class Truth:
         return plain(text), [log_probs[0, : int(lengths[0])].float().numpy()]
 
     def streamed(self, asked: Asked) -> tuple[str, list[LogProbs]]:
-        settings, decoding = StreamSettings(interim=False), Remembering()
-        with Stream(self.engine, self.lease(asked.adapter), settings=settings, decoding=decoding) as stream:
+        self.head.made.clear()
+        with Stream(self.engine, self.lease(asked.adapter), settings=StreamSettings(interim=False)) as stream:
             events = [*stream.push(self.clips[asked.clip]), *stream.finish()]
         texts = [event.text for event in events if isinstance(event, Final)]
-        return plain(" ".join(texts)), [decoding.read_for(text) for text in texts]
+        return plain(" ".join(texts)), [self.head.read_for(text) for text in texts]
 
     def verdict(self, text: str, allowed: Sequence[Asked]) -> Verdict:
         """Whether a text is one of the allowed answers, or what the frames of one say where ties fall otherwise.
@@ -239,35 +240,36 @@ class Truth:
         return "rounded" if told else "wrong"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Remembering(Decoding):
-    """Greedy decoders that remember what they have read."""
+class RecordingHead(CtcHead):
+    """A CTC head whose greedy decoders keep the log-probabilities that they have read."""
 
-    made: list[Reader] = field(default_factory=list)
+    def __init__(self, model: AsrModel) -> None:
+        super().__init__(model.decoder, model.tokenizer, seconds_per_frame=model.seconds_per_frame)
+        self.made: list[RecordingDecoder] = []
 
-    def decoder(self, engine: Engine, first_frame: int = 0) -> Decoder:
-        reader = Reader(
-            engine.model.tokenizer, seconds_per_frame=engine.seconds_per_frame, first_frame=first_frame
+    def decoder(self, options: DecodingOptions = GREEDY, *, first_frame: int = 0) -> Decoder:
+        decoder = RecordingDecoder(
+            self.tokenizer, seconds_per_frame=self.seconds_per_frame, first_frame=first_frame
         )  # fmt: skip
-        self.made.append(reader)
-        return reader
+        self.made.append(decoder)
+        return decoder
 
     def read_for(self, text: str) -> LogProbs:
         """[T, V+1], from which the newest decoder with that text has it."""
-        reader = next(reader for reader in reversed(self.made) if reader.hypotheses()[0].text == text)
-        return np.concatenate(reader.read)
+        decoder = next(decoder for decoder in reversed(self.made) if decoder.hypotheses()[0].text == text)
+        return np.concatenate(decoder.read)
 
 
-class Reader(GreedyDecoder):
+class RecordingDecoder(GreedyDecoder):
     """Keeps the frames."""
 
     def __init__(self, tokenizer: Tokenizer, *, seconds_per_frame: float, first_frame: int = 0) -> None:
         super().__init__(tokenizer, seconds_per_frame=seconds_per_frame, first_frame=first_frame)
         self.read: list[LogProbs] = []
 
-    def push(self, log_probs: LogProbs) -> None:
-        self.read.append(log_probs)
-        super().push(log_probs)
+    def push(self, emissions: LogProbs) -> None:
+        self.read.append(emissions)
+        super().push(emissions)
 
 
 def plain(text: str) -> str:

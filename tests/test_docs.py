@@ -180,9 +180,9 @@ def test_links_lead_somewhere() -> None:
 
 
 def test_kinds_are_told_with_their_defaults() -> None:
-    from overtone.adapters.kinds.kinds import KINDS
+    from overtone.adapters.kinds.registry import KINDS
 
     text = (ROOT / "docs/adapters.md").read_text("utf-8")
-    for kind in KINDS.values():
+    for kind in (known.kind for known in KINDS.values()):
         signature = ", ".join(f"{item.name}={item.default!r}".replace("'", '"') for item in dataclasses.fields(kind))
         assert f"| `{kind.__name__}` | `{signature}` |" in text

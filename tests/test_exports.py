@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ast
-import subprocess
-import sys
 import tomllib
 from importlib import import_module
 from importlib.util import find_spec
@@ -13,16 +11,20 @@ from pathlib import Path
 import pytest
 
 import overtone
+from support.interpreters import modules_after
 
 ROOT = Path(__file__).resolve().parent.parent
 
 EXPORTS = {
     "overtone.adapters.adapter_set": {"AdapterSet"},
-    "overtone.adapters.kinds.kinds": {"LinearAdapter", "LoraAdapter", "TinyAttentionAdapter"},
+    "overtone.adapters.kinds.linear": {"LinearAdapter"},
+    "overtone.adapters.kinds.lora": {"LoraAdapter"},
+    "overtone.adapters.kinds.registry": {"register_kind"},
+    "overtone.adapters.kinds.tiny_attention": {"TinyAttentionAdapter"},
     "overtone.adapters.strategies": {"ResidualAdd"},
     "overtone.audio.load": {"load_audio"},
     "overtone.checkpoints.load": {"load_model", "save_model"},
-    "overtone.decoding.ctc": {"Hypothesis", "Word"},
+    "overtone.decoding.hypothesis": {"Hypothesis", "Word"},
     "overtone.errors": {"OvertoneError"},
     "overtone.evaluation.evaluate": {"evaluate"},
     "overtone.training.train": {"train"},
@@ -30,26 +32,6 @@ EXPORTS = {
     "overtone.models.asr_model": {"AsrModel"},
 }
 """The contract with users: what may be added to, and never quietly taken from."""
-
-HEAVY = (
-    "hydra",
-    "lhotse",
-    "lightning",
-    "numpy",
-    "rich",
-    "sentencepiece",
-    "soundfile",
-    "tensorboard",
-    "torch",
-)
-
-
-def modules_after(code: str) -> set[str]:
-    """The heavy packages that a fresh interpreter has loaded after running the code."""
-    report = f"import sys; print('LOADED', *[name for name in {HEAVY} if name in sys.modules])"
-    command = [sys.executable, "-c", f"{code}\n{report}"]
-    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    return set(finished.stdout.splitlines()[-1].split()[1:])
 
 
 def test_all_is_the_contract() -> None:

@@ -155,7 +155,9 @@ def read_general(speech: Path, folder: Path) -> dict[str, Part]:
 def usable_lines(lines: Sequence[Utterance], model: AsrModel) -> list[Utterance]:
     """What every method can train on, so that all of them hear the same."""
     tokens = [model.tokenizer.encode(line.text or "") for line in lines]
-    problems = unusable_transcripts(lines, tokens, seconds_per_frame=model.seconds_per_frame)
+    problems = unusable_transcripts(
+        lines, tokens, seconds_per_frame=model.seconds_per_frame, frames_needed=model.head.frames_needed
+    )
     return [
         line for index, line in enumerate(lines) if index not in problems and line.duration <= LONGEST_SECONDS
     ]  # fmt: skip

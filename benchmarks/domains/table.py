@@ -18,7 +18,6 @@ from benchmarks.harness import machine
 from overtone.backends.fused.encoder import fast_dtype
 from overtone.checkpoints.load import load_model
 from overtone.evaluation import verify
-from overtone.inference.transcribe import computing, evaluating
 
 Say = Callable[[str], None]
 
@@ -129,7 +128,7 @@ def method_cell(job: Job, scene: Scene, cells: Cells, domain: str, method: str, 
 def measure_method(job: Job, scene: Scene, domain: str, method: str, base: Cell) -> Cell:
     """Train on a fresh base, then hear everything with the adapter on and off."""
     model = load_model(job.base)
-    with computing(model, "float32"), evaluating(model), torch.no_grad():
+    with model.computing_in("float32"), model.evaluating(), torch.no_grad():
         before = verify.Stage(model, *verify.hear(model, None))
     trained = train(
         model,
@@ -150,7 +149,7 @@ def measure_method(job: Job, scene: Scene, domain: str, method: str, base: Cell)
 def compare_off(before: verify.Stage, heard: Mapping[str, Heard], base: Mapping[str, Heard]) -> dict[str, Any]:
     """The model with its adapter off, beside the base as it was loaded."""
     model = before.model
-    with computing(model, "float32"), evaluating(model), torch.no_grad():
+    with model.computing_in("float32"), model.evaluating(), torch.no_grad():
         log_probs = verify.check_off(before, "adapter off").passed
         weights = verify.tensors_digest(model) == before.digest
     pairs = [pair for name in base for pair in zip(heard[name]["texts"], base[name]["texts"], strict=True)]

@@ -10,7 +10,6 @@ import signal
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -98,16 +97,20 @@ def keep_durations(
 
 
 def unusable_transcripts(
-    utterances: Sequence[Utterance], tokens: Sequence[Sequence[int]], *, seconds_per_frame: float
+    utterances: Sequence[Utterance],
+    tokens: Sequence[Sequence[int]],
+    *,
+    seconds_per_frame: float,
+    frames_needed: Callable[[Sequence[int]], int],
 ) -> dict[int, str]:
-    """Index -> what is wrong, for transcripts that no CTC path can write.
+    """Index -> the fault, for transcripts that the model cannot learn.
 
-    A path needs a frame for each token, and one for the blank between two equal tokens.
+    frames_needed: tokens -> the fewest encoder frames that they can be learnt from.
     """
     problems = {}
     for index, (utterance, ids) in enumerate(zip(utterances, tokens, strict=True)):
         frames = math.ceil(utterance.duration / seconds_per_frame)
-        needed = len(ids) + sum(first == second for first, second in pairwise(ids))
+        needed = frames_needed(ids)
         if not (utterance.text or "").strip():
             problems[index] = "the transcript is empty"
         elif not ids:

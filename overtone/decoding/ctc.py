@@ -1,60 +1,24 @@
-"""From CTC log-probabilities to text: the best path, collapsed, with the frames that each token held.
+"""Greedy CTC decoding (Graves et al. 2006, section 3.2): log-probabilities -> best path -> text.
 
-Greedy CTC decoding (Graves et al. 2006, section 3.2): the likeliest symbol of every frame, repeats merged,
-blanks dropped. The two halves are separate: `best_path` reduces [B, T, V+1] to two numbers a frame on the model's
-device, and `read_path` turns a path of any length into a `Hypothesis`. The windows of a long recording are joined
-between the two.
+The likeliest symbol of every frame is taken, repeats are merged, blanks are dropped. The two halves are separate:
+`best_path` reduces [B, T, V+1] to two numbers a frame on the model's device, and `read_path` turns a path of any
+length into a `Hypothesis`. The windows of a long recording are joined between the two.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from overtone.decoding.decoder import Emissions, Flags
+from overtone.decoding.hypothesis import Hypothesis, Word, shift
 from overtone.tokenizers import Tokenizer
-
-__all__ = ["CtcPath", "Hypothesis", "Word", "best_path", "greedy", "read_path"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Word:
-    """One word of a hypothesis and where it was heard."""
-
-    text: str
-    """The word, without spaces around it."""
-
-    start: float
-    """Beginning in seconds, from the start of the recording."""
-
-    end: float
-    """End in seconds; later than `start`."""
-
-    confidence: float
-    """Probability of the word's least sure token, in 0…1; a token's is the mean over the frames that hold it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Hypothesis:
-    """The decoder's reading of one recording."""
-
-    text: str
-    """The transcript, exactly as the tokenizer writes it."""
-
-    words: tuple[Word, ...] = ()
-    """The words of `text` in order."""
-
-    score: float = 0.0
-    """Natural logarithm of the probability of the path that was chosen, over all frames."""
-
-    ids: tuple[int, ...] = ()
-    """Token ids of the text: repeats collapsed, blanks removed."""
-
-    spans: tuple[tuple[int, int], ...] = ()
-    """For each id the encoder frames that hold it: first, and one past the last."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +33,61 @@ class CtcPath:
 
     blank: int
     """The id that stands for no symbol."""
+
+    def __len__(self) -> int:
+        return int(self.ids.size)
+
+    @property
+    def silent(self) -> Flags:
+        """[T] bool, true on blank frames."""
+        flags: Flags = self.ids == self.blank
+        return flags
+
+    def cut(self, start: int, stop: int) -> Self:
+        return type(self)(ids=self.ids[start:stop], log_probs=self.log_probs[start:stop], blank=self.blank)
+
+    def join(self, later: Sequence[CtcPath]) -> CtcPath:
+        if not later:
+            return self
+        paths = [self, *later]
+        ids, log_probs = [path.ids for path in paths], [path.log_probs for path in paths]
+        return CtcPath(ids=np.concatenate(ids), log_probs=np.concatenate(log_probs), blank=self.blank)
+
+
+class GreedyDecoder:
+    """The best path, frame by frame: the same as `greedy` on all frames together."""
+
+    def __init__(self, tokenizer: Tokenizer, *, seconds_per_frame: float, first_frame: int = 0) -> None:
+        """first_frame: the number of the first frame pushed; spans and word times count from frame 0."""
+        self.tokenizer = tokenizer
+        self.seconds_per_frame = seconds_per_frame
+        self.first_frame = first_frame
+        self.frames = 0
+        self._paths: list[CtcPath] = []
+
+    def push(self, emissions: Emissions) -> None:
+        """Decode the next T frames, log-probabilities [T, V+1], blank last."""
+        self.frames += len(emissions)
+        self._paths.append(path_of(emissions))
+
+    def silent(self, emissions: Emissions) -> Flags:
+        """[T] bool: blank frames of log-probabilities [T, V+1]."""
+        return blank_frames(emissions)
+
+    def fork(self) -> Self:
+        copy = type(self)(self.tokenizer, seconds_per_frame=self.seconds_per_frame, first_frame=self.first_frame)
+        copy.frames = self.frames
+        copy._paths = list(self._paths)
+        return copy
+
+    def hypotheses(self, count: int = 1) -> list[Hypothesis]:
+        """The one reading there is."""
+        if not self.frames:
+            return [Hypothesis(text="")]
+        if len(self._paths) > 1:
+            self._paths = [self._paths[0].join(self._paths[1:])]
+        hypothesis = read_path(self._paths[0], self.tokenizer, seconds_per_frame=self.seconds_per_frame)
+        return [shift(hypothesis, self.first_frame, self.seconds_per_frame)]
 
 
 def greedy(log_probs: Tensor, lengths: Tensor, tokenizer: Tokenizer, *, seconds_per_frame: float) -> list[Hypothesis]:
@@ -88,6 +107,19 @@ def best_path(log_probs: Tensor, lengths: Tensor) -> list[CtcPath]:
         CtcPath(ids=ids[row, :length], log_probs=scores[row, :length], blank=log_probs.shape[-1] - 1)
         for row, length in enumerate(lengths.tolist())
     ]
+
+
+def path_of(log_probs: Emissions) -> CtcPath:
+    """log_probs [T, V+1] of one recording -> its likeliest symbols."""
+    ids = log_probs.argmax(axis=-1)
+    values = np.take_along_axis(log_probs, ids[:, None], axis=-1)[:, 0]
+    return CtcPath(ids=ids.astype(np.int64), log_probs=values, blank=log_probs.shape[-1] - 1)
+
+
+def blank_frames(log_probs: Emissions) -> Flags:
+    """log_probs [T, V+1], blank last -> [T] bool, true where blank is the likeliest symbol."""
+    flags: Flags = log_probs.argmax(axis=-1) == log_probs.shape[-1] - 1
+    return flags
 
 
 def read_path(path: CtcPath, tokenizer: Tokenizer, *, seconds_per_frame: float) -> Hypothesis:
@@ -116,7 +148,7 @@ def _words(
     tokenizer: Tokenizer,
     seconds_per_frame: float,
 ) -> tuple[Word, ...]:
-    """A word lasts from its first token's first frame to the end of its last token."""
+    """Words from tokens; a word lasts from its first token's first frame to the end of its last token."""
     return tuple(
         Word(
             text=text,

@@ -12,42 +12,18 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Literal, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
-from overtone.decoding.ctc import CtcPath, Hypothesis, read_path
-from overtone.decoding.decoder import shifted
-from overtone.decoding.phrase_boost import Boost, BoostState, BoostTree
+from overtone.decoding.ctc import CtcPath, blank_frames, read_path
+from overtone.decoding.decoder import BeamSettings, Emissions, Flags
+from overtone.decoding.hypothesis import Hypothesis, shift
+from overtone.decoding.phrase_boost import BoostState, BoostTree
 from overtone.tokenizers import Tokenizer
 
-__all__ = ["BeamDecoder", "BeamSettings", "Boost", "BoostTree", "beam_search"]
-
-LogProbs = npt.NDArray[np.float32]
 NEVER = -math.inf
-
-
-@dataclass(frozen=True, kw_only=True)
-class BeamSettings:
-    """Width and pruning of the search."""
-
-    width: int = 8
-    """Prefixes kept from frame to frame."""
-
-    merge: Literal["max", "sum"] = "max"
-    """Score of a prefix: its best path (without boosts the first reading is then the greedy one) or the sum over
-    its paths."""
-
-    tokens: int = 16
-    """Tokens considered in a frame, the likeliest."""
-
-    token_floor: float = -9.0
-    """Natural logarithm of the probability below which a token is not considered; for tokens of a boosted phrase
-    it lies lower by what the phrase is worth."""
-
-    score_floor: float = 20.0
-    """Prefixes that fall so far (natural logarithm) behind the best are dropped."""
 
 
 @dataclass(eq=False, slots=True)
@@ -63,7 +39,7 @@ class Prefix:
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class Span:
     """The frames of a token on a path, and the tokens before it."""
 
     token: int
@@ -71,7 +47,7 @@ class Heard:
     end: int
     probability: float
     """Sum over its frames."""
-    before: Heard | None
+    before: Span | None
 
 
 @dataclass(slots=True)
@@ -79,11 +55,11 @@ class Score:
     """Logarithms of what leads to a prefix: paths that end in blank, and those that end in its last token."""
 
     blank: float
-    blank_path: Heard | None
+    blank_path: Span | None
     token: float
-    token_path: Heard | None
+    token_path: Span | None
 
-    def best(self) -> tuple[float, Heard | None]:
+    def best(self) -> tuple[float, Span | None]:
         return (self.blank, self.blank_path) if self.blank >= self.token else (self.token, self.token_path)
 
 
@@ -113,19 +89,23 @@ class BeamDecoder:
         """The prefixes of the beam, and those that this frame has made."""
         self._add = log_add if self.settings.merge == "sum" else max
 
-    def push(self, log_probs: LogProbs) -> None:
-        """log_probs [T, V+1] float32, blank last: the next T frames."""
-        blank = log_probs.shape[-1] - 1
+    def push(self, emissions: Emissions) -> None:
+        """Search the next T frames, log-probabilities [T, V+1] float32, blank last."""
+        blank = emissions.shape[-1] - 1
         # The likeliest of V+1 symbols is never below an even share: greedy's choice is always considered.
         floor = min(self.settings.token_floor, -math.log(blank + 1) - 1e-3)
-        likely = log_probs[:, :blank] > floor
-        for frame, row in zip(likely, log_probs, strict=True):
+        likely = emissions[:, :blank] > floor
+        for frame, row in zip(likely, emissions, strict=True):
             tokens = np.flatnonzero(frame)
             if tokens.size > self.settings.tokens:
                 best = np.argpartition(row[tokens], -self.settings.tokens)[-self.settings.tokens :]
                 tokens = tokens[best]
             self._step(row, tokens, float(row[blank]), floor)
             self.frames += 1
+
+    def silent(self, emissions: Emissions) -> Flags:
+        """[T] bool: blank frames of log-probabilities [T, V+1]."""
+        return blank_frames(emissions)
 
     def fork(self) -> Self:
         """An independent copy, for a look ahead."""
@@ -155,7 +135,7 @@ class BeamDecoder:
                 break
         return list(found.values())
 
-    def _step(self, row: LogProbs, tokens: npt.NDArray[np.int64], blank: float, floor: float) -> None:
+    def _step(self, row: Emissions, tokens: npt.NDArray[np.int64], blank: float, floor: float) -> None:
         """One frame: every prefix stays (blank, or its last token once more) or grows by a token."""
         add, frame, grown = self._add, self.frames, dict[Prefix, Score]()
         values = [(int(token), float(row[token])) for token in tokens]
@@ -183,12 +163,12 @@ class BeamDecoder:
                 if longer_score is None:
                     longer_score = grown[child] = Score(NEVER, None, NEVER, None)
                 if before + value > longer_score.token:
-                    longer_score.token_path = Heard(token, frame, frame + 1, math.exp(value), before_path)
+                    longer_score.token_path = Span(token, frame, frame + 1, math.exp(value), before_path)
                 longer_score.token = add(longer_score.token, before + value)
         self._prune(grown)
 
     def _boosted(
-        self, prefix: Prefix, row: LogProbs, tokens: npt.NDArray[np.int64], floor: float
+        self, prefix: Prefix, row: Emissions, tokens: npt.NDArray[np.int64], floor: float
     ) -> Iterable[tuple[int, float]]:
         """Tokens of boosted phrases that are too unlikely to be considered otherwise."""
         if self.boosts is None or prefix.state is None:
@@ -229,21 +209,21 @@ class BeamDecoder:
         blank = self.tokenizer.size
         ids = np.full(self.frames, blank, dtype=np.int64)
         values = np.zeros(ids.size, dtype=np.float32)
-        heard = score.best()[1]
-        while heard is not None:
-            ids[heard.start : heard.end] = heard.token
-            values[heard.start : heard.end] = math.log(max(heard.probability / (heard.end - heard.start), 1e-30))
-            heard = heard.before
+        span = score.best()[1]
+        while span is not None:
+            ids[span.start : span.end] = span.token
+            values[span.start : span.end] = math.log(max(span.probability / (span.end - span.start), 1e-30))
+            span = span.before
         path = CtcPath(ids=ids, log_probs=values, blank=blank)
         hypothesis = read_path(path, self.tokenizer, seconds_per_frame=self.seconds_per_frame)
-        return shifted(replace(hypothesis, score=self._total(score)), self.first_frame, self.seconds_per_frame)
+        return shift(replace(hypothesis, score=self._total(score)), self.first_frame, self.seconds_per_frame)
 
 
-def longer(heard: Heard | None, value: float) -> Heard | None:
+def longer(span: Span | None, value: float) -> Span | None:
     """The last token of a path held for one more frame."""
-    if heard is None:
+    if span is None:
         return None
-    return Heard(heard.token, heard.start, heard.end + 1, heard.probability + math.exp(value), heard.before)
+    return Span(span.token, span.start, span.end + 1, span.probability + math.exp(value), span.before)
 
 
 def log_add(a: float, b: float) -> float:
@@ -254,7 +234,7 @@ def log_add(a: float, b: float) -> float:
 
 
 def beam_search(
-    log_probs: LogProbs,
+    log_probs: Emissions,
     tokenizer: Tokenizer,
     *,
     seconds_per_frame: float,

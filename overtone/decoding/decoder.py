@@ -1,95 +1,99 @@
-"""Decoders that are fed as the audio comes: greedy here, the beam search beside it.
+"""Decoders: protocols that the decoders of every head keep, and the options of decoding.
 
-Both take log-probabilities of any number of frames, can be read at any time, and can be forked for a look ahead.
+Legend: T encoder frames, C channels of an emission (V+1 log-probabilities for CTC).
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Protocol, Self
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from overtone.decoding.ctc import CtcPath, Hypothesis, read_path
-from overtone.tokenizers import Tokenizer
+from overtone.decoding.hypothesis import Hypothesis
+from overtone.decoding.phrase_boost import BoostTree
 
-LogProbs = npt.NDArray[np.float32]
+Emissions = npt.NDArray[np.float32]
+"""[T, C]: the output of a head's net for T encoder frames of one recording, which its decoder takes."""
+Flags = npt.NDArray[np.bool_]
+
+
+class Alignment(Protocol):
+    """The decoded frames of one recording, or of one window of it: tokens and silence, frame by frame."""
+
+    def __len__(self) -> int:
+        """The number of frames T."""
+
+    @property
+    def silent(self) -> Flags:
+        """[T] bool, true on frames without a token."""
+
+    def cut(self, start: int, stop: int) -> Self:
+        """The frames [start, stop) alone."""
+
+    def join(self, later: Sequence[Self]) -> Self:
+        """These frames, followed by the later ones in order."""
 
 
 class Decoder(Protocol):
-    """What streams and recordings need of a decoder."""
+    """An incremental decoder: it takes emissions as they come, and can be read at any time."""
 
     frames: int
-    """How many it has been given."""
+    """The number of frames pushed so far."""
 
-    def push(self, log_probs: LogProbs) -> None:
-        """log_probs [T, V+1], blank last: the next T frames."""
+    def push(self, emissions: Emissions) -> None:
+        """Decode the next T frames, emissions [T, C]."""
 
-    def fork(self) -> Decoder:
+    def silent(self, emissions: Emissions) -> Flags:
+        """[T] bool: the frames without a token, if emissions [T, C] were pushed next."""
+
+    def fork(self) -> Self:
         """An independent copy, for a look ahead."""
 
     def hypotheses(self, count: int = 1) -> list[Hypothesis]:
-        """One to `count`, best first, as if the audio ended here."""
+        """One to `count` readings, best first, as if the audio ended here."""
 
 
-class GreedyDecoder:
-    """The best path, frame by frame: the same as `ctc.greedy` on all frames together."""
+@dataclass(frozen=True, kw_only=True)
+class BeamSettings:
+    """Width and pruning of a beam search."""
 
-    def __init__(self, tokenizer: Tokenizer, *, seconds_per_frame: float, first_frame: int = 0) -> None:
-        """first_frame: the number of the first frame pushed; spans and word times count from frame 0."""
-        self.tokenizer = tokenizer
-        self.seconds_per_frame = seconds_per_frame
-        self.first_frame = first_frame
-        self.frames = 0
-        self._paths: list[CtcPath] = []
+    width: int = 8
+    """Prefixes kept from frame to frame."""
 
-    def push(self, log_probs: LogProbs) -> None:
-        """log_probs [T, V+1], blank last."""
-        self.frames += len(log_probs)
-        self._paths.append(path_of(log_probs))
+    merge: Literal["max", "sum"] = "max"
+    """Score of a prefix: its best path (without boosts the first reading is then the greedy one) or the sum over
+    its paths."""
 
-    def fork(self) -> Self:
-        copy = type(self)(self.tokenizer, seconds_per_frame=self.seconds_per_frame, first_frame=self.first_frame)
-        copy.frames = self.frames
-        copy._paths = list(self._paths)
-        return copy
+    tokens: int = 16
+    """Tokens considered in a frame, the likeliest."""
 
-    def hypotheses(self, count: int = 1) -> list[Hypothesis]:
-        """The one there is."""
-        if not self.frames:
-            return [Hypothesis(text="")]
-        if len(self._paths) > 1:
-            self._paths = [joined(self._paths)]
-        hypothesis = read_path(self._paths[0], self.tokenizer, seconds_per_frame=self.seconds_per_frame)
-        return [shifted(hypothesis, self.first_frame, self.seconds_per_frame)]
+    token_floor: float = -9.0
+    """Natural logarithm of the probability below which a token is not considered; for tokens of a boosted phrase
+    it lies lower by what the phrase is worth."""
+
+    score_floor: float = 20.0
+    """Prefixes that fall so far (natural logarithm) behind the best are dropped."""
 
 
-def path_of(log_probs: LogProbs) -> CtcPath:
-    """log_probs [T, V+1] of one recording -> its likeliest symbols."""
-    ids = log_probs.argmax(axis=-1)
-    values = np.take_along_axis(log_probs, ids[:, None], axis=-1)[:, 0]
-    return CtcPath(ids=ids.astype(np.int64), log_probs=values, blank=log_probs.shape[-1] - 1)
+@dataclass(frozen=True, kw_only=True)
+class DecodingOptions:
+    """Options of decoding: greedy, or a beam search where phrases are boosted or alternatives asked for."""
 
+    boosts: BoostTree | None = None
+    """`BoostTree([Boost(phrases=…, boost=…)], model.tokenizer)`."""
+    alternatives: int = 1
+    """The greatest number of hypotheses."""
+    beam: BeamSettings = field(default_factory=BeamSettings)
 
-def joined(paths: list[CtcPath]) -> CtcPath:
-    return CtcPath(
-        ids=np.concatenate([path.ids for path in paths]),
-        log_probs=np.concatenate([path.log_probs for path in paths]),
-        blank=paths[0].blank,
-    )
+    @property
+    def is_greedy(self) -> bool:
+        return self.alternatives == 1 and not self.boosts
 
-
-def shifted(hypothesis: Hypothesis, frames: int, seconds_per_frame: float) -> Hypothesis:
-    """The same, so many frames later."""
-    if not frames:
-        return hypothesis
-    later = frames * seconds_per_frame
-    return replace(
-        hypothesis,
-        words=tuple(
-            replace(word, start=round(word.start + later, 3), end=round(word.end + later, 3))
-            for word in hypothesis.words
-        ),
-        spans=tuple((first + frames, last + frames) for first, last in hypothesis.spans),
-    )
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """Options without effect, for the log; it names no phrases."""
+        phrases = 0 if self.boosts is None else len(self.boosts.ignored)
+        return (f"{phrases} phrase{'' if phrases == 1 else 's'}",) if phrases else ()

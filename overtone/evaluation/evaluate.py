@@ -12,14 +12,8 @@ from overtone.data.manifest import Utterance, read_manifest
 from overtone.errors import DataError, UsageError
 from overtone.evaluation.results import Difference, Evaluation, Result, UtteranceResult
 from overtone.inference.recordings import recordings_of
-from overtone.inference.transcribe import (
-    OVERLAP_SECONDS,
-    WINDOW_SECONDS,
-    Choice,
-    Transcriber,
-    computing,
-    resolve_choice,
-)
+from overtone.inference.transcribe import Choice, Transcriber, resolve_choice
+from overtone.inference.windows import OVERLAP_SECONDS, WINDOW_SECONDS
 from overtone.models.asr_model import AsrModel
 from overtone.wer import bootstrap_interval, character_errors, paired_difference_interval, word_errors
 
@@ -60,7 +54,7 @@ def evaluate(
     meter = _Meter(whole, progress)
     bootstrap = _Bootstrap(level, resamples, seed)
     results: list[Result] = []
-    with computing(model, compute_dtype):
+    with model.computing_in(compute_dtype):
         transcriber = Transcriber(model, batch_seconds=batch_seconds, window=window, overlap=overlap)
         for path, lines in sets.items():
             found = []

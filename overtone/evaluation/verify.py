@@ -15,10 +15,9 @@ from torch import Tensor
 from overtone.adapters.adapter_set import FILE_CHOICE
 from overtone.audio.load import load_audio
 from overtone.data.manifest import read_manifest
-from overtone.decoding.ctc import greedy
 from overtone.errors import UsageError
 from overtone.inference.recordings import find_recordings, recordings_of
-from overtone.inference.transcribe import Paths, computing, evaluating, resolve_choice
+from overtone.inference.transcribe import Paths, resolve_choice
 from overtone.models.asr_model import AsrModel
 from overtone.nets.layers import valid_frames
 
@@ -124,7 +123,7 @@ def verify(model: AsrModel, audio: Paths | None = None, *, adapters: Sequence[st
             + (f" enabled for {FILE_CHOICE}." if FILE_CHOICE in choices else " and none was named.")
             + " Name the folder of a saved adapter."
         )
-    with computing(model, "float32"), evaluating(model), torch.no_grad():
+    with model.computing_in("float32"), model.evaluating(), torch.no_grad():
         stage = Stage(model, *hear(model, audio))
         proofs = tuple(prove(stage, chain) for chain in chains)
         checks = prove_base(stage, chains)
@@ -174,25 +173,24 @@ class Stage:
         self.model, self.names = model, names
         self.waveforms, self.lengths = waveforms, lengths
         self.digest = tensors_digest(model)
-        self.base, self.frames = model(waveforms, lengths)  # [B, T, V+1], [B]
+        self.base, self.frames = model(waveforms, lengths)  # [B, T, C], [B]
         self.valid = valid_frames(self.frames, self.base.size(1))  # [B, T]
 
-    def log_probs(self, choice: str | list[str | None] | None) -> Tensor:
-        """[B, T, V+1] with the adapters of the choice."""
+    def emissions(self, choice: str | list[str | None] | None) -> Tensor:
+        """[B, T, C] with the adapters of the choice."""
         with self.model.adapters.use(choice):
-            log_probs: Tensor = self.model(self.waveforms, self.lengths)[0]
-        return log_probs
+            emissions: Tensor = self.model(self.waveforms, self.lengths)[0]
+        return emissions
 
     def row_alone(self, row: int, choice: str | None) -> Tensor:
-        """[1, T, V+1]: the row without the others, at the same padding."""
+        """[1, T, C]: the row without the others, at the same padding."""
         with self.model.adapters.use(choice):
-            log_probs: Tensor = self.model(self.waveforms[row : row + 1], self.lengths[row : row + 1])[0]
-        return log_probs
+            emissions: Tensor = self.model(self.waveforms[row : row + 1], self.lengths[row : row + 1])[0]
+        return emissions
 
-    def texts(self, log_probs: Tensor) -> list[str]:
-        model = self.model
-        found = greedy(log_probs, self.frames, model.tokenizer, seconds_per_frame=model.seconds_per_frame)
-        return [hypothesis.text for hypothesis in found]
+    def texts(self, emissions: Tensor) -> list[str]:
+        head = self.model.head
+        return [head.read(alignment).text for alignment in head.align(emissions, self.frames)]
 
 
 def tensors_digest(model: AsrModel) -> str:
@@ -207,7 +205,7 @@ def tensors_digest(model: AsrModel) -> str:
 def prove(stage: Stage, chain: str) -> AdapterProof:
     """Everything about one chain of adapters."""
     adapted, effects = observed(stage, chain)
-    change = (adapted - stage.base)[stage.valid].abs()  # [frames, V+1]
+    change = (adapted - stage.base)[stage.valid].abs()  # [frames, C]
     symbols = (adapted.argmax(-1) != stage.base.argmax(-1))[stage.valid]
     pairs = zip(stage.names, stage.texts(stage.base), stage.texts(adapted), strict=True)
     changed = [TextChange(recording=name, base=base, adapted=text) for name, base, text in pairs if base != text]
@@ -231,7 +229,7 @@ def prove(stage: Stage, chain: str) -> AdapterProof:
 
 
 def observed(stage: Stage, chain: str) -> tuple[Tensor, tuple[PointEffect, ...]]:
-    """log_probs [B, T, V+1] with the chain, and what was seen at every point that it was applied at."""
+    """Emissions [B, T, C] with the chain, and what was seen at every point that it was applied at."""
     seen: dict[tuple[str, str], list[float]] = {}
 
     def observe(point: str, adapter: str, y: Tensor, delta: Tensor) -> None:
@@ -245,7 +243,7 @@ def observed(stage: Stage, chain: str) -> tuple[Tensor, tuple[PointEffect, ...]]
         ]
 
     with stage.model.adapters.use(chain, observe=observe):
-        log_probs: Tensor = stage.model(stage.waveforms, stage.lengths)[0]
+        emissions: Tensor = stage.model(stage.waveforms, stage.lengths)[0]
     effects = tuple(
         PointEffect(
             adapter=adapter,
@@ -255,7 +253,7 @@ def observed(stage: Stage, chain: str) -> tuple[Tensor, tuple[PointEffect, ...]]
         )
         for (adapter, point), (rows, before, added) in seen.items()
     )
-    return log_probs, effects
+    return emissions, effects
 
 
 def check_applied(model: AsrModel, chain: str, effects: Sequence[PointEffect]) -> Check:
@@ -285,7 +283,7 @@ def check_rows(stage: Stage, chain: str) -> Check:
 
 
 def mixed_check(stage: Stage, name: str, choices: list[str | None]) -> Check:
-    mixed = stage.log_probs(choices)
+    mixed = stage.emissions(choices)
     largest = 0.0
     for row, choice in enumerate(choices):
         frames = int(stage.frames[row])
@@ -302,7 +300,7 @@ def mixed_check(stage: Stage, name: str, choices: list[str | None]) -> Check:
 
 def check_off(stage: Stage, name: str) -> Check:
     """The base's outputs now and before anything was switched on, bit for bit."""
-    same = torch.equal(stage.log_probs(None), stage.base)
+    same = torch.equal(stage.emissions(None), stage.base)
     detail = "log-probabilities equal, bit for bit" if same else "its log-probabilities have changed"
     return Check(name=name, passed=same, detail=detail)
 

@@ -24,7 +24,7 @@ PADDING_BLIND_NORMS = ("batch_norm", "layer_norm")
 """Norms of the convolution whose outcome for a row does not depend on its padding."""
 
 Recognise = Callable[[Tensor, Tensor], tuple[list[Tensor], Tensor]]
-"""mel [B, F, T], lengths [B] -> log_probs [B, T', V+1] of one head or several, lengths [B]."""
+"""mel [B, F, T], lengths [B] -> emissions [B, T', C] of one head or several, lengths [B]."""
 
 
 def rows_are_independent(model: AsrModel, adapter: str | None) -> bool:
@@ -99,6 +99,6 @@ def recognise_in_groups(
 
 
 def joined_rows(parts: Sequence[Tensor]) -> Tensor:
-    """Groups of rows [B, T', V+1] of different T' -> all rows, padded with zeros."""
+    """Groups of rows [B, T', C] of different T' -> all rows, padded with zeros."""
     frames = max(part.size(1) for part in parts)
     return torch.cat([F.pad(part, (0, 0, 0, frames - part.size(1))) for part in parts])

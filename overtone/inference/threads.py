@@ -93,11 +93,11 @@ class RowThreads:
 
         OpenVINO has threads of its own, and would begin anew with another number of them.
         """
-        if not isinstance(self.model.prepared, OpenVinoEncoder):
+        if not isinstance(self.model.backend_in_use, OpenVinoEncoder):
             compute_with(self.count if wanted or self.count > MOST_THREADS else 1)
         return torch.get_num_threads()
 
     def is_shared(self) -> bool:
-        if not 1 < self.count <= MOST_THREADS or isinstance(self.model.prepared, OpenVinoEncoder):
+        if not 1 < self.count <= MOST_THREADS or isinstance(self.model.backend_in_use, OpenVinoEncoder):
             return False
         return rows_are_independent(self.model, None)

@@ -6,23 +6,21 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
-
-import torch
-from torch import nn
 
 from overtone.adapters.adapter_set import FILE_CHOICE
 from overtone.audio.load import Waveform, audio_duration, load_audio
 from overtone.data.padding import side_by_side
-from overtone.decoding.ctc import CtcPath, Hypothesis, best_path, read_path
+from overtone.decoding.decoder import Alignment
+from overtone.decoding.hypothesis import Hypothesis
 from overtone.errors import DataError, OvertoneError, UsageError
 from overtone.inference.recordings import Recording, find_recordings
 from overtone.inference.threads import RowThreads
-from overtone.inference.windows import Window, join_paths, plan_windows
-from overtone.models.asr_model import AsrModel
+from overtone.inference.windows import OVERLAP_SECONDS, WINDOW_SECONDS, Window, join_windows, plan_windows
+from overtone.models.asr_model import AsrModel, Backend
 
 __all__ = ["Recording", "Transcriber", "Transcription", "transcribe"]
 
@@ -33,8 +31,6 @@ Choice = str | None
 T = TypeVar("T")
 R = TypeVar("R")
 
-WINDOW_SECONDS = 30.0
-OVERLAP_SECONDS = 4.0
 BATCH_SECONDS = {"cpu": 120.0}
 BATCH_SECONDS_ON_ACCELERATORS = 960.0
 POOLED_BATCHES = 4
@@ -170,19 +166,24 @@ class Transcriber:
         jobs = [
             self._open(recording, choice, chains[choice]) for recording, choice in zip(recordings, choices, strict=True)
         ]
-        return self._run(jobs, progress or (lambda done, total: None))
+        model = self.model
+        backend = model.backend_in_use if self.compute_dtype is None else model.make_backend(self.compute_dtype)
+        return self._run(jobs, backend, progress or (lambda done, total: None))
 
-    def _run(self, jobs: list[_Job], progress: Callable[[float, float], None]) -> Iterator[Transcription]:
+    def _run(
+        self, jobs: list[_Job], backend: Backend | None, progress: Callable[[float, float], None]
+    ) -> Iterator[Transcription]:
+        """Between two results nothing of the run acts: neither its dtype nor its adapters."""
         total = sum(job.duration for job in jobs)
         done = 0.0
         waiting = deque(jobs)
         with (
-            computing(self.model, self.compute_dtype),
             ThreadPoolExecutor(max_workers=1, thread_name_prefix="audio") as reader,
             RowThreads(self.model) as threads,
         ):
             for loaded in _one_ahead(reader, self._load, self._batches(jobs)):
-                self._decode([(task, waveform) for task, waveform in loaded if waveform is not None], threads)
+                batch = [(task, waveform) for task, waveform in loaded if waveform is not None]
+                self._decode(batch, backend, threads)
                 done += sum(task.job.duration / len(task.job.windows) for task, _ in loaded)
                 progress(min(done, total), total)
                 while waiting and waiting[0].is_done:
@@ -204,7 +205,7 @@ class Transcriber:
             frames = max(1, math.ceil(job.duration / self.seconds_per_frame - 1e-6))
             window = self.window_frames or frames
             job.windows = plan_windows(frames, window=window, overlap=min(self.overlap_frames, window - 1))
-            job.paths = [None] * len(job.windows)
+            job.alignments = [None] * len(job.windows)
         return job
 
     def _batches(self, jobs: Iterable[_Job]) -> Iterator[list[_Task]]:
@@ -254,32 +255,31 @@ class Transcriber:
             job.error = str(error)
             return None
 
-    def _decode(self, batch: list[tuple[_Task, Waveform]], threads: RowThreads) -> None:
-        """Every row through the adapters of its recording."""
+    def _decode(self, batch: list[tuple[_Task, Waveform]], backend: Backend | None, threads: RowThreads) -> None:
+        """Align every row with the adapters of its recording."""
         if not batch:
             return
-        with evaluating(self.model):
-            paths = threads(self._heard, batch, [waveform.size for _, waveform in batch])
-        for (task, _), path in zip(batch, paths, strict=True):
-            task.job.paths[task.index] = path
+        with self.model.evaluating(), self.model.computing_with(backend):
+            align = partial(self._align, backend)
+            alignments = threads(align, batch, [waveform.size for _, waveform in batch])
+        for (task, _), alignment in zip(batch, alignments, strict=True):
+            task.job.alignments[task.index] = alignment
 
-    def _heard(self, batch: list[tuple[_Task, Waveform]]) -> list[CtcPath]:
-        """One forward."""
+    def _align(self, backend: Backend | None, batch: list[tuple[_Task, Waveform]]) -> list[Alignment]:
+        """One forward, in any thread."""
         least = round(LEAST_FRAMES * self.seconds_per_frame * self.sample_rate)
         waveforms, lengths = side_by_side([waveform for _, waveform in batch], least=least)
         chains = [task.job.chain for task, _ in batch]
         choice = chains[0] if len(set(chains)) == 1 else chains
-        device = self.model.device
-        with torch.no_grad(), self.model.adapters.use(choice):
-            log_probs, frames = self.model(waveforms.to(device), lengths.to(device))
-        return best_path(log_probs, frames)
+        with self.model.computing_with(backend), self.model.adapters.use(choice):
+            return self.model.align(waveforms, lengths)
 
     def _result(self, job: _Job) -> Transcription:
         if job.error is not None:
             return Transcription(recording=job.recording, adapter=job.adapter, duration=0.0, error=job.error)
-        path = join_paths(job.windows, [path for path in job.paths if path is not None])
-        job.paths = []
-        hypothesis = read_path(path, self.model.tokenizer, seconds_per_frame=self.seconds_per_frame)
+        alignment = join_windows(job.windows, [each for each in job.alignments if each is not None])
+        job.alignments = []
+        hypothesis = self.model.head.read(alignment)
         return Transcription(recording=job.recording, adapter=job.adapter, duration=job.duration, hypothesis=hypothesis)
 
 
@@ -293,11 +293,11 @@ class _Job:
     error: str | None
     duration: float = 0.0
     windows: list[Window] = field(default_factory=list)
-    paths: list[CtcPath | None] = field(default_factory=list)
+    alignments: list[Alignment | None] = field(default_factory=list)
 
     @property
     def is_done(self) -> bool:
-        return self.error is not None or all(path is not None for path in self.paths)
+        return self.error is not None or all(each is not None for each in self.alignments)
 
 
 @dataclass(frozen=True)
@@ -307,31 +307,6 @@ class _Task:
     job: _Job
     index: int
     seconds: float
-
-
-@contextmanager
-def computing(model: AsrModel, dtype: str | None) -> Iterator[None]:
-    """The base computes in `dtype` (as `AsrModel.set_compute_dtype`), then as before; None changes nothing."""
-    before = model.prepared
-    if dtype is not None:
-        model.set_compute_dtype(dtype)
-    try:
-        yield
-    finally:
-        if dtype is not None:
-            model.prepared = before
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Every module in evaluation mode, then each in the mode that it had."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def resolve_choice(model: AsrModel, choice: Choice) -> Choice:

@@ -1,4 +1,4 @@
-"""Audio of any length through a model that hears a stretch at a time: overlapping windows on one frame grid.
+"""Windows: audio of any length through a model that takes a stretch at a time.
 
 Windows begin at multiples of the encoder's frame stride, so that the frames of neighbours fall on the same
 instants. In the overlap both windows have frames; the seam lies near its middle, in the longest pause that both
@@ -8,13 +8,15 @@ agree on, so that no token is cut in two or said twice.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from overtone.decoding.ctc import CtcPath
+from overtone.decoding.decoder import Alignment, Decoder, Emissions, Flags
+
+WINDOW_SECONDS = 30.0
+OVERLAP_SECONDS = 4.0
 
 
 @dataclass(frozen=True)
@@ -41,35 +43,80 @@ def plan_windows(frames: int, *, window: int, overlap: int) -> list[Window]:
     return [Window(starts[index], starts[index + 1] + overlap) for index in range(count)]
 
 
-def join_paths(windows: Sequence[Window], paths: Sequence[CtcPath]) -> CtcPath:
-    """The paths of the windows of one recording as one path."""
-    ids: list[npt.NDArray[np.int64]] = []
-    log_probs: list[npt.NDArray[np.float32]] = []
+def join_windows(windows: Sequence[Window], alignments: Sequence[Alignment]) -> Alignment:
+    """The alignments of the windows of one recording as one alignment."""
+    parts: list[Alignment] = []
     begin = 0
-    for index, (window, path) in enumerate(zip(windows, paths, strict=True)):
-        end = window.start + path.ids.size
+    for index, (window, alignment) in enumerate(zip(windows, alignments, strict=True)):
+        end = window.start + len(alignment)
         if index + 1 < len(windows):
-            end = _seam(window, path, windows[index + 1], paths[index + 1])
-        keep = slice(max(begin - window.start, 0), end - window.start)
-        ids.append(path.ids[keep])
-        log_probs.append(path.log_probs[keep])
+            end = find_seam(window, alignment.silent, windows[index + 1], alignments[index + 1].silent)
+        parts.append(alignment.cut(max(begin - window.start, 0), end - window.start))
         begin = end
-    return CtcPath(ids=np.concatenate(ids), log_probs=np.concatenate(log_probs), blank=paths[0].blank)
+    return parts[0].join(parts[1:])
 
 
-def _seam(left: Window, left_path: CtcPath, right: Window, right_path: CtcPath) -> int:
-    """The frame of the recording where the right window takes over from the left."""
-    start, stop = right.start, min(left.start + left_path.ids.size, right.start + right_path.ids.size)
+def find_seam(left: Window, left_silent: Flags, right: Window, right_silent: Flags) -> int:
+    """The frame of the recording where the right window takes over from the left.
+
+    left_silent, right_silent: [T] bool for each window, true on frames without a token.
+    """
+    start, stop = right.start, min(left.start + left_silent.size, right.start + right_silent.size)
     middle = (start + stop) // 2
     quarter = (stop - start) // 4
     first, last = start + quarter, stop - quarter  # the outer quarters lack context on one side
-    both_blank = (left_path.ids[first - left.start : last - left.start] == left_path.blank) & (
-        right_path.ids[first - right.start : last - right.start] == left_path.blank
-    )
-    edges = np.flatnonzero(np.diff(both_blank, prepend=False, append=False))
+    both = left_silent[first - left.start : last - left.start] & right_silent[first - right.start : last - right.start]
+    edges = np.flatnonzero(np.diff(both, prepend=False, append=False))
     if edges.size == 0:
         return middle
     begins, ends = edges[0::2], edges[1::2]
     longest = np.flatnonzero(ends - begins == (ends - begins).max())
     centres = first + (begins[longest] + ends[longest]) // 2
     return int(centres[np.abs(centres - middle).argmin()])
+
+
+class WindowJoiner:
+    """The windows of one recording, in order -> one sequence of frames in a decoder; two are held at a time."""
+
+    def __init__(
+        self,
+        windows: Sequence[Window],
+        decoder: Decoder,
+        align: Callable[[Emissions], Alignment],
+        *,
+        first: int = 0,
+        last: int | None = None,
+    ) -> None:
+        """align: emissions [T, C] of a window -> its greedy alignment, which seams are found by.
+
+        The frames [first, last) are decoded, all unless given; the rest is context.
+        """
+        self.windows = windows
+        self.decoder = decoder
+        self.align = align
+        self.last = windows[-1].stop if last is None else last
+        self.next = 0
+        """The index of the window that `push` takes next."""
+        self.begin = first
+        """The first frame of the recording that is still to be decoded."""
+        self._left: tuple[Emissions, Flags] | None = None
+
+    def push(self, emissions: Emissions) -> None:
+        """Take emissions [T, C] of the next window, and decode the one before up to the seam between both."""
+        window = self.windows[self.next]
+        is_last = self.next + 1 == len(self.windows)
+        silent = self.align(emissions).silent if len(self.windows) > 1 else np.zeros(0, dtype=np.bool_)
+        if self._left is not None:
+            before, left_silent = self._left
+            left = self.windows[self.next - 1]
+            seam = find_seam(left, left_silent, window, silent)
+            self._decode(left, before, min(max(seam, self.begin), self.last))
+        self._left = (emissions, silent)
+        self.next += 1
+        if is_last:
+            self._decode(window, emissions, self.last)
+
+    def _decode(self, window: Window, emissions: Emissions, end: int) -> None:
+        if end > self.begin:
+            self.decoder.push(emissions[self.begin - window.start : end - window.start])
+            self.begin = end

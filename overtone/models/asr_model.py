@@ -1,15 +1,15 @@
-"""A recogniser: features, encoder, head, tokenizer, and the adapters that colour it.
+"""A recogniser: features, encoder, heads, tokenizer, and the adapters that are added to it.
 
-Legend: B batch, S samples, F mel bins, T mel frames, T' encoder frames, D width, V vocabulary.
+Legend: B batch, S samples, F mel bins, T mel frames, T' encoder frames, D width, C channels of an emission.
 """
 
 from __future__ import annotations
 
-import hashlib
-import inspect
-import json
-from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import MappingProxyType
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,31 +19,37 @@ from overtone.adapters.storage import BaseIdentity
 from overtone.audio.features import LogMel
 from overtone.backends.fused.encoder import PreparedEncoder, fast_dtype
 from overtone.backends.openvino.encoder import OpenVinoEncoder
+from overtone.decoding.decoder import Alignment
+from overtone.decoding.hypothesis import Hypothesis
 from overtone.errors import ConfigError, UsageError
+from overtone.models.fingerprint import Fingerprint
+from overtone.models.heads import CtcHead, Head
+from overtone.models.parts import PARTS, Settings, complete
 from overtone.nets.conformer import ConformerEncoder
-from overtone.nets.ctc import CtcHead
+from overtone.nets.ctc import CtcProjection, Reduction
 from overtone.tokenizers import Tokenizer
 
-Settings = Mapping[str, Mapping[str, Any]]
-"""Plain keyword arguments of the parts: `preprocessor` (LogMel), `encoder` and `decoder` (CtcHead)."""
-
-PARTS = {"preprocessor": LogMel, "encoder": ConformerEncoder, "decoder": CtcHead}
 COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 OPENVINO = "openvino"
-"""What `set_compute_dtype` takes besides these and `auto`."""
-NUMBERLESS = ("dither", "pad_to", "position_max_len")
-"""Settings, besides all dropouts, that change no number of an inference."""
+"""The further value of `set_compute_dtype`, besides these and `auto`."""
+
+Backend = PreparedEncoder | OpenVinoEncoder
+"""Another way to compute the encoder, with private copies of its weights."""
+NO_BACKENDS: Mapping[int, Backend | None] = MappingProxyType({})
+backends_in_use: ContextVar[Mapping[int, Backend | None]] = ContextVar("overtone_backends", default=NO_BACKENDS)
+"""The backend of every model in a `computing_in` block, by the identity of the model."""
 
 
 class AsrModel(nn.Module):
-    """waveforms [B, S] at the model's sample rate, lengths [B] -> log_probs [B, T', V+1], lengths [B].
+    """waveforms [B, S] at the model's sample rate, lengths [B] -> emissions [B, T', C] of its head, lengths [B].
 
-    The base is the preprocessor, the encoder and the decoder; `adapters` owns everything that is added.
+    The emissions of a CTC head are log-probabilities [B, T', V+1]. The base is the preprocessor, the encoder and the
+    decoder; `adapters` owns everything that is added.
     """
 
     preprocessor: LogMel
     encoder: ConformerEncoder
-    decoder: CtcHead
+    decoder: CtcProjection
 
     def __init__(
         self,
@@ -57,21 +63,49 @@ class AsrModel(nn.Module):
         self.settings = settings
         self.tokenizer = tokenizer
         self.config = config or {}
-        """The configuration of the checkpoint it came from, as it stood there."""
+        """The configuration of the checkpoint it came from, as written there."""
         self.checkpoint_files: dict[str, bytes] = {}
         """Further files of that checkpoint, by name, kept for writing back."""
         self.name = name
         for part, build in PARTS.items():
             setattr(self, part, build(**settings[part]))
+        reduction = cast(Reduction, str(self.config.get("ctc_reduction") or "mean_batch"))
+        self.heads: dict[str, Head] = {
+            "ctc": CtcHead(self.decoder, tokenizer, seconds_per_frame=self.seconds_per_frame, reduction=reduction)
+        }
+        """Heads by name; a hybrid model has several."""
+        self.head_name = "ctc"
+        """The head that recognises."""
         self.adapters = AdapterSet(self)
         self.adapters.base_identity = BaseIdentity(fingerprint=self.fingerprint, tokenizer_digest=tokenizer.digest)
-        self.prepared: PreparedEncoder | OpenVinoEncoder | None = None
+        self.backend: Backend | None = None
+        """The backend that computes the encoder outside of a `computing_in` block; None: the encoder itself."""
         self.base_is_frozen = False
         self.base_dropout = True
-        self.fingerprint_of: tuple[object, str] | None = None
+        self.last_fingerprint = Fingerprint()
         self.eval()
 
+    @property
+    def head(self) -> Head:
+        """The head that recognises."""
+        return self.heads[self.head_name]
+
+    def transcribe(self, waveforms: Tensor, lengths: Tensor) -> list[Hypothesis]:
+        """Decode greedily: waveforms [B, S], lengths [B] -> one hypothesis for each row, with the adapters in use."""
+        head = self.head
+        return [head.read(alignment) for alignment in self.align(waveforms, lengths)]
+
+    def align(self, waveforms: Tensor, lengths: Tensor) -> list[Alignment]:
+        """Decode greedily: waveforms [B, S], lengths [B] -> the tokens and the silence of each row, frame by frame."""
+        with torch.no_grad():
+            emissions, frames = self(waveforms.to(self.device), lengths.to(self.device))
+        return self.head.align(emissions, frames)
+
     def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """waveforms [B, S], lengths [B] -> emissions [B, T', C] float32, lengths [B].
+
+        Raises UsageError for other shapes.
+        """
         if waveforms.dim() != 2 or lengths.shape != waveforms.shape[:1]:
             raise UsageError(
                 f"waveforms {list(waveforms.shape)} and lengths {list(lengths.shape)}: [B, S] and [B] are needed; "
@@ -81,31 +115,27 @@ class AsrModel(nn.Module):
         return self.recognise(mel, lengths)
 
     def recognise(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """mel [B, F, T], lengths [B] -> log_probs [B, T', V+1] float32, lengths [B]."""
-        x, lengths = self.computing(mel, lengths)  # [B, T', D]
-        return self.decoder(x, lengths), lengths
+        """mel [B, F, T], lengths [B] -> emissions [B, T', C] float32, lengths [B]."""
+        x, lengths = self.encoder_in_use(mel, lengths)  # [B, T', D]
+        return self.head.emit(x, lengths), lengths
 
     def recognise_above(self, x: Tensor, lengths: Tensor, cut: int) -> Tensor:
-        """The input x [B, T', D] of the layer `cut`, lengths [B] -> log_probs [B, T', V+1] float32."""
-        log_probs: Tensor = self.decoder(self.computing.above(x, lengths, cut), lengths)
-        return log_probs
-
-    @property
-    def computing(self) -> ConformerEncoder | PreparedEncoder | OpenVinoEncoder:
-        """The encoder, or the copy that computes in its place."""
-        return self.encoder if self.prepared is None else self.prepared
+        """The input x [B, T', D] of the layer `cut`, lengths [B] -> emissions [B, T', C] float32."""
+        return self.head.emit(self.encoder_in_use.above(x, lengths, cut), lengths)
 
     def recognise_within(self, mel: Tensor, lengths: Tensor, layers: Sequence[int]) -> tuple[list[Tensor], Tensor]:
-        """log_probs [B, T', V+1] of the head on the outputs of inner layers, in rising order, then the model's own."""
+        """mel [B, F, T], lengths [B] -> emissions [B, T', C] on the outputs of inner layers, in rising order, then the
+        model's own; lengths [B].
+        """
         if not layers:
-            log_probs, lengths = self.recognise(mel, lengths)
-            return [log_probs], lengths
-        encoder, heads, done = self.encoder, [], 0
+            emissions, lengths = self.recognise(mel, lengths)
+            return [emissions], lengths
+        encoder, found, done = self.encoder, [], 0
         x, lengths, context = encoder.embed(mel, lengths)
         for end in (*(layer + 1 for layer in layers), len(encoder.layers)):
             x, done = encoder.run_layers(x, context, done, end), end
-            heads.append(self.decoder(encoder.project(x), lengths))
-        return heads, lengths
+            found.append(self.head.emit(encoder.project(x), lengths))
+        return found, lengths
 
     @property
     def device(self) -> torch.device:
@@ -119,11 +149,6 @@ class AsrModel(nn.Module):
     def seconds_per_frame(self) -> float:
         """The distance of two encoder frames."""
         return float(self.setting("preprocessor", "window_stride")) * self.encoder.subsampling_factor
-
-    @property
-    def ctc_reduction(self) -> str:
-        """How the checkpoint's own training adds the losses of a batch up."""
-        return str(self.config.get("ctc_reduction") or "mean_batch")
 
     def setting(self, part: str, key: str) -> Any:
         """A keyword argument of a part, its default where the settings do not name it."""
@@ -141,50 +166,90 @@ class AsrModel(nn.Module):
 
         Equal for the same values in whatever file and storage precision, with and without adapters.
         """
-        tensors = {
-            name: tensor for name, tensor in self.base_state_dict().items() if not name.endswith("num_batches_tracked")
-        }
-        seen = tuple((tensor.data_ptr(), sum_of_bits(tensor)) for tensor in tensors.values())
-        if self.fingerprint_of is None or self.fingerprint_of[0] != seen:
-            digest = hashlib.sha256()
-            for name, tensor in sorted(tensors.items()):
-                digest.update(f"{name}{list(tensor.shape)}".encode())
-                digest.update(tensor.detach().float().cpu().contiguous().numpy().astype("<f4").tobytes())
-            digest.update(canonical_text(self.settings).encode())
-            self.fingerprint_of = (seen, f"sha256:{digest.hexdigest()}")
-        return self.fingerprint_of[1]
+        return self.last_fingerprint.of(self.base_state_dict(), self.settings)
+
+    # Backends
+
+    @property
+    def backend_in_use(self) -> Backend | None:
+        """The backend of the innermost `computing_in` block around the caller, the model's own outside of one."""
+        return backends_in_use.get().get(id(self), self.backend)
+
+    @property
+    def encoder_in_use(self) -> ConformerEncoder | Backend:
+        """The encoder, or the backend that computes in its place."""
+        return self.backend_in_use or self.encoder
 
     @property
     def compute_dtype(self) -> str:
-        """What the base computes in: `float32` or `bfloat16`, followed by ` (OpenVINO)` where that computes."""
-        if self.prepared is None:
+        """The dtype that the base computes in: `float32` or `bfloat16`, with ` (OpenVINO)` where that computes."""
+        backend = self.backend_in_use
+        if backend is None:
             return "float32"
-        engine = " (OpenVINO)" if isinstance(self.prepared, OpenVinoEncoder) else ""
-        return str(self.prepared.dtype).removeprefix("torch.") + engine
+        engine = " (OpenVINO)" if isinstance(backend, OpenVinoEncoder) else ""
+        return str(backend.dtype).removeprefix("torch.") + engine
 
     def set_compute_dtype(self, dtype: str, *, prepared: bool = False) -> Self:
         """Compute the frozen base in `float32`, `bfloat16`, or the faster of both on this machine (`auto`).
 
-        The weights stay what they are; the base computes with a private copy made from them, whose products are
+        The weights stay as they are; the base computes with a private copy made from them, whose products are
         fused for frozen weights. In `float32` it computes with the weights themselves unless `prepared` asks for
         such a copy: a quarter faster or more, equal to 1e-5. `openvino` is `auto` computed by OpenVINO, for inference
-        with linear adapters; raises UsageError where it is not installed or does not know the encoder. On `mps`,
-        which has no float64 to make a copy with, the base computes in float32 with the weights themselves.
+        with linear adapters. On `mps`, which has no float64 to make a copy with, the base computes in float32 with
+        the weights themselves.
+
+        Raises ConfigError for an unknown dtype, UsageError where OpenVINO is not installed or does not know the
+        encoder.
         """
+        self.backend = self.make_backend(dtype, prepared=prepared)
+        return self
+
+    def make_backend(self, dtype: str, *, prepared: bool = False) -> Backend | None:
+        """The backend for a dtype of `set_compute_dtype`, None for the encoder itself. Raises as that does."""
         allowed = ("auto", *COMPUTE_DTYPES, OPENVINO)
         if dtype not in allowed:
             raise ConfigError(f"compute_dtype '{dtype}' is unknown. Allowed: {', '.join(allowed)}.")
         if dtype == OPENVINO:
-            self.prepared = OpenVinoEncoder(self.encoder, fast_dtype(self.device))
-            return self
+            return OpenVinoEncoder(self.encoder, fast_dtype(self.device))
         chosen = fast_dtype(self.device) if dtype == "auto" else COMPUTE_DTYPES[dtype]
         copied = prepared or dtype == "auto" or chosen is not torch.float32
         if self.device.type == "mps":
             if chosen is not torch.float32:
                 raise ConfigError(f"compute_dtype '{dtype}' is not for the device mps. Use float32 or auto there.")
             copied = False
-        self.prepared = PreparedEncoder(self.encoder, chosen) if copied else None
-        return self
+        return PreparedEncoder(self.encoder, chosen) if copied else None
+
+    @contextmanager
+    def computing_in(self, dtype: str | None) -> Iterator[Self]:
+        """Compute every forward of the block in a dtype, as `set_compute_dtype`, and raise as that does.
+
+        None changes nothing. The choice is a context variable: other threads do not see it.
+        """
+        backend = self.backend_in_use if dtype is None else self.make_backend(dtype)
+        with self.computing_with(backend):
+            yield self
+
+    @contextmanager
+    def computing_with(self, backend: Backend | None) -> Iterator[Self]:
+        """Compute every forward of the block with a backend made before; None is the encoder itself."""
+        token = backends_in_use.set({**backends_in_use.get(), id(self): backend})
+        try:
+            yield self
+        finally:
+            backends_in_use.reset(token)
+
+    # Modes
+
+    @contextmanager
+    def evaluating(self) -> Iterator[Self]:
+        """Every module in evaluation mode inside the block, then each in the mode that it had."""
+        modes = [(module, module.training) for module in self.modules()]
+        self.eval()
+        try:
+            yield self
+        finally:
+            for module, mode in modes:
+                module.training = mode
 
     def train_only(self, adapter: str, *, base_dropout: bool = False) -> Self:
         """Freeze everything but one adapter and enter training mode.
@@ -226,41 +291,6 @@ class AsrModel(nn.Module):
             for adapter in self.adapters:
                 adapter.train(mode and any(parameter.requires_grad for parameter in adapter.parameters()))
         return self
-
-
-def sum_of_bits(tensor: Tensor) -> int:
-    """The sum of a tensor's elements read as whole numbers: a quick sign that something has been written to it."""
-    whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
-    return int(tensor.detach().contiguous().view(whole).sum(dtype=torch.int64))
-
-
-def complete(part: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The keyword arguments of a part with its defaults filled in."""
-    parameters = inspect.signature(PARTS[part]).parameters
-    defaults = {name: parameter.default for name, parameter in parameters.items()}
-    return {**defaults, **settings}
-
-
-def canonical_text(settings: Settings) -> str:
-    """The settings that change numbers, complete with defaults, as one line of JSON."""
-    meaningful = {
-        part: {
-            name: canonical(value)
-            for name, value in complete(part, settings[part]).items()
-            if name not in NUMBERLESS and not name.startswith("dropout")
-        }
-        for part in PARTS
-    }
-    return json.dumps(meaningful, sort_keys=True, separators=(",", ":"))
-
-
-def canonical(value: Any) -> Any:
-    """Equal numbers and equal sequences look the same, whatever type they came in."""
-    if isinstance(value, Mapping):
-        return {key: canonical(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [canonical(item) for item in value]
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def build_model(

@@ -1,22 +1,25 @@
-"""Connectionist temporal classification: the head and its loss (Graves et al. 2006).
+"""Connectionist temporal classification: the projection to log-probabilities and the loss (Graves et al. 2006).
 
 Legend: B batch, T time, U target tokens, D width, V vocabulary; the blank is the last class.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from overtone.nets.layers import Tap, TapContext, pointwise_conv, valid_frames
+from overtone.nets.layers import pointwise_conv, valid_frames
+from overtone.nets.taps import Tap, TapContext
 
 Reduction = Literal["mean_batch", "mean_volume", "mean", "sum"]
 
 
-class CtcHead(nn.Module):
+class CtcProjection(nn.Module):
     """x [B, T, D], lengths [B] -> log-probabilities [B, T, V+1] in float32; adapters may act on the input."""
 
     def __init__(self, *, width: int, classes: int, temperature: float = 1.0) -> None:
@@ -29,6 +32,11 @@ class CtcHead(nn.Module):
         x = self.input(x, x, TapContext(valid=valid_frames(lengths, x.size(1))))
         logits = pointwise_conv(x, self.projection.weight, self.projection.bias)
         return torch.log_softmax(logits.float() / self.temperature, dim=-1)
+
+
+def frames_needed(tokens: Sequence[int]) -> int:
+    """The fewest frames of a CTC path: one for each token, and one for the blank between two equal tokens."""
+    return len(tokens) + sum(first == second for first, second in pairwise(tokens))
 
 
 def ctc_loss(

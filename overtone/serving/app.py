@@ -14,7 +14,6 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from overtone import __version__
 from overtone.errors import OvertoneError
 from overtone.serving.engine.engine import EngineState
 from overtone.serving.http.admin import Administration
@@ -26,6 +25,7 @@ from overtone.serving.openai.endpoints import Models, Transcriptions
 from overtone.serving.openapi import description
 from overtone.serving.realtime.endpoint import Realtime
 from overtone.serving.riva.servicer import Call
+from overtone.version import __version__
 
 LOG = logging.getLogger("overtone.serving.app")
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS")

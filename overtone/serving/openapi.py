@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from overtone import __version__
 from overtone.serving.adapter_store.names import model_name
 from overtone.serving.http.requests import Reception
 from overtone.serving.openai.responses import FORMATS
+from overtone.version import __version__
 
 JSON_ERRORS = {"400": "mistaken", "401": "no valid token", "403": "not allowed", "429": "too much", "503": "closing"}
 

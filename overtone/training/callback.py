@@ -98,6 +98,7 @@ class TrainingCallback(Callback):
     ) -> None:
         super().__init__()
         self.module = module
+        self.sample_rate = module.model.sample_rate
         self.plan = plan
         self.weights = weights
         self.progress = progress
@@ -153,13 +154,12 @@ class TrainingCallback(Callback):
     ) -> None:
         progress = self.progress
         progress.batches = batch_idx + 1
-        rate = trainer.world_size / self.module.model.sample_rate
         progress.advance(
             step=trainer.global_step,
             epoch=self.find_epoch(trainer),
             loss=self.module.last_loss,
             learning_rate=self.module.learning_rate,
-            audio=float(batch.lengths.sum()) * rate,
+            audio=float(batch.lengths.sum()) / self.sample_rate * trainer.world_size,
             took=time.perf_counter() - self.step_began,
         )
         if self.is_due(trainer):

@@ -73,7 +73,9 @@ def read_training_set(model: AsrModel, plan: TrainingPlan, reporter: Reporter) -
     if report is not None:
         reporter.say(f"{report.message}\nvocabulary_check={policy}: {_consequence(policy, report.utterances)}")
     tokens = [model.tokenizer.encode(utterance.text or "") for utterance in utterances]
-    problems = unusable_transcripts(utterances, tokens, seconds_per_frame=model.seconds_per_frame)
+    problems = unusable_transcripts(
+        utterances, tokens, seconds_per_frame=model.seconds_per_frame, frames_needed=model.head.frames_needed
+    )
     if problems and chosen.unusable == "drop":
         reporter.say(f"Left out {len(problems)} utterances that are empty or longer than their frames allow.")
         usable = [index for index in range(len(utterances)) if index not in problems]

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from overtone.config import FlatStartSettings
 from overtone.data.dataset import Batch
+from overtone.errors import ConfigError
 from overtone.models.asr_model import AsrModel
 
 LOUD = 0.08
@@ -42,6 +43,9 @@ class FlatStart:
 
     @classmethod
     def for_model(cls, model: AsrModel, settings: FlatStartSettings) -> FlatStart:
+        """Make the flat start of a model. Raises ConfigError for a head without log-probabilities."""
+        if not model.head.gives_log_probs:
+            raise ConfigError(f"model.flat_start is for CTC heads; this model recognises with '{model.head_name}'.")
         return cls(
             steps=settings.steps,
             weight=settings.weight,

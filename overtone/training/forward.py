@@ -25,7 +25,7 @@ class BatchForward(Protocol):
     """The forward of a whole batch, however it is computed."""
 
     def forward_batch(self, batch: Any, *, base_alone: bool) -> tuple[list[Tensor], Tensor, Tensor]:
-        """Return log_probs [B, T', V+1] of inner layers, then of the model, lengths [B], and the auxiliary loss.
+        """Return emissions [B, T', C] of inner layers, then of the model, lengths [B], and the auxiliary loss.
 
         batch: of the kind that its loader makes. base_alone: uses no adapter.
         """
@@ -34,9 +34,9 @@ class BatchForward(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingForward:
-    """waveforms [B, S], lengths [B] -> log_probs [B, T', V+1] of heads, lengths [B], the adapter's auxiliary loss.
+    """waveforms [B, S], lengths [B] -> emissions [B, T', C] of heads, lengths [B], the adapter's auxiliary loss.
 
-    In training mode of the model, features are masked, and the log_probs of inner layers come before the model's own.
+    In training mode of the model, features are masked, and the emissions of inner layers come before the model's own.
     """
 
     model: AsrModel

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
 from overtone.config import ExperimentSettings, quoted
 from overtone.data.batching import Draws, Place, StepSampler
 from overtone.data.dataset import make_loader
@@ -63,7 +65,12 @@ def fit(run: Run, processes: RowProcesses | None = None) -> TrainingResult:
         if state is not None and run.checkpoint is not None:
             callback.resume(state, run.checkpoint, leads=leads)
         loaders = make_validation_loaders(run, prefix)
-        with callback.line, callback.stop.listen(), keep_last_weights(run, callback, leads=leads):
+        with (
+            callback.line,
+            callback.stop.listen(),
+            keep_last_weights(run, callback, leads=leads),
+            compute_base(run, trainer.strategy.root_device, processes),
+        ):
             if state is None and loaders and not plan.starts_fresh:
                 callback.set_base_wer(score_base(trainer, module, loaders, processes))
             trainer.fit(
@@ -131,7 +138,7 @@ def make_prefix(run: Run) -> PrefixForward | None:
     )
 
 
-def make_module(run: Run, prefix: PrefixForward | None, processes: RowProcesses | None = None) -> TrainingModule:
+def make_module(run: Run, prefix: PrefixForward | None, processes: RowProcesses | None) -> TrainingModule:
     plan, model = run.plan, run.model
     return TrainingModule(
         model,
@@ -141,10 +148,8 @@ def make_module(run: Run, prefix: PrefixForward | None, processes: RowProcesses 
         schedule=choose_schedule(plan.optimiser, max_steps=run.length.steps, width=model.setting("encoder", "width")),
         inner_losses=plan.inner_losses,
         flat_start=None if plan.flat_start is None else FlatStart.for_model(model, plan.flat_start),
-        compute_dtype=plan.compute_dtype,
         seed=plan.seed,
         validation_sets=len(run.validation),
-        prepared_on=None if processes is None else model.device,
         log_prediction=run.reporter.say if plan.log_prediction else None,
         log_every=plan.trainer.log_every_n_steps,
     )
@@ -214,6 +219,15 @@ def make_validation_loaders(run: Run, prefix: PrefixForward | None) -> list[Any]
 
 
 # Around the steps
+
+
+@contextmanager
+def compute_base(run: Run, device: torch.device, processes: RowProcesses | None) -> Iterator[None]:
+    """Compute with the base on the device, in its dtype, inside the block; row processes began with that themselves."""
+    run.model.to(device)
+    dtype = "float32" if run.adapter is None else run.plan.compute_dtype
+    with run.model.computing_in(dtype if processes is None else None):
+        yield
 
 
 def score_base(trainer: Any, module: TrainingModule, loaders: list[Any], processes: RowProcesses | None) -> float:

@@ -96,7 +96,7 @@ def give_back(model: AsrModel) -> Iterator[None]:
 
     After an error also without a new adapter, with the parameters trainable as before, and the files' choice as before.
     """
-    prepared, device, adapters = model.prepared, model.device, model.adapters
+    backend, device, adapters = model.backend, model.device, model.adapters
     frozen, dropout, learns = (
         model.base_is_frozen,
         model.base_dropout,
@@ -118,7 +118,7 @@ def give_back(model: AsrModel) -> Iterator[None]:
         raise
     finally:
         model.eval().to(device)
-        model.prepared = prepared
+        model.backend = backend
 
 
 # Adapters
@@ -130,7 +130,8 @@ def add_adapter(model: AsrModel, plan: AdapterPlan, *, seed: int, base_dropout: 
     Raises AdapterError, and ConfigError after the adapter has been added.
     """
     torch.manual_seed(seed)
-    adapter = model.adapters.add(plan.name, plan.kind, modules=plan.modules, layers=plan.layers, strategy=plan.strategy)
+    layers = plan.layers if isinstance(plan.layers, str | int) else list(plan.layers)
+    adapter = model.adapters.add(plan.name, plan.kind, modules=plan.modules, layers=layers, strategy=plan.strategy)
     check_widths(adapter, plan.widths)
     disable_others(model, plan.name)
     model.adapters.nemo = dict(plan.nemo)

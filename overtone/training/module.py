@@ -17,10 +17,8 @@ from torch import Tensor
 from overtone.config import OptimSettings
 from overtone.data.batching import step_seed
 from overtone.data.dataset import Batch
-from overtone.decoding.ctc import greedy
 from overtone.errors import DataError, OvertoneError
 from overtone.models.asr_model import AsrModel
-from overtone.nets.ctc import Reduction, ctc_loss
 from overtone.training.flat_start import FlatStart
 from overtone.training.forward import BatchForward
 from overtone.training.optim import Schedule, make_optimiser
@@ -43,10 +41,8 @@ class TrainingModule(LightningModule):
         schedule: Schedule,
         inner_losses: Mapping[int, float],
         flat_start: FlatStart | None,
-        compute_dtype: str,
         seed: int,
         validation_sets: int,
-        prepared_on: torch.device | None = None,
         log_prediction: Callable[[str], None] | None = None,
         log_every: int = 10,
     ) -> None:
@@ -59,9 +55,6 @@ class TrainingModule(LightningModule):
         self.inner_losses = inner_losses
         """Share of the CTC loss on the output of an inner layer, by the layer's index."""
         self.flat_start = flat_start
-        self.compute_dtype = compute_dtype
-        self.prepared_on = prepared_on
-        """The device on which the base has its compute dtype; None where it does not have it yet."""
         self.seed = seed
         self.base_alone = False
         """Whether validation scores the base instead of the adapter."""
@@ -81,8 +74,8 @@ class TrainingModule(LightningModule):
         batch = require_batch(batch)
         torch.manual_seed(step_seed(self.seed, batch_idx, self.global_rank))
         heads, lengths, auxiliary = self.batch_forward.forward_batch(batch, base_alone=False)
-        log_probs = heads[-1]
-        loss = self.compute_loss(heads, lengths, batch) + auxiliary.to(log_probs.device)
+        own = heads[-1]
+        loss = self.compute_loss(heads, lengths, batch) + auxiliary.to(own.device)
         self.last_loss = float(loss.detach())
         if not math.isfinite(self.last_loss) and self.trainer.precision != "16-mixed":
             raise OvertoneError(
@@ -90,34 +83,33 @@ class TrainingModule(LightningModule):
                 "Lower model.optim.lr, or set trainer.gradient_clip_val=1.0."
             )
         if self.log_prediction is not None and (self.global_step + 1) % self.log_every == 0:
-            self.log_prediction(self.describe_prediction(batch, log_probs, lengths))
+            self.log_prediction(self.describe_prediction(batch, own, lengths))
         self.log("train_loss", loss.detach(), batch_size=len(batch.texts))
         self.log("learning_rate", self.learning_rate, batch_size=1)
         return loss
 
-    def describe_prediction(self, batch: AnyBatch, log_probs: Tensor, lengths: Tensor) -> str:
+    def describe_prediction(self, batch: AnyBatch, emissions: Tensor, lengths: Tensor) -> str:
         """Return the first transcript of the batch and what the model recognises in it.
 
-        log_probs [B, T', V+1], lengths [B].
+        emissions [B, T', C], lengths [B].
         """
-        found = greedy(log_probs[:1], lengths[:1], self.model.tokenizer, seconds_per_frame=1.0)[0]
+        head = self.model.head
+        found = head.read(head.align(emissions[:1], lengths[:1])[0])
         return f"reference: {batch.texts[0]}\nhypothesis: {found.text}"
 
-    def compute_loss(self, heads: Sequence[Tensor], lengths: Tensor, batch: AnyBatch) -> Tensor:
-        """Return the scalar CTC loss: that of the model's own head, those of inner layers beside it by their shares.
+    def compute_loss(self, emissions: Sequence[Tensor], lengths: Tensor, batch: AnyBatch) -> Tensor:
+        """Return the scalar loss of the model's own emissions, those of inner layers beside it by their shares.
 
-        heads: log_probs [B, T', V+1] each. lengths [B].
+        emissions: [B, T', C] each. lengths [B].
         """
-        reduction = cast(Reduction, self.model.ctc_reduction)
-        losses = [
-            ctc_loss(head.float(), lengths, batch.targets, batch.target_lengths, reduction=reduction) for head in heads
-        ]
+        head = self.model.head
+        losses = [head.loss(each, lengths, batch.targets, batch.target_lengths) for each in emissions]
         shares = (*self.inner_losses.values(), 1.0 - sum(self.inner_losses.values()))
         whole = torch.stack([share * loss for share, loss in zip(shares, losses, strict=True)]).sum()
         if self.flat_start is None:
             return whole
         assert isinstance(batch, Batch), "a flat start trains the whole base, of which nothing is cached"
-        return self.flat_start.mix(whole, [head.float() for head in heads], lengths, batch, self.global_step)
+        return self.flat_start.mix(whole, [each.float() for each in emissions], lengths, batch, self.global_step)
 
     @property
     def learning_rate(self) -> float:
@@ -147,8 +139,8 @@ class TrainingModule(LightningModule):
 
     def validation_step(self, batch: AnyBatch | DataError, batch_idx: int, dataloader_idx: int = 0) -> None:
         batch = require_batch(batch)
-        (log_probs,), lengths, _ = self.batch_forward.forward_batch(batch, base_alone=self.base_alone)
-        self.counts[dataloader_idx].add(self.model, batch, log_probs, lengths)
+        (emissions,), lengths, _ = self.batch_forward.forward_batch(batch, base_alone=self.base_alone)
+        self.counts[dataloader_idx].add(self.model.head, batch, emissions, lengths)
 
     def on_validation_epoch_end(self) -> None:
         """Logs `val_wer`, `val_cer`, `val_loss` of the first set, and of the others with their number."""
@@ -165,19 +157,7 @@ class TrainingModule(LightningModule):
         reduced = self.trainer.strategy.reduce(counts.tensor().to(self.device), reduce_op="sum")
         return ValidationCounts.from_tensor(cast(Tensor, reduced).cpu())
 
-    # Device and state
-
-    def on_fit_start(self) -> None:
-        self.prepare()
-
-    def on_validation_start(self) -> None:
-        self.prepare()
-
-    def prepare(self) -> None:
-        """Give the base its compute dtype, once it lies on its device."""
-        if self.adapter is not None and self.prepared_on != self.device:
-            self.model.set_compute_dtype(self.compute_dtype)
-            self.prepared_on = self.device
+    # Checkpoints
 
     def checkpoint_names(self) -> set[str]:
         """Return the tensors of a checkpoint: the adapter's parameters, or the whole base with its statistics."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from overtone.adapters.kinds.kinds import Kind, LinearAdapter, LoraAdapter, TinyAttentionAdapter
+from overtone.adapters.kinds.base import Kind
+from overtone.adapters.kinds.registry import SECTIONS, kind_of
 from overtone.adapters.points import Layers
 from overtone.adapters.strategies import ResidualAdd
 from overtone.config import (
@@ -16,18 +17,12 @@ from overtone.config import (
     ExperimentSettings,
     FlatStartSettings,
     KindSettings,
-    LinearSettings,
-    LoraSettings,
     ModelSettings,
     OptimSettings,
     PrefixCacheSettings,
     Settings,
     SpecAugmentSettings,
-    StrategySettings,
-    TinyAttentionSettings,
     TrainerSettings,
-    attention_position,
-    attention_target,
     split_name,
     to_plain,
 )
@@ -157,11 +152,6 @@ def plan_adapter(chosen: AdapterSettings) -> AdapterPlan:
     assert chosen.adapter_name is not None, "the configuration is checked"
     section = section_with_dim(chosen)
     name, modules = split_name(chosen.adapter_name, chosen.adapter_module_name)
-    widths: Mapping[str, int | None] = {
-        "model.adapter.in_features": chosen.in_features,
-        f"model.adapter.{chosen.adapter_type}.in_features": getattr(section, "in_features", None),
-        f"model.adapter.{chosen.adapter_type}.n_feat": getattr(section, "n_feat", None),
-    }
     return AdapterPlan(
         name=name,
         kind=kind_of(section),
@@ -170,67 +160,26 @@ def plan_adapter(chosen: AdapterSettings) -> AdapterPlan:
             l2_lambda=section.adapter_strategy.l2_lambda,
         ),
         modules=modules,
-        layers=list(chosen.layers) if isinstance(chosen.layers, tuple) else chosen.layers,
-        widths={key: width for key, width in widths.items() if width is not None},
+        layers=chosen.layers,
+        widths=named_widths(chosen, section),
         nemo=asdict(chosen.global_settings),
     )
 
 
 def section_with_dim(chosen: AdapterSettings) -> KindSettings:
-    """The section of the adapter's type, `model.adapter.dim` taken in."""
+    """Return the section of the adapter's type, with `model.adapter.dim` in it where that is given."""
     section = chosen.kinds[chosen.adapter_type]
     if chosen.dim is None:
         return section
-    if not isinstance(section, LinearSettings):
+    if "dim" not in vars(section):
         raise ConfigError(f"model.adapter.dim: an adapter of type {chosen.adapter_type} has none; leave it out.")
-    return replace(section, dim=chosen.dim)
+    return type(section)(**{**vars(section), "dim": chosen.dim})
 
 
-def kind_of(section: KindSettings) -> Kind:
-    """The kind that a section of the configuration describes."""
-    if isinstance(section, LinearSettings):
-        return LinearAdapter(
-            dim=section.dim,
-            activation=section.activation,
-            norm_position=section.norm_position,
-            dropout=section.dropout,
-        )
-    if isinstance(section, TinyAttentionSettings):
-        return TinyAttentionAdapter(
-            heads=section.n_head,
-            projection=section.proj_dim,
-            dropout=section.dropout_rate,
-            position=attention_position(section.target),
-        )
-    return LoraAdapter(rank=section.rank, alpha=section.alpha, dropout=section.dropout, targets=section.targets)
-
-
-def describe_kind(kind: Kind, strategy: ResidualAdd) -> Any:
-    """Return the section of the configuration that describes a kind, or plain data for a kind that it cannot name."""
-    added = StrategySettings(**vars(strategy))
-    if isinstance(kind, LinearAdapter):
-        norm: Any = kind.norm_position
-        return LinearSettings(
-            dim=kind.dim,
-            activation=kind.activation,
-            norm_position=norm,
-            dropout=kind.dropout,
-            adapter_strategy=added,
-        )
-    if isinstance(kind, TinyAttentionAdapter):
-        return TinyAttentionSettings(
-            target=attention_target(kind.position),
-            n_head=kind.heads,
-            proj_dim=kind.projection,
-            dropout_rate=kind.dropout,
-            adapter_strategy=replace(TinyAttentionSettings().adapter_strategy, **vars(strategy)),
-        )
-    if isinstance(kind, LoraAdapter):
-        return LoraSettings(
-            rank=kind.rank,
-            alpha=kind.alpha,
-            dropout=kind.dropout,
-            targets=kind.targets,
-            adapter_strategy=added,
-        )
-    return {"kind": kind.name, **vars(kind), "adapter_strategy": vars(strategy)}
+def named_widths(chosen: AdapterSettings, section: KindSettings) -> dict[str, int]:
+    """Return the widths of the model's layers that the settings name, by the setting's key."""
+    widths: dict[str, int | None] = {"model.adapter.in_features": chosen.in_features}
+    form = SECTIONS[type(section)].section if type(section) in SECTIONS else None
+    for key in () if form is None else form.width_keys:
+        widths[f"model.adapter.{chosen.adapter_type}.{key}"] = getattr(section, key)
+    return {key: width for key, width in widths.items() if width is not None}

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 
-from overtone import __version__
 from overtone.config import ExperimentSettings
 from overtone.training.callback import Progress
 from overtone.training.run import Run, TrainingResult
 from overtone.training.trainer import TRAINED_DTYPES, base_dtype, lightning_precision
 from overtone.training.weights import WeightsStore
+from overtone.version import __version__
 
 
 def introduce(run: Run, notes: Sequence[str]) -> None:

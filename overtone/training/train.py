@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from overtone.adapters.kinds.kinds import Kind, LinearAdapter
+from overtone.adapters.kinds.base import Kind
+from overtone.adapters.kinds.linear import LinearAdapter
+from overtone.adapters.kinds.registry import section_of
 from overtone.adapters.points import Layers
 from overtone.adapters.strategies import ResidualAdd
 from overtone.config import (
@@ -28,7 +30,7 @@ from overtone.startup import pause_garbage_collection
 from overtone.training.console import Reporter
 from overtone.training.data import read_training_set, read_validation_sets
 from overtone.training.model import add_adapter, give_back, load_base
-from overtone.training.plan import AdapterPlan, BasePlan, TrainingPlan, describe_kind, plan_training
+from overtone.training.plan import AdapterPlan, BasePlan, TrainingPlan, plan_training
 from overtone.training.prefix_cache.plan import plan_prefix
 from overtone.training.row_parallel.processes import start_row_processes
 from overtone.training.run import Run, TrainingResult, check_same_run, read_state
@@ -79,27 +81,15 @@ def train(
     resume: go on where a run in that folder was cut off, if one was. save_nemo: also write adapted `.nemo` files.
     settings: everything else (augmentation, early stopping, …); the arguments above take precedence.
     """
+    own, source = (model, None) if isinstance(model, AsrModel) else (None, str(model))
     name, modules = split_name(adapter_name, modules)
-    adapter = AdapterPlan(
-        name=name,
-        kind=kind or LinearAdapter(),
-        strategy=strategy or ResidualAdd(),
-        modules=modules,
-        layers=layers if isinstance(layers, str | int) else list(layers),
-    )
-    base = settings or Settings()
+    kind, strategy, base = kind or LinearAdapter(), strategy or ResidualAdd(), settings or Settings()
+    adapter = AdapterPlan(name=name, kind=kind, strategy=strategy, modules=modules, layers=layers)
     chosen = replace(
         base.model,
         pretrained_model=None,
-        nemo_model=None if isinstance(model, AsrModel) else str(model),
-        adapter=AdapterSettings(
-            adapter_name=adapter_name,
-            adapter_type="given",
-            adapter_module_name=modules,
-            adapter_state_dict_name="adapters.pt" if save_nemo else None,
-            layers=layers if isinstance(layers, str | int) else tuple(layers),
-            kinds={"given": describe_kind(adapter.kind, adapter.strategy)},
-        ),
+        nemo_model=source,
+        adapter=_adapter(adapter, save_nemo=save_nemo),
         base_dropout=base_dropout,
         vocabulary_check=vocabulary_check,
         train_ds=_dataset(base.model.train_ds, train_manifest, batch_size, num_workers),
@@ -115,9 +105,20 @@ def train(
         compute_dtype=compute_dtype,
         seed=seed,
     )
-    given = model if isinstance(model, AsrModel) else None
-    check_settings(whole, purpose="train", model_given=given is not None)
-    return run_plan(plan_training(whole, model=given, adapter=adapter), Reporter(quiet=quiet))
+    check_settings(whole, purpose="train", model_given=own is not None)
+    return run_plan(plan_training(whole, model=own, adapter=adapter), Reporter(quiet=quiet))
+
+
+def _adapter(plan: AdapterPlan, *, save_nemo: bool) -> AdapterSettings:
+    """Describe the adapter as a section of the settings, for the record in the run folder."""
+    return AdapterSettings(
+        adapter_name=plan.name,
+        adapter_type="given",
+        adapter_module_name=plan.modules,
+        adapter_state_dict_name="adapters.pt" if save_nemo else None,
+        layers=plan.layers if isinstance(plan.layers, str | int) else tuple(plan.layers),
+        kinds={"given": section_of(plan.kind, plan.strategy)},
+    )
 
 
 def _optimiser(
@@ -173,7 +174,7 @@ def run_plan(plan: TrainingPlan, reporter: Reporter) -> TrainingResult:
     """
     reporter.begin(leads=process_rank() == 0)
     lightning_precision(plan.trainer)
-    machine = find_machine(plan.trainer)
+    machine = find_machine(plan.trainer, row_processes=plan.compute_processes)
     check_loggers(plan.experiment)
     folder = plan_folder(plan.experiment, default_name=plan.name)
     checkpoint = find_checkpoint(plan.experiment, folder)
@@ -207,7 +208,8 @@ def run_plan(plan: TrainingPlan, reporter: Reporter) -> TrainingResult:
             )
             if checkpoint is not None and state is not None:
                 check_same_run(checkpoint, state["identity"], run.identity())
-            with start_row_processes(run) as processes, read_ahead(run):
+            several = machine.row_processes > 1
+            with start_row_processes(run) if several else nullcontext() as processes, read_ahead(run):
                 with pause_garbage_collection():
                     from overtone.training.loop import fit  # Lightning, imported beside the processes' first work
                 return fit(run, processes)

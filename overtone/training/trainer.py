@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,6 +27,9 @@ PRECISIONS = {
 
 TRAINED_DTYPES = {"32-true": "float32", "bf16-mixed": "bfloat16 autocast", "16-mixed": "float16 autocast"}
 """Their names in the printed first lines; parameters and optimiser are float32 in any case."""
+
+MOST_ROW_PROCESSES = 4
+"""Most processes for `auto`: each has activations and kernels of its own in memory, and one thread."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +91,8 @@ class Machine:
     accelerator: str
     devices: int | list[int]
     num_nodes: int
+    row_processes: int = 1
+    """Processes that may share the rows of every batch."""
 
     @property
     def devices_each(self) -> int:
@@ -98,8 +104,11 @@ class Machine:
         return self.devices_each * self.num_nodes
 
 
-def find_machine(settings: TrainerSettings) -> Machine:
-    """Find the devices: −1 is every GPU, or the one processor. Raises ConfigError for GPUs that are not there."""
+def find_machine(settings: TrainerSettings, *, row_processes: int | str = 1) -> Machine:
+    """Find the devices: −1 is every GPU, or the one processor. Raises ConfigError for GPUs that are not there.
+
+    row_processes: as `count_row_processes` takes it; only a run of one process on a CPU has several.
+    """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     wants_gpu = settings.accelerator in ("gpu", "cuda")
     if wants_gpu and not gpus:
@@ -121,11 +130,25 @@ def find_machine(settings: TrainerSettings) -> Machine:
         raise ConfigError(
             f"trainer.devices: {given!r} asks for more than the {gpus} GPUs here; give −1 for all of them."
         )
-    return Machine(
-        accelerator="gpu" if on_gpu else "cpu" if settings.accelerator == "auto" else settings.accelerator,
-        devices=devices,
-        num_nodes=settings.num_nodes,
-    )
+    accelerator = "gpu" if on_gpu else "cpu" if settings.accelerator == "auto" else settings.accelerator
+    machine = Machine(accelerator=accelerator, devices=devices, num_nodes=settings.num_nodes)
+    if machine.processes > 1 or accelerator != "cpu":
+        return machine
+    return replace(machine, row_processes=count_row_processes(row_processes))
+
+
+def count_row_processes(wanted: int | str) -> int:
+    """Return how many processes share the rows: as many as asked for, for `auto` one for each of PyTorch's threads.
+
+    One where these are more than `MOST_ROW_PROCESSES`: a copy cannot have several threads, since OpenMP would wait for
+    those of the process that was copied. One too where the system cannot copy a process that has threads.
+    """
+    if sys.platform != "linux":
+        return 1
+    if wanted != "auto":
+        return int(wanted)
+    threads = torch.get_num_threads()
+    return threads if threads <= MOST_ROW_PROCESSES else 1
 
 
 def base_dtype(plan: TrainingPlan, machine: Machine) -> str:

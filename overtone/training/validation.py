@@ -1,6 +1,6 @@
 """Errors and loss of a validation set, counted batch by batch.
 
-Legend: B batch, T' encoder frames, V vocabulary.
+Legend: B batch, T' encoder frames, C channels of an emission.
 """
 
 from __future__ import annotations
@@ -13,10 +13,8 @@ import torch
 from torch import Tensor
 
 from overtone.data.dataset import Batch, collate
-from overtone.decoding.ctc import greedy
 from overtone.errors import DataError
-from overtone.models.asr_model import AsrModel
-from overtone.nets.ctc import ctc_loss
+from overtone.models.heads import Head
 from overtone.training.data import validation_batches
 from overtone.training.forward import TrainingForward
 from overtone.training.prefix_cache.loader import PrefixBatch
@@ -31,17 +29,17 @@ class ValidationCounts:
     words: ErrorCounts = field(default_factory=ErrorCounts)
     characters: ErrorCounts = field(default_factory=ErrorCounts)
     loss: float = 0.0
-    """Sum of the CTC losses of the utterances."""
+    """Sum of the losses of the utterances."""
     utterances: int = 0
 
-    def add(self, model: AsrModel, batch: Batch | PrefixBatch, log_probs: Tensor, lengths: Tensor) -> None:
-        """Count what greedy decoding of log_probs [B, T', V+1], lengths [B] makes of a batch."""
-        self.loss += float(ctc_loss(log_probs.float(), lengths, batch.targets, batch.target_lengths, reduction="sum"))
+    def add(self, head: Head, batch: Batch | PrefixBatch, emissions: Tensor, lengths: Tensor) -> None:
+        """Count the errors of greedy decoding of a batch's emissions [B, T', C], lengths [B]."""
+        self.loss += float(head.loss(emissions, lengths, batch.targets, batch.target_lengths, reduction="sum"))
         self.utterances += len(batch.texts)
-        found = greedy(log_probs, lengths, model.tokenizer, seconds_per_frame=model.seconds_per_frame)
-        for text, hypothesis in zip(batch.texts, found, strict=True):
-            self.words += word_errors(text, hypothesis.text)
-            self.characters += character_errors(text, hypothesis.text)
+        for text, alignment in zip(batch.texts, head.align(emissions, lengths), strict=True):
+            hypothesis = head.read(alignment).text
+            self.words += word_errors(text, hypothesis)
+            self.characters += character_errors(text, hypothesis)
 
     def metrics(self) -> dict[str, float]:
         """Return `wer` and `cer`, 0..1, and `loss`, the mean over the utterances."""
@@ -87,8 +85,8 @@ def plan_base_scoring(run: Run, forward: TrainingForward) -> Callable[[], Valida
                 batch = collate([first.dataset[index] for index in indices])
                 if isinstance(batch, DataError):
                     raise batch
-                (log_probs,), lengths, _ = forward(batch.waveforms, batch.lengths, base_alone=True)
-                counts.add(model, batch, log_probs, lengths)
+                (emissions,), lengths, _ = forward(batch.waveforms, batch.lengths, base_alone=True)
+                counts.add(model.head, batch, emissions, lengths)
         return counts
 
     return score

@@ -24,12 +24,12 @@ from benchmarks.serving_ties import TIE, tellable
 from overtone.adapters.storage import PARAMETERS
 from overtone.audio.decode import AudioDecoder
 from overtone.checkpoints.load import load_model
-from overtone.decoding.decoder import GreedyDecoder
+from overtone.decoding.ctc import GreedyDecoder
 from overtone.errors import AdapterError
 from overtone.serving.http.errors import envelope, status_of
 from overtone.tokenizers import CharTokenizer
+from support.benchmark_runs import run
 from support.serving_models import make_adapter, shelf_of, tiny_model
-from tests.benchmarks.test_benchmarks import run
 
 
 def figures(path: Path) -> Any:

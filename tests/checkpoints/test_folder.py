@@ -13,7 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from overtone.adapters.kinds.kinds import Kind, LinearAdapter, LoraAdapter, TinyAttentionAdapter
+from overtone.adapters.kinds.base import Kind
+from overtone.adapters.kinds.linear import LinearAdapter
+from overtone.adapters.kinds.lora import LoraAdapter
+from overtone.adapters.kinds.tiny_attention import TinyAttentionAdapter
 from overtone.checkpoints import load as loading
 from overtone.checkpoints.folder import read_native, write_native
 from overtone.checkpoints.load import load_model, save_model
@@ -21,9 +24,9 @@ from overtone.checkpoints.nemo.model import read_nemo
 from overtone.checkpoints.nemo.yaml import read_yaml, write_yaml
 from overtone.errors import CheckpointError
 from overtone.models.asr_model import AsrModel
+from support.disk import full_disk
 from support.fixtures import fixture_file
 from support.nemo_samples import heard, piece_tokenizer, shake, small_model
-from tests.checkpoints.nemo.test_archive import full_disk
 
 
 def adapted(model: AsrModel) -> AsrModel:

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from overtone import cli
-from overtone.adapters.kinds.kinds import LinearAdapter
+from overtone.adapters.kinds.linear import LinearAdapter
 from overtone.checkpoints.load import save_model
+from support.interpreters import modules_after
 from support.small_models import add_trained, small_model
-from tests.test_exports import modules_after
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPTS = ROOT / "overtone/prompts"

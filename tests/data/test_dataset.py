@@ -27,6 +27,7 @@ from overtone.data.dataset import (
 from overtone.data.manifest import Utterance, read_manifest
 from overtone.data.padding import rounded_up
 from overtone.errors import DataError
+from overtone.nets.ctc import frames_needed
 from overtone.training.data import batch_bounds
 from support.train_samples import write_corpus
 
@@ -205,7 +206,7 @@ def test_transcripts_longer_than_their_frames_are_found() -> None:
     """At 0.1 s a frame: five frames for `a b c`, one more where a token repeats."""
     lines = utterances(0.5, 0.5, 0.5, 0.5) + utterances(0.5, text=" ")
     tokens = [[1, 2, 3, 4, 5], [1, 1, 2, 2], [1, 2, 3, 4, 4], [], [1]]
-    problems = unusable_transcripts(lines, tokens, seconds_per_frame=0.1)
+    problems = unusable_transcripts(lines, tokens, seconds_per_frame=0.1, frames_needed=frames_needed)
     assert sorted(problems) == [1, 2, 3, 4]
     assert problems[1] == "6 frames are needed for 4 tokens, 0.5 s give 5"
     assert problems[4] == "the transcript is empty"

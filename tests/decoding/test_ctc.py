@@ -14,7 +14,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from overtone.decoding.ctc import CtcPath, Hypothesis, best_path, greedy, read_path
+from overtone.decoding.ctc import CtcPath, best_path, greedy, read_path
+from overtone.decoding.hypothesis import Hypothesis
 from overtone.tokenizers import CharTokenizer, SentencePieceTokenizer, Tokenizer
 from support.fixtures import fixture_file
 

@@ -14,10 +14,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from overtone.decoding.ctc import greedy
-from overtone.decoding.ctc_beam import BeamDecoder, BeamSettings, Boost, BoostTree, beam_search
-from overtone.decoding.decoder import GreedyDecoder
-from overtone.decoding.phrase_boost import NATS_PER_CHARACTER
+from overtone.decoding.ctc import GreedyDecoder, greedy
+from overtone.decoding.ctc_beam import BeamDecoder, beam_search
+from overtone.decoding.decoder import BeamSettings
+from overtone.decoding.phrase_boost import NATS_PER_CHARACTER, Boost, BoostTree
 from overtone.tokenizers import CharTokenizer, Tokenizer
 
 LETTERS = CharTokenizer([" ", "a", "b", "c", "t"])

@@ -20,8 +20,8 @@ from overtone.audio.load import load_audio
 from overtone.decoding.ctc import CtcPath, greedy
 from overtone.errors import AdapterError, DataError, UsageError
 from overtone.inference.recordings import find_recordings
-from overtone.inference.transcribe import Transcriber, computing, transcribe
-from overtone.inference.windows import Window, join_paths, plan_windows
+from overtone.inference.transcribe import Transcriber, transcribe
+from overtone.inference.windows import Window, join_windows, plan_windows
 from overtone.wer import character_errors
 from support.fixtures import fixture_file
 from support.small_models import small_model
@@ -83,17 +83,17 @@ def test_the_seam_lies_in_the_pause_that_both_windows_hear() -> None:
     windows = [Window(0, 12), Window(4, 16)]
     left = path_of([1, 0, 2, 2, 0, 3, 3, 0, 0, 0, 9, 9])
     right = path_of([8, 8, 3, 0, 0, 0, 4, 4, 0, 5, 0, 6])
-    joined = join_paths(windows, [left, right])
+    joined = join_windows(windows, [left, right])
     assert joined.ids.tolist() == [1, 0, 2, 2, 0, 3, 3, 0, 0, 0, 4, 4, 0, 5, 0, 6]
 
 
 def test_without_a_common_pause_the_seam_is_the_middle() -> None:
-    joined = join_paths([Window(0, 8), Window(4, 12)], [path_of([1] * 8), path_of([2] * 8)])
+    joined = join_windows([Window(0, 8), Window(4, 12)], [path_of([1] * 8), path_of([2] * 8)])
     assert joined.ids.tolist() == [1] * 6 + [2] * 6
 
 
 def test_a_last_window_of_another_length_than_planned_is_kept_to_its_end() -> None:
-    joined = join_paths([Window(0, 8), Window(4, 12)], [path_of([1] * 9), path_of([2] * 9)])
+    joined = join_windows([Window(0, 8), Window(4, 12)], [path_of([1] * 9), path_of([2] * 9)])
     assert joined.ids.size == 13
 
 
@@ -211,7 +211,7 @@ def test_modes_and_compute_dtype_return(model: ToneModel, record: Callable[..., 
     results = Transcriber(model, compute_dtype="bfloat16").stream([path, path])
     next(results)
     assert model.training
-    assert model.compute_dtype == "bfloat16"
+    assert model.compute_dtype == "float32", "a run that waits has no effect on its caller"
     results.close()
     assert model.compute_dtype == "float32"
 
@@ -219,13 +219,16 @@ def test_modes_and_compute_dtype_return(model: ToneModel, record: Callable[..., 
 def test_the_base_computes_again_as_before() -> None:
     """With the very copy of its weights that it had: `float32` alone does not tell that there was one."""
     model = small_model().set_compute_dtype("float32", prepared=True)
-    before = model.prepared
-    with computing(model, "bfloat16"):
+    before = model.backend
+    with model.computing_in("bfloat16"):
         assert model.compute_dtype == "bfloat16"
-    assert model.prepared is before
-    with computing(model, "float32"):
-        assert model.prepared is None
-    assert model.prepared is before
+    assert model.backend is before
+    with model.computing_in("float32"):
+        assert model.backend_in_use is None
+        with model.computing_in(None):
+            assert model.backend_in_use is None
+    assert model.backend_in_use is before
+    assert model.backend is before
 
 
 def test_unknown_adapters_and_lists_that_do_not_fit_are_refused_before_reading(model: ToneModel) -> None:

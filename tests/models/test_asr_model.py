@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from overtone.adapters.kinds.kinds import LinearAdapter
+from overtone.adapters.kinds.linear import LinearAdapter
 from overtone.checkpoints.load import load_model, save_model
 from overtone.errors import AdapterError, ConfigError
 from overtone.models.asr_model import AsrModel, build_model
@@ -134,7 +134,7 @@ def test_a_device_without_float64_computes_with_the_weights_themselves(monkeypat
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     for dtype in ("auto", "float32"):
         model = family_model().set_compute_dtype(dtype, prepared=True)
-        assert model.prepared is None
+        assert model.backend is None
         assert model.compute_dtype == "float32"
     with pytest.raises(ConfigError, match="'bfloat16' is not for the device mps"):
         family_model().set_compute_dtype("bfloat16")
@@ -145,7 +145,7 @@ def test_what_it_says_of_itself() -> None:
         model = family_model(family)
         assert model.seconds_per_frame == pytest.approx(seconds)
         assert model.sample_rate == 16_000
-        assert model.ctc_reduction == "mean_batch"
+        assert model.head.reduction == "mean_batch"
         assert model.name == family
         assert model.device == torch.device("cpu")
         frames = model(*batch(32_000))[1]

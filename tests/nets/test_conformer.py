@@ -12,31 +12,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from overtone.adapters.kinds.kinds import Kind, LinearAdapter, TinyAttentionAdapter
+from overtone.adapters.kinds.base import Kind
+from overtone.adapters.kinds.linear import LinearAdapter
+from overtone.adapters.kinds.tiny_attention import TinyAttentionAdapter
 from overtone.checkpoints.load import load_model
 from overtone.checkpoints.nemo.config import translate
 from overtone.models.asr_model import AsrModel, build_model
 from overtone.nets.attention import attend, relative_shift, split_heads
 from overtone.nets.conformer import ConformerEncoder
-from overtone.nets.ctc import CtcHead, Reduction, ctc_loss
-from overtone.nets.layers import Tap, TapContext, channels_last_is_safe, checkpointed, depthwise_conv, valid_frames
+from overtone.nets.ctc import CtcProjection, Reduction, ctc_loss
+from overtone.nets.layers import channels_last_is_safe, checkpointed, depthwise_conv, valid_frames
+from overtone.nets.taps import Tap, TapContext
 from overtone.tokenizers import CharTokenizer
 from support.families import ENCODERS, WIDTH, batch, family_model
-from support.fixtures import HERE, fixture_file
+from support.fixtures import CTC_MODELS, HERE, fixture_file, recordings
 
-MODELS = ("conformer_ctc_bpe", "conformer_ctc_char", "fastconformer_ctc_bpe")
 VARIANTS = sorted(path.stem for path in (HERE / "fixtures" / "encoders").glob("*.npz"))
 
 # Beside NeMo
-
-
-def recordings(index: int | None = None) -> tuple[Tensor, Tensor]:
-    """One recording, or the three of them padded to the longest."""
-    import soundfile
-
-    numbers = range(3) if index is None else [index]
-    signals = [torch.from_numpy(soundfile.read(fixture_file(f"wavs/w{n}.wav"), dtype="float32")[0]) for n in numbers]
-    return nn.utils.rnn.pad_sequence(signals, batch_first=True), torch.tensor([len(signal) for signal in signals])
 
 
 def reference_mel(index: int | None = None) -> tuple[Tensor, Tensor]:
@@ -50,13 +43,13 @@ def reference_parts(arrays: Any) -> list[str]:
     return [part for part in ("0", "1", "2", "b") if f"enc_{part}" in arrays]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", CTC_MODELS)
 @pytest.mark.parametrize("combo", ["base", "none", "an4", "two", "an4+two", "rel", "wide", "mhsa", "an4+rel", "dec"])
 def test_encoder_and_head_equal_nemo(name: str, combo: str) -> None:
     assert_equals_nemo(name, combo, None if combo in ("base", "none") else combo)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", CTC_MODELS)
 def test_adapters_of_both_modules_and_all_at_once_equal_nemo(name: str) -> None:
     assert_equals_nemo(name, "both", "both")
     assert_equals_nemo(name, "all", "@file")
@@ -81,7 +74,7 @@ def assert_equals_nemo(name: str, combo: str, choice: str | None) -> None:
                 torch.testing.assert_close(log_probs[row, :length], expected, rtol=0, atol=2e-4)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", CTC_MODELS)
 def test_from_the_recording_on_the_same_is_decided(name: str) -> None:
     """The features part by the rounding of the FFT on other processors, NeMo's own too: log-probs by 3e-4."""
     model = load_model(fixture_file(f"{name}/model.nemo"))
@@ -328,7 +321,7 @@ def test_checkpointed_runs_again_for_the_backward_pass() -> None:
 
 
 def test_the_head_gives_log_probabilities() -> None:
-    head = CtcHead(width=6, classes=4, temperature=2.0)
+    head = CtcProjection(width=6, classes=4, temperature=2.0)
     x = torch.randn(2, 3, 6)
     log_probs = head(x, torch.tensor([3, 2]))
     assert log_probs.shape == (2, 3, 5)

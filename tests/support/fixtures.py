@@ -6,10 +6,15 @@ import os
 from pathlib import Path
 
 import pytest
+import soundfile
+import torch
+from torch import Tensor, nn
 
 HERE = Path(__file__).resolve().parents[1]
 """The folder of the tests."""
 SHARED = HERE.parents[1] / "shared"
+CTC_MODELS = ("conformer_ctc_bpe", "conformer_ctc_char", "fastconformer_ctc_bpe")
+"""The reference models of which there are adapters of every kind, and trainings."""
 
 
 def fixture_folders() -> list[Path]:
@@ -44,3 +49,10 @@ def speech_root() -> Path:
     if not root.is_dir():
         pytest.skip(f"{root} is not here; OVERTONE_SPEECH names the folder of speech corpora")
     return root
+
+
+def recordings(index: int | None = None) -> tuple[Tensor, Tensor]:
+    """The samples of one recording, or of the three padded to the longest, [B, S], and their lengths, [B]."""
+    numbers = range(3) if index is None else [index]
+    signals = [torch.from_numpy(soundfile.read(fixture_file(f"wavs/w{n}.wav"), dtype="float32")[0]) for n in numbers]
+    return nn.utils.rnn.pad_sequence(signals, batch_first=True), torch.tensor([len(signal) for signal in signals])

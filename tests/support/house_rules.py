@@ -1,4 +1,7 @@
-"""The rules of the house for one source file, each a function from the file to its faults in words."""
+"""The rules of the house for one source file, each a function from the file to its faults in words.
+
+python -m tests.support.house_rules overtone/nets overtone/decoding        # or all of the project
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import builtins
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -39,6 +43,9 @@ DISTRIBUTIONS = {
 
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
+MAX_FOLDER_FILES = 25
+MIN_FILE_LINES = 40
+"""Of a file that serves one other; see `small_file_faults`."""
 
 BUILTINS = set(dir(builtins))
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -213,6 +220,23 @@ def export_faults(source: Source) -> list[str]:
 # Dependencies and texts
 
 
+def import_of_test_faults(source: Source) -> list[str]:
+    """A test file stands alone: what several share lives in `tests/support`, or as a fixture in a `conftest.py`."""
+    faults = []
+    for node in ast.walk(source.tree):
+        match node:
+            case ast.Import(names=aliases):
+                modules = [alias.name for alias in aliases]
+            case ast.ImportFrom(module=str(module), names=aliases):
+                modules = [f"{module}.{alias.name}" for alias in aliases]
+            case _:
+                continue
+        shared = [name for name in modules if any(part.startswith("test_") for part in name.split(".")[:-1])]
+        shared += [name for name in modules if name.startswith("tests.") or name.rpartition(".")[2].startswith("test_")]
+        faults += [source.at(node, f"imports '{name}' of a test file") for name in sorted({*shared})]
+    return faults
+
+
 def declared(requirements: list[str]) -> set[str]:
     return {re.split(r"[^\w.-]", line.strip(), maxsplit=1)[0].lower().replace("_", "-") for line in requirements}
 
@@ -246,4 +270,39 @@ def path_faults(name: str, text: str) -> list[str]:
         f"{name}:{number}: absolute path of one machine: {line.strip()[:80]}"
         for number, line in enumerate(text.splitlines(), 1)
         if HOME_FOLDERS.search(line)
+    ]
+
+
+# Files and folders
+
+
+def small_file_faults(sources: list[Source]) -> list[str]:
+    """A file of few lines serves several others; otherwise it belongs into the one that it serves.
+
+    Commands, which are imported by their names, and what begins with two underscores stand alone.
+    """
+    package = [source for source in sources if source.in_package]
+    importers: dict[str, set[str]] = {source.module: set() for source in package}
+    for source in package:
+        for node in ast.walk(source.tree):
+            if isinstance(node, ast.ImportFrom):
+                for name in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names)):
+                    if name in importers:
+                        importers[name].add(source.module)
+    faults = []
+    for source in package:
+        lines, served = len(source.text.splitlines()), len(importers[source.module])
+        stands_alone = Path(source.path).name.startswith("__") or source.path.startswith("overtone/cli/")
+        if lines < MIN_FILE_LINES and served < 2 and not stands_alone:
+            faults.append(f"{source.path}: {lines} lines for {served} other files; put them where they are used")
+    return faults
+
+
+def folder_faults(names: list[str]) -> list[str]:
+    """A folder of the package has few enough files to be read at a glance."""
+    folders = Counter(str(Path(name).parent) for name in names if name.startswith("overtone/") and name.endswith(".py"))
+    return [
+        f"{folder}: {count} files; a folder has at most {MAX_FOLDER_FILES}"
+        for folder, count in sorted(folders.items())
+        if count > MAX_FOLDER_FILES
     ]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from overtone.adapters.kinds.kinds import LinearAdapter
+from overtone.adapters.kinds.linear import LinearAdapter
 from overtone.models.asr_model import AsrModel, build_model
 from overtone.serving.adapter_store.store import Shelf
 from overtone.tokenizers import CharTokenizer
@@ -69,3 +71,17 @@ def offline(model: AsrModel, waveform: np.ndarray, choice: str | None = None) ->
     with torch.no_grad(), model.adapters.use(choice):
         log_probs, frames = model(torch.from_numpy(waveform)[None], torch.tensor([waveform.size]))
     return log_probs[0, : int(frames[0])].numpy()
+
+
+def marked(mark: float, samples: int = 6400) -> np.ndarray:
+    """A waveform that is recognised by its first sample."""
+    waveform = np.zeros(samples, dtype=np.float32)
+    waveform[0] = mark
+    return waveform
+
+
+def until(condition: Any, seconds: float = 5.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.002)

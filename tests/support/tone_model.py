@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from overtone.adapters.adapter_set import AdapterSet
-from overtone.nets.layers import Tap
+from overtone.decoding.decoder import Alignment
+from overtone.models.heads import CtcHead
+from overtone.nets.taps import Tap
 from overtone.tokenizers import CharTokenizer
 
 LETTERS = " abcdefgh"
@@ -43,8 +48,9 @@ class ToneModel(nn.Module):
         self.seconds_per_frame = FRAME / SAMPLE_RATE
         self.device = torch.device("cpu")
         self.name = "tones"
-        self.prepared: str | None = None
-        """What stands for a copy of the base in another dtype: the dtype's name."""
+        self.head = CtcHead(nn.Identity(), self.tokenizer, seconds_per_frame=self.seconds_per_frame)
+        self.backend_in_use: str | None = None
+        """The name of a dtype, for a copy of the base in it."""
         self.batches: list[list[int]] = []
         """Samples of every row of every batch so far."""
         time = torch.arange(FRAME) / SAMPLE_RATE
@@ -70,12 +76,39 @@ class ToneModel(nn.Module):
         chains = selection.rows or [selection.chain] * rows
         return torch.tensor([name in chain for chain in chains])
 
+    def align(self, waveforms: Tensor, lengths: Tensor) -> list[Alignment]:
+        """waveforms [B, S], lengths [B]"""
+        with torch.no_grad():
+            return self.head.align(*self(waveforms, lengths))
+
     @property
     def compute_dtype(self) -> str:
-        return self.prepared or "float32"
+        return self.backend_in_use or "float32"
 
-    def set_compute_dtype(self, dtype: str) -> None:
-        self.prepared = dtype if dtype == "bfloat16" else None
+    def make_backend(self, dtype: str) -> str | None:
+        return dtype if dtype == "bfloat16" else None
+
+    @contextmanager
+    def computing_with(self, backend: str | None) -> Iterator[None]:
+        before, self.backend_in_use = self.backend_in_use, backend
+        try:
+            yield
+        finally:
+            self.backend_in_use = before
+
+    @contextmanager
+    def computing_in(self, dtype: str | None) -> Iterator[None]:
+        with self.computing_with(self.backend_in_use if dtype is None else self.make_backend(dtype)):
+            yield
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        mode = self.training
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train(mode)
 
     def fingerprint(self) -> str:
         return "sha256:0"

@@ -12,7 +12,8 @@ import torch
 import yaml
 from rich.console import Console
 
-from overtone.adapters.kinds.kinds import LoraAdapter
+from overtone.adapters.kinds.lora import LoraAdapter
+from overtone.adapters.kinds.registry import kind_of, section_of
 from overtone.adapters.strategies import ResidualAdd
 from overtone.checkpoints.load import load_model, save_model
 from overtone.checkpoints.nemo.adapters import read_adapters_pt
@@ -20,7 +21,6 @@ from overtone.config import AdapterSettings, LinearSettings, LoraSettings, TinyA
 from overtone.models.asr_model import AsrModel
 from overtone.training.callback import Progress, TrainingCallback
 from overtone.training.console import Reporter, format_duration
-from overtone.training.plan import describe_kind, kind_of
 from overtone.training.row_parallel.processes import RowProcesses
 from overtone.training.train import run_training, train
 from support.small_models import add_trained, small_model
@@ -97,9 +97,9 @@ def test_the_global_settings_of_adapters_are_written_as_in_nemo(tmp_path: Path, 
 
 
 def test_the_base_computes_after_training_as_before(tmp_path: Path, model: AsrModel) -> None:
-    before = model.set_compute_dtype("float32", prepared=True).prepared
+    before = model.set_compute_dtype("float32", prepared=True).backend
     run_training(settings_for(tmp_path, "trainer.max_steps=1", validation=False), model=model, reporter=QUIET)
-    assert model.prepared is before
+    assert model.backend is before
 
 
 def test_the_card_says_where_the_weights_come_from(tmp_path: Path, model: AsrModel) -> None:
@@ -330,7 +330,7 @@ def test_dropout_and_order_depend_on_the_seed_alone(tmp_path: Path) -> None:
 def test_sections_and_kinds_are_each_others_inverse(
     section: LinearSettings | TinyAttentionSettings | LoraSettings,
 ) -> None:
-    assert describe_kind(kind_of(section), ResidualAdd()) == section
+    assert section_of(kind_of(section), ResidualAdd()) == section
 
 
 # In Python

@@ -30,7 +30,8 @@ from overtone.checkpoints.nemo.tokenizer import FILE_PREFIX, tokenizer_files
 from overtone.checkpoints.nemo.yaml import read_yaml, resolved, write_yaml
 from overtone.errors import CheckpointError, ConfigError
 from overtone.files import write_failure
-from overtone.models.asr_model import PARTS, AsrModel, build_model
+from overtone.models.asr_model import AsrModel, build_model
+from overtone.models.parts import PARTS
 from overtone.tokenizers import CharTokenizer, SentencePieceTokenizer, Tokenizer
 
 CONFIG = "model_config.yaml"

@@ -184,6 +184,6 @@ class Residents:
         stored = read_folder(version.folder, self.identity, description=version.description)
         if signature_of(version.folder) != version.signature:
             raise AdapterError("Its files have changed while they were read.")
-        adapter = self.adapters.sealed(key, stored)
+        adapter = self.adapters.make_frozen(key, stored)
         with self._model_lock:
             self.adapters.insert(adapter)

@@ -1,4 +1,4 @@
-"""Waiting rows of any adapters -> batches -> log-probabilities, by one worker thread.
+"""Waiting rows of any adapters -> batches -> emissions, by one worker thread.
 
 A forward that fails is tried again row by row, so that one bad row answers for itself alone; a worker that dies is
 noticed and started again, and what it was doing is tried again once.
@@ -20,15 +20,16 @@ import numpy as np
 import numpy.typing as npt
 
 from overtone.audio.stream_features import RawFeatures
+from overtone.decoding.decoder import Emissions
 from overtone.inference.threads import RowThreads, compute_with
 from overtone.models.asr_model import AsrModel
 from overtone.serving.adapter_store.store import Lease
 from overtone.serving.engine.forward import forward
-from overtone.serving.engine.queue import LogProbs, Priority, Row, Samples, WaitingRows, refuse, settle, strip
+from overtone.serving.engine.queue import Priority, Row, Samples, WaitingRows, refuse, settle, strip
 from overtone.serving.engine.stats import Counts, EngineSettings, EngineState
 from overtone.serving.errors import DeadlineError, DrainingError, OverloadError, WorkerError
 
-__all__ = ["Engine", "EngineSettings", "EngineState", "LogProbs", "Priority", "Samples"]
+__all__ = ["Engine", "EngineSettings", "EngineState", "Priority", "Samples"]
 
 STREAMS_LIVE = 5.0
 """Seconds after a stream's last row during which recordings make way for more of them."""
@@ -90,7 +91,7 @@ class Engine:
         priority: Priority = "offline",
         deadline: float | None = None,
         group: str | None = None,
-    ) -> Future[LogProbs]:
+    ) -> Future[Emissions]:
         """waveform [S] float32 at the model's rate. deadline: as `time.monotonic()`. group: whose turn it uses up
         (a tenant, say); the adapter names unless given. The caller keeps the lease until the future is done.
 
@@ -108,7 +109,7 @@ class Engine:
         priority: Priority = "stream",
         deadline: float | None = None,
         group: str | None = None,
-    ) -> Future[LogProbs]:
+    ) -> Future[Emissions]:
         """The same for normalised features [F, T]."""
         seconds = mel.shape[1] * self.model.preprocessor.seconds_per_frame
         return self._submit(partial(Row, waveform=None, mel=mel), seconds, lease, priority, deadline, group)
@@ -160,7 +161,7 @@ class Engine:
         priority: Priority,
         deadline: float | None,
         group: str | None,
-    ) -> Future[LogProbs]:
+    ) -> Future[Emissions]:
         row = make(
             seconds=seconds,
             choice=None if lease is None else lease.choice,
@@ -198,7 +199,7 @@ class Engine:
         """Seconds in which the queue will be done, roughly; 0.1 … 30."""
         return min(30.0, max(0.1, self._cost * sum(row.seconds for row in self._waiting.rows())))
 
-    def _forget(self, reference: weakref.ref[Row], future: Future[LogProbs]) -> None:
+    def _forget(self, reference: weakref.ref[Row], future: Future[Emissions]) -> None:
         """A cancelled row leaves the queue at once. A future keeps what it calls: the row itself would be a cycle."""
         if future.cancelled():
             with self._changed:
@@ -322,7 +323,7 @@ class Engine:
             self._running = [row for row in self._running if not row.future.done()]
             self._changed.notify_all()
 
-    def _forward(self, rows: Sequence[Row]) -> list[LogProbs]:
+    def _forward(self, rows: Sequence[Row]) -> list[Emissions]:
         padded_seconds = len(rows) * max(row.seconds for row in rows)
         is_long = self._effort * padded_seconds > LONG
         threads = self._threads.spread(is_long)

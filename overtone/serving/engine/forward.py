@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from overtone.data.padding import side_by_side
+from overtone.decoding.decoder import Emissions
 from overtone.inference.threads import RowThreads
 from overtone.models.asr_model import AsrModel
-from overtone.serving.engine.queue import LogProbs, Row
+from overtone.serving.engine.queue import Row
 
 LEAST_FRAMES = 2
 """A shorter row is filled up with silence to so many encoder frames."""
@@ -22,7 +23,7 @@ LEAST_FRAMES = 2
 
 def forward(
     model: AsrModel, rows: Sequence[Row], lock: AbstractContextManager[object], threads: RowThreads | None
-) -> list[LogProbs]:
+) -> list[Emissions]:
     """The answers in the order of the rows; lock: guards `model.adapters` while the choice is read.
 
     threads: what shares the rows; None computes them here.
@@ -32,30 +33,27 @@ def forward(
     return threads(partial(computed, model, lock), rows, [round(1000 * row.seconds) for row in rows])
 
 
-def computed(model: AsrModel, lock: AbstractContextManager[object], rows: Sequence[Row]) -> list[LogProbs]:
+def computed(model: AsrModel, lock: AbstractContextManager[object], rows: Sequence[Row]) -> list[Emissions]:
     """The same by this thread, in the order of their adapters: the same ones as last time lie stacked already."""
     order = sorted(range(len(rows)), key=lambda index: rows[index].choice or "")
     ordered = [rows[index] for index in order]
     with torch.no_grad(), ExitStack() as stack:
         with lock:
             stack.enter_context(model.adapters.use([row.choice for row in ordered]))
-        log_probs, lengths = compute(model, ordered)  # [B, T', V+1]
-        values, frames = log_probs.float().cpu().numpy(), lengths.tolist()
-    answers = {
-        row: LogProbs(log_probs=values[index, : frames[index]].copy(), seconds_per_frame=model.seconds_per_frame)
-        for index, row in enumerate(order)
-    }
+        emissions, lengths = compute(model, ordered)  # [B, T', C]
+        values, frames = emissions.float().cpu().numpy(), lengths.tolist()
+    answers = {row: values[index, : frames[index]].copy() for index, row in enumerate(order)}
     return [answers[row] for row in range(len(rows))]
 
 
 def compute(model: AsrModel, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
     waveforms = [row.waveform for row in rows if row.waveform is not None]
-    log_probs: Tensor
+    emissions: Tensor
     if len(waveforms) == len(rows):
         least = round(LEAST_FRAMES * model.seconds_per_frame * model.sample_rate)
         batch, lengths = side_by_side(waveforms, least=least)
-        log_probs, lengths = model(batch.to(model.device), lengths.to(model.device))
-        return log_probs, lengths
+        emissions, lengths = model(batch.to(model.device), lengths.to(model.device))
+        return emissions, lengths
     least = LEAST_FRAMES * model.encoder.subsampling_factor
     mel, lengths = side_by_side([features(model, row) for row in rows], least=least)
     return model.recognise(mel.to(model.device), lengths.to(model.device))

@@ -15,6 +15,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from overtone.decoding.decoder import Emissions
+
 Samples = npt.NDArray[np.float32]
 Priority = Literal["stream", "offline"]
 
@@ -22,15 +24,6 @@ SHORTEST, LONGEST = 0.6, 1.3
 """Lengths that go with a row, relative to its own."""
 PATIENCE = 1.0
 """Seconds after which a recording no longer stands back behind streams."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LogProbs:
-    """The model's answer for one row."""
-
-    log_probs: npt.NDArray[np.float32]
-    """[T', V+1] natural logarithms, blank last."""
-    seconds_per_frame: float
 
 
 @dataclass(kw_only=True, eq=False)
@@ -48,13 +41,13 @@ class Row:
     priority: Priority
     deadline: float | None
     arrived: float
-    future: Future[LogProbs] = field(default_factory=Future)
+    future: Future[Emissions] = field(default_factory=Future)
     started: bool = False
     """Whether the worker has begun with it; it can no longer be cancelled."""
     failures: int = 0
 
 
-def settle(row: Row, answer: LogProbs) -> None:
+def settle(row: Row, answer: Emissions) -> None:
     row.waveform = row.mel = None  # a view of a whole recording, it may be
     try:
         row.future.set_result(answer)

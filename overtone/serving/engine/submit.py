@@ -12,12 +12,12 @@ from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from typing import TypeVar
 
-from overtone.serving.engine.queue import LogProbs
+from overtone.decoding.decoder import Emissions
 from overtone.serving.errors import OverloadError
 
 R = TypeVar("R")
-Answer = LogProbs | None
-Steps = Generator[Future[LogProbs] | float, Answer, R]
+Answer = Emissions | None
+Steps = Generator[Future[Emissions] | float, Answer, R]
 
 REST = 0.05
 """Seconds between tries while the queue is full."""
@@ -28,7 +28,7 @@ TRIES = 100
 def drive(steps: Steps[R]) -> R:
     """Run to the end in this thread."""
     answer: Answer = None
-    request: Future[LogProbs] | float | None = None
+    request: Future[Emissions] | float | None = None
     try:
         while True:
             request, result = advance(steps, answer)
@@ -52,7 +52,7 @@ async def drive_async(steps: Steps[R], *, begins_quickly: bool = False) -> R:
     """
     loop = asyncio.get_running_loop()
     answer: Answer = None
-    request: Future[LogProbs] | float | None = None
+    request: Future[Emissions] | float | None = None
     resumed = None
     try:
         while True:
@@ -78,7 +78,7 @@ async def drive_async(steps: Steps[R], *, begins_quickly: bool = False) -> R:
         del request, resumed  # as in `drive`
 
 
-def advance(steps: Steps[R], answer: Answer) -> tuple[Future[LogProbs] | float | None, list[R]]:
+def advance(steps: Steps[R], answer: Answer) -> tuple[Future[Emissions] | float | None, list[R]]:
     """What the work waits for next; None, and its result in a list, at its end."""
     try:
         return steps.send(answer), []
@@ -86,7 +86,7 @@ def advance(steps: Steps[R], answer: Answer) -> tuple[Future[LogProbs] | float |
         return None, [stop.value]
 
 
-def placed(submit: Callable[[], Future[LogProbs]], *, begins: bool) -> Generator[float, Answer, Future[LogProbs]]:
+def placed(submit: Callable[[], Future[Emissions]], *, begins: bool) -> Generator[float, Answer, Future[Emissions]]:
     """A place in the queue; for work that has begun, as soon as there is one. Raises OverloadError."""
     for _ in range(1 if begins else TRIES):
         try:

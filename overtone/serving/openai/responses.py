@@ -11,7 +11,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from overtone.decoding.ctc import Word
+from overtone.decoding.hypothesis import Word
 from overtone.inference.captions import captions, srt, vtt
 from overtone.serving.recognition.growing import text_deltas
 from overtone.serving.recognition.offline import Recognition

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from overtone.decoding.ctc import Word
+from overtone.decoding.hypothesis import Word
 from overtone.serving.riva.requests import RecognitionRequest
 from overtone.serving.riva.responses import Mask
 from overtone.serving.streaming.session import Hearing

@@ -9,12 +9,13 @@ from concurrent.futures import Future
 from contextlib import aclosing
 from functools import partial
 
-from overtone.inference.windows import Window
+from overtone.decoding.decoder import DecodingOptions, Emissions
+from overtone.inference.windows import Window, WindowJoiner
 from overtone.serving.adapter_store.store import Lease
-from overtone.serving.engine.engine import Engine, LogProbs, Samples
+from overtone.serving.engine.engine import Engine, Samples
 from overtone.serving.engine.submit import drive_async, placed
-from overtone.serving.recognition.offline import Decoding, Recognition
-from overtone.serving.recognition.windowed import Joiner, recording_windows, samples_in
+from overtone.serving.recognition.offline import Recognition
+from overtone.serving.recognition.windowed import recording_windows, samples_in
 
 AHEAD = 2
 """Windows of one recording in the queue at a time."""
@@ -25,7 +26,7 @@ async def growing(
     waveform: Samples,
     *,
     lease: Lease,
-    decoding: Decoding,
+    decoding: DecodingOptions,
     deadline: float | None = None,
     group: str | None = None,
 ) -> AsyncIterator[Recognition]:
@@ -34,13 +35,14 @@ async def growing(
     `seconds` is how much of the recording has been decoded for good. Leaving the iteration frees what waits.
     """
     windows = recording_windows(engine, waveform)
-    joiner = Joiner(windows, decoding.decoder(engine))
+    head = engine.model.head
+    joiner = WindowJoiner(windows, head.decoder(decoding), head.align_row)
 
-    def submit(window: Window) -> Future[LogProbs]:
+    def submit(window: Window) -> Future[Emissions]:
         part = samples_in(engine, waveform, window)
         return engine.submit(part, lease=lease, deadline=deadline, group=group)
 
-    waiting: deque[Future[LogProbs]] = deque()
+    waiting: deque[Future[Emissions]] = deque()
     unsent = deque(windows)
     try:
         while unsent or waiting:

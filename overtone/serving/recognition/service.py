@@ -10,11 +10,11 @@ from typing import IO
 import numpy as np
 
 from overtone.audio.decode import AudioDecoder, AudioLimits
+from overtone.decoding.decoder import DecodingOptions
 from overtone.serving.adapter_store.store import Lease, Shelf
 from overtone.serving.engine.engine import Engine, Samples
 from overtone.serving.errors import AudioError
 from overtone.serving.recognition.held_audio import HeldAudio
-from overtone.serving.recognition.offline import Decoding
 from overtone.serving.recognition.profanity import masked
 from overtone.serving.riva.requests import RecognitionRequest, check_channels
 from overtone.serving.riva.responses import Mask
@@ -41,7 +41,7 @@ class Provision:
             return self.shelf.acquire(request.adapter)
         return await asyncio.to_thread(self.shelf.acquire, request.adapter)
 
-    async def decoding(self, request: RecognitionRequest) -> Decoding:
+    async def decoding(self, request: RecognitionRequest) -> DecodingOptions:
         tokenizer = self.engine.model.tokenizer
         return await asyncio.to_thread(request.decoding, tokenizer) if request.boosts else request.decoding(tokenizer)
 

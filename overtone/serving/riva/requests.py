@@ -10,9 +10,9 @@ from typing import Any, Literal
 import grpc
 
 from overtone.audio.decode import AudioFormat, Encoding
-from overtone.decoding.ctc_beam import BeamSettings, Boost, BoostTree
+from overtone.decoding.decoder import BeamSettings, DecodingOptions
+from overtone.decoding.phrase_boost import Boost, BoostTree
 from overtone.serving.adapter_store.names import chosen_adapters
-from overtone.serving.recognition.offline import Decoding
 from overtone.serving.riva.errors import RivaError, invalid
 from overtone.serving.riva.protobuf import ENCODING_NAMES
 from overtone.serving.streaming.endpointing import Endpointing
@@ -57,11 +57,11 @@ class RecognitionRequest:
         """What a shelf takes: `a`, `a+b`, or None."""
         return "+".join(self.names) or None
 
-    def decoding(self, tokenizer: Tokenizer) -> Decoding:
+    def decoding(self, tokenizer: Tokenizer) -> DecodingOptions:
         """Takes a while where there are many phrases."""
         boosts = BoostTree(self.boosts, tokenizer) if self.boosts else None
         beam = BeamSettings(width=max(BeamSettings().width, self.alternatives))
-        return Decoding(boosts=boosts, alternatives=self.alternatives, beam=beam)
+        return DecodingOptions(boosts=boosts, alternatives=self.alternatives, beam=beam)
 
 
 def read_config(config: Any, *, kind: Kind, base: str, language: str, endpointing: Endpointing) -> RecognitionRequest:

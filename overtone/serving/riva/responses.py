@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from overtone.decoding.ctc import Word
+from overtone.decoding.hypothesis import Word
 from overtone.serving.recognition.offline import Recognition
 from overtone.serving.riva.protobuf import (
     SpeechRecognitionAlternative,

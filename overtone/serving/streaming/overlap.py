@@ -18,7 +18,9 @@ SMALLEST = np.finfo(np.float32).tiny
 class Overlap:
     """Windows of one stream in order, their chunks side by side."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, averages: bool = True) -> None:
+        """averages: whether emissions are log-probabilities; without it the newest window's are taken as they are."""
+        self.averages = averages
         self._start = -1
         """Of the newest window; an earlier one that began there too knew nothing more, and is forgotten."""
         self._sums: LogProbs = np.zeros((0, 0), dtype=np.float32)
@@ -32,6 +34,8 @@ class Overlap:
         ends: the speech is over at the window's end, so that no frame lacks anything after it.
         """
         fresh = log_probs[keep_from - start :]
+        if not self.averages:
+            return fresh[: keep_to - keep_from]
         left = np.arange(1, len(fresh) + 1, dtype=np.float32) + (keep_from - start)
         right = np.full_like(left, np.inf) if ends else np.arange(len(fresh), 0, -1, dtype=np.float32)
         weights = np.minimum(left, right)[:, None]

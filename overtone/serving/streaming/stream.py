@@ -17,25 +17,20 @@ from functools import partial
 from typing import Self
 
 import numpy as np
-import numpy.typing as npt
 
 from overtone.audio.stream_features import Statistics, StreamFeatures
-from overtone.decoding.decoder import Decoder
+from overtone.decoding.decoder import Decoder, DecodingOptions, Emissions
 from overtone.errors import UsageError
-from overtone.inference.windows import Window
+from overtone.inference.windows import Window, WindowJoiner
 from overtone.serving.adapter_store.store import Lease
-from overtone.serving.engine.engine import Engine, LogProbs, Samples
+from overtone.serving.engine.engine import Engine, Samples
 from overtone.serving.engine.submit import Steps, drive, drive_async, placed
-from overtone.serving.recognition.offline import Decoding
-from overtone.serving.recognition.windowed import Joiner, heard_in_windows, windows_of
+from overtone.serving.recognition.windowed import heard_in_windows, windows_of
 from overtone.serving.streaming.overlap import Overlap
 from overtone.serving.streaming.stream_settings import StreamSettings
 from overtone.serving.streaming.utterances import Ended, Event, Final, Interim, Utterances
 
 __all__ = ["Event", "Final", "Interim", "Stream", "StreamSettings"]
-
-Frames = npt.NDArray[np.float32]
-"""[T, V+1] log-probabilities"""
 
 AHEAD = 8
 """Steps of one stream in the queue at a time, where its audio came faster than it was heard."""
@@ -70,7 +65,7 @@ class Stream:
         lease: Lease | None = None,
         *,
         settings: StreamSettings | None = None,
-        decoding: Decoding | None = None,
+        decoding: DecodingOptions | None = None,
         group: str | None = None,
     ) -> None:
         """Takes the lease over. Raises UsageError for settings that do not fit (cache-aware streaming too)."""
@@ -88,11 +83,11 @@ class Stream:
         """Frames that are decoded for good, or will be by a step in flight."""
         self._heard = 0
         """Frames that a step has heard, the guesses included."""
-        self._flight: deque[tuple[_Step, Future[LogProbs]]] = deque()
-        self._overlap = Overlap()
-        self._heard_last: tuple[_Step, Frames] | None = None
+        self._flight: deque[tuple[_Step, Future[Emissions]]] = deque()
+        self._overlap = Overlap(averages=engine.model.head.gives_log_probs)
+        self._heard_last: tuple[_Step, Emissions] | None = None
         """The newest step that was decoded, and what was heard in it."""
-        self._decoding = decoding or Decoding()
+        self._decoding = decoding or DecodingOptions()
         self._utterances = Utterances(
             engine, settings.endpointing, self._decoding, max_utterance=settings.max_utterance, lead=self.left
         )
@@ -161,7 +156,7 @@ class Stream:
                 assert answer is not None
                 self._flight.popleft()
                 newest = step is None and not self._flight and not ends
-                events += yield from self._absorb(heard, answer.log_probs, newest)
+                events += yield from self._absorb(heard, answer, newest)
             if ends:
                 events += yield from self._results(self._utterances.end(self.seconds))
             done = not last
@@ -213,7 +208,7 @@ class Stream:
             return self._received // self.samples_per_frame
         return -(-self._received // self.samples_per_frame)
 
-    def _submit(self, start: int, stop: int, statistics: Statistics | None) -> Future[LogProbs]:
+    def _submit(self, start: int, stop: int, statistics: Statistics | None) -> Future[Emissions]:
         """The frames [start, stop) of the stream."""
         if self._features is None or statistics is None:
             first, end = (frames * self.samples_per_frame - self._samples_from for frames in (start, stop))
@@ -227,19 +222,19 @@ class Stream:
         assert self._features is not None
         return min(stop * self._features.raw.per_encoder_frame, self._features.frames)
 
-    def _absorb(self, step: _Step, answer: Frames, newest: bool) -> Steps[list[Event]]:
+    def _absorb(self, step: _Step, answer: Emissions, newest: bool) -> Steps[list[Event]]:
         """Decode what is kept; of the newest step also tell what the rest seems to say."""
         heard = min(self.seconds, step.stop * self.engine.seconds_per_frame)
-        log_probs = answer[: step.stop - step.start]
+        emissions = answer[: step.stop - step.start]
         events: list[Event] = []
         if step.keep_to > step.keep_from:  # a mere look ahead leaves no trace: it hangs on how the audio comes
-            self._heard_last = step, log_probs
+            self._heard_last = step, emissions
             chunk = self._overlap.push(
-                log_probs, start=step.start, keep_from=step.keep_from, keep_to=step.keep_to, ends=step.ends
+                emissions, start=step.start, keep_from=step.keep_from, keep_to=step.keep_to, ends=step.ends
             )
             events = yield from self._results(self._utterances.push(chunk, heard))
         if newest and self.settings.interim:
-            events += self._utterances.look_ahead(log_probs[step.keep_to - step.start :], heard)
+            events += self._utterances.look_ahead(emissions[step.keep_to - step.start :], heard)
         return events
 
     def _results(self, found: Sequence[Interim | Ended]) -> Steps[list[Event]]:
@@ -260,17 +255,18 @@ class Stream:
     def _second_pass(self, ended: Ended) -> Steps[Decoder]:
         """An utterance in one piece, with context on both sides; the last step may have heard all of that."""
         assert self._heard_last is not None
-        step, log_probs = self._heard_last
-        decoder = self._decoding.decoder(self.engine, ended.begin)
+        step, emissions = self._heard_last
+        head = self.engine.model.head
+        decoder = head.decoder(self._decoding, first_frame=ended.begin)
         start, stop = max(0, ended.begin - self.left), min(ended.end + self.right, step.stop)
         if step.start <= start:
-            decoder.push(log_probs[ended.begin - step.start : ended.end - step.start])
+            decoder.push(emissions[ended.begin - step.start : ended.end - step.start])
             return decoder
 
-        def submit(window: Window) -> Future[LogProbs]:
+        def submit(window: Window) -> Future[Emissions]:
             return self._submit(start + window.start, start + window.stop, step.statistics)
 
         windows = windows_of(self.engine, stop - start)
-        joiner = Joiner(windows, decoder, first=ended.begin - start, last=ended.end - start)
+        joiner = WindowJoiner(windows, decoder, head.align_row, first=ended.begin - start, last=ended.end - start)
         yield from heard_in_windows(joiner, submit, begins=False)
         return decoder

@@ -5,20 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from overtone.decoding.ctc import Hypothesis, Word
-from overtone.decoding.decoder import Decoder, LogProbs
+from overtone.decoding.decoder import Decoder, DecodingOptions, Emissions, Flags
+from overtone.decoding.hypothesis import Hypothesis, Word
 from overtone.serving.engine.engine import Engine
-from overtone.serving.recognition.offline import Decoding
 from overtone.serving.streaming.endpointing import Endpointer, Endpointing
 
 UNSURE = 0.9
 """The stability of a text that is decoded for good, as long as its utterance goes on."""
 LATE_SECONDS = 5.0
 """An utterance that grows too long ends in the longest pause of so many seconds."""
-
-Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +85,7 @@ class Utterances:
     """Decoder and endpointer of one stream."""
 
     def __init__(
-        self, engine: Engine, endpointing: Endpointing, decoding: Decoding, *, max_utterance: float, lead: int
+        self, engine: Engine, endpointing: Endpointing, decoding: DecodingOptions, *, max_utterance: float, lead: int
     ) -> None:
         """max_utterance: seconds. lead: frames of silence that an utterance begins with, where there are so many."""
         self.engine = engine
@@ -101,36 +97,36 @@ class Utterances:
         """Frames of the stream so far."""
         self.begin = 0
         """The frame with which the current utterance begins."""
-        self.decoder = decoding.decoder(engine)
+        self.decoder = self._new_decoder()
         self.spoke = False
         """Whether the current utterance has a frame that is not blank."""
         self.early = self.longest - min(round(LATE_SECONDS / engine.seconds_per_frame), self.longest // 2)
         """Frames of an utterance before which it is not cut."""
         self._before: Decoder | None = None
         """The decoder before those frames that follow, where the utterance has become that long."""
-        self._late: list[LogProbs] = []
+        self._late: list[Emissions] = []
 
-    def push(self, log_probs: LogProbs, heard: float) -> list[Interim | Ended]:
-        """log_probs [T, V+1]: the next frames. heard: seconds of the stream that were heard for them."""
+    def push(self, emissions: Emissions, heard: float) -> list[Interim | Ended]:
+        """emissions [T, C]: the next frames. heard: seconds of the stream that were heard for them."""
         events: list[Interim | Ended] = []
-        blanks = blank(log_probs)
+        silent = self.decoder.silent(emissions)
         begin = 0
-        for mark in self.endpointer.push(blanks.tolist()):
-            self._decode(log_probs[begin : mark.frames], blanks[begin : mark.frames])
+        for mark in self.endpointer.push(silent.tolist()):
+            self._decode(emissions[begin : mark.frames], silent[begin : mark.frames])
             begin = mark.frames
             events += self._ended(heard) if mark.kind == "end" else self._interim(self.decoder, 1.0, heard)
-        if self.spoke and self.decoder.frames + len(log_probs) - begin > self.longest:
-            events += self._cut(log_probs[begin:], heard)
+        if self.spoke and self.decoder.frames + len(emissions) - begin > self.longest:
+            events += self._cut(emissions[begin:], heard)
         else:
-            self._decode(log_probs[begin:], blanks[begin:])
+            self._decode(emissions[begin:], silent[begin:])
         return events
 
-    def look_ahead(self, log_probs: LogProbs, heard: float) -> list[Interim]:
+    def look_ahead(self, emissions: Emissions, heard: float) -> list[Interim]:
         """The utterance with frames that will be heard again."""
         decoder = self.decoder
-        if len(log_probs):
+        if len(emissions):
             decoder = decoder.fork()
-            decoder.push(log_probs)
+            decoder.push(emissions)
         return self._interim(decoder, None, heard)
 
     def end(self, heard: float) -> list[Ended]:
@@ -138,33 +134,37 @@ class Utterances:
         self.endpointer.reset()
         return self._ended(heard)
 
-    def _cut(self, log_probs: LogProbs, heard: float) -> list[Ended]:
+    def _new_decoder(self) -> Decoder:
+        """A decoder of the frames from here on."""
+        return self.engine.model.head.decoder(self.decoding, first_frame=self.frames)
+
+    def _cut(self, emissions: Emissions, heard: float) -> list[Ended]:
         """The utterance ends in a pause, before these frames or among them; what follows begins the next one."""
         if self._before is not None:
             self.decoder = self._before
             self.frames -= sum(map(len, self._late))
-        late = np.concatenate((*self._late, log_probs))
-        blanks = blank(late)
-        cut = pause(blanks)
-        self._decode(late[:cut], blanks[:cut])
+        late = np.concatenate((*self._late, emissions))
+        silent = self.decoder.silent(late)
+        cut = pause(silent)
+        self._decode(late[:cut], silent[:cut])
         ended = self._ended(heard)
-        self._decode(late[cut:], blanks[cut:])
+        self._decode(late[cut:], silent[cut:])
         return ended
 
-    def _decode(self, log_probs: LogProbs, blanks: Flags) -> None:
-        self.frames += len(log_probs)
-        if not self.spoke and blanks.all():  # silence before an utterance is not kept
-            self.decoder = self.decoding.decoder(self.engine, self.frames)
+    def _decode(self, emissions: Emissions, silent: Flags) -> None:
+        self.frames += len(emissions)
+        if not self.spoke and silent.all():  # silence before an utterance is not kept
+            self.decoder = self._new_decoder()
             self.begin = max(self.begin, self.frames - self.lead)
             return
         self.spoke = True
-        if not len(log_probs):
+        if not len(emissions):
             return
-        if self._before is None and self.decoder.frames + len(log_probs) > self.early:
+        if self._before is None and self.decoder.frames + len(emissions) > self.early:
             self._before = self.decoder.fork()
         if self._before is not None:
-            self._late.append(log_probs)
-        self.decoder.push(log_probs)
+            self._late.append(emissions)
+        self.decoder.push(emissions)
 
     def _interim(self, decoder: Decoder, stability: float | None, heard: float) -> list[Interim]:
         best = decoder.hypotheses()[0]
@@ -180,22 +180,16 @@ class Utterances:
         ended = Ended(begin=self.begin, end=self.frames, decoder=self.decoder, audio_processed=heard)
         spoke, self.spoke = self.spoke, False
         self._before, self._late = None, []
-        self.decoder = self.decoding.decoder(self.engine, self.frames)
+        self.decoder = self._new_decoder()
         self.begin = self.frames
         return [ended] if spoke else []
 
 
-def blank(log_probs: LogProbs) -> Flags:
-    """[T, V+1] -> [T]: where nothing is heard."""
-    flags: Flags = log_probs.argmax(axis=-1) == log_probs.shape[-1] - 1
-    return flags
-
-
-def pause(blanks: Flags) -> int:
+def pause(silent: Flags) -> int:
     """Frames before the middle of the longest pause, the last one of these; all where there is none."""
-    edges = np.flatnonzero(np.diff(blanks, prepend=False, append=False))
+    edges = np.flatnonzero(np.diff(silent, prepend=False, append=False))
     begins, ends = edges[0::2], edges[1::2]
     if not begins.size:
-        return len(blanks)
+        return len(silent)
     longest = np.flatnonzero(ends - begins == (ends - begins).max())[-1]
     return int(begins[longest] + ends[longest] + 1) // 2

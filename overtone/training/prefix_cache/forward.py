@@ -87,11 +87,11 @@ class PrefixForward:
 
     def forward_batch(self, batch: PrefixBatch, *, base_alone: bool) -> tuple[list[Tensor], Tensor, Tensor]:
         with self.model.adapters.use(None if base_alone else self.adapter) as selection:
-            log_probs, lengths = self.recognise(batch)
-        return [log_probs], lengths, selection.auxiliary_loss()
+            emissions, lengths = self.recognise(batch)
+        return [emissions], lengths, selection.auxiliary_loss()
 
     def recognise(self, batch: PrefixBatch) -> tuple[Tensor, Tensor]:
-        """Compute the part above the cut with the adapters that are in use: log_probs [B, T', V+1], lengths [B]."""
+        """Compute the part above the cut with the adapters that are in use: emissions [B, T', C], lengths [B]."""
         x, lengths = self.activations(batch)  # [B, T', D], or features [B, T, F]
         if self.plan.cut > FEATURES:
             return self.model.recognise_above(x, lengths, self.plan.cut), lengths
@@ -128,7 +128,7 @@ class PrefixForward:
             return Activations(mel[0, :, : int(lengths)].T.contiguous(), mel.size(2))
         if self.augment is not None and seed is not None:
             mel = self.augment(mel, lengths, torch.Generator().manual_seed(seed))
-        x, lengths = model.computing.below(mel, lengths, self.plan.cut)
+        x, lengths = model.encoder_in_use.below(mel, lengths, self.plan.cut)
         return Activations(x[0, : int(lengths)].clone(), x.size(1))
 
     @contextmanager

@@ -15,7 +15,6 @@ import gc
 import multiprocessing
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
@@ -31,11 +30,9 @@ from overtone.errors import DataError, OvertoneError
 from overtone.inference.rows import equal_parts, joined_rows
 from overtone.training.forward import TrainingForward, make_forward
 from overtone.training.run import Run
-from overtone.training.trainer import lightning_precision
+from overtone.training.trainer import MOST_ROW_PROCESSES, lightning_precision
 from overtone.training.validation import plan_base_scoring
 
-MOST_PROCESSES = 4
-"""Most processes for `auto`: each has activations and kernels of its own in memory, and one thread."""
 SEEDS = 2**62
 PR_SET_PDEATHSIG = 1
 """Option of Linux's prctl: the signal that a process gets when its parent ends."""
@@ -48,31 +45,17 @@ def start_row_processes(run: Run) -> Iterator[RowProcesses | None]:
 
     One of them scores the base first, where the run begins with that.
     """
-    plan = run.plan
-    count = min(process_count(plan.compute_processes), run.training.plan.batch_size or MOST_PROCESSES)
-    alone = run.machine.processes == 1 and run.machine.accelerator == "cpu"
+    plan, forward = run.plan, make_forward(run)
+    count = min(run.machine.row_processes, run.training.plan.batch_size or MOST_ROW_PROCESSES)
     plain = run.prefix is None and lightning_precision(plan.trainer) == "32-true"
-    forward = make_forward(run) if count > 1 and alone and plain and run.adapter is not None else None
-    if forward is None or not forward.rows_are_independent:
+    if not (count > 1 and plain and run.adapter is not None and forward.rows_are_independent):
         yield None
         return
-    run.model.set_compute_dtype(plan.compute_dtype)
-    with RowProcesses(forward, count, first_task=plan_base_scoring(run, forward)) as processes:
+    with (
+        run.model.computing_in(plan.compute_dtype),
+        RowProcesses(forward, count, first_task=plan_base_scoring(run, forward)) as processes,
+    ):
         yield processes
-
-
-def process_count(wanted: int | str) -> int:
-    """Return how many processes share the rows: as many as asked for, for `auto` one for each of PyTorch's threads.
-
-    One where these are more than `MOST_PROCESSES`: a copy cannot have several, since OpenMP would wait for the threads
-    of the process that was copied. One too where the system cannot copy a process that has threads.
-    """
-    if sys.platform != "linux":
-        return 1
-    if wanted != "auto":
-        return int(wanted)
-    threads = torch.get_num_threads()
-    return threads if threads <= MOST_PROCESSES else 1
 
 
 class ForwardOrder(NamedTuple):
@@ -93,13 +76,13 @@ class ForwardOrder(NamedTuple):
 
 
 class BackwardOrder(NamedTuple):
-    """Gradients of the heads of the last `ForwardOrder`, arrays [b, T', V+1]."""
+    """Gradients of the heads of the last `ForwardOrder`, arrays [b, T', C]."""
 
     gradients: list[Any]
 
 
 class RowProcesses:
-    """waveforms [B, S], lengths [B] -> log_probs [B, T', V+1] of heads, lengths [B], as computed by one process.
+    """waveforms [B, S], lengths [B] -> emissions [B, T', C] of heads, lengths [B], as computed by one process.
 
     A context manager: the processes live as long as it lasts. Rows have to be independent of each other.
 
@@ -177,7 +160,7 @@ class SharedBatch:
         return waveforms[rows, : rounded_up(int(own.max()))], own
 
     def forward(self) -> list[Tensor]:
-        """Return the heads of the whole batch, [B, T', V+1] each."""
+        """Return the emissions of the whole batch, [B, T', C] each."""
         forward = self.processes.forward
         training = forward.model.training
         for other, (waveforms, lengths) in zip(self.others, self.rows[1:], strict=True):
@@ -194,7 +177,7 @@ class SharedBatch:
         return [joined_rows(parts)[self.back] for parts in zip(*(heads for heads, _ in answers), strict=True)]
 
     def backward(self, gradients: Sequence[Tensor]) -> list[Tensor]:
-        """Turn gradients of the heads, [B, T', V+1] each, into those of the parameters, summed in the parts' order."""
+        """Turn gradients of the heads, [B, T', C] each, into those of the parameters, summed in the parts' order."""
         cut = [
             [gradient[rows, :frames] for gradient in gradients]
             for rows, frames in zip(self.parts, self.frames, strict=True)
@@ -341,7 +324,7 @@ def result_or_error(function: Callable[..., Any], *arguments: Any) -> Any:
 def run_forward(
     order: ForwardOrder, compute: TrainingForward, parameters: Sequence[nn.Parameter]
 ) -> tuple[list[Tensor], Tensor]:
-    """Compute the heads [b, T', V+1] of an order's rows, and their lengths [b]."""
+    """Compute the emissions [b, T', C] of an order's rows, and their lengths [b]."""
     model = compute.model
     if model.training != order.training:
         model.train(order.training)
@@ -362,7 +345,7 @@ def parameter_gradients(
 ) -> tuple[Tensor, ...]:
     """Return the gradients of the parameters, each of its parameter's shape; heads that none reaches are left out.
 
-    heads, gradients: [b, T', V+1] each.
+    heads, gradients: [b, T', C] each.
     """
     reached = [(head, gradient) for head, gradient in zip(heads, gradients, strict=True) if head.requires_grad]
     if not reached:

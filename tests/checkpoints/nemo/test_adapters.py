@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from overtone.adapters.kinds.kinds import LinearAdapter, LoraAdapter, TinyAttentionAdapter
+from overtone.adapters.kinds.linear import LinearAdapter
+from overtone.adapters.kinds.lora import LoraAdapter
+from overtone.adapters.kinds.tiny_attention import TinyAttentionAdapter
 from overtone.adapters.strategies import ResidualAdd
 from overtone.checkpoints.nemo.adapters import adapter_hosts, load_adapters, read_adapters_pt, save_adapters
 from overtone.checkpoints.nemo.model import read_nemo
 from overtone.errors import AdapterError, CheckpointError
+from support.disk import full_disk
 from support.fixtures import fixture_file
 from support.nemo_samples import heard, shake, small_model
-from tests.checkpoints.nemo.test_archive import full_disk
 
 MODELS = ["conformer_ctc_bpe", "conformer_ctc_char", "fastconformer_ctc_bpe"]
 NAMES = ["an4", "two", "rel", "wide", "mhsa", "dec", "both"]

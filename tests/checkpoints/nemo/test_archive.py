@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import gzip
 import io
-import resource
-import signal
 import tarfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from overtone.checkpoints.nemo.archive import Limits, open_archive, write_archive
 from overtone.errors import CheckpointError
+from support.disk import full_disk
 
 CONTENT = {"model_config.yaml": b"a: 1\n", "model_weights.ckpt": bytes(range(256)) * 40, "sub/x.txt": b""}
 
@@ -167,19 +165,6 @@ def test_what_is_not_there_is_said(path: Path) -> None:
     write_archive(file, [("a.txt", b"")])
     with open_archive(file) as archive, pytest.raises(CheckpointError, match=r"holds no 'model_config.yaml'.*a\.txt"):
         archive.read("model_config.yaml")
-
-
-@contextmanager
-def full_disk(size: int) -> Iterator[None]:
-    """Files cannot grow past `size` bytes: what a full disk looks like to a writer."""
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
 
 
 def test_a_full_disk_leaves_the_old_file(path: Path) -> None:

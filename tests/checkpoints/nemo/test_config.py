@@ -15,7 +15,7 @@ from overtone.audio.features import LogMel
 from overtone.checkpoints.nemo.config import describe, translate, translate_spec_augment
 from overtone.checkpoints.nemo.yaml import read_yaml, refuse_resolvers, resolved, write_yaml
 from overtone.errors import CheckpointError
-from overtone.models.asr_model import canonical_text
+from overtone.models.fingerprint import canonical_text
 from overtone.tokenizers import CharTokenizer
 from support.fixtures import fixture_file
 

@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-from overtone.adapters.kinds.kinds import LinearAdapter, LoraAdapter, TinyAttentionAdapter
+from overtone.adapters.kinds.linear import LinearAdapter
+from overtone.adapters.kinds.lora import LoraAdapter
+from overtone.adapters.kinds.tiny_attention import TinyAttentionAdapter
 from overtone.checkpoints.load import load_model, save_model
 from overtone.checkpoints.nemo.model import read_nemo, write_nemo
 from overtone.errors import CheckpointError
+from support.disk import full_disk
 from support.fixtures import fixture_file
 from support.nemo_samples import LETTERS, edit_nemo, heard, parts_of, piece_tokenizer, shake, small_model
-from tests.checkpoints.nemo.test_archive import full_disk
 
 CTC_MODELS = ["conformer_ctc_bpe", "conformer_ctc_char", "fastconformer_ctc_bpe"]
 COMBINATIONS = ["none", "an4", "two", "an4+two", "rel", "wide", "mhsa", "an4+rel", "dec", "both", "all"]

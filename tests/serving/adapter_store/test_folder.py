@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from overtone.adapters.kinds.kinds import LoraAdapter
+from overtone.adapters.kinds.lora import LoraAdapter
 from overtone.errors import AdapterError
 from overtone.models.asr_model import AsrModel
 from overtone.serving.adapter_store.folder import Version, read_version

@@ -26,7 +26,6 @@ from overtone.serving.server import Server, ServerSettings  # noqa: E402
 from support.riva_service import Service, file_of, refusal  # noqa: E402
 from support.speaking_model import SpeakingModel, pcm16, spoken  # noqa: E402
 from support.web_service import WebService, eventually, web_service  # noqa: E402
-from tests.serving.riva.test_access import certificates  # noqa: E402, F401
 
 ADMIN = "0123456789abcdef0123"
 
@@ -196,7 +195,7 @@ def test_files_that_are_missing_or_wrong(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mutual", [False, True])
-def test_tls_at_both_doors(certificates: Path, tmp_path: Path, mutual: bool) -> None:  # noqa: F811
+def test_tls_at_both_doors(certificates: Path, tmp_path: Path, mutual: bool) -> None:
     def pem(name: str) -> bytes:
         return (certificates / name).read_bytes()
 
@@ -227,7 +226,7 @@ def test_tls_at_both_doors(certificates: Path, tmp_path: Path, mutual: bool) -> 
         eventually(lambda: secure.server.reception.active == 0)
 
 
-def test_an_authority_that_is_none(certificates: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_an_authority_that_is_none(certificates: Path, tmp_path: Path) -> None:
     (tmp_path / "none").write_text("none")
     with pytest.raises(UsageError, match="authority"):
         read_keys(certificates / "server.crt", certificates / "server.key", tmp_path / "none")

@@ -14,14 +14,15 @@ import numpy as np
 import pytest
 import torch
 
-from overtone.decoding.ctc_beam import Boost, BoostTree
+from overtone.decoding.decoder import DecodingOptions
+from overtone.decoding.phrase_boost import Boost, BoostTree
 from overtone.inference.windows import plan_windows
 from overtone.models.asr_model import AsrModel
 from overtone.serving.adapter_store.store import Shelf
 from overtone.serving.engine.engine import Engine, EngineSettings
 from overtone.serving.errors import DeadlineError, DrainingError, OverloadError
-from overtone.serving.recognition.offline import Decoding, recognise, recognise_async
-from support.serving_models import make_adapter, noise, offline, tiny_model
+from overtone.serving.recognition.offline import recognise, recognise_async
+from support.serving_models import make_adapter, marked, noise, offline, tiny_model, until
 from support.tone_model import ToneModel, spoken
 
 
@@ -54,20 +55,6 @@ def tones() -> ToneModel:
     return ToneModel()
 
 
-def marked(mark: float, samples: int = 6400) -> np.ndarray:
-    """A waveform that is recognised by its first sample."""
-    waveform = np.zeros(samples, dtype=np.float32)
-    waveform[0] = mark
-    return waveform
-
-
-def until(condition: Any, seconds: float = 5.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.002)
-
-
 # Answers
 
 
@@ -89,7 +76,7 @@ def test_rows_of_many_adapters_in_one_batch_are_answered_as_each_alone(
     leases = [shelf.acquire(name) for name in names]
     waveforms = [noise(1.5 + 0.05 * index, seed=index) for index in range(len(names))]
     futures = [engine.submit(w, lease=lease) for w, lease in zip(waveforms, leases, strict=True)]
-    answers = [future.result(30).log_probs for future in futures]
+    answers = [future.result(30) for future in futures]
     state = engine.state()
     assert state.batches == state.mixed_batches == 1
     expected = [offline(model, w, lease.choice) for w, lease in zip(waveforms, leases, strict=True)]
@@ -110,7 +97,7 @@ def test_threads_at_once_get_their_own_answers(served: tuple[AsrModel, Engine, S
             name = None if (number + turn) % 6 == 5 else f"voice{(number + turn) % 6}"
             waveform = noise(0.8 + 0.1 * (number % 3), seed=100 * number + turn)
             with shelf.acquire(name) as lease:
-                answer = engine.submit(waveform, lease=lease).result(60).log_probs
+                answer = engine.submit(waveform, lease=lease).result(60)
                 jobs.append((waveform, lease.choice, answer))
 
     jobs: list[tuple[np.ndarray, str | None, np.ndarray]] = []
@@ -134,7 +121,7 @@ def test_features_and_waveforms_share_a_batch(served: tuple[AsrModel, Engine, Sh
     features = mel[0, :, : int(frames[0])].numpy()
     lease = shelf.acquire("voice2")
     futures = [engine.submit(waveform, priority="stream"), engine.submit_features(features, lease=lease)]
-    answers = [future.result(30).log_probs for future in futures]
+    answers = [future.result(30) for future in futures]
     assert engine.state().batches == 1
     np.testing.assert_allclose(answers[0], offline(model, waveform), atol=2e-5)
     np.testing.assert_allclose(answers[1], offline(model, waveform, lease.choice), atol=2e-5)
@@ -144,7 +131,7 @@ def test_audio_shorter_than_a_frame_is_answered(served: tuple[AsrModel, Engine, 
     _, engine, _ = served
     for samples in (0, 1, 159, 161, 700):
         answer = engine.submit(np.zeros(samples, np.float32)).result(10)
-        assert len(answer.log_probs) >= 1
+        assert len(answer) >= 1
 
 
 # Recordings of any length
@@ -156,8 +143,8 @@ def test_a_long_recording_reads_as_the_whole(tones: ToneModel) -> None:
     with Engine(tones) as engine:  # type: ignore[arg-type]
         for decoding in (
             None,
-            Decoding(alternatives=2),
-            Decoding(boosts=BoostTree([Boost(phrases=("bad",), boost=5)], tones.tokenizer)),
+            DecodingOptions(alternatives=2),
+            DecodingOptions(boosts=BoostTree([Boost(phrases=("bad",), boost=5)], tones.tokenizer)),
         ):
             found = recognise(engine, waveform, decoding=decoding)
             assert found.hypotheses[0].text == text

@@ -10,7 +10,7 @@ from overtone.serving.streaming.overlap import Overlap
 from overtone.serving.streaming.stream import Stream
 from overtone.serving.streaming.stream_settings import StreamSettings
 from support.serving_models import noise, tiny_model
-from tests.serving.streaming.test_stream import frames_of
+from support.streams import frames_of
 
 BLANK = 2
 

@@ -16,8 +16,8 @@ from overtone.serving.streaming.endpointing import Endpointing
 from overtone.serving.streaming.stream import Event, Final, Interim, Stream
 from overtone.serving.streaming.stream_settings import StreamSettings
 from support.serving_models import noise, tiny_model
+from support.streams import finals, run
 from support.tone_model import SAMPLE_RATE, ToneModel, spoken
-from tests.serving.streaming.test_stream import finals, run
 
 ONE = Endpointing(stop_history=0)
 """One utterance a stream."""

@@ -15,16 +15,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from overtone.decoding.ctc_beam import Boost, BoostTree
+from overtone.decoding.decoder import DecodingOptions
+from overtone.decoding.phrase_boost import Boost, BoostTree
 from overtone.errors import UsageError
 from overtone.serving.adapter_store.store import Lease
 from overtone.serving.engine.engine import Engine, EngineSettings
 from overtone.serving.errors import OverloadError, WorkerError
-from overtone.serving.recognition.offline import Decoding
 from overtone.serving.streaming.endpointing import Endpointing
 from overtone.serving.streaming.stream import Event, Final, Interim, Stream
 from overtone.serving.streaming.stream_settings import StreamSettings
 from support.serving_models import noise, offline, tiny_model
+from support.step_head import StepHead
+from support.streams import finals, frames_of, run
 from support.tone_model import FRAME, SAMPLE_RATE, ToneModel, spoken
 
 CONTEXTS = [(0.8, 1.6, 1.6), (0.16, 1.92, 1.92), (0.04, 0.0, 0.0), (2.0, 0.0, 0.4)]
@@ -46,33 +48,6 @@ def engine() -> Iterator[Engine]:
         yield engine
 
 
-def run(stream: Stream, waveform: np.ndarray, portion: int = 1600) -> list[Event]:
-    events: list[Event] = []
-    with stream:
-        for first in range(0, waveform.size, portion):
-            events += stream.push(waveform[first : first + portion])
-        events += stream.finish()
-    return events
-
-
-def finals(events: list[Event]) -> list[Final]:
-    return [event for event in events if isinstance(event, Final)]
-
-
-def frames_of(stream: Stream, waveform: np.ndarray, portion: int) -> np.ndarray:
-    """[T, V+1]: what a stream decodes."""
-    captured: list[np.ndarray] = []
-    decode = stream._utterances.push
-
-    def push(log_probs: np.ndarray, heard: float) -> list[Event]:
-        captured.append(log_probs)
-        return decode(log_probs, heard)
-
-    stream._utterances.push = push  # type: ignore[method-assign]
-    run(stream, waveform, portion)
-    return np.concatenate(captured)
-
-
 # One grid
 
 
@@ -82,7 +57,7 @@ def test_frames_and_times_are_those_of_the_whole(engine: Engine, context: Any, p
     waveform = np.concatenate((silence(0.52), spoken("abc bad cafe"), silence(0.4), spoken("deed fed")))
     settings = tone_settings(context, endpointing=Endpointing(stop_history=0))
     (final,) = finals(run(Stream(engine, settings=settings), waveform, portion))
-    decoder = Decoding().decoder(engine)
+    decoder = engine.model.head.decoder()
     decoder.push(offline(engine.model, waveform))
     (whole,) = decoder.hypotheses()
     assert final.text == whole.text
@@ -201,7 +176,7 @@ def test_what_follows_a_cut_ends_in_the_next_silence(engine: Engine) -> None:
 def test_boosts_and_alternatives_in_a_stream(engine: Engine) -> None:
     boosts = BoostTree([Boost(phrases=("bad",), boost=5.0)], engine.model.tokenizer)
     waveform = np.concatenate((spoken("bad bed"), silence(1.0), spoken("abba")))
-    decoding = Decoding(boosts=boosts, alternatives=3)
+    decoding = DecodingOptions(boosts=boosts, alternatives=3)
     events = run(Stream(engine, settings=tone_settings(), decoding=decoding), waveform)
     plain = run(Stream(engine, settings=tone_settings()), waveform)
     assert [final.text for final in finals(events)] == ["bad bed", "abba"]
@@ -366,3 +341,32 @@ def test_a_stream_that_has_begun_waits_for_a_place_and_one_that_begins_does_not(
 def test_settings_that_do_not_fit_are_refused(engine: Engine, wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         Stream(engine, settings=StreamSettings(**{"normalisation": "buffer", **wrong}))
+
+
+# Another head
+
+
+class StepToneModel(ToneModel):
+    """The tones again, by a head whose emissions are no log-probabilities and whose decoder has a state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = StepHead(self.tokenizer, seconds_per_frame=self.seconds_per_frame)  # type: ignore[assignment]
+
+    def forward(self, waveforms: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """waveforms [B, S], lengths [B] -> scores of silence, of the letters, and a level, [B, T, V+2]; lengths [B]."""
+        log_probs, frames = super().forward(waveforms, lengths)
+        silence_first = log_probs.roll(1, dims=-1)
+        return torch.cat((silence_first, log_probs.sum(dim=-1, keepdim=True)), dim=-1), frames
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize("portion", [640, 7777])
+def test_a_stream_is_decoded_by_the_head_that_the_model_has(context: Any, portion: int) -> None:
+    pause = silence(1.4)
+    waveform = np.concatenate((silence(0.52), spoken("abc bad"), pause, spoken("deed"), pause))
+    with Engine(StepToneModel(), EngineSettings(max_wait=0.0)) as engine:  # type: ignore[arg-type]
+        events = run(Stream(engine, settings=tone_settings(context)), waveform, portion)
+    assert [final.text.strip() for final in finals(events)] == ["abc bad", "deed"]
+    starts = [final.start for final in finals(events)]
+    assert starts == pytest.approx([0.52, 0.52 + (spoken("abc bad").size + pause.size) / SAMPLE_RATE], abs=0.05)

@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from overtone.adapters.kinds.kinds import Kind, LinearAdapter, LoraAdapter, TinyAttentionAdapter
+from overtone.adapters.kinds.base import Kind
+from overtone.adapters.kinds.linear import LinearAdapter
+from overtone.adapters.kinds.lora import LoraAdapter
+from overtone.adapters.kinds.tiny_attention import TinyAttentionAdapter
 from overtone.checkpoints.load import save_model
 from overtone.data.batching import BatchPlan, StepSampler
 from overtone.data.dataset import SpeechDataset
@@ -72,7 +75,7 @@ def test_both_parts_make_the_whole(prepared: bool, position: str) -> None:
         with torch.no_grad(), model.adapters.use("last" if cut < 2 else None):
             whole, _ = model.recognise(mel, lengths)
             with model.adapters.use(None):
-                x, frames = model.computing.below(mel, lengths, cut)
+                x, frames = model.encoder_in_use.below(mel, lengths, cut)
             if cut < 2:  # behind the first layer the adapter acts above the cut
                 assert torch.equal(model.recognise_above(x, frames, cut), whole)
     model.train_only("last", base_dropout=True)
@@ -80,7 +83,7 @@ def test_both_parts_make_the_whole(prepared: bool, position: str) -> None:
         torch.manual_seed(1)
         whole, _ = model.recognise(mel, lengths)
         torch.manual_seed(1)
-        assert torch.equal(model.recognise_above(*model.computing.below(mel, lengths, 0), 0), whole)
+        assert torch.equal(model.recognise_above(*model.encoder_in_use.below(mel, lengths, 0), 0), whole)
 
 
 @pytest.mark.parametrize(

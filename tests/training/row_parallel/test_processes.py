@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from overtone.adapters.kinds.kinds import LinearAdapter
+from overtone.adapters.kinds.linear import LinearAdapter
 from overtone.audio.spec_augment import SpecAugment
 from overtone.config import OptimSettings
 from overtone.errors import ConfigError, DataError, OvertoneError, UsageError
@@ -27,14 +27,15 @@ from overtone.training.console import Reporter
 from overtone.training.forward import TrainingForward
 from overtone.training.optim import OPTIMISERS, make_optimiser
 from overtone.training.row_parallel import processes as row_processes
-from overtone.training.row_parallel.processes import PROCESS_NAME, RowProcesses, process_count
+from overtone.training.row_parallel.processes import PROCESS_NAME, RowProcesses
 from overtone.training.run import Run
 from overtone.training.run_folder import LOG_FILE
 from overtone.training.train import run_training
+from overtone.training.trainer import count_row_processes
 from support.small_models import add_trained, small_model
 from support.train_samples import losses, settings_for
 
-pytestmark = pytest.mark.skipif(process_count(2) != 2, reason="processes are copied under Linux only")
+pytestmark = pytest.mark.skipif(count_row_processes(2) != 2, reason="processes are copied under Linux only")
 
 LENGTHS = [9_000, 31_000, 8_500, 17_000, 30_500]
 """Samples."""
@@ -320,8 +321,8 @@ def test_auto_is_one_process_for_each_thread(monkeypatch: pytest.MonkeyPatch) ->
     counts = {1: 1, 2: 2, 4: 4, 5: 1, 64: 1}
     for threads, count in counts.items():
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        assert process_count("auto") == count
-        assert process_count(3) == 3
+        assert count_row_processes("auto") == count
+        assert count_row_processes(3) == 3
 
 
 def test_the_process_that_scores_the_base_keeps_no_audio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,20 +10,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from overtone.adapters.kinds.kinds import Kind, LinearAdapter, TinyAttentionAdapter
+from overtone.adapters.kinds.base import Kind
+from overtone.adapters.kinds.linear import LinearAdapter
+from overtone.adapters.kinds.tiny_attention import TinyAttentionAdapter
 from overtone.adapters.strategies import ResidualAdd
 from overtone.checkpoints.load import load_model
 from overtone.checkpoints.nemo.adapters import host_of, parameter_names, split_adapters
 from overtone.checkpoints.nemo.model import nemo_key
 from overtone.models.asr_model import AsrModel
-from overtone.nets.ctc import ctc_loss
-from support.fixtures import fixture_file, fixture_folders
-from tests.nets.test_conformer import MODELS, recordings
+from support.fixtures import CTC_MODELS, fixture_file, fixture_folders, recordings
 
 VARIANTS = ("linear_zero", "linear_nonzero", "linear_l2", "relmha", "relmha_nonzero")
 CASES = [
     (model, variant)
-    for model in MODELS
+    for model in CTC_MODELS
     for variant in VARIANTS
     if any((folder / model / "train" / f"{variant}.npz").exists() for folder in fixture_folders())
 ]
@@ -50,7 +50,7 @@ class Reference:
     def loss(self, model: AsrModel) -> Tensor:
         log_probs, frames = model(self.signal, self.lengths)
         targets, sizes = torch.from_numpy(self.arrays["targets"]), torch.from_numpy(self.arrays["target_len"])
-        return ctc_loss(log_probs, frames, targets, sizes, reduction=model.ctc_reduction)  # type: ignore[arg-type]
+        return model.head.loss(log_probs, frames, targets, sizes)
 
 
 def quiet_model(name: str) -> AsrModel:
@@ -118,7 +118,7 @@ def gradient_norm(parameters: list[nn.Parameter]) -> float:
 def test_five_steps_of_an_adapter_equal_nemo(name: str, variant: str) -> None:
     reference = Reference(name, variant)
     model = quiet_model(name)
-    assert model.ctc_reduction == reference.facts["reduction"]
+    assert model.head.reduction == reference.facts["reduction"]
     adapter = add_reference_adapter(model, reference.tensors("init"))
     model.train_only(adapter, base_dropout=True)
     parameters = model.adapters.parameters_of(adapter)

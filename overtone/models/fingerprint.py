@@ -1,0 +1,68 @@
+"""Fingerprint of a base: SHA-256 of its tensors and of the settings that change numbers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from overtone.models.parts import PARTS, Settings, complete
+
+NUMBERLESS = ("dither", "pad_to", "position_max_len")
+"""Settings, besides all dropouts, that change no number of an inference."""
+
+
+class Fingerprint:
+    """The fingerprint of a base, computed anew only where its tensors have changed."""
+
+    def __init__(self) -> None:
+        self._seen: object = None
+        self._text = ""
+
+    def of(self, tensors: Mapping[str, Tensor], settings: Settings) -> str:
+        """`sha256:…` over (key, shape, float32 values) of every tensor, of any shape, and the canonical settings.
+
+        Equal for the same values in whatever file and storage precision, with and without adapters.
+        """
+        counted = {name: tensor for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")}
+        seen = tuple((tensor.data_ptr(), sum_bits(tensor)) for tensor in counted.values())
+        if self._seen != seen:
+            digest = hashlib.sha256()
+            for name, tensor in sorted(counted.items()):
+                digest.update(f"{name}{list(tensor.shape)}".encode())
+                digest.update(tensor.detach().float().cpu().contiguous().numpy().astype("<f4").tobytes())
+            digest.update(canonical_text(settings).encode())
+            self._seen, self._text = seen, f"sha256:{digest.hexdigest()}"
+        return self._text
+
+
+def sum_bits(tensor: Tensor) -> int:
+    """The sum of a tensor's elements (any shape) read as whole numbers: a quick sign of any write to it."""
+    whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
+    return int(tensor.detach().contiguous().view(whole).sum(dtype=torch.int64))
+
+
+def canonical_text(settings: Settings) -> str:
+    """The settings that change numbers, complete with defaults, as one line of JSON."""
+    meaningful = {
+        part: {
+            name: canonical(value)
+            for name, value in complete(part, settings[part]).items()
+            if name not in NUMBERLESS and not name.startswith("dropout")
+        }
+        for part in PARTS
+    }
+    return json.dumps(meaningful, sort_keys=True, separators=(",", ":"))
+
+
+def canonical(value: Any) -> Any:
+    """Equal numbers and equal sequences in one form, whatever type they came in."""
+    if isinstance(value, Mapping):
+        return {key: canonical(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [canonical(item) for item in value]
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
