@@ -16,7 +16,7 @@ from overtone.adapters.adapter import Adapter, check_name, choose_points, key_of
 from overtone.adapters.kinds.base import Kind
 from overtone.adapters.kinds.registry import check_kind
 from overtone.adapters.points import Layers, Point, collect_points
-from overtone.adapters.selection import Choice, Observer, Selection
+from overtone.adapters.selection import BASE, Choice, Observer, Selection
 from overtone.adapters.storage import BaseIdentity, StoredAdapter, read_folder, write_folder
 from overtone.adapters.strategies import ResidualAdd
 from overtone.errors import AdapterError, did_you_mean
@@ -43,12 +43,14 @@ class PointPlug:
     def __call__(self, x: Tensor, y: Tensor, context: TapContext, *, in_place: bool = False) -> Tensor:
         """x [B, T, in_width], y [B, T, out_width] -> [B, T, out_width]."""
         selection = self.adapters.selection
-        return y if selection is None else selection.apply(self.point, x, y, context, in_place=in_place)
+        if selection is None or selection.is_base:
+            return y
+        return selection.apply(self.point, x, y, context, in_place=in_place)
 
     def acts(self) -> bool:
         """Whether any row uses an adapter with a place here."""
         selection = self.adapters.selection
-        return selection is not None and selection.acts_at(self.point)
+        return selection is not None and not selection.is_base and selection.acts_at(self.point)
 
     def chains(self, rows: int) -> Chains:
         """The adapters of every row. Raises AdapterError where the choice is for another number of rows."""
@@ -181,7 +183,10 @@ class AdapterSet(nn.Module):
             choice = self.resolved(choice)
         elif choice is not None:
             choice = [self.resolved(row) for row in choice]
-        selection = Selection(dict(self.by_name), choice, form=self.form, observe=observe)
+        if choice is None and observe is None:
+            selection = BASE
+        else:
+            selection = Selection(dict(self.by_name), choice, form=self.form, observe=observe)
         token = in_use.set({**in_use.get(), id(self): selection})
         try:
             yield selection

@@ -74,6 +74,8 @@ class Selection:
                 self.rows = chains
         self.penalties: list[Tensor] = []
         self.used = frozenset(name for chain in (self.rows or (self.chain,)) for name in chain)
+        self.is_base = not self.used and self.row_count is None
+        """Whether no adapter acts, on a batch of any size."""
         self.trainable = [name for name in self.used if not self.adapters[name].frozen]
         """Those of which some may be in training."""
         self.stages: dict[frozenset[str], list[Stage]] = {}
@@ -272,6 +274,10 @@ class Selection:
             )
             self.stacked[key] = stack_adapters(adapters, y.dtype, y.device) if alike else None
         return self.stacked[key]
+
+
+BASE = Selection({}, None)
+"""The choice of no adapter, on any number of rows."""
 
 
 def group_of(rows: Sequence[int], names: Sequence[str | None], device: torch.device) -> Group:

@@ -6,6 +6,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from overtone.decoding.decoder import Alignment
 from overtone.decoding.hypothesis import Hypothesis
 from overtone.errors import DataError, OvertoneError, UsageError
 from overtone.inference.recordings import Recording, find_recordings
-from overtone.inference.threads import RowThreads
+from overtone.inference.rows import RowThreads
 from overtone.inference.windows import OVERLAP_SECONDS, WINDOW_SECONDS, Window, join_windows, plan_windows
 from overtone.models.asr_model import AsrModel, Backend
 
@@ -175,11 +176,12 @@ class Transcriber:
     ) -> Iterator[Transcription]:
         """Between two results nothing of the run acts: neither its dtype nor its adapters."""
         total = sum(job.duration for job in jobs)
+        total_windows = sum(len(job.windows) for job in jobs)
         done = 0.0
         waiting = deque(jobs)
         with (
             ThreadPoolExecutor(max_workers=1, thread_name_prefix="audio") as reader,
-            RowThreads(self.model) as threads,
+            RowThreads(self.model) if total_windows > 1 else nullcontext() as threads,
         ):
             for loaded in _one_ahead(reader, self._load, self._batches(jobs)):
                 batch = [(task, waveform) for task, waveform in loaded if waveform is not None]
@@ -203,8 +205,11 @@ class Transcriber:
         if job.error is None:
             # A frame begun is a frame; a hair less is a rounding of the header's seconds.
             frames = max(1, math.ceil(job.duration / self.seconds_per_frame - 1e-6))
-            window = self.window_frames or frames
-            job.windows = plan_windows(frames, window=window, overlap=min(self.overlap_frames, window - 1))
+            if self.window_frames is None or frames <= self.window_frames:
+                job.windows = [Window(0, frames)]
+            else:
+                overlap = min(self.overlap_frames, self.window_frames - 1)
+                job.windows = plan_windows(frames, window=self.window_frames, overlap=overlap)
             job.alignments = [None] * len(job.windows)
         return job
 
@@ -214,7 +219,7 @@ class Transcriber:
         pooled = 0.0
         for job in jobs:
             for index, window in enumerate(job.windows):
-                pool.append(_Task(job, index, window.frames * self.seconds_per_frame))
+                pool.append(_Task(job, index, (window.stop - window.start) * self.seconds_per_frame))
                 pooled += pool[-1].seconds
                 if pooled >= POOLED_BATCHES * self.batch_seconds:
                     yield from self._cut(pool)
@@ -255,13 +260,14 @@ class Transcriber:
             job.error = str(error)
             return None
 
-    def _decode(self, batch: list[tuple[_Task, Waveform]], backend: Backend | None, threads: RowThreads) -> None:
+    def _decode(self, batch: list[tuple[_Task, Waveform]], backend: Backend | None, threads: RowThreads | None) -> None:
         """Align every row with the adapters of its recording."""
         if not batch:
             return
         with self.model.evaluating(), self.model.computing_with(backend):
             align = partial(self._align, backend)
-            alignments = threads(align, batch, [waveform.size for _, waveform in batch])
+            lengths = [waveform.size for _, waveform in batch]
+            alignments = align(batch) if threads is None else threads(align, batch, lengths)
         for (task, _), alignment in zip(batch, alignments, strict=True):
             task.job.alignments[task.index] = alignment
 
@@ -277,7 +283,8 @@ class Transcriber:
     def _result(self, job: _Job) -> Transcription:
         if job.error is not None:
             return Transcription(recording=job.recording, adapter=job.adapter, duration=0.0, error=job.error)
-        alignment = join_windows(job.windows, [each for each in job.alignments if each is not None])
+        found = [alignment for alignment in job.alignments if alignment is not None]
+        alignment = found[0] if len(found) == 1 else join_windows(job.windows, found)
         job.alignments = []
         hypothesis = self.model.head.read(alignment)
         return Transcription(recording=job.recording, adapter=job.adapter, duration=job.duration, hypothesis=hypothesis)

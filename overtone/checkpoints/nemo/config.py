@@ -61,13 +61,13 @@ OTHER_TYPES = (
     ("ssl", "self-supervised"),
     ("denoisemasked", "self-supervised"),
 )
-"""How the class names of other models are told apart, for the message."""
+"""Signs in the class names of other models -> their kind, for the message."""
 SUPPORTED_MODELS = "Conformer-CTC and FastConformer-CTC (EncDecCTCModel, EncDecCTCModelBPE)"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerSource:
-    """Where the symbols come from."""
+    """The source of the tokenizer's symbols."""
 
     kind: Literal["sentencepiece", "characters"]
     member: str | None = None
@@ -93,17 +93,17 @@ class NemoAdapter:
 
 @dataclass(frozen=True, kw_only=True)
 class NemoDescription:
-    """What a configuration says, as keyword arguments for our parts."""
+    """A configuration as keyword arguments for our parts."""
 
     preprocessor: dict[str, Any]
-    """For LogMel."""
+    """Arguments of LogMel."""
     encoder: dict[str, Any]
-    """For ConformerEncoder."""
+    """Arguments of ConformerEncoder."""
     decoder: dict[str, Any]
-    """For CtcHead; `classes` is None where only the tokenizer knows."""
+    """Arguments of the head's net; `classes` is None where only the tokenizer knows."""
     tokenizer: TokenizerSource
     adapters: tuple[NemoAdapter, ...]
-    """In the order in which they were added."""
+    """The adapters in the order in which they were added."""
 
     @property
     def settings(self) -> dict[str, dict[str, Any]]:
@@ -111,7 +111,10 @@ class NemoDescription:
 
 
 def translate(config: Mapping[str, Any], source: str = "model_config.yaml") -> NemoDescription:
-    """Raises CheckpointError, beginning with `source`, for whatever is missing, malformed or not supported yet."""
+    """Translate NeMo's configuration.
+
+    Raises CheckpointError, beginning with `source`, for whatever is missing, malformed or not supported yet.
+    """
     refuse_resolvers(config, source)
     kind = model_kind(config, source)
     _refuse_intermediate_losses(config, source)
@@ -137,7 +140,7 @@ def translate(config: Mapping[str, Any], source: str = "model_config.yaml") -> N
 
 
 def model_kind(config: Mapping[str, Any], source: str) -> Literal["sentencepiece", "characters"]:
-    """Whether it is a model over pieces or characters; other types are refused by name."""
+    """The tokenizer of the configuration's type of model. Raises CheckpointError for other types, with their names."""
     target = str(config.get("target") or config.get("_target_") or "")
     if target in PIECE_MODELS:
         return "sentencepiece"
@@ -167,7 +170,10 @@ def translate_spec_augment(config: Mapping[str, Any], source: str = "model_confi
 
 
 def read_adapters(section: Any, source: str) -> tuple[NemoAdapter, ...]:
-    """The adapters of an `adapters` section (or of the `__cfg__` of an adapters.pt), in order."""
+    """Read the adapters of an `adapters` section (or of the `__cfg__` of an adapters.pt), in order.
+
+    Raises CheckpointError where it is malformed.
+    """
     if not isinstance(section, dict):
         raise CheckpointError(f"{source}: adapters is {shown(section)}; a mapping of names is needed.")
     try:
@@ -182,7 +188,7 @@ def read_adapters(section: Any, source: str) -> tuple[NemoAdapter, ...]:
 
 
 def describe(settings: Settings, tokenizer: Tokenizer) -> dict[str, Any]:
-    """The configuration that NeMo needs for a model of ours that never had one."""
+    """NeMo's configuration for a model of ours that never had one. Raises CheckpointError where NeMo has no place."""
     parts = {part: complete(part, values) for part, values in settings.items()}
     if parts["decoder"]["temperature"] != 1.0:
         raise CheckpointError("NeMo's configuration has no place for the temperature of the CTC head; set it to 1.0.")

@@ -17,6 +17,7 @@ def unset_below_one(value: Any) -> int | None:
 
 
 def convolution_norm(value: Any) -> str:
+    """A norm of the convolution module by its name."""
     name = str(value)
     groups = name.removeprefix("group_norm")
     if name in ("batch_norm", "layer_norm") or (name != groups and groups.isdigit() and int(groups) > 0):
@@ -25,6 +26,7 @@ def convolution_norm(value: Any) -> str:
 
 
 def convolution_context(value: Any) -> Any:
+    """Frames to the left and to the right of the depthwise convolution."""
     if value is None or value == "causal":
         return value
     if isinstance(value, list) and len(value) == 2:
@@ -47,6 +49,7 @@ def log_guard(value: Any) -> float | str:
 
 
 def normalization(value: Any) -> Any:
+    """A normalisation of features: its name, or fixed means and deviations."""
     if isinstance(value, dict) and set(value) == {"fixed_mean", "fixed_std"}:
         return {key: [number()(item) for item in items] for key, items in value.items()}
     if value is None or value in ("per_feature", "all_features", "NA"):
@@ -81,7 +84,7 @@ PREPROCESSOR_FIXED = {
     "rng": (None,),
 }
 PREPROCESSOR_IDLE = ("nb_max_freq", "use_torchaudio", "stft_exact_pad", "stft_conv")
-"""What NeMo itself no longer looks at, or only together with something that is refused."""
+"""Keys that NeMo itself no longer reads, or only together with others that are refused."""
 
 ENCODER = (
     Key("feat_in", "features", integer()),
@@ -123,7 +126,7 @@ ENCODER_IDLE = (
     "use_pytorch_sdpa_backends",
     "sync_max_audio_length",
 )
-"""What acts in the training of the base alone, or changes how something is computed and not what."""
+"""Keys that act in the training of the base alone, or change the way of a computation and not its result."""
 
 SPEC_AUGMENT = (
     Key("freq_masks", "freq_masks", integer(0), 0),

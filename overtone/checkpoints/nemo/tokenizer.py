@@ -10,13 +10,14 @@ from overtone.errors import CheckpointError
 from overtone.tokenizers import SentencePieceTokenizer, Tokenizer
 
 FILE_PREFIX = "nemo:"
-"""How a configuration marks the name of a file in the same archive."""
+"""A configuration's mark for the name of a file in the same archive."""
 
 
 def tokenizer_files(tokenizer: Tokenizer) -> dict[str, tuple[str, bytes]]:
     """Name and content for each of the three keys of a configuration's tokenizer section.
 
-    The names begin with 32 hexadecimal digits and `_`, which NeMo strips.
+    The names begin with 32 hexadecimal digits and `_`, which NeMo strips. Raises CheckpointError for a tokenizer of a
+    user's own.
     """
     if not isinstance(tokenizer, SentencePieceTokenizer):
         raise CheckpointError(

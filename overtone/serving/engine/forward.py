@@ -13,7 +13,7 @@ from torch import Tensor
 
 from overtone.data.padding import side_by_side
 from overtone.decoding.decoder import Emissions
-from overtone.inference.threads import RowThreads
+from overtone.inference.rows import RowThreads
 from overtone.models.asr_model import AsrModel
 from overtone.serving.engine.queue import Row
 
