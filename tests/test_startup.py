@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 
-from overtone.startup import KERNEL_CACHES, KERNELS_KEPT, garbage_search_paused, importing, keep_few_kernels
+from overtone.startup import KERNEL_CACHES, KERNELS_KEPT, garbage_collection_paused, importing, keep_few_kernels
 
 SCRIPT = """
 import gc
@@ -47,9 +47,9 @@ def test_what_the_user_says_of_kernels_stays(name: str, kept: int, monkeypatch: 
 
 
 def test_searches_pause_and_go_on() -> None:
-    with garbage_search_paused():
+    with garbage_collection_paused():
         assert not gc.isenabled()
-        with garbage_search_paused():
+        with garbage_collection_paused():
             pass
         assert not gc.isenabled()
     assert gc.isenabled()

@@ -25,7 +25,7 @@ from overtone.config import (
     check_settings,
 )
 from overtone.models.asr_model import AsrModel
-from overtone.startup import garbage_search_paused
+from overtone.startup import garbage_collection_paused
 from overtone.training.console import Reporter
 from overtone.training.data import read_training_set, read_validation_sets
 from overtone.training.model import add_adapter, being_trained, restore
@@ -86,7 +86,7 @@ def run_training(
             if resumption is not None and state is not None:
                 check_same_run(resumption, state["identity"], run.identity())
             with sharing_rows(run) as processes, reading_ahead(run):
-                with garbage_search_paused():
+                with garbage_collection_paused():
                     from overtone.training.loop import fit  # Lightning, imported beside what the processes do first
                 return fit(run, processes)
 

@@ -132,7 +132,7 @@ def raise_faults(source: Source) -> list[str]:
         is_builder = function.name in BUILDERS and found.owner is not None and not found.owner.name.startswith("_")
         if not isinstance(function, Function) or not (found.is_public or is_builder):
             continue
-        _, _, said = found.text.replace("raises", "Raises").partition("Raises")
+        _, _, said = re.sub(r"\b[Rr]aise\b|\braises\b", "Raises", found.text).partition("Raises")
         for node in own_nodes(function):
             if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
                 error = ast.unparse(node.exc.func).split(".")[-1]

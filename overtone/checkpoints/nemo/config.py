@@ -68,7 +68,7 @@ OTHER_TYPES = (
     ("ssl", "self-supervised"),
     ("denoisemasked", "self-supervised"),
 )
-"""How the class names of other models are told apart, for the message."""
+"""Signs in the class names of other models -> their kind, for the message."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,11 +94,14 @@ class NemoDescription:
     """For each part; `classes` of a decoder is None where only the tokenizer knows."""
     tokenizer: TokenizerSource
     adapters: tuple[NemoAdapter, ...]
-    """In the order in which they were added."""
+    """The adapters in the order in which they were added."""
 
 
 def translate(config: Mapping[str, Any], source: str = "model_config.yaml") -> NemoDescription:
-    """Raises CheckpointError, beginning with `source`, for whatever is missing, malformed or not supported yet."""
+    """Translate NeMo's configuration.
+
+    Raises CheckpointError, beginning with `source`, for whatever is missing, malformed or not supported yet.
+    """
     refuse_resolvers(config, source)
     family, vocabulary = find_family(config, source)
     refuse_intermediate_losses(config, source)
@@ -174,7 +177,10 @@ def translate_spec_augment(config: Mapping[str, Any], source: str = "model_confi
 
 
 def read_adapters(section: Any, source: str) -> tuple[NemoAdapter, ...]:
-    """The adapters of an `adapters` section (or of the `__cfg__` of an adapters.pt), in order."""
+    """Read the adapters of an `adapters` section (or of the `__cfg__` of an adapters.pt), in order.
+
+    Raises CheckpointError where it is malformed.
+    """
     if not isinstance(section, dict):
         raise CheckpointError(f"{source}: adapters is {shown(section)}; a mapping of names is needed.")
     try:
@@ -189,7 +195,7 @@ def read_adapters(section: Any, source: str) -> tuple[NemoAdapter, ...]:
 
 
 def describe(settings: Settings, tokenizer: Tokenizer) -> dict[str, Any]:
-    """The configuration that NeMo needs for a model of ours that never had one."""
+    """NeMo's configuration for a model of ours that never had one. Raises CheckpointError where NeMo has no place."""
     parts = {part: complete(part, values) for part, values in settings.items()}
     if parts["decoder"]["temperature"] != 1.0:
         raise CheckpointError("NeMo's configuration has no place for the temperature of the CTC head; set it to 1.0.")

@@ -63,6 +63,7 @@ def unset_below_one(value: Any) -> int | None:
 
 
 def convolution_norm(value: Any) -> str:
+    """A norm of the convolution module by its name."""
     name = str(value)
     groups = name.removeprefix("group_norm")
     if name in ("batch_norm", "layer_norm") or (name != groups and groups.isdigit() and int(groups) > 0):
@@ -71,6 +72,7 @@ def convolution_norm(value: Any) -> str:
 
 
 def convolution_context(value: Any) -> Any:
+    """Frames to the left and to the right of the depthwise convolution."""
     if value is None or value == "causal":
         return value
     if isinstance(value, list) and len(value) == 2:
@@ -93,6 +95,7 @@ def log_guard(value: Any) -> float | str:
 
 
 def normalization(value: Any) -> Any:
+    """A normalisation of features: its name, or fixed means and deviations."""
     if isinstance(value, dict) and set(value) == {"fixed_mean", "fixed_std"}:
         return {key: [number()(item) for item in items] for key, items in value.items()}
     if value is None or value in ("per_feature", "all_features", "NA"):
@@ -203,7 +206,7 @@ PREPROCESSOR = Section(
         "nb_augmentation_prob": (0, None),
         "rng": (None,),
     },
-    # NeMo itself no longer looks at these, or only together with something that is refused.
+    # NeMo itself no longer reads these, or only together with others that are refused.
     idle=("nb_max_freq", "use_torchaudio", "stft_exact_pad", "stft_conv"),
     read=read_preprocessor,
 )
@@ -242,7 +245,7 @@ CONFORMER = Section(
         Key("pos_emb_max_len", "position_max_len", integer(), 5000),
     ),
     fixed={"global_tokens": (0, None), "global_attn_separate": (False, None), "conv_dual_mode": (False, None)},
-    # These act in the training of the base alone, or change how something is computed and not what.
+    # These act in the training of the base alone, or change the way of a computation and not its result.
     idle=(
         "subsampling_conv_chunking_factor",
         "reduction_position",

@@ -15,12 +15,12 @@ from overtone.errors import CheckpointError
 from overtone.tokenizers import CharTokenizer, SentencePieceTokenizer, Tokenizer
 
 FILE_PREFIX = "nemo:"
-"""How a configuration marks the name of a file in the same archive."""
+"""A configuration's mark for the name of a file in the same archive."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerSource:
-    """Origin of a model's symbols."""
+    """The source of the tokenizer's symbols."""
 
     kind: Literal["sentencepiece", "characters"]
     member: str | None = None
@@ -58,7 +58,7 @@ def character_source(config: Mapping[str, Any], source: str) -> TokenizerSource:
 
 
 def read_tokenizer(source: TokenizerSource, files: Mapping[str, bytes], where: str) -> Tokenizer:
-    """The tokenizer of a checkpoint with these files. Raises CheckpointError, beginning with `where`."""
+    """Build the tokenizer from its files. Raises CheckpointError where one is missing or damaged."""
     if source.kind == "characters":
         return CharTokenizer(source.labels)
     if source.member is None or source.member not in files:
@@ -72,7 +72,8 @@ def read_tokenizer(source: TokenizerSource, files: Mapping[str, bytes], where: s
 def tokenizer_files(tokenizer: Tokenizer) -> dict[str, tuple[str, bytes]]:
     """Name and content for each of the three keys of a configuration's tokenizer section.
 
-    The names begin with 32 hexadecimal digits and `_`, which NeMo strips.
+    The names begin with 32 hexadecimal digits and `_`, which NeMo strips. Raises CheckpointError for a tokenizer of a
+    user's own.
     """
     if not isinstance(tokenizer, SentencePieceTokenizer):
         raise CheckpointError(

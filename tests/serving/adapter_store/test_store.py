@@ -23,17 +23,7 @@ from overtone.serving.adapter_store.store import TRIES, AdapterStore
 from overtone.serving.engine.engine import Engine
 from overtone.serving.errors import OverloadError
 from overtone.serving.streaming.stream import Stream
-from support.serving_models import make_adapter, noise, offline, states, store_of, three_voices, tiny_model
-
-
-@pytest.fixture
-def model() -> AsrModel:
-    return tiny_model()
-
-
-@pytest.fixture
-def folder(tmp_path: Path, model: AsrModel) -> Path:
-    return three_voices(model, tmp_path / "store")
+from support.serving_models import make_adapter, noise, offline, states, store_of, tiny_model
 
 
 def touch(path: Path) -> None:
