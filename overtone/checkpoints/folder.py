@@ -29,10 +29,9 @@ from overtone.checkpoints.nemo.model import (
     nemo_config,
     nemo_key,
     read_config,
-    read_tokenizer,
     size_of,
 )
-from overtone.checkpoints.nemo.tokenizer import FILE_PREFIX
+from overtone.checkpoints.nemo.tokenizer import FILE_PREFIX, read_tokenizer
 from overtone.checkpoints.nemo.yaml import write_yaml
 from overtone.errors import CheckpointError, OvertoneError
 from overtone.files import write_failure
