@@ -20,7 +20,7 @@ from overtone.adapters.adapter import Adapter
 from overtone.adapters.storage import DESCRIPTION
 from overtone.checkpoints.nemo.adapters import adapter_config, has_nemo_form, nemo_modules, read_kind
 from overtone.checkpoints.nemo.archive import LIMITS, plain_name
-from overtone.checkpoints.nemo.config import NemoAdapter, translate
+from overtone.checkpoints.nemo.config import FILE_PREFIX, NemoAdapter, translate
 from overtone.checkpoints.nemo.model import (
     CONFIG,
     assemble,
@@ -32,7 +32,6 @@ from overtone.checkpoints.nemo.model import (
     read_tokenizer,
     size_of,
 )
-from overtone.checkpoints.nemo.tokenizer import FILE_PREFIX
 from overtone.checkpoints.nemo.yaml import write_yaml
 from overtone.errors import CheckpointError, OvertoneError
 from overtone.files import write_failure

@@ -6,9 +6,12 @@ What cannot be honoured is refused by its key, with the value and what is suppor
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
+
+import sentencepiece
 
 from overtone.checkpoints.nemo.keys import (
     ENCODER,
@@ -21,13 +24,14 @@ from overtone.checkpoints.nemo.keys import (
     SPEC_AUGMENT_FIXED,
     SPEC_AUGMENT_IDLE,
 )
-from overtone.checkpoints.nemo.tokenizer import FILE_PREFIX, tokenizer_files
 from overtone.checkpoints.nemo.yaml import refuse_resolvers, resolved
 from overtone.config.keys import read_section, refuse, shown, write_section
 from overtone.errors import CheckpointError
 from overtone.models.parts import Settings, complete
-from overtone.tokenizers import CharTokenizer, Tokenizer
+from overtone.tokenizers import CharTokenizer, SentencePieceTokenizer, Tokenizer
 
+FILE_PREFIX = "nemo:"
+"""A configuration's mark for the name of a file in the same archive."""
 MODULES = "nemo.collections.asr.modules"
 MODELS = "nemo.collections.asr.models"
 PREPROCESSORS = {
@@ -185,6 +189,35 @@ def read_adapters(section: Any, source: str) -> tuple[NemoAdapter, ...]:
         )
     except (AttributeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{source}: its adapters section is malformed: {error}.") from error
+
+
+def tokenizer_files(tokenizer: Tokenizer) -> dict[str, tuple[str, bytes]]:
+    """Name and content for each of the three keys of a configuration's tokenizer section.
+
+    The names begin with 32 hexadecimal digits and `_`, which NeMo strips. Raises CheckpointError for a tokenizer of a
+    user's own.
+    """
+    if not isinstance(tokenizer, SentencePieceTokenizer):
+        raise CheckpointError(
+            f"A tokenizer of type {type(tokenizer).__name__} has no files that NeMo could read; "
+            "use a sentencepiece model or characters."
+        )
+    pieces = sentencepiece.SentencePieceProcessor()
+    pieces.LoadFromSerializedProto(tokenizer.model_bytes)
+    ids = range(pieces.get_piece_size())
+    plain = [piece for piece in ids if not pieces.IsUnknown(piece) and not pieces.IsControl(piece)]
+    contents = {
+        "model_path": ("tokenizer.model", tokenizer.model_bytes),
+        "vocab_path": ("vocab.txt", "".join(f"{pieces.id_to_piece(piece)}\n" for piece in plain).encode()),
+        "spe_tokenizer_vocab": (
+            "tokenizer.vocab",
+            "".join(f"{pieces.id_to_piece(piece)}\t{pieces.get_score(piece):g}\n" for piece in ids).encode(),
+        ),
+    }
+    return {
+        key: (f"{hashlib.sha256(content).hexdigest()[:32]}_{name}", content)
+        for key, (name, content) in contents.items()
+    }
 
 
 def describe(settings: Settings, tokenizer: Tokenizer) -> dict[str, Any]:

@@ -20,13 +20,14 @@ from overtone.checkpoints.nemo.adapters import (
 from overtone.checkpoints.nemo.archive import LIMITS, Archive, open_archive, write_archive
 from overtone.checkpoints.nemo.config import (
     ADAPTABLE_ENCODER,
+    FILE_PREFIX,
     NemoDescription,
     TokenizerSource,
     describe,
+    tokenizer_files,
     translate,
 )
 from overtone.checkpoints.nemo.pickles import read_state_dict
-from overtone.checkpoints.nemo.tokenizer import FILE_PREFIX, tokenizer_files
 from overtone.checkpoints.nemo.yaml import read_yaml, resolved, write_yaml
 from overtone.errors import CheckpointError, ConfigError
 from overtone.files import write_failure
