@@ -20,7 +20,7 @@ from overtone.adapters.adapter import Adapter
 from overtone.adapters.storage import DESCRIPTION
 from overtone.checkpoints.nemo.adapters import adapter_config, has_nemo_form, nemo_modules, read_kind
 from overtone.checkpoints.nemo.archive import LIMITS, plain_name
-from overtone.checkpoints.nemo.config import FILE_PREFIX, NemoAdapter, translate
+from overtone.checkpoints.nemo.config import NemoAdapter, translate
 from overtone.checkpoints.nemo.model import (
     CONFIG,
     assemble,
@@ -29,9 +29,9 @@ from overtone.checkpoints.nemo.model import (
     nemo_config,
     nemo_key,
     read_config,
-    read_tokenizer,
     size_of,
 )
+from overtone.checkpoints.nemo.tokenizer import FILE_PREFIX, read_tokenizer
 from overtone.checkpoints.nemo.yaml import write_yaml
 from overtone.errors import CheckpointError, OvertoneError
 from overtone.files import write_failure

@@ -105,13 +105,14 @@ def measure(
 ) -> Evaluation:
     """Evaluate a model and its adapters on manifests, which are all read before the model is loaded."""
     with importing():
-        from overtone.cli.models import choose, load
+        from overtone.checkpoints.adapters import find_adapter
+        from overtone.cli.models import load
         from overtone.evaluation.evaluate import evaluate, read_references
 
     for manifest in manifests:
         read_references(Path(manifest))
     model = load(source, arguments.device)
-    choices = [None, *model.adapters.names] if adapters is None else [choose(model, name) for name in adapters]
+    choices = [None, *model.adapters.names] if adapters is None else [find_adapter(model, name) for name in adapters]
     with progress_bar("evaluating") as progress:
         return evaluate(
             model,

@@ -19,21 +19,19 @@ from overtone.checkpoints.nemo.adapters import (
 )
 from overtone.checkpoints.nemo.archive import LIMITS, Archive, open_archive, write_archive
 from overtone.checkpoints.nemo.config import (
-    ADAPTABLE_ENCODER,
-    FILE_PREFIX,
     NemoDescription,
-    TokenizerSource,
     describe,
-    tokenizer_files,
     translate,
 )
+from overtone.checkpoints.nemo.keys import ADAPTABLE_CONFORMER
 from overtone.checkpoints.nemo.pickles import read_state_dict
+from overtone.checkpoints.nemo.tokenizer import FILE_PREFIX, read_tokenizer, tokenizer_files
 from overtone.checkpoints.nemo.yaml import read_yaml, resolved, write_yaml
 from overtone.errors import CheckpointError, ConfigError
 from overtone.files import write_failure
 from overtone.models.asr_model import AsrModel, build_model
 from overtone.models.parts import PARTS
-from overtone.tokenizers import CharTokenizer, SentencePieceTokenizer, Tokenizer
+from overtone.tokenizers import CharTokenizer, Tokenizer
 
 CONFIG = "model_config.yaml"
 WEIGHTS = "model_weights.ckpt"
@@ -109,18 +107,6 @@ def read_config(content: bytes, source: str) -> dict[str, Any]:
         unwrapped: dict[str, Any] = resolved(config, "model", source)
         return unwrapped
     return config
-
-
-def read_tokenizer(source: TokenizerSource, files: Mapping[str, bytes], where: str) -> Tokenizer:
-    """Build the tokenizer from its files. Raises CheckpointError where one is missing or damaged."""
-    if source.kind == "characters":
-        return CharTokenizer(source.labels)
-    if source.member is None or source.member not in files:
-        raise CheckpointError(f"{where} holds no '{source.member}', which its configuration names as the tokenizer.")
-    try:
-        return SentencePieceTokenizer(files[source.member])
-    except (CheckpointError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{where}: '{source.member}': {error}") from error
 
 
 def assemble(
@@ -234,7 +220,7 @@ def nemo_config(model: AsrModel, adapters: Iterable[str] | None = None) -> dict[
     config.pop("adapters", None)
     if names:
         config["adapters"] = adapters_section(model, names)
-        config["encoder"] = {**config["encoder"], "_target_": ADAPTABLE_ENCODER}
+        config["encoder"] = {**config["encoder"], "_target_": ADAPTABLE_CONFORMER}
     return config
 
 
