@@ -35,7 +35,7 @@ class Section:
     """One kind of section: what it may say, and the keyword arguments that it becomes."""
 
     classes: tuple[str, ...]
-    """What its `_target_` may be; the first is written."""
+    """The values of its `_target_`; the first is written."""
     keys: tuple[Key, ...]
     fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     """Keys with the only values that are supported."""
