@@ -56,7 +56,7 @@ def below(folder: Path) -> str:
 
 
 def is_stored(text: str) -> bool:
-    """Whether a path leads to an adapter's folder or to a file of NeMo's."""
+    """True if a path leads to an adapter's folder or to a file of NeMo's."""
     path = Path(text)
     return (path / DESCRIPTION).is_file() or (path.suffix == NEMO_SUFFIX and path.is_file())
 

@@ -72,11 +72,9 @@ def by_words(arguments: argparse.Namespace) -> Evaluation:
 
 def by_settings(arguments: argparse.Namespace) -> Evaluation:
     """Evaluate by the settings of NeMo's `eval_asr_adapter.py`. Raises UsageError where `--adapter` is given too."""
-    from overtone.config import manifest_paths
+    from overtone.config import manifest_paths, split_name
 
     settings = read_settings(arguments, arguments.words, "evaluate")
-    with importing():
-        from overtone.training.model import split_name
     model = settings.model.nemo_model or settings.model.pretrained_model
     assert model is not None, "checked with the settings"
     if arguments.adapter:

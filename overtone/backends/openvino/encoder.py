@@ -138,7 +138,7 @@ class OpenVinoEncoder:
         self.made_from = (self.source.state, threads)
 
     def frames_of(self, mel: Tensor, lengths: Tensor) -> dict[str, Tensor]:
-        """mel [B, F, T], lengths [B] -> frames filled up to a multiple of STEP, their masks and the distances, by name."""
+        """mel [B, F, T], lengths [B] -> frames filled up to a multiple of STEP, their masks, the distances."""
         mel = F.pad(mel.float(), (0, -mel.size(2) % STEP))
         inputs = {"mel": mel}
         frames, valid = mel.size(2), None
