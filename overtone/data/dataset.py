@@ -8,9 +8,12 @@ from __future__ import annotations
 import math
 import signal
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from overtone.audio.load import Waveform, load_audio
+from overtone.audio.load import Waveform, audio_duration, load_audio
 from overtone.data.batching import Draw
 from overtone.data.manifest import Utterance
 from overtone.data.padding import side_by_side
@@ -32,6 +35,10 @@ CACHE_BYTES = 256 * 2**20
 
 SHORTER_SECONDS, SHORTER_SHARE = 0.1, 0.02
 """Seconds or share by which a recording may be shorter than its manifest says: codecs and rounding cut it."""
+
+AudioCheck = Literal["none", "headers", "full"]
+CHECK_THREADS = 16
+"""Threads that open files; most of the time they wait for the disk."""
 
 SHOWN = 5
 """Examples in a message."""
@@ -120,6 +127,46 @@ def unusable_transcripts(
         elif needed > frames:
             problems[index] = f"{needed} frames are needed for {len(ids)} tokens, {utterance.duration} s give {frames}"
     return problems
+
+
+def audio_problems(utterances: Sequence[Utterance], *, how: AudioCheck, sample_rate: int) -> dict[int, str]:
+    """Check the recordings: index -> the fault.
+
+    how: `headers` opens every file (missing, empty, no audio, shorter than the manifest says), `full` decodes every
+    utterance (damage inside, samples that are NaN or infinite).
+    """
+    if how == "none":
+        return {}
+    with ThreadPoolExecutor(CHECK_THREADS, thread_name_prefix="overtone-audio-check") as threads:
+        if how == "full":
+            found = list(threads.map(partial(_fault_in_samples, sample_rate=sample_rate), utterances))
+        else:
+            paths = list(dict.fromkeys(utterance.audio_path for utterance in utterances))
+            headers = dict(zip(paths, threads.map(_header, paths), strict=True))
+            found = [_fault_in_header(headers[utterance.audio_path], utterance) for utterance in utterances]
+    return {index: problem for index, problem in enumerate(found) if problem is not None}
+
+
+def _header(path: Path) -> float | str:
+    """Seconds, or the fault."""
+    try:
+        return audio_duration(path)
+    except DataError as error:
+        return str(error)
+
+
+def _fault_in_header(header: float | str, utterance: Utterance) -> str | None:
+    """The fault of an utterance in a file with this header; None if there is none."""
+    return header if isinstance(header, str) else length_problem(utterance, header - utterance.offset)
+
+
+def _fault_in_samples(utterance: Utterance, *, sample_rate: int) -> str | None:
+    """The fault of an utterance once it is decoded; None if there is none."""
+    try:
+        read_utterance(utterance, sample_rate)
+    except DataError as error:
+        return str(error)
+    return None
 
 
 def refuse_unusable(utterances: Sequence[Utterance], problems: dict[int, str], *, key: str) -> None:

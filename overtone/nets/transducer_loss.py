@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from overtone.nets.layers import checkpointed
+from overtone.nets.layers import run_checkpointed
 from overtone.nets.transducer import Joint
 
 CHUNK_SCORES = 1 << 22
@@ -82,7 +82,7 @@ def arc_scores(joint: Joint, frames: Tensor, predictions: Tensor, targets: Tenso
 
     learns = torch.is_grad_enabled()
     parts = frames.split(size, dim=1)
-    found = torch.cat([checkpointed(compute, part) if learns else compute(part) for part in parts], dim=1)
+    found = torch.cat([run_checkpointed(compute, part) if learns else compute(part) for part in parts], dim=1)
     return found[..., 0], found[..., 1], found[..., 2:]
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from overtone.config import DatasetSettings, manifest_paths
-from overtone.data.audio_check import audio_problems
 from overtone.data.augment import Perturbations
 from overtone.data.batching import BatchPlan
 from overtone.data.dataset import (
@@ -20,6 +19,7 @@ from overtone.data.dataset import (
     Kept,
     Perturb,
     SpeechDataset,
+    audio_problems,
     keep_durations,
     name_of,
     refuse_unusable,
