@@ -187,7 +187,7 @@ def settings_of(arguments: argparse.Namespace) -> ServerSettings:
     from overtone.audio.decode import AudioLimits
     from overtone.serving.engine.engine import EngineSettings
     from overtone.serving.server import ServerSettings
-    from overtone.serving.streaming.stream_settings import StreamSettings
+    from overtone.serving.streaming.stream import StreamSettings
 
     chunk, left, right = arguments.stream
     limits = AudioLimits(max_bytes=arguments.max_megabytes * 2**20, max_seconds=arguments.max_seconds)

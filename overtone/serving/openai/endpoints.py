@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -150,10 +150,10 @@ class Transcriptions:
             return StreamingResponse(rejoined(first, chunks), media_type="text/event-stream")
 
 
-async def with_errors(chunks: AsyncIterator[bytes], running: AsyncExitStack) -> AsyncIterator[bytes]:
+async def with_errors(chunks: AsyncGenerator[bytes], running: AsyncExitStack) -> AsyncGenerator[bytes]:
     """Chunks of an answer; an error after the first of them becomes an event. running: closed at the end."""
     has_begun = False
-    async with running, aclosing(chunks):  # type: ignore[type-var]
+    async with running, aclosing(chunks):
         try:
             async for chunk in chunks:
                 has_begun = True
@@ -164,7 +164,7 @@ async def with_errors(chunks: AsyncIterator[bytes], running: AsyncExitStack) -> 
             yield event(envelope(error))
 
 
-async def rejoined(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def rejoined(first: bytes, rest: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
     """Iterator over `first` and the rest."""
     yield first
     async for chunk in rest:
