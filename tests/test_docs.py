@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from overtone import cli
+from overtone.adapters.kinds.registry import KINDS
 from overtone.checkpoints import load
 from overtone.checkpoints.load import save_model
-from overtone.config import Settings
-from overtone.training.run_folder import plain
+from overtone.config import Settings, to_plain
 from support.small_models import small_model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,6 +54,15 @@ def entries(name: str, count: int) -> list[dict[str, Any]]:
     return [{**(entry := json.loads(line)), "audio_filepath": str(PROMPTS / entry["audio_filepath"])} for line in lines]
 
 
+@pytest.fixture(autouse=True)
+def own_kinds_are_forgotten() -> Iterator[None]:
+    """What a page registers is known to that page alone."""
+    before = dict(KINDS)
+    yield
+    KINDS.clear()
+    KINDS.update(before)
+
+
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder to run a page in. Where the embedded base is not built, a small model stands in for it."""
@@ -80,7 +89,7 @@ def run_page(page: Path, *, only_python: bool = False) -> dict[str, Any]:
     namespace: dict[str, Any] = {"__name__": page.stem}
     for number, (language, text) in enumerate(blocks(page, *(("python",) if only_python else ("python", "console")))):
         if language == "python":
-            exec(compile(text, f"{page.name}[{number}]", "exec"), namespace)
+            exec(compile(text, f"{page.name}[{number}]", "exec", dont_inherit=True), namespace)
             continue
         for program, *words in commands(text):
             assert program == "overtone"
@@ -125,7 +134,7 @@ def test_the_commands_of_the_readme_run(manifests: Path) -> None:
 
 
 def known_keys(settings: Any = None, path: str = "") -> Iterator[str]:
-    data = plain(Settings()) if settings is None else settings
+    data = to_plain(Settings()) if settings is None else settings
     for key, value in data.items():
         yield f"{path}{key}"
         if isinstance(value, dict):
@@ -143,7 +152,7 @@ def test_every_setting_that_is_named_exists() -> None:
 
 
 def test_defaults_in_the_table_are_the_defaults() -> None:
-    defaults = dict(leaves(plain(Settings())))
+    defaults = dict(leaves(to_plain(Settings())))
     rows = re.findall(
         r"^\| `([a-z_.]+)`(?: \*)? \| ([^|]+) \|", (ROOT / "docs/training.md").read_text("utf-8"), re.MULTILINE
     )
@@ -181,8 +190,6 @@ def test_links_lead_somewhere() -> None:
 
 
 def test_kinds_are_told_with_their_defaults() -> None:
-    from overtone.adapters.kinds.registry import KINDS
-
     text = (ROOT / "docs/adapters.md").read_text("utf-8")
     for kind in (known.kind for known in KINDS.values()):
         signature = ", ".join(f"{item.name}={item.default!r}".replace("'", '"') for item in dataclasses.fields(kind))

@@ -19,7 +19,7 @@ from overtone.audio.load import audio_duration
 from overtone.errors import DataError, did_you_mean
 
 LONGEST_SECONDS = 1e9
-"""What `duration` and `offset` may hold at most (thirty years)."""
+"""The largest `duration` and `offset`, in seconds (thirty years)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class Utterance:
     """One line of a manifest: a stretch of a recording and what is said in it."""
 
     audio_path: Path
-    """Where the recording lies; the file exists."""
+    """Path of the recording; the file exists."""
 
     duration: float
     """Seconds, more than 0."""
@@ -39,7 +39,7 @@ class Utterance:
     """Seconds into the recording where the utterance begins."""
 
     speaker: str | None = None
-    """Who speaks, where the manifest tells."""
+    """The speaker, where the manifest names one."""
 
     line: int
     """The line of the manifest, from 1."""
@@ -49,7 +49,7 @@ class Utterance:
 
 
 def read_manifest(path: str | Path, *, need_text: bool = True) -> list[Utterance]:
-    """The utterances of one manifest, in order.
+    """Read the utterances of one manifest, in order.
 
     need_text: whether every line must hold a transcript that is not blank.
     Raises DataError, as `path:line: what is wrong`, at the first line that cannot be used.

@@ -83,6 +83,11 @@ class Service:
         return call(protobuf.HealthCheckRequest(service=service), timeout=30.0)
 
 
+def bearer(token: str, times: int = 1) -> list[tuple[str, str]]:
+    """Metadata that shows a token."""
+    return [("authorization", f"Bearer {token}")] * times
+
+
 def raw_config(**config: Any) -> Any:
     """For samples without a header, unless the configuration says otherwise."""
     return protobuf.RecognitionConfig(**{"encoding": 1, "sample_rate_hertz": SAMPLE_RATE, **config})

@@ -85,9 +85,7 @@ class NemoForm:
     """The `_target_` to write for an adapter of the kind, by its first point."""
     strategy_target: str
     keys: tuple[Key, ...]
-    """NeMo's keys, and the settings of the kind that they become."""
-    width_key: str
-    """The key that holds the width of the model's layers."""
+    """NeMo's keys, and the settings of the kind that they become; among them `width_key`."""
     constants: Mapping[str, Any] = field(default_factory=dict)
     """Further keys: what is written; when they are read, any value will do."""
     parts: Callable[[Any], Mapping[str, str]]
@@ -115,6 +113,15 @@ class KnownKind:
     @property
     def name(self) -> str:
         return self.kind.name
+
+
+WIDTH = "width"
+"""The width of the model's layers, which NeMo writes among the settings of an adapter."""
+
+
+def width_key(name: str) -> Key:
+    """NeMo's key for the width: the model knows it, and whatever stands there will do."""
+    return Key(name, WIDTH, lambda value: value, None)
 
 
 def rowwise(vector: Tensor) -> Tensor:

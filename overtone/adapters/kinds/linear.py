@@ -22,6 +22,7 @@ from overtone.adapters.kinds.base import (
     check_size,
     layer_norm,
     linear,
+    width_key,
 )
 from overtone.adapters.points import Point
 from overtone.config import LinearSettings
@@ -151,12 +152,12 @@ LINEAR = KnownKind(
         target_at=lambda kind, point: NEMO_LINEAR_TARGETS[0],
         strategy_target=RESIDUAL_TARGETS[0],
         keys=(
+            width_key("in_features"),
             Key("dim", "dim", integer()),
             Key("activation", "activation", str, "swish"),
             Key("norm_position", "norm_position", one_of("pre", "post"), "pre"),
             Key("dropout", "dropout", number(0.0, 1.0), 0.0),
         ),
-        width_key="in_features",
         parts=lambda kind: NEMO_PARTS[kind.norm_position],
         last=lambda kind: LAST[kind.norm_position],
     ),

@@ -66,14 +66,15 @@ def make_default(kind: Any) -> Kind:
 def check_kind(kind: object) -> None:
     """Raises AdapterError for what is no kind of adapter, and for one that bears the name of another."""
     name = type(kind).__name__
-    if isinstance(kind, type) or not isinstance(kind, Kind) or not dataclasses.is_dataclass(kind):
-        raise AdapterError(f"{kind!r} is no kind of adapter; give one such as LinearAdapter(dim=32).")
-    if type(kind).__hash__ is None:
+    if dataclasses.is_dataclass(kind) and type(kind).__hash__ is None:
         raise AdapterError(f"{name} is no frozen dataclass; write @dataclass(frozen=True) above it.")
+    if isinstance(kind, type) or not dataclasses.is_dataclass(kind) or not isinstance(kind, Kind):
+        raise AdapterError(f"{kind!r} is no kind of adapter; give one such as LinearAdapter(dim=32).")
     try:
         json.dumps(dataclasses.asdict(kind), allow_nan=False)
+        hash(kind)
     except (TypeError, ValueError) as error:
-        raise AdapterError(f"{kind!r}: its settings are no plain values that a file could hold ({error}).") from error
+        raise AdapterError(f"{kind!r}: its settings have to be plain values, and tuples of such ({error}).") from error
     if not NAME.fullmatch(kind.name) or kind.name in RESERVED:
         raise AdapterError(
             f"{name}: '{kind.name}' cannot be the name of a kind. Allowed: lower-case letters, digits and '_', "

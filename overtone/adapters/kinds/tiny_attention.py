@@ -21,6 +21,7 @@ from overtone.adapters.kinds.base import (
     check_size,
     layer_norm,
     linear,
+    width_key,
 )
 from overtone.adapters.points import Point
 from overtone.config import TinyAttentionSettings
@@ -160,10 +161,10 @@ TINY_ATTENTION = KnownKind(
         strategy_target=ATTENTION_RESIDUAL_TARGETS[0],
         keys=(
             Key("n_head", "heads", integer()),
-            Key("proj_dim", "projection", optional(integer(-1_000_000)), None),
+            width_key("n_feat"),
             Key("dropout_rate", "dropout", number(0.0, 1.0), 0.0),
+            Key("proj_dim", "projection", optional(integer(-1_000_000)), None),
         ),
-        width_key="n_feat",
         constants={"use_pytorch_sdpa": False, "use_pytorch_sdpa_backends": None},
         parts=lambda kind: NEMO_PARTS,
         last=lambda kind: ("out.weight", "out.bias"),

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from overtone.adapters.adapter import Adapter, parameter_shapes
-from overtone.adapters.kinds.base import Kind, NemoForm
+from overtone.adapters.kinds.base import WIDTH, Kind, NemoForm
 from overtone.adapters.kinds.registry import KINDS, known
 from overtone.adapters.points import Point, parse_modules
 from overtone.adapters.strategies import ResidualAdd
@@ -80,9 +80,10 @@ def read_kind_section(section: Mapping[str, Any], where: str) -> Kind:
             where, "_target_", section.get("_target_"), ", ".join(name for _, form in forms for name in form.targets)
         )
     kind, form = found
-    idle = (form.width_key, "enabled", *form.constants)
+    settings = read_section(section, form.keys, where, idle=("enabled", *form.constants))
+    del settings[WIDTH]
     build: Callable[..., Kind] = kind
-    return build(**read_section(section, form.keys, where, idle=idle), **form.targets[target])
+    return build(**settings, **form.targets[target])
 
 
 def split_adapters(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, dict[str, dict[str, Tensor]]]]:
@@ -192,8 +193,7 @@ def adapter_config(adapter: Adapter) -> dict[str, Any]:
         return {**adapter.nemo["config"], "enabled": adapter.nemo["enabled"]}
     form, point = nemo_form(adapter), adapter.at(adapter.points[0]).point
     return {
-        form.width_key: point.out_width,
-        **write_section(vars(adapter.kind), form.keys),
+        **write_section({**vars(adapter.kind), WIDTH: point.out_width}, form.keys),
         "adapter_strategy": {**write_section(vars(adapter.strategy), STRATEGY), "_target_": form.strategy_target},
         **form.constants,
         "_target_": form.target_at(adapter.kind, point),
@@ -209,7 +209,7 @@ def nemo_modules(adapter: Adapter) -> str:
 
 
 def has_nemo_form(adapter: Adapter) -> bool:
-    """Whether NeMo has this kind of adapter and could hold one of this name."""
+    """True if NeMo has this kind of adapter and can hold one of this name."""
     try:
         check_nemo_can_hold(adapter)
     except CheckpointError:
@@ -218,7 +218,7 @@ def has_nemo_form(adapter: Adapter) -> bool:
 
 
 def nemo_form(adapter: Adapter) -> NemoForm:
-    """How NeMo's checkpoints hold the adapter's kind. Raises CheckpointError for a kind that NeMo does not have."""
+    """The adapter's kind in NeMo's checkpoints. Raises CheckpointError for a kind that NeMo does not have."""
     found = known(adapter.kind)
     if found is None or found.nemo is None:
         raise CheckpointError(
@@ -245,7 +245,7 @@ def host_of(point: Point) -> str:
 
 
 def points_of(model: AsrModel, kind: Kind, modules: str) -> list[Point]:
-    """Where NeMo has this kind act: every layer of the encoder, the decoder."""
+    """The points where NeMo has this kind act: every layer of the encoder, the decoder."""
     points = list(model.adapters.points.values())
     wanted = parse_modules(modules, {point.module for point in points})
     return [point for point in points if point.module in wanted and kind.acts_at(point)]

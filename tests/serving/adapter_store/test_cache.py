@@ -9,17 +9,7 @@ from pathlib import Path
 import pytest
 
 from overtone.models.asr_model import AsrModel
-from support.serving_models import store_of, three_voices, tiny_model
-
-
-@pytest.fixture
-def model() -> AsrModel:
-    return tiny_model()
-
-
-@pytest.fixture
-def folder(tmp_path: Path, model: AsrModel) -> Path:
-    return three_voices(model, tmp_path / "store")
+from support.serving_models import store_of
 
 
 def test_a_description_is_read_once_and_not_again_for_loading(

@@ -13,17 +13,7 @@ from overtone.adapters.kinds.lora import LoraAdapter
 from overtone.errors import AdapterError
 from overtone.models.asr_model import AsrModel
 from overtone.serving.adapter_store.folder import Version, read_version
-from support.serving_models import make_adapter, states, store_of, three_voices, tiny_model
-
-
-@pytest.fixture
-def model() -> AsrModel:
-    return tiny_model()
-
-
-@pytest.fixture
-def folder(tmp_path: Path, model: AsrModel) -> Path:
-    return three_voices(model, tmp_path / "store")
+from support.serving_models import make_adapter, states, store_of
 
 
 @pytest.mark.parametrize("value", ["!!bool maybe", '!!int ""', "!!timestamp soon", "9" * 400])

@@ -23,18 +23,8 @@ from overtone.serving.adapter_store.store import TRIES, AdapterStore
 from overtone.serving.engine.engine import Engine
 from overtone.serving.errors import OverloadError
 from overtone.serving.streaming.stream import Stream
-from support.serving_models import make_adapter, noise, offline, states, store_of, three_voices, tiny_model
+from support.serving_models import make_adapter, noise, offline, states, store_of, tiny_model
 from support.streams import run
-
-
-@pytest.fixture
-def model() -> AsrModel:
-    return tiny_model()
-
-
-@pytest.fixture
-def folder(tmp_path: Path, model: AsrModel) -> Path:
-    return three_voices(model, tmp_path / "store")
 
 
 def touch(path: Path) -> None:

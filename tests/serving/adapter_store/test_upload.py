@@ -15,18 +15,7 @@ import pytest
 from overtone.errors import AdapterError
 from overtone.models.asr_model import AsrModel
 from overtone.serving.adapter_store.upload import place
-from support.serving_models import make_adapter, states, store_of, three_voices, tiny_model
-
-
-@pytest.fixture
-def model() -> AsrModel:
-    return tiny_model()
-
-
-@pytest.fixture
-def folder(tmp_path: Path, model: AsrModel) -> Path:
-    return three_voices(model, tmp_path / "store")
-
+from support.serving_models import make_adapter, states, store_of, tiny_model
 
 COMPRESSIONS = {"zip": zipfile.ZIP_DEFLATED, "zip-lzma": zipfile.ZIP_LZMA}
 

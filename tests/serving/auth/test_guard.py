@@ -24,7 +24,7 @@ from overtone.serving.auth.tls import read_keys  # noqa: E402
 from overtone.serving.errors import AccessError  # noqa: E402
 from overtone.serving.logs import JsonLines  # noqa: E402
 from overtone.serving.server import Server, ServerSettings  # noqa: E402
-from support.riva_service import Service, file_of, refusal  # noqa: E402
+from support.riva_service import Service, bearer, file_of, refusal  # noqa: E402
 from support.speaking_model import SpeakingModel, pcm16, spoken  # noqa: E402
 from support.web_service import WebService, eventually, web_service  # noqa: E402
 
@@ -44,10 +44,6 @@ def tokens_file(folder: Path, **tenants: dict[str, object]) -> Path:
 
 def tenant(token: str, adapters: object = "all", **more: object) -> dict[str, object]:
     return {"tokens": [hash_of(token)], "adapters": adapters, **more}
-
-
-def bearer(token: str) -> list[tuple[str, str]]:
-    return [("authorization", f"Bearer {token}")]
 
 
 def over_grpc(service: WebService, channel: object) -> Service:

@@ -51,11 +51,6 @@ class Gate:
         return self.forward(waveforms, lengths)
 
 
-@pytest.fixture
-def tones() -> ToneModel:
-    return ToneModel()
-
-
 # Answers
 
 

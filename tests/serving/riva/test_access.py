@@ -20,16 +20,10 @@ from overtone.serving.auth.tls import ServerKeys  # noqa: E402
 from overtone.serving.riva import protobuf  # noqa: E402
 from overtone.serving.riva.server import RivaServer  # noqa: E402
 from overtone.serving.settings import ServerSettings  # noqa: E402
-from support.riva_service import SETTINGS, Service, file_of, refusal, riva_service, stream_requests  # noqa: E402
+from support.riva_service import SETTINGS, Service, bearer, file_of, refusal, riva_service, stream_requests  # noqa: E402
 from support.speaking_model import pcm16, spoken  # noqa: E402
 
 Code = grpc.StatusCode
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with riva_service(tmp_path_factory.mktemp("store"), settings=SETTINGS) as running:
-        yield running
 
 
 def two_tenants() -> Guard:
@@ -37,10 +31,6 @@ def two_tenants() -> Guard:
     anna = Tenant(name="anna", adapters=None)
     bert = Tenant(name="bert", adapters=frozenset({"other"}))
     return Guard(tenants={hashed("anna"): anna, hashed("bert"): bert})
-
-
-def bearer(token: str, times: int = 1) -> list[tuple[str, str]]:
-    return [("authorization", f"Bearer {token}")] * times
 
 
 def test_access(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,12 +23,6 @@ from support.speaking_model import pcm16, silence, spoken  # noqa: E402
 
 Code = grpc.StatusCode
 WAV = {"encoding": 0, "sample_rate_hertz": 0}
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with riva_service(tmp_path_factory.mktemp("store"), settings=SETTINGS) as running:
-        yield running
 
 
 # Recognize

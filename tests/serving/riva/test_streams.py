@@ -33,12 +33,6 @@ from support.speaking_model import pcm16, silence, spoken  # noqa: E402
 Code = grpc.StatusCode
 
 
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with riva_service(tmp_path_factory.mktemp("store"), settings=SETTINGS) as running:
-        yield running
-
-
 def test_a_stream(service: Service) -> None:
     samples = np.concatenate((spoken("bad cab"), silence(2.5), spoken("feed"), silence(0.05)))
     requests = list(stream_requests(samples, enable_word_time_offsets=True))
