@@ -101,7 +101,10 @@ def flag_field(form: FormData, name: str) -> bool:
 
 
 def boosts_field(form: FormData) -> tuple[Boost, ...]:
-    """`speech_contexts`, our addition: JSON as Riva spells it, [{"phrases": ["…"], "boost": 10}]."""
+    """Boosts of `speech_contexts`, our addition: JSON as Riva spells it, [{"phrases": ["…"], "boost": 10}].
+
+    Raises RequestError.
+    """
     text = text_field(form, "speech_contexts")
     if not text:
         return ()
@@ -123,6 +126,7 @@ class Transcriptions:
         self.requests = requests
 
     async def create(self, request: Request) -> Response:
+        """Transcribe the file of a form; the answer is one text, or a stream of events."""
         requests, service, settings = self.requests, self.requests.service, self.requests.settings
         call = requests.admit(request)
         async with AsyncExitStack() as running:
