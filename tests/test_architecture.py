@@ -221,6 +221,15 @@ def test_files_that_pages_name_are_there() -> None:
     assert_none(missing)
 
 
+def test_names_in_the_ways_of_the_design_page_are_those_of_their_files() -> None:
+    text = (ROOT / "docs/design.md").read_text("utf-8")
+    steps = re.findall(r"^((?:\w+/)*\w+\.py) +(\w+)  ", text, re.MULTILINE)
+    assert len(steps) > 15
+    for file, name in steps:
+        source = (ROOT / "overtone" / file).read_text("utf-8")
+        assert re.search(rf"^\s*(?:async )?(?:class|def) {name}\b", source, re.MULTILINE), f"{file}: no {name}"
+
+
 def rooms() -> list[str]:
     return [room for rooms in FLOORS.values() for room in rooms]
 
