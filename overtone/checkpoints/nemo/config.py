@@ -1,7 +1,7 @@
 """NeMo's `model_config.yaml` as plain keyword arguments for our parts, and back.
 
 Classes are looked up by their names in the tables below; nothing that a configuration names is imported.
-What cannot be honoured is refused by its key, with the value and what is supported.
+Settings that cannot be honoured are refused by key, with the value and the values that are supported.
 """
 
 from __future__ import annotations
