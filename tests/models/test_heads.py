@@ -107,7 +107,7 @@ def test_an_adapter_is_trained_under_it(model: AsrModel, tmp_path: Path) -> None
     assert not torch.equal(trained, model(*batch(16_000))[0])
     flat = FlatStartSettings(steps=3, weight=1.0)
     with pytest.raises(ConfigError, match="flat_start is for CTC heads"):
-        FlatStart.of(model, flat)
+        FlatStart.for_model(model, flat)
 
 
 def test_the_engine_answers_with_its_emissions(model: AsrModel, recordings: list[Path]) -> None:
