@@ -36,6 +36,9 @@ OPENVINO = "openvino"
 Backend = FusedEncoder | OpenVinoEncoder
 """Another way to compute the encoder, with private copies of its weights."""
 NO_BACKENDS: Mapping[int, Backend | None] = MappingProxyType({})
+NO_HEADS: Mapping[int, str] = MappingProxyType({})
+heads_in_use: ContextVar[Mapping[int, str]] = ContextVar("overtone_heads", default=NO_HEADS)
+"""The name of the head of every model in a `decoding_with` block, by the identity of the model."""
 backends_in_use: ContextVar[Mapping[int, Backend | None]] = ContextVar("overtone_backends", default=NO_BACKENDS)
 """The backend of every model in a `computing_in` block, by the identity of the model."""
 
@@ -91,8 +94,33 @@ class AsrModel(nn.Module):
 
     @property
     def head(self) -> Head:
-        """The head that recognises."""
-        return self.heads[self.head_name]
+        """The head that recognises: of the innermost `decoding_with` block around the caller, else `head_name`."""
+        return self.heads[heads_in_use.get().get(id(self), self.head_name)]
+
+    @contextmanager
+    def decoding_with(self, name: str | None) -> Iterator[Self]:
+        """Recognise with a head of the model by its name inside the block; None changes nothing.
+
+        The choice is a context variable: other threads do not see it. Raises UsageError for a head that the model
+        does not have.
+        """
+        if name is None:
+            yield self
+            return
+        self.check_head(name)
+        token = heads_in_use.set({**heads_in_use.get(), id(self): name})
+        try:
+            yield self
+        finally:
+            heads_in_use.reset(token)
+
+    def check_head(self, name: str) -> None:
+        """Raises UsageError for a head that the model does not have."""
+        own = [known for known in self.heads if known != "hybrid"]
+        if name not in own:
+            raise UsageError(
+                f"decoder is '{name}', and {self.name or 'this model'} has no such head. Allowed: {', '.join(own)}."
+            )
 
     def transcribe(self, waveforms: Tensor, lengths: Tensor) -> list[Hypothesis]:
         """Decode greedily: waveforms [B, S], lengths [B] -> one hypothesis for each row, with the adapters in use."""

@@ -40,7 +40,8 @@ def transducer_losses(
     Projected frames [B, T, J] and predictions [B, U+1, J] of the joint, lengths [B] in frames, targets [B, U] int64,
     target_lengths [B]. sigma: subtracted from every token's log-probability where there are durations
     (logit under-normalisation). omega: the share of the loss without durations, deterministic where NeMo draws.
-    fastemit: gradients of tokens count so much more (FastEmit, arXiv:2010.11148); the value does not change.
+    fastemit: gradients of tokens count so much more (FastEmit, arXiv:2010.11148); where something learns, the value too
+    is larger by this share, as NeMo reports it.
     """
     blank, label, durations = arc_scores(joint, frames, predictions, targets)
     if not joint.durations:
@@ -153,6 +154,7 @@ class Lattice(Function):
                 *wide, alpha, ends, whole, lengths, target_lengths, blank_steps, label_steps, fastemit
             )
             ctx.dtype = blank.dtype
+            whole = whole * (1.0 + fastemit)
         return -whole.to(blank.dtype)
 
     @staticmethod

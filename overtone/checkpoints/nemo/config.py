@@ -240,7 +240,6 @@ def describe(settings: Settings, tokenizer: Tokenizer) -> dict[str, Any]:
     parts = {part: complete(part, settings[part]) for part in parts_of(settings)}
     family = HYBRID if "ctc_decoder" in parts else TRANSDUCER if "joint" in parts else CTC
     preprocessor = write_section(parts["preprocessor"], PREPROCESSOR.keys)
-    models = family.character_models if isinstance(tokenizer, CharTokenizer) else family.piece_models
     config: dict[str, Any] = {
         "sample_rate": preprocessor["sample_rate"],
         "log_prediction": True,
@@ -249,15 +248,10 @@ def describe(settings: Settings, tokenizer: Tokenizer) -> dict[str, Any]:
     }
     # NeMo's own training scripts need these sections, and fill them.
     data = {"manifest_filepath": None, "sample_rate": preprocessor["sample_rate"], "batch_size": 16, "num_workers": 0}
-    if isinstance(tokenizer, CharTokenizer):
-        config["labels"] = tokenizer.vocabulary
-        data["labels"] = tokenizer.vocabulary
-    else:
-        files = tokenizer_files(tokenizer)
-        config["tokenizer"] = {"dir": "tokenizer", "type": "bpe"} | {
-            key: f"{FILE_PREFIX}{name}" for key, (name, _) in files.items()
-        }
-    config |= {
+    vocabulary = vocabulary_keys(tokenizer, family)
+    target = vocabulary.pop("target")
+    data |= {key: value for key, value in vocabulary.items() if key == "labels"}
+    config |= vocabulary | {
         "train_ds": {**data, "shuffle": True},
         "validation_ds": {**data, "shuffle": False},
         "test_ds": {**data, "shuffle": False},
@@ -267,7 +261,7 @@ def describe(settings: Settings, tokenizer: Tokenizer) -> dict[str, Any]:
         **describe_heads(parts, tokenizer),
         **(write_transducer(settings) if "joint" in parts else {}),
         "optim": {"name": "adamw", "lr": 0.001, "betas": [0.9, 0.98], "weight_decay": 0.0},
-        "target": models[0],
+        "target": target,
     }
     return config
 
@@ -312,3 +306,14 @@ def describe_heads(parts: Settings, tokenizer: Tokenizer) -> dict[str, Any]:
         "vocabulary": tokenizer.vocabulary,
     }
     return sections
+
+
+def vocabulary_keys(tokenizer: Tokenizer, family: Family = CTC) -> dict[str, Any]:
+    """The keys of a configuration that name the class of the model and its vocabulary.
+
+    Raises CheckpointError for a tokenizer that NeMo could not read.
+    """
+    if isinstance(tokenizer, CharTokenizer):
+        return {"labels": tokenizer.vocabulary, "target": family.character_models[0]}
+    names = {key: f"{FILE_PREFIX}{name}" for key, (name, _) in tokenizer_files(tokenizer).items()}
+    return {"tokenizer": {"dir": "tokenizer", "type": "bpe", **names}, "target": family.piece_models[0]}

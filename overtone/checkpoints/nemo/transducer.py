@@ -29,7 +29,10 @@ OPTIONS = (
     Key("sigma", "sigma", number(0.0, 10.0), 0.0),
     Key("omega", "omega", number(0.0, 1.0), 0.0),
 )
-REDUCTION = Key("rnnt_reduction", "reduction", one_of("mean_batch", "mean_volume", "mean", "sum"), "mean_batch")
+CTC_WEIGHT = Key("ctc_loss_weight", "ctc_weight", number(0.0, 1.0), 0.5)
+REDUCTIONS = one_of("mean_batch", "mean_volume", "mean", "sum")
+REDUCTION = Key("rnnt_reduction", "reduction", REDUCTIONS, "mean_batch")
+CTC_REDUCTION = Key("ctc_reduction", "ctc_reduction", REDUCTIONS, "mean_batch")
 
 
 def read_transducer(config: Mapping[str, Any], settings: dict[str, dict[str, Any]], source: str) -> None:
@@ -45,7 +48,10 @@ def read_transducer(config: Mapping[str, Any], settings: dict[str, dict[str, Any
     if extra != len(durations):
         refuse(f"{source}: joint", "num_extra_outputs", extra, f"{len(durations)}, the number of durations")
     settings["joint"]["durations"] = durations
+    auxiliary = config.get("aux_ctc") or {}
+    ctc = (CTC_WEIGHT, CTC_REDUCTION) if auxiliary else ()
     settings["transducer"] = {
+        **{key.ours: read_key(auxiliary, key, f"{source}: aux_ctc") for key in ctc},
         REDUCTION.ours: read_key(config, REDUCTION, source),
         "max_symbols": read_max_symbols(decoding, f"{source}: decoding.greedy"),
         **{key.ours: read_key(options, key, f"{source}: loss") for key in OPTIONS},
