@@ -4,18 +4,13 @@ OvertoneError
 ├── OverloadError      a queue or the shelf is full; come back after `retry_after` seconds
 ├── DrainingError        the server is shutting down
 ├── DeadlineError  the request's deadline came before its turn
-├── WorkerError      the worker failed on this request, also when it was tried again alone
-└── AudioError    audio that is malformed, of an unsupported kind, or past a limit
-AdapterError (of overtone.errors) tells of adapters that are unknown, refused or not allowed.
+└── WorkerError      the worker failed on this request, also when it was tried again alone
+AudioError and AdapterError (of overtone.errors) tell of audio and adapters that are not accepted.
 """
 
 from __future__ import annotations
 
-from typing import Literal
-
 from overtone.errors import OvertoneError
-
-Fault = Literal["malformed", "unsupported", "too_large"]
 
 
 class OverloadError(OvertoneError):
@@ -36,11 +31,3 @@ class DeadlineError(OvertoneError):
 
 class WorkerError(OvertoneError):
     """The worker failed on this request."""
-
-
-class AudioError(OvertoneError):
-    """Audio that cannot or must not be decoded. `fault` tells which status a door answers with."""
-
-    def __init__(self, message: str, *, fault: Fault = "malformed") -> None:
-        super().__init__(message)
-        self.fault: Fault = fault

@@ -16,10 +16,9 @@ import soxr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from overtone.audio import compressed
-from overtone.audio.containers import TABLES
 from overtone.audio.decode import AudioDecoder, AudioLimits
-from overtone.serving.errors import AudioError
+from overtone.audio.pcm import TABLES
+from overtone.errors import AudioError
 
 KINDS = {
     "wav16": ("WAV", "PCM_16", 16_000),
@@ -225,41 +224,6 @@ def test_no_thread_stays_behind() -> None:
     while threading.active_count() > before:
         assert time.monotonic() < end
         time.sleep(0.01)
-
-
-class Listener:
-    """In place of libsndfile: reads nothing and is never done."""
-
-    done = False
-
-    def __init__(self, container: str, source: int) -> None:
-        self.source = source
-
-    def take(self) -> list[np.ndarray]:
-        return []
-
-    def stop(self) -> None:
-        os.close(self.source)
-
-
-def test_nothing_is_written_to_a_pipe_that_is_being_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compressed, "ThreadedFile", Listener)
-    feed, write = compressed.OggFeed(), os.write
-    closing = threading.Thread(target=feed.close)
-    seen = []
-
-    def slow_write(number: int, data: bytes) -> int:
-        if not seen:
-            closing.start()
-            closing.join(0.05)
-        seen.append(os.fstat(number))  # OSError where it is closed
-        return write(number, data)
-
-    monkeypatch.setattr(os, "write", slow_write)
-    list(feed.push(bytes(100)))
-    closing.join(5)
-    list(feed.push(bytes(100)))
-    assert len(seen) == 1
 
 
 FILES = {

@@ -8,9 +8,9 @@ from typing import Any
 import grpc
 from starlette.responses import JSONResponse
 
-from overtone.errors import AdapterError, OvertoneError
+from overtone.errors import AdapterError, AudioError, OvertoneError
 from overtone.serving.auth.access import AccessError
-from overtone.serving.errors import AudioError, DeadlineError, DrainingError, OverloadError, WorkerError
+from overtone.serving.errors import DeadlineError, DrainingError, OverloadError, WorkerError
 from overtone.serving.riva.errors import RivaError
 
 STATUSES: dict[type[OvertoneError], int] = {

@@ -11,9 +11,9 @@ import numpy as np
 
 from overtone.audio.decode import AudioDecoder, AudioLimits
 from overtone.decoding.decoder import DecodingOptions
+from overtone.errors import AudioError
 from overtone.serving.adapter_store.store import Lease, Shelf
 from overtone.serving.engine.engine import Engine, Samples
-from overtone.serving.errors import AudioError
 from overtone.serving.recognition.held_audio import HeldAudio
 from overtone.serving.recognition.profanity import masked
 from overtone.serving.riva.requests import RecognitionRequest, check_channels

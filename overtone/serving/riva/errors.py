@@ -7,9 +7,9 @@ from typing import Any, NoReturn
 
 import grpc
 
-from overtone.errors import OvertoneError
+from overtone.errors import AudioError, OvertoneError
 from overtone.serving.auth.access import AccessError
-from overtone.serving.errors import AudioError, DeadlineError, DrainingError, OverloadError, WorkerError
+from overtone.serving.errors import DeadlineError, DrainingError, OverloadError, WorkerError
 
 Code = grpc.StatusCode
 
