@@ -35,7 +35,7 @@ from benchmarks.harness import (
 )
 from benchmarks.models import ADAPTER, make_model, training_step
 from benchmarks.plots import line_plot
-from overtone.adapters.kinds.kinds import LinearAdapter
+from overtone.adapters.kinds.linear import LinearAdapter
 from overtone.models.asr_model import AsrModel
 
 SIZES: dict[str, tuple[float, ...]] = {

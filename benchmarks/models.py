@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness import Shape
-from overtone.adapters.kinds.kinds import LinearAdapter
+from overtone.adapters.kinds.linear import LinearAdapter
 from overtone.config import OptimSettings
-from overtone.inference.threads import RowThreads
+from overtone.inference.rows import RowThreads
 from overtone.models.asr_model import AsrModel, build_model
 from overtone.nets.ctc import ctc_loss
 from overtone.tokenizers import CharTokenizer, Tokenizer

@@ -247,7 +247,7 @@ def arguments_of(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--python", required=True, help="a Python that has nvidia-riva-client")
     parser.add_argument("--server", default="localhost:50051")
     parser.add_argument("--model", default="base", help="name of the base")
-    parser.add_argument("--adapter", default="", help="name of an adapter on the server's shelf")
+    parser.add_argument("--adapter", default="", help="name of an adapter of the server")
     parser.add_argument("--http", default="", help="address of the realtime WebSocket, such as localhost:9000")
     parser.add_argument("--tls-server", default="", help="address of a server with TLS")
     parser.add_argument("--tls-root", default="", help="certificate of its authority")

@@ -20,7 +20,7 @@ from benchmarks.harness import SHAPES, tiny
 from benchmarks.models import ADAPTER, make_model
 from benchmarks.serving_ties import LogProbs, letters, tellable
 from overtone.adapters.adapter import Adapter
-from overtone.adapters.kinds.kinds import LinearAdapter
+from overtone.adapters.kinds.linear import LinearAdapter
 from overtone.audio.load import load_audio
 from overtone.checkpoints.load import load_model, save_model
 from overtone.data.manifest import read_manifest
@@ -30,7 +30,7 @@ from overtone.errors import AdapterError
 from overtone.evaluation.verify import PROMPTS
 from overtone.models.asr_model import AsrModel
 from overtone.models.heads import GREEDY, CtcHead
-from overtone.serving.adapter_store.store import Lease, Shelf
+from overtone.serving.adapter_store.store import AdapterStore, Lease
 from overtone.serving.engine.engine import Engine, EngineSettings, Samples
 from overtone.serving.streaming.stream import Final, Stream
 from overtone.serving.streaming.stream_settings import StreamSettings
@@ -161,7 +161,7 @@ class Truth:
         self.head = model.heads[model.head_name] = RecordingHead(model)
         self.clips = clips
         self.engine = Engine(model, EngineSettings(max_batch=1, max_wait=0.0))
-        self.shelf = Shelf(model, versions, lock=self.engine.lock, poll_seconds=0)
+        self.store = AdapterStore(model, versions, lock=self.engine.lock, poll_seconds=0)
         self.known: dict[Asked, str] = {}
 
     def __enter__(self) -> Self:
@@ -169,7 +169,7 @@ class Truth:
 
     def __exit__(self, *error: object) -> None:
         self.engine.close()
-        self.shelf.close()
+        self.store.close()
 
     def text(self, asked: Asked) -> str:
         if asked not in self.known:
@@ -205,10 +205,10 @@ class Truth:
     def lease(self, adapter: str | None) -> Lease:
         """Of versions that were written after the last look, too."""
         try:
-            return self.shelf.acquire(adapter)
+            return self.store.acquire(adapter)
         except AdapterError:
-            self.shelf.scan()
-            return self.shelf.acquire(adapter)
+            self.store.scan()
+            return self.store.acquire(adapter)
 
     def whole(self, asked: Asked) -> tuple[str, list[LogProbs]]:
         waveform = torch.from_numpy(self.clips[asked.clip])[None]

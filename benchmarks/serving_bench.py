@@ -91,14 +91,14 @@ class Bench:
     ) -> Iterator[ServeProcess]:
         """A server with so many adapters in its folder, by default with room for all, and threads as the bench says."""
         with tempfile.TemporaryDirectory(dir=self.folder) as directory:
-            shelf = Path(directory) / "adapters"
-            shelf.mkdir()
+            store = Path(directory) / "adapters"
+            store.mkdir()
             for index in range(registered):
-                (shelf / adapter_name(index)).symlink_to(self.folder / "versions" / adapter_name(index))
+                (store / adapter_name(index)).symlink_to(self.folder / "versions" / adapter_name(index))
             room = str(capacity or max(registered, 1))
             words = ("--dtype", self.dtype, "--capacity", room, *options)
             with ServeProcess(
-                self.model, shelf, *words, log=Path(directory) / "log", threads=threads or self.threads
+                self.model, store, *words, log=Path(directory) / "log", threads=threads or self.threads
             ) as process:  # fmt: skip
                 yield process
 

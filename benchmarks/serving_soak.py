@@ -223,11 +223,11 @@ def main() -> None:
 
 def run(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     sound = make_clips(folder / "clips", LENGTHS[:3] if arguments.smoke else LENGTHS)
-    for name in ("shelf", "versions"):
+    for name in ("store", "versions"):
         (folder / name).mkdir()
     with truth(arguments.model, arguments.dtype, folder / "versions", sound) as right:
         shop = Shop(
-            model=load_model(arguments.model), folder=folder / "shelf", versions=folder / "versions",
+            model=load_model(arguments.model), folder=folder / "store", versions=folder / "versions",
             dim=32, strength=STRENGTH, favoured=FAVOURED, is_distinct=right.is_distinct,
         )  # fmt: skip
         return endure(folder, arguments, shop, right)

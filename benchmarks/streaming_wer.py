@@ -25,7 +25,7 @@ from overtone.checkpoints.load import load_model
 from overtone.data.manifest import Utterance, read_manifest
 from overtone.evaluation.results import total
 from overtone.evaluation.verify import PROMPTS
-from overtone.serving.adapter_store.store import Shelf
+from overtone.serving.adapter_store.store import AdapterStore
 from overtone.serving.engine.engine import Engine, EngineSettings, Samples
 from overtone.serving.recognition.offline import recognise
 from overtone.serving.streaming.endpointing import Endpointing
@@ -106,9 +106,9 @@ def main() -> None:
     model.set_compute_dtype(arguments.dtype)
     with tempfile.TemporaryDirectory() as empty, Engine(model, EngineSettings(threads=arguments.threads)) as engine:
         folder = arguments.adapters or Path(empty)
-        with Shelf(model, folder, lock=engine.lock, poll_seconds=0) as shelf:
+        with AdapterStore(model, folder, lock=engine.lock, poll_seconds=0) as store:
             sets = {
-                named(path): measure(engine, shelf, spread(read_manifest(path), arguments.limit), arguments)
+                named(path): measure(engine, store, spread(read_manifest(path), arguments.limit), arguments)
                 for path in arguments.manifests
             }
     if len(sets) > 1:
@@ -136,19 +136,19 @@ def named(path: Path) -> str:
     return f"{path.resolve().parent.name}/{path.name}"
 
 
-def measure(engine: Engine, shelf: Shelf, items: list[Utterance], arguments: argparse.Namespace) -> list[Row]:
+def measure(engine: Engine, store: AdapterStore, items: list[Utterance], arguments: argparse.Namespace) -> list[Row]:
     """The whole recordings first, then each kind of stream."""
     audio = [load_audio(item.audio_path, offset=item.offset, duration=item.duration) for item in items]
     references = [item.text or "" for item in items]
     endpointing = Endpointing(stop_history=0) if arguments.no_endpointing else Endpointing()
-    ways: dict[str, Hear] = {"offline": lambda waveform: whole(engine, shelf, arguments.adapter, waveform)}
+    ways: dict[str, Hear] = {"offline": lambda waveform: whole(engine, store, arguments.adapter, waveform)}
     for (chunk, left, right), kind in itertools.product(arguments.contexts, FINALS):
         settings = StreamSettings(
             chunk=chunk, left=left, right=right, finals=kind, endpointing=endpointing, interim=False,
             normalisation=arguments.normalisation,
         )  # fmt: skip
         ways[f"{chunk:g}/{left:g}/{right:g}, {kind}"] = lambda waveform, settings=settings: streamed(
-            engine, shelf, arguments.adapter, settings, waveform
+            engine, store, arguments.adapter, settings, waveform
         )
     rows = []
     seconds = sum(waveform.size for waveform in audio) / engine.sample_rate
@@ -170,13 +170,15 @@ def pooled(rows: Sequence[Row]) -> Row:
     )
 
 
-def whole(engine: Engine, shelf: Shelf, adapter: str | None, waveform: Samples) -> str:
-    with shelf.acquire(adapter) as lease:
+def whole(engine: Engine, store: AdapterStore, adapter: str | None, waveform: Samples) -> str:
+    with store.acquire(adapter) as lease:
         return recognise(engine, waveform, lease=lease).hypotheses[0].text
 
 
-def streamed(engine: Engine, shelf: Shelf, adapter: str | None, settings: StreamSettings, waveform: Samples) -> str:
-    with Stream(engine, shelf.acquire(adapter), settings=settings) as stream:
+def streamed(
+    engine: Engine, store: AdapterStore, adapter: str | None, settings: StreamSettings, waveform: Samples
+) -> str:
+    with Stream(engine, store.acquire(adapter), settings=settings) as stream:
         events = [*stream.push(waveform), *stream.finish()]
     return " ".join(event.text.strip() for event in events if isinstance(event, Final))
 

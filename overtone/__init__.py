@@ -9,9 +9,14 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from overtone.version import __version__
+
 if TYPE_CHECKING:
     from overtone.adapters.adapter_set import AdapterSet
-    from overtone.adapters.kinds.kinds import LinearAdapter, LoraAdapter, TinyAttentionAdapter
+    from overtone.adapters.kinds.linear import LinearAdapter
+    from overtone.adapters.kinds.lora import LoraAdapter
+    from overtone.adapters.kinds.registry import register_kind
+    from overtone.adapters.kinds.tiny_attention import TinyAttentionAdapter
     from overtone.adapters.strategies import ResidualAdd
     from overtone.audio.load import load_audio
     from overtone.checkpoints.load import load_model, save_model
@@ -21,8 +26,6 @@ if TYPE_CHECKING:
     from overtone.inference.transcribe import Transcriber, transcribe
     from overtone.models.asr_model import AsrModel
     from overtone.training.train import train
-
-__version__ = "0.1.0"
 
 __all__ = [
     "load_model",
@@ -36,6 +39,7 @@ __all__ = [
     "LinearAdapter",
     "TinyAttentionAdapter",
     "LoraAdapter",
+    "register_kind",
     "ResidualAdd",
     "Hypothesis",
     "Word",
@@ -53,9 +57,10 @@ _HOMES = {
     "evaluate": "overtone.evaluation.evaluate",
     "AsrModel": "overtone.models.asr_model",
     "AdapterSet": "overtone.adapters.adapter_set",
-    "LinearAdapter": "overtone.adapters.kinds.kinds",
-    "TinyAttentionAdapter": "overtone.adapters.kinds.kinds",
-    "LoraAdapter": "overtone.adapters.kinds.kinds",
+    "LinearAdapter": "overtone.adapters.kinds.linear",
+    "TinyAttentionAdapter": "overtone.adapters.kinds.tiny_attention",
+    "LoraAdapter": "overtone.adapters.kinds.lora",
+    "register_kind": "overtone.adapters.kinds.registry",
     "ResidualAdd": "overtone.adapters.strategies",
     "Hypothesis": "overtone.decoding.hypothesis",
     "Word": "overtone.decoding.hypothesis",

@@ -1,4 +1,4 @@
-"""Everything that a user can get wrong, in words.
+"""Errors that a user can mend, each with a message of its own.
 
 OvertoneError             exit code 2, one message, no traceback
 ├── UsageError            a wrong call: flags, names, combinations

@@ -1,4 +1,4 @@
-"""Writing, and what to say where it fails."""
+"""Files: places to write to, and messages where writing fails."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_failure(place: str | Path, error: Exception, *, needed: int | None = None, other: str = "") -> str:
-    """Why something could not be written, and what to do.
+    """The message for a failure to write: its reason, and what to do.
 
-    place: what was being written. needed: its bytes, where they are known. other: how to choose another place.
+    place: the file or folder. needed: its bytes, where they are known. other: how to choose another place.
     """
     number = system_error(error)
     if number is None:
@@ -32,7 +32,7 @@ def write_failure(place: str | Path, error: Exception, *, needed: int | None = N
 
 
 def open_beside(path: Path) -> tuple[IO[bytes], Path]:
-    """A new file to write, in the folder of the path under a hidden name, open to whom the umask leaves it."""
+    """Open a new file under a hidden name in the folder of the path, with the permissions that the umask leaves."""
     while True:
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         try:
@@ -42,22 +42,22 @@ def open_beside(path: Path) -> tuple[IO[bytes], Path]:
 
 
 def system_error(error: BaseException | None) -> int | None:
-    """The system's number of what went wrong.
+    """The system's error number; None where there is none.
 
-    PyTorch raises an error of its own over it, and safetensors tells it in its text.
+    PyTorch raises an error of its own over the system's, and safetensors has the number in its message.
     """
     while error is not None:
         if isinstance(error, OSError) and error.errno is not None:
             return error.errno
-        told = re.search(r"\(os error (\d+)\)", str(error))
-        if told is not None:
-            return int(told[1])
+        match = re.search(r"\(os error (\d+)\)", str(error))
+        if match is not None:
+            return int(match[1])
         error = error.__cause__ or error.__context__
     return None
 
 
 def free_bytes(place: Path) -> int:
-    """On the disk where the place is, or would be."""
+    """Free bytes on the disk of the place, which need not exist."""
     return shutil.disk_usage(first_existing(place)).free
 
 
@@ -70,7 +70,7 @@ def first_existing(place: Path) -> Path:
 
 
 def check_file(path: Path) -> None:
-    """Raises UsageError where no file could be written at the path; nothing is changed, and nothing left."""
+    """Check that a file can be written at the path, and leave nothing behind. Raises UsageError where it cannot."""
     if path.is_dir():
         raise UsageError(f"Cannot write {path}: it is a folder. Name a file.")
     if not path.exists():
@@ -80,7 +80,7 @@ def check_file(path: Path) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Raises UsageError where no file could be written into the folder, which may be still to make."""
+    """Check that files can be written into the folder, which need not exist. Raises UsageError where they cannot."""
     try:
         with tempfile.TemporaryFile(dir=first_existing(folder)):
             pass

@@ -1,6 +1,6 @@
-"""YAML that anybody may have written, as plain values: mappings, lists, texts, numbers, true, false and null.
+"""YAML from untrusted files as plain values: mappings, lists, texts, numbers, true, false and null.
 
-No dates, no other objects, no key twice; nothing that nests without end, or that aliases unfold to more than fits.
+Dates, other objects, double keys, endless nesting and aliases that unfold to more than fits are refused.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ from typing import Any
 import yaml
 
 DEPTH = 60
-"""Mappings and lists inside of one another: more than any file of ours or of NeMo's has."""
+"""Levels of mappings and lists: more than any file of ours or of NeMo's has."""
 MOST = 4 << 20
 """Values and characters of all texts together, aliases unfolded."""
 NUMBER_BITS = 1023
-"""Of a whole number: what a float can hold, and JSON can say."""
+"""The largest whole number, in bits: what a float can hold, and JSON can say."""
 
 FLOAT_TAG = "tag:yaml.org,2002:float"
 MERGE_TAG = "tag:yaml.org,2002:merge"
 TIMESTAMP_TAG = "tag:yaml.org,2002:timestamp"
 MISTAGGED = (LookupError, AttributeError, TypeError, ArithmeticError)
-"""What PyYAML ends in where a value is not what its `!!tag` says."""
+"""The errors of PyYAML where a value is not what its `!!tag` says."""
 
 
 def new_reader(loader: Any, *, without: tuple[str, ...] = (TIMESTAMP_TAG,)) -> Any:
-    """The safe loader as a class that takes nothing for a value of the tags left out, and no key twice."""
+    """A subclass of the safe loader that resolves no value to the tags left out, and refuses double keys."""
     resolvers = {
         first: [(tag, pattern) for tag, pattern in pairs if tag not in without]
         for first, pairs in loader.yaml_implicit_resolvers.items()
@@ -36,7 +36,7 @@ def new_reader(loader: Any, *, without: tuple[str, ...] = (TIMESTAMP_TAG,)) -> A
 
 
 def _mapping_once(loader: Any, node: Any) -> dict[Any, Any]:
-    """What a mapping says itself it says once; what it merges (`<<`) it may say again, in other words."""
+    """A mapping without double keys; it may override a key that it merges (`<<`)."""
     own = set()
     for key_node, _ in node.value:
         if key_node.tag == MERGE_TAG:
@@ -55,7 +55,7 @@ Reader = new_reader(SafeLoader)
 
 
 def read_values(text: bytes | str, *, reader: Any = Reader) -> Any:
-    """The plain value that a text stands for. Raises ValueError, in words and on one line, for anything else."""
+    """Read the plain value of a YAML text. Raises ValueError, with a message of one line, for anything else."""
     try:
         _check_depth(text)
         content = yaml.load(text, Loader=reader)
@@ -68,7 +68,7 @@ def read_values(text: bytes | str, *, reader: Any = Reader) -> Any:
 
 
 def _check_depth(text: bytes | str) -> None:
-    """Before anything is built: what builds calls itself for every level."""
+    """Refuse deep nesting before anything is built, because the builder calls itself for every level."""
     depth = 0
     for event in yaml.parse(text, Loader=SafeLoader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
@@ -77,7 +77,7 @@ def _check_depth(text: bytes | str) -> None:
 
 
 def _check_values(content: Any) -> None:
-    """Aliases make a small file name a huge structure: count it as what it would unfold to."""
+    """Refuse huge structures, counted with their aliases unfolded: a small file can name one."""
     pending, size = [(content, 0)], 0
     while pending:
         value, depth = pending.pop()

@@ -1,4 +1,4 @@
-"""Text to ids and back: sentencepiece models and character vocabularies, neither with the CTC blank."""
+"""Tokenizers: text to ids and back, by a sentencepiece model or a character vocabulary, without the CTC blank."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _WORD = re.compile(r"\S+")
 
 
 class Tokenizer(Protocol):
-    """What models, training and decoding need of a tokenizer."""
+    """The tokenizer that models, training and decoding work with."""
 
     @property
     def vocabulary(self) -> list[str]:
@@ -31,10 +31,10 @@ class Tokenizer(Protocol):
         """The number of pieces, without the blank."""
 
     def encode(self, text: str) -> list[int]:
-        """The ids that write the text."""
+        """Encode the text as ids."""
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text that the ids write."""
+        """Decode the ids to text."""
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """The piece of each id, as it stands in the vocabulary."""
@@ -46,7 +46,7 @@ class Tokenizer(Protocol):
         """The characters of the text that no piece can write, in order, each as often as it occurs."""
 
     def starts_word(self, piece_id: int) -> bool:
-        """Whether the piece begins a new word (or is the space itself)."""
+        """True if the piece begins a new word or is the space itself."""
 
     def digest(self) -> str:
         """`sha256:` of the kind and the pieces in order: equal for equal vocabularies, however they are stored."""

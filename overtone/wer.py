@@ -61,7 +61,7 @@ class AlignedWord:
     """One step of an alignment."""
 
     kind: Literal["equal", "substitute", "delete", "insert"]
-    """What happened to the reference word."""
+    """The edit of the reference word."""
 
     reference: str | None
     """The reference word; None where a word was inserted."""
@@ -80,11 +80,11 @@ def character_errors(reference: str, hypothesis: str) -> ErrorCounts:
     return _counts(list(" ".join(reference.split())), list(" ".join(hypothesis.split())))
 
 
-def alignment(reference: str, hypothesis: str) -> list[AlignedWord]:
-    """The words of both, aligned with as few edits as `word_errors` counts, in order."""
+def align_words(reference: str, hypothesis: str) -> list[AlignedWord]:
+    """Align the words of both with as few edits as `word_errors` counts; the steps in order."""
     expected, found = reference.split(), hypothesis.split()
     aligned: list[AlignedWord] = []
-    for step in Levenshtein.opcodes(*_numbered(expected, found)):
+    for step in Levenshtein.opcodes(*_number_symbols(expected, found)):
         old = expected[step.src_start : step.src_end]
         new = found[step.dest_start : step.dest_end]
         if step.tag == "delete":
@@ -122,7 +122,7 @@ def paired_difference_interval(
 ) -> tuple[float, float]:
     """The interval of (rate of a) - (rate of b), both over the same utterances, resampled together.
 
-    Wholly above 0: b is better. Raises UsageError where the two do not have the same number of utterances.
+    b is better where it lies wholly above 0. Raises UsageError where the two do not have the same number of utterances.
     """
     if len(a) != len(b):
         raise UsageError(f"Cannot pair {len(a)} with {len(b)} utterances; evaluate both on the same ones.")
@@ -136,15 +136,15 @@ def paired_difference_interval(
     return _interval(difference, len(a), level, resamples, seed)
 
 
-def _numbered(reference: Sequence[str], hypothesis: Sequence[str]) -> tuple[list[int], list[int]]:
-    """Both sequences as small numbers, equal where the symbols are: no hash can collide, none is random."""
+def _number_symbols(reference: Sequence[str], hypothesis: Sequence[str]) -> tuple[list[int], list[int]]:
+    """Both sequences as small numbers, equal where the symbols are equal: unlike hashes, they cannot collide."""
     numbers: dict[str, int] = {}
     first, second = ([numbers.setdefault(s, len(numbers)) for s in side] for side in (reference, hypothesis))
     return first, second
 
 
 def _counts(reference: Sequence[str], hypothesis: Sequence[str]) -> ErrorCounts:
-    tags = [step.tag for step in Levenshtein.editops(*_numbered(reference, hypothesis))]
+    tags = [step.tag for step in Levenshtein.editops(*_number_symbols(reference, hypothesis))]
     substitutions, deletions = tags.count("replace"), tags.count("delete")
     return ErrorCounts(
         substitutions=substitutions,
@@ -161,7 +161,7 @@ def _columns(counts: Sequence[ErrorCounts]) -> tuple[NDArray[np.int64], NDArray[
 
 
 def _rates(errors: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.float64]:
-    """As `ErrorCounts.rate`, for arrays."""
+    """`ErrorCounts.rate` of errors and lengths, arrays of any shape."""
     return np.where(lengths > 0, errors / np.maximum(lengths, 1), (errors > 0).astype(np.float64))
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from overtone import cli
+from overtone.adapters.kinds.registry import KINDS
 from overtone.checkpoints import load
 from overtone.checkpoints.load import save_model
 from overtone.config import Settings
@@ -54,6 +55,15 @@ def entries(name: str, count: int) -> list[dict[str, Any]]:
     return [{**(entry := json.loads(line)), "audio_filepath": str(PROMPTS / entry["audio_filepath"])} for line in lines]
 
 
+@pytest.fixture(autouse=True)
+def own_kinds_are_forgotten() -> Iterator[None]:
+    """What a page registers is known to that page alone."""
+    before = dict(KINDS)
+    yield
+    KINDS.clear()
+    KINDS.update(before)
+
+
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder to run a page in. Where the embedded base is not built, a small model stands in for it."""
@@ -80,7 +90,7 @@ def run_page(page: Path, *, only_python: bool = False) -> dict[str, Any]:
     namespace: dict[str, Any] = {"__name__": page.stem}
     for number, (language, text) in enumerate(blocks(page, *(("python",) if only_python else ("python", "console")))):
         if language == "python":
-            exec(compile(text, f"{page.name}[{number}]", "exec"), namespace)
+            exec(compile(text, f"{page.name}[{number}]", "exec", dont_inherit=True), namespace)
             continue
         for program, *words in commands(text):
             assert program == "overtone"
@@ -181,9 +191,7 @@ def test_links_lead_somewhere() -> None:
 
 
 def test_kinds_are_told_with_their_defaults() -> None:
-    from overtone.adapters.kinds.kinds import KINDS
-
     text = (ROOT / "docs/adapters.md").read_text("utf-8")
-    for kind in KINDS.values():
+    for kind in (known.kind for known in KINDS.values()):
         signature = ", ".join(f"{item.name}={item.default!r}".replace("'", '"') for item in dataclasses.fields(kind))
         assert f"| `{kind.__name__}` | `{signature}` |" in text

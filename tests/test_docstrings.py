@@ -42,6 +42,9 @@ BAD_SAMPLES: dict[str, tuple[str, str, str]] = {
         "def f(a: int, *, x: NDArray[np.float32] | None = None): ...",
         "'f' names no shape of its x",
     ),
+    "own word in a docstring": ("words", '"""The shelves of adapters."""', "'shelf': say adapter store"),
+    "own word in a name": ("words", "class TraineeModel: ...", "'trainee': say model"),
+    "own word of a function": ("words", "def at(door): ...", "'door': say server, endpoint"),
     "forward": ("shapes", "class A:\n    def forward(self, x: torch.Tensor): ...", "'A.forward' names no shape"),
 }
 
@@ -58,7 +61,7 @@ GOOD_SAMPLE = '''
 """Words of the field."""
 
 X = 1
-"""Seconds."""
+"""Seconds of `door`."""
 
 
 def one(): return 1

@@ -17,7 +17,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 EXPORTS = {
     "overtone.adapters.adapter_set": {"AdapterSet"},
-    "overtone.adapters.kinds.kinds": {"LinearAdapter", "LoraAdapter", "TinyAttentionAdapter"},
+    "overtone.adapters.kinds.linear": {"LinearAdapter"},
+    "overtone.adapters.kinds.lora": {"LoraAdapter"},
+    "overtone.adapters.kinds.registry": {"register_kind"},
+    "overtone.adapters.kinds.tiny_attention": {"TinyAttentionAdapter"},
     "overtone.adapters.strategies": {"ResidualAdd"},
     "overtone.audio.load": {"load_audio"},
     "overtone.checkpoints.load": {"load_model", "save_model"},

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from overtone.errors import UsageError
 from overtone.wer import (
     ErrorCounts,
-    alignment,
+    align_words,
     bootstrap_interval,
     character_errors,
     paired_difference_interval,
@@ -88,7 +88,7 @@ def test_counts_add_up() -> None:
 @settings(max_examples=200, deadline=None)
 @given(reference=texts, hypothesis=texts)
 def test_alignment_spells_both_sides(reference: str, hypothesis: str) -> None:
-    steps = alignment(reference, hypothesis)
+    steps = align_words(reference, hypothesis)
     assert [step.reference for step in steps if step.reference is not None] == reference.split()
     assert [step.hypothesis for step in steps if step.hypothesis is not None] == hypothesis.split()
     counts = word_errors(reference, hypothesis)

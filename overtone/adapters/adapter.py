@@ -1,25 +1,133 @@
-"""One adapter: a kind at named points, and what is known about it."""
+"""One adapter: a kind at named points, its parameters, and what is known about it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from functools import lru_cache
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from overtone.adapters.kinds.kinds import Kind, Tensors
-from overtone.adapters.point_adapter import PointAdapter, parameter_shapes, stack_rows, unstacked
+from overtone.adapters.kinds.base import Kind, Tensors
+from overtone.adapters.kinds.registry import known
 from overtone.adapters.points import Layers, Point, parse_layers, parse_modules
 from overtone.adapters.strategies import ResidualAdd
 from overtone.errors import AdapterError
+from overtone.nets.taps import Bottleneck
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 RESERVED = ("base", "none", "null")
+
+
+class PointAdapter(nn.Module):
+    """The parameters of one adapter at one point."""
+
+    def __init__(self, name: str, kind: Kind, point: Point, values: Tensors | None = None) -> None:
+        """values: parameters to take over, in which nothing is learnt; fresh ones unless given.
+
+        Raises AdapterError where the kind's parts are not what an adapter can hold.
+        """
+        super().__init__()
+        self.name = name
+        """Name of the adapter."""
+        self.kind = kind
+        self.point = point
+        self.derived: tuple[torch.dtype, list[int], Tensors] | None = None
+        """Parameters for inference, with their dtype and the version of the parameters that they come from."""
+        if values is None:
+            self.add_parts(kind.parts(point))
+        else:  # under their whole names, as if in the parts' modules: to make those takes longer than all the rest
+            self.training = False
+            self._parameters.update((key, nn.Parameter(own, requires_grad=False)) for key, own in values.items())
+
+    def add_parts(self, parts: Mapping[str, nn.Module | nn.Parameter]) -> None:
+        for name, part in parts.items():
+            if "." in name or hasattr(self, name):
+                raise AdapterError(f"{self.kind.name} adapter: a part cannot be called '{name}'; give it another name.")
+            setattr(self, name, part)
+        nested = any(len(list(module.children())) for module in self.children())
+        if nested or next(self.buffers(), None) is not None:
+            raise AdapterError(
+                f"{self.kind.name} adapter: each part is a parameter, or a module with parameters alone, without "
+                "modules inside and without buffers."
+            )
+
+    def train(self, mode: bool = True) -> Self:
+        """Between training and inference the derived parameters are forgotten: not every write leaves a trace."""
+        if mode != self.training:
+            self.derived = None
+        return super().train(mode)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The same as `named_parameters`, without its search: this is asked at every point of every forward."""
+        found: dict[str, Tensor] = {name: own for name, own in self._parameters.items() if own is not None}
+        for part, module in self._modules.items():
+            assert module is not None
+            found.update((f"{part}.{name}", own) for name, own in module._parameters.items() if own is not None)
+        return found
+
+    def version(self) -> list[int]:
+        """Numbers that change when a parameter does, quick to take; empty where none would tell."""
+        found: list[int] = []
+        for module in (self, *self._modules.values()):
+            assert module is not None
+            for own in module._parameters.values():
+                if own is not None:
+                    if own.is_inference():
+                        return []
+                    found += (own.data_ptr(), own._version)
+        return found
+
+    def inference_tensors(self, dtype: torch.dtype) -> Tensors:
+        """The parameters for a forward in which nothing is learnt, for a stream in `dtype`.
+
+        In a narrower dtype than their own they are derived, once for what the parameters are now.
+        """
+        derived, version = self.derived, self.version()
+        if derived is not None and derived[0] is dtype and derived[1] == version:
+            return derived[2]
+        tensors: Tensors = self.tensors()
+        if all(own.dtype.itemsize > dtype.itemsize for own in tensors.values()):
+            with torch.no_grad():
+                tensors = self.kind.prepare(tensors, dtype)
+            self.cache(dtype, tensors)
+        return tensors
+
+    def cache(self, dtype: torch.dtype, tensors: Tensors) -> None:
+        """Let `inference_tensors` give these as long as the parameters are seen to be what they are now."""
+        version = self.version()
+        if version:
+            self.derived = (dtype, version, tensors)
+
+    def bottleneck(self, dtype: torch.dtype) -> Bottleneck | None:
+        """The adapter for an engine outside of PyTorch, in `dtype`; None for a kind that has no such form."""
+        form = known(self.kind)
+        if form is None or form.bottleneck is None:
+            return None
+        return form.bottleneck(self.kind, self.inference_tensors(dtype), dtype)
+
+
+@lru_cache(maxsize=4096)
+def parameter_shapes(kind: Kind, point: Point) -> Mapping[str, torch.Size]:
+    """The shapes of a kind's parameters at a point, by name."""
+    with torch.device("meta"):
+        return {name: tensor.shape for name, tensor in PointAdapter("", kind, point).tensors().items()}
+
+
+def stack_rows(rows: Sequence[Tensors]) -> dict[str, Tensor]:
+    """The parameters of one kind, those of another adapter for each row: B times […] -> [B, …]."""
+    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def unstack(tensors: Tensors) -> list[dict[str, Tensor]]:
+    """The other way: each [N, …] -> N times […]."""
+    each = [tensor.unbind() for tensor in tensors.values()]
+    return [dict(zip(tensors, one, strict=True)) for one in zip(*each, strict=True)]
 
 
 class Adapter(nn.Module):
@@ -36,8 +144,10 @@ class Adapter(nn.Module):
         strategy: ResidualAdd,
         values: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """values: by the names of `tensors()`, parameters to be taken over by a sealed adapter; unless given they are
-        fresh. Raises AdapterError where one is missing, left over or of another shape."""
+        """values: by the names of `tensors()`, parameters for a frozen adapter; unless given they are fresh.
+
+        Raises AdapterError where one is missing, left over or of another shape.
+        """
         super().__init__()
         self.name = name
         self.kind = kind
@@ -48,16 +158,16 @@ class Adapter(nn.Module):
         """What the adapter was trained on and what it reached."""
         self.nemo: dict[str, Any] | None = None
         """Its configuration as NeMo wrote it, kept for writing back."""
-        self.sealed = False
-        """Whether its parameters stay as they are for good."""
-        self.packs: dict[tuple[torch.dtype, torch.device], Tensors | None] = {}
-        """What `pack` gave."""
+        self.frozen = False
+        """Whether its parameters are never written any more."""
+        self.stacks: dict[tuple[torch.dtype, torch.device], Tensors | None] = {}
+        """What `inference_stack` gave."""
         if values is None:
-            self.by_point = {point.name: PointAdapter(kind, point) for point in points}
+            self.by_point = {point.name: PointAdapter(name, kind, point) for point in points}
         else:
-            self.by_point = self.taken_over(points, values)
-            self.sealed = True
-        self.parts = nn.ModuleDict({key_of(name): part for name, part in self.by_point.items()})
+            self.by_point = self.hold(points, values)
+            self.frozen = True
+        self.parts = nn.ModuleDict({key_of(point): part for point, part in self.by_point.items()})
         self.training = self.parts.training = values is None
 
     @property
@@ -79,22 +189,23 @@ class Adapter(nn.Module):
         }
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Take over the values of `tensors()`; every key and shape must be there, and no other."""
-        if self.sealed:
-            raise AdapterError(f"Adapter '{self.name}' is sealed: its parameters stay as they are.")
+        """Copy values by the names of `tensors()`. Raises AdapterError where one is missing, left over or misshapen."""
+        if self.frozen:
+            raise AdapterError(f"Adapter '{self.name}' is frozen: its parameters stay as they are.")
         own = self.tensors()
         self.check_shapes({name: tensor.shape for name, tensor in own.items()}, tensors)
         with torch.no_grad():
             for name, tensor in tensors.items():
                 own[name].copy_(tensor)
 
-    def taken_over(self, points: list[Point], values: Mapping[str, Tensor]) -> dict[str, PointAdapter]:
+    def hold(self, points: list[Point], values: Mapping[str, Tensor]) -> dict[str, PointAdapter]:
+        """The adapter at each point with these values as its parameters, in float32."""
         shapes = {point: parameter_shapes(self.kind, point) for point in points}
         own = {f"{point.name}.{name}": size for point in points for name, size in shapes[point].items()}
         self.check_shapes(own, values)
         return {
             point.name: PointAdapter(
-                self.kind, point, {name: values[f"{point.name}.{name}"].float() for name in shapes[point]}
+                self.name, self.kind, point, {name: values[f"{point.name}.{name}"].float() for name in shapes[point]}
             )
             for point in points
         }
@@ -102,9 +213,10 @@ class Adapter(nn.Module):
     def check_shapes(self, own: Mapping[str, torch.Size], tensors: Mapping[str, Tensor]) -> None:
         """Raises AdapterError unless the tensors are those of the adapter's own names and shapes."""
         if own.keys() != tensors.keys():
+            missing, left = own.keys() - tensors.keys(), tensors.keys() - own.keys()
             raise AdapterError(
                 f"Adapter '{self.name}': the file's tensors are not the adapter's. "
-                f"Missing: {shown(own.keys() - tensors.keys())}. Left over: {shown(tensors.keys() - own.keys())}."
+                f"Missing: {list_names(missing)}. Left over: {list_names(left)}."
             )
         for name, shape in own.items():
             if tensors[name].shape != shape:
@@ -112,24 +224,24 @@ class Adapter(nn.Module):
                     f"Adapter '{self.name}': {name} has shape {list(tensors[name].shape)}, expected {list(shape)}."
                 )
 
-    def seal(self) -> None:
+    def freeze(self) -> None:
         """Promise that no parameter is written any more: forwards need not look whether one has been."""
         self.requires_grad_(False).eval()
-        self.sealed = True
+        self.frozen = True
 
-    def pack(self, dtype: torch.dtype, device: torch.device) -> Tensors | None:
-        """The parameters of all L points as they are quickest for a stream in `dtype`: each [L, …], in their order.
+    def inference_stack(self, dtype: torch.dtype, device: torch.device) -> Tensors | None:
+        """The parameters of all L points for inference in a stream of `dtype`: each [L, …], in the order of the points.
 
-        None where the adapter is not sealed, its points are not alike, or `dtype` is as wide as its parameters.
+        None where the adapter is not frozen, its points are not alike, or `dtype` is as wide as its parameters.
         """
-        if not self.sealed:
+        if not self.frozen:
             return None
         key = (dtype, device)
-        if key not in self.packs:
-            self.packs[key] = self.packed(dtype)
-        return self.packs[key]
+        if key not in self.stacks:
+            self.stacks[key] = self.stack_points(dtype)
+        return self.stacks[key]
 
-    def packed(self, dtype: torch.dtype) -> Tensors | None:
+    def stack_points(self, dtype: torch.dtype) -> Tensors | None:
         parts = list(self.by_point.values())
         rows = [part.tensors() for part in parts]
         shapes = [{name: row.shape for name, row in each.items()} for each in rows]
@@ -137,13 +249,13 @@ class Adapter(nn.Module):
         if not wide or any(each != shapes[0] for each in shapes):
             return None
         with torch.no_grad():
-            packed = self.kind.ready(stack_rows(rows), dtype)
-        for part, own in zip(parts, unstacked(packed), strict=True):  # kept once, not twice
-            part.keep(dtype, own)
-        return packed
+            stack = self.kind.prepare(stack_rows(rows), dtype)
+        for part, own in zip(parts, unstack(stack), strict=True):  # views of the stack: held once, not twice
+            part.cache(dtype, own)
+        return stack
 
     def digest(self) -> str:
-        """What the adapter is, whatever it is called."""
+        """SHA-256 of kind, settings, strategy and parameters; the name does not count."""
         return digest_of(self.kind, self.strategy, parameters_digest(self.tensors()))
 
     def parameter_count(self) -> int:
@@ -153,9 +265,11 @@ class Adapter(nn.Module):
 def digest_of(kind: Kind, strategy: ResidualAdd, parameters: str) -> str:
     """SHA-256 over kind, settings, strategy and the digest of the parameters.
 
-    Points and positions are told by the parameters' names: `auto` is what it came to be in this model.
+    Points show in the parameters' names, and so do some settings: what a position `auto` came to be in this model.
     """
-    settings = {name: value for name, value in asdict(kind).items() if name != "position"}  # type: ignore[call-overload]
+    form = known(kind)
+    shown = () if form is None else form.shown_in_parameters
+    settings = {name: value for name, value in asdict(kind).items() if name not in shown}  # type: ignore[call-overload]
     meaning = [kind.name, settings, asdict(strategy), parameters]
     return f"sha256:{hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()}"
 
@@ -170,16 +284,17 @@ def parameters_digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def key_of(point: str) -> str:
-    """Module names hold no dots, names of points no slashes."""
+    """The key of a point in a ModuleDict: keys hold no dots, names of points no slashes."""
     return point.replace(".", "/")
 
 
-def shown(names: set[str]) -> str:
+def list_names(names: set[str]) -> str:
     listed = sorted(names)
     return "none" if not listed else ", ".join(listed[:5]) + (f" … {len(listed)} in all" if len(listed) > 5 else "")
 
 
 def check_name(name: str) -> str:
+    """The name itself. Raises AdapterError where an adapter cannot be called so."""
     if not NAME.fullmatch(name) or name in RESERVED:
         raise AdapterError(
             f"'{name}' cannot be an adapter's name. Allowed: letters, digits, '.', '_' and '-', "
@@ -189,7 +304,10 @@ def check_name(name: str) -> str:
 
 
 def choose_points(points: list[Point], kind: Kind, *, modules: str, layers: Layers) -> list[Point]:
-    """The points of the named modules and layers where the kind acts; every module must have one."""
+    """The points of the named modules and layers where the kind acts.
+
+    Raises AdapterError for unknown modules and layers, and where a module has no point for the kind.
+    """
     wanted = parse_modules(modules, {point.module for point in points})
     numbers = [point.layer for point in points if point.layer is not None]
     chosen_layers = parse_layers(layers, max(numbers, default=-1) + 1)

@@ -13,15 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from overtone.adapters.adapter import Adapter, check_name, choose_points, key_of
-from overtone.adapters.kinds.kinds import Kind
+from overtone.adapters.kinds.base import Kind
+from overtone.adapters.kinds.registry import check_kind
 from overtone.adapters.points import Layers, Point, collect_points
-from overtone.adapters.selection import Choice, Observer, Selection
+from overtone.adapters.selection import BASE, Choice, Observer, Selection
 from overtone.adapters.storage import BaseIdentity, StoredAdapter, read_folder, write_folder
 from overtone.adapters.strategies import ResidualAdd
-from overtone.backends.openvino.adapters import bottleneck_at
-from overtone.backends.openvino.encoder import Bottleneck
 from overtone.errors import AdapterError, did_you_mean
-from overtone.nets.layers import TapContext
+from overtone.nets.taps import NO_CHAINS, Chains, TapContext
 
 FILE_CHOICE = "@file"
 NOTHING: Mapping[int, Selection] = MappingProxyType({})
@@ -29,37 +28,34 @@ in_use: ContextVar[Mapping[int, Selection]] = ContextVar("overtone_adapters_in_u
 """The selection of every adapter set that is in a `use` block, by the identity of the set."""
 
 
-def slot(name: str) -> str:
+def held_key(name: str) -> str:
     """The key of an adapter in `held`: no dots, and none of the words that nn.ModuleDict uses itself (`train`)."""
     return f"/{key_of(name)}"
 
 
-class Socket:
-    """What is plugged into a tap: the adapters' place at one point."""
+class PointPlug:
+    """The place of a model's adapters at one point, plugged into its tap."""
 
     def __init__(self, adapters: AdapterSet, point: str) -> None:
         self.adapters = adapters
         self.point = point
 
-    def __call__(self, x: Tensor, y: Tensor, context: TapContext) -> Tensor:
+    def __call__(self, x: Tensor, y: Tensor, context: TapContext, *, in_place: bool = False) -> Tensor:
+        """x [B, T, in_width], y [B, T, out_width] -> [B, T, out_width]."""
         selection = self.adapters.selection
-        return y if selection is None else selection.apply(self.point, x, y, context)
-
-    def onto(self, x: Tensor, y: Tensor, context: TapContext) -> Tensor:
-        """The same for a `y` that nobody else holds: it may be written to."""
-        selection = self.adapters.selection
-        return y if selection is None else selection.apply(self.point, x, y, context, spare=True)
+        if selection is None or selection.is_base:
+            return y
+        return selection.apply(self.point, x, y, context, in_place=in_place)
 
     def acts(self) -> bool:
-        """Whether any row uses an adapter with a place here: fast paths fuse what nothing acts in."""
+        """Whether any row uses an adapter with a place here."""
         selection = self.adapters.selection
-        return selection is not None and selection.acts_at(self.point)
+        return selection is not None and not selection.is_base and selection.acts_at(self.point)
 
-    def bottleneck(self, rows: int, dtype: torch.dtype) -> Bottleneck:
-        """What acts here on a batch of so many rows, for an engine that computes it outside of PyTorch."""
+    def chains(self, rows: int) -> Chains:
+        """The adapters of every row. Raises AdapterError where the choice is for another number of rows."""
         selection = self.adapters.selection
-        assert selection is not None, "asked only where `acts`"
-        return bottleneck_at(selection, self.point, rows, dtype)
+        return NO_CHAINS if selection is None else selection.chains_at(self.point, rows)
 
 
 class AdapterSet(nn.Module):
@@ -87,7 +83,7 @@ class AdapterSet(nn.Module):
         """What tells this model's base from another; the model sets it."""
         for name, (point, tap) in collect_points(model).items():
             self.points[name] = point
-            tap.plug = Socket(self, name)
+            tap.plug = PointPlug(self, name)
 
     @property
     def names(self) -> list[str]:
@@ -124,8 +120,7 @@ class AdapterSet(nn.Module):
         `modules`: encoder, decoder, joint, or several joined by `+`. `layers`: all, last:8, first:2 or numbers.
         Raises AdapterError where the name is taken or malformed, or the kind lands nowhere.
         """
-        if not hasattr(kind, "acts_at"):
-            raise AdapterError(f"{kind!r} is no kind of adapter; give one such as LinearAdapter(dim=32).")
+        check_kind(kind)
         self.check_free(name)
         chosen = choose_points(list(self.points.values()), kind, modules=modules, layers=layers)
         adapter = Adapter(
@@ -136,8 +131,8 @@ class AdapterSet(nn.Module):
         self.insert(adapter)
         return adapter
 
-    def sealed(self, name: str, stored: StoredAdapter) -> Adapter:
-        """What a folder holds as a sealed adapter that computes with the folder's own tensors; `insert` adds it.
+    def make_frozen(self, name: str, stored: StoredAdapter) -> Adapter:
+        """A frozen adapter that computes with the tensors of a folder themselves; `insert` adds it.
 
         Raises AdapterError where the tensors are not what the description says.
         """
@@ -158,7 +153,7 @@ class AdapterSet(nn.Module):
     def insert(self, adapter: Adapter) -> None:
         """Raises AdapterError where its name is taken."""
         self.check_free(adapter.name)
-        self.held[slot(adapter.name)] = self.by_name[adapter.name] = adapter
+        self.held[held_key(adapter.name)] = self.by_name[adapter.name] = adapter
 
     def check_free(self, name: str) -> None:
         if name in self:
@@ -166,7 +161,7 @@ class AdapterSet(nn.Module):
 
     def remove(self, name: str) -> None:
         self[name]
-        del self.held[slot(name)], self.by_name[name]
+        del self.held[held_key(name)], self.by_name[name]
         self.file_choice = tuple(kept for kept in self.file_choice if kept != name)
 
     def parameters_of(self, name: str) -> list[nn.Parameter]:
@@ -188,7 +183,10 @@ class AdapterSet(nn.Module):
             choice = self.resolved(choice)
         elif choice is not None:
             choice = [self.resolved(row) for row in choice]
-        selection = Selection(dict(self.by_name), choice, form=self.form, observe=observe)
+        if choice is None and observe is None:
+            selection = BASE
+        else:
+            selection = Selection(dict(self.by_name), choice, form=self.form, observe=observe)
         token = in_use.set({**in_use.get(), id(self): selection})
         try:
             yield selection

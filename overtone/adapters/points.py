@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from overtone.errors import AdapterError, did_you_mean
-from overtone.nets.layers import Place, Position, Tap
+from overtone.nets.taps import Place, Position, Tap
 
 MODULES = ("encoder", "decoder", "joint")
 LAYER = re.compile(r"^encoder\.(?:layers|encoder)\.(\d+)\.")

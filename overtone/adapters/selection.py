@@ -9,11 +9,12 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
-from overtone.adapters.adapter import Adapter
-from overtone.adapters.kinds.kinds import Kind, LinearAdapter, Tensors
-from overtone.adapters.point_adapter import PointAdapter, stack_rows, unstacked
+from overtone.adapters.adapter import Adapter, PointAdapter, stack_rows, unstack
+from overtone.adapters.kinds.base import Kind, Tensors
+from overtone.adapters.kinds.registry import known
 from overtone.errors import AdapterError, did_you_mean
-from overtone.nets.layers import TapContext, recomputing
+from overtone.nets.layers import recomputing
+from overtone.nets.taps import Chains, TapContext
 
 BATCHES_KEPT = 4
 """So many stacks of parameters stay, each of a batch or of a part of one, for the next of the same adapters."""
@@ -73,13 +74,15 @@ class Selection:
                 self.rows = chains
         self.penalties: list[Tensor] = []
         self.used = frozenset(name for chain in (self.rows or (self.chain,)) for name in chain)
-        self.unsealed = [name for name in self.used if not self.adapters[name].sealed]
+        self.is_base = not self.used and self.row_count is None
+        """Whether no adapter acts, on a batch of any size."""
+        self.trainable = [name for name in self.used if not self.adapters[name].frozen]
         """Those of which some may be in training."""
         self.stages: dict[frozenset[str], list[Stage]] = {}
         """By the adapters that act at a point; they do not change, and are the same at most points."""
         self.grouped: dict[object, list[Group]] = {}
-        self.packed: dict[object, Mapping[str, Tensors] | None] = {}
-        """By group, dtype and device: by point, the parameters of sealed adapters that share their points."""
+        self.stacked: dict[object, Mapping[str, Tensors] | None] = {}
+        """By group, dtype and device: by point, the parameters of frozen adapters that share their points."""
         self.narrowed: dict[tuple[int, ...], tuple[TapContext, TapContext]] = {}
         """By rows: the last whole context, and what of it these rows need; the same at all points of a forward."""
 
@@ -104,21 +107,21 @@ class Selection:
         penalties, self.penalties = self.penalties, []
         return torch.stack(penalties).sum() if penalties else torch.zeros(())
 
-    def apply(self, point: str, x: Tensor, y: Tensor, context: TapContext, *, spare: bool = False) -> Tensor:
+    def apply(self, point: str, x: Tensor, y: Tensor, context: TapContext, *, in_place: bool = False) -> Tensor:
         """`y` [B, T, D] with every row's own chain applied at the point; rows without one are untouched.
 
-        spare: nobody else holds `y`, and where nothing is learnt it may be written to.
+        in_place: nobody else holds `y`, and where nothing is learnt the sum may take its place.
         """
-        spare = spare and not torch.is_grad_enabled()
+        in_place = in_place and not torch.is_grad_enabled()
         self.check_rows(y.size(0))
         if point not in self.present:
             return y
         if self.rows is None:
             for name in self.acting(self.chain, point):
-                y = self.add(point, name, x, y, context, spare=spare)
+                y = self.add(point, name, x, y, context, in_place=in_place)
             return y
         for stage in self.stages_at(point):
-            y = self.apply_stage(point, stage, x, y, context, spare=spare)
+            y = self.apply_stage(point, stage, x, y, context, in_place=in_place)
         return y
 
     def check_rows(self, rows: int) -> None:
@@ -138,6 +141,18 @@ class Selection:
                 for number in range(max(map(len, chains)))
             ]
         return self.stages[present]
+
+    def chains_at(self, point: str, rows: int) -> Chains:
+        """The adapters of every row at the point. Raises AdapterError where the choice is for other rows."""
+        self.check_rows(rows)
+        stages = self.stages_at(point)
+        by_row = zip(*(stage.names for stage in stages), strict=True)
+        return Chains(
+            by_row=tuple(
+                tuple(self.adapters[name].at(point) for name in chain if name is not None) for chain in by_row
+            ),
+            observed=self.observe is not None,
+        )
 
     def acts_at(self, point: str) -> bool:
         """Whether any row uses an adapter with a place at the point."""
@@ -159,7 +174,7 @@ class Selection:
         return tuple(name for name in chain if point in self.adapters[name])
 
     def apply_stage(
-        self, point: str, stage: Stage, x: Tensor, y: Tensor, context: TapContext, *, spare: bool
+        self, point: str, stage: Stage, x: Tensor, y: Tensor, context: TapContext, *, in_place: bool
     ) -> Tensor:
         """At most one adapter a row; adapters of one kind share their products in the stacked form."""
         outcome: list[Tensor] | None = None
@@ -170,13 +185,13 @@ class Selection:
                 x_rows, y_rows = x.index_select(0, group.index), y.index_select(0, group.index)
                 context_rows = self.narrow(context, group)
             if group.alike:
-                result = self.add(point, group.names[0], x_rows, y_rows, context_rows, spare=spare)
+                result = self.add(point, group.names[0], x_rows, y_rows, context_rows, in_place=in_place)
             else:
-                result = self.add_stacked(point, group, x_rows, y_rows, context_rows, spare=spare)
+                result = self.add_stacked(point, group, x_rows, y_rows, context_rows, in_place=in_place)
             if group.index is None:
                 return result
             if len(groups) == 1:
-                return y.index_copy_(0, group.index, result) if spare else y.index_copy(0, group.index, result)
+                return y.index_copy_(0, group.index, result) if in_place else y.index_copy(0, group.index, result)
             outcome = outcome or list(y.unbind(0))
             for row, value in zip(group.rows, result.unbind(0), strict=True):
                 outcome[row] = value
@@ -205,15 +220,15 @@ class Selection:
     def single(self) -> frozenset[str]:
         """The adapters that are not computed together with others of their kind: all, or those in training."""
         if self.form == "stacked" or (self.form == "auto" and not torch.is_grad_enabled()):
-            return frozenset(name for name in self.unsealed if self.adapters[name].training)
+            return frozenset(name for name in self.trainable if self.adapters[name].training)
         return self.used
 
-    def add(self, point: str, name: str, x: Tensor, y: Tensor, context: TapContext, *, spare: bool) -> Tensor:
+    def add(self, point: str, name: str, x: Tensor, y: Tensor, context: TapContext, *, in_place: bool) -> Tensor:
         adapter = self.adapters[name]
         part = adapter.at(point)
         tensors = self.tensors_of(part, y.dtype)
         if self.observe is None and not (adapter.training or part.training):
-            return summed(part.kind, tensors, x, y, context, spare=spare)
+            return summed(part.kind, tensors, x, y, context, in_place=in_place)
         whole = working(y, tensors)
         delta = part.kind.delta(tensors, x, whole, context, part.training)
         if adapter.training:
@@ -227,38 +242,42 @@ class Selection:
 
     def tensors_of(self, part: PointAdapter, dtype: torch.dtype) -> Tensors:
         """As they are where something may be learnt, else as they are quickest for a stream in `dtype`."""
-        return part.tensors() if part.training or torch.is_grad_enabled() else part.ready(dtype)
+        return part.tensors() if part.training or torch.is_grad_enabled() else part.inference_tensors(dtype)
 
     def add_stacked(
-        self, point: str, group: Group, x: Tensor, y: Tensor, context: TapContext, *, spare: bool
+        self, point: str, group: Group, x: Tensor, y: Tensor, context: TapContext, *, in_place: bool
     ) -> Tensor:
         kind = self.adapters[group.names[0]].kind
-        packed = None if torch.is_grad_enabled() else self.packed_rows(group, y)
-        tensors = self.stacked_rows(point, group.names, y) if packed is None else packed[point]
+        at_once = None if torch.is_grad_enabled() else self.stacked_points(group, y)
+        tensors = self.stacked_rows(point, group.names, y) if at_once is None else at_once[point]
         if self.observe is None:
-            return summed(kind, tensors, x, y, context, spare=spare)
+            return summed(kind, tensors, x, y, context, in_place=in_place)
         delta = kind.delta(tensors, x, working(y, tensors), context, False)
         for row, name in enumerate(group.names):
             self.observe(point, name, y[row : row + 1], delta[row : row + 1])
         return joined(y, delta)
 
     def stacked_rows(self, point: str, names: Sequence[str], y: Tensor) -> Tensors:
-        """The parameters of each row's adapter at one point, each [B, …]."""
+        """The parameters of each row's adapter at one point, each [B, …], for a stream like `y` [B, T, D]."""
         each = {name: self.tensors_of(self.adapters[name].at(point), y.dtype) for name in names}
         return stack_rows([each[name] for name in names])
 
-    def packed_rows(self, group: Group, y: Tensor) -> Mapping[str, Tensors] | None:
-        """The same for all points at once, for adapters that are sealed and have the same ones; else None."""
+    def stacked_points(self, group: Group, y: Tensor) -> Mapping[str, Tensors] | None:
+        """The same for all points at once, for adapters that are frozen and have the same ones; else None."""
         key = (group, y.dtype, y.device)
-        if key not in self.packed:
+        if key not in self.stacked:
             adapters = tuple(self.adapters[name] for name in group.names)
             points = adapters[0].by_point.keys()
             alike = all(
-                adapter.by_point.keys() == points and adapter.pack(y.dtype, y.device) is not None
+                adapter.by_point.keys() == points and adapter.inference_stack(y.dtype, y.device) is not None
                 for adapter in set(adapters)
             )
-            self.packed[key] = packed_together(adapters, y.dtype, y.device) if alike else None
-        return self.packed[key]
+            self.stacked[key] = stack_adapters(adapters, y.dtype, y.device) if alike else None
+        return self.stacked[key]
+
+
+BASE = Selection({}, None)
+"""The choice of no adapter, on any number of rows."""
 
 
 def group_of(rows: Sequence[int], names: Sequence[str | None], device: torch.device) -> Group:
@@ -268,21 +287,22 @@ def group_of(rows: Sequence[int], names: Sequence[str | None], device: torch.dev
 
 
 @lru_cache(maxsize=BATCHES_KEPT)
-def packed_together(
+def stack_adapters(
     adapters: tuple[Adapter, ...], dtype: torch.dtype, device: torch.device
 ) -> dict[str, dict[str, Tensor]]:
-    """By point, the parameters of each row's adapter, each [B, …]; for sealed ones, which stay as they are.
+    """By point, the parameters of each row's adapter, each [B, …]; for frozen adapters.
 
-    What has been removed since is held for so many stacks more.
+    An adapter that has been removed since is held for so many stacks more.
     """
-    packs = [pack for pack in (adapter.pack(dtype, device) for adapter in adapters) if pack is not None]
-    stacks = {name: torch.stack([pack[name] for pack in packs], dim=1) for name in packs[0]}  # [L, B, …]
-    return dict(zip(adapters[0].points, unstacked(stacks), strict=True))
+    each = [stack for stack in (adapter.inference_stack(dtype, device) for adapter in adapters) if stack is not None]
+    stacks = {name: torch.stack([stack[name] for stack in each], dim=1) for name in each[0]}  # [L, B, …]
+    return dict(zip(adapters[0].points, unstack(stacks), strict=True))
 
 
-def summed(kind: Kind, tensors: Tensors, x: Tensor, y: Tensor, context: TapContext, *, spare: bool) -> Tensor:
+def summed(kind: Kind, tensors: Tensors, x: Tensor, y: Tensor, context: TapContext, *, in_place: bool) -> Tensor:
     """y + delta where nothing is learnt and nobody looks at the delta."""
-    together = kind.added(tensors, y, spare=spare) if isinstance(kind, LinearAdapter) else None
+    form = known(kind)
+    together = None if form is None or form.added is None else form.added(kind, tensors, y, in_place)
     return joined(y, kind.delta(tensors, x, working(y, tensors), context, False)) if together is None else together
 
 

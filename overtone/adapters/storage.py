@@ -16,7 +16,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from overtone.adapters.adapter import Adapter, digest_of, parameters_digest
-from overtone.adapters.kinds.kinds import KINDS, Kind
+from overtone.adapters.kinds.base import Kind
+from overtone.adapters.kinds.registry import KINDS
 from overtone.adapters.points import Layers
 from overtone.adapters.strategies import ResidualAdd
 from overtone.errors import AdapterError, did_you_mean
@@ -55,12 +56,11 @@ def write_folder(adapter: Adapter, folder: Path, identity: BaseIdentity, *, over
     """Both files appear together, or what was there before stays."""
     if (folder / DESCRIPTION).exists() and not overwrite:
         raise AdapterError(f"{folder} holds an adapter already. Choose another folder, or remove it first.")
-    kind = dataclasses.asdict(adapter.kind)  # type: ignore[call-overload]
     description = {
         "format": FORMAT,
         "name": adapter.name,
         "kind": adapter.kind.name,
-        adapter.kind.name: {key: list(value) if isinstance(value, tuple) else value for key, value in kind.items()},
+        adapter.kind.name: plain(dataclasses.asdict(adapter.kind)),  # type: ignore[call-overload]
         "modules": adapter.modules_text,
         "layers": adapter.layers if isinstance(adapter.layers, str | int) else [int(layer) for layer in adapter.layers],
         "strategy": dataclasses.asdict(adapter.strategy),
@@ -225,12 +225,14 @@ def read_strategy(folder: Path, description: dict[str, Any]) -> ResidualAdd:
 
 
 def read_kind(folder: Path, description: dict[str, Any]) -> Kind:
+    """The kind with its settings. Raises AdapterError for one that is not registered, and for settings it lacks."""
     name = description["kind"]
     if name not in KINDS:
         raise AdapterError(
-            f"{folder / DESCRIPTION}: kind '{name}' is unknown.{did_you_mean(name, KINDS)} Known: {', '.join(KINDS)}."
+            f"{folder / DESCRIPTION}: kind '{name}' is unknown.{did_you_mean(name, KINDS)} Known: {', '.join(KINDS)}. "
+            "Somebody's own kind has to be registered first: import its class and call overtone.register_kind(CLASS)."
         )
-    kind: Kind = read_fields(folder, KINDS[name], description.get(name, {}))
+    kind: Kind = read_fields(folder, KINDS[name].kind, description.get(name, {}))
     return kind
 
 
@@ -246,6 +248,11 @@ def read_fields(folder: Path, settings: type, values: Any) -> Any:
                 f"Known: {', '.join(known)}."
             )
     try:
-        return settings(**values)
+        return settings(**{name: hashable(value) for name, value in values.items()})
     except TypeError as error:
         raise AdapterError(f"{folder / DESCRIPTION}: {error}") from error
+
+
+def hashable(value: Any) -> Any:
+    """A list as a tuple: settings are hashable, and YAML has no tuples."""
+    return tuple(map(hashable, value)) if isinstance(value, list) else value

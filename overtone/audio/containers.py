@@ -1,7 +1,7 @@
-"""Audio containers read by FFmpeg (PyAV): the kinds that are accepted, and the sound of a file as blocks of samples.
+"""The sound of container files, decoded by FFmpeg (PyAV) to blocks of samples.
 
-A file's kind is told by its first bytes, and FFmpeg gets exactly that demuxer: nothing is probed, so that no playlist,
-script or picture is ever opened. It sees one file object, no paths and no addresses.
+FFmpeg gets the demuxer of the kind that the first bytes tell: nothing is probed, so that no playlist, script or picture
+is ever opened. It sees one file object, no paths and no addresses.
 Legend: S samples, C channels.
 """
 
@@ -15,10 +15,11 @@ from collections.abc import Iterator
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, NamedTuple, Protocol
+from typing import IO, TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 
+from overtone.audio.kinds import FLAC, MP3, OGG, Kind
 from overtone.audio.pcm import Block, Samples
 from overtone.errors import AudioError
 
@@ -28,132 +29,35 @@ if TYPE_CHECKING:
     from av.audio.stream import AudioStream
     from av.packet import Packet
 
-HEADER_BYTES = 16
-"""They tell every kind from the others."""
-MOST_TRACKS = 64
-"""Tracks of an MP4 file. Each costs FFmpeg memory, whatever the file's size."""
 ALLOCATION_BYTES = 128 * 2**20
 """FFmpeg may allocate so much at once: the index of 30 hours of AAC. Headers of a few bytes ask for gigabytes."""
 RUN_UP_SECONDS = 1.0
 """Decoded and dropped before the first wanted sample after a jump: lossy codecs need what lies before."""
+READ_BYTES = 1 << 16
+"""FFmpeg reads so many bytes of a file at once."""
 LONGEST_PAGE = 1 << 16
 """Bytes of an Ogg page."""
 PROBE_BYTES = 4096
 """FFmpeg looks at so many bytes of packets before it says what a file holds."""
 
 
-class Kind(NamedTuple):
-    """A kind of container."""
-
-    name: str
-    """What messages call it."""
-    demuxer: str
-    """FFmpeg's name."""
-    streams: bool = False
-    """Whether it is decoded while its bytes come, from anybody. The others need the whole file, and are read from
-    disk only: their demuxers unpack compressed tags of any size."""
-    jumps: bool = False
-    """Whether the timestamps after a jump are exact."""
-    is_lossless: bool = False
-    """Whether a packet that cannot be decoded is an error; lossy codecs go on with the next one."""
-
-
-MP3 = Kind("MP3", "mp3", streams=True, jumps=True)
-FLAC = Kind("FLAC", "flac", streams=True, jumps=True, is_lossless=True)
-OGG = Kind("Ogg", "ogg", streams=True, jumps=True)
-MP4 = Kind("MP4", "mov", streams=True, jumps=True)
-AAC = Kind("AAC", "aac", streams=True)
-WAV = Kind("WAV", "wav")
-MAGIC: tuple[tuple[int, bytes, Kind], ...] = (
-    (0, b"fLaC", FLAC),
-    (0, b"OggS", OGG),
-    (0, b"\x1aE\xdf\xa3", Kind("WebM/Matroska", "matroska", streams=True)),
-    (0, b"#!AMR", Kind("AMR", "amr", streams=True)),
-    *((4, box, MP4) for box in (b"ftyp", b"moov", b"mdat", b"wide")),
-    *((0, riff, WAV) for riff in (b"RIFF", b"RF64", b"RIFX")),
-    (0, b"riff\x2e\x91\xcf\x11", Kind("Wave64", "w64", is_lossless=True)),
-    (8, b"AIFF", Kind("AIFF", "aiff", is_lossless=True)),
-    (8, b"AIFC", Kind("AIFF", "aiff")),
-    (0, b".snd", Kind("AU", "au", is_lossless=True)),
-    (0, b"caff", Kind("CAF", "caf")),
-    (0, b"NIST_1A", Kind("SPHERE", "nistsphere")),
-    (0, b"Creative Voice", Kind("VOC", "voc")),
-    (0, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", Kind("ASF/WMA", "asf")),
-)
-"""Position and bytes that tell the kind of a file."""
-
-CODECS = frozenset(
-    "aac aac_latm ac3 eac3 adpcm_g722 adpcm_ima_qt adpcm_ima_wav adpcm_ms alac amrnb amrwb flac g722 gsm gsm_ms mp2 mp2float mp3 "
-    "mp3float opus vorbis wmapro wmav1 wmav2 wmavoice libopencore_amrnb libopencore_amrwb pcm_alaw pcm_mulaw pcm_u8 "
-    "pcm_s8 pcm_s16le pcm_s16be pcm_s24le pcm_s24be pcm_s32le pcm_s32be pcm_f32le pcm_f32be pcm_f64le pcm_f64be".split()
+CODECS = (
+    "aac,ac3,adpcm_g722,adpcm_ima_qt,adpcm_ima_wav,adpcm_ms,alac,amrnb,amrwb,eac3,flac,gsm,gsm_ms,mp2,mp2float,mp3,"
+    "mp3float,opus,pcm_alaw,pcm_f32be,pcm_f32le,pcm_f64be,pcm_f64le,pcm_mulaw,pcm_s16be,pcm_s16le,pcm_s24be,pcm_s24le,"
+    "pcm_s32be,pcm_s32le,pcm_s8,pcm_u8,vorbis,wmapro,wmav1,wmav2,wmavoice"
 )
 """FFmpeg's decoders that may run."""
 OPTIONS = {
-    "codec_whitelist": ",".join(sorted(CODECS)),
+    "codec_whitelist": CODECS,
     "protocol_whitelist": "",
     "probesize": str(PROBE_BYTES),
 }
 
 
-def kind_of(start: bytes | bytearray, *, headerless: bool = False) -> Kind | None:
-    """The kind of container that begins so; None where it is none of ours.
-
-    headerless: the audio may be plain samples, which can begin with the bytes of an MP3 or AAC frame.
-    """
-    for position, magic, kind in MAGIC:
-        if start[position : position + len(magic)] == magic and (kind is not WAV or start[8:12] == b"WAVE"):
-            return kind
-    if not headerless and len(start) >= 4 and start[0] == 0xFF:
-        if start[1] & 0xF6 == 0xF0:  # layer 0: ADTS
-            return AAC
-        is_frame = start[1] & 0xE6 == 0xE2 and start[1] & 0x18 != 0x08
-        if is_frame and start[2] >> 4 not in (0, 15) and start[2] & 0x0C != 0x0C:
-            return MP3
-    return None
-
-
-def tag_bytes(start: bytes | bytearray) -> int:
-    """Bytes of the ID3 tag that `start` begins with, 0 where there is none.
-
-    Tags are skipped here: FFmpeg would unpack compressed ones, a gigabyte from a megabyte.
-    """
-    if start[:3] != b"ID3" or len(start) < 10 or max(start[6:10]) > 0x7F:
-        return 0
-    size = start[6] << 21 | start[7] << 14 | start[8] << 7 | start[9]
-    return 10 + size + (10 if start[5] & 0x10 else 0)
-
-
-def mp4_is_streamable(start: bytes | bytearray) -> bool | None:
-    """Whether the description of an MP4 file comes before its samples; None where `start` does not tell yet.
-
-    Raises AudioError for more tracks than a recording has.
-    """
-    position = 0
-    while len(start) >= position + 16:
-        size, kind = struct.unpack_from(">I4s", start, position)
-        if size == 1:
-            (size,) = struct.unpack_from(">Q", start, position + 8)
-        if kind == b"moov" and size >= 8:
-            if len(start) < position + size:
-                return None
-            check_tracks(start[position : position + size])
-            return True
-        if kind == b"mdat" or size < 8:
-            return False
-        position += size
-    return None
-
-
-def check_tracks(data: bytes | bytearray) -> None:
-    """Raises AudioError for an MP4 file with more tracks than a recording has."""
-    if data.count(b"trak") > MOST_TRACKS:
-        raise AudioError(f"The MP4 file has more than {MOST_TRACKS} tracks.")
-
-
 class Readable(Protocol):
     """A file as FFmpeg sees it."""
 
-    def read(self, size: int = ..., /) -> bytes:
+    def read(self, size: int, /) -> bytes:
         """The next bytes, none at the end."""
 
     def seek(self, offset: int, whence: int = ..., /) -> int:
@@ -197,6 +101,9 @@ class Track:
 
     def seconds(self) -> float:
         """Seconds of sound, counted over the packets of the whole file. Raises AudioError."""
+        rate = self._stream.codec_context.sample_rate
+        if self._time_base * rate > 1 and self._codec.name != "libopus":  # durations are rounded, by 1 % and more
+            return sum(frame.samples / frame.sample_rate for frame in self._frames())
         ticks = skipped = 0
         for index, packet in enumerate(self._packets()):
             ticks += ctypes.c_int32(packet.duration or 0).value  # FFmpeg lets a last one be negative
@@ -205,9 +112,9 @@ class Track:
             if index == 0 and not before:
                 ticks += min(0, packet.pts or 0)  # a codec's first packet that gives no samples
         if ticks > 0:
-            return float(ticks * self._time_base) - skipped / self._stream.codec_context.sample_rate
+            return float(ticks * self._time_base) - skipped / rate
         self._open()
-        return sum(len(block.samples) / block.rate for block in self.blocks())
+        return sum(frame.samples / frame.sample_rate for frame in self._frames())
 
     def _open(self) -> None:
         import av
@@ -216,17 +123,22 @@ class Track:
             if self._file.seekable():
                 self._file.seek(0)
             self._container = av.open(
-                self._file, format=self.kind.demuxer, options=OPTIONS, metadata_errors="replace", buffer_size=1 << 16
+                self._file,
+                "r",
+                format=self.kind.demuxer,
+                options=OPTIONS,
+                metadata_errors="replace",
+                buffer_size=READ_BYTES,
             )
         except Exception as error:  # what PyAV raises for damaged files shares no base
-            raise self._damaged(error) from error
+            raise self._error(error) from error
         tracks = self._container.streams.audio
         if not tracks:
             raise AudioError(f"The {self.kind.name} file holds no sound.", fault="unsupported")
         self._stream = tracks[0]
         self._time_base = self._stream.time_base or Fraction(1)
-        codec = self._stream.codec_context
-        if codec is None or codec.name not in CODECS:
+        codec = cast("AudioCodecContext | None", self._stream.codec_context)
+        if codec is None or codec.name not in CODECS.split(","):
             name = "unknown" if codec is None else codec.name
             raise AudioError(f"The coding of the {self.kind.name} file ({name}) is not supported.", fault="unsupported")
         self._codec = libopus(codec, self._time_base) if codec.name == "opus" else codec
@@ -258,11 +170,11 @@ class Track:
                 seconds = float((packet.pts or 0) * self._time_base)
                 yield packet
         except Exception as error:
-            raise self._damaged(error, seconds) from error
+            raise self._error(error, seconds) from error
 
     def _frames(self) -> Iterator[AudioFrame]:
         """The frames that are left. Raises AudioError."""
-        end, first_error, page = 0.0, None, VorbisPage()
+        end, page = 0.0, VorbisPage()
         for packet in self._packets():
             try:
                 if self.kind is OGG:
@@ -270,30 +182,29 @@ class Track:
                 frames = self._codec.decode(packet)
             except Exception as error:
                 if self.kind.is_lossless:
-                    raise self._damaged(error, end) from error
-                first_error = first_error or error
+                    raise self._error(error, end) from error
                 continue
             for frame in frames:
                 page.note(frame)
-                end = (frame.time or 0.0) + frame.samples / frame.sample_rate
+                begin, length = frame.time or 0.0, frame.samples / frame.sample_rate
+                if self.kind is FLAC and end and abs(begin - end) > length / 2:  # FFmpeg leaves out damaged frames
+                    raise self._error("it is damaged", end)
+                end = begin + length
                 yield frame
         if not end:
-            raise self._damaged(first_error or ValueError("nothing in it can be decoded"))
+            raise self._error("nothing in it can be decoded")
         whole = float((self._stream.duration or 0) * self._time_base)
         if self.kind is FLAC and end < whole - 1e-4:
-            raise self._damaged(ValueError(f"it is cut short, after {end:.3f} s of {whole:.3f} s"))
+            raise self._error(f"it is cut short, {whole - end:.3f} s are missing", end)
 
-    def _damaged(self, error: Exception, seconds: float = 0.0) -> AudioError:
-        """The error of ours for one of FFmpeg's, which came after so many seconds of sound."""
-        import av
-
-        if isinstance(error, AudioError):
-            return error
-        if isinstance(error, av.FFmpegError):
-            reason = f"it is damaged after {seconds:.3f} s" if seconds else "nothing in it can be decoded"
-        else:
-            reason = str(error) or type(error).__name__
-        return AudioError(f"The {self.kind.name} audio cannot be decoded: {reason}.")
+    def _error(self, reason: str | Exception, seconds: float = 0.0) -> AudioError:
+        """The error for a reason, or an error of FFmpeg's, that came after so many seconds of sound."""
+        if isinstance(reason, AudioError):
+            return reason
+        if isinstance(reason, Exception):
+            reason = "it is damaged" if seconds else "nothing in it can be decoded"
+        where = f" after {seconds:.3f} s" if seconds else ""
+        return AudioError(f"The {self.kind.name} audio cannot be decoded: {reason}{where}.")
 
 
 def libopus(codec: AudioCodecContext, time_base: Fraction) -> AudioCodecContext:
@@ -378,7 +289,7 @@ def is_chained(file: Readable) -> bool:
     first = file.read(18)[14:18]
     end = file.seek(0, os.SEEK_END)
     file.seek(max(0, end - LONGEST_PAGE))
-    last = file.read().rpartition(b"OggS")[2][10:14]
+    last = file.read(LONGEST_PAGE).rpartition(b"OggS")[2][10:14]
     file.seek(place)
     return first != last
 

@@ -8,19 +8,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from overtone.errors import ConfigError, UsageError, did_you_mean
+from overtone.audio.mel import (
+    analysis_window,
+    check_flag,
+    check_pad_to,
+    check_preemphasis,
+    fft_length,
+    mel_filter_bank,
+    read_log_zero_guard,
+    read_normalization,
+    require_equal,
+    require_finite,
+    require_one_of,
+    require_positive_integers,
+    whole_samples,
+)
+from overtone.errors import UsageError
 
 STD_FLOOR = 1e-5
 """Added to every standard deviation before the division."""
 
-WINDOWS = ("hann", "hamming", "blackman", "bartlett", "none")
-NORMALIZATIONS = ("per_feature", "all_features", "NA")
 LOG_ZERO_GUARDS = ("add", "clamp")
 FRAMES_PER_BLOCK = 1024
 """Frames transformed at once: windowed samples and spectrum take a few megabytes, however long the audio."""
@@ -77,25 +88,25 @@ class LogMel(nn.Module):
         mel_norm: str | None = "slaney",
     ) -> None:
         super().__init__()
-        _require_positive_integers(sample_rate=sample_rate, features=features)
-        _require_finite(dither=dither, pad_value=pad_value, magnitude_power=magnitude_power, at_least=None)
-        _require_finite(dither=dither, magnitude_power=magnitude_power, at_least=0.0)
+        require_positive_integers(sample_rate=sample_rate, features=features)
+        require_finite(dither=dither, pad_value=pad_value, magnitude_power=magnitude_power, at_least=None)
+        require_finite(dither=dither, magnitude_power=magnitude_power, at_least=0.0)
         self.sample_rate = sample_rate
-        self.hop_length = _samples("window_stride", window_stride, sample_rate)
-        self.window_length = _samples("window_size", window_size, sample_rate)
-        self.n_fft = _fft_length(n_fft, self.window_length)
+        self.hop_length = whole_samples("window_stride", window_stride, sample_rate)
+        self.window_length = whole_samples("window_size", window_size, sample_rate)
+        self.n_fft = fft_length(n_fft, self.window_length)
         self.features = features
-        self.preemphasis = _checked_preemphasis(preemphasis)
-        self.log = _checked_flag("log", log)
-        self.log_zero_guard_type = _one_of("log_zero_guard_type", log_zero_guard_type, LOG_ZERO_GUARDS)
-        self.log_zero_guard = _log_zero_guard(log_zero_guard_value)
+        self.preemphasis = check_preemphasis(preemphasis)
+        self.log = check_flag("log", log)
+        self.log_zero_guard_type = require_one_of("log_zero_guard_type", log_zero_guard_type, LOG_ZERO_GUARDS)
+        self.log_zero_guard = read_log_zero_guard(log_zero_guard_value)
         self.dither = float(dither)
-        self.pad_to = _checked_pad_to(pad_to)
+        self.pad_to = check_pad_to(pad_to)
         self.pad_value = float(pad_value)
         self.magnitude_power = float(magnitude_power)
-        _only("frame_splicing", frame_splicing, 1)
-        _only("exact_pad", exact_pad, False)
-        self.normalize, fixed_mean, fixed_std = _normalization(normalize, features)
+        require_equal("frame_splicing", frame_splicing, 1)
+        require_equal("exact_pad", exact_pad, False)
+        self.normalize, fixed_mean, fixed_std = read_normalization(normalize, features)
 
         bank = mel_filter_bank(
             sample_rate=sample_rate,
@@ -105,7 +116,7 @@ class LogMel(nn.Module):
             high_frequency=high_frequency,
             norm=mel_norm,
         )
-        self.register_buffer("window", _window(window, self.window_length))
+        self.register_buffer("window", analysis_window(window, self.window_length))
         self.register_buffer("fb", bank.unsqueeze(0))
         self.register_buffer("fixed_mean", fixed_mean, persistent=False)
         self.register_buffer("fixed_std", fixed_std, persistent=False)
@@ -185,162 +196,3 @@ class LogMel(nn.Module):
         # A single frame has no deviation: its features are 0, as in NeMo.
         deviation = (centred.square().sum(axes, keepdim=True) / max(count - 1, 1)).sqrt_()
         return centred.div_(deviation.add_(STD_FLOOR))
-
-
-def mel_filter_bank(
-    *,
-    sample_rate: int,
-    n_fft: int,
-    features: int,
-    low_frequency: float = 0.0,
-    high_frequency: float | None = None,
-    norm: str | None = "slaney",
-) -> Tensor:
-    """Triangular filters [F, n_fft/2 + 1] float32, even on Slaney's mel scale (Auditory Toolbox, 1998)."""
-    high = high_frequency or sample_rate / 2
-    _require_finite(low_frequency=low_frequency, high_frequency=high, at_least=0.0)
-    if not low_frequency < high <= sample_rate / 2:
-        raise ConfigError(
-            f"low_frequency {low_frequency} and high_frequency {high} do not fit {sample_rate} Hz audio: "
-            f"low_frequency < high_frequency <= {sample_rate / 2:g} is needed."
-        )
-    if norm not in ("slaney", None):
-        raise ConfigError(f"mel_norm {norm!r} is not supported; use 'slaney' or null.")
-    bins = np.fft.rfftfreq(n_fft, 1 / sample_rate)
-    edges = _mel_to_hertz(np.linspace(_hertz_to_mel(low_frequency), _hertz_to_mel(high), features + 2))
-    widths = np.diff(edges)
-    slopes = edges[:, None] - bins[None, :]
-    rising = -slopes[:-2] / widths[:-1, None]
-    falling = slopes[2:] / widths[1:, None]
-    bank = np.maximum(0.0, np.minimum(rising, falling))
-    if norm == "slaney":
-        bank *= (2.0 / (edges[2:] - edges[:-2]))[:, None]
-    return torch.from_numpy(bank.astype(np.float32))
-
-
-# Slaney's scale: linear below 1000 Hz (200/3 Hz a mel), then logarithmic (6.4-fold in 27 mels).
-_HERTZ_PER_MEL = 200.0 / 3.0
-_KNEE_HERTZ = 1000.0
-_KNEE_MEL = _KNEE_HERTZ / _HERTZ_PER_MEL
-_LOG_STEP = math.log(6.4) / 27.0
-
-
-def _hertz_to_mel(hertz: float) -> float:
-    if hertz < _KNEE_HERTZ:
-        return hertz / _HERTZ_PER_MEL
-    return _KNEE_MEL + math.log(hertz / _KNEE_HERTZ) / _LOG_STEP
-
-
-def _mel_to_hertz(mel: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    return np.where(mel < _KNEE_MEL, mel * _HERTZ_PER_MEL, _KNEE_HERTZ * np.exp(_LOG_STEP * (mel - _KNEE_MEL)))
-
-
-def _window(name: str, length: int) -> Tensor:
-    """The analysis window [length], symmetric."""
-    _one_of("window", name, WINDOWS)
-    if name == "none":
-        return torch.ones(length)
-    functions = {
-        "hann": torch.hann_window,
-        "hamming": torch.hamming_window,
-        "blackman": torch.blackman_window,
-        "bartlett": torch.bartlett_window,
-    }
-    return functions[name](length, periodic=False, dtype=torch.float32)
-
-
-def _normalization(
-    normalize: str | Mapping[str, Sequence[float]] | None, features: int
-) -> tuple[str, Tensor | None, Tensor | None]:
-    """The kind of normalisation and, for `fixed`, mean and deviation [F, 1]."""
-    if not normalize or normalize in ("none", "None", "null"):
-        return "NA", None, None
-    if not isinstance(normalize, Mapping):
-        return _one_of("normalize", normalize, NORMALIZATIONS), None, None
-    if set(normalize) != {"fixed_mean", "fixed_std"}:
-        raise ConfigError(
-            f"normalize holds the keys {sorted(map(str, normalize))}; fixed_mean and fixed_std are needed."
-        )
-    tensors = []
-    for key in ("fixed_mean", "fixed_std"):
-        try:
-            values = torch.tensor([float(value) for value in normalize[key]])
-        except (TypeError, ValueError):
-            raise ConfigError(f"normalize.{key} must be a list of {features} numbers.") from None
-        if values.shape != (features,) or not bool(values.isfinite().all()):
-            raise ConfigError(f"normalize.{key} has {values.numel()} values; {features} finite numbers are needed.")
-        tensors.append(values.unsqueeze(1))
-    if bool((tensors[1] == 0).any()):
-        raise ConfigError("normalize.fixed_std holds a zero; features cannot be divided by it.")
-    return "fixed", tensors[0], tensors[1]
-
-
-def _samples(key: str, seconds: float, sample_rate: int) -> int:
-    """Seconds cut to whole samples."""
-    _require_finite(**{key: seconds}, at_least=0.0)
-    samples = int(seconds * sample_rate)
-    if samples < 1:
-        raise ConfigError(f"{key} is {seconds} s, less than one sample at {sample_rate} Hz.")
-    return samples
-
-
-def _fft_length(n_fft: int | None, window_length: int) -> int:
-    if n_fft is None or n_fft == 0:
-        return int(2 ** math.ceil(math.log2(window_length)))
-    _require_positive_integers(n_fft=n_fft)
-    if n_fft < window_length:
-        raise ConfigError(f"n_fft is {n_fft}, shorter than the window of {window_length} samples (window_size).")
-    return n_fft
-
-
-def _log_zero_guard(value: float | str) -> float:
-    named = {"tiny": torch.finfo(torch.float32).tiny, "eps": torch.finfo(torch.float32).eps}
-    if isinstance(value, str):
-        return named[_one_of("log_zero_guard_value", value, named)]
-    _require_finite(log_zero_guard_value=value, at_least=0.0)
-    return float(value)
-
-
-def _checked_preemphasis(preemphasis: float | None) -> float | None:
-    if preemphasis is None:
-        return None
-    _require_finite(preemphasis=preemphasis, at_least=None)
-    return float(preemphasis)
-
-
-def _checked_pad_to(pad_to: Any) -> int:
-    if isinstance(pad_to, bool) or not isinstance(pad_to, int) or pad_to < 0:
-        raise ConfigError(f"pad_to {pad_to!r} is not supported; give a number of frames, 0 for no padding.")
-    return pad_to
-
-
-def _checked_flag(key: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ConfigError(f"{key} is {value!r}; use true or false.")
-    return value
-
-
-def _only(key: str, value: object, supported: object) -> None:
-    if value != supported:
-        raise ConfigError(f"{key} {value!r} is not supported; only {supported!r} is.")
-
-
-def _one_of(key: str, value: object, allowed: Mapping[str, float] | Sequence[str]) -> str:
-    if not isinstance(value, str) or value not in allowed:
-        hint = did_you_mean(str(value), allowed)
-        raise ConfigError(f"{key} {value!r} is not supported; use one of {', '.join(allowed)}.{hint}")
-    return value
-
-
-def _require_positive_integers(**values: Any) -> None:
-    for key, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ConfigError(f"{key} is {value!r}; a positive whole number is needed.")
-
-
-def _require_finite(*, at_least: float | None, **values: Any) -> None:
-    for key, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise ConfigError(f"{key} is {value!r}; a finite number is needed.")
-        if at_least is not None and value < at_least:
-            raise ConfigError(f"{key} is {value!r}; {at_least:g} or more is needed.")

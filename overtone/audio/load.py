@@ -19,7 +19,8 @@ from typing import IO, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from overtone.audio.containers import HEADER_BYTES, MP3, WAV, FileView, Track, kind_of, tag_bytes
+from overtone.audio.containers import FileView, Track
+from overtone.audio.kinds import HEADER_BYTES, MP3, WAV, kind_of, tag_bytes
 from overtone.audio.pcm import BLOCK, EMPTY, Block, Resampler, WavLayout, decode_samples, join_blocks, read_wav_layout
 from overtone.errors import AudioError, DataError
 
@@ -112,7 +113,9 @@ class AudioReader:
         self._held, self._first = held[max(0, first - begin) :], max(begin, min(first, end))
         if not self._held.size:
             ends = self.offset + end / self.sample_rate
-            raise DataError(f"{self.path}: the recording ends after {ends:.3f} s; {self.offset + start:g} s is past it.")
+            raise DataError(
+                f"{self.path}: the recording ends after {ends:.3f} s; {self.offset + start:g} s is past it."
+            )
         return self._held if last is None else self._held[: last - first]
 
     def close(self) -> None:

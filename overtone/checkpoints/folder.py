@@ -18,7 +18,7 @@ from torch import Tensor
 
 from overtone.adapters.adapter import Adapter
 from overtone.adapters.storage import DESCRIPTION
-from overtone.checkpoints.nemo.adapters import adapter_config, has_nemo_form, kind_of, nemo_modules
+from overtone.checkpoints.nemo.adapters import adapter_config, has_nemo_form, nemo_modules, read_kind
 from overtone.checkpoints.nemo.archive import LIMITS, plain_name
 from overtone.checkpoints.nemo.config import NemoAdapter, translate
 from overtone.checkpoints.nemo.model import (
@@ -195,7 +195,7 @@ def _nemo_form(adapter: Adapter, entry: NemoAdapter, source: str) -> dict[str, A
     """What the configuration says of an adapter; of one that has taken another's place, only whether it is enabled."""
     own = NemoAdapter(name=adapter.name, modules=nemo_modules(adapter), config=adapter_config(adapter))
     same_place = (own.modules or "encoder") == (entry.modules or "encoder")
-    told = entry if same_place and kind_of(own, source) == kind_of(entry, source) else own
+    told = entry if same_place and read_kind(own, source) == read_kind(entry, source) else own
     return {"modules": told.modules, "enabled": entry.enabled, "config": dict(told.config)}
 
 

@@ -1,4 +1,7 @@
-"""The `overtone` command: one room for each of its commands, everything heavy imported when a command runs.
+"""The `overtone` command: one module for each of its commands, everything heavy imported when a command runs.
+
+The module of a command has its help as docstring, EXAMPLES for the help's end, `add_arguments`, and `run`, which
+returns the exit code.
 
 Exit codes: 0 done, 1 done with failures that were reported, 2 a mistake in the call or its input, 130 interrupted,
 143 ended by SIGTERM.
@@ -12,9 +15,9 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from overtone import __version__
 from overtone.cli.arguments import CommandParser
 from overtone.errors import OvertoneError, UsageError, did_you_mean
+from overtone.version import __version__
 
 COMMANDS = {
     "demo": "adapt the embedded model to telephone prompts, and see what changed and what did not",
@@ -30,7 +33,7 @@ COMMANDS = {
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
 CLOSED_PIPE = 141
-"""What a shell reports of a program that ended because nobody read its output any more (128 + SIGPIPE)."""
+"""The exit code of a program that ended because nobody read its output any more (128 + SIGPIPE)."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(words: Sequence[str]) -> int:
-    """The same, with every mistake as an OvertoneError."""
+    """Run a command line and return its exit code. Raises OvertoneError, a UsageError for no command."""
     if not words or words[0] in ("-h", "--help", "help"):
         print(overview())
         return 0
@@ -78,7 +81,7 @@ def run(words: Sequence[str]) -> int:
 
 
 def overview() -> str:
-    """What `overtone --help` says."""
+    """The text of `overtone --help`."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items()]
     return "\n".join(
@@ -95,5 +98,6 @@ def overview() -> str:
 
 
 def complain(message: str, code: int) -> int:
+    """Print an error and return the exit code."""
     print(f"overtone: error: {message}", file=sys.stderr)
     return code

@@ -1,4 +1,4 @@
-"""How a command's words are read, and the options that several commands share."""
+"""Parser of a command's words, and the options that several commands share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Options and words in any order; a mistake is a UsageError of one line."""
+    """A parser that takes options and words in any order, and raises UsageError of one line for a mistake."""
 
     def __init__(self, prog: str, description: str | None = None, epilog: str | None = None) -> None:
         super().__init__(
@@ -34,12 +34,13 @@ class CommandParser(argparse.ArgumentParser):
         return found
 
     def error(self, message: str) -> NoReturn:
+        """Raises UsageError with the message and a hint to `--help`."""
         text = message if message.endswith((".", "?")) else f"{message}."
         raise UsageError(f"{text[0].upper()}{text[1:]} `{self.prog} --help` shows what is possible.")
 
 
 def number(*, above: float | None = None, at_least: float | None = None) -> Callable[[str], float]:
-    """A reader of numbers within limits."""
+    """An argument type: a number within limits."""
 
     def read(text: str) -> float:
         try:
@@ -70,7 +71,7 @@ def add_computing(parser: argparse.ArgumentParser) -> None:
 
 
 def add_windows(parser: argparse.ArgumentParser) -> None:
-    """How long recordings are cut, and how much is computed at once."""
+    """`--window`, `--overlap` and `--batch-seconds`."""
     parser.add_argument(
         "--window",
         type=number(above=0),

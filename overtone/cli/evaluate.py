@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 FILES = ("report.html", "evaluation.json")
 
 ACCELERATORS = {"auto": "auto", "cpu": "cpu", "gpu": "cuda", "cuda": "cuda", "mps": "mps"}
-"""What `trainer.accelerator` may be -> `--device`."""
+"""`trainer.accelerator` in NeMo's words -> `--device`."""
 
 EXAMPLES = """examples:
   overtone evaluate adapted.nemo test.json general.json --output report
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def by_words(arguments: argparse.Namespace) -> Evaluation:
-    """`overtone evaluate MODEL MANIFEST…`"""
+    """Evaluate as `overtone evaluate MODEL MANIFEST…` says. Raises UsageError where one of them is missing."""
     words = arguments.words
     settings = [word for word in words if is_override(word)]
     if settings:
@@ -71,7 +71,7 @@ def by_words(arguments: argparse.Namespace) -> Evaluation:
 
 
 def by_settings(arguments: argparse.Namespace) -> Evaluation:
-    """NeMo's `eval_asr_adapter.py`, with the program's name swapped."""
+    """Evaluate by the settings of NeMo's `eval_asr_adapter.py`. Raises UsageError where `--adapter` is given too."""
     from overtone.config import manifest_paths
 
     settings = read_settings(arguments, arguments.words, "evaluate")
@@ -103,6 +103,7 @@ def device_of(accelerator: str) -> str:
 def measure(
     arguments: argparse.Namespace, source: str, manifests: list[str], adapters: list[str] | None, *, dtype: str
 ) -> Evaluation:
+    """Evaluate a model and its adapters on manifests, which are all read before the model is loaded."""
     with importing():
         from overtone.cli.models import choose, load
         from overtone.evaluation.evaluate import evaluate, read_references
@@ -125,6 +126,7 @@ def measure(
 
 
 def show(evaluation: Evaluation, arguments: argparse.Namespace) -> None:
+    """Print the table or JSON, and write the report where one was asked for."""
     from overtone.evaluation.report.writer import print_table, write_html, write_json
 
     if arguments.json:
@@ -137,5 +139,5 @@ def show(evaluation: Evaluation, arguments: argparse.Namespace) -> None:
 
 
 def report_files(arguments: argparse.Namespace) -> list[Path]:
-    """Page and data, where they were asked for."""
+    """The paths of page and data; none unless they were asked for."""
     return [Path(arguments.output) / name for name in FILES] if arguments.output else []

@@ -1,4 +1,4 @@
-"""What a model or an adapter is made of: architecture, parameters, points, adapters, fingerprint, card."""
+"""Contents of a model or an adapter: architecture, parameters, points, adapters, fingerprint, card."""
 
 from __future__ import annotations
 

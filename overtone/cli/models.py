@@ -95,7 +95,7 @@ def _load_folder(model: AsrModel, folder: Path) -> str:
 def _load_file(model: AsrModel, path: Path) -> list[str]:
     """Load the adapters that a file of NeMo has enabled, or its only one, named as those of folders are."""
     from overtone.adapters.adapter import digest_of, parameters_digest
-    from overtone.checkpoints.nemo.adapters import add_nemo_adapter, hosts_in, kind_of, own_tensors, read_adapters_pt
+    from overtone.checkpoints.nemo.adapters import add_nemo_adapter, hosts_in, own_tensors, read_adapters_pt, read_kind
 
     stored = read_adapters_pt(path)
     chosen = [adapter for adapter in stored if adapter.described.enabled or len(stored) == 1]
@@ -107,7 +107,7 @@ def _load_file(model: AsrModel, path: Path) -> list[str]:
         )
     names = []
     for adapter in chosen:
-        kind, strategy = kind_of(adapter.described, str(path))
+        kind, strategy = read_kind(adapter.described, str(path))
         hosts = hosts_in(model, adapter, str(path))
         tensors = own_tensors(model, kind, adapter.described, hosts, str(path))
         name = _place_for(model, adapter.name, digest_of(kind, strategy, parameters_digest(tensors)))

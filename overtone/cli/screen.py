@@ -14,20 +14,21 @@ WIDE = 120
 """Columns of a table that is written to a file or a pipe."""
 
 Progress = Callable[[float, float], None]
-"""Called with how much is done, and of how much."""
+"""A function of the amount that is done and the whole amount."""
 
 
 def note(text: str) -> None:
+    """Print a line on standard error."""
     print(text, file=sys.stderr, flush=True)
 
 
 def shares_terminal_with_results(output: object) -> bool:
-    """Whether results scroll by on the terminal, where a bar would get in their way."""
+    """True if results scroll by on the terminal, where a bar would get in their way."""
     return output is None and sys.stdout.isatty()
 
 
 def results_console() -> Console:
-    """Where tables go: standard output, as wide as the terminal, or wide enough."""
+    """The console for tables: standard output, as wide as the terminal or else wide enough."""
     from rich.console import Console
 
     return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=WIDE)

@@ -1,7 +1,7 @@
 """One base and many adapters at work: Riva's gRPC interface, OpenAI's HTTP interface and Riva's realtime sessions.
 
 Every request chooses its own adapter by the model's name: `base+medical`, or just `medical`. The folder of adapters
-is watched: what lands in it is in service a moment later. A signal (Ctrl-C) ends the server once what runs is done."""
+is watched: a new adapter is in service a moment later. A signal (Ctrl-C) ends the server once what runs is done."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PACKAGES = {
     "python_multipart": "python-multipart",
     "prometheus_client": "prometheus-client",
 }
-"""What the extra `overtone[serve]` installs, by the name that is imported."""
+"""Packages of the extra `overtone[serve]`, by the name that is imported."""
 
 EXAMPLES = """examples:
   overtone serve --demo
@@ -160,14 +160,14 @@ def run(arguments: argparse.Namespace) -> int:
         load_demo(model, demo)
     handler = set_up_logs(arguments.log)
     try:
-        finished = serve(settings, model=model, started=tell)
+        finished = serve(settings, model=model, started=note_addresses)
     finally:
         take_down(handler)
     return 0 if finished else 1
 
 
 def check_installed() -> None:
-    """Raises UsageError, naming what is missing of the extra."""
+    """Raises UsageError, naming the packages of the extra that are missing."""
     missing = [distribution for module, distribution in PACKAGES.items() if not is_installed(module)]
     if missing:
         raise UsageError(
@@ -214,7 +214,7 @@ def settings_of(arguments: argparse.Namespace) -> ServerSettings:
 
 
 def demo_adapter(folder: str) -> Path:
-    """The folder of the adapter that a run of `overtone demo` kept as its best. Raises UsageError."""
+    """Folder of the best adapter of a run of `overtone demo`. Raises UsageError."""
     candidates = [Path(folder)] if folder else sorted(Path().glob(DEMO_FOLDERS), key=age)
     for candidate in candidates:
         found = sorted(path.parent for path in candidate.glob(DEMO_ADAPTERS))
@@ -226,7 +226,7 @@ def demo_adapter(folder: str) -> Path:
 
 
 def age(path: Path) -> float:
-    """The newest first."""
+    """Sort key: the newest first."""
     return -path.stat().st_mtime
 
 
@@ -240,9 +240,10 @@ def load_demo(model: object, folder: Path) -> None:
         raise UsageError(f"The demo's adapter does not fit this model: {error}") from error
 
 
-def tell(server: Server, addresses: Addresses) -> None:
-    base = server.reception.base
-    entries = server.shelf.names()
+def note_addresses(server: Server, addresses: Addresses) -> None:
+    """Print the adapters and addresses of a started server."""
+    base = server.service.base
+    entries = server.store.names()
     usable = [entry.name for entry in entries if entry.state != "refused"]
     for entry in entries:
         if entry.state == "refused":

@@ -8,14 +8,26 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from overtone.cli.arguments import ADAPTER_HELP
 from overtone.startup import importing
+from overtone.text_table import columns
+
+if TYPE_CHECKING:
+    from overtone.evaluation.verify import AdapterProof, Check, PointEffect, Verification
 
 EXAMPLES = """examples:
   overtone verify adapted.nemo
   overtone verify base.nemo --adapter runs/medical/best recordings/
 Without audio, a few embedded telephone prompts are heard."""
+
+
+LINES_OF_POINTS = 20
+"""More points than these are shown in groups that leave out the layer's number."""
+LAYER = re.compile(r"\.\d+\.")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +40,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     with importing():
         from overtone.cli.models import choose, load
-        from overtone.cli.verify_text import as_text
         from overtone.evaluation.verify import verify
 
     model = load(arguments.model, "cpu")
@@ -36,3 +47,60 @@ def run(arguments: argparse.Namespace) -> int:
     found = verify(model, arguments.audio or None, adapters=[choice for choice in choices if choice] or None)
     print(json.dumps(found.to_json(), indent=2, ensure_ascii=False) if arguments.json else as_text(found))
     return 0 if found.passed else 1
+
+
+def as_text(found: Verification) -> str:
+    """The verification for a terminal."""
+    lines = [
+        f"{found.model or 'Model'} on {found.recordings} recordings ({found.seconds:.1f} s), in float32",
+        f"fingerprint {found.fingerprint}",
+    ]
+    for proof in found.adapters:
+        lines += ["", *proof_lines(proof)]
+    lines += ["", "base", *check_lines(found.checks), "", verdict(found)]
+    return "\n".join(lines)
+
+
+def proof_lines(proof: AdapterProof) -> list[str]:
+    """One adapter: its effects, its changes with examples, its checks."""
+    lines = [proof.adapter, *effect_lines(proof.effects)]
+    lines.append(
+        f"  log-probabilities change by {proof.mean_change:.3g} on average, {proof.largest_change:.3g} at most; "
+        f"the likeliest symbol on {100 * proof.symbols_changed:.1f} % of frames"
+    )
+    lines.append(f"  {proof.texts_changed} recordings are read differently" + (":" if proof.examples else ""))
+    for example in proof.examples:
+        rows = [("base", example.base or "(nothing)"), (proof.adapter, example.adapted or "(nothing)")]
+        lines += [f"    {example.recording}", *columns(rows, indent="      ")]
+    return [*lines, *check_lines(proof.checks)]
+
+
+def effect_lines(effects: Sequence[PointEffect]) -> list[str]:
+    """Each point and the size of what is added there, beside what it is added to."""
+    if not effects:
+        return ["  applied nowhere"]
+    head = ("point", "rows", "size of what is added")
+    if len(effects) <= LINES_OF_POINTS:
+        rows = [(effect.point, str(effect.applied), f"{100 * effect.relative_change:.3g} %") for effect in effects]
+        return columns([head, *rows], right=(1, 2))
+    groups: dict[str, list[PointEffect]] = {}
+    for effect in effects:
+        groups.setdefault(LAYER.sub(".*.", effect.point), []).append(effect)
+    rows = []
+    for pattern, members in groups.items():
+        sizes = [100 * effect.relative_change for effect in members]
+        span = f"{min(sizes):.3g} … {max(sizes):.3g} %"
+        rows.append((f"{pattern} ({len(members)} points)", str(members[0].applied), span))
+    return columns([head, *rows], right=(1, 2))
+
+
+def check_lines(checks: Sequence[Check]) -> list[str]:
+    return columns([("PASS" if check.passed else "FAIL", check.name, check.detail) for check in checks])
+
+
+def verdict(found: Verification) -> str:
+    """One sentence on all checks."""
+    failed = [check for check in found.all_checks if not check.passed]
+    if not failed:
+        return f"All {len(found.all_checks)} checks passed."
+    return f"{len(failed)} of {len(found.all_checks)} checks FAILED: {'; '.join(check.name for check in failed)}."

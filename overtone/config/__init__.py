@@ -38,6 +38,7 @@ from overtone.config.settings import (
     LoraSettings,
     ModelSettings,
     OptimSettings,
+    OwnKindSettings,
     PrefixCacheSettings,
     ScheduleSettings,
     Settings,
@@ -45,7 +46,7 @@ from overtone.config.settings import (
     StrategySettings,
     TinyAttentionSettings,
 )
-from overtone.config.targets import DDP_TARGETS, attention_position, attention_target
+from overtone.config.targets import DDP_TARGETS
 from overtone.errors import did_you_mean
 
 __all__ = [
@@ -66,6 +67,7 @@ __all__ = [
     "ModelSettings",
     "NoiseSettings",
     "OptimSettings",
+    "OwnKindSettings",
     "PrefixCacheSettings",
     "ReverberationSettings",
     "ScheduleSettings",
@@ -78,8 +80,6 @@ __all__ = [
     "TinyAttentionSettings",
     "TrainerSettings",
     "WhiteNoiseSettings",
-    "attention_position",
-    "attention_target",
     "load_settings",
     "manifest_paths",
     "quoted",

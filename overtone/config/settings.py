@@ -86,7 +86,18 @@ class LoraSettings:
     adapter_strategy: StrategySettings = section(StrategySettings)
 
 
-KindSettings = LinearSettings | TinyAttentionSettings | LoraSettings
+@dataclass(frozen=True, kw_only=True)
+class OwnKindSettings:
+    """A kind of the user's own, given in Python: no configuration can name it."""
+
+    target: str = field(default="", metadata={"key": "_target_"})
+    """Module and name of its class, for the record."""
+    kind: Any = None
+    """The kind itself."""
+    adapter_strategy: StrategySettings = section(StrategySettings)
+
+
+KindSettings = LinearSettings | TinyAttentionSettings | LoraSettings | OwnKindSettings
 KIND_SETTINGS: dict[str, type[KindSettings]] = {
     "linear": LinearSettings,
     "tiny_attn": TinyAttentionSettings,

@@ -51,17 +51,3 @@ KINDS_BY_TARGET: dict[str, str] = {
     **dict.fromkeys(LORA_TARGETS, "lora"),
 }
 """`_target_` of an adapter's section -> name of the kind."""
-
-
-def attention_position(target: str) -> str:
-    """Which positions an attention adapter uses: `rel_pos`, `abs_pos`, or `auto`, which follows the model."""
-    if target in RELATIVE_ATTENTION_TARGETS:
-        return "rel_pos"
-    return "abs_pos" if target in ABSOLUTE_ATTENTION_TARGETS else "auto"
-
-
-def attention_target(position: str) -> str:
-    """The `_target_` of an attention adapter with these positions; the inverse of `attention_position`."""
-    if position == "rel_pos":
-        return RELATIVE_ATTENTION_TARGETS[0]
-    return ABSOLUTE_ATTENTION_TARGETS[0] if position == "abs_pos" else OWN_ATTENTION_TARGET

@@ -1,4 +1,4 @@
-"""What a model or a stored adapter is made of, as plain data and as text."""
+"""Contents of a model or a stored adapter, as plain data and as text."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from overtone.adapters.adapter import Adapter
-from overtone.adapters.kinds.kinds import KINDS, Kind
+from overtone.adapters.kinds.base import Kind
+from overtone.adapters.kinds.registry import KINDS
 from overtone.adapters.points import Layers, Point
 from overtone.adapters.storage import DESCRIPTION, count_parameters, described_digest, read_description, read_kind
 from overtone.checkpoints.load import load_model
-from overtone.checkpoints.nemo.adapters import StoredNemoAdapter, kind_of, read_adapters_pt
+from overtone.checkpoints.nemo.adapters import StoredNemoAdapter, read_adapters_pt
+from overtone.checkpoints.nemo.adapters import read_kind as read_nemo_kind
 from overtone.errors import UsageError
 from overtone.models.asr_model import AsrModel
 from overtone.models.parts import PARTS, complete
@@ -36,10 +38,10 @@ class AdapterInspection:
     modules: str
     layers: str | int | list[int]
     points: list[str]
-    """Where it acts; hosts of the model for a file of NeMo, which names no points."""
+    """The points where it acts; numbered hosts for a file of NeMo, which names no points."""
     parameters: int
     digest: str | None
-    """SHA-256 of its values; None where the file does not tell."""
+    """SHA-256 of its values; None where the file has none."""
     base_fingerprint: str | None
     tokenizer_digest: str | None
     card: dict[str, Any]
@@ -54,7 +56,7 @@ class AdaptersInspection:
 
     source: str
     bytes: int
-    """On disk."""
+    """Size on disk."""
     adapters: tuple[AdapterInspection, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -92,16 +94,16 @@ class ModelInspection:
     source: str
     name: str
     bytes: int | None
-    """On disk; None for a model in memory."""
+    """Size on disk; None for a model in memory."""
     architecture: str
     parameters: int
-    """Of the base."""
+    """Parameters of the base."""
     parts: tuple[PartInspection, ...]
     fingerprint: str
     sample_rate: int
     seconds_per_frame: float
     tokenizer: dict[str, Any]
-    """kind, size, digest, first pieces."""
+    """The tokenizer's kind, size, digest and first pieces."""
     points: tuple[PointsInspection, ...]
     adapters: tuple[AdapterInspection, ...]
     file_choice: list[str]
@@ -117,7 +119,7 @@ Inspection = ModelInspection | AdaptersInspection
 
 
 def inspect(source: str | Path | AsrModel) -> Inspection:
-    """A model (in memory, `.nemo`, folder, name), an adapter's folder, or an `adapters.pt` of NeMo.
+    """Inspect a model (in memory, `.nemo`, folder, name), an adapter's folder, or an `adapters.pt` of NeMo.
 
     Raises CheckpointError or AdapterError for what is damaged, UsageError for what is neither.
     """
@@ -140,6 +142,7 @@ def inspect(source: str | Path | AsrModel) -> Inspection:
 
 
 def inspect_model(model: AsrModel, *, source: str = "") -> ModelInspection:
+    """Inspect a model with all its adapters; sizes and card where its source is on disk."""
     path = Path(source) if source else None
     on_disk = path is not None and path.exists()
     return ModelInspection(
@@ -178,12 +181,13 @@ def architecture_of(model: AsrModel) -> str:
 
 
 def inspect_part(model: AsrModel, part: str) -> PartInspection:
+    """Inspect one of PARTS."""
     count = sum(parameter.numel() for parameter in getattr(model, part).parameters())
     return PartInspection(name=part, parameters=count, settings=complete(part, model.settings[part]))
 
 
 def inspect_points(model: AsrModel) -> tuple[PointsInspection, ...]:
-    """The points of the model, those of all layers as one."""
+    """Inspect the points of the model, the same point of all layers as one."""
     groups: dict[tuple[str, int, int], list[Point]] = {}
     for point in model.adapters.points.values():
         groups.setdefault((NUMBER.sub(".*", point.name), point.in_width, point.out_width), []).append(point)
@@ -194,7 +198,7 @@ def inspect_points(model: AsrModel) -> tuple[PointsInspection, ...]:
             place=points[0].place,
             in_width=in_width,
             out_width=out_width,
-            kinds=[name for name, kind in KINDS.items() if kind().acts_at(points[0])],
+            kinds=[name for name, known in KINDS.items() if known.kind().acts_at(points[0])],
         )
         for (pattern, in_width, out_width), points in groups.items()
     )
@@ -218,7 +222,7 @@ def inspect_adapter(model: AsrModel, adapter: Adapter) -> AdapterInspection:
 
 
 def inspect_adapter_folder(folder: Path) -> AdapterInspection:
-    """What the folder says of itself, its parameters counted. Raises AdapterError where it is damaged."""
+    """Inspect an adapter's folder without its base. Raises AdapterError where it is damaged."""
     description = read_description(folder)
     return AdapterInspection(
         name=description["name"],
@@ -237,7 +241,8 @@ def inspect_adapter_folder(folder: Path) -> AdapterInspection:
 
 
 def inspect_nemo_adapter(stored: StoredNemoAdapter, source: str) -> AdapterInspection:
-    kind, strategy = kind_of(stored.described, source)
+    """Inspect one adapter of NeMo's file `source`."""
+    kind, strategy = read_nemo_kind(stored.described, source)
     return AdapterInspection(
         name=stored.name,
         kind=kind.name,
@@ -263,6 +268,7 @@ def plain_layers(layers: Layers) -> str | int | list[int]:
 
 
 def size_on_disk(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder."""
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     return sum(file.stat().st_size for file in files)
 
@@ -275,7 +281,7 @@ def find_card(path: Path) -> str | None:
 
 
 def as_text(found: Inspection) -> str:
-    """For a terminal."""
+    """The inspection for a terminal."""
     if isinstance(found, ModelInspection):
         return "\n".join(model_lines(found))
     head = f"{found.source}: {len(found.adapters)} adapters, {bytes_text(found.bytes)}"
@@ -285,6 +291,7 @@ def as_text(found: Inspection) -> str:
 
 
 def model_lines(found: ModelInspection) -> list[str]:
+    """A model: its facts, its points, its adapters."""
     size = "" if found.bytes is None else f", {bytes_text(found.bytes)} on disk"
     facts = [
         ("parameters", f"{found.parameters:,}{size}"),
@@ -315,6 +322,7 @@ def model_lines(found: ModelInspection) -> list[str]:
 
 
 def adapter_lines(adapter: AdapterInspection, base_parameters: int | None) -> list[str]:
+    """One adapter with its card; base_parameters: of its base, None where that is unknown."""
     share = "" if base_parameters is None else f" ({share_text(adapter.parameters, base_parameters)} of the base)"
     settings = ", ".join(f"{name} {value_text(value)}" for name, value in adapter.settings.items())
     strategy = ", ".join(f"{name} {value}" for name, value in adapter.strategy.items() if value)
@@ -343,12 +351,14 @@ def card_facts(card: Mapping[str, Any], prefix: str = "card") -> list[tuple[str,
 
 
 def value_text(value: object) -> str:
+    """A value of a card or a setting: lists without brackets, floats with six digits."""
     if isinstance(value, list | tuple):
         return ", ".join(map(value_text, value))
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def vocabulary_text(tokenizer: Mapping[str, Any]) -> str:
+    """One line on the vocabulary."""
     kind = {"SentencePieceTokenizer": "sentencepiece", "CharTokenizer": "characters"}.get(tokenizer["kind"], "")
     return f"{tokenizer['size']} symbols ({kind}): {' '.join(tokenizer['first'])} …"
 

@@ -1,4 +1,4 @@
-"""What an evaluation found: error counts, rates with intervals, differences to the base, confusions; as plain data."""
+"""Results of an evaluation as plain data: error counts, rates with intervals, differences to the base, confusions."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from overtone.wer import ErrorCounts, alignment
+from overtone.wer import ErrorCounts, align_words
 
 SCHEMA = "overtone.evaluation/1"
-"""Name and version of what `Evaluation.to_json` gives; the version changes when a key changes its meaning."""
+"""Name and version of `Evaluation.to_json`'s schema; the version changes when a key changes its meaning."""
 
 CONFUSIONS = 20
 """Most frequent substitutions, deletions and insertions that are listed."""
@@ -22,7 +22,7 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class UtteranceResult:
-    """One line of a manifest, heard."""
+    """One line of a manifest with its transcript."""
 
     audio_path: Path
     offset: float
@@ -70,7 +70,7 @@ class Difference:
     wer: float
     """The adapter's word error rate minus the base's: below zero is better."""
     interval: Interval
-    """Of that difference, utterances resampled in pairs."""
+    """The interval of that difference, utterances resampled in pairs."""
     better: int
     """Utterances with fewer word errors than the base makes."""
     worse: int
@@ -99,18 +99,18 @@ class Result:
     """One adapter choice on one manifest."""
 
     adapter: str | None
-    """As asked for; None is the base."""
+    """The adapter choice as the caller gave it; None is the base."""
     chain: str | None
-    """The adapters that acted, joined by `+`: another text than `adapter` for `@file` only."""
+    """The adapters that acted, joined by `+`; it differs from `adapter` for `@file` only."""
     manifest: Path
     name: str
-    """How the manifest is called in tables: its folder and its name without suffix."""
+    """The manifest's name in tables: its folder and its name without suffix."""
     wer_interval: Interval
     cer_interval: Interval
     difference: Difference | None
-    """Beside the base; None for the base itself, and where the base was not evaluated."""
+    """The difference to the base; None for the base itself, and where the base was not evaluated."""
     wall_seconds: float
-    """Seconds that it took, reading the audio included."""
+    """Seconds of work, reading the audio included."""
     utterances: tuple[UtteranceResult, ...]
 
     @property
@@ -149,19 +149,19 @@ class Result:
 
     @cached_property
     def confusion_counts(self) -> dict[str, Counter[tuple[str | None, str | None]]]:
-        """How often each (reference, hypothesis) pair occurs, by kind: `substitute`, `delete`, `insert`."""
+        """Counts of (reference, hypothesis) pairs by kind: `substitute`, `delete`, `insert`."""
         kinds: dict[str, Counter[tuple[str | None, str | None]]] = {
             kind: Counter() for kind in ("substitute", "delete", "insert")
         }
         for utterance in self.utterances:
-            for aligned in alignment(utterance.reference, utterance.hypothesis):
+            for aligned in align_words(utterance.reference, utterance.hypothesis):
                 if aligned.kind != "equal":
                     kinds[aligned.kind][aligned.reference, aligned.hypothesis] += 1
         return kinds
 
     @property
     def confusions(self) -> dict[str, list[Confusion]]:
-        """The most frequent of each kind, most frequent first, then by the alphabet."""
+        """The most frequent confusions of each kind; equally frequent ones by the alphabet."""
         return {
             kind: [
                 Confusion(reference=reference, hypothesis=hypothesis, count=count)
@@ -202,21 +202,21 @@ class Evaluation:
     model: str
     """The model's name."""
     fingerprint: str
-    """Of the base, the same before and after."""
+    """The base's fingerprint, the same before and after."""
     compute_dtype: str
-    """What the base computed in; adapters and sums are float32."""
+    """The dtype of the base; adapters and sums are float32."""
     device: str
     level: float
-    """Of the intervals."""
+    """The level of the intervals, between 0 and 1."""
     resamples: int
     seed: int
     created: str
-    """When, in ISO 8601 with the zone."""
+    """The time of the evaluation in ISO 8601 with the zone."""
     results: tuple[Result, ...]
 
     @property
     def numbers(self) -> str:
-        """One line on what was computed in which precision, and where."""
+        """One line on dtypes and device."""
         return f"base {self.compute_dtype}, adapters float32, on {self.device}"
 
     def to_json(self) -> dict[str, Any]:
@@ -232,7 +232,7 @@ class Evaluation:
 
 
 def total(counts: Iterable[ErrorCounts]) -> ErrorCounts:
-    """Corpora add up as counts, never as means of rates."""
+    """The sum of the counts: corpora add up as counts, never as means of rates."""
     return sum(counts, ErrorCounts(substitutions=0, deletions=0, insertions=0, hits=0))
 
 

@@ -1,4 +1,4 @@
-"""Words with times as captions (SRT, WebVTT) and as NIST's CTM.
+"""Captions (SRT, WebVTT) and NIST's CTM from words with times.
 
 Captions follow the rules usual in subtitling (BBC Subtitle Guidelines; Netflix Timed Text Style Guide): two lines of
 at most 42 characters, on screen for one to seven seconds, broken where the speaker pauses.
@@ -17,7 +17,7 @@ CLAUSE_ENDS = (",", ";", ":", "–", "—", "、", "，")
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionRules:
-    """Where captions are broken and how long they stay."""
+    """Limits of captions: their length, and the time that they stay on screen."""
 
     line_characters: int = 42
     """Characters of a line; a longer word stays whole."""
@@ -56,7 +56,7 @@ class Caption:
 
 
 def captions(words: Sequence[Word], rules: CaptionRules | None = None) -> list[Caption]:
-    """The words as captions, every word in exactly one, in order."""
+    """Part the words into captions, every word in exactly one, in order."""
     rules = rules or CaptionRules()
     groups = [group for block in _blocks(words, rules) for group in _split(block, rules)]
     shown = []
@@ -70,7 +70,7 @@ def captions(words: Sequence[Word], rules: CaptionRules | None = None) -> list[C
 
 
 def lines(text: str, rules: CaptionRules | None = None) -> list[str]:
-    """A caption's text as the fewest lines that the rules allow, of nearly equal length."""
+    """Break a caption's text into the fewest lines that the rules allow, of nearly equal length."""
     rules = rules or CaptionRules()
     words = text.split()
     fewest = _fill(words, rules.line_characters)
@@ -82,7 +82,7 @@ def lines(text: str, rules: CaptionRules | None = None) -> list[str]:
 
 
 def srt(shown: Iterable[Caption], rules: CaptionRules | None = None) -> str:
-    """SubRip: numbered blocks, times with a comma."""
+    """Captions as SubRip: numbered blocks, times with a comma."""
     blocks = (
         f"{number}\n{_clock(caption.start, ',')} --> {_clock(caption.end, ',')}\n"
         + "\n".join(lines(caption.text, rules))
@@ -92,18 +92,19 @@ def srt(shown: Iterable[Caption], rules: CaptionRules | None = None) -> str:
 
 
 def vtt(shown: Iterable[Caption], rules: CaptionRules | None = None) -> str:
-    """WebVTT (W3C): a header, then cues; `&`, `<` and `>` are escaped."""
+    """Captions as WebVTT (W3C): a header, then cues; `&`, `<` and `>` are escaped."""
     blocks = (
         f"{_clock(caption.start, '.')} --> {_clock(caption.end, '.')}\n"
-        + "\n".join(_escaped(line) for line in lines(caption.text, rules))
+        + "\n".join(_escape(line) for line in lines(caption.text, rules))
         for caption in shown
     )
     return "WEBVTT\n\n" + "".join(f"{block}\n\n" for block in blocks)
 
 
 def ctm(name: str, words: Iterable[Word], *, channel: str = "1", offset: float = 0.0) -> str:
-    """NIST CTM (sclite): file, channel, start, duration, word, confidence. Spaces in the name become underscores.
+    """Words as NIST's CTM (sclite): file, channel, start, duration, word, confidence.
 
+    name: of the file; spaces in it become underscores.
     offset: seconds added to every start, for a stretch from within a file.
     """
     file = "_".join(name.split()) or "audio"
@@ -144,7 +145,7 @@ def _split(block: list[Word], rules: CaptionRules) -> list[list[Word]]:
 
 
 def _break_quality(block: list[Word], cut: int) -> float:
-    """How good it is to part before word `cut`: the pause in tenths of a second, and more after a comma."""
+    """The quality of a break before word `cut`: the pause in tenths of a second, and more after a comma."""
     pause = round(max(0.0, block[cut].start - block[cut - 1].end), 1) if cut < len(block) else 0.0
     return pause + (1.0 if block[cut - 1].text.endswith(CLAUSE_ENDS) else 0.0)
 
@@ -175,5 +176,5 @@ def _clock(seconds: float, decimal: str) -> str:
     return f"{minutes // 60:02d}:{minutes % 60:02d}:{rest // 1000:02d}{decimal}{rest % 1000:03d}"
 
 
-def _escaped(text: str) -> str:
+def _escape(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

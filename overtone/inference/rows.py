@@ -1,20 +1,26 @@
-"""The rows of a batch in groups of similar length, each padded to its own longest row only.
+"""Rows of a batch: groups of similar length, and threads that share them.
 
 A single long utterance among short ones makes most of a batch padding, which is computed, and kept for the backward
-pass, like speech.
+pass, like speech. On a CPU parts of a batch side by side take less time than a whole one whose every operation is
+spread over the cores: a thousand small operations do not wait a thousand times until all threads have begun and ended.
 
-Legend: B batch, F mel bins, T mel frames, T' encoder frames, V vocabulary.
+Legend: B batch, F mel bins, T mel frames, T' encoder frames, C channels of an emission.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from overtone.data.padding import rounded_up
+from overtone.backends.openvino.encoder import OpenVinoEncoder
+from overtone.data.batching import round_up
 from overtone.models.asr_model import AsrModel
 
 WORTH_FRAMES = 600
@@ -23,6 +29,11 @@ WORTH_FRAMES = 600
 PADDING_BLIND_NORMS = ("batch_norm", "layer_norm")
 """Norms of the convolution whose outcome for a row does not depend on its padding."""
 
+MOST_THREADS = 4
+"""Where PyTorch may use more of them, they share every operation: parts would wait for Python's own lock."""
+
+R = TypeVar("R")
+A = TypeVar("A")
 Recognise = Callable[[Tensor, Tensor], tuple[list[Tensor], Tensor]]
 """mel [B, F, T], lengths [B] -> emissions [B, T', C] of one head or several, lengths [B]."""
 
@@ -90,7 +101,7 @@ def recognise_in_groups(
     outcomes = []
     for rows in groups:
         index = torch.tensor(rows, device=mel.device)
-        frames = rounded_up(int(lengths[index].max()))
+        frames = round_up(int(lengths[index].max()))
         frames += (mel.size(2) - frames) % factor  # past the batch's own end the slice ends there
         outcomes.append(recognise(mel[index, :, :frames], lengths[index]))
     back = torch.tensor([row for rows in groups for row in rows], device=mel.device).argsort()
@@ -102,3 +113,85 @@ def joined_rows(parts: Sequence[Tensor]) -> Tensor:
     """Groups of rows [B, T', C] of different T' -> all rows, padded with zeros."""
     frames = max(part.size(1) for part in parts)
     return torch.cat([F.pad(part, (0, 0, 0, frames - part.size(1))) for part in parts])
+
+
+def use_threads(count: int) -> None:
+    """Spread the operations of this thread over so many threads."""
+    torch.get_num_threads()  # a thread that never asked takes, at its first operation, what was set last anywhere
+    torch.set_num_threads(count)
+
+
+def use_one_thread() -> None:
+    """Spread no operation of this thread."""
+    use_threads(1)
+
+
+@contextmanager
+def one_thread() -> Iterator[int]:
+    """Spread no operation of this thread, and of those that begin meanwhile; yields the threads that it used before."""
+    before = torch.get_num_threads()
+    use_one_thread()
+    try:
+        yield before
+    finally:
+        use_threads(before)
+
+
+class RowThreads:
+    """Threads that compute the rows of a batch in parts of equal work, side by side.
+
+    A single row, and every batch where that gains nothing, is computed by the calling thread. A context manager.
+    """
+
+    def __init__(self, model: AsrModel, count: int | None = None) -> None:
+        """count: how many threads may compute; as many as PyTorch takes here unless given."""
+        self.model = model
+        self.count = count or torch.get_num_threads()
+        self.pool = ThreadPoolExecutor(MOST_THREADS, thread_name_prefix="overtone-rows", initializer=use_one_thread)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the threads. Threads that begin later spread their operations as this one does."""
+        self.pool.shutdown()
+        use_threads(torch.get_num_threads())
+
+    def __call__(self, compute: Callable[[list[R]], Sequence[A]], rows: Sequence[R], lengths: Sequence[int]) -> list[A]:
+        """Compute an answer for each row.
+
+        compute: rows -> answers, safe in any thread. lengths: of the rows, which their work grows with.
+
+        Raises what `compute` raises, once every part has ended.
+        """
+        if len(rows) < 2 or not self.is_shared():
+            return list(compute(list(rows)))
+        parts = equal_parts(lengths, self.count)
+        computed = [self.pool.submit(compute, [rows[row] for row in part]) for part in parts]
+        wait(computed)
+        answers = {
+            row: answer
+            for part, future in zip(parts, computed, strict=True)
+            for row, answer in zip(part, future.result(), strict=True)
+        }
+        return [answers[row] for row in range(len(rows))]
+
+    def spread(self, wanted: bool) -> int:
+        """Spread the operations of the calling thread from now on, or not; returns the number of threads it uses.
+
+        OpenVINO has threads of its own, and would begin anew with another number of them.
+        """
+        if not isinstance(self.model.backend_in_use, OpenVinoEncoder):
+            use_threads(self.count if wanted or self.count > MOST_THREADS else 1)
+        return torch.get_num_threads()
+
+    def is_shared(self) -> bool:
+        """Whether batches of several rows are computed in parts."""
+        if not 1 < self.count <= MOST_THREADS or isinstance(self.model.backend_in_use, OpenVinoEncoder):
+            return False
+        return rows_are_independent(self.model, None)

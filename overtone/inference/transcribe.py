@@ -6,19 +6,21 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from overtone.adapters.adapter_set import FILE_CHOICE
-from overtone.audio.load import Waveform, audio_duration, load_audio
-from overtone.data.padding import side_by_side
+from overtone.audio.load import AudioReader, Waveform, audio_duration
+from overtone.data.batching import pad_rows
+from overtone.data.manifest import length_problem
 from overtone.decoding.decoder import Alignment
 from overtone.decoding.hypothesis import Hypothesis
 from overtone.errors import DataError, OvertoneError, UsageError
 from overtone.inference.recordings import Recording, find_recordings
-from overtone.inference.threads import RowThreads
+from overtone.inference.rows import RowThreads
 from overtone.inference.windows import OVERLAP_SECONDS, WINDOW_SECONDS, Window, join_windows, plan_windows
 from overtone.models.asr_model import AsrModel, Backend
 
@@ -175,36 +177,46 @@ class Transcriber:
     ) -> Iterator[Transcription]:
         """Between two results nothing of the run acts: neither its dtype nor its adapters."""
         total = sum(job.duration for job in jobs)
+        total_windows = sum(len(job.windows) for job in jobs)
         done = 0.0
         waiting = deque(jobs)
-        with (
-            ThreadPoolExecutor(max_workers=1, thread_name_prefix="audio") as reader,
-            RowThreads(self.model) as threads,
-        ):
-            for loaded in _one_ahead(reader, self._load, self._batches(jobs)):
-                batch = [(task, waveform) for task, waveform in loaded if waveform is not None]
-                self._decode(batch, backend, threads)
-                done += sum(task.job.duration / len(task.job.windows) for task, _ in loaded)
-                progress(min(done, total), total)
-                while waiting and waiting[0].is_done:
-                    yield self._result(waiting.popleft())
+        try:
+            with (
+                ThreadPoolExecutor(max_workers=1, thread_name_prefix="audio") as reader,
+                RowThreads(self.model) if total_windows > 1 else nullcontext() as threads,
+            ):
+                for loaded in _one_ahead(reader, self._load, self._batches(jobs)):
+                    batch = [(task, waveform) for task, waveform in loaded if waveform is not None]
+                    self._decode(batch, backend, threads)
+                    done += sum(task.job.duration / len(task.job.windows) for task, _ in loaded)
+                    progress(min(done, total), total)
+                    while waiting and waiting[0].is_done:
+                        yield self._result(waiting.popleft())
+        finally:
+            for job in jobs:
+                if job.reader is not None:
+                    job.reader.close()
         for job in waiting:
             yield self._result(job)
 
     def _open(self, recording: Recording, adapter: Choice, chain: Choice) -> _Job:
-        """Read the header and lay out the windows."""
+        """Count the seconds and lay out the windows."""
         job = _Job(recording=recording, adapter=adapter, chain=chain, error=recording.problem)
         if job.error is None:
             try:
                 rest = audio_duration(recording.path) - recording.offset
                 job.duration = rest if recording.duration is None else recording.duration
+                job.error = length_problem(recording.path, job.duration, rest)
             except OvertoneError as error:
                 job.error = str(error)
         if job.error is None:
             # A frame begun is a frame; a hair less is a rounding of the header's seconds.
             frames = max(1, math.ceil(job.duration / self.seconds_per_frame - 1e-6))
-            window = self.window_frames or frames
-            job.windows = plan_windows(frames, window=window, overlap=min(self.overlap_frames, window - 1))
+            if self.window_frames is None or frames <= self.window_frames:
+                job.windows = [Window(0, frames)]
+            else:
+                overlap = min(self.overlap_frames, self.window_frames - 1)
+                job.windows = plan_windows(frames, window=self.window_frames, overlap=overlap)
             job.alignments = [None] * len(job.windows)
         return job
 
@@ -213,8 +225,10 @@ class Transcriber:
         pool: list[_Task] = []
         pooled = 0.0
         for job in jobs:
-            for index, window in enumerate(job.windows):
-                pool.append(_Task(job, index, window.frames * self.seconds_per_frame))
+            # One length for all windows of a recording: they stay in order, and are read in order.
+            frames = max((window.stop - window.start for window in job.windows), default=0)
+            for index in range(len(job.windows)):
+                pool.append(_Task(job, index, frames * self.seconds_per_frame))
                 pooled += pool[-1].seconds
                 if pooled >= POOLED_BATCHES * self.batch_seconds:
                     yield from self._cut(pool)
@@ -240,35 +254,37 @@ class Transcriber:
         job, window = task.job, task.job.windows[task.index]
         if job.error is not None:
             return None
-        start = window.start * self.seconds_per_frame
         is_last = task.index + 1 == len(job.windows)
-        stop = job.duration if is_last else window.stop * self.seconds_per_frame
-        to_end = is_last and job.recording.duration is None
+        stop = None if is_last else window.stop * self.seconds_per_frame
         try:
-            return load_audio(
-                job.recording.path,
-                offset=job.recording.offset + start,
-                duration=None if to_end else stop - start,
-                sample_rate=self.sample_rate,
-            )
+            if job.reader is None:
+                part = job.recording
+                job.reader = AudioReader(
+                    part.path, offset=part.offset, duration=part.duration, sample_rate=self.sample_rate
+                )
+            return job.reader.read(window.start * self.seconds_per_frame, stop)
         except OvertoneError as error:
             job.error = str(error)
             return None
+        finally:
+            if job.reader is not None and (is_last or job.error is not None):
+                job.reader.close()
 
-    def _decode(self, batch: list[tuple[_Task, Waveform]], backend: Backend | None, threads: RowThreads) -> None:
+    def _decode(self, batch: list[tuple[_Task, Waveform]], backend: Backend | None, threads: RowThreads | None) -> None:
         """Align every row with the adapters of its recording."""
         if not batch:
             return
         with self.model.evaluating(), self.model.computing_with(backend):
             align = partial(self._align, backend)
-            alignments = threads(align, batch, [waveform.size for _, waveform in batch])
+            lengths = [waveform.size for _, waveform in batch]
+            alignments = align(batch) if threads is None else threads(align, batch, lengths)
         for (task, _), alignment in zip(batch, alignments, strict=True):
             task.job.alignments[task.index] = alignment
 
     def _align(self, backend: Backend | None, batch: list[tuple[_Task, Waveform]]) -> list[Alignment]:
         """One forward, in any thread."""
         least = round(LEAST_FRAMES * self.seconds_per_frame * self.sample_rate)
-        waveforms, lengths = side_by_side([waveform for _, waveform in batch], least=least)
+        waveforms, lengths = pad_rows([waveform for _, waveform in batch], least=least)
         chains = [task.job.chain for task, _ in batch]
         choice = chains[0] if len(set(chains)) == 1 else chains
         with self.model.computing_with(backend), self.model.adapters.use(choice):
@@ -277,7 +293,8 @@ class Transcriber:
     def _result(self, job: _Job) -> Transcription:
         if job.error is not None:
             return Transcription(recording=job.recording, adapter=job.adapter, duration=0.0, error=job.error)
-        alignment = join_windows(job.windows, [each for each in job.alignments if each is not None])
+        found = [alignment for alignment in job.alignments if alignment is not None]
+        alignment = found[0] if len(found) == 1 else join_windows(job.windows, found)
         job.alignments = []
         hypothesis = self.model.head.read(alignment)
         return Transcription(recording=job.recording, adapter=job.adapter, duration=job.duration, hypothesis=hypothesis)
@@ -294,6 +311,8 @@ class _Job:
     duration: float = 0.0
     windows: list[Window] = field(default_factory=list)
     alignments: list[Alignment | None] = field(default_factory=list)
+    reader: AudioReader | None = None
+    """Open from the first window to the last."""
 
     @property
     def is_done(self) -> bool:

@@ -53,8 +53,8 @@ def json_line(result: Transcription) -> str:
     return json.dumps(entry, ensure_ascii=False) + "\n"
 
 
-def rendered(result: Transcription, style: str, *, with_name: bool = False) -> str:
-    """One recording in one of FORMATS; an error is a JSON line with `error`, and nothing in the others.
+def render(result: Transcription, style: str, *, with_name: bool = False) -> str:
+    """Write one recording in one of FORMATS; an error is a JSON line with `error`, and nothing in the others.
 
     with_name: text lines begin with the recording's name and a tab.
     """
@@ -110,7 +110,7 @@ class TranscriptWriter:
             raise UsageError(f"Several recordings as {style} need a folder to be written to, one file for each.")
         if self.output is not None and self.output.suffix.lower() in AUDIO_SUFFIXES:
             raise UsageError(f"The output {self.output} is named like audio; nothing was written.")
-        if self.output is not None and self.output.is_file() and self.output.resolve() in map(_resolved, inputs):
+        if self.output is not None and self.output.is_file() and self.output.resolve() in map(_resolve, inputs):
             raise UsageError(f"The output {self.output} is an input as well; nothing was written.")
         if self.output is not None and self.output.is_dir() and style in STREAMED:
             self.output = self.output / f"transcripts{STREAMED[style]}"
@@ -128,7 +128,7 @@ class TranscriptWriter:
 
     def write(self, result: Transcription) -> None:
         """Add one result. Raises UsageError where the output cannot be written."""
-        text = rendered(result, self.style, with_name=self.several)
+        text = render(result, self.style, with_name=self.several)
         if self.output is None:
             sys.stdout.write(text)
             sys.stdout.flush()
@@ -144,13 +144,13 @@ class TranscriptWriter:
                 self._put(file, text)
 
     def _is_one_file(self) -> bool:
-        """What holds any number of recordings, or captions of one to a path that looks like a file of captions."""
+        """True for formats that hold many recordings, and for captions of one recording to a file of captions."""
         if self.style in STREAMED:
             return True
         return not self.several and self.output is not None and self.output.suffix in ONE_EACH.values()
 
     def _place(self, result: Transcription) -> Path:
-        """Where a recording's captions go; no two recordings of a run share a file."""
+        """The file for a recording's captions; no two recordings of a run share one."""
         assert self.output is not None
         name = PurePosixPath(result.recording.name).with_suffix("")
         stem = f"{name}-{result.recording.offset:.2f}" if result.recording.offset else str(name)
@@ -178,5 +178,5 @@ class TranscriptWriter:
         return file
 
 
-def _resolved(path: str | Path) -> Path:
+def _resolve(path: str | Path) -> Path:
     return Path(path).resolve()

@@ -11,8 +11,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from overtone.nets.dropout import thinned
-from overtone.nets.layers import Position, Tap, TapContext
+from overtone.nets.layers import thinned
+from overtone.nets.taps import Position, Tap, TapContext
 
 
 def relative_shift(scores: Tensor) -> Tensor:

@@ -15,17 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from overtone.nets.attention import PositionTable, SelfAttention, new_position_biases
-from overtone.nets.dropout import dropped
 from overtone.nets.layers import (
-    Position,
-    Tap,
-    TapContext,
     checkpointed,
     depthwise_conv,
+    dropped,
     pointwise_conv,
     valid_frames,
 )
 from overtone.nets.subsampling import Subsampling, build_subsampling
+from overtone.nets.taps import Position, Tap, TapContext
 
 ContextStyle = Literal["regular", "chunked_limited"]
 

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from overtone.nets.layers import Tap, TapContext, pointwise_conv, valid_frames
+from overtone.nets.layers import pointwise_conv, valid_frames
+from overtone.nets.taps import Tap, TapContext
 
 Reduction = Literal["mean_batch", "mean_volume", "mean", "sum"]
 

@@ -1,4 +1,4 @@
-"""Parts that every net is made of: points for adapters, frame masks, depthwise convolution, recomputation.
+"""Layers that every net is made of: frame masks, convolutions over time, dropout, recomputation.
 
 Legend: B batch, T time, D width.
 """
@@ -7,63 +7,23 @@ from __future__ import annotations
 
 import contextvars
 import itertools
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-Place = Literal["after_block", "after_attention", "linear", "input"]
-Position = Literal["rel_pos", "abs_pos"]
 recomputing: contextvars.ContextVar[bool] = contextvars.ContextVar("overtone_recomputing", default=False)
-"""Whether a net runs for the second time, for a backward pass: what a forward notes down is noted already."""
+"""Whether a net runs for the second time, for a backward pass: what a forward records is recorded already."""
 
+BLOCK = 1 << 22
+"""Elements of the dropout tape that are drawn at once; a mask begins in the first block."""
+SEED = 20_230_501
 
-@dataclass(frozen=True, kw_only=True)
-class TapContext:
-    """What a net knows at a point besides the tensors."""
-
-    valid: Tensor
-    """[B, T] bool, true on the frames that are speech, false on padding."""
-    attention: Tensor | None = None
-    """[B, 1, T, T] bool, true where a query frame (third axis) may look at a key frame (fourth)."""
-    positions: Tensor | None = None
-    """[1, 2T-1, D] encodings of the distances T-1 … -(T-1), where attention is relative."""
-
-    def rows(self, index: Tensor) -> TapContext:
-        """The same for the given rows of the batch only; `index` is [R] int64."""
-        attention = self.attention if self.attention is None else self.attention[index]
-        return replace(self, valid=self.valid[index], attention=attention)
-
-
-class Plug(Protocol):
-    """What can be plugged into a tap."""
-
-    def __call__(self, x: Tensor, y: Tensor, context: TapContext) -> Tensor: ...
-
-
-class Tap(nn.Module):
-    """A named point, free of parameters: `y` goes through unchanged until something is plugged in.
-
-    A net calls it with the input `x` [B, T, in_width] and the output `y` [B, T, out_width] of the part
-    that the point stands behind. The qualified name of the module is the name of the point.
-    """
-
-    def __init__(
-        self, place: Place, in_width: int, out_width: int | None = None, *, attention: Position | None = None
-    ) -> None:
-        super().__init__()
-        self.place: Place = place
-        self.in_width = in_width
-        self.out_width = out_width or in_width
-        self.attention = attention
-        self.plug: Plug | None = None
-
-    def forward(self, x: Tensor, y: Tensor, context: TapContext) -> Tensor:
-        return y if self.plug is None else self.plug(x, y, context)
+_tapes: dict[tuple[float, torch.dtype, torch.device], Tensor] = {}
 
 
 def valid_frames(lengths: Tensor, frames: int) -> Tensor:
@@ -106,6 +66,62 @@ def channels_last_is_safe(dtype: torch.dtype, channels: int) -> bool:
     The bfloat16 kernel of torch 2.13's CPU library never returns for some shapes when channels ≡ 16 (mod 64).
     """
     return not (dtype is torch.bfloat16 and channels % 64 == 16)
+
+
+# Dropout
+#
+# Drawing a random number for every element takes longer than the matrix product that it follows. Here the masks
+# are random windows of one long tape that is drawn once: a mask is a view, it takes no memory in the backward
+# pass, and every element is dropped with the same probability as ever. Windows of one step may overlap.
+
+
+def dropped(x: Tensor, dropout: nn.Dropout) -> Tensor:
+    """`x` after the module's dropout, if it is active."""
+    return thinned(x, dropout.p if dropout.training else 0.0)
+
+
+def thinned(x: Tensor, probability: float) -> Tensor:
+    """`x` with so many of its elements dropped. Accelerators draw faster than they would read a tape."""
+    if probability == 0.0:
+        return x
+    if x.device.type != "cpu":
+        return F.dropout(x, probability)
+    return x * dropout_mask(tuple(x.shape), probability, x.dtype, x.device)
+
+
+def dropout_mask(shape: tuple[int, ...], probability: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A mask to multiply with, zero with the given probability; the expectation of what remains is kept.
+
+    The place on the tape comes from torch's own generator, so a seeded run repeats its masks, whatever was asked for
+    before. The tape is shared: never write into a mask.
+    """
+    size = math.prod(shape)
+    start = int(torch.randint(BLOCK, ()))
+    return tape_of(BLOCK + size, probability, dtype, device)[start : start + size].view(shape)
+
+
+def tape_of(size: int, probability: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The tape, at least so long; growing, it keeps what it has."""
+    key = (probability, dtype, device)
+    tape = _tapes.get(key)
+    if tape is None or tape.numel() < size:
+        with torch.inference_mode(False):
+            blocks = range(0 if tape is None else tape.numel() // BLOCK, math.ceil(size / BLOCK))
+            drawn = [draw_block(number, probability, dtype).to(device) for number in blocks]
+            tape = _tapes[key] = torch.cat(drawn if tape is None else [tape, *drawn])
+    return tape
+
+
+def draw_block(number: int, probability: float, dtype: torch.dtype) -> Tensor:
+    if probability >= 1.0:
+        return torch.zeros(BLOCK, dtype=dtype)
+    # What is kept is scaled by a number that `dtype` can hold exactly, and kept just as often as that asks for.
+    scale = torch.tensor(1.0 / (1.0 - probability)).to(dtype).float().item()
+    generator = torch.Generator().manual_seed(SEED + number)
+    return torch.empty(BLOCK).bernoulli_(1.0 / scale, generator=generator).mul_(scale).to(dtype)
+
+
+# Recomputation
 
 
 def checkpointed(part: Callable[..., Tensor], *arguments: Any) -> Tensor:

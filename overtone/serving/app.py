@@ -1,4 +1,4 @@
-"""The HTTP door: OpenAI's interface, Riva's realtime sessions, health, metrics and administration on one port."""
+"""HTTP application: OpenAI's interface, Riva's realtime sessions, health, metrics and administration on one port."""
 
 from __future__ import annotations
 
@@ -14,40 +14,41 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from overtone import __version__
 from overtone.errors import OvertoneError
 from overtone.serving.engine.engine import EngineState
 from overtone.serving.http.admin import Administration
 from overtone.serving.http.errors import CLIENT_GONE, HttpError, error_response
 from overtone.serving.http.page import Page
-from overtone.serving.http.requests import Reception, metadata_of
+from overtone.serving.http.requests import HttpRequests, metadata_of
 from overtone.serving.metrics import Observer
 from overtone.serving.openai.endpoints import Models, Transcriptions
 from overtone.serving.openapi import description
 from overtone.serving.realtime.endpoint import Realtime
-from overtone.serving.riva.servicer import Call
+from overtone.serving.recognition.request import Call
+from overtone.version import __version__
 
 LOG = logging.getLogger("overtone.serving.app")
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS")
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 SAFE_HEADERS = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store")]
 STUCK_SECONDS = 120.0
-"""A forward that takes longer makes the server unready."""
+"""Time of a forward after which the server counts as unready."""
 
 
-def build_app(reception: Reception, observer: Observer) -> ASGIApp:
-    realtime, models, admin = Realtime(reception), Models(reception), Administration(reception)
-    pages = Pages(reception, observer)
+def build_app(requests: HttpRequests, observer: Observer) -> ASGIApp:
+    """Application with all routes; `observer` gets each call at its end."""
+    realtime, models, admin = Realtime(requests), Models(requests), Administration(requests)
+    pages = Pages(requests, observer)
     adapter = "/v1/admin/adapters/{name}"
     routes: list[BaseRoute] = [
-        *Page(reception.settings.language, otherwise=pages.index).routes(),
+        *Page(requests.settings.language, otherwise=pages.index).routes(),
         Route("/openapi.json", pages.openapi),
         Route("/v1/health/live", pages.live),
         Route("/v1/health/ready", pages.ready),
         Route("/v1/metrics", pages.metrics),
         Route("/v1/models", models.list),
         Route("/v1/models/{name:path}", models.retrieve),
-        Route("/v1/audio/transcriptions", Transcriptions(reception).create, methods=["POST"]),
+        Route("/v1/audio/transcriptions", Transcriptions(requests).create, methods=["POST"]),
         Route("/v1/realtime/transcription_sessions", realtime.mint, methods=["POST"]),
         WebSocketRoute("/v1/realtime", realtime.connect),
         Route("/v1/admin/adapters", admin.list),
@@ -59,43 +60,43 @@ def build_app(reception: Reception, observer: Observer) -> ASGIApp:
     handlers: dict[Any, Any] = {
         HTTPException: routing_error,
         ClientDisconnect: client_gone,
-        OvertoneError: told_error,
-        Exception: told_error,
+        OvertoneError: failed,
+        Exception: failed,
     }
-    return Watched(Starlette(routes=routes, exception_handlers=handlers), observer, routes)
+    return ObservedApp(Starlette(routes=routes, exception_handlers=handlers), observer, routes)
 
 
 class Pages:
-    """The small answers."""
+    """Index, description, health and metrics."""
 
-    def __init__(self, reception: Reception, observer: Observer) -> None:
-        self.reception = reception
+    def __init__(self, requests: HttpRequests, observer: Observer) -> None:
+        self.requests = requests
         self.observer = observer
 
     async def index(self, request: Request) -> Response:
-        paths = description(self.reception)["paths"]
+        paths = description(self.requests.service)["paths"]
         endpoints = {path: sorted(method.upper() for method in methods) for path, methods in paths.items()}
         return JSONResponse({"service": "overtone", "version": __version__, "endpoints": endpoints})
 
     async def openapi(self, request: Request) -> Response:
-        return JSONResponse(description(self.reception))
+        return JSONResponse(description(self.requests.service))
 
     async def live(self, request: Request) -> Response:
         return JSONResponse({"object": "health.response", "message": "live", "status": "live"})
 
     async def ready(self, request: Request) -> Response:
-        problem = unready(self.reception.engine.state(), self.reception.closing)
+        problem = unready(self.requests.service.engine.state(), self.requests.closing)
         if problem:
             raise HttpError(503, f"Not ready: {problem}.", code="not_ready")
         return JSONResponse({"object": "health.response", "message": "ready", "status": "ready"})
 
     async def metrics(self, request: Request) -> Response:
-        self.reception.guard.authorise_metrics(metadata_of(request))
+        self.requests.service.guard.authorise_metrics(metadata_of(request))
         return Response(self.observer.text(), headers={"Content-Type": PROMETHEUS})
 
 
 def unready(state: EngineState, closing: bool) -> str:
-    """Why no request should be sent here; empty where all is well."""
+    """Reason why no request should be sent here; empty where all is well."""
     if closing or state.draining:
         return "the server is shutting down"
     if not state.alive:
@@ -106,7 +107,7 @@ def unready(state: EngineState, closing: bool) -> str:
 
 
 async def routing_error(request: Request, error: Exception) -> Response:
-    """What the router itself answers: 404 and 405."""
+    """Answer of the router itself: 404 and 405."""
     assert isinstance(error, HTTPException)
     message = {404: "There is nothing here; / lists what there is."}.get(error.status_code, error.detail)
     response = error_response(HttpError(error.status_code, message))
@@ -115,15 +116,17 @@ async def routing_error(request: Request, error: Exception) -> Response:
 
 
 async def client_gone(request: Request, error: Exception) -> Response:
+    """Answer that nobody reads, for the log."""
     return error_response(HttpError(CLIENT_GONE, "The client went away."))
 
 
-async def told_error(request: Request, error: Exception) -> Response:
+async def failed(request: Request, error: Exception) -> Response:
+    """Answer with the error's status."""
     return error_response(error, with_detail=request.url.path.startswith("/v1/realtime"))
 
 
-class Watched:
-    """Gives each call an id and a `Call`, and tells of it when it has ended."""
+class ObservedApp:
+    """An application whose calls have an id and a `Call` each, which the observer gets at their end."""
 
     def __init__(self, app: ASGIApp, observer: Observer, routes: list[BaseRoute]) -> None:
         self.app = app
@@ -164,7 +167,7 @@ class Watched:
             self.observer.ended("http", call, request_id)
 
     def method_of(self, scope: Scope) -> str:
-        """A route's template, never a path as it came: there are as many of those as somebody likes to try."""
+        """Method and template of the route, never the path as it came: of those there may be any number."""
         path = self.paths.get(scope.get("endpoint"), "unknown")
         if scope["type"] == "websocket":
             return f"WEBSOCKET {path}"

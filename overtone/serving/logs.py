@@ -1,4 +1,4 @@
-"""Logs as one JSON object a line. What was said, and audio, is in none of them."""
+"""Logs, as one JSON object a line. Texts and audio of requests are in none of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class JsonLines(logging.Formatter):
-    """`time`, `level`, `logger`, `message`, what a record carries as `call`, and `exception`."""
+    """`time`, `level`, `logger`, `message`, the fields of a record's `call`, and `exception`."""
 
     def format(self, record: logging.LogRecord) -> str:
         content: dict[str, Any] = {
@@ -27,7 +27,7 @@ class JsonLines(logging.Formatter):
 
 
 def set_up_logs(form: str, *, level: int = logging.INFO) -> logging.Handler:
-    """form: `json` or `text`, on standard error. Returns the handler, which `take_down` removes."""
+    """Log to standard error. form: `json` or `text`. Returns the handler, which `take_down` removes."""
     handler = logging.StreamHandler()
     handler.setFormatter(
         JsonLines() if form == "json" else logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -41,6 +41,7 @@ def set_up_logs(form: str, *, level: int = logging.INFO) -> logging.Handler:
 
 
 def take_down(handler: logging.Handler) -> None:
+    """Undo `set_up_logs`."""
     for name in ("overtone", "uvicorn.error"):
         logger = logging.getLogger(name)
         logger.removeHandler(handler)

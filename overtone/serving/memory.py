@@ -1,4 +1,4 @@
-"""What the C library does with the memory that a forward has freed: the next one takes as much."""
+"""Memory that forwards have freed: the C library keeps it for the next one, and gives it back now and then."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from overtone.serving.engine.engine import Engine
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3
 """Parameters of glibc's `mallopt`, from its malloc.h."""
 KEPT = {TRIM_THRESHOLD: 256 << 20, TOP_PAD: 64 << 20, MMAP_THRESHOLD: 32 << 20}
-"""Bytes. The pad is the size of a thread's heap, so that none is given back when it happens to be empty; the last one
-is the most that glibc allows."""
+"""Bytes for each parameter. The pad is the size of a thread's heap, so that an empty heap is not given back; the last
+one is the most that glibc allows."""
 EVERY = 60.0
-"""Seconds from one `give_back` to the next."""
+"""Seconds between two calls of `give_back`."""
 QUIET = 0.05
-"""Seconds until it is looked again whether anything is being computed."""
+"""Seconds between two looks at the engine while it computes."""
 OF_THE_USER = ("MALLOC_", "GLIBC_TUNABLES")
 
 
 def keep_freed_memory() -> bool:
-    """Ask glibc to keep what is freed for what is asked for next; whether it will.
+    """Ask glibc to keep freed memory for the next request of memory. Returns whether it will.
 
-    By its own rule it gives a batch's activations back to the kernel after a forward, which clears page by page what
-    the next one gets: up to a tenth of the processor time, depending on what else lies in the heaps. Nothing happens
-    elsewhere than with glibc, nor where the user's environment tunes it.
+    By its own rule it gives a batch's activations back to the kernel after a forward, and the kernel clears the pages
+    of the next one: up to a tenth of the processor time, depending on the heaps. Nothing happens without glibc, nor
+    where the user's environment tunes it.
     """
     if sys.platform != "linux" or any(name.startswith(OF_THE_USER) for name in os.environ):
         return False
@@ -35,15 +35,15 @@ def keep_freed_memory() -> bool:
 
 
 def give_back() -> None:
-    """All that is kept, once. Only where `keep_freed_memory` has been asked."""
+    """Give all freed memory back to the kernel, once. Only after `keep_freed_memory`."""
     ctypes.CDLL(None).malloc_trim(0)
 
 
 async def give_back_now_and_then(engine: Engine, *, every: float = EVERY) -> None:
-    """What forwards do not take again goes back to the kernel, each time in a moment when nothing is computed.
+    """Give memory that no forward takes again back to the kernel, each time in a moment when nothing is computed.
 
-    What stays in memory lies scattered among what comes and goes, so that batches of other shapes find no room and take
-    fresh pages: the heap of the worker grew by some megabytes a minute. To fill what the next forwards take costs
+    Lasting objects lie scattered among short-lived ones, so that batches of other shapes find no room and take fresh
+    pages: the heap of the worker grew by some megabytes a minute. To fill the pages of the next forwards again costs
     some 0.02 s of processor time: nothing once a minute, though up to a tenth of all after each batch.
     """
     seen = 0

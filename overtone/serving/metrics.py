@@ -1,25 +1,25 @@
-"""What both doors do, as Prometheus metrics and as one line of the log for each call."""
+"""Metrics for Prometheus, and one line of the log for each call."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from overtone.serving.adapter_store.store import Shelf
+from overtone.serving.adapter_store.store import AdapterStore
 from overtone.serving.auth.guard import Guard
 from overtone.serving.engine.engine import Engine
-from overtone.serving.riva.servicer import Call, OnCall
+from overtone.serving.recognition.request import Call
 
 LOG = logging.getLogger("overtone.serving.calls")
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 QUIET = ("GET /v1/health/live", "GET /v1/health/ready", "GET /v1/metrics", "GET /")
-"""Calls of machines that look after the server; their success is not logged."""
+"""Calls of monitoring; their success is not logged."""
 SUCCESSES = ("OK", "200", "101")
 
 ENGINE_COUNTERS = {
@@ -36,7 +36,7 @@ ENGINE_COUNTERS = {
     "restarts": "Times that the worker was started again",
 }
 ENGINE_GAUGES = {"waiting": "Rows in the queue", "running": "Rows in the forward that runs"}
-SHELF_GAUGES = {
+STORE_GAUGES = {
     "resident": "Adapter versions in the model",
     "leased": "Adapter versions that requests hold",
     "refused": "Adapters that cannot be used",
@@ -45,9 +45,9 @@ SHELF_GAUGES = {
 
 
 class Observer:
-    """Told of every call at its end, and asked for the metrics."""
+    """Counts and logs every call at its end. `door` in metrics and logs is the interface: `riva` or `http`."""
 
-    def __init__(self, engine: Engine, shelf: Shelf, guard: Guard) -> None:
+    def __init__(self, engine: Engine, store: AdapterStore, guard: Guard) -> None:
         self.guard = guard
         self.registry = CollectorRegistry()
         self.calls = Counter(
@@ -64,13 +64,14 @@ class Observer:
         self.adapters = Counter(
             "overtone_adapter_requests", "Successful calls that used the adapter", ["adapter"], registry=self.registry
         )
-        self.registry.register(StateCollector(engine, shelf))
+        self.registry.register(StateCollector(engine, store))
 
-    def at(self, door: str) -> OnCall:
-        """What the Riva door takes as `on_call`. It counts requests at their end; HTTP has charged them before."""
+    def at(self, door: str) -> Callable[[Call], None]:
+        """`on_call` of the Riva interface."""
         return partial(self.ended, door)
 
     def ended(self, door: str, call: Call, request_id: str = "") -> None:
+        """Count, charge and log a call. Riva's requests are charged here; HTTP has charged its own before."""
         counted = int(door == "riva" and call.method in ("Recognize", "StreamingRecognize"))
         self.guard.charge(call.tenant, requests=counted, audio_seconds=call.audio_seconds)
         self.calls.labels(door, call.method, call.code).inc()
@@ -92,16 +93,16 @@ class Observer:
         )
 
     def text(self) -> bytes:
-        """In the format that Prometheus reads."""
+        """Metrics in the format of Prometheus."""
         return generate_latest(self.registry)
 
 
 class StateCollector:
-    """The engine's and the shelf's own counts, read when they are asked for."""
+    """Counts of the engine and the adapter store, read when Prometheus asks for them."""
 
-    def __init__(self, engine: Engine, shelf: Shelf) -> None:
+    def __init__(self, engine: Engine, store: AdapterStore) -> None:
         self.engine = engine
-        self.shelf = shelf
+        self.store = store
 
     def collect(self) -> Iterator[Metric]:
         state = self.engine.state()
@@ -110,8 +111,8 @@ class StateCollector:
         for name, text in ENGINE_GAUGES.items():
             yield GaugeMetricFamily(f"overtone_engine_{name}", text, value=getattr(state, name))
         yield GaugeMetricFamily("overtone_engine_alive", "Whether the worker runs", value=float(state.alive))
-        for name, value in self.shelf.counters().items():
-            if name in SHELF_GAUGES:
-                yield GaugeMetricFamily(f"overtone_adapters_{name}", SHELF_GAUGES[name], value=value)
+        for name, value in self.store.counters().items():
+            if name in STORE_GAUGES:
+                yield GaugeMetricFamily(f"overtone_adapters_{name}", STORE_GAUGES[name], value=value)
             else:
                 yield CounterMetricFamily(f"overtone_adapters_{name}", f"Adapters: {name}", value=value)

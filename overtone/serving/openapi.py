@@ -1,19 +1,19 @@
-"""The HTTP interface in OpenAPI's words."""
+"""OpenAPI description of the HTTP interface."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from overtone import __version__
 from overtone.serving.adapter_store.names import model_name
-from overtone.serving.http.requests import Reception
 from overtone.serving.openai.responses import FORMATS
+from overtone.serving.recognition.service import RecognitionService
+from overtone.version import __version__
 
 JSON_ERRORS = {"400": "mistaken", "401": "no valid token", "403": "not allowed", "429": "too much", "503": "closing"}
 
 
-def description(reception: Reception) -> dict[str, Any]:
-    """The document at /openapi.json."""
+def description(service: RecognitionService) -> dict[str, Any]:
+    """Document at /openapi.json."""
     return {
         "openapi": "3.1.0",
         "info": {
@@ -21,7 +21,7 @@ def description(reception: Reception) -> dict[str, Any]:
             "version": __version__,
             "description": "Speech recognition with one frozen base and many adapters; each request chooses its own.",
         },
-        "paths": {**public_paths(reception), **admin_paths()},
+        "paths": {**public_paths(service), **admin_paths()},
         "components": {
             "securitySchemes": {
                 "token": {"type": "http", "scheme": "bearer"},
@@ -32,9 +32,9 @@ def description(reception: Reception) -> dict[str, Any]:
     }
 
 
-def public_paths(reception: Reception) -> dict[str, Any]:
+def public_paths(service: RecognitionService) -> dict[str, Any]:
     return {
-        "/v1/audio/transcriptions": {"post": transcription(reception)},
+        "/v1/audio/transcriptions": {"post": transcription(service)},
         "/v1/models": {"get": operation("The base and the adapters that the caller may use.")},
         "/v1/models/{name}": {"get": operation("One of them.", named=True, errors={"404": "unknown"})},
         "/v1/realtime/transcription_sessions": {
@@ -71,14 +71,14 @@ def admin_paths() -> dict[str, Any]:
     }
 
 
-def transcription(reception: Reception) -> dict[str, Any]:
-    base = model_name(reception.base, ())
+def transcription(service: RecognitionService) -> dict[str, Any]:
+    base = model_name(service.base, ())
     text = {"type": "string"}
     fields = {
         "file": {**text, "format": "binary", "description": "WAV, FLAC, Ogg (Opus, Vorbis) or MP3, of any rate."},
         "model": {**text, "default": base, "description": f"{base}, {base}+ADAPTER, or an adapter's name."},
         "adapter": {**text, "description": "The adapter, where the model's name cannot say it."},
-        "language": {**text, "default": reception.settings.language},
+        "language": {**text, "default": service.language},
         "response_format": {**text, "enum": list(FORMATS), "default": "json"},
         "timestamp_granularities[]": {"type": "array", "items": {**text, "enum": ["word", "segment"]}},
         "stream": {"type": "boolean", "default": False, "description": "Server-sent events as it goes."},

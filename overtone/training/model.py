@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from overtone.adapters.adapter import Adapter
-from overtone.adapters.kinds.kinds import Kind, LinearAdapter, LoraAdapter, TinyAttentionAdapter
+from overtone.adapters.kinds.registry import SECTIONS, kind_of
 from overtone.adapters.strategies import ResidualAdd
 from overtone.checkpoints.load import load_model
 from overtone.checkpoints.nemo.adapters import adapter_config, has_nemo_form, nemo_modules
@@ -20,14 +20,8 @@ from overtone.checkpoints.nemo.model import read_config
 from overtone.config import (
     AdapterSettings,
     KindSettings,
-    LinearSettings,
-    LoraSettings,
     ModelSettings,
     Settings,
-    StrategySettings,
-    TinyAttentionSettings,
-    attention_position,
-    attention_target,
 )
 from overtone.errors import CheckpointError, ConfigError
 from overtone.models.asr_model import AsrModel, build_model
@@ -177,11 +171,10 @@ def disable_others(model: AsrModel, name: str) -> None:
 
 def check_width(model: AsrModel, adapter: Adapter, chosen: AdapterSettings, section: KindSettings) -> None:
     """Widths that the configuration names must be the model's."""
-    given: Mapping[str, int | None] = {
-        "model.adapter.in_features": chosen.in_features,
-        f"model.adapter.{chosen.adapter_type}.in_features": getattr(section, "in_features", None),
-        f"model.adapter.{chosen.adapter_type}.n_feat": getattr(section, "n_feat", None),
-    }
+    given: dict[str, int | None] = {"model.adapter.in_features": chosen.in_features}
+    form = SECTIONS[type(section)].section if type(section) in SECTIONS else None
+    for key in () if form is None else form.width_keys:
+        given[f"model.adapter.{chosen.adapter_type}.{key}"] = getattr(section, key)
     widths = {adapter.at(point).point.out_width for point in adapter.points}
     for key, width in given.items():
         if width is not None and width not in widths:
@@ -194,58 +187,6 @@ def section_with_dim(chosen: AdapterSettings) -> KindSettings:
     section = chosen.kinds[chosen.adapter_type]
     if chosen.dim is None:
         return section
-    if not isinstance(section, LinearSettings):
+    if "dim" not in vars(section):
         raise ConfigError(f"model.adapter.dim: an adapter of type {chosen.adapter_type} has none; leave it out.")
-    return replace(section, dim=chosen.dim)
-
-
-def kind_of(section: KindSettings) -> Kind:
-    """The kind that a section of the configuration describes."""
-    if isinstance(section, LinearSettings):
-        return LinearAdapter(
-            dim=section.dim,
-            activation=section.activation,
-            norm_position=section.norm_position,
-            dropout=section.dropout,
-        )
-    if isinstance(section, TinyAttentionSettings):
-        return TinyAttentionAdapter(
-            heads=section.n_head,
-            projection=section.proj_dim,
-            dropout=section.dropout_rate,
-            position=attention_position(section.target),
-        )
-    return LoraAdapter(rank=section.rank, alpha=section.alpha, dropout=section.dropout, targets=section.targets)
-
-
-def section_of(kind: Kind, strategy: ResidualAdd) -> KindSettings:
-    """The section of the configuration that describes a kind; the inverse of `kind_of`."""
-    added = StrategySettings(**vars(strategy))
-    if isinstance(kind, LinearAdapter):
-        norm: Any = kind.norm_position
-        return LinearSettings(
-            dim=kind.dim,
-            activation=kind.activation,
-            norm_position=norm,
-            dropout=kind.dropout,
-            adapter_strategy=added,
-        )
-    if isinstance(kind, TinyAttentionAdapter):
-        return TinyAttentionSettings(
-            target=attention_target(kind.position),
-            n_head=kind.heads,
-            proj_dim=kind.projection,
-            dropout_rate=kind.dropout,
-            adapter_strategy=replace(TinyAttentionSettings().adapter_strategy, **vars(strategy)),
-        )
-    if isinstance(kind, LoraAdapter):
-        return LoraSettings(
-            rank=kind.rank,
-            alpha=kind.alpha,
-            dropout=kind.dropout,
-            targets=kind.targets,
-            adapter_strategy=added,
-        )
-    raise ConfigError(
-        f"{type(kind).__name__} is no kind that a configuration can name; known are linear, tiny_attn, lora."
-    )
+    return type(section)(**{**vars(section), "dim": chosen.dim})

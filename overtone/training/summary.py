@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 
-from overtone import __version__
 from overtone.config import ExperimentSettings
 from overtone.training.callback import Watch
 from overtone.training.result import TrainingResult
 from overtone.training.run import Run
 from overtone.training.trainer import TRAINED_DTYPES, base_dtype, precision_of
+from overtone.version import __version__
 
 
 def introduce(run: Run, notes: Sequence[str]) -> None:

@@ -10,7 +10,9 @@ from typing import Literal
 
 import torch
 
-from overtone.adapters.kinds.kinds import Kind, LinearAdapter
+from overtone.adapters.kinds.base import Kind
+from overtone.adapters.kinds.linear import LinearAdapter
+from overtone.adapters.kinds.registry import section_of
 from overtone.adapters.points import Layers
 from overtone.adapters.strategies import ResidualAdd
 from overtone.config import (
@@ -26,7 +28,7 @@ from overtone.models.asr_model import AsrModel
 from overtone.startup import garbage_search_paused
 from overtone.training.console import Reporter
 from overtone.training.data import read_training_set, read_validation_sets
-from overtone.training.model import add_adapter, being_trained, restore, section_of
+from overtone.training.model import add_adapter, being_trained, restore
 from overtone.training.prefix_cache.plan import plan_prefix
 from overtone.training.reading_ahead import reading_ahead
 from overtone.training.result import TrainingResult

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from overtone.adapters.kinds.kinds import LinearAdapter
-from overtone.adapters.point_adapter import PointAdapter
+from overtone.adapters.adapter import PointAdapter
+from overtone.adapters.kinds.linear import LinearAdapter
 from overtone.adapters.selection import joined
 from overtone.models.asr_model import AsrModel
-from overtone.nets.layers import TapContext
+from overtone.nets.taps import TapContext
 from support.families import KIND_CASES, add_trained, batch, family_model
 
 SIGNAL = (8_000, 6_000)
@@ -59,13 +59,13 @@ def test_they_are_derived_once_and_anew_after_a_change() -> None:
     add_trained(model, "a", KIND_CASES["linear_pre"])
     part = part_of(model, "a")
     before = log_probs(model, "a")
-    first = part.ready(torch.bfloat16)
-    assert part.ready(torch.bfloat16) is first
+    first = part.inference_tensors(torch.bfloat16)
+    assert part.inference_tensors(torch.bfloat16) is first
     assert first["up.weight"].dtype is torch.bfloat16
     with torch.no_grad():
         for parameter in model.adapters.parameters_of("a"):
             parameter.add_(0.3)
-    assert part.ready(torch.bfloat16) is not first
+    assert part.inference_tensors(torch.bfloat16) is not first
     changed = log_probs(model, "a")
     assert not torch.equal(changed, before)
     fresh = family_model().set_compute_dtype("bfloat16")
@@ -85,16 +85,16 @@ def test_what_is_written_without_a_trace_is_seen_with_a_change_of_mode() -> None
     changed = log_probs(model.eval(), "a")
     assert not torch.equal(changed, before)
     part = part_of(model, "a")
-    kept = part.ready(torch.bfloat16)
+    kept = part.inference_tensors(torch.bfloat16)
     model.eval()
-    assert part.ready(torch.bfloat16) is kept
+    assert part.inference_tensors(torch.bfloat16) is kept
 
 
 def test_a_wide_stream_and_parameters_that_are_learnt_are_taken_as_they_are() -> None:
     model = family_model()
     add_trained(model, "a", KIND_CASES["linear_pre"])
     part = part_of(model, "a")
-    assert part.ready(torch.float32)["norm.weight"] is part.tensors()["norm.weight"]
+    assert part.inference_tensors(torch.float32)["norm.weight"] is part.tensors()["norm.weight"]
     with model.adapters.use("a") as selection:
         assert selection.tensors_of(part, torch.bfloat16)["up.weight"] is part.tensors()["up.weight"]
         with torch.no_grad():

@@ -9,12 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from overtone.adapters.kinds.kinds import KINDS, Kind, LinearAdapter, LoraAdapter, TinyAttentionAdapter
+from overtone.adapters.kinds.base import Kind
+from overtone.adapters.kinds.linear import LinearAdapter
+from overtone.adapters.kinds.lora import LoraAdapter
+from overtone.adapters.kinds.registry import KINDS
+from overtone.adapters.kinds.tiny_attention import TinyAttentionAdapter
 from overtone.adapters.strategies import ResidualAdd
 from overtone.checkpoints.load import load_model
 from overtone.errors import AdapterError
 from overtone.models.asr_model import AsrModel
-from overtone.nets.layers import TapContext
+from overtone.nets.taps import TapContext
 from support.families import KIND_CASES, WIDTH, add_trained, batch, family_model
 from support.fixtures import fixture_file
 

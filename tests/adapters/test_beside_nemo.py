@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from overtone.adapters.kinds.kinds import Kind, LinearAdapter, TinyAttentionAdapter
+from overtone.adapters.kinds.base import Kind
+from overtone.adapters.kinds.linear import LinearAdapter
+from overtone.adapters.kinds.tiny_attention import TinyAttentionAdapter
 from overtone.adapters.strategies import ResidualAdd
 from overtone.checkpoints.load import load_model
 from overtone.checkpoints.nemo.adapters import host_of, parameter_names, split_adapters

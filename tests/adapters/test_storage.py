@@ -14,7 +14,9 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from overtone.adapters.kinds.kinds import LinearAdapter, LoraAdapter, TinyAttentionAdapter
+from overtone.adapters.kinds.linear import LinearAdapter
+from overtone.adapters.kinds.lora import LoraAdapter
+from overtone.adapters.kinds.tiny_attention import TinyAttentionAdapter
 from overtone.adapters.storage import DESCRIPTION, PARAMETERS, described_digest, read_description
 from overtone.adapters.strategies import ResidualAdd
 from overtone.errors import AdapterError

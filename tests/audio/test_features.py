@@ -11,7 +11,8 @@ import torch
 import yaml
 from torch import Tensor
 
-from overtone.audio.features import LogMel, mel_filter_bank
+from overtone.audio.features import LogMel
+from overtone.audio.mel import mel_filter_bank
 from overtone.errors import ConfigError, UsageError
 from support.fixtures import fixture_file, fixture_models
 

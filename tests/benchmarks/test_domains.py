@@ -188,7 +188,7 @@ STAND_IN = """#!{python}
 import json, sys
 from pathlib import Path
 import torch
-from overtone.adapters.kinds.kinds import LinearAdapter
+from overtone.adapters.kinds.linear import LinearAdapter
 from overtone.checkpoints.load import load_model
 from overtone.checkpoints.nemo.adapters import save_adapters
 request = json.loads(Path(sys.argv[2]).read_text())

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from benchmarks.rooms import AIMS, PACKAGE, Aim, Rooms, Tracer, file_to_text, page, training_step
-from overtone.wer import alignment, character_errors, word_errors
+from overtone.wer import align_words, character_errors, word_errors
 from support.small_models import small_model
 from support.train_samples import write_corpus
 
@@ -55,10 +55,10 @@ def test_functions_count_only_while_recording_and_in_threads_too() -> None:
         thread.start()
         thread.join()
         tracer.recording = False
-        alignment("a", "b")
+        align_words("a", "b")
     codes = {code.co_name for code in tracer.codes}
     assert "word_errors" in codes
-    assert not codes & {"character_errors", "alignment"}
+    assert not codes & {"character_errors", "align_words"}
     assert set(tracer.rooms().functions) == {"wer.py"}
 
 
@@ -67,10 +67,10 @@ def test_only_the_named_call_of_a_function_counts() -> None:
         errors("a", "b")
 
     with Tracer(measure.__code__, call=2) as tracer:
-        for errors in (alignment, word_errors, character_errors):
+        for errors in (align_words, word_errors, character_errors):
             measure(errors)
     names = {code.co_name for code in tracer.codes}
-    assert names & {"alignment", "word_errors", "character_errors"} == {"word_errors"}
+    assert names & {"align_words", "word_errors", "character_errors"} == {"word_errors"}
 
 
 def test_lines_are_those_of_the_whole_file() -> None:

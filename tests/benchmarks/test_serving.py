@@ -29,7 +29,7 @@ from overtone.errors import AdapterError
 from overtone.serving.http.errors import envelope, status_of
 from overtone.tokenizers import CharTokenizer
 from support.benchmark_runs import run
-from support.serving_models import make_adapter, shelf_of, tiny_model
+from support.serving_models import make_adapter, store_of, tiny_model
 
 
 def figures(path: Path) -> Any:
@@ -97,10 +97,10 @@ def test_streams_beside_whole_recordings(tmp_path: Path) -> None:
 
 @pytest.fixture
 def shop(tmp_path: Path) -> Shop:
-    for name in ("shelf", "versions"):
+    for name in ("store", "versions"):
         (tmp_path / name).mkdir()
     return Shop(
-        model=tiny_model(), folder=tmp_path / "shelf", versions=tmp_path / "versions", dim=4, strength=3.0
+        model=tiny_model(), folder=tmp_path / "store", versions=tmp_path / "versions", dim=4, strength=3.0
     )  # fmt: skip
 
 
@@ -156,7 +156,7 @@ def test_a_session_for_a_damaged_adapter_ends_with_a_refusal(tmp_path: Path) -> 
     parameters = tmp_path / "voice" / PARAMETERS
     parameters.write_bytes(parameters.read_bytes()[:-100])
     with pytest.raises(AdapterError) as raised:
-        shelf_of(model, tmp_path).acquire("voice")
+        store_of(model, tmp_path).acquire("voice")
     assert envelope(raised.value)["error"]["code"] in REFUSALS
     assert str(status_of(raised.value)) in REFUSALS
 
@@ -178,11 +178,11 @@ def test_only_ties_may_fall_otherwise() -> None:
 def speaking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Shop, Truth]]:
     """As in the soak test: the embedded model, and adapters that write letters of their own."""
     folder = tmp_path_factory.mktemp("speaking")
-    (folder / "shelf").mkdir()
+    (folder / "store").mkdir()
     with truth("fundamental", "float32", folder / "versions", make_clips(folder / "clips", [0.7, 4.0])) as right:
         yield (
             Shop(
-                model=load_model("fundamental"), folder=folder / "shelf", versions=folder / "versions",
+                model=load_model("fundamental"), folder=folder / "store", versions=folder / "versions",
                 dim=32, strength=STRENGTH, favoured=FAVOURED, is_distinct=right.is_distinct,
             ),
             right,

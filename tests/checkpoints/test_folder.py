@@ -13,7 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from overtone.adapters.kinds.kinds import Kind, LinearAdapter, LoraAdapter, TinyAttentionAdapter
+from overtone.adapters.kinds.base import Kind
+from overtone.adapters.kinds.linear import LinearAdapter
+from overtone.adapters.kinds.lora import LoraAdapter
+from overtone.adapters.kinds.tiny_attention import TinyAttentionAdapter
 from overtone.checkpoints import load as loading
 from overtone.checkpoints.folder import read_native, write_native
 from overtone.checkpoints.load import load_model, save_model

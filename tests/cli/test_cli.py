@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from overtone import cli
-from overtone.adapters.kinds.kinds import LinearAdapter
+from overtone.adapters.kinds.linear import LinearAdapter
 from overtone.checkpoints.load import save_model
 from support.interpreters import modules_after
 from support.small_models import add_trained, small_model

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from overtone.adapters.kinds.kinds import LinearAdapter
+from overtone.adapters.kinds.linear import LinearAdapter
 from overtone.checkpoints.load import load_model
 from overtone.checkpoints.nemo.adapters import save_adapters
 from overtone.cli.models import choose

@@ -228,7 +228,7 @@ def test_what_runs_is_finished_when_the_server_stops(tmp_path: Path, monkeypatch
         thread.start()
         assert begun.wait(20)
         stopping = asyncio.run_coroutine_threadsafe(service.server.stop(20.0), service.loop)
-        eventually(lambda: service.server.reception.closing)
+        eventually(lambda: service.server.requests.closing)
         time.sleep(0.2)
         told.set()
         assert stopping.result(30) is True
@@ -250,7 +250,7 @@ def test_a_session_that_goes_on_is_ended_with_the_grace(tmp_path: Path) -> None:
                 websocket.recv(timeout=10)
         assert closed.value.rcvd is not None
         assert closed.value.rcvd.code == 1012
-        assert service.server.reception.active == 0
+        assert service.server.requests.active == 0
 
 
 def test_a_call_that_is_cut_off_is_told(tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ def test_a_call_that_is_cut_off_is_told(tmp_path: Path) -> None:
         )
         responses = method(endless(), timeout=30.0)
         assert service.server.riva is not None
-        eventually(lambda: service.server.riva.calls.open == 1)
+        eventually(lambda: service.server.riva.servicer.open == 1)
         assert service.run(service.server.stop(0.3)) is False
         stopped.set()
         assert responses.code() in (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE)

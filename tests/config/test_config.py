@@ -13,10 +13,10 @@ from overtone.config import (
     LoraSettings,
     Settings,
     TinyAttentionSettings,
-    attention_position,
     load_settings,
     manifest_paths,
 )
+from overtone.config.targets import ABSOLUTE_ATTENTION_TARGETS
 from overtone.errors import ConfigError
 from overtone.training.run_folder import plain
 
@@ -204,7 +204,7 @@ def test_a_users_own_file(tmp_path: Path) -> None:
     assert adapter.kinds["narrow"] == LinearSettings(dim=2)
     absolute = adapter.kinds["absolute"]
     assert isinstance(absolute, TinyAttentionSettings)
-    assert attention_position(absolute.target) == "abs_pos"
+    assert absolute.target in ABSOLUTE_ATTENTION_TARGETS
     assert load(config_name=str(tmp_path / "mine.yaml")).model.optim.lr == 3.0
     assert load(config_path=str(tmp_path), config_name="mine").exp_manager.name == "mine"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from overtone.adapters.kinds.kinds import LinearAdapter
+from overtone.adapters.kinds.linear import LinearAdapter
 from overtone.errors import AdapterError, DataError, UsageError
 from overtone.evaluation.evaluate import evaluate
 from overtone.evaluation.results import SCHEMA, Difference, Evaluation

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from overtone.adapters.kinds.kinds import LoraAdapter, TinyAttentionAdapter
+from overtone.adapters.kinds.lora import LoraAdapter
+from overtone.adapters.kinds.tiny_attention import TinyAttentionAdapter
 from overtone.checkpoints.load import save_model
 from overtone.checkpoints.nemo.adapters import save_adapters
 from overtone.errors import AdapterError, CheckpointError, UsageError

@@ -9,13 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from overtone.adapters.kinds.kinds import KINDS, Kind, LinearAdapter
+from overtone.adapters.kinds.base import Kind
+from overtone.adapters.kinds.linear import LinearAdapter
+from overtone.adapters.kinds.registry import KINDS
 from overtone.checkpoints.load import load_model
-from overtone.cli.verify_text import as_text
+from overtone.cli.verify import as_text
 from overtone.errors import AdapterError, DataError, UsageError
 from overtone.evaluation.verify import PROMPTS, Verification, verify
 from overtone.models.asr_model import AsrModel
-from overtone.nets.layers import TapContext
+from overtone.nets.taps import Chains, TapContext
 from support.fixtures import fixture_file
 from support.small_models import add_trained, small_model
 
@@ -33,7 +35,7 @@ def failures(found: Verification) -> list[str]:
     return [f"{check.name}: {check.detail}" for check in found.all_checks if not check.passed]
 
 
-@pytest.mark.parametrize("kind", [kind() for kind in KINDS.values()], ids=list(KINDS))
+@pytest.mark.parametrize("kind", [known.kind() for known in KINDS.values()], ids=list(KINDS))
 def test_a_good_adapter_of_each_kind_passes(kind: Kind) -> None:
     model = small_model()
     add_trained(model, "medical", kind)
@@ -104,7 +106,13 @@ class Spoiler:
         self.model, self.what = model, what
         self.plug = model.encoder.layers[0].after_block.plug
 
-    def __call__(self, x: Tensor, y: Tensor, context: TapContext) -> Tensor:
+    def acts(self) -> bool:
+        return True
+
+    def chains(self, rows: int) -> Chains:
+        return self.plug.chains(rows)
+
+    def __call__(self, x: Tensor, y: Tensor, context: TapContext, *, in_place: bool = False) -> Tensor:
         active = self.model.adapters.selection is not None and self.model.adapters.selection.chain != ()
         if active and self.what == "weights":
             self.model.decoder.projection.bias.data[0] += 1.0

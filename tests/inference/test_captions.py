@@ -16,7 +16,7 @@ from overtone.errors import UsageError
 from overtone.inference.captions import CaptionRules, captions, ctm, lines, srt, vtt
 from overtone.inference.recordings import Recording
 from overtone.inference.transcribe import Transcription
-from overtone.inference.writers import FORMATS, TranscriptWriter, json_line, rendered
+from overtone.inference.writers import FORMATS, TranscriptWriter, json_line, render
 
 
 def words_at(*timed: tuple[str, float, float]) -> list[Word]:
@@ -144,7 +144,7 @@ def test_json_lines_carry_words_and_errors() -> None:
 
 @pytest.mark.parametrize("style", FORMATS)
 def test_silence_is_an_empty_transcript_in_every_format(style: str) -> None:
-    assert "-->" not in rendered(result_of(words=[]), style)
+    assert "-->" not in render(result_of(words=[]), style)
 
 
 # Files

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from overtone.adapters.kinds.kinds import LinearAdapter
+from overtone.adapters.kinds.linear import LinearAdapter
 from overtone.adapters.strategies import ResidualAdd
 from overtone.inference.rows import WORTH_FRAMES, length_groups, recognise_in_groups, rows_are_independent
 from overtone.models.asr_model import AsrModel

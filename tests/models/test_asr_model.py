@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from overtone.adapters.kinds.kinds import LinearAdapter
+from overtone.adapters.kinds.linear import LinearAdapter
 from overtone.checkpoints.load import load_model, save_model
 from overtone.errors import AdapterError, ConfigError
 from overtone.models.asr_model import AsrModel, build_model

@@ -12,14 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from overtone.adapters.kinds.kinds import Kind, LinearAdapter, TinyAttentionAdapter
+from overtone.adapters.kinds.base import Kind
+from overtone.adapters.kinds.linear import LinearAdapter
+from overtone.adapters.kinds.tiny_attention import TinyAttentionAdapter
 from overtone.checkpoints.load import load_model
 from overtone.checkpoints.nemo.config import translate
 from overtone.models.asr_model import AsrModel, build_model
 from overtone.nets.attention import attend, relative_shift, split_heads
 from overtone.nets.conformer import ConformerEncoder
 from overtone.nets.ctc import CtcProjection, Reduction, ctc_loss
-from overtone.nets.layers import Tap, TapContext, channels_last_is_safe, checkpointed, depthwise_conv, valid_frames
+from overtone.nets.layers import channels_last_is_safe, checkpointed, depthwise_conv, valid_frames
+from overtone.nets.taps import Tap, TapContext
 from overtone.tokenizers import CharTokenizer
 from support.families import ENCODERS, WIDTH, batch, family_model
 from support.fixtures import CTC_MODELS, HERE, fixture_file, recordings

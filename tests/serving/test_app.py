@@ -25,7 +25,7 @@ from support.web_service import WebService, eventually, form, web_service
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebService]:
     limits = AudioLimits(max_bytes=2**21, max_seconds=120.0)
-    with web_service(tmp_path_factory.mktemp("shelf"), limits=limits) as running:
+    with web_service(tmp_path_factory.mktemp("store"), limits=limits) as running:
         yield running
 
 
@@ -242,18 +242,18 @@ def test_mutated_forms_are_answered(service: WebService) -> None:
 def test_overload_is_told_at_once(tmp_path: Path) -> None:
     with web_service(tmp_path, adapters=(), max_requests=1) as narrow:
         audio = file_of(np.tile(spoken("abc"), 60))
-        reception = narrow.server.reception
-        with reception.working():
+        requests = narrow.server.requests
+        with requests.running():
             answer = narrow.transcribe(audio)
             assert answer.status == 429
             assert answer.headers["retry-after"] == "1"
             assert answer.error["type"] == "rate_limit_error"
-        with narrow.server.held.holding(narrow.server.held.max_seconds):
+        with narrow.server.service.held.holding(narrow.server.service.held.max_seconds):
             answer = narrow.transcribe(audio)
             assert (answer.status, answer.error["code"]) == (429, "rate_limit_exceeded")
         assert narrow.transcribe(audio).status == 200
-        assert (reception.active, narrow.server.held.seconds) == (0, 0.0)
-        reception.closing = True
+        assert (requests.active, narrow.server.service.held.seconds) == (0, 0.0)
+        requests.closing = True
         assert narrow.transcribe(audio).status == 503
         assert narrow.get("/v1/health/ready").status == 503
         assert narrow.get("/v1/health/live").status == 200
@@ -272,9 +272,9 @@ def test_a_client_that_goes_away_frees_its_place(service: WebService, monkeypatc
     connection = service.connection()
     connection.request("POST", "/v1/audio/transcriptions", body=body, headers={"Content-Type": content_type})
     assert asked.wait(10)
-    assert service.server.reception.active == 1
+    assert service.server.requests.active == 1
     connection.close()
-    eventually(lambda: service.server.reception.active == 0)
+    eventually(lambda: service.server.requests.active == 0)
     eventually(lambda: service.calls[-1].code == "499")
 
 
@@ -284,7 +284,7 @@ def test_a_fault_of_ours_stays_in_the_log(
     def broken(name: str) -> None:
         raise ValueError("secret")
 
-    monkeypatch.setattr(service.server.shelf, "entry", broken)
+    monkeypatch.setattr(service.server.store, "entry", broken)
     answer = service.transcribe(file_of(spoken("a")), model="swap")
     assert answer.status == 500
     assert "secret" not in answer.text

@@ -9,7 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from overtone.adapters.kinds.kinds import Kind, LinearAdapter, LoraAdapter, TinyAttentionAdapter
+from overtone.adapters.kinds.base import Kind
+from overtone.adapters.kinds.linear import LinearAdapter
+from overtone.adapters.kinds.lora import LoraAdapter
+from overtone.adapters.kinds.tiny_attention import TinyAttentionAdapter
 from overtone.models.asr_model import AsrModel, build_model
 from overtone.tokenizers import CharTokenizer
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from support.docstring_rules import docstring_faults, question_faults, raise_faults, shape_faults
+from support.docstring_rules import docstring_faults, question_faults, raise_faults, shape_faults, word_faults
 from support.house_rules import (
     Source,
     class_faults,
@@ -35,6 +35,7 @@ DOCSTRING_RULES: dict[str, Callable[[Source], list[str]]] = {
     "questions": question_faults,
     "raises": raise_faults,
     "shapes": shape_faults,
+    "words": word_faults,
 }
 
 

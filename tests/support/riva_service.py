@@ -16,12 +16,17 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
-from overtone.serving.adapter_store.store import Shelf
+from overtone.serving.adapter_store.store import AdapterStore
+from overtone.serving.auth.guard import Guard
+from overtone.serving.auth.tls import ServerKeys
 from overtone.serving.engine.engine import Engine
+from overtone.serving.recognition.request import Call
+from overtone.serving.recognition.service import HeldAudio, RecognitionService
 from overtone.serving.riva import protobuf
-from overtone.serving.riva.server import RivaServer, RivaSettings
-from overtone.serving.riva.servicer import Call
+from overtone.serving.riva.server import RivaServer
+from overtone.serving.settings import ServerSettings
 from overtone.serving.streaming.stream_settings import StreamSettings
+from support.serving_models import until
 from support.speaking_model import SAMPLE_RATE, SpeakingModel, pcm16, put_adapter
 
 METHODS = {
@@ -35,13 +40,14 @@ METHODS = {
 }
 CHUNK = SAMPLE_RATE // 10
 
-SETTINGS = RivaSettings(port=0, stream=StreamSettings(chunk=0.4, left=0.4, right=0.4), idle_seconds=20.0)
+SETTINGS = ServerSettings(grpc_port=0, stream=StreamSettings(chunk=0.4, left=0.4, right=0.4), idle_seconds=20.0)
 
 
 @dataclass(kw_only=True)
 class Service:
+    recognition: RecognitionService
     engine: Engine
-    shelf: Shelf
+    store: AdapterStore
     port: int
     calls: list[Call] = field(default_factory=list)
     channel: Any = None
@@ -75,6 +81,11 @@ class Service:
             protobuf.HealthCheckResponse.FromString,
         )
         return call(protobuf.HealthCheckRequest(service=service), timeout=30.0)
+
+
+def bearer(token: str, times: int = 1) -> list[tuple[str, str]]:
+    """Metadata that shows a token."""
+    return [("authorization", f"Bearer {token}")] * times
 
 
 def raw_config(**config: Any) -> Any:
@@ -117,20 +128,31 @@ def finals_of(responses: Any) -> list[str]:
 
 @contextmanager
 def riva_service(
-    folder: Path, *, adapters: Sequence[str] = ("swap", "other"), grace: float = 0.0, **options: Any
+    folder: Path,
+    *,
+    adapters: Sequence[str] = ("swap", "other"),
+    settings: ServerSettings = SETTINGS,
+    guard: Guard | None = None,
+    held: HeldAudio | None = None,
+    keys: ServerKeys | None = None,
+    grace: float = 0.0,
 ) -> Iterator[Service]:
-    """grace: seconds for what runs at the end. options: of RivaServer, but `on_call`."""
+    """grace: seconds for running calls at the end."""
     model = SpeakingModel()
     for name in adapters:
         put_adapter(model, name, folder)
-    with Engine(model) as engine, Shelf(model, folder, lock=engine.lock, poll_seconds=0) as shelf:
+    with Engine(model) as engine, AdapterStore(model, folder, lock=engine.lock, poll_seconds=0) as store:
         calls: list[Call] = []
+        until(lambda: engine.state().alive)
+        recognition = RecognitionService(
+            engine, store, guard=guard, limits=settings.limits, profanities=settings.profanities, held=held
+        )
         loop = asyncio.new_event_loop()
         thread = threading.Thread(target=loop.run_forever, daemon=True)
         thread.start()
 
         async def build() -> tuple[RivaServer, int]:
-            server = RivaServer(engine, shelf, on_call=calls.append, **options)
+            server = RivaServer(recognition, settings, keys=keys, on_call=calls.append)
             return server, await server.start()
 
         server, port = asyncio.run_coroutine_threadsafe(build(), loop).result(30)
@@ -140,9 +162,18 @@ def riva_service(
 
         try:
             with grpc.insecure_channel(f"localhost:{port}") as channel:
-                yield Service(engine=engine, shelf=shelf, port=port, calls=calls, channel=channel, stop=stop)
+                yield Service(
+                    recognition=recognition,
+                    engine=engine,
+                    store=store,
+                    port=port,
+                    calls=calls,
+                    channel=channel,
+                    stop=stop,
+                )
         finally:
             stop()
             loop.call_soon_threadsafe(loop.stop)
             thread.join(30)
             loop.close()
+            recognition.close()

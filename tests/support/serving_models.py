@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from overtone.adapters.kinds.kinds import LinearAdapter
+from overtone.adapters.kinds.linear import LinearAdapter
 from overtone.models.asr_model import AsrModel, build_model
-from overtone.serving.adapter_store.store import Shelf
+from overtone.serving.adapter_store.store import AdapterStore
 from overtone.tokenizers import CharTokenizer
 
 LETTERS = [" ", *"abcdefghijklmnopqrstuvwxyz'"]
@@ -43,19 +43,19 @@ def make_adapter(model: AsrModel, folder: Path, *, seed: int = 0, kind: object |
 
 
 def three_voices(model: AsrModel, folder: Path) -> Path:
-    """A shelf's folder with the adapters `voice0` to `voice2`."""
+    """A store's folder with the adapters `voice0` to `voice2`."""
     for seed in range(3):
         make_adapter(model, folder / f"voice{seed}", seed=seed)
     return folder
 
 
-def shelf_of(model: AsrModel, folder: Path | None, **options: object) -> Shelf:
-    """A shelf that looks when it is told."""
-    return Shelf(model, folder, lock=threading.RLock(), poll_seconds=0, **options)
+def store_of(model: AsrModel, folder: Path | None, **options: object) -> AdapterStore:
+    """A store that looks when it is told."""
+    return AdapterStore(model, folder, lock=threading.RLock(), poll_seconds=0, **options)
 
 
-def states(shelf: Shelf) -> dict[str, str]:
-    return {entry.name: entry.state for entry in shelf.names()}
+def states(store: AdapterStore) -> dict[str, str]:
+    return {entry.name: entry.state for entry in store.names()}
 
 
 def noise(seconds: float, seed: int = 0, rate: int = 16_000) -> np.ndarray:

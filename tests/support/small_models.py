@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from overtone.adapters.kinds.kinds import Kind, LinearAdapter
+from overtone.adapters.kinds.base import Kind
+from overtone.adapters.kinds.linear import LinearAdapter
 from overtone.models.asr_model import AsrModel, build_model
 from overtone.tokenizers import CharTokenizer
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from overtone.adapters.adapter_set import AdapterSet
 from overtone.decoding.decoder import Alignment
 from overtone.models.heads import CtcHead
-from overtone.nets.layers import Tap
+from overtone.nets.taps import Tap
 from overtone.tokenizers import CharTokenizer
 
 LETTERS = " abcdefgh"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from overtone.serving.riva.servicer import Call
+from overtone.serving.recognition.request import Call
 from overtone.serving.server import Addresses, Server, ServerSettings
 from overtone.serving.streaming.stream_settings import StreamSettings
 from support.speaking_model import SpeakingModel, put_adapter

@@ -12,15 +12,13 @@ import torch
 import yaml
 from rich.console import Console
 
-from overtone.adapters.kinds.kinds import LoraAdapter
-from overtone.adapters.strategies import ResidualAdd
+from overtone.adapters.kinds.lora import LoraAdapter
 from overtone.checkpoints.load import load_model, save_model
 from overtone.checkpoints.nemo.adapters import read_adapters_pt
-from overtone.config import AdapterSettings, LinearSettings, LoraSettings, TinyAttentionSettings
+from overtone.config import AdapterSettings, LinearSettings
 from overtone.models.asr_model import AsrModel
 from overtone.training.callback import Watch
 from overtone.training.console import Pace, Reporter, clock
-from overtone.training.model import kind_of, section_of
 from overtone.training.row_parallel.processes import RowProcesses
 from overtone.training.train import run_training, train
 from support.small_models import add_trained, small_model
@@ -317,20 +315,6 @@ def test_dropout_and_order_depend_on_the_seed_alone(tmp_path: Path) -> None:
         torch.rand(7)
     assert shown[0] == shown[1]
     assert shown[0] != shown[2]
-
-
-@pytest.mark.parametrize(
-    "section",
-    [
-        LinearSettings(dim=3, activation="relu", norm_position="post", dropout=0.1),
-        TinyAttentionSettings(n_head=2, proj_dim=4, dropout_rate=0.2),
-        LoraSettings(rank=2, alpha=3.0, targets=("q",)),
-    ],
-)
-def test_sections_and_kinds_are_each_others_inverse(
-    section: LinearSettings | TinyAttentionSettings | LoraSettings,
-) -> None:
-    assert section_of(kind_of(section), ResidualAdd()) == section
 
 
 # In Python

@@ -14,19 +14,18 @@ from torch import Tensor, nn
 
 from overtone.backends.fused.parts import (
     Norm,
+    Product,
     Saved,
     Scene,
-    acts,
     cast_product,
     entering,
     joined,
     mask_for,
     run_part,
 )
-from overtone.backends.fused.products import Product
 from overtone.nets.attention import SelfAttention
-from overtone.nets.dropout import dropout_mask
-from overtone.nets.layers import Tap, TapContext
+from overtone.nets.layers import dropout_mask
+from overtone.nets.taps import Tap, TapContext
 
 FORBIDDEN = -10000.0
 """The score of a key that must not be seen."""
@@ -83,7 +82,7 @@ class AttentionPart:
 
     def __call__(self, x: Tensor, scene: Scene) -> Tensor:
         module = self.module
-        if not any(acts(tap) for tap in (module.q, module.k, module.v, module.out)):
+        if not any(tap.acts() for tap in (module.q, module.k, module.v, module.out)):
             return run_part(self, x, scene)
         normed = self.norm(x).to(self.out.dtype)
         query, key, value = self.project(normed).unbind(2)  # each [B, T, H, P]
@@ -106,7 +105,7 @@ class AttentionPart:
         bias: Tensor | float = 0.0,
     ) -> Tensor:
         """`heads` [B, T, H, P] = scale · (y + bias) with y taken through the tap; bitwise where that adds zero."""
-        if not acts(tap):
+        if not tap.acts():
             return heads
         y = heads[..., : self.head_width].float().flatten(2) / scale - bias  # [B, T, D]
         delta = (tap(normed, y, context) - y).unflatten(-1, (self.heads, -1)) * scale

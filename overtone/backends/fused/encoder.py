@@ -23,17 +23,16 @@ from overtone.backends.fused.parts import (
     NormPart,
     PartChain,
     Scene,
-    acts,
     cast_product,
     joined,
     mask_for,
-    onto,
     run_part,
 )
 from overtone.backends.fused.subsampling import CastSubsampling, PreparedSubsampling
 from overtone.nets.conformer import ConformerEncoder, ConformerLayer, ConvolutionModule
-from overtone.nets.layers import Tap, checkpointed
+from overtone.nets.layers import checkpointed
 from overtone.nets.subsampling import ConvSubsampling
+from overtone.nets.taps import Tap
 
 STREAM_DTYPE: torch.dtype | None = None
 """What the stream between the parts is kept in; None is the dtype of the products."""
@@ -223,14 +222,14 @@ class PreparedLayer:
 
     def __call__(self, block_input: Tensor, scene: Scene) -> Tensor:
         layer, context = self.layer, scene.context
-        if self.whole is not None and not any(acts(tap) for tap in self.inner_taps):
+        if self.whole is not None and not any(tap.acts() for tap in self.inner_taps):
             y = run_part(self.whole, block_input, scene)
         else:
             x = self.feed_forward1(block_input, scene)
             x = layer.after_attention(x, self.attention(x, scene), context)
             x = self.convolution(x, scene)
             y = self.norm_out(self.feed_forward2(x, scene))
-        return onto(layer.after_block, block_input, y, context)
+        return layer.after_block.onto(block_input, y, context)
 
 
 class CastConvolution:

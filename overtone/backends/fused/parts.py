@@ -1,10 +1,10 @@
-"""The frozen parts of a Conformer layer with their backward passes written out.
+"""Products and parts of a frozen Conformer layer, laid out for the kernels, with their backward passes written out.
 
 Nothing is learnt here, so the backward pass needs no gradient of a weight: each part keeps what the gradient of
 its input asks for and no more, and is one node of the graph. Every part is y = x + f(norm(x)), the factor ½ of
 the feed-forwards, the scale of the attention and the statistics of the batch norm folded into its weights.
 
-Legend: B batch, T time, D width.
+Legend: B batch, T time, D width, K kernel size.
 """
 
 from __future__ import annotations
@@ -16,14 +16,98 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from overtone.backends.fused.products import Filter, Product
 from overtone.nets.conformer import ConvolutionModule, FeedForward
-from overtone.nets.dropout import dropout_mask
-from overtone.nets.layers import Tap, TapContext, channels_last_is_safe
+from overtone.nets.layers import channels_last_is_safe, dropout_mask
+from overtone.nets.taps import TapContext
 
 Saved = tuple[Any, ...]
 """Tensors, or None for masks that are not there."""
 aten: Any = torch.ops.aten
+mkldnn: Any = torch.ops.mkldnn
+
+
+class Product:
+    """x [..., in] -> x·Wᵀ + b [..., out] for a weight [out, in] that no gradient flows to.
+
+    Bit for bit what `F.linear` gives.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.dtype = weight.dtype
+        self.bias = bias
+        self.packed: Any = mkldnn._reorder_linear_weight(weight) if has_own_layout(weight) else None
+        self.plain = weight if self.packed is None else None
+        self.reverse: Product | None = None
+        """What `backward` multiplies with, laid out when it is first asked for."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.packed is None or (torch.is_grad_enabled() and x.requires_grad):
+            return F.linear(x, self.weight, self.bias)
+        y: Tensor = mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+        return y
+
+    def rectified(self, x: Tensor) -> Tensor:
+        """The same with zeros in the place of what is negative, where no gradient is wanted."""
+        if self.packed is None:
+            return F.relu_(F.linear(x, self.weight, self.bias))
+        y: Tensor = mkldnn._linear_pointwise(x, self.packed, self.bias, "relu", [], "")
+        return y
+
+    def backward(self, grad: Tensor) -> Tensor:
+        """The gradient of the output [..., out] -> the gradient of x [..., in].
+
+        With a layout of its own it adds a bias of zeros: a product the other way round of the same size, elsewhere in
+        the layer, has a bias too, and the two share a kernel.
+        """
+        if self.packed is None:
+            return grad @ self.weight
+        if self.reverse is None:
+            weight = self.packed.to_dense().t().contiguous()
+            self.reverse = Product(weight, weight.new_zeros(weight.size(0)))
+        return self.reverse(grad)
+
+    @property
+    def weight(self) -> Tensor:
+        """[out, in]; only gradients need it where the products have a layout of their own."""
+        if self.plain is None:
+            self.plain = self.packed.to_dense()
+        return self.plain
+
+
+class Filter:
+    """Depthwise convolution over time, x [B, T, D] -> [B, T, D], as a channels-last image [B, D, 1, T]."""
+
+    def __init__(self, kernel: Tensor, bias: Tensor | None, *, left: int, right: int) -> None:
+        self.kernel = kernel  # [D, 1, 1, K]
+        self.bias = bias
+        self.outside = (left, right)
+        self.padding = (0, left if left == right else 0)
+        self.packed = None
+        if has_own_layout(kernel):
+            self.packed = mkldnn._reorder_convolution_weight(kernel, self.padding, 1, 1, kernel.size(0))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.outside[0] != self.outside[1]:
+            x = F.pad(x, (0, 0, *self.outside))
+        image = x.to(self.kernel.dtype).transpose(1, 2).unsqueeze(2)
+        groups = self.kernel.size(0)
+        if self.packed is None:
+            image = F.conv2d(image, self.kernel, self.bias, padding=self.padding, groups=groups)
+        else:
+            image = mkldnn._convolution_pointwise(
+                image, self.packed, self.bias, self.padding, (1, 1), (1, 1), groups, "none", [], ""
+            )
+        return image.squeeze(2).transpose(1, 2).to(x.dtype)
+
+
+def has_own_layout(weight: Tensor) -> bool:
+    """Whether the kernels for this weight want it in an order of their own: bfloat16 on a CPU that multiplies it."""
+    return (
+        weight.dtype is torch.bfloat16
+        and weight.device.type == "cpu"
+        and torch.backends.mkldnn.is_available()
+        and bool(mkldnn._is_mkldnn_bf16_supported())
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,19 +245,6 @@ def mask_for(dropout: nn.Dropout, like: Tensor) -> Tensor | None:
     return dropout_mask(tuple(like.shape), dropout.p, like.dtype, like.device)
 
 
-def acts(tap: Tap) -> bool:
-    """Whether calling the tap now may change anything."""
-    probe = getattr(tap.plug, "acts", None)
-    return tap.plug is not None if probe is None else bool(probe())
-
-
-def onto(tap: Tap, x: Tensor, y: Tensor, context: TapContext) -> Tensor:
-    """What the tap makes of a `y` that nobody else holds: what is plugged in may write to it."""
-    plug = getattr(tap.plug, "onto", None)
-    result: Tensor = tap(x, y, context) if plug is None else plug(x, y, context)
-    return result
-
-
 def joined(x: Tensor, part: Tensor, mask: Tensor | None) -> Tensor:
     """x + part · mask, in the dtype of x."""
     if mask is None:
@@ -201,7 +272,7 @@ class FeedForwardPart:
 
     def __call__(self, x: Tensor, scene: Scene) -> Tensor:
         module = self.module
-        if not (acts(module.expand) or acts(module.contract)):
+        if not (module.expand.acts() or module.contract.acts()):
             return run_part(self, x, scene)
         normed = self.norm(x).to(self.expand.dtype)
         inner = module.expand(normed, self.expand(normed), scene.context)

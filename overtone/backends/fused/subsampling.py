@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from overtone.backends.fused.products import Product
+from overtone.backends.fused.parts import Product
 from overtone.nets.layers import channels_last_is_safe
 from overtone.nets.subsampling import KERNEL, STRIDE, ConvSubsampling
 

@@ -21,20 +21,18 @@ from torch import Tensor, nn
 
 from overtone.backends.fused.attention import FORBIDDEN, AttentionCore
 from overtone.backends.fused.encoder import SHORTEST_ENCODINGS, PreparedEncoder
-from overtone.backends.fused.parts import acts
+from overtone.backends.openvino.adapters import OTHERWISE, BottleneckInputs, bottlenecks_at
 from overtone.backends.openvino.graph import EncoderGraph
 from overtone.errors import UsageError
 from overtone.nets.conformer import ConformerEncoder
-from overtone.nets.layers import Tap, valid_frames
+from overtone.nets.layers import valid_frames
 from overtone.nets.subsampling import ConvSubsampling
+from overtone.nets.taps import Tap
 
-Bottleneck = tuple[Tensor, Tensor, Tensor]
-"""y + up·swish(down·norm(y) + bias): down [A, R, D], bias [A, 1, R], up [A, D, R]."""
 STEP = 32
 """Mel frames: lengths are filled up to a multiple, since kernels are made and kept for every length."""
 KERNELS_KEPT = 500
 """OpenVINO's own five thousand grew by hundreds of megabytes with rows of any number and length."""
-OTHERWISE = "Let PyTorch compute: compute_dtype (on the command line, --dtype) auto, float32 or bfloat16."
 
 
 @cache
@@ -66,11 +64,11 @@ class OpenVinoEncoder:
         self.request: Any = None
         self.held: dict[str, Tensor] = {}
         """The tensors whose memory the request reads; it does not keep them alive itself."""
-        self.nothing: Bottleneck = (torch.empty(0), torch.empty(0), torch.empty(0))
+        self.nothing: BottleneckInputs = (torch.empty(0), torch.empty(0), torch.empty(0))
         """What adds zero."""
         self.cores: list[AttentionCore] = []
         self.taps: list[Tap] = []
-        self.others: list[Tap] = []
+        self.others: dict[str, Tap] = {}
         """Points where nothing may act."""
         self.distances_for = 0
         """The encoder frames that the request's encodings of distances are for."""
@@ -124,9 +122,11 @@ class OpenVinoEncoder:
         ]
         self.taps = [layer.layer.after_block for layer in layers]
         chosen = set(map(id, self.taps))
-        self.others = [
-            module for module in self.encoder.modules() if isinstance(module, Tap) and id(module) not in chosen
-        ]
+        self.others = {
+            f"encoder.{name}": module
+            for name, module in self.encoder.named_modules()
+            if isinstance(module, Tap) and id(module) not in chosen
+        }
         self.source.layers = []
         width = self.taps[0].out_width
         zeros = torch.zeros(1, 1, width, dtype=self.dtype)
@@ -177,13 +177,14 @@ class OpenVinoEncoder:
     def adapters_for(self, rows: int) -> dict[str, Tensor]:
         """What acts behind each layer, zeros where nothing does. Raises an error for what the graph cannot compute."""
         inputs: dict[str, Tensor] = {}
-        for tap in self.others:
-            if acts(tap):
-                bottleneck_of(tap, rows, self.dtype)
+        for name, tap in self.others.items():
+            if tap.acts():
+                bottlenecks_at(tap, name, rows, self.dtype)
                 raise UsageError(f"OpenVINO computes adapters behind whole layers only. {OTHERWISE}")
         for number, tap in enumerate(self.taps):
-            found = bottleneck_of(tap, rows, self.dtype) if acts(tap) else None
-            inputs |= zip((f"down{number}", f"bias{number}", f"up{number}"), found or self.nothing, strict=True)
+            name = f"encoder.layers.{number}.after_block"
+            found = bottlenecks_at(tap, name, rows, self.dtype) if tap.acts() else self.nothing
+            inputs |= zip((f"down{number}", f"bias{number}", f"up{number}"), found, strict=True)
         return inputs
 
     def infer(self, inputs: Mapping[str, Tensor], mel_frames: int) -> Tensor:
@@ -200,15 +201,6 @@ class OpenVinoEncoder:
         for _ in range(self.pre_encode.stages):
             frames = self.pre_encode.halved(frames)
         return torch.from_numpy(self.request.get_output_tensor(0).data[:, :frames].copy())
-
-
-def bottleneck_of(tap: Tap, rows: int, dtype: torch.dtype) -> Bottleneck:
-    """What is plugged into the tap, as tensors in `dtype` for a batch of so many rows."""
-    ask = getattr(tap.plug, "bottleneck", None)
-    if ask is None:
-        raise UsageError(f"What is plugged in at a point cannot be computed by OpenVINO. {OTHERWISE}")
-    found: Bottleneck = ask(rows, dtype)
-    return found
 
 
 def shared(tensor: Tensor) -> Any:

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from overtone.backends.fused.attention import AttentionPart
 from overtone.backends.fused.encoder import PreparedLayer
-from overtone.backends.fused.parts import ConvolutionPart, FeedForwardPart, Norm
-from overtone.backends.fused.products import Product
+from overtone.backends.fused.parts import ConvolutionPart, FeedForwardPart, Norm, Product
 from overtone.backends.fused.subsampling import convolution
 from overtone.nets.conformer import ConformerEncoder
 from overtone.nets.subsampling import STRIDE, ConvSubsampling

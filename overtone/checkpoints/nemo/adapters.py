@@ -1,14 +1,14 @@
 """Adapters as NeMo keeps them: in the configuration, in the weights of a `.nemo`, and in an `adapters.pt`.
 
-NeMo hangs adapters on hosts: each layer of the encoder, and the decoder. The tables below align its names of
-parameters with ours. Names of adapters are compared whole: `an4` is not the beginning of `an4_v2`.
+NeMo hangs adapters on hosts: each layer of the encoder, and the decoder. Each kind's own file has the table that aligns
+NeMo's names with ours. Names of adapters are compared whole: `an4` is not the beginning of `an4_v2`.
 """
 
 from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,49 +16,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from overtone.adapters.adapter import Adapter
-from overtone.adapters.kinds.kinds import Kind, LinearAdapter, TinyAttentionAdapter
-from overtone.adapters.point_adapter import parameter_shapes
+from overtone.adapters.adapter import Adapter, parameter_shapes
+from overtone.adapters.kinds.base import WIDTH, Kind, NemoForm
+from overtone.adapters.kinds.registry import KINDS, known
 from overtone.adapters.points import Point, parse_modules
 from overtone.adapters.strategies import ResidualAdd
 from overtone.checkpoints.nemo.config import NemoAdapter, read_adapters
-from overtone.checkpoints.nemo.keys import (
-    ADAPTER_ATTENTION,
-    ADAPTER_LINEAR,
-    STRATEGY,
-    read_section,
-    refuse,
-    write_section,
-)
+from overtone.checkpoints.nemo.keys import STRATEGY
 from overtone.checkpoints.nemo.pickles import RefusedError, plain, read_torch_file
-from overtone.config.targets import (
-    ABSOLUTE_ATTENTION_TARGETS,
-    ATTENTION_RESIDUAL_TARGETS,
-    NEMO_ATTENTION_TARGETS,
-    NEMO_LINEAR_TARGETS,
-    NEMO_STRATEGY_TARGETS,
-    RELATIVE_ATTENTION_TARGETS,
-    RESIDUAL_TARGETS,
-    attention_position,
-)
+from overtone.config.keys import read_section, refuse, write_section
+from overtone.config.targets import NEMO_STRATEGY_TARGETS
 from overtone.errors import AdapterError, CheckpointError, did_you_mean
 from overtone.files import write_failure
 from overtone.models.asr_model import AsrModel
-
-PRE_NORM = {"norm": "module.0", "down": "module.1", "up": "module.3"}
-POST_NORM = {"down": "module.0", "up": "module.2", "norm": "module.3"}
-ATTENTION = {
-    "norm": "pre_norm",
-    "query": "linear_q",
-    "key": "linear_k",
-    "value": "linear_v",
-    "out": "linear_out",
-    "position": "linear_pos",
-    "position_bias_u": "pos_bias_u",
-    "position_bias_v": "pos_bias_v",
-}
-LAST = {"pre": ("up.weight",), "post": ("norm.weight", "norm.bias")}
-"""Which parameters of a linear adapter are zero at birth, by the position of its norm."""
 
 HELD = re.compile(r"^(?P<host>.+)\.adapter_layer\.(?P<name>[^.]+)\.(?P<parameter>.+)$")
 NEMO_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
@@ -80,30 +50,40 @@ class StoredNemoAdapter:
         return self.described.name
 
 
-def kind_of(described: NemoAdapter, source: str) -> tuple[Kind, ResidualAdd]:
-    """What a configuration's adapter is here. Raises CheckpointError for classes and values that are not supported."""
+def read_kind(described: NemoAdapter, source: str) -> tuple[Kind, ResidualAdd]:
+    """The kind and strategy of a configuration's adapter.
+
+    Raises CheckpointError for classes and values that are not supported.
+    """
     where = f"{source}: adapters.{described.name}"
     section = dict(described.config)
     strategy = section.pop("adapter_strategy", None) or {}
-    known = ", ".join(NEMO_STRATEGY_TARGETS)
+    known_strategies = ", ".join(NEMO_STRATEGY_TARGETS)
     if not isinstance(strategy, dict):
-        refuse(where, "adapter_strategy", strategy, known)
-    target, acting = section.get("_target_"), strategy.get("_target_")
+        refuse(where, "adapter_strategy", strategy, known_strategies)
     try:
-        if target in NEMO_LINEAR_TARGETS:
-            values = read_section(section, ADAPTER_LINEAR, where, idle=("in_features", "enabled"))
-            kind: Kind = LinearAdapter(**values)
-        elif target in NEMO_ATTENTION_TARGETS:
-            idle = ("n_feat", "enabled", "use_pytorch_sdpa", "use_pytorch_sdpa_backends")
-            values = read_section(section, ADAPTER_ATTENTION, where, idle=idle)
-            kind = TinyAttentionAdapter(**values, position=attention_position(target))
-        else:
-            refuse(where, "_target_", target, ", ".join((*NEMO_LINEAR_TARGETS, *NEMO_ATTENTION_TARGETS)))
-        if strategy and acting not in NEMO_STRATEGY_TARGETS:
-            refuse(f"{where}.adapter_strategy", "_target_", acting, known)
+        kind = read_kind_section(section, where)
+        if strategy and strategy.get("_target_") not in NEMO_STRATEGY_TARGETS:
+            refuse(f"{where}.adapter_strategy", "_target_", strategy.get("_target_"), known_strategies)
         return kind, ResidualAdd(**read_section(strategy, STRATEGY, f"{where}.adapter_strategy"))
     except AdapterError as error:
         raise CheckpointError(f"{where}: {error}") from error
+
+
+def read_kind_section(section: Mapping[str, Any], where: str) -> Kind:
+    """The kind of an adapter's section. Raises CheckpointError, and AdapterError for values that contradict it."""
+    target = str(section.get("_target_"))
+    forms = [(each.kind, each.nemo) for each in KINDS.values() if each.nemo is not None]
+    found = next(((kind, form) for kind, form in forms if target in form.targets), None)
+    if found is None:
+        refuse(
+            where, "_target_", section.get("_target_"), ", ".join(name for _, form in forms for name in form.targets)
+        )
+    kind, form = found
+    settings = read_section(section, form.keys, where, idle=("enabled", *form.constants))
+    del settings[WIDTH]
+    build: Callable[..., Kind] = kind
+    return build(**settings, **form.targets[target])
 
 
 def split_adapters(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, dict[str, dict[str, Tensor]]]]:
@@ -159,7 +139,7 @@ def add_nemo_adapter(
 
     name: what it is called here, unless as in the file.
     """
-    kind, strategy = kind_of(described, source)
+    kind, strategy = read_kind(described, source)
     values = own_tensors(model, kind, described, hosts, source)
     modules = described.modules or "encoder"
     adapter = model.adapters.add(name or described.name, kind, modules=modules, strategy=strategy)
@@ -179,17 +159,17 @@ def adapter_hosts(model: AsrModel, adapter: Adapter) -> dict[str, dict[str, Tens
     Raises CheckpointError for a kind or name that NeMo does not have.
     """
     check_nemo_can_hold(adapter)
+    form, sample = nemo_form(adapter), adapter.points[0]
     hosts: dict[str, dict[str, Tensor]] = {}
-    sample = adapter.points[0]
     for point in points_of(model, adapter.kind, adapter.modules_text):
         own = adapter.at(point.name if point.name in adapter else sample).tensors()
+        names = parameter_names(adapter.kind, point)
         tensors = hosts[host_of(point)] = {
-            theirs: own[ours].detach().float().cpu().clone()
-            for ours, theirs in parameter_names(adapter.kind, point).items()
+            theirs: own[ours].detach().float().cpu().clone() for ours, theirs in names.items()
         }
         if point.name not in adapter:
-            for ours in last_parameters(adapter.kind):
-                tensors[parameter_names(adapter.kind, point)[ours]].zero_()
+            for ours in form.last(adapter.kind):
+                tensors[names[ours]].zero_()
     return hosts
 
 
@@ -211,27 +191,12 @@ def adapter_config(adapter: Adapter) -> dict[str, Any]:
     """One adapter's own section: what the file said, or what NeMo would have written."""
     if adapter.nemo is not None:
         return {**adapter.nemo["config"], "enabled": adapter.nemo["enabled"]}
-    width = adapter.at(adapter.points[0]).point.out_width
-    kind, strategy = adapter.kind, write_section(vars(adapter.strategy), STRATEGY)
-    if isinstance(kind, LinearAdapter):
-        return {
-            "in_features": width,
-            **write_section(vars(kind), ADAPTER_LINEAR),
-            "adapter_strategy": {**strategy, "_target_": RESIDUAL_TARGETS[0]},
-            "_target_": NEMO_LINEAR_TARGETS[0],
-            "enabled": True,
-        }
-    assert isinstance(kind, TinyAttentionAdapter), "other kinds are refused before"
-    relative = "position.weight" in adapter.at(adapter.points[0]).tensors()
+    form, point = nemo_form(adapter), adapter.at(adapter.points[0]).point
     return {
-        "n_head": kind.heads,
-        "n_feat": width,
-        "dropout_rate": kind.dropout,
-        "proj_dim": kind.projection,
-        "adapter_strategy": {**strategy, "_target_": ATTENTION_RESIDUAL_TARGETS[0]},
-        "use_pytorch_sdpa": False,
-        "use_pytorch_sdpa_backends": None,
-        "_target_": (RELATIVE_ATTENTION_TARGETS if relative else ABSOLUTE_ATTENTION_TARGETS)[0],
+        **write_section({**vars(adapter.kind), WIDTH: point.out_width}, form.keys),
+        "adapter_strategy": {**write_section(vars(adapter.strategy), STRATEGY), "_target_": form.strategy_target},
+        **form.constants,
+        "_target_": form.target_at(adapter.kind, point),
         "enabled": True,
     }
 
@@ -252,12 +217,20 @@ def has_nemo_form(adapter: Adapter) -> bool:
     return True
 
 
-def check_nemo_can_hold(adapter: Adapter) -> None:
-    if not isinstance(adapter.kind, LinearAdapter | TinyAttentionAdapter):
+def nemo_form(adapter: Adapter) -> NemoForm:
+    """How NeMo's checkpoints hold the adapter's kind. Raises CheckpointError for a kind that NeMo does not have."""
+    found = known(adapter.kind)
+    if found is None or found.nemo is None:
         raise CheckpointError(
             f"Adapter '{adapter.name}' is of kind {adapter.kind.name}, which NeMo does not have. Save it as an adapter "
             f"folder (adapters.save) or the model as a native folder, or remove it before writing a file for NeMo."
         )
+    return found.nemo
+
+
+def check_nemo_can_hold(adapter: Adapter) -> None:
+    """Raises CheckpointError for a kind that NeMo does not have, and for a name that it cannot give to an adapter."""
+    nemo_form(adapter)
     taken = adapter.name == "global_cfg" or hasattr(nn.ModuleDict(), adapter.name)
     if taken or not NEMO_NAME.match(adapter.name):
         raise CheckpointError(
@@ -279,19 +252,15 @@ def points_of(model: AsrModel, kind: Kind, modules: str) -> list[Point]:
 
 
 def parameter_names(kind: Kind, point: Point) -> dict[str, str]:
-    """Our names of the parameters at a point -> NeMo's."""
-    table = ATTENTION
-    if isinstance(kind, LinearAdapter):
-        table = PRE_NORM if kind.norm_position == "pre" else POST_NORM
-    names = {}
+    """Our names of the parameters at a point -> NeMo's, for a kind that NeMo has."""
+    found = known(kind)
+    assert found is not None
+    assert found.nemo is not None
+    table, names = found.nemo.parts(kind), {}
     for ours in parameter_shapes(kind, point):
         part, dot, rest = ours.partition(".")
         names[ours] = f"{table[part]}{dot}{rest}"
     return names
-
-
-def last_parameters(kind: Kind) -> tuple[str, ...]:
-    return LAST[kind.norm_position] if isinstance(kind, LinearAdapter) else ("out.weight", "out.bias")
 
 
 def read_adapters_pt(path: Path | str) -> list[StoredNemoAdapter]:
@@ -336,7 +305,7 @@ def _stored(key: Any, states: Any, described: Mapping[str, NemoAdapter]) -> Stor
 
 def hosts_in(model: AsrModel, stored: StoredNemoAdapter, source: str) -> HostTensors:
     """The tensors by their host in this model. Raises CheckpointError where it has more or fewer."""
-    kind, _ = kind_of(stored.described, source)
+    kind, _ = read_kind(stored.described, source)
     places = [host_of(point) for point in points_of(model, kind, stored.described.modules)]
     if len(places) != len(stored.hosts):
         raise CheckpointError(

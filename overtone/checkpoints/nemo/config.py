@@ -20,13 +20,10 @@ from overtone.checkpoints.nemo.keys import (
     SPEC_AUGMENT,
     SPEC_AUGMENT_FIXED,
     SPEC_AUGMENT_IDLE,
-    read_section,
-    refuse,
-    shown,
-    write_section,
 )
 from overtone.checkpoints.nemo.tokenizer import FILE_PREFIX, tokenizer_files
 from overtone.checkpoints.nemo.yaml import refuse_resolvers, resolved
+from overtone.config.keys import read_section, refuse, shown, write_section
 from overtone.errors import CheckpointError
 from overtone.models.parts import Settings, complete
 from overtone.tokenizers import CharTokenizer, Tokenizer

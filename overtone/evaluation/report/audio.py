@@ -1,4 +1,4 @@
-"""Recordings inside a page: small ones as they are, others as Ogg-Opus, the rest as links."""
+"""Sound of a report: small files embedded as they are, others as Ogg-Opus, the rest as links."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PLAYABLE = {
     ".mp3": "audio/mpeg",
     ".flac": "audio/flac",
 }
-"""What browsers play, and under which type."""
+"""Formats that browsers play, with their media types."""
 
 SMALL_FILE = 48_000
 """Bytes up to which a whole file is embedded as it is."""
@@ -34,7 +34,7 @@ OPUS_RATE = 16_000
 
 @dataclass(kw_only=True)
 class AudioBudget:
-    """What may still be embedded."""
+    """Players and bytes that may still be embedded."""
 
     players: int
     bytes: int
@@ -44,14 +44,14 @@ def player(utterance: UtteranceResult, page: Path, budget: AudioBudget) -> str:
     """An audio element with the sound inside while the budget lasts, and a link to the file."""
     name = utterance.audio_path.name
     link = f'<a href="{escape(link_to(utterance, page))}">{escape(name)}</a>'
-    sound = embedded(utterance, budget)
+    sound = embed_sound(utterance, budget)
     if sound is None:
         return link
     label = escape(f"{name}: {utterance.reference}")
     return f'<audio controls preload="metadata" aria-label="{label}" src="{sound}"></audio>{link}'
 
 
-def embedded(utterance: UtteranceResult, budget: AudioBudget) -> str | None:
+def embed_sound(utterance: UtteranceResult, budget: AudioBudget) -> str | None:
     """The sound as a data URI, taken from the budget; None where it does not fit or cannot be read."""
     if budget.players <= 0 or utterance.duration > LONGEST:
         return None

@@ -8,9 +8,9 @@ from html import escape
 from pathlib import Path
 
 from overtone.evaluation.report.audio import AudioBudget, player
-from overtone.evaluation.report.plots import changes_plot, element, intervals_plot, percent, rates_plot, shortened
+from overtone.evaluation.report.plots import changes_plot, element, intervals_plot, percent, rates_plot, shorten
 from overtone.evaluation.results import Evaluation, Result, UtteranceResult
-from overtone.wer import alignment
+from overtone.wer import align_words
 
 SERIES = 6
 """Colours in the style sheet: the base's, and those of adapters, used in turn."""
@@ -44,6 +44,7 @@ class ManifestResults:
 
 
 def by_manifest(evaluation: Evaluation) -> list[ManifestResults]:
+    """The results of each manifest together, in the order of the evaluation."""
     groups: dict[Path, list[Result]] = {}
     for result in evaluation.results:
         groups.setdefault(result.manifest, []).append(result)
@@ -60,7 +61,7 @@ def series_of(evaluation: Evaluation) -> dict[str, int]:
 
 
 def sections(evaluation: Evaluation, page: Path, budget: AudioBudget) -> dict[str, str]:
-    """The places of the template, filled."""
+    """The contents of the template's places."""
     groups, series = by_manifest(evaluation), series_of(evaluation)
     model = evaluation.model or "model"
     return {
@@ -79,12 +80,12 @@ def sections(evaluation: Evaluation, page: Path, budget: AudioBudget) -> dict[st
 
 
 def section(heading: str, content: str) -> str:
-    """A section of the page, nothing where there is nothing to tell."""
+    """A section of the page; nothing where it has no content."""
     return f"<section><h2>{escape(heading)}</h2>{content}</section>" if content else ""
 
 
 def findings(groups: Sequence[ManifestResults], series: dict[str, int]) -> str:
-    """One card a result: the rate, and what became of the base's."""
+    """One card for each result: its rate, and its change from the base's."""
     cards = []
     for group in groups:
         shown = [result for result in group.results if result.difference] or list(group.results)
@@ -114,6 +115,7 @@ def _finding(group: ManifestResults, result: Result, series: int) -> str:
 
 
 def facts(evaluation: Evaluation) -> str:
+    """The list of base, dtypes and date."""
     short = evaluation.fingerprint[:19] + ("…" if len(evaluation.fingerprint) > 19 else "")
     rows = (
         ("Base", f'<code title="{escape(evaluation.fingerprint)}">{escape(short)}</code>'),
@@ -211,7 +213,7 @@ def _confusion_table(group: ManifestResults, series: dict[str, int], kind: str) 
         return f"<table><caption>{title}</caption><tbody><tr><td>nothing</td></tr></tbody></table>"
     highest = max(most.values())
     head = "".join(f'<th scope="col">{name}</th>' for name in columns) + "".join(
-        f'<th scope="col" title="{escape(result.label)}">{chip(shortened(result.label), series[result.label])}</th>'
+        f'<th scope="col" title="{escape(result.label)}">{chip(shorten(result.label), series[result.label])}</th>'
         for result in group.results
     )
     rows = []
@@ -254,7 +256,7 @@ def errors(group: ManifestResults, series: dict[str, int], page: Path, budget: A
 
 
 def _filter(number: int) -> str:
-    """Which utterances are shown: plain radio buttons, at work through the style sheet."""
+    """A choice of the utterances that are shown: plain radio buttons, which the style sheet reads."""
     options = (("all", "all"), ("worse", "worse than the base"), ("better", "better than the base"))
     return "<fieldset><legend>Show</legend>" + "".join(
         f'<label><input type="radio" name="show-{number}" value="{value}"{" checked" if value == "all" else ""}>'
@@ -269,14 +271,16 @@ def _utterance(
     rows = [f'<div><dt>said</dt><dd class="said">{escape(line[0].reference) or "<i>nothing</i>"}</dd></div>']
     for result, heard in zip(group.results, line, strict=True):
         count = f'<span class="rate">{percent(heard.words.rate, 0)}</span>'
-        rows.append(f"<div><dt>{chip(result.label, series[result.label])}{count}</dt><dd>{marked(heard)}</dd></div>")
+        rows.append(
+            f"<div><dt>{chip(result.label, series[result.label])}{count}</dt><dd>{mark_errors(heard)}</dd></div>"
+        )
     return f'<li class="{kind}"><div class="sound">{sound}</div><dl>{"".join(rows)}</dl></li>'
 
 
-def marked(heard: UtteranceResult) -> str:
-    """The hypothesis with what is missing struck out and what is wrong underlined."""
+def mark_errors(heard: UtteranceResult) -> str:
+    """The hypothesis with missing words struck out and wrong ones underlined."""
     words = []
-    for aligned in alignment(heard.reference, heard.hypothesis):
+    for aligned in align_words(heard.reference, heard.hypothesis):
         if aligned.kind == "equal":
             words.append(escape(aligned.hypothesis or ""))
             continue

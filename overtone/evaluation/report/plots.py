@@ -33,7 +33,7 @@ def percent(rate: float, digits: int = 1) -> str:
     return f"{100 * rate:.{digits}f}\u00a0%".replace("-", "\u2212")
 
 
-def shortened(label: str, most: int = 20) -> str:
+def shorten(label: str, most: int = 20) -> str:
     return label if len(label) <= most else f"{label[: most - 1]}…"
 
 
@@ -70,7 +70,7 @@ def _interval_row(result: Result, y: float, at: Callable[[float], float], series
     low, high = (at(bound) for bound in result.wer_interval)
     caps = "".join(element("line", x1=x, x2=x, y1=y - 5, y2=y + 5) for x in (low, high))
     return (
-        text(shortened(result.label), 176, y + 5, class_="label", text_anchor="end")
+        text(shorten(result.label), 176, y + 5, class_="label", text_anchor="end")
         + element(
             "g",
             element("line", x1=low, x2=high, y1=y, y2=y) + caps + element("circle", cx=at(result.wer), cy=y, r=6),
@@ -86,7 +86,7 @@ def _spoken_interval(result: Result) -> str:
 
 
 def changes_plot(base: Result, result: Result) -> str:
-    """How many utterances gained or lost how many word errors against the base."""
+    """A histogram of utterances by the word errors that they gained or lost against the base."""
     changes = Counter(
         max(-FURTHEST_CHANGE, min(FURTHEST_CHANGE, now.words.errors - then.words.errors))
         for then, now in zip(base.utterances, result.utterances, strict=True)
@@ -106,10 +106,10 @@ def changes_plot(base: Result, result: Result) -> str:
                 )
             )
             drawn.append(text(str(count), middle, floor - tall - 7, class_="value", text_anchor="middle"))
-        drawn.append(text(_signed(change), middle, floor + 20, class_="tick", text_anchor="middle"))
+        drawn.append(text(_with_sign(change), middle, floor + 20, class_="tick", text_anchor="middle"))
     drawn.append(text("← fewer word errors than the base", 0, floor + 50, class_="axis-name better-text"))
     drawn.append(text("more →", width, floor + 50, class_="axis-name worse-text", text_anchor="end"))
-    spoken = "; ".join(f"{_signed(change)}: {changes[change]}" for change in sorted(changes))
+    spoken = "; ".join(f"{_with_sign(change)}: {changes[change]}" for change in sorted(changes))
     return figure_svg("".join(drawn), width, height, "Utterances by change in word errors", spoken)
 
 
@@ -144,7 +144,7 @@ def rates_plot(base: Result, result: Result, series: int) -> str:
         dot = element("circle", element("title", escape(told)), cx=across(then), cy=up(now), r=radius)
         drawn.append(dot)
     names = text("word error rate, base", across(0.5), size - 20, class_="axis-name", text_anchor="middle") + text(
-        f"word error rate, {shortened(result.label, 32)}", 0, 0, class_="axis-name", text_anchor="middle",
+        f"word error rate, {shorten(result.label, 32)}", 0, 0, class_="axis-name", text_anchor="middle",
         transform=f"translate(13 {up(0.5):.0f}) rotate(-90)",
     )  # fmt: skip
     body = element("g", "".join(drawn), class_=f"bubbles series-{series}") + names
@@ -154,7 +154,7 @@ def rates_plot(base: Result, result: Result, series: int) -> str:
 
 
 def figure_svg(body: str, width: float, height: float, title: str, description: str) -> str:
-    """The drawing with its words for those who do not see it."""
+    """The drawing, with words for readers who do not see it."""
     told = element("title", escape(title)) + element("desc", escape(description))
     return element("svg", told + body, viewBox=f"0 0 {width:g} {height:g}", role="img", class_="plot")
 
@@ -166,7 +166,7 @@ def ticks(highest: float) -> list[float]:
     return [index * step for index in range(math.ceil(highest / step - 1e-9) + 1)]
 
 
-def _signed(change: int) -> str:
+def _with_sign(change: int) -> str:
     edge = "" if abs(change) < FURTHEST_CHANGE else "≤" if change < 0 else "≥"
     return edge + (f"+{change}" if change > 0 else f"\u2212{-change}" if change < 0 else "0")
 

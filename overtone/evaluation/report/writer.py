@@ -28,7 +28,7 @@ PLAYERS = 60
 """Utterances whose sound is embedded in a page."""
 
 AUDIO_BYTES = 6_000_000
-"""Bytes of sound embedded in a page, as they stand there."""
+"""Bytes of sound embedded in a page, in base64."""
 
 STYLES = {"better": "green", "worse": "red", "no clear difference": "dim"}
 

@@ -1,4 +1,4 @@
-"""What lies in a shelf's folder: descriptions of adapters, checked without reading their parameters."""
+"""Folder of adapters on disk: what is in it, and one version of an adapter, checked without its parameters."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from overtone.errors import AdapterError
 LOG = logging.getLogger("overtone.serving.adapter_store.store")
 
 Signature = tuple[tuple[int, int, int], ...]
-"""Modification time in nanoseconds, size and inode of each file: what changes when a file does."""
+"""Modification time in nanoseconds, size and inode of each file: they change when a file does."""
 ABSENT = (FileNotFoundError, NotADirectoryError)
-"""What says that there is nothing. Other errors do not: too many open files, a file server that is away."""
+"""Errors of a file that is not there. Others pass: too many open files, a file server that is away."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,15 +35,15 @@ class Version:
 
     folder: Path
     signature: Signature
-    """Of the files when they were looked at."""
+    """State of the files when they were looked at."""
     digest: str
-    """Of what the description tells: kind, settings, strategy, points and parameters."""
+    """`sha256:…` of kind, settings, strategy, points and parameters."""
     identity: str
-    """Its hexadecimal digits: equal versions do the same."""
+    """Hexadecimal digits of the digest: equal versions do the same."""
     kind: str
     parameters: int
     description: dict[str, Any]
-    """The content of `adapter.yaml` in that state: reading it takes as long as reading the parameters."""
+    """Content of `adapter.yaml` in that state: reading it takes as long as reading the parameters."""
 
     @property
     def card(self) -> Mapping[str, Any]:
@@ -51,17 +51,17 @@ class Version:
         return card
 
 
-class Lookout:
-    """Looks at a shelf's folder again and again. What cannot be looked at for a while is taken to be as it was."""
+class FolderWatcher:
+    """Finds the adapters in a folder again and again. What cannot be looked at for a while is taken to be as it was."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.found: dict[str, Signature | None] = {}
         self.trouble = ""
-        """Why the folder, or something in it, could not be looked at."""
+        """Why the folder, or something in it, could not be looked at the last time."""
 
     def look(self) -> dict[str, Signature | None]:
-        """The folders with an `adapter.yaml` by name, None for those without parameters; hidden ones are left out."""
+        """Find the folders with an `adapter.yaml`, by name; None for those without parameters, hidden ones left out."""
         trouble = ""
         try:
             self.found, unseen = adapter_folders(self.folder, self.found)
@@ -75,12 +75,12 @@ class Lookout:
 
 
 def signature_of(folder: Path) -> Signature | None:
-    """None where the folder holds no adapter. Raises OSError where it cannot be looked at."""
+    """Signature of an adapter's folder; None where it holds no adapter. Raises OSError where it cannot be looked at."""
     return signature_at(str(folder))
 
 
 def signature_at(place: str) -> Signature | None:
-    """The same of a plain path, without a detour: a shelf of a thousand is looked at every second."""
+    """`signature_of` a plain path, without a detour: a folder of a thousand adapters is looked at every second."""
     try:
         description = os.stat(f"{place}/{DESCRIPTION}")  # noqa: PTH116
         parameters = os.stat(f"{place}/{PARAMETERS}")  # noqa: PTH116
@@ -95,7 +95,7 @@ def signature_at(place: str) -> Signature | None:
 def adapter_folders(
     folder: Path, before: Mapping[str, Signature | None]
 ) -> tuple[dict[str, Signature | None], list[str]]:
-    """What `Lookout.look` gives, and the errors of those that are as they were before. Raises OSError."""
+    """Result of `FolderWatcher.look`, and errors of the entries that keep their state of before. Raises OSError."""
     place = str(folder)
     try:
         names = sorted(name for name in os.listdir(place) if name[0] != ".")  # noqa: PTH208
@@ -117,7 +117,10 @@ def adapter_folders(
 
 
 def read_version(folder: Path, identity: BaseIdentity) -> Version:
-    """Raises AdapterError where the description is damaged, made for another base, or not of the parameters' file."""
+    """Read and check the description of an adapter.
+
+    Raises AdapterError where it is damaged, made for another base, or does not match the file of parameters.
+    """
     check_name(folder.name)
     signature = signature_of(folder)
     if signature is None:

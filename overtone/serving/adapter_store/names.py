@@ -1,4 +1,4 @@
-"""What a request calls a model -> the adapters it means. The same rules at every door.
+"""Names of models in requests -> adapters. The rules are the same for every interface.
 
 `""`, `base`, `none` and the base's own name mean the base alone; `base+medical`, `<base's name>+medical` and
 `medical` mean an adapter; `a+b` is a chain in that order.
@@ -6,14 +6,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from overtone.errors import UsageError
-from overtone.serving.adapter_store.store import BASE_NAMES
+from overtone.serving.adapter_store.store import BASE_NAMES, AdapterEntry, AdapterStore
+from overtone.serving.auth.guard import Guard, Metadata
+from overtone.serving.errors import AccessError
+
+LISTED = 20
+"""Model names in a message."""
 
 
 def adapter_names(name: str, base: str) -> tuple[str, ...]:
-    """The adapters that `name` means, in the order in which they act; empty for the base. base: the base's name."""
+    """Adapters that `name` means, in the order in which they act; empty for the base. base: the base's name."""
     if name in BASE_NAMES or name == base:
         return ()
     for prefix in (base, "base"):
@@ -23,7 +28,7 @@ def adapter_names(name: str, base: str) -> tuple[str, ...]:
 
 
 def chosen_adapters(model: str, adapter: str, base: str) -> tuple[str, ...]:
-    """The same where a request has two places for it. An empty `adapter` says nothing.
+    """Adapters of a request that has two places for them; an empty `adapter` says nothing.
 
     Raises UsageError where both name adapters, and not the same.
     """
@@ -40,9 +45,30 @@ def chosen_adapters(model: str, adapter: str, base: str) -> tuple[str, ...]:
 
 
 def described(names: Sequence[str]) -> str:
+    """Adapters in words, for a message."""
     return f"the adapter '{'+'.join(names)}'" if names else "the base alone"
 
 
 def model_name(base: str, names: Sequence[str]) -> str:
-    """What `adapter_names` reads back: `<base>+a+b`."""
+    """Name of the base with adapters, `<base>+a+b`, as `adapter_names` reads it."""
     return "+".join((base or "base", *names))
+
+
+def visible(store: AdapterStore, guard: Guard, metadata: Metadata) -> Iterator[AdapterEntry]:
+    """Usable adapters that the caller may use. Raises AccessError where the token itself is not valid."""
+    for entry in store.names():
+        if entry.state == "refused":
+            continue
+        try:
+            guard.authorise(metadata, entry.name)
+        except AccessError as error:
+            if error.fault == "forbidden":
+                continue
+            raise
+        yield entry
+
+
+def list_visible(store: AdapterStore, guard: Guard, metadata: Metadata, *, base: str) -> str:
+    """Names of the base and of the adapters that the caller may use, for a message. base: the base's name."""
+    names = [model_name(base, ()), *(model_name(base, [entry.name]) for entry in visible(store, guard, metadata))]
+    return ", ".join(names[:LISTED]) + (f" … {len(names)} in all" if len(names) > LISTED else "")

@@ -1,4 +1,4 @@
-"""An uploaded adapter: a zip or tar with two files -> a folder of the shelf, checked before it appears."""
+"""Upload of an adapter: a zip or tar with two files -> a folder of the adapter store, checked before it appears."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from overtone.errors import AdapterError
 from overtone.serving.adapter_store.folder import read_version
 
 MAX_BYTES = {DESCRIPTION: 4 * 2**20, PARAMETERS: 512 * 2**20}
-"""What each file may unpack to."""
+"""Bytes that each file may unpack to."""
 MAX_MEMBERS = 64
 DAMAGES = (
     tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError, RuntimeError,
 )  # fmt: skip
 
 
-def place(shelf: Path, name: str, archive: bytes, identity: BaseIdentity) -> None:
-    """Put the adapter of an archive into `shelf/name`, in place of what is there.
+def place(store: Path, name: str, archive: bytes, identity: BaseIdentity) -> None:
+    """Put the adapter of an archive into `store/name`, in place of what is there.
 
     Raises AdapterError, before anything is changed, for an archive that is damaged, foreign or of another base.
     """
     contents = unpack(archive)
     try:
-        shelf.mkdir(parents=True, exist_ok=True)
-        waiting = Path(tempfile.mkdtemp(prefix=".upload-", dir=shelf))
+        store.mkdir(parents=True, exist_ok=True)
+        waiting = Path(tempfile.mkdtemp(prefix=".upload-", dir=store))
     except OSError as error:
-        raise AdapterError(f"The shelf cannot be written: {error.strerror or error}.") from error
+        raise AdapterError(f"The folder of adapters cannot be written: {error.strerror or error}.") from error
     try:
         folder = waiting / name
         folder.mkdir()
@@ -46,17 +46,17 @@ def place(shelf: Path, name: str, archive: bytes, identity: BaseIdentity) -> Non
             read_folder(folder, identity)
         except AdapterError as error:
             raise AdapterError(str(error).replace(str(folder), f"the upload '{name}'")) from error
-        target = shelf / name
+        target = store / name
         target.mkdir(exist_ok=True)
         write_together({target / file: contents[file] for file in (PARAMETERS, DESCRIPTION)})
     except OSError as error:
-        raise AdapterError(f"The adapter cannot be written to the shelf: {error.strerror or error}.") from error
+        raise AdapterError(f"The adapter cannot be written to its folder: {error.strerror or error}.") from error
     finally:
         shutil.rmtree(waiting, ignore_errors=True)
 
 
 def unpack(archive: bytes) -> dict[str, bytes]:
-    """The two files of an adapter, wherever they lie in the archive; nothing else is read."""
+    """Read the two files of an adapter, wherever they lie in the archive, and nothing else. Raises AdapterError."""
     contents: dict[str, bytes] = {}
     try:
         for name, file, size in members(archive):

@@ -1,4 +1,4 @@
-"""Who may do what, how much of it, and over which kind of connection.
+"""Access: tokens, tenants, their adapters and their rates.
 
 A file of tokens names tenants, the hashes of their tokens, and the adapters that they may use:
 
@@ -16,10 +16,9 @@ import hashlib
 import hmac
 import math
 import re
-import ssl
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -28,9 +27,10 @@ import yaml
 
 from overtone.adapters.adapter import check_name
 from overtone.errors import AdapterError, UsageError, did_you_mean
-from overtone.serving.auth.access import AccessError, Metadata
-from overtone.serving.riva.server import ServerKeys
+from overtone.serving.errors import AccessError
 
+Metadata = Sequence[tuple[str, str | bytes]]
+"""Headers with lower-case names, in their order; a name may come several times."""
 HASH = re.compile(r"sha256:[0-9a-f]{64}")
 ALL = "all"
 SHORTEST_ADMIN_TOKEN = 16
@@ -44,13 +44,13 @@ class Tenant:
 
     name: str
     adapters: frozenset[str] | None
-    """Those that it may use; None for all. The base is everybody's."""
+    """Adapters that it may use; None for all. The base is everybody's."""
     requests_per_minute: float = math.inf
     audio_seconds_per_minute: float = math.inf
 
 
 class Allowance:
-    """A rate that may be overdrawn: what was used counts when it is known, and the next request waits for it."""
+    """A rate that may be overdrawn: use is counted when it is known, and the next request waits for it."""
 
     def __init__(self, per_minute: float) -> None:
         self.rate = per_minute / 60
@@ -59,7 +59,7 @@ class Allowance:
         self.at = time.monotonic()
 
     def wait(self, needed: float) -> float:
-        """Seconds until there is as much as needed; 0 if there is now."""
+        """Seconds until as much as needed is left; 0 if it is now."""
         if math.isinf(self.most):
             return 0.0
         now = time.monotonic()
@@ -76,7 +76,7 @@ class Allowance:
 class Guard:
     """Tokens, tenants, rates and the administrator. Thread-safe. Without tokens everything but administration is open.
 
-    `authorise` is what the doors call; `charge` tells afterwards what was used.
+    Every interface calls `authorise` before it works, and `charge` with what was used.
     """
 
     def __init__(self, *, tenants: Mapping[str, Tenant] | None = None, admin_token: str = "") -> None:
@@ -94,7 +94,10 @@ class Guard:
         return bool(self._admin)
 
     def authorise(self, metadata: Metadata, adapter: str | None) -> str:
-        """As `access.Authorise`."""
+        """Tenant of a request, who may use the adapter (None: the base); empty where there are no tenants.
+
+        Quick and without consequences: it is also called to list the adapters of a tenant. Raises AccessError.
+        """
         if self.tenants is None:
             return ""
         tenant = self._tenant(metadata)
@@ -112,13 +115,14 @@ class Guard:
         return tenant.name
 
     def authorise_admin(self, metadata: Metadata) -> None:
+        """Raises AccessError without the administrator's token."""
         if not self._admin:
             raise AccessError("This server has no administration; start it with an admin token file.")
         if not any(hmac.compare_digest(hashed(token), self._admin) for token in presented(metadata)):
             raise AccessError("The administrator's token is needed.", fault="unauthenticated")
 
     def authorise_metrics(self, metadata: Metadata) -> None:
-        """Open without tokens; else for the administrator, and for tenants that may use all adapters."""
+        """Raises AccessError, except for the administrator, tenants of all adapters, and servers without tokens."""
         if self.tenants is None:
             return
         if self._admin and any(hmac.compare_digest(hashed(token), self._admin) for token in presented(metadata)):
@@ -127,6 +131,7 @@ class Guard:
             raise AccessError("Metrics tell of all adapters; a token that may use all of them is needed.")
 
     def charge(self, tenant: str, *, requests: int = 0, audio_seconds: float = 0.0) -> None:
+        """Count what a tenant has used."""
         allowances = self._allowances.get(tenant)
         if allowances is None:
             return
@@ -144,7 +149,7 @@ class Guard:
 
 
 def presented(metadata: Metadata) -> set[str]:
-    """The tokens of a request; some clients send the same header twice."""
+    """Tokens in the headers of a request; some clients send the same header twice."""
     tokens = set()
     for name, value in metadata:
         if isinstance(value, bytes):
@@ -158,6 +163,7 @@ def presented(metadata: Metadata) -> set[str]:
 
 
 def hashed(token: str) -> str:
+    """`sha256:…` of a token, as the file of tokens has it."""
     return f"sha256:{hashlib.sha256(token.encode('utf-8', 'surrogateescape')).hexdigest()}"
 
 
@@ -165,12 +171,12 @@ def hashed(token: str) -> str:
 
 
 def read_tokens(path: Path) -> dict[str, Tenant]:
-    """The tenants by the hash of their tokens. Raises UsageError, naming the file and the entry."""
+    """Tenants by the hash of their tokens. Raises UsageError, naming the file and the entry."""
     text = read_text(path, "tokens")
     try:
         data = yaml.safe_load(text)
     except yaml.YAMLError:
-        raise UsageError(f"{path} is no YAML.") from None  # what the parser says may quote the file
+        raise UsageError(f"{path} is no YAML.") from None  # the parser's message may quote the file
     try:
         return dict(read_tenants(data))
     except UsageError as error:
@@ -225,7 +231,7 @@ def read_rate(value: Any, where: str) -> float:
 
 
 def read_admin_token(path: Path) -> str:
-    """The one line of the file."""
+    """Token of the administrator, the one line of a file. Raises UsageError."""
     token = read_text(path, "the administrator's token").strip()
     if len(token) < SHORTEST_ADMIN_TOKEN or len(token.split()) != 1:
         raise UsageError(f"{path} must hold one token of {SHORTEST_ADMIN_TOKEN} characters or more, without spaces.")
@@ -248,32 +254,3 @@ def read_bytes(path: Path, what: str) -> bytes:
     if len(data) > MAX_FILE_BYTES:
         raise UsageError(f"{path} is too large to be the file of {what}.")
     return data
-
-
-def read_keys(certificate: Path | None, key: Path | None, client_authority: Path | None) -> ServerKeys | None:
-    """TLS for both doors, checked. None without TLS. Raises UsageError."""
-    if certificate is None or key is None:
-        if certificate is not None or key is not None or client_authority is not None:
-            raise UsageError("TLS needs a certificate and its key; give both.")
-        return None
-    keys = ServerKeys(
-        certificate=read_bytes(certificate, "the certificate"),
-        key=read_bytes(key, "the key"),
-        client_authority=None if client_authority is None else read_bytes(client_authority, "the client authority"),
-    )
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    try:
-        context.load_cert_chain(certificate, key, password=no_password)
-    except (ssl.SSLError, OSError) as error:
-        raise UsageError(f"{certificate} and {key} are no certificate with its key: {error}") from error
-    if keys.client_authority is not None:
-        try:
-            context.load_verify_locations(cadata=keys.client_authority.decode("ascii"))
-        except (ssl.SSLError, UnicodeDecodeError) as error:
-            raise UsageError(f"{client_authority} is no certificate of an authority: {error}") from error
-    return keys
-
-
-def no_password() -> str:
-    """Asked for by OpenSSL where a key is encrypted; without this it would ask on the terminal."""
-    return ""

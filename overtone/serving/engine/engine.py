@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from overtone.audio.stream_features import RawFeatures
 from overtone.decoding.decoder import Emissions
-from overtone.inference.threads import RowThreads, compute_with
+from overtone.inference.rows import RowThreads, use_threads
 from overtone.models.asr_model import AsrModel
 from overtone.serving.adapter_store.store import Lease
 from overtone.serving.engine.forward import forward
@@ -117,7 +117,7 @@ class Engine:
     @cached_property
     def raw_features(self) -> RawFeatures:
         """The features before normalisation, for streams."""
-        return RawFeatures(self.model)
+        return RawFeatures(self.model.preprocessor, per_encoder_frame=self.model.encoder.subsampling_factor)
 
     def state(self) -> EngineState:
         with self._changed:
@@ -225,7 +225,7 @@ class Engine:
 
     def _work(self) -> None:
         """Lives of the worker, in one thread: each thread has a heap, kernels and helpers of its own, which stay."""
-        compute_with(self._threads.count)
+        use_threads(self._threads.count)
         while not self._live():
             self._recover()
 

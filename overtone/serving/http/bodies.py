@@ -1,4 +1,4 @@
-"""Bodies of requests, read within limits of size and patience."""
+"""Bodies of HTTP requests, read within limits of size and time."""
 
 from __future__ import annotations
 
@@ -8,33 +8,38 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 from python_multipart.exceptions import FormParserError
-from starlette.datastructures import FormData
+from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import Message, Receive
 
-from overtone.serving.http.errors import CLIENT_GONE, HttpError, invalid
+from overtone.serving.errors import IdleError, RequestError
+from overtone.serving.http.errors import CLIENT_GONE, HttpError
 
 R = TypeVar("R")
 ENVELOPE = 2**18
 """Bytes of a form around its file."""
 MAX_FIELDS = 64
 LINGERING = 2**24
-"""Bytes of a body that is too large which are still read, and thrown away."""
+"""Bytes of a too large body that are still read, and thrown away."""
 LINGERING_SECONDS = 5.0
 
 
 async def limited(request: Request, *, most: int, seconds: float) -> Request:
-    """The same request, whose body may have so many bytes, and must not pause for longer. Raises HttpError."""
+    """The same request, with limits of its body's bytes and pauses.
+
+    Raises HttpError; reading the body raises HttpError and IdleError.
+    """
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > most:
         if int(declared) <= most + LINGERING:
             await discard(request.receive)
         raise too_large(most)
-    return Request(request.scope, counting(request.receive, most, seconds))
+    return Request(request.scope, count_bytes(request.receive, most, seconds))
 
 
-def counting(receive: Receive, most: int, seconds: float) -> Receive:
+def count_bytes(receive: Receive, most: int, seconds: float) -> Receive:
+    """`receive`, which raises HttpError after too many bytes and IdleError after too long a pause."""
     received = 0
     ended = False
 
@@ -46,7 +51,7 @@ def counting(receive: Receive, most: int, seconds: float) -> Receive:
             async with asyncio.timeout(seconds):
                 message = await receive()
         except TimeoutError:
-            raise HttpError(408, f"Nothing was sent for {seconds:g} seconds.") from None
+            raise IdleError(seconds) from None
         received += len(message.get("body", b""))
         ended = not message.get("more_body", False)
         if received > most:
@@ -75,29 +80,41 @@ def too_large(most: int) -> HttpError:
 
 
 async def body_of(request: Request, *, most: int, seconds: float) -> bytes:
+    """Body of a request. Raises HttpError and IdleError."""
     return await (await limited(request, most=most, seconds=seconds)).body()
 
 
 @asynccontextmanager
 async def form_of(request: Request, *, most: int, seconds: float) -> AsyncIterator[tuple[Request, FormData]]:
-    """The multipart form of a request, its file somewhere without a name; and the request, to go on with."""
+    """Multipart form of a request, its file in a temporary one; and the request, to go on with.
+
+    Raises RequestError, HttpError and IdleError.
+    """
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
-        raise invalid(
+        raise RequestError(
             "The request must be a form, Content-Type: multipart/form-data, with the audio in 'file'.", "file"
         )
     request = await limited(request, most=most + ENVELOPE, seconds=seconds)
     try:
         form = await request.form(max_files=1, max_fields=MAX_FIELDS, max_part_size=ENVELOPE)
     except (HTTPException, FormParserError) as error:
-        raise invalid(f"The form cannot be read: {getattr(error, 'detail', error)}") from error
+        raise RequestError(f"The form cannot be read: {getattr(error, 'detail', error)}") from error
     try:
         yield request, form
     finally:
         await form.close()
 
 
+def file_of(form: FormData) -> UploadFile:
+    """The one file of a form, its field `file`. Raises RequestError."""
+    files = [value for name, value in form.multi_items() if name == "file" and isinstance(value, UploadFile)]
+    if len(files) != 1:
+        raise RequestError("The form holds no audio; send one file in the field 'file'.", "file")
+    return files[0]
+
+
 async def while_connected(request: Request, work: Coroutine[Any, Any, R]) -> R:
-    """The result of the work, which is cancelled when the client goes away; its body has been read."""
+    """Result of the work, which is cancelled when the client goes away; the body of the request has been read."""
     task = asyncio.ensure_future(work)
     watcher = asyncio.ensure_future(gone(request))
     try:
@@ -112,5 +129,6 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, R]) -> R:
 
 
 async def gone(request: Request) -> None:
+    """Wait until the client goes away."""
     while (await request.receive())["type"] != "http.disconnect":
         pass

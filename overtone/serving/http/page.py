@@ -1,4 +1,4 @@
-"""The web page of the HTTP door: a recording or a microphone, base and adapter side by side.
+"""Web page of the server: a recording or a microphone, base and adapter side by side.
 
 Its files are read once, and answered from memory; a request names one of them or gets 404.
 """
@@ -32,7 +32,7 @@ POLICY = (
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
     "require-trusted-types-for 'script'; trusted-types 'none'"
 )
-"""What the page may load: its own files, and recordings from the browser's memory."""
+"""Content-Security-Policy: the page may load its own files, and recordings from the browser's memory."""
 HEADERS = {
     "Cache-Control": "no-cache",
     "Content-Security-Policy": POLICY,
@@ -51,7 +51,7 @@ class PageFile:
     content: bytes
     media_type: str
     tag: str
-    """Its ETag."""
+    """ETag."""
 
 
 class Page:
@@ -73,7 +73,7 @@ class Page:
         return self.answer(request.path_params["name"], request)
 
     def answer(self, name: str, request: Request) -> Response:
-        """The file, or 304 where the browser has it already. Raises HttpError."""
+        """Answer with a file, or 304 where the browser has it already. Raises HttpError."""
         found = self.files.get(name)
         if found is None:
             raise HttpError(404, "The page has no such file.")
@@ -98,7 +98,7 @@ def page_files(*, with_examples: bool) -> Iterator[tuple[str, PageFile]]:
 
 
 def examples(prompts: Traversable) -> Iterator[dict[str, str]]:
-    """`file` and `text` of each."""
+    """`file` and `text` of each example."""
     lines = [json.loads(line) for line in prompts.joinpath("test.jsonl").read_text("utf-8").splitlines()]
     texts = {line["audio_filepath"].removeprefix("audio/"): line["text"] for line in lines}
     for name in EXAMPLES:

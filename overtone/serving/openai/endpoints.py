@@ -6,26 +6,23 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from starlette.datastructures import FormData, UploadFile
+from starlette.datastructures import FormData
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from overtone.serving.adapter_store.names import adapter_names, model_name
-from overtone.serving.adapter_store.store import ShelfEntry
-from overtone.serving.engine.engine import Samples
-from overtone.serving.http.bodies import form_of, while_connected
-from overtone.serving.http.errors import envelope, invalid
-from overtone.serving.http.requests import Reception, add_contexts, metadata_of
+from overtone.decoding.phrase_boost import Boost
+from overtone.serving.adapter_store.names import adapter_names, model_name, visible
+from overtone.serving.adapter_store.store import AdapterEntry
+from overtone.serving.errors import RequestError
+from overtone.serving.http.bodies import file_of, form_of, while_connected
+from overtone.serving.http.errors import envelope
+from overtone.serving.http.requests import HttpRequests, metadata_of
 from overtone.serving.openai.responses import FORMATS, answer, event, events
-from overtone.serving.recognition.growing import growing
-from overtone.serving.recognition.offline import Recognition, recognise_async
-from overtone.serving.riva.protobuf import RecognitionConfig
-from overtone.serving.riva.requests import RecognitionRequest
-from overtone.serving.riva.servicer import Call
+from overtone.serving.recognition.request import RecognitionRequest, json_boosts
 
 GRANULARITIES = {"word", "segment"}
 WITHOUT_EFFECT = ("prompt", "temperature", "chunking_strategy", "include[]")
@@ -37,161 +34,183 @@ FIELDS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wishes:
-    """What the fields of a form ask for."""
+class AnswerOptions:
+    """Form of the answer that a request asks for. Raises RequestError."""
 
-    request: RecognitionRequest
     format: str
+    """One of FORMATS."""
     granularities: frozenset[str]
+    """`word` and `segment`, for verbose_json."""
     stream: bool
+    """Answer with server-sent events."""
+
+    def __post_init__(self) -> None:
+        if self.format not in FORMATS:
+            allowed = ", ".join(FORMATS)
+            message = f"response_format '{self.format[:40]}' is unknown. Allowed: {allowed}."
+            raise RequestError(message, "response_format")
+        if not self.granularities <= GRANULARITIES:
+            raise RequestError("timestamp_granularities may name 'word' and 'segment'.", "timestamp_granularities")
+        if self.stream and self.format not in ("json", "text"):
+            message = f"A stream of events has no response_format '{self.format}'; leave it out."
+            raise RequestError(message, "response_format")
+
+
+# Forms
+
+
+def recognition_request(form: FormData) -> RecognitionRequest:
+    """Fields of a form -> a recognition request. Raises RequestError."""
+    return RecognitionRequest(
+        model=text_field(form, "model"),
+        adapter=text_field(form, "adapter"),
+        language=text_field(form, "language"),
+        mask_profanity=flag_field(form, "profanity_filter"),
+        boosts=boosts_field(form),
+        ignored=tuple(
+            name if name in WITHOUT_EFFECT else f"field {name[:40]!r}" for name in sorted({*form} - FIELDS)
+        ),
+    )  # fmt: skip
+
+
+def answer_options(form: FormData) -> AnswerOptions:
+    """Fields of a form -> the form of its answer. Raises RequestError."""
+    names = ("timestamp_granularities[]", "timestamp_granularities")
+    granularities = {str(value) for name in names for value in form.getlist(name)}
+    return AnswerOptions(
+        format=text_field(form, "response_format") or "json",
+        granularities=frozenset(granularities or {"segment"}),
+        stream=flag_field(form, "stream"),
+    )
+
+
+def text_field(form: FormData, name: str) -> str:
+    """Text of a field, empty where there is none. Raises RequestError for a file."""
+    value = form.get(name, "")
+    if not isinstance(value, str):
+        raise RequestError(f"'{name}' must be text, not a file.", name)
+    return value.strip()
+
+
+def flag_field(form: FormData, name: str) -> bool:
+    """Value of a field that is true or false. Raises RequestError."""
+    value = text_field(form, name).lower()
+    if value not in ("", "true", "false", "1", "0"):
+        raise RequestError(f"'{name}' is true or false.", name)
+    return value in ("true", "1")
+
+
+def boosts_field(form: FormData) -> tuple[Boost, ...]:
+    """`speech_contexts`, our addition: JSON as Riva spells it, [{"phrases": ["…"], "boost": 10}]."""
+    text = text_field(form, "speech_contexts")
+    if not text:
+        return ()
+    try:
+        return json_boosts(json.loads(text))
+    except (ValueError, TypeError, OverflowError, RecursionError):
+        raise RequestError(
+            '\'speech_contexts\' must be JSON: [{"phrases": ["…"], "boost": 10}].', "speech_contexts"
+        ) from None
+
+
+# Endpoints
 
 
 class Transcriptions:
-    def __init__(self, reception: Reception) -> None:
-        self.reception = reception
+    """POST /v1/audio/transcriptions."""
+
+    def __init__(self, requests: HttpRequests) -> None:
+        self.requests = requests
 
     async def create(self, request: Request) -> Response:
-        """POST /v1/audio/transcriptions."""
-        reception = self.reception
-        call = reception.admitted(request)
-        settings = reception.settings
-        async with AsyncExitStack() as held:
-            held.enter_context(reception.working())
+        requests, service, settings = self.requests, self.requests.service, self.requests.settings
+        call = requests.admit(request)
+        async with AsyncExitStack() as running:
+            running.enter_context(requests.running())
             most, seconds = settings.limits.max_bytes, settings.idle_seconds
             async with form_of(request, most=most, seconds=seconds) as (request, form):
-                wishes = self.wishes(form, request, call)
-                reception.guard.charge(call.tenant, requests=1)
-                samples = await reception.in_thread(reception.provision.decoded, audio_of(form).file, wishes.request)
-            call.audio_seconds = samples.size / reception.engine.sample_rate
-            held.enter_context(reception.provision.held.holding(call.audio_seconds))
-            if not wishes.stream:
-                recognition = await while_connected(request, self.recognised(samples, wishes, call))
+                asked, options = recognition_request(form), answer_options(form)
+                service.check(asked, metadata_of(request), call)
+                service.guard.charge(call.tenant, requests=1)
+                samples = await service.decode(file_of(form).file, asked, call)
+            deadline, mask = time.monotonic() + settings.request_seconds, service.mask(asked)
+            if not options.stream:
+                work = service.recognise(samples, asked, call, deadline=deadline)
+                recognition = await while_connected(request, work)
                 return answer(
                     recognition,
-                    wishes.format,
-                    granularities=wishes.granularities,
+                    options.format,
+                    granularities=options.granularities,
                     language=settings.language,
-                    mask=reception.provision.mask(wishes.request),
+                    mask=mask,
                 )
-            recognitions = await self.begun(samples, wishes, call, held)
-            told = self.told(events(recognitions, reception.provision.mask(wishes.request)), held.pop_all())
-            first = await anext(told)
-            return StreamingResponse(rejoined(first, told), media_type="text/event-stream")
+            recognitions = service.recognise_in_parts(samples, asked, call, deadline=deadline)
+            chunks = with_errors(events(recognitions, mask), running.pop_all())
+            first = await anext(chunks)
+            return StreamingResponse(rejoined(first, chunks), media_type="text/event-stream")
 
-    def wishes(self, form: FormData, request: Request, call: Call) -> Wishes:
-        """The fields of a form, checked. Raises HttpError, UsageError or AccessError."""
-        format = text_field(form, "response_format") or "json"
-        if format not in FORMATS:
-            raise invalid(
-                f"response_format '{format[:40]}' is unknown. Allowed: {', '.join(FORMATS)}.", "response_format"
-            )
-        granularities = {
-            str(value)
-            for name in ("timestamp_granularities[]", "timestamp_granularities")
-            for value in form.getlist(name)
-        }
-        if not granularities <= GRANULARITIES:
-            raise invalid("timestamp_granularities may name 'word' and 'segment'.", "timestamp_granularities")
-        stream = flag_field(form, "stream")
-        if stream and format not in ("json", "text"):
-            raise invalid(f"A stream of events has no response_format '{format}'; leave it out.", "response_format")
-        config = RecognitionConfig(
-            model=text_field(form, "model"),
-            language_code=text_field(form, "language"),
-            profanity_filter=flag_field(form, "profanity_filter"),
-        )
-        config.custom_configuration["adapter"] = text_field(form, "adapter")
-        add_phrases(config, form)
-        ignored = [name if name in WITHOUT_EFFECT else f"field {name[:40]!r}" for name in sorted({*form} - FIELDS)]
-        return Wishes(
-            request=self.reception.understood(config, "offline", call, metadata_of(request), ignored=ignored),
-            format=format,
-            granularities=frozenset(granularities or {"segment"}),
-            stream=stream,
-        )
 
-    async def recognised(self, samples: Samples, wishes: Wishes, call: Call) -> Recognition:
-        reception = self.reception
-        decoding = await reception.provision.decoding(wishes.request)
-        call.ignored += decoding.ignored
-        with await reception.provision.lease(wishes.request) as lease:
-            return await recognise_async(
-                reception.engine,
-                samples,
-                lease=lease,
-                decoding=decoding,
-                deadline=time.monotonic() + reception.settings.request_seconds,
-                group=call.tenant or None,
-            )
+async def with_errors(chunks: AsyncIterator[bytes], running: AsyncExitStack) -> AsyncIterator[bytes]:
+    """Chunks of an answer; an error after the first of them becomes an event. running: closed at the end."""
+    has_begun = False
+    async with running, aclosing(chunks):  # type: ignore[type-var]
+        try:
+            async for chunk in chunks:
+                has_begun = True
+                yield chunk
+        except Exception as error:
+            if not has_begun:
+                raise
+            yield event(envelope(error))
 
-    async def begun(
-        self, samples: Samples, wishes: Wishes, call: Call, held: AsyncExitStack
-    ) -> AsyncIterator[Recognition]:
-        """The same, told as it grows; the lease is held by `held`."""
-        reception = self.reception
-        decoding = await reception.provision.decoding(wishes.request)
-        call.ignored += decoding.ignored
-        lease = held.enter_context(await reception.provision.lease(wishes.request))
-        return growing(
-            reception.engine,
-            samples,
-            lease=lease,
-            decoding=decoding,
-            deadline=time.monotonic() + reception.settings.request_seconds,
-            group=call.tenant or None,
-        )
 
-    async def told(self, chunks: AsyncIterator[bytes], held: AsyncExitStack) -> AsyncIterator[bytes]:
-        """The chunks; what goes wrong after the first of them becomes an event."""
-        begun = False
-        async with held:
-            try:
-                async for chunk in chunks:
-                    begun = True
-                    yield chunk
-            except Exception as error:
-                if not begun:
-                    raise
-                yield event(envelope(error))
+async def rejoined(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Iterator over `first` and the rest."""
+    yield first
+    async for chunk in rest:
+        yield chunk
 
 
 class Models:
     """GET /v1/models and /v1/models/NAME."""
 
-    def __init__(self, reception: Reception) -> None:
-        self.reception = reception
+    def __init__(self, requests: HttpRequests) -> None:
+        self.requests = requests
+        self.service = requests.service
         self.created = int(time.time())
 
     async def list(self, request: Request) -> Response:
-        self.reception.admitted(request)
-        metadata = metadata_of(request)
-        entries = await asyncio.to_thread(lambda: list(self.reception.visible(metadata)))
+        self.requests.admit(request)
+        entries = await asyncio.to_thread(self.visible, request)
         return JSONResponse({"object": "list", "data": [self.shown(entry) for entry in (None, *entries)]})
 
     async def retrieve(self, request: Request) -> Response:
-        self.reception.admitted(request)
-        metadata = metadata_of(request)
+        self.requests.admit(request)
         name = request.path_params["name"]
-        names = adapter_names(name, self.reception.base)
+        names = adapter_names(name, self.service.base)
         if not names:
             return JSONResponse(self.shown(None))
-        for entry in self.reception.visible(metadata):
+        for entry in self.visible(request):
             if names == (entry.name,):
                 return JSONResponse(self.shown(entry))
-        raise self.reception.unknown_model(name, metadata)
+        raise self.service.unknown_model(name, metadata_of(request))
 
-    def shown(self, entry: ShelfEntry | None) -> dict[str, Any]:
-        """The base where entry is None."""
-        base = model_name(self.reception.base, ())
+    def visible(self, request: Request) -> tuple[AdapterEntry, ...]:
+        """Usable adapters that the caller may use. Raises AccessError."""
+        return tuple(visible(self.service.store, self.service.guard, metadata_of(request)))
+
+    def shown(self, entry: AdapterEntry | None) -> dict[str, Any]:
+        """JSON of a model; entry: None for the base."""
+        base = model_name(self.service.base, ())
         names = () if entry is None else (entry.name,)
         shown: dict[str, Any] = {
-            "id": model_name(self.reception.base, names),
+            "id": model_name(self.service.base, names),
             "object": "model",
             "created": self.created,
             "owned_by": "overtone",
             "root": base,
             "parent": None if entry is None else base,
-            "language": self.reception.settings.language,
+            "language": self.service.language,
         }
         if entry is not None:
             shown["adapter"] = {
@@ -201,43 +220,3 @@ class Models:
                 "digest": entry.digest,
             }
         return shown
-
-
-def audio_of(form: FormData) -> UploadFile:
-    files = [value for name, value in form.multi_items() if name == "file" and isinstance(value, UploadFile)]
-    if len(files) != 1:
-        raise invalid("The form holds no audio; send one file in the field 'file'.", "file")
-    return files[0]
-
-
-def text_field(form: FormData, name: str) -> str:
-    value = form.get(name, "")
-    if not isinstance(value, str):
-        raise invalid(f"'{name}' must be text, not a file.", name)
-    return value.strip()
-
-
-def flag_field(form: FormData, name: str) -> bool:
-    value = text_field(form, name).lower()
-    if value not in ("", "true", "false", "1", "0"):
-        raise invalid(f"'{name}' is true or false.", name)
-    return value in ("true", "1")
-
-
-def add_phrases(config: Any, form: FormData) -> None:
-    """`speech_contexts`, our addition: JSON as Riva spells it, [{"phrases": ["…"], "boost": 10}]."""
-    text = text_field(form, "speech_contexts")
-    if not text:
-        return
-    try:
-        add_contexts(config, json.loads(text))
-    except (ValueError, TypeError, OverflowError, RecursionError):
-        raise invalid(
-            '\'speech_contexts\' must be JSON: [{"phrases": ["…"], "boost": 10}].', "speech_contexts"
-        ) from None
-
-
-async def rejoined(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    yield first
-    async for chunk in rest:
-        yield chunk

@@ -1,4 +1,4 @@
-"""A recognition -> the answers of OpenAI's transcription interface."""
+"""Recognition of a recording -> answers of OpenAI's transcription interface."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import math
 import zlib
 from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from overtone.decoding.hypothesis import Word
 from overtone.inference.captions import captions, srt, vtt
 from overtone.serving.recognition.growing import text_deltas
 from overtone.serving.recognition.offline import Recognition
-from overtone.serving.riva.responses import Mask
+from overtone.serving.recognition.service import Mask
 
 FORMATS = ("json", "text", "srt", "vtt", "verbose_json")
 
@@ -23,7 +24,7 @@ FORMATS = ("json", "text", "srt", "vtt", "verbose_json")
 def answer(
     recognition: Recognition, format: str, *, granularities: Collection[str], language: str, mask: Mask
 ) -> Response:
-    """format: one of FORMATS. granularities: `word` and `segment`, for verbose_json. language: of the model."""
+    """Answer in one of FORMATS. granularities: `word` and `segment`, for verbose_json. language: of the model."""
     best = recognition.hypotheses[0]
     words = masked_words(best.words, mask)
     text = mask(best.text).strip()
@@ -49,11 +50,12 @@ def answer(
 
 
 def masked_words(words: Sequence[Word], mask: Mask) -> list[Word]:
+    """Words with masked texts."""
     return [replace(word, text=mask(word.text)) for word in words]
 
 
 def timed(word: Word) -> dict[str, Any]:
-    """Seconds from the beginning of the audio; `confidence` 0…1 is an addition of ours."""
+    """JSON of a word, with seconds from the beginning of the audio; `confidence` 0…1 is an addition of ours."""
     return {
         "word": word.text,
         "start": round(word.start, 3),
@@ -63,7 +65,7 @@ def timed(word: Word) -> dict[str, Any]:
 
 
 def segments(words: Sequence[Word]) -> list[dict[str, Any]]:
-    """The stretches that captions would show, with the fields of Whisper's."""
+    """Stretches that captions would show, with the fields of Whisper's segments."""
     found = []
     for index, caption in enumerate(captions(words)):
         logarithms = [math.log(max(word.confidence, 1e-6)) for word in caption.words]
@@ -86,20 +88,23 @@ def segments(words: Sequence[Word]) -> list[dict[str, Any]]:
 
 
 def usage(recognition: Recognition) -> dict[str, Any]:
+    """JSON of the billed duration."""
     return {"type": "duration", "seconds": math.ceil(recognition.seconds)}
 
 
 async def events(recognitions: AsyncIterator[Recognition], mask: Mask) -> AsyncIterator[bytes]:
     """Server-sent events: `transcript.text.delta` as the recording is worked through, then `transcript.text.done`."""
     last = None
-    async for delta, recognition in text_deltas(recognitions):
-        last = recognition
-        if delta:
-            yield event({"type": "transcript.text.delta", "delta": mask(delta)})
+    async with aclosing(text_deltas(recognitions)) as deltas:  # type: ignore[type-var]
+        async for delta, recognition in deltas:
+            last = recognition
+            if delta:
+                yield event({"type": "transcript.text.delta", "delta": mask(delta)})
     assert last is not None
     text = mask(last.hypotheses[0].text).strip()
     yield event({"type": "transcript.text.done", "text": text, "usage": usage(last)})
 
 
 def event(content: dict[str, Any]) -> bytes:
+    """Server-sent event with JSON."""
     return f"data: {json.dumps(content, ensure_ascii=False)}\n\n".encode()

@@ -1,7 +1,7 @@
 """Riva's realtime interface: a session by POST, then a WebSocket of JSON messages; audio in, transcripts out.
 
-A client appends audio (base64, or binary messages of plain bytes), commits it, and says when it is done. It is told
-`…delta` with the current utterance as it is understood so far, and `…completed` for each utterance, whose
+A client appends audio (base64, or binary messages of plain bytes), commits it, and says when it is done. It gets
+`…delta` with the current utterance as it is recognised so far, and `…completed` for each utterance, whose
 `transcript` is everything since the beginning; the last one has `is_last_result`.
 """
 
@@ -12,7 +12,7 @@ import binascii
 import json
 import logging
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -21,17 +21,15 @@ from starlette.responses import JSONResponse, Response
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from overtone.serving.adapter_store.names import model_name
-from overtone.serving.auth.access import AccessError, Metadata
+from overtone.serving.auth.guard import Metadata
+from overtone.serving.errors import AccessError, RequestError
 from overtone.serving.http.bodies import body_of
-from overtone.serving.http.errors import HttpError, envelope, error_response, invalid, status_of
-from overtone.serving.http.requests import Reception, call_of, metadata_of
-from overtone.serving.realtime.events import Talk
-from overtone.serving.realtime.session import Secrets, ignored_wishes, new_session, recognition_config, updated
-from overtone.serving.riva.requests import RecognitionRequest
-from overtone.serving.riva.servicer import Call
-from overtone.serving.streaming.inbox import Inbox
-from overtone.serving.streaming.session import Hearing
-from overtone.serving.streaming.stream import Stream
+from overtone.serving.http.errors import envelope, error_response, status_of
+from overtone.serving.http.requests import HttpRequests, call_of, metadata_of
+from overtone.serving.realtime.events import SessionEvents
+from overtone.serving.realtime.session import Secrets, new_session, recognition_request, updated
+from overtone.serving.recognition.request import Call, RecognitionRequest
+from overtone.serving.streaming.session import Inbox, open_session
 
 LOG = logging.getLogger("overtone.serving.realtime.endpoint")
 SUBPROTOCOL = "realtime"
@@ -42,7 +40,7 @@ CLOSE_CODES = {400: 1007, 413: 1009, 429: 1013, 500: 1011, 503: 1012}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Said:
+class ClientMessage:
     """One message of the client."""
 
     kind: str
@@ -53,35 +51,37 @@ class Said:
 
 
 class Realtime:
-    def __init__(self, reception: Reception) -> None:
-        self.reception = reception
+    def __init__(self, requests: HttpRequests) -> None:
+        self.requests = requests
+        self.service = requests.service
+        self.settings = requests.settings
         self.secrets = Secrets()
 
     async def mint(self, request: Request) -> Response:
-        """POST /v1/realtime/transcription_sessions: a session with the server's defaults, or the body's."""
-        reception = self.reception
-        reception.admitted(request)
-        body = await body_of(request, most=MAX_BODY, seconds=reception.settings.idle_seconds)
-        session = updated(self.session(self.secret_for(request)), json_of(body) if body.strip() else {})
-        recognition_config(session)
+        """POST /v1/realtime/transcription_sessions: a session with the server's defaults, changed by the body."""
+        self.requests.admit(request)
+        body = await body_of(request, most=MAX_BODY, seconds=self.settings.idle_seconds)
+        session = updated(self.new_session(self.secret_for(request)), json_of(body) if body.strip() else {})
+        recognition_request(session, self.settings.stream.endpointing)
         return JSONResponse(session)
 
     def secret_for(self, request: Request) -> dict[str, Any] | None:
-        """Only a server with tokens asks for one."""
-        return None if self.reception.guard.tenants is None else self.secrets.mint(metadata_of(request))
+        """Secret of a new session; None where the server asks for no tokens."""
+        return None if self.service.guard.tenants is None else self.secrets.mint(metadata_of(request))
 
-    def session(self, secret: dict[str, Any] | None = None) -> dict[str, Any]:
-        reception = self.reception
-        model = model_name(reception.base, ())
-        return new_session(reception.settings, model, reception.engine.sample_rate, secret)
+    def new_session(self, secret: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Session with the server's defaults."""
+        model = model_name(self.service.base, ())
+        sample_rate = self.service.engine.sample_rate
+        return new_session(language=self.service.language, model=model, sample_rate=sample_rate, secret=secret)
 
     async def connect(self, websocket: WebSocket) -> None:
         """WebSocket /v1/realtime."""
         call = call_of(websocket)
         try:
             metadata = self.credentials(websocket)
-            call.tenant = self.reception.guard.authorise(metadata, None)
-            with self.reception.working():
+            self.service.admit(metadata, call)
+            with self.requests.running():
                 offered = websocket.scope.get("subprotocols", [])
                 await websocket.accept(SUBPROTOCOL if SUBPROTOCOL in offered else None)
                 await self.converse(websocket, metadata, call)
@@ -91,7 +91,7 @@ class Realtime:
             await self.refuse(websocket, error)
 
     async def refuse(self, websocket: WebSocket, error: Exception) -> None:
-        """Tell what went wrong, as far as there still is somebody to tell."""
+        """Send an error and close, as far as the client is still there."""
         status = status_of(error)
         if status == 500:
             LOG.exception("a realtime session failed", exc_info=error)
@@ -105,151 +105,152 @@ class Realtime:
             return
 
     def credentials(self, websocket: WebSocket) -> Metadata:
-        """The headers that carry a token: the handshake's own, or those that its secret was minted for."""
+        """Headers that carry a token: the handshake's own, or those that its secret was minted for.
+
+        Raises AccessError.
+        """
         self.check_origin(websocket)
         secrets = [name for name in websocket.scope.get("subprotocols", []) if name.startswith(SECRET_PREFIX)]
-        if secrets and self.reception.guard.tenants is not None:
+        if secrets and self.service.guard.tenants is not None:
             return self.secrets.redeem(secrets[0].removeprefix(SECRET_PREFIX))
         return metadata_of(websocket)
 
     def check_origin(self, websocket: WebSocket) -> None:
-        """A page of another site must not speak through the browser of somebody who may."""
+        """Raises AccessError for the page of another site: the browser's user may open sessions, the site may not."""
         origin = websocket.headers.get("origin")
-        if origin is None or origin in self.reception.settings.origins:
+        if origin is None or origin in self.settings.origins:
             return
         if urlsplit(origin).netloc.lower() != websocket.headers.get("host", "").lower():
             raise AccessError("Pages of that site may not open sessions here.")
 
     async def converse(self, websocket: WebSocket, metadata: Metadata, call: Call) -> None:
-        session = self.session()
+        """Take changes of the session until its first audio, and transcribe that."""
+        session = self.new_session()
         await send(
             websocket,
             {"type": "conversation.created", "conversation": {"id": session["id"], "object": "realtime.conversation"}},
         )
-        async with Inbox(messages(websocket)) as inbox:
-            waiting: list[Said] = []
-            while not any(said.kind == "audio" for said in waiting):
-                arrived = await self.arrived(inbox, most=1)
+        idle_seconds = self.settings.idle_seconds
+        async with Inbox(messages(websocket), audio_size, idle_seconds=idle_seconds) as inbox:
+            waiting: list[ClientMessage] = []
+            while not any(message.kind == "audio" for message in waiting):
+                arrived = await inbox.take(most=1)
                 if not arrived or arrived[0].kind == "done":
                     break
                 if arrived[0].kind == "update":
                     session = updated(session, arrived[0].session)
-                    self.understood(session, metadata, call)
+                    self.checked(session, metadata, call)
                     await send(websocket, {"type": "transcription_session.updated", "session": session})
                 else:
                     waiting += arrived
             await self.transcribe(websocket, session, inbox, waiting, metadata, call)
         await websocket.close()
 
-    def understood(self, session: dict[str, Any], metadata: Metadata, call: Call) -> RecognitionRequest:
-        config = recognition_config(session)
-        return self.reception.understood(config, "online", call, metadata, ignored=ignored_wishes(session))
+    def checked(self, session: dict[str, Any], metadata: Metadata, call: Call) -> RecognitionRequest:
+        """Request of a session that may be followed. Raises errors of `recognition_request` and of the service."""
+        request = recognition_request(session, self.settings.stream.endpointing)
+        self.service.check(request, metadata, call)
+        return request
 
     async def transcribe(
         self,
         websocket: WebSocket,
         session: dict[str, Any],
-        inbox: Inbox,
-        waiting: list[Said],
+        inbox: Inbox[ClientMessage],
+        waiting: list[ClientMessage],
         metadata: Metadata,
         call: Call,
     ) -> None:
-        """From the first audio to the client's `done`."""
-        reception = self.reception
-        request = self.understood(session, metadata, call)
-        reception.guard.charge(call.tenant, requests=1)
-        settings = replace(reception.settings.stream, endpointing=request.endpointing, interim=True)
-        decoding = await reception.provision.decoding(request)
-        call.ignored += decoding.ignored
-        lease = await reception.provision.lease(request)
-        stream = Stream(reception.engine, lease, settings=settings, decoding=decoding, group=call.tenant or None)
-        with stream, reception.provision.decoder(request) as decoder:
-            hearing = Hearing(stream=stream, decoder=decoder, request=request, in_thread=reception.in_thread)
-            talk = Talk(
-                send=lambda content: send(websocket, content),
-                hearing=hearing,
-                request=request,
-                mask=reception.provision.mask(request),
-            )
-            try:
-                while waiting and waiting[-1].kind != "done":
-                    await hear(talk, waiting)
-                    waiting = await self.arrived(inbox)
-                await hear(talk, [said for said in waiting if said.kind != "done"])
-                await talk.end()
-            finally:
-                call.audio_seconds = hearing.samples / reception.engine.sample_rate
-
-    async def arrived(self, inbox: Inbox, *, most: int = 64) -> list[Said]:
-        """Messages up to the client's `done`, at least one; none where it has gone."""
-        seconds = self.reception.settings.idle_seconds
-        try:
-            found: list[Said] = await inbox.take(seconds, most=most)
-        except TimeoutError:
-            raise HttpError(408, f"Nothing was sent for {seconds:g} seconds; the session is closed.") from None
-        done = next((index for index, said in enumerate(found, start=1) if said.kind == "done"), len(found))
-        return found[:done]
+        """Transcribe from the first audio to the client's `done`. waiting: messages taken from the inbox already."""
+        request = self.checked(session, metadata, call)
+        self.service.guard.charge(call.tenant, requests=1)
+        async with open_session(self.service, request, call, self.settings.stream) as stream:
+            mask = self.service.mask(request)
+            events = SessionEvents(send=lambda content: send(websocket, content), session=stream, mask=mask)
+            while waiting and waiting[-1].kind != "done":
+                await take(events, waiting)
+                waiting = until_done(await inbox.take())
+            await take(events, [message for message in waiting if message.kind != "done"])
+            await events.end()
 
 
-async def hear(talk: Talk, said: list[Said]) -> None:
-    """Messages that have arrived together go to the stream together."""
-    for each in said:
-        if each.kind == "update":
-            raise invalid("The session cannot be changed once audio has been sent; open another one.")
-        if each.kind == "clear":
-            talk.hearing.clear()
-        elif each.audio_content:
-            await talk.hearing.take(each.audio_content)
-        if each.force_eou:
-            await talk.push(force_eou=True)
-    await talk.push()
+def until_done(messages: list[ClientMessage]) -> list[ClientMessage]:
+    """Messages up to the client's `done`; later ones have no meaning."""
+    done = next((count for count, message in enumerate(messages, start=1) if message.kind == "done"), len(messages))
+    return messages[:done]
 
 
-async def messages(websocket: WebSocket) -> AsyncIterator[Said]:
-    """What the client says, until `done`. Raises HttpError for what cannot be understood."""
+async def take(events: SessionEvents, messages: list[ClientMessage]) -> None:
+    """Give messages that have arrived together to the stream together, and send its results. Raises RequestError."""
+    for message in messages:
+        if message.kind == "update":
+            raise RequestError("The session cannot be changed once audio has been sent; open another one.")
+        if message.kind == "clear":
+            events.session.clear()
+        elif message.audio_content:
+            await events.session.take(message.audio_content)
+        if message.force_eou:
+            await events.push(force_eou=True)
+    await events.push()
+
+
+def audio_size(message: ClientMessage) -> int:
+    """Bytes of audio in a message."""
+    return len(message.audio_content)
+
+
+async def messages(websocket: WebSocket) -> AsyncIterator[ClientMessage]:
+    """Messages of the client up to its `done`. Raises RequestError for one that cannot be understood."""
     while True:
         message = await websocket.receive()
         if message["type"] == "websocket.disconnect":
             raise WebSocketDisconnect(message.get("code") or 1006)
         data = message.get("bytes")
-        said = Said(kind="audio", audio_content=data) if data is not None else read(message.get("text") or "")
-        yield said
-        if said.kind == "done":
+        if data is not None:
+            yield ClientMessage(kind="audio", audio_content=data)
+            continue
+        found = read(message.get("text") or "")
+        yield found
+        if found.kind == "done":
             return
 
 
-def read(text: str) -> Said:
+def read(text: str) -> ClientMessage:
+    """Message in JSON. Raises RequestError."""
     content = json_of(text)
     kind = content.get("type") if isinstance(content, dict) else None
     match kind:
         case "transcription_session.update":
-            return Said(kind="update", session=content.get("session", {}))
+            return ClientMessage(kind="update", session=content.get("session", {}))
         case "input_audio_buffer.append":
             runtime = content.get("runtime_config")
             force = isinstance(runtime, dict) and str(runtime.get("force_eou", "")).lower() == "true"
-            return Said(kind="audio", audio_content=bytes_of(content.get("audio")), force_eou=force)
+            return ClientMessage(kind="audio", audio_content=bytes_of(content.get("audio")), force_eou=force)
         case "input_audio_buffer.commit":
-            return Said(kind="commit")
+            return ClientMessage(kind="commit")
         case "input_audio_buffer.clear":
-            return Said(kind="clear")
+            return ClientMessage(kind="clear")
         case "input_audio_buffer.done":
-            return Said(kind="done")
-    raise invalid(f"A message of type {str(kind)[:60]!r} is unknown.", "type")
+            return ClientMessage(kind="done")
+    raise RequestError(f"A message of type {str(kind)[:60]!r} is unknown.", "type")
 
 
 def bytes_of(audio: Any) -> bytes:
+    """Audio in base64. Raises RequestError."""
     try:
         return base64.b64decode(audio, validate=True)
     except (TypeError, ValueError, binascii.Error):
-        raise invalid("'audio' must be base64.", "audio") from None
+        raise RequestError("'audio' must be base64.", "audio") from None
 
 
 def json_of(text: str | bytes) -> Any:
+    """Value of a JSON text. Raises RequestError."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
-        raise invalid("The message is no JSON.") from None
+        raise RequestError("The message is no JSON.") from None
 
 
 async def send(websocket: WebSocket, content: dict[str, Any]) -> None:
+    """Send a message in JSON."""
     await websocket.send_text(json.dumps(content, ensure_ascii=False))

@@ -1,4 +1,4 @@
-"""One realtime session: audio in pieces of any size -> deltas and transcripts, as Riva's clients expect them."""
+"""Events of a stream -> deltas and transcripts of the realtime interface, as Riva's clients expect them."""
 
 from __future__ import annotations
 
@@ -8,39 +8,38 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from overtone.decoding.hypothesis import Word
-from overtone.serving.riva.requests import RecognitionRequest
-from overtone.serving.riva.responses import Mask
-from overtone.serving.streaming.session import Hearing
+from overtone.serving.recognition.service import Mask
+from overtone.serving.streaming.session import StreamSession
 from overtone.serving.streaming.stream import Event, Final, Interim
 
 EVENT = "conversation.item.input_audio_transcription"
 
 
 @dataclass(kw_only=True)
-class Talk:
-    """Not to be used by two tasks at a time."""
+class SessionEvents:
+    """Sends the results of one session. For one task at a time."""
 
     send: Callable[[dict[str, Any]], Awaitable[None]]
-    hearing: Hearing
-    request: RecognitionRequest
+    session: StreamSession
     mask: Mask
     utterances: list[str] = field(default_factory=list)
-    """The texts that are final."""
+    """Texts of the final results."""
     item: str = ""
-    """The id of the current utterance."""
+    """Id of the current utterance."""
 
     async def push(self, *, force_eou: bool = False) -> None:
-        await self.tell(await self.hearing.push(force_eou=force_eou))
+        """Send the results of the audio that was taken. force_eou: the utterance ends there."""
+        await self.send_results(await self.session.push(force_eou=force_eou))
 
     async def end(self) -> None:
-        """The client has said everything: the last utterance, if there was one, and in any case a last result."""
-        finals = [event for event in await self.hearing.finish() if isinstance(event, Final)]
-        await self.tell(finals[:-1])
+        """Send the result of the last utterance, if there was one, and in any case a last result."""
+        finals = [event for event in await self.session.finish() if isinstance(event, Final)]
+        await self.send_results(finals[:-1])
         last = finals[-1] if finals else None
         await self.complete(last.text if last else "", last.words if last else (), is_last=True)
 
-    async def tell(self, events: Sequence[Event]) -> None:
-        """Every final result; of interim ones the last, and those that mark the early end of an utterance."""
+    async def send_results(self, events: Sequence[Event]) -> None:
+        """Send each final result; of interim ones the last, and those that mark the early end of an utterance."""
         for index, event in enumerate(events):
             if isinstance(event, Final):
                 await self.complete(event.text, event.words, is_last=False)
@@ -48,6 +47,7 @@ class Talk:
                 await self.delta(event)
 
     async def delta(self, event: Interim) -> None:
+        """Send the current utterance as it is recognised so far."""
         await self.send(
             {
                 "type": f"{EVENT}.delta",
@@ -60,10 +60,11 @@ class Talk:
         )
 
     async def complete(self, text: str, words: Sequence[Word], *, is_last: bool) -> None:
+        """Send the text of an utterance that has ended, after all texts before it."""
         utterance = self.mask(text).strip()
         if utterance:
             self.utterances.append(utterance)
-        timed = words if self.request.word_times else ()
+        timed = words if self.session.request.word_times else ()
         await self.send(
             {
                 "type": f"{EVENT}.completed",
@@ -79,7 +80,7 @@ class Talk:
         self.item = ""
 
     def timed(self, word: Word) -> dict[str, Any]:
-        """Milliseconds from the beginning of the session's audio, as in Riva's gRPC interface."""
+        """JSON of a word, with milliseconds from the beginning of the session's audio, as in Riva's gRPC interface."""
         return {
             "word": self.mask(word.text),
             "start_time": round(1000 * word.start),
@@ -89,6 +90,7 @@ class Talk:
         }
 
     def current(self) -> str:
+        """Id of the current utterance, made where there is none."""
         self.item = self.item or new_id("item")
         return self.item
 

@@ -1,4 +1,4 @@
-"""The session of Riva's realtime interface: what a client may say about it, and what that means."""
+"""Session of Riva's realtime interface: its JSON, changes of it, the recognition request in it, and its secrets."""
 
 from __future__ import annotations
 
@@ -7,35 +7,47 @@ import json
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
-from overtone.serving.auth.access import AccessError, Metadata
-from overtone.serving.http.errors import invalid
-from overtone.serving.http.requests import HttpSettings, add_contexts, mapping
-from overtone.serving.riva.protobuf import ENCODINGS, RecognitionConfig
+from overtone.audio.decode import Encoding
+from overtone.serving.auth.guard import Metadata
+from overtone.serving.errors import AccessError, RequestError
+from overtone.serving.http.requests import json_object
+from overtone.serving.recognition.request import (
+    RecognitionRequest,
+    changed_endpointing,
+    custom_adapter,
+    json_boosts,
+    unknown_keys,
+)
+from overtone.serving.streaming.endpointing import Endpointing
 
-FORMATS = {
-    "none": "ENCODING_UNSPECIFIED",
-    "": "ENCODING_UNSPECIFIED",
-    "pcm16": "LINEAR_PCM",
-    "g711_ulaw": "MULAW",
-    "g711_alaw": "ALAW",
+T = TypeVar("T")
+
+ENCODINGS: dict[str, Encoding] = {
+    "none": "auto",
+    "": "auto",
+    "pcm16": "linear_pcm",
+    "g711_ulaw": "mulaw",
+    "g711_alaw": "alaw",
 }
-"""input_audio_format; `none` is a file with its header."""
+"""Values of input_audio_format; `none` is a file with its header."""
 ENDPOINTING = (
     "start_history", "start_threshold", "stop_history", "stop_threshold", "stop_history_eou", "stop_threshold_eou",
 )  # fmt: skip
+LARGEST = 2**31 - 1
+"""Largest whole number of a session, as in Riva's gRPC interface."""
 
 
-def new_session(settings: HttpSettings, model: str, sample_rate: int, secret: dict[str, Any] | None) -> dict[str, Any]:
-    """What a client is given, and changes by `transcription_session.update`. A 0 of endpointing is the server's own."""
+def new_session(*, language: str, model: str, sample_rate: int, secret: dict[str, Any] | None) -> dict[str, Any]:
+    """Session with the server's defaults; `transcription_session.update` changes it. A 0 of endpointing is unset."""
     return {
         "id": f"sess_{secrets.token_hex(12)}",
         "object": "realtime.transcription_session",
         "modalities": ["text"],
         "input_audio_format": "pcm16",
-        "input_audio_transcription": {"language": settings.language, "model": model, "prompt": ""},
+        "input_audio_transcription": {"language": language, "model": model, "prompt": ""},
         "input_audio_params": {"sample_rate_hz": sample_rate, "num_channels": 1},
         "recognition_config": {
             "max_alternatives": 1,
@@ -54,13 +66,13 @@ def new_session(settings: HttpSettings, model: str, sample_rate: int, secret: di
 
 
 def updated(session: Mapping[str, Any], changes: Any) -> dict[str, Any]:
-    """The session with what the client wants otherwise; keys that mean nothing here are left out. Raises HttpError."""
+    """Session with a client's changes; keys that mean nothing here are left out. Raises RequestError."""
     result = copy.deepcopy(dict(session))
-    for key, value in mapping(changes, "session").items():
+    for key, value in json_object(changes, "session").items():
         if key in ("id", "object", "client_secret") or key not in result or value is None:
             continue
         if isinstance(result[key], dict) and key != "custom_configuration":
-            for name, inner in mapping(value, key).items():
+            for name, inner in json_object(value, key).items():
                 if name in result[key] and inner is not None:
                     result[key][name] = inner
         else:
@@ -68,64 +80,83 @@ def updated(session: Mapping[str, Any], changes: Any) -> dict[str, Any]:
     try:
         json.dumps(result, allow_nan=False, ensure_ascii=False).encode()
     except (ValueError, RecursionError):  # half a surrogate pair is a ValueError too
-        raise invalid("The session holds a number or a character that JSON cannot say.", "session") from None
+        raise RequestError("The session holds a number or a character that JSON cannot say.", "session") from None
     return result
 
 
-def recognition_config(session: Mapping[str, Any]) -> Any:
-    """The RecognitionConfig that says the same, so that both doors mean the same by it. Raises HttpError."""
+def recognition_request(session: Mapping[str, Any], endpointing: Endpointing) -> RecognitionRequest:
+    """Session -> a recognition request. endpointing: the server's own. Raises RequestError or UnsupportedError."""
     transcription, audio = session["input_audio_transcription"], session["input_audio_params"]
-    wishes, boosting = session["recognition_config"], session["word_boosting"]
+    options, boosting = session["recognition_config"], session["word_boosting"]
     format = session["input_audio_format"]
-    if not isinstance(format, str) or format not in FORMATS:
-        raise invalid(
-            f"input_audio_format {str(format)[:40]!r} is unknown. Allowed: {', '.join(filter(None, FORMATS))}."
-        )
+    if not isinstance(format, str) or format not in ENCODINGS:
+        allowed = ", ".join(filter(None, ENCODINGS))
+        raise RequestError(f"input_audio_format {str(format)[:40]!r} is unknown. Allowed: {allowed}.")
     try:
-        config = RecognitionConfig(
-            encoding=ENCODINGS[FORMATS[format]].number,
-            sample_rate_hertz=audio["sample_rate_hz"],
-            audio_channel_count=audio["num_channels"],
-            language_code=transcription["language"],
-            model=transcription["model"],
-            max_alternatives=wishes["max_alternatives"],
-            enable_word_time_offsets=wishes["enable_word_time_offsets"],
-            profanity_filter=wishes["enable_profanity_filter"],
-            custom_configuration={
-                **pairs(session["custom_configuration"]),
-                **pairs(wishes["custom_configuration"]),
-            },
+        custom = {**pairs(session["custom_configuration"]), **pairs(options["custom_configuration"])}
+        return RecognitionRequest(
+            model=of_kind(str, transcription, "model"),
+            adapter=custom_adapter(custom),
+            language=of_kind(str, transcription, "language"),
+            encoding=ENCODINGS[format],
+            sample_rate=of_kind(int, audio, "sample_rate_hz"),
+            channels=of_kind(int, audio, "num_channels"),
+            separate_speakers=of_kind(bool, session["speaker_diarization"], "enable_speaker_diarization"),
+            boosts=json_boosts(boosting["word_boosting_list"]) if boosting["enable_word_boosting"] else (),
+            alternatives=of_kind(int, options, "max_alternatives"),
+            word_times=of_kind(bool, options, "enable_word_time_offsets"),
+            mask_profanity=of_kind(bool, options, "enable_profanity_filter"),
+            endpointing=changed_endpointing(endpointing, given_endpointing(session["endpointing_config"])),
+            ignored=(*ignored_fields(session), *unknown_keys(custom)),
         )
-        config.diarization_config.enable_speaker_diarization = session["speaker_diarization"][
-            "enable_speaker_diarization"
-        ]
-        for name in ENDPOINTING:
-            value = session["endpointing_config"][name]
-            if value > 0:
-                setattr(config.endpointing_config, name, value)
-        if boosting["enable_word_boosting"]:
-            add_contexts(config, boosting["word_boosting_list"])
-    except (TypeError, ValueError, OverflowError, AttributeError) as error:
-        raise invalid(f"The session holds a value of the wrong kind: {str(error)[:200]}.", "session") from error
-    return config
+    except (TypeError, ValueError, OverflowError) as error:
+        raise RequestError(f"The session holds a value of the wrong kind: {str(error)[:200]}.", "session") from error
 
 
-def ignored_wishes(session: Mapping[str, Any]) -> list[str]:
-    """What a session asks for that has no effect on it, and that `recognition_config` leaves out or a stream does."""
-    wishes = session["recognition_config"]
+def of_kind(kind: Callable[[Any], T], section: Mapping[str, Any], name: str) -> T:
+    """Value of a session: str, int or bool; a whole number may stand for a flag. Raises TypeError or OverflowError."""
+    value = section[name]
+    if not isinstance(value, str if kind is str else int):
+        raise TypeError(f"'{name}' must be a {'text' if kind is str else 'whole number' if kind is int else 'flag'}")
+    if isinstance(value, int) and not -LARGEST <= value <= LARGEST:
+        raise OverflowError(f"'{name}' is out of range")
+    return kind(value)
+
+
+def given_endpointing(config: Mapping[str, Any]) -> dict[str, float]:
+    """Values of endpointing that a session sets: those above 0. Raises TypeError."""
+    values: dict[str, float] = {}
+    for name in ENDPOINTING:
+        value = config[name]
+        kinds = int | float if "threshold" in name else int
+        if not isinstance(value, kinds):
+            raise TypeError(f"'{name}' must be a number")
+        if value > 0:
+            values[name] = value
+    return values
+
+
+def ignored_fields(session: Mapping[str, Any]) -> list[str]:
+    """Fields of a session that are set and have no effect on a stream."""
+    options = session["recognition_config"]
     asked = {
         "prompt": session["input_audio_transcription"]["prompt"],
-        "max_alternatives": wishes["max_alternatives"] not in (0, 1),
-        "enable_automatic_punctuation": wishes["enable_automatic_punctuation"],
-        "enable_verbatim_transcripts": not wishes["enable_verbatim_transcripts"],
+        "max_alternatives": options["max_alternatives"] not in (0, 1),
+        "enable_automatic_punctuation": options["enable_automatic_punctuation"],
+        "enable_verbatim_transcripts": not options["enable_verbatim_transcripts"],
         "max_speaker_count": session["speaker_diarization"]["max_speaker_count"],
     }
     return [name for name, value in asked.items() if value]
 
 
 def pairs(value: Any) -> dict[str, str]:
-    """`{"key": "value"}`, or as NVIDIA's clients write it, "key:value,key2:value2". Raises ValueError."""
+    """Keys and values of `{"key": "value"}`, or as NVIDIA's clients write it, "key:value,key2:value2".
+
+    Raises ValueError.
+    """
     if isinstance(value, dict):
+        if not all(isinstance(text, str) for text in value.values()):
+            raise ValueError("the values of custom_configuration must be texts")
         return value
     if not isinstance(value, str):
         raise ValueError("custom_configuration must be an object or a text")
@@ -149,7 +180,7 @@ class Secrets:
         self._known: OrderedDict[str, tuple[float, list[tuple[str, str]]]] = OrderedDict()
 
     def mint(self, metadata: Metadata) -> dict[str, Any]:
-        """`{"value", "expires_at"}` for the token in these headers."""
+        """New secret, `{"value", "expires_at"}`, for the token in these headers."""
         kept = [
             (name, value)
             for name, value in metadata
@@ -161,7 +192,7 @@ class Secrets:
         return {"value": value, "expires_at": int(time.time() + self.SECONDS)}
 
     def redeem(self, value: str) -> list[tuple[str, str]]:
-        """The headers that it was minted for; it works once. Raises AccessError."""
+        """Headers that a secret was minted for; it works once. Raises AccessError."""
         self._forget_old()
         found = self._known.pop(value, None)
         if found is None:

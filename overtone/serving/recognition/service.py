@@ -1,51 +1,147 @@
-"""What a request, through whichever door it came, is given to be worked on with."""
+"""Recognition service: admission, adapter lease, audio decoding and recognition, the same for every interface."""
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing, contextmanager
 from functools import partial
-from typing import IO
+from typing import IO, TypeVar
 
 import numpy as np
 
 from overtone.audio.decode import AudioDecoder, AudioLimits
-from overtone.decoding.decoder import DecodingOptions
-from overtone.errors import AudioError
-from overtone.serving.adapter_store.store import Lease, Shelf
+from overtone.decoding.decoder import BeamSettings, DecodingOptions
+from overtone.decoding.phrase_boost import BoostTree
+from overtone.errors import AdapterError, AudioError
+from overtone.serving.adapter_store.names import chosen_adapters, list_visible
+from overtone.serving.adapter_store.store import AdapterStore, Lease
+from overtone.serving.auth.guard import Guard, Metadata
 from overtone.serving.engine.engine import Engine, Samples
-from overtone.serving.recognition.held_audio import HeldAudio
-from overtone.serving.recognition.profanity import masked
-from overtone.serving.riva.requests import RecognitionRequest, check_channels
-from overtone.serving.riva.responses import Mask
+from overtone.serving.errors import LanguageError, OverloadError, UnknownModelError
+from overtone.serving.recognition.growing import growing
+from overtone.serving.recognition.offline import Recognition, recognise_async
+from overtone.serving.recognition.profanity import WORDS, masked
+from overtone.serving.recognition.request import Call, RecognitionRequest, understands
 
+__all__ = ["HeldAudio", "Mask", "RecognitionService"]
+
+R = TypeVar("R")
+Mask = Callable[[str], str]
+"""Text of a result -> the text that the client sees."""
+
+DECODERS = 2
+"""Threads that decode audio."""
 PIECE = 2**20
 """Bytes that are decoded at a time."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Provision:
-    """Adapters, decoders and masks for one request after another; what takes long is done off the event loop."""
+class HeldAudio:
+    """Decoded audio of all recordings in memory, limited. Belongs to one event loop."""
 
-    engine: Engine
-    shelf: Shelf
-    limits: AudioLimits
-    """What a request may send."""
-    profanities: frozenset[str]
-    """Lower-case words that are masked where the request asks for it."""
-    held: HeldAudio
-    """What the recordings of all doors take."""
+    def __init__(self, max_seconds: float = 8 * 3600.0) -> None:
+        """max_seconds: limit of all recordings together; one recording alone is never refused."""
+        self.max_seconds = max_seconds
+        self.recordings = 0
+        """Recordings in memory now."""
+        self.seconds = 0.0
+        """Their length together, but for rounding."""
 
-    async def lease(self, request: RecognitionRequest) -> Lease:
-        if self.shelf.at_hand(request.names):
-            return self.shelf.acquire(request.adapter)
-        return await asyncio.to_thread(self.shelf.acquire, request.adapter)
+    @contextmanager
+    def holding(self, seconds: float) -> Iterator[None]:
+        """Count a recording while it is worked on. Raises OverloadError."""
+        if self.recordings and self.seconds + seconds > self.max_seconds:
+            raise OverloadError("The recordings that are being transcribed are too long together; try again later.")
+        self.recordings += 1
+        self.seconds += seconds
+        try:
+            yield
+        finally:
+            self.recordings -= 1
+            self.seconds -= seconds
 
-    async def decoding(self, request: RecognitionRequest) -> DecodingOptions:
-        tokenizer = self.engine.model.tokenizer
-        return await asyncio.to_thread(request.decoding, tokenizer) if request.boosts else request.decoding(tokenizer)
 
-    def decoder(self, request: RecognitionRequest) -> AudioDecoder:
+class RecognitionService:
+    """Works on one request after another; slow work is done off the event loop, to which the service belongs."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        store: AdapterStore,
+        *,
+        guard: Guard | None = None,
+        base: str = "",
+        language: str = "en-US",
+        limits: AudioLimits | None = None,
+        profanities: frozenset[str] = WORDS,
+        held: HeldAudio | None = None,
+    ) -> None:
+        """guard: open to all unless given. base: name of the base in requests; the model's own unless given.
+        language: of the model, as a BCP-47 tag. limits: of one request's audio. profanities: lower-case words.
+        """
+        self.engine = engine
+        self.store = store
+        self.guard = guard or Guard()
+        self.base = base or engine.model.name or "base"
+        self.language = language
+        self.limits = limits or AudioLimits()
+        self.profanities = profanities
+        self.held = held or HeldAudio()
+        self._threads = ThreadPoolExecutor(DECODERS, thread_name_prefix="overtone-audio")
+
+    def close(self) -> None:
+        """End the threads that decode audio."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    # Admission
+
+    def admit(self, metadata: Metadata, call: Call) -> None:
+        """Note the tenant of a caller whose token is valid, before anything is waited for. Raises AccessError."""
+        call.tenant = self.guard.authorise(metadata, None)
+
+    def check(self, request: RecognitionRequest, metadata: Metadata, call: Call) -> None:
+        """Note the adapters of a request that may use them, and that exist.
+
+        Raises LanguageError, UsageError, AccessError or UnknownModelError.
+        """
+        if not understands(self.language, request.language):
+            raise LanguageError(request.language, self.language)
+        names = chosen_adapters(request.model, request.adapter, self.base)
+        for name in names:
+            call.tenant = self.guard.authorise(metadata, name)
+        try:
+            for name in names:
+                self.store.entry(name)
+        except AdapterError as error:
+            raise self.unknown_model(request.model or "+".join(names), metadata) from error
+        call.adapter = "+".join(names)
+        call.ignored = request.ignored
+
+    def unknown_model(self, name: str, metadata: Metadata) -> UnknownModelError:
+        """Error that lists the models which the caller may use."""
+        return UnknownModelError(name, list_visible(self.store, self.guard, metadata, base=self.base))
+
+    # Resources of a request
+
+    async def lease(self, call: Call) -> Lease:
+        """Lease the call's adapters. Raises AdapterError and OverloadError."""
+        if self.store.in_model(call.adapter.split("+") if call.adapter else ()):
+            return self.store.acquire(call.adapter)
+        return await asyncio.to_thread(self.store.acquire, call.adapter)
+
+    async def decoding(self, request: RecognitionRequest, call: Call) -> DecodingOptions:
+        """Decoding options of a request; phrases without effect are noted in the call."""
+        boosts, tokenizer = None, self.engine.model.tokenizer
+        if request.boosts:
+            boosts = await asyncio.to_thread(BoostTree, request.boosts, tokenizer)
+        beam = BeamSettings(width=max(BeamSettings().width, request.hypotheses))
+        decoding = DecodingOptions(boosts=boosts, alternatives=request.hypotheses, beam=beam)
+        call.ignored += decoding.ignored
+        return decoding
+
+    def audio_decoder(self, request: RecognitionRequest) -> AudioDecoder:
+        """Decoder of the request's audio to the model's rate."""
         return AudioDecoder(
             encoding=request.encoding,
             sample_rate=request.sample_rate,
@@ -54,19 +150,63 @@ class Provision:
             limits=self.limits,
         )
 
-    def decoded(self, file: IO[bytes], request: RecognitionRequest) -> Samples:
-        """A whole recording [S] at the model's rate, never empty. Takes a while. Raises AudioError or RivaError."""
+    def mask(self, request: RecognitionRequest) -> Mask:
+        """Mask of the texts in the request's results."""
+        return partial(masked, words=self.profanities) if request.mask_profanity else str
+
+    async def in_thread(self, work: Callable[..., R], *arguments: object) -> R:
+        """Run `work` in a thread for audio."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+
+    # Recordings
+
+    async def decode(self, file: IO[bytes], request: RecognitionRequest, call: Call) -> Samples:
+        """Decode a whole recording to [S] float32 at the model's rate, never empty.
+
+        Raises AudioError and UnsupportedError.
+        """
+        samples = await self.in_thread(self._decode, file, request)
+        call.audio_seconds = samples.size / self.engine.sample_rate
+        return samples
+
+    def _decode(self, file: IO[bytes], request: RecognitionRequest) -> Samples:
         parts = []
-        with self.decoder(request) as decoder:
+        with self.audio_decoder(request) as decoder:
             while data := file.read(PIECE):
                 parts.append(decoder.push(data))
-                check_channels(decoder.format, request)
+                request.check_format(decoder.format)
             parts.append(decoder.finish())
-            check_channels(decoder.format, request)
+            request.check_format(decoder.format)
         samples = np.concatenate(parts)
         if not samples.size:
             raise AudioError("The audio is too short: it holds no sample at the model's rate.")
         return samples
 
-    def mask(self, request: RecognitionRequest) -> Mask:
-        return partial(masked, words=self.profanities) if request.mask_profanity else str
+    async def recognise(
+        self, samples: Samples, request: RecognitionRequest, call: Call, *, deadline: float | None = None
+    ) -> Recognition:
+        """Recognise a recording [S]. deadline: as `time.monotonic()`. Cancelling frees the places in the queue.
+
+        Raises AdapterError, OverloadError, DrainingError, DeadlineError and WorkerError.
+        """
+        decoding = await self.decoding(request, call)
+        with self.held.holding(call.audio_seconds), await self.lease(call) as lease:
+            return await recognise_async(
+                self.engine, samples, lease=lease, decoding=decoding, deadline=deadline, group=call.tenant or None
+            )
+
+    async def recognise_in_parts(
+        self, samples: Samples, request: RecognitionRequest, call: Call, *, deadline: float | None = None
+    ) -> AsyncIterator[Recognition]:
+        """Recognise a recording [S] and yield its transcript after each window; the last one is the whole.
+
+        Raises the errors of `recognise`. Leaving the iteration frees the places in the queue.
+        """
+        decoding = await self.decoding(request, call)
+        with self.held.holding(call.audio_seconds), await self.lease(call) as lease:
+            parts = growing(
+                self.engine, samples, lease=lease, decoding=decoding, deadline=deadline, group=call.tenant or None
+            )
+            async with aclosing(parts):  # type: ignore[type-var]
+                async for part in parts:
+                    yield part

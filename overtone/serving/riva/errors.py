@@ -1,4 +1,4 @@
-"""What went wrong -> a gRPC status."""
+"""Errors of requests -> gRPC statuses."""
 
 from __future__ import annotations
 
@@ -8,15 +8,24 @@ from typing import Any, NoReturn
 import grpc
 
 from overtone.errors import AudioError, OvertoneError
-from overtone.serving.auth.access import AccessError
-from overtone.serving.errors import DeadlineError, DrainingError, OverloadError, WorkerError
+from overtone.serving.errors import (
+    AccessError,
+    DeadlineError,
+    DrainingError,
+    IdleError,
+    OverloadError,
+    UnsupportedError,
+    WorkerError,
+)
 
 Code = grpc.StatusCode
 
 CODES: dict[type[OvertoneError], Any] = {
+    UnsupportedError: Code.UNIMPLEMENTED,
     OverloadError: Code.RESOURCE_EXHAUSTED,
     DrainingError: Code.UNAVAILABLE,
     DeadlineError: Code.DEADLINE_EXCEEDED,
+    IdleError: Code.DEADLINE_EXCEEDED,
     WorkerError: Code.INTERNAL,
 }
 """Every other OvertoneError is a mistake of the request: INVALID_ARGUMENT."""
@@ -30,6 +39,9 @@ FAULTS: dict[str, Any] = {
     "rate": Code.RESOURCE_EXHAUSTED,
 }
 
+MESSAGE_LENGTH = 1000
+"""Characters of a message: it travels in a header, whose size is limited, and may quote the request."""
+
 
 class RivaError(OvertoneError):
     """An answer with a status of its own."""
@@ -39,18 +51,14 @@ class RivaError(OvertoneError):
         self.code = code
 
 
-def invalid(message: str) -> RivaError:
+def unavailable(language: str, kind: str, more: str = "") -> RivaError:
+    """Error in Riva's own words, which its clients look for; `more` follows them. kind: `offline` or `online`."""
+    message = f"Error: Unavailable model requested. Lang: {language}, Type: {kind}{more}"
     return RivaError(Code.INVALID_ARGUMENT, message)
 
 
-def sound(message: Any) -> Any:
-    """A message that could be read (`messages.reader`)."""
-    if message is None:
-        raise invalid("the request is damaged: its bytes are not those of the message that this method takes")
-    return message
-
-
 def status_of(error: BaseException) -> Any:
+    """gRPC status of an error."""
     if isinstance(error, RivaError):
         return error.code
     if isinstance(error, AudioError | AccessError):
@@ -60,12 +68,8 @@ def status_of(error: BaseException) -> Any:
     return Code.INTERNAL
 
 
-MESSAGE_LENGTH = 1000
-"""Characters of a message: it travels in a header, whose size is limited, and may quote the request."""
-
-
 async def abort(context: Any, error: Exception) -> NoReturn:
-    """End the call. What is not meant for the client stays in the log."""
+    """End the call with an error's status. Messages that are not for the client stay in the log."""
     message = str(error) if isinstance(error, OvertoneError) else "The server failed on this request; its log says why."
     if len(message) > MESSAGE_LENGTH:
         message = f"{message[:MESSAGE_LENGTH]} …"

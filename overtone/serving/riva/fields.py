@@ -1,4 +1,4 @@
-"""Field by field: what the server does with everything a client can say, and what it says itself.
+"""Table of all fields of Riva's interface and how the server treats them, as `docs/riva.md` shows it.
 
 python -m overtone.serving.riva.fields docs/riva.md    write the tables anew between the page's marks
 """
@@ -16,9 +16,6 @@ from overtone.serving.riva.protobuf import ENCODINGS, descriptor
 
 Treatment = Literal["honoured", "ignored", "rejected", "set", "unset"]
 """Requests: honoured, ignored (the note says why) or rejected (the note says how); responses: set or unset."""
-
-LISTED = 20
-"""Unknown keys in the log."""
 
 BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
 
@@ -205,22 +202,7 @@ CUSTOM_KEYS = [
     ),
 ]
 
-KNOWN_KEYS = frozenset(key.name for key in CUSTOM_KEYS)
-
-
-def is_known_key(key: str) -> bool:
-    """Whether a key of custom_configuration is one of Riva's, or ours."""
-    return key in KNOWN_KEYS or key.startswith("neural_vad.")
-
-
-def ignored_fields(config: Any) -> list[str]:
-    """The fields of a RecognitionConfig that were set and have no effect, and the first of the unknown keys."""
-    ignored = {field.name for field in REQUEST_FIELDS if field.treatment == "ignored"}
-    unknown = sorted(key for key in config.custom_configuration if not is_known_key(key))
-    return [
-        *(field.name for field, _ in config.ListFields() if field.name in ignored),
-        *(f"custom_configuration[{key[:40]!r}]" for key in unknown[:LISTED]),
-    ]
+IGNORED_FIELDS = frozenset(field.name for field in REQUEST_FIELDS if field.treatment == "ignored")
 
 
 # The page

@@ -1,4 +1,4 @@
-"""grpc.health.v1: whether the engine works and takes requests."""
+"""Health service of gRPC, grpc.health.v1: does the engine work and take requests?"""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from overtone.serving.riva.protobuf import (
     SERVING,
     HealthCheckRequest,
     HealthCheckResponse,
-    reader,
 )
+from overtone.serving.riva.requests import reader
 
 SERVICES = ("", ASR_SERVICE)
 LOOK_SECONDS = 1.0
-"""Between two looks of a watch."""
+"""Time between two looks of a watch."""
 
 
 class Health:
@@ -43,14 +43,14 @@ class Health:
         return HealthCheckResponse(status=status)
 
     async def watch(self, request: Any, context: Any) -> None:
-        """Tell each change, until the client has heard enough or the server stops."""
-        told = None
+        """Send the status and each change of it, until the client leaves or the server stops."""
+        sent = None
         while True:
             last = self.closing
             status = SERVICE_UNKNOWN if request is None else self.status(request.service)
-            if status != told:
+            if status != sent:
                 await context.write(HealthCheckResponse(status=status))
-                told = status
+                sent = status
             if last:
                 return
             await asyncio.sleep(LOOK_SECONDS)

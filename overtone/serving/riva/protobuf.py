@@ -6,13 +6,11 @@ protoc's output has to match the installed protobuf. Wire format and names are t
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib.resources import files
 from typing import Any
 
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from google.protobuf.descriptor_pool import DescriptorPool
-from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 
 ASR_SERVICE = "nvidia.riva.asr.RivaSpeechRecognition"
@@ -31,7 +29,7 @@ POOL = load_pool()
 
 
 def descriptor(name: str) -> Any:
-    """The descriptor of a message by its full name."""
+    """Descriptor of a message by its full name."""
     return POOL.FindMessageTypeByName(name)
 
 
@@ -41,18 +39,6 @@ def message_class(name: str) -> Any:
 
 def asr_message(name: str) -> Any:
     return message_class(f"nvidia.riva.asr.{name}")
-
-
-def reader(kind: Any) -> Callable[[bytes], Any]:
-    """Bytes -> a message of the kind; None for bytes that are none, which is the client's fault and not ours."""
-
-    def read(data: bytes) -> Any:
-        try:
-            return kind.FromString(data)
-        except DecodeError:
-            return None
-
-    return read
 
 
 RequestId = message_class("nvidia.riva.RequestId")

@@ -1,88 +1,94 @@
-"""Hypotheses and stream events -> results of the Riva interface.
+"""Hypotheses and events of streams -> results of the Riva interface.
 
 Every transcript ends with a space, as Riva's do: clients put results together without one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from overtone.decoding.hypothesis import Word
 from overtone.serving.recognition.offline import Recognition
+from overtone.serving.recognition.request import RecognitionRequest
+from overtone.serving.recognition.service import Mask
 from overtone.serving.riva.protobuf import (
     SpeechRecognitionAlternative,
     SpeechRecognitionResult,
     StreamingRecognitionResult,
     WordInfo,
 )
-from overtone.serving.riva.requests import RecognitionRequest
 from overtone.serving.streaming.stream import Event, Final, Interim
 
-Mask = Callable[[str], str]
 CHANNEL = 1
 
 
-def offline_results(recognition: Recognition, request: RecognitionRequest, mask: Mask) -> list[Any]:
-    """No result where nothing was heard, else one."""
-    best = recognition.hypotheses[0]
-    if not best.text:
-        return []
-    hypotheses = recognition.hypotheses[: request.alternatives]
-    alternatives = [alternative(each.text, each.words, request, mask) for each in hypotheses]
-    if request.word_times:
-        alternatives[0].words.extend(word_infos(best.words, request, mask))
-    return [
-        SpeechRecognitionResult(
+@dataclass(frozen=True, kw_only=True)
+class ResultWriter:
+    """Writes the results of one request."""
+
+    request: RecognitionRequest
+    mask: Mask
+    language: str
+    """BCP-47 tag of the model."""
+
+    def recording(self, recognition: Recognition) -> list[Any]:
+        """Results of a recording: none where nothing was said, else one."""
+        best = recognition.hypotheses[0]
+        if not best.text:
+            return []
+        alternatives = [self._alternative(each.text, each.words) for each in recognition.hypotheses]
+        if self.request.word_times:
+            alternatives[0].words.extend(self._word_infos(best.words))
+        result = SpeechRecognitionResult(
             alternatives=alternatives, channel_tag=CHANNEL, audio_processed=recognition.seconds
         )
-    ]  # fmt: skip
+        return [result]
 
-
-def stream_result(event: Event, request: RecognitionRequest, mask: Mask) -> Any:
-    if isinstance(event, Interim):
+    def stream(self, event: Event) -> Any:
+        """Result of a stream's event."""
+        if isinstance(event, Interim):
+            return StreamingRecognitionResult(
+                alternatives=[self._alternative(event.text, ())],
+                stability=event.stability,
+                channel_tag=CHANNEL,
+                audio_processed=event.audio_processed,
+            )
+        first = self._alternative(event.text, event.words)
+        if self.request.word_times:
+            first.words.extend(self._word_infos(event.words))
+        others = (self._alternative(each.text, each.words) for each in event.alternatives[1:])
         return StreamingRecognitionResult(
-            alternatives=[alternative(event.text, (), request, mask)],
-            stability=event.stability,
+            alternatives=[first, *others],
+            is_final=True,
             channel_tag=CHANNEL,
             audio_processed=event.audio_processed,
         )
-    first = alternative(event.text, event.words, request, mask)
-    if request.word_times:
-        first.words.extend(word_infos(event.words, request, mask))
-    others = event.alternatives[1 : request.alternatives]
-    return StreamingRecognitionResult(
-        alternatives=[first, *(alternative(each.text, each.words, request, mask) for each in others)],
-        is_final=True,
-        channel_tag=CHANNEL,
-        audio_processed=event.audio_processed,
-    )
 
-
-def alternative(text: str, words: Sequence[Word], request: RecognitionRequest, mask: Mask) -> Any:
-    """confidence is the mean of the words', 0…1; 0 (unset) without words."""
-    confidence = sum(word.confidence for word in words) / len(words) if words else 0.0
-    return SpeechRecognitionAlternative(
-        transcript=f"{mask(text).strip()} ", confidence=confidence, language_code=[request.language]
-    )
-
-
-def word_infos(words: Sequence[Word], request: RecognitionRequest, mask: Mask) -> list[Any]:
-    """Times in milliseconds from the beginning of the audio."""
-    return [
-        WordInfo(
-            start_time=round(1000 * word.start),
-            end_time=round(1000 * word.end),
-            word=mask(word.text),
-            confidence=word.confidence,
-            language_code=request.language,
+    def _alternative(self, text: str, words: Sequence[Word]) -> Any:
+        """Confidence is the mean of the words', 0…1, and 0 (unset) without words."""
+        confidence = sum(word.confidence for word in words) / len(words) if words else 0.0
+        return SpeechRecognitionAlternative(
+            transcript=f"{self.mask(text).strip()} ", confidence=confidence, language_code=[self.language]
         )
-        for word in words
-    ]
+
+    def _word_infos(self, words: Sequence[Word]) -> list[Any]:
+        """Times are milliseconds from the beginning of the audio."""
+        return [
+            WordInfo(
+                start_time=round(1000 * word.start),
+                end_time=round(1000 * word.end),
+                word=self.mask(word.text),
+                confidence=word.confidence,
+                language_code=self.language,
+            )
+            for word in words
+        ]
 
 
 def responses_for(events: Sequence[Event], chunks: int) -> list[list[Event]]:
-    """The events of so many chunks as one response a chunk (some of them empty), more only where it must be.
+    """Distribute the events of `chunks` messages over one response each (some of them empty), or more where needed.
 
     A response holds at most one final result and then one interim result. An interim result is left out when a later
     one or its final result is there already, unless it marks the early end of an utterance.

@@ -1,22 +1,15 @@
-"""The Riva door: nvidia.riva.asr.RivaSpeechRecognition and grpc.health.v1 on one port.
-
-A call is read (`riva_request`), authorised, run by the engine on a lease of its adapters, and answered
-(`riva_results`). What each field does is told in `riva_fields`.
-"""
+"""gRPC server of the Riva interface: nvidia.riva.asr.RivaSpeechRecognition and grpc.health.v1 on one port."""
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from typing import Any
 
 import grpc
 
 from overtone.errors import UsageError
-from overtone.serving.adapter_store.store import Shelf
-from overtone.serving.auth.access import Authorise, open_to_all
-from overtone.serving.engine.engine import Engine
-from overtone.serving.recognition.held_audio import HeldAudio
+from overtone.serving.auth.tls import ServerKeys
+from overtone.serving.recognition.service import RecognitionService
 from overtone.serving.riva.health import Health
 from overtone.serving.riva.protobuf import (
     ASR_SERVICE,
@@ -26,11 +19,12 @@ from overtone.serving.riva.protobuf import (
     RecognizeResponse,
     StreamingRecognizeRequest,
     StreamingRecognizeResponse,
-    reader,
 )
-from overtone.serving.riva.servicer import OnCall, RivaCalls, RivaSettings, write_log
+from overtone.serving.riva.requests import reader
+from overtone.serving.riva.servicer import OnCall, RivaServicer, write_log
+from overtone.serving.settings import ServerSettings
 
-__all__ = ["RivaServer", "RivaSettings", "ServerKeys"]
+__all__ = ["RivaServer"]
 
 ENVELOPE = 2**16
 """Bytes of a message around its audio."""
@@ -38,71 +32,50 @@ LARGEST_OPTION = 2**31 - 1
 """gRPC's options are integers of C; no message is larger anyway."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ServerKeys:
-    """TLS, as PEM text."""
-
-    certificate: bytes
-    """The server's chain, its own certificate first."""
-    key: bytes
-    client_authority: bytes | None = None
-    """Clients must show a certificate that this authority signed (mTLS)."""
-
-
 class RivaServer:
     """`start` and `stop` it in a running event loop."""
 
     def __init__(
         self,
-        engine: Engine,
-        shelf: Shelf,
+        service: RecognitionService,
+        settings: ServerSettings,
         *,
-        settings: RivaSettings | None = None,
         keys: ServerKeys | None = None,
-        authorise: Authorise = open_to_all,
         on_call: OnCall = write_log,
-        held: HeldAudio | None = None,
     ) -> None:
-        """on_call: told of each call when it has ended, for logs and metrics. held: shared with the other doors."""
-        self.settings = settings or RivaSettings()
+        """on_call: called with each call when it has ended, for logs and metrics."""
+        self.settings = settings
         self.keys = keys
-        self.calls = RivaCalls(
-            engine,
-            shelf,
-            settings=self.settings,
-            authorise=authorise,
-            on_call=on_call,
-            held=held or HeldAudio(),
-        )
-        self.health = Health(engine)
+        self.servicer = RivaServicer(service, settings, on_call=on_call)
+        self.health = Health(service.engine)
         self.server: Any = None
 
     async def start(self) -> int:
-        """The port that it listens on. Raises UsageError where that cannot be had."""
+        """Listen, and return the port. Raises UsageError where it cannot be had."""
         settings = self.settings
         self.server = grpc.aio.server(options=channel_options(settings), maximum_concurrent_rpcs=settings.max_calls)
-        self.server.add_generic_rpc_handlers((asr_handler(self.calls), self.health.handler()))
+        self.server.add_generic_rpc_handlers((asr_handler(self.servicer), self.health.handler()))
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        address = f"{host}:{settings.port}"
         try:
-            port = self._bind(address)
+            port = self._bind(f"{host}:{settings.grpc_port}")
         except (RuntimeError, ValueError) as error:
-            raise UsageError(f"Port {settings.port} of '{settings.host}' cannot be used for gRPC: {error}") from error
+            raise UsageError(
+                f"Port {settings.grpc_port} of '{settings.host}' cannot be used for gRPC: {error}"
+            ) from error
         if port == 0:
-            raise UsageError(f"Port {settings.port} of '{settings.host}' cannot be used for gRPC; is it taken?")
+            raise UsageError(f"Port {settings.grpc_port} of '{settings.host}' cannot be used for gRPC; is it taken?")
         await self.server.start()
         return port
 
     async def stop(self, grace: float = 0.0) -> bool:
-        """Take no new calls; those that run are cancelled after `grace` seconds. Whether none had to be."""
+        """Take no new calls, and cancel running ones after `grace` seconds. Returns whether none had to be."""
         self.health.closing = True
         finished = True
         if self.server is not None:
             stopping = asyncio.ensure_future(self.server.stop(grace))
             await asyncio.wait({stopping}, timeout=grace)
-            finished = self.calls.open == 0  # asked before a cancelled call can have ended
+            finished = self.servicer.open == 0  # read before a cancelled call can have ended
             await stopping
-        self.calls.close()
         return finished
 
     def _bind(self, address: str) -> int:
@@ -116,7 +89,8 @@ class RivaServer:
         return int(self.server.add_secure_port(address, credentials))
 
 
-def channel_options(settings: RivaSettings) -> list[tuple[str, int]]:
+def channel_options(settings: ServerSettings) -> list[tuple[str, int]]:
+    """Options of gRPC: sizes of messages, keep-alive."""
     most = min(settings.limits.max_bytes + ENVELOPE, LARGEST_OPTION)
     return [
         ("grpc.max_receive_message_length", most),
@@ -128,18 +102,19 @@ def channel_options(settings: RivaSettings) -> list[tuple[str, int]]:
     ]
 
 
-def asr_handler(calls: RivaCalls) -> Any:
+def asr_handler(servicer: RivaServicer) -> Any:
+    """Handler of the three methods of nvidia.riva.asr.RivaSpeechRecognition."""
     methods = {
         "Recognize": grpc.unary_unary_rpc_method_handler(
-            calls.recognize, reader(RecognizeRequest), RecognizeResponse.SerializeToString
+            servicer.recognize, reader(RecognizeRequest), RecognizeResponse.SerializeToString
         ),
         "StreamingRecognize": grpc.stream_stream_rpc_method_handler(
-            calls.streaming_recognize,
+            servicer.streaming_recognize,
             reader(StreamingRecognizeRequest),
             StreamingRecognizeResponse.SerializeToString,
         ),
         "GetRivaSpeechRecognitionConfig": grpc.unary_unary_rpc_method_handler(
-            calls.get_config, reader(ConfigRequest), ConfigResponse.SerializeToString
+            servicer.get_config, reader(ConfigRequest), ConfigResponse.SerializeToString
         ),
     }
     return grpc.method_handlers_generic_handler(ASR_SERVICE, methods)

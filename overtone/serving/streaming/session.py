@@ -1,49 +1,121 @@
-"""The sound of one client's stream: pieces of a recording in any container in, what is recognised of them out."""
+"""Session of one client's stream: its messages, read ahead; its audio, decoded piece by piece; its results."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Generic, Self, TypeVar
 
 import numpy as np
 
 from overtone.audio.decode import AudioDecoder
 from overtone.serving.engine.engine import Samples
-from overtone.serving.riva.requests import RecognitionRequest, check_channels
+from overtone.serving.errors import IdleError
+from overtone.serving.recognition.request import Call, RecognitionRequest
+from overtone.serving.recognition.service import RecognitionService
 from overtone.serving.streaming.stream import Event, Stream
+from overtone.serving.streaming.stream_settings import StreamSettings
 
+M = TypeVar("M")
+
+MOST_MESSAGES = 256
+MOST_TAKEN = 64
+"""Messages that are worked on together."""
+MOST_BYTES = 2**18
+"""Bytes read ahead: at 16 kHz 8 seconds of samples. Beyond them the client's own sending stalls."""
 LARGE = 2**16
 """Bytes of a message that are decoded in a thread."""
 
 
-@dataclass(kw_only=True)
-class Hearing:
-    """Not to be used by two tasks at a time."""
+class Inbox(Generic[M]):
+    """Messages of a client, read ahead within a little memory. A context manager; leaving it stops the reading."""
 
+    def __init__(self, messages: AsyncIterator[M], size: Callable[[M], int], *, idle_seconds: float) -> None:
+        """size: bytes of a message's audio; it may refuse the message. idle_seconds: the client may send nothing."""
+        self._messages = messages
+        self._size = size
+        self._idle_seconds = idle_seconds
+        self._waiting: deque[M] = deque()
+        self._bytes = 0
+        self._ended = False
+        self._failure: BaseException | None = None
+        self._changed = asyncio.Event()
+        self._room = asyncio.Event()
+
+    async def __aenter__(self) -> Self:
+        self._reader = asyncio.create_task(self._read())
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        self._reader.cancel()
+        await asyncio.gather(self._reader, return_exceptions=True)
+
+    async def take(self, *, most: int = MOST_TAKEN) -> list[M]:
+        """Take the messages that have arrived, at least one; none at the client's end of the stream.
+
+        Raises IdleError, and the error that ended the reading once the messages before it are taken.
+        """
+        while not self._waiting and not self._ended:
+            self._changed.clear()
+            try:
+                async with asyncio.timeout(self._idle_seconds):
+                    await self._changed.wait()
+            except TimeoutError:
+                raise IdleError(self._idle_seconds) from None
+        if self._failure is not None and not self._waiting:
+            raise self._failure
+        taken = [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
+        self._bytes -= sum(map(self._size, taken))
+        self._room.set()
+        return taken
+
+    async def _read(self) -> None:
+        try:
+            async for message in self._messages:
+                self._bytes += self._size(message)
+                self._waiting.append(message)
+                self._changed.set()
+                while self._bytes >= MOST_BYTES or len(self._waiting) >= MOST_MESSAGES:
+                    self._room.clear()
+                    await self._room.wait()
+        except Exception as error:
+            self._failure = error
+        finally:
+            self._ended = True
+            self._changed.set()
+
+
+@dataclass(kw_only=True)
+class StreamSession:
+    """Audio of one stream in, events out. For one task at a time."""
+
+    service: RecognitionService
+    request: RecognitionRequest
     stream: Stream
     decoder: AudioDecoder
-    request: RecognitionRequest
-    in_thread: Callable[..., Awaitable[Samples]]
     samples: int = 0
-    """Heard so far, at the model's rate."""
+    """Samples given to the stream so far, at the model's rate."""
     received: int = 0
     """Bytes of audio so far."""
     pieces: list[Samples] = field(default_factory=list)
-    """Decoded, not yet given to the stream."""
+    """Decoded audio that is not yet given to the stream, [S] each."""
 
     async def take(self, data: bytes) -> None:
-        """The next bytes; what they hold is heard with the next `push`. Raises what the decoder raises."""
+        """Decode the next bytes, for the next `push`. Raises AudioError and UnsupportedError."""
         self.received += len(data)
-        large = len(data) > LARGE
-        self.pieces.append(await self.in_thread(self.decoder.push, data) if large else self.decoder.push(data))
-        check_channels(self.decoder.format, self.request)
+        push = self.decoder.push
+        self.pieces.append(await self.service.in_thread(push, data) if len(data) > LARGE else push(data))
+        self.request.check_format(self.decoder.format)
 
     def clear(self) -> None:
-        """Forget what has not been heard yet."""
+        """Forget the audio that is not yet given to the stream."""
         self.pieces.clear()
 
     async def push(self, *, force_eou: bool = False) -> list[Event]:
-        """Hear what was taken. force_eou: the utterance ends there."""
+        """Recognise the audio taken so far. force_eou: the utterance ends there."""
         samples = np.concatenate(self.pieces) if self.pieces else np.zeros(0, dtype=np.float32)
         self.pieces.clear()
         self.samples += samples.size
@@ -52,10 +124,30 @@ class Hearing:
         return await self.stream.push_async(samples, force_eou=force_eou)
 
     async def finish(self) -> list[Event]:
-        """The client has said everything: what is left in the decoder, and the end of the stream."""
+        """End the stream: recognise the rest of the audio, and of the last utterance."""
         events: list[Event] = []
         if self.received:
-            self.pieces.append(await self.in_thread(self.decoder.finish))
-            check_channels(self.decoder.format, self.request)
+            self.pieces.append(await self.service.in_thread(self.decoder.finish))
+            self.request.check_format(self.decoder.format)
             events = await self.push()
         return [*events, *await self.stream.finish_async()]
+
+
+@asynccontextmanager
+async def open_session(
+    service: RecognitionService, request: RecognitionRequest, call: Call, settings: StreamSettings
+) -> AsyncIterator[StreamSession]:
+    """Session on the call's adapters, which it leases until it ends; the call is told how much audio it was.
+
+    settings: of the server; the request's own endpointing and interim results replace theirs.
+    """
+    settings = replace(settings, endpointing=request.endpointing, interim=request.interim)
+    decoding = await service.decoding(request, call)
+    lease = await service.lease(call)
+    stream = Stream(service.engine, lease, settings=settings, decoding=decoding, group=call.tenant or None)
+    with stream, service.audio_decoder(request) as decoder:
+        session = StreamSession(service=service, request=request, stream=stream, decoder=decoder)
+        try:
+            yield session
+        finally:
+            call.audio_seconds = session.samples / service.engine.sample_rate

@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from overtone import __version__
 from overtone.adapters.adapter import Adapter
-from overtone.adapters.kinds.kinds import LinearAdapter
+from overtone.adapters.kinds.registry import known
 from overtone.config import Settings
 from overtone.errors import ConfigError
 from overtone.models.asr_model import COMPUTE_DTYPES, AsrModel
 from overtone.nets.subsampling import StackingSubsampling
 from overtone.training.run_folder import plain
 from overtone.training.trainer import Length, Machine, base_dtype, precision_of
+from overtone.version import __version__
 
 FEATURES = -1
 """The cut between the features and the encoder."""
@@ -152,15 +152,16 @@ def obstacle_of(model: AsrModel, adapter: Adapter | None) -> str | None:
 def first_cut(model: AsrModel, adapter: Adapter) -> int:
     """The layers below the first point where the adapter acts.
 
-    A linear adapter behind a layer looks at that layer's output alone, so that the layer itself lies below.
+    An adapter behind a layer that looks at that layer's output alone, as a linear one, has the layer itself below it.
     """
     points = [adapter.at(name).point for name in adapter.points]
     layers = [point.layer for point in points if point.layer is not None]
     if not layers:
         return len(model.encoder.layers)
     first = [point for point in points if point.layer == min(layers)]
-    behind = isinstance(adapter.kind, LinearAdapter) and all(point.place == "after_block" for point in first)
-    return min(layers) + behind
+    kind = known(adapter.kind)
+    reads_output_alone = kind is not None and kind.reads_output_alone
+    return min(layers) + (reads_output_alone and all(point.place == "after_block" for point in first))
 
 
 def bytes_per_second(model: AsrModel, cut: int, dtype: str) -> float:

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from overtone.data.padding import rounded_up
+from overtone.data.batching import round_up
 from overtone.errors import DataError, OvertoneError
 from overtone.inference.rows import equal_parts, joined_rows
 from overtone.training.forward import Recogniser
@@ -143,7 +143,7 @@ class SharedBatch:
     def part_of(waveforms: Tensor, lengths: Tensor, rows: list[int]) -> tuple[Tensor, Tensor]:
         """Some rows, cut to little more than their longest."""
         own = lengths[rows]
-        return waveforms[rows, : rounded_up(int(own.max()))], own
+        return waveforms[rows, : round_up(int(own.max()))], own
 
     def forward(self) -> list[Tensor]:
         training = self.whole.recogniser.model.training

@@ -16,12 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from overtone import cli
-from overtone.adapters.kinds.kinds import Kind, LinearAdapter, LoraAdapter
+from overtone.adapters.kinds.base import Kind
+from overtone.adapters.kinds.linear import LinearAdapter
+from overtone.adapters.kinds.lora import LoraAdapter
 from overtone.backends.openvino import encoder as openvino
+from overtone.backends.openvino.adapters import bottlenecks_at
 from overtone.backends.openvino.encoder import OpenVinoEncoder
 from overtone.errors import AdapterError, ConfigError, UsageError
 from overtone.models.asr_model import AsrModel
-from overtone.nets.layers import TapContext
+from overtone.nets.taps import Tap, TapContext
 from support.small_models import add_trained, small_model
 
 INSTALLED = importlib.util.find_spec("openvino") is not None
@@ -77,16 +80,22 @@ def compute_by_openvino(model: AsrModel, dtype: torch.dtype = torch.float32) -> 
 # Adapters as tensors
 
 
+def tap_of(model: AsrModel, point: str) -> Tap:
+    tap = model.get_submodule(point)
+    assert isinstance(tap, Tap)
+    return tap
+
+
 @pytest.mark.parametrize("choice", ["wide", CHOICES, [None, None, "narrow", None]], ids=str)
 def test_adapters_as_tensors_add_what_they_add(choice: Any) -> None:
     model = make_model()
     y = torch.randn(len(FRAMES), 7, 32, generator=torch.Generator().manual_seed(4))
     context = TapContext(valid=torch.ones(len(FRAMES), 7, dtype=torch.bool))
     point = "encoder.layers.1.after_block"
-    plug = model.encoder.get_submodule("layers.1.after_block").plug
+    tap = tap_of(model, point)
     with torch.no_grad(), model.adapters.use(choice) as selection:
         expected = selection.apply(point, y, y, context)
-        down, bias, up = plug.bottleneck(len(FRAMES), torch.float32)
+        down, bias, up = bottlenecks_at(tap, point, len(FRAMES), torch.float32)
     added = F.silu(F.layer_norm(y, [32]) @ down.transpose(1, 2) + bias) @ up.transpose(1, 2)
     assert torch.allclose(y + added, expected, atol=1e-5)
     if isinstance(choice, list):
@@ -108,19 +117,19 @@ def test_adapters_that_are_no_such_tensors_are_refused(kind: Kind, choice: Any, 
     model = make_model()
     add_trained(model, "other", kind)
     point = "encoder.layers.0.self_attn.q" if isinstance(kind, LoraAdapter) else POINT
-    plug = model.get_submodule(point).plug
+    tap = tap_of(model, point)
     with model.adapters.use(choice), pytest.raises(AdapterError, match=message):
-        plug.bottleneck(4, torch.float32)
+        bottlenecks_at(tap, point, 4, torch.float32)
 
 
 def test_adapters_in_training_or_observed_are_refused() -> None:
     model = make_model()
-    plug = model.get_submodule(POINT).plug
+    tap = tap_of(model, POINT)
     with model.adapters.use("wide", observe=lambda *told: None), pytest.raises(AdapterError, match="observed"):
-        plug.bottleneck(4, torch.float32)
+        bottlenecks_at(tap, POINT, 4, torch.float32)
     model.train_only("wide")
     with model.adapters.use("wide"), pytest.raises(AdapterError, match="being trained"):
-        plug.bottleneck(4, torch.float32)
+        bottlenecks_at(tap, POINT, 4, torch.float32)
 
 
 # Choosing it

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from overtone.adapters.kinds.kinds import LinearAdapter, LoraAdapter, TinyAttentionAdapter
+from overtone.adapters.kinds.linear import LinearAdapter
+from overtone.adapters.kinds.lora import LoraAdapter
+from overtone.adapters.kinds.tiny_attention import TinyAttentionAdapter
 from overtone.adapters.strategies import ResidualAdd
 from overtone.checkpoints.nemo.adapters import adapter_hosts, load_adapters, read_adapters_pt, save_adapters
 from overtone.checkpoints.nemo.model import read_nemo

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from overtone.adapters.kinds.kinds import LinearAdapter, LoraAdapter, TinyAttentionAdapter
+from overtone.adapters.kinds.linear import LinearAdapter
+from overtone.adapters.kinds.lora import LoraAdapter
+from overtone.adapters.kinds.tiny_attention import TinyAttentionAdapter
 from overtone.checkpoints.load import load_model, save_model
 from overtone.checkpoints.nemo.model import read_nemo, write_nemo
 from overtone.errors import CheckpointError

@@ -1,4 +1,4 @@
-"""What lies in a shelf's folder, where reading it breaks, and where it cannot be looked at."""
+"""What lies in a store's folder, where reading it breaks, and where it cannot be looked at."""
 
 from __future__ import annotations
 
@@ -9,21 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from overtone.adapters.kinds.kinds import LoraAdapter
+from overtone.adapters.kinds.lora import LoraAdapter
 from overtone.errors import AdapterError
 from overtone.models.asr_model import AsrModel
 from overtone.serving.adapter_store.folder import Version, read_version
-from support.serving_models import make_adapter, shelf_of, states, three_voices, tiny_model
-
-
-@pytest.fixture
-def model() -> AsrModel:
-    return tiny_model()
-
-
-@pytest.fixture
-def folder(tmp_path: Path, model: AsrModel) -> Path:
-    return three_voices(model, tmp_path / "shelf")
+from support.serving_models import make_adapter, states, store_of
 
 
 @pytest.mark.parametrize("value", ["!!bool maybe", '!!int ""', "!!timestamp soon", "9" * 400])
@@ -33,9 +23,9 @@ def test_a_description_that_breaks_its_reader_is_refused_and_the_rest_is_served(
     make_adapter(model, folder / "lora", seed=9, kind=LoraAdapter(rank=2, alpha=4.0))
     path = folder / "lora/adapter.yaml"
     path.write_text(path.read_text().replace("alpha: 4.0", f"alpha: {value}"))
-    shelf = shelf_of(model, folder)
-    assert states(shelf) == {"lora": "refused", "voice0": "ready", "voice1": "ready", "voice2": "ready"}
-    assert shelf.entry("lora").reason
+    store = store_of(model, folder)
+    assert states(store) == {"lora": "refused", "voice0": "ready", "voice1": "ready", "voice2": "ready"}
+    assert store.entry("lora").reason
 
 
 def test_whatever_reading_raises_the_watcher_goes_on(
@@ -46,15 +36,15 @@ def test_whatever_reading_raises_the_watcher_goes_on(
             raise KeyError("maybe")
         return read_version(place, model_identity)
 
-    shelf = shelf_of(model, folder)
-    model_identity = shelf.identity
+    store = store_of(model, folder)
+    model_identity = store.identity
     monkeypatch.setattr("overtone.serving.adapter_store.store.read_version", breaking)
     for name in ("voice1", "voice2"):
         os.utime(folder / name / "adapter.yaml", ns=(0, 0))
     (folder / "voice0/adapter.yaml").unlink()
-    shelf.scan()
-    assert "KeyError: 'maybe'" in shelf.entry("voice1").reason
-    assert states(shelf) == {"voice1": "refused", "voice2": "ready"}
+    store.scan()
+    assert "KeyError: 'maybe'" in store.entry("voice1").reason
+    assert states(store) == {"voice1": "refused", "voice2": "ready"}
 
 
 def test_what_could_not_be_looked_at_for_a_while_is_read_again(
@@ -63,20 +53,20 @@ def test_what_could_not_be_looked_at_for_a_while_is_read_again(
     def failing(place: Path) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO), str(place))
 
-    shelf = shelf_of(model, folder)
+    store = store_of(model, folder)
     make_adapter(model, folder / "new", seed=5)
     with monkeypatch.context() as patched:
         patched.setattr("overtone.serving.adapter_store.folder.signature_of", failing)
-        shelf.scan()
-        assert states(shelf)["new"] == "refused"
-    shelf.scan()
-    assert states(shelf)["new"] == "ready"
+        store.scan()
+        assert states(store)["new"] == "refused"
+    store.scan()
+    assert states(store)["new"] == "ready"
     with monkeypatch.context() as patched:
         patched.setattr("overtone.serving.adapter_store.cache.signature_of", failing)
         with pytest.raises(AdapterError, match=os.strerror(errno.EIO)):
-            shelf.acquire("new")
-    shelf.scan()
-    shelf.acquire("new").release()
+            store.acquire("new")
+    store.scan()
+    store.acquire("new").release()
 
 
 @pytest.mark.parametrize("function", ["open", "read_bytes"])
@@ -88,24 +78,24 @@ def test_what_could_not_be_read_for_a_while_is_read_again(
     def failing(path: Path, *arguments: object, **options: object) -> object:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
 
-    shelf = shelf_of(model, folder)
+    store = store_of(model, folder)
     make_adapter(model, folder / "new", seed=5)
     with monkeypatch.context() as patched:
         patched.setattr(Path, function, failing)
-        shelf.scan()
+        store.scan()
         with pytest.raises(AdapterError, match=os.strerror(errno.EMFILE)):
-            shelf.acquire("new")
-    assert states(shelf)["new"] == "refused"
-    shelf.scan()
-    assert states(shelf)["new"] == "ready"
-    shelf.acquire("new").release()
+            store.acquire("new")
+    assert states(store)["new"] == "refused"
+    store.scan()
+    assert states(store)["new"] == "ready"
+    store.acquire("new").release()
 
 
 @pytest.mark.parametrize("function", ["listdir", "stat"])
 def test_a_folder_that_cannot_be_looked_at_is_taken_to_be_as_it_was(
     model: AsrModel, folder: Path, function: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    shelf = shelf_of(model, folder)
+    store = store_of(model, folder)
     original = getattr(os, function)
 
     def failing(path: object, **options: object) -> object:
@@ -115,12 +105,12 @@ def test_a_folder_that_cannot_be_looked_at_is_taken_to_be_as_it_was(
 
     with monkeypatch.context() as patched:
         patched.setattr(os, function, failing)
-        shelf.scan()
-        shelf.scan()
-    assert set(states(shelf).values()) == {"ready"}
+        store.scan()
+        store.scan()
+    assert set(states(store).values()) == {"ready"}
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert os.strerror(errno.EMFILE) in caplog.text
-    shelf.acquire("voice0").release()
+    store.acquire("voice0").release()
     shutil.rmtree(folder)
-    shelf.scan()
-    assert states(shelf) == {}
+    store.scan()
+    assert states(store) == {}

@@ -1,4 +1,4 @@
-"""Adapters that are put on the shelf, taken out of the model and removed by hand."""
+"""Adapters that are put on the store, taken out of the model and removed by hand."""
 
 from __future__ import annotations
 
@@ -15,18 +15,7 @@ import pytest
 from overtone.errors import AdapterError
 from overtone.models.asr_model import AsrModel
 from overtone.serving.adapter_store.upload import place
-from support.serving_models import make_adapter, shelf_of, states, three_voices, tiny_model
-
-
-@pytest.fixture
-def model() -> AsrModel:
-    return tiny_model()
-
-
-@pytest.fixture
-def folder(tmp_path: Path, model: AsrModel) -> Path:
-    return three_voices(model, tmp_path / "shelf")
-
+from support.serving_models import make_adapter, states, store_of, tiny_model
 
 COMPRESSIONS = {"zip": zipfile.ZIP_DEFLATED, "zip-lzma": zipfile.ZIP_LZMA}
 
@@ -45,24 +34,24 @@ def packed(folder: Path, form: str) -> bytes:
 
 @pytest.mark.parametrize("form", ["zip", "gz", ""])
 def test_an_upload_is_served_at_once_and_replaces(model: AsrModel, folder: Path, tmp_path: Path, form: str) -> None:
-    shelf = shelf_of(model, folder)
+    store = store_of(model, folder)
     made = make_adapter(model, tmp_path / "made", seed=20)
-    entry = shelf.put("fresh", packed(made, form))
+    entry = store.put("fresh", packed(made, form))
     assert entry.state == "ready"
-    with shelf.acquire("fresh") as first:
-        shelf.put("fresh", packed(make_adapter(model, tmp_path / "made", seed=21), form))
-        with shelf.acquire("fresh") as second:
+    with store.acquire("fresh") as first:
+        store.put("fresh", packed(make_adapter(model, tmp_path / "made", seed=21), form))
+        with store.acquire("fresh") as second:
             assert first.digests != second.digests
     assert sorted(path.name for path in folder.iterdir()) == ["fresh", "voice0", "voice1", "voice2"]
-    shelf.unload("fresh")
-    assert states(shelf)["fresh"] == "ready"
-    shelf.remove("fresh")
-    assert "fresh" not in states(shelf)
+    store.unload("fresh")
+    assert states(store)["fresh"] == "ready"
+    store.remove("fresh")
+    assert "fresh" not in states(store)
     assert not (folder / "fresh").exists()
 
 
 def test_uploads_that_are_bad_change_nothing(model: AsrModel, folder: Path, tmp_path: Path) -> None:
-    shelf = shelf_of(model, folder)
+    store = store_of(model, folder)
     good = packed(folder / "voice1", "zip")
     foreign = packed(make_adapter(tiny_model(seed=1), tmp_path / "foreign"), "gz")
     bomb = io.BytesIO()
@@ -76,7 +65,7 @@ def test_uploads_that_are_bad_change_nothing(model: AsrModel, folder: Path, tmp_
         tar.addfile(link)
         for name in ("../../escaped", "adapter.safetensors"):
             tar.addfile(tarfile.TarInfo(name))
-    before = states(shelf)
+    before = states(store)
     large = tmp_path / "large"
     large.mkdir()
     for name in ("adapter.yaml", "adapter.safetensors"):
@@ -96,11 +85,11 @@ def test_uploads_that_are_bad_change_nothing(model: AsrModel, folder: Path, tmp_
     }
     for archive, message in cases.items():
         with pytest.raises(AdapterError, match=message):
-            shelf.put("voice0", archive)
+            store.put("voice0", archive)
     for name in ("../up", "base", "a+b", "", "a/b", ".hidden"):
         with pytest.raises(AdapterError):
-            shelf.put(name, good)
-    assert states(shelf) == before
+            store.put(name, good)
+    assert states(store) == before
     assert not (tmp_path / "escaped").exists()
     assert sorted(path.name for path in folder.iterdir()) == ["voice0", "voice1", "voice2"]
 
@@ -108,19 +97,19 @@ def test_uploads_that_are_bad_change_nothing(model: AsrModel, folder: Path, tmp_
 def test_a_linked_adapter_goes_without_what_the_link_leads_to(model: AsrModel, folder: Path, tmp_path: Path) -> None:
     elsewhere = make_adapter(model, tmp_path / "elsewhere", seed=22)
     (folder / "linked").symlink_to(elsewhere)
-    shelf = shelf_of(model, folder)
-    shelf.remove("linked")
+    store = store_of(model, folder)
+    store.remove("linked")
     assert sorted(path.name for path in folder.iterdir()) == ["voice0", "voice1", "voice2"]
-    assert "linked" not in states(shelf)
+    assert "linked" not in states(store)
     assert (elsewhere / "adapter.yaml").is_file()
 
 
 def test_uploads_of_one_name_take_turns(
     model: AsrModel, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shelf = shelf_of(model, folder)
+    store = store_of(model, folder)
     archives = [packed(make_adapter(model, tmp_path / "made", seed=seed), "zip") for seed in (20, 21)]
-    second = threading.Thread(target=shelf.put, args=("fresh", archives[1]))
+    second = threading.Thread(target=store.put, args=("fresh", archives[1]))
     running: list[int] = []
     most: list[int] = []
 
@@ -134,15 +123,15 @@ def test_uploads_of_one_name_take_turns(
         running.pop()
 
     monkeypatch.setattr("overtone.serving.adapter_store.store.place", slow_place)
-    shelf.put("fresh", archives[0])
+    store.put("fresh", archives[0])
     second.join(10)
     assert most == [1, 1]
 
 
 def test_unloading_waits_for_the_last_lease(model: AsrModel, folder: Path) -> None:
-    shelf = shelf_of(model, folder)
-    lease = shelf.acquire("voice0")
-    shelf.unload("voice0")
+    store = store_of(model, folder)
+    lease = store.acquire("voice0")
+    store.unload("voice0")
     assert lease.choice in model.adapters
     lease.release()
     assert model.adapters.names == []

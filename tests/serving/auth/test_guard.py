@@ -1,4 +1,4 @@
-"""Tokens, tenants, rates and TLS at both doors, and what the files of them may hold."""
+"""Tokens, tenants, rates and TLS at both ports, and what the files of them may hold."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ pytest.importorskip("starlette", reason="the serving extra is not installed")
 from websockets.sync.client import connect  # noqa: E402
 
 from overtone.errors import UsageError  # noqa: E402
-from overtone.serving.auth.access import AccessError  # noqa: E402
-from overtone.serving.auth.guard import Allowance, Guard, Tenant, read_admin_token, read_keys, read_tokens  # noqa: E402
+from overtone.serving.auth.guard import Allowance, Guard, Tenant, read_admin_token, read_tokens  # noqa: E402
+from overtone.serving.auth.tls import read_keys  # noqa: E402
+from overtone.serving.errors import AccessError  # noqa: E402
 from overtone.serving.logs import JsonLines  # noqa: E402
 from overtone.serving.server import Server, ServerSettings  # noqa: E402
-from support.riva_service import Service, file_of, refusal  # noqa: E402
+from support.riva_service import Service, bearer, file_of, refusal  # noqa: E402
 from support.speaking_model import SpeakingModel, pcm16, spoken  # noqa: E402
 from support.web_service import WebService, eventually, web_service  # noqa: E402
 
@@ -45,21 +46,23 @@ def tenant(token: str, adapters: object = "all", **more: object) -> dict[str, ob
     return {"tokens": [hash_of(token)], "adapters": adapters, **more}
 
 
-def bearer(token: str) -> list[tuple[str, str]]:
-    return [("authorization", f"Bearer {token}")]
-
-
 def over_grpc(service: WebService, channel: object) -> Service:
     server = service.server
-    return Service(engine=server.engine, shelf=server.shelf, port=service.addresses.grpc_port, channel=channel)
+    return Service(
+        recognition=server.service,
+        engine=server.engine,
+        store=server.store,
+        port=service.addresses.grpc_port,
+        channel=channel,
+    )
 
 
-def test_tenants_at_both_doors(tmp_path: Path) -> None:
-    shelf, admin = tmp_path / "shelf", tmp_path / "admin"
+def test_tenants_at_both_ports(tmp_path: Path) -> None:
+    store, admin = tmp_path / "store", tmp_path / "admin"
     admin.write_text(ADMIN)
     tokens = tokens_file(tmp_path, anna=tenant("anna-1"), bert=tenant("bert-1", ["other"]))
     audio = file_of(spoken("abc"))
-    with web_service(shelf, tokens=tokens, admin_token_file=admin) as guarded:
+    with web_service(store, tokens=tokens, admin_token_file=admin) as guarded:
         assert guarded.transcribe(audio).status == 401
         assert guarded.transcribe(audio).headers["www-authenticate"] == "Bearer"
         assert guarded.transcribe(audio, token="guess").error["code"] == "invalid_api_key"
@@ -89,7 +92,7 @@ def test_tenants_at_both_doors(tmp_path: Path) -> None:
         eventually(lambda: guarded.calls[-1].code == "PERMISSION_DENIED")
 
 
-def test_rates_at_both_doors(tmp_path: Path) -> None:
+def test_rates_at_both_ports(tmp_path: Path) -> None:
     tokens = tokens_file(
         tmp_path,
         few=tenant("few-1", requests_per_minute=2),
@@ -97,7 +100,7 @@ def test_rates_at_both_doors(tmp_path: Path) -> None:
         free=tenant("free-1"),
     )
     audio = file_of(spoken("abc"))  # 1.08 s
-    with web_service(tmp_path / "shelf", adapters=("swap",), tokens=tokens) as guarded:
+    with web_service(tmp_path / "store", adapters=("swap",), tokens=tokens) as guarded:
         for model in ("swap", "tones"):
             assert guarded.transcribe(audio, model=model, token="few-1").status == 200
         answer = guarded.transcribe(audio, token="few-1")
@@ -195,7 +198,7 @@ def test_files_that_are_missing_or_wrong(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mutual", [False, True])
-def test_tls_at_both_doors(certificates: Path, tmp_path: Path, mutual: bool) -> None:
+def test_tls_at_both_ports(certificates: Path, tmp_path: Path, mutual: bool) -> None:
     def pem(name: str) -> bytes:
         return (certificates / name).read_bytes()
 
@@ -223,7 +226,7 @@ def test_tls_at_both_doors(certificates: Path, tmp_path: Path, mutual: bool) -> 
         )
         with grpc.secure_channel(f"localhost:{secure.addresses.grpc_port}", credentials) as channel:
             assert over_grpc(secure, channel).text(pcm16(spoken("abc"))) == "abc "
-        eventually(lambda: secure.server.reception.active == 0)
+        eventually(lambda: secure.server.requests.active == 0)
 
 
 def test_an_authority_that_is_none(certificates: Path, tmp_path: Path) -> None:

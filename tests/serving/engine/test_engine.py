@@ -18,7 +18,7 @@ from overtone.decoding.decoder import DecodingOptions
 from overtone.decoding.phrase_boost import Boost, BoostTree
 from overtone.inference.windows import plan_windows
 from overtone.models.asr_model import AsrModel
-from overtone.serving.adapter_store.store import Shelf
+from overtone.serving.adapter_store.store import AdapterStore
 from overtone.serving.engine.engine import Engine, EngineSettings
 from overtone.serving.errors import DeadlineError, DrainingError, OverloadError
 from overtone.serving.recognition.offline import recognise, recognise_async
@@ -50,30 +50,28 @@ class Gate:
         return self.forward(waveforms, lengths)
 
 
-@pytest.fixture
-def tones() -> ToneModel:
-    return ToneModel()
-
-
 # Answers
 
 
 @pytest.fixture
-def served(tmp_path: Path) -> Iterator[tuple[AsrModel, Engine, Shelf]]:
-    """A model with five adapters on its shelf."""
+def served(tmp_path: Path) -> Iterator[tuple[AsrModel, Engine, AdapterStore]]:
+    """A model with five adapters on its store."""
     model = tiny_model()
     for seed in range(5):
         make_adapter(model, tmp_path / f"voice{seed}", seed=seed)
-    with Engine(model, EngineSettings(max_wait=0.05)) as engine, Shelf(model, tmp_path, lock=engine.lock) as shelf:
-        yield model, engine, shelf
+    with (
+        Engine(model, EngineSettings(max_wait=0.05)) as engine,
+        AdapterStore(model, tmp_path, lock=engine.lock) as store,
+    ):
+        yield model, engine, store
 
 
 def test_rows_of_many_adapters_in_one_batch_are_answered_as_each_alone(
-    served: tuple[AsrModel, Engine, Shelf],
+    served: tuple[AsrModel, Engine, AdapterStore],
 ) -> None:
-    model, engine, shelf = served
+    model, engine, store = served
     names = [None, "voice0", "voice1", "voice2", "voice3", "voice4", "voice1+voice3", "voice3+voice1"]
-    leases = [shelf.acquire(name) for name in names]
+    leases = [store.acquire(name) for name in names]
     waveforms = [noise(1.5 + 0.05 * index, seed=index) for index in range(len(names))]
     futures = [engine.submit(w, lease=lease) for w, lease in zip(waveforms, leases, strict=True)]
     answers = [future.result(30) for future in futures]
@@ -88,15 +86,15 @@ def test_rows_of_many_adapters_in_one_batch_are_answered_as_each_alone(
     assert np.abs(expected[6] - offline(model, waveforms[6], leases[7].choice)).max() > 1e-3
 
 
-def test_threads_at_once_get_their_own_answers(served: tuple[AsrModel, Engine, Shelf]) -> None:
-    model, engine, shelf = served
+def test_threads_at_once_get_their_own_answers(served: tuple[AsrModel, Engine, AdapterStore]) -> None:
+    model, engine, store = served
     wrong: list[str] = []
 
     def client(number: int) -> None:
         for turn in range(4):
             name = None if (number + turn) % 6 == 5 else f"voice{(number + turn) % 6}"
             waveform = noise(0.8 + 0.1 * (number % 3), seed=100 * number + turn)
-            with shelf.acquire(name) as lease:
+            with store.acquire(name) as lease:
                 answer = engine.submit(waveform, lease=lease).result(60)
                 jobs.append((waveform, lease.choice, answer))
 
@@ -114,12 +112,12 @@ def test_threads_at_once_get_their_own_answers(served: tuple[AsrModel, Engine, S
     assert engine.state().batches < 32
 
 
-def test_features_and_waveforms_share_a_batch(served: tuple[AsrModel, Engine, Shelf]) -> None:
-    model, engine, shelf = served
+def test_features_and_waveforms_share_a_batch(served: tuple[AsrModel, Engine, AdapterStore]) -> None:
+    model, engine, store = served
     waveform = noise(2.0, seed=1)
     mel, frames = model.preprocessor(torch.from_numpy(waveform)[None], torch.tensor([waveform.size]))
     features = mel[0, :, : int(frames[0])].numpy()
-    lease = shelf.acquire("voice2")
+    lease = store.acquire("voice2")
     futures = [engine.submit(waveform, priority="stream"), engine.submit_features(features, lease=lease)]
     answers = [future.result(30) for future in futures]
     assert engine.state().batches == 1
@@ -127,7 +125,7 @@ def test_features_and_waveforms_share_a_batch(served: tuple[AsrModel, Engine, Sh
     np.testing.assert_allclose(answers[1], offline(model, waveform, lease.choice), atol=2e-5)
 
 
-def test_audio_shorter_than_a_frame_is_answered(served: tuple[AsrModel, Engine, Shelf]) -> None:
+def test_audio_shorter_than_a_frame_is_answered(served: tuple[AsrModel, Engine, AdapterStore]) -> None:
     _, engine, _ = served
     for samples in (0, 1, 159, 161, 700):
         answer = engine.submit(np.zeros(samples, np.float32)).result(10)

@@ -20,11 +20,6 @@ from support.serving_models import marked, until
 from support.tone_model import ToneModel, spoken
 
 
-@pytest.fixture
-def tones() -> ToneModel:
-    return ToneModel()
-
-
 def poisoned(model: ToneModel, error: type[BaseException], *, times: int = 10**9) -> list[int]:
     """Forwards with a row that begins with 0.5 raise; the number of forwards so far."""
     forward, count, left = model.forward, [0], [times]

@@ -1,4 +1,4 @@
-"""Administration of the shelf over HTTP: lists, uploads, loading, and what is refused."""
+"""Administration of the store over HTTP: lists, uploads, loading, and what is refused."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ADMIN = "an-administrators-token"
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebService]:
     token = tmp_path_factory.mktemp("secrets") / "admin"
     token.write_text(f"{ADMIN}\n")
-    with web_service(tmp_path_factory.mktemp("shelf"), admin_token_file=token) as running:
+    with web_service(tmp_path_factory.mktemp("store"), admin_token_file=token) as running:
         yield running
 
 
@@ -113,9 +113,9 @@ def test_odd_cards_and_names_do_not_keep_others_from_being_listed(
     deep["deep"] = [deep]
     numbers = [math.nan, math.inf, 2**80, 1.5]
     card = {"when": date(2026, 1, 2), "numbers": numbers, 7: "\ud800", "deep": deep}
-    names = service.server.shelf.names
+    names = service.server.store.names
     odd = replace(names()[0], name="odd\udcff", card=card)
-    monkeypatch.setattr(service.server.shelf, "names", lambda: [*names(), odd])
+    monkeypatch.setattr(service.server.store, "names", lambda: [*names(), odd])
     answer = service.get("/v1/admin/adapters", token=ADMIN)
     assert answer.status == 200
     assert [entry["name"] for entry in answer.json["data"]] == ["other", "swap", "odd?"]

@@ -28,7 +28,7 @@ PHONE = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebService]:
-    with web_service(tmp_path_factory.mktemp("shelf")) as running:
+    with web_service(tmp_path_factory.mktemp("store")) as running:
         yield running
 
 
@@ -224,8 +224,8 @@ def test_files_that_are_no_recordings(tab: Tab, recording: Path, tmp_path: Path)
 
 
 def test_a_busy_server_and_the_next_try(service: WebService, tab: Tab, recording: Path) -> None:
-    reception = service.server.reception
-    reception.active += reception.settings.max_requests
+    requests = service.server.requests
+    requests.active += requests.settings.max_requests
     try:
         tab.drop(recording)
         assert "as many as are allowed" in alert(tab)
@@ -233,7 +233,7 @@ def test_a_busy_server_and_the_next_try(service: WebService, tab: Tab, recording
         tab.click("#speak")
         tab.until("document.querySelector('#notice').textContent.includes('probably busy')")
     finally:
-        reception.active -= reception.settings.max_requests
+        requests.active -= requests.settings.max_requests
     tab.drop(recording)
     assert done(tab)
 
@@ -257,7 +257,7 @@ def guarded(tmp_path: Path) -> Iterator[WebService]:
     digest = hashlib.sha256(b"a token of the clinic").hexdigest()
     tokens = tmp_path / "tokens.yaml"
     tokens.write_text(f'tenants:\n  clinic:\n    tokens: ["sha256:{digest}"]\n    adapters: [swap]\n')
-    with web_service(tmp_path / "shelf", tokens=tokens) as running:
+    with web_service(tmp_path / "store", tokens=tokens) as running:
         yield running
 
 

@@ -32,7 +32,7 @@ CHUNK = 3200
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebService]:
-    with web_service(tmp_path_factory.mktemp("shelf"), idle_seconds=3.0) as running:
+    with web_service(tmp_path_factory.mktemp("store"), idle_seconds=3.0) as running:
         yield running
 
 
@@ -273,17 +273,17 @@ def test_malformed_audio_and_idle_sessions_end(service: WebService) -> None:
     with client(service) as opened:
         answer = opened.receive()
         assert "Nothing was sent for 3 seconds" in answer["error"]["message"]
-    eventually(lambda: service.server.reception.active == 0)
+    eventually(lambda: service.server.requests.active == 0)
 
 
 def test_clients_that_vanish_free_their_place(service: WebService) -> None:
     with client(service) as opened:
         opened.update(**model("swap"))
         opened.say(pcm16(spoken("abc")))
-        eventually(lambda: service.server.reception.active == 1)
+        eventually(lambda: service.server.requests.active == 1)
         opened.websocket.socket.close()
-    eventually(lambda: service.server.reception.active == 0)
-    assert service.server.shelf.counters()["leased"] == 0
+    eventually(lambda: service.server.requests.active == 0)
+    assert service.server.store.counters()["leased"] == 0
 
 
 def test_pages_of_other_sites_are_refused(service: WebService) -> None:
@@ -326,7 +326,7 @@ def test_mutated_messages_are_answered(service: WebService) -> None:
             while (event := opened.receive())["type"] != "error" and not event.get("is_last_result"):
                 pass
             assert event.get("error", {}).get("type") != "server_error", event
-    eventually(lambda: service.server.reception.active == 0)
+    eventually(lambda: service.server.requests.active == 0)
 
 
 # Tokens
@@ -341,7 +341,7 @@ def tokens(tmp_path: Path) -> Path:
 
 
 def test_secrets_stand_for_tokens(tmp_path: Path, tokens: Path) -> None:
-    with web_service(tmp_path / "shelf", tokens=tokens) as guarded:
+    with web_service(tmp_path / "store", tokens=tokens) as guarded:
         refused = guarded.post(SESSIONS, {})
         assert refused.status == 401
         assert refused.json["detail"] == refused.error["message"]
@@ -378,7 +378,7 @@ def test_nvidias_client(tmp_path: Path, tokens: Path, with_tokens: bool) -> None
     samples = np.concatenate((spoken("ab"), silence(1.6), spoken("dc"), silence(0.3)))
     (tmp_path / "a.wav").write_bytes(file_of(samples))
     options = {"tokens": tokens} if with_tokens else {}
-    with web_service(tmp_path / "shelf", **options) as running:
+    with web_service(tmp_path / "store", **options) as running:
         words = [
             "--server", f"localhost:{running.addresses.http_port}", "--input-file", str(tmp_path / "a.wav"),
             "--output-text", str(tmp_path / "out.txt"), "--word-time-offsets", "--boosted-lm-words", "ab",

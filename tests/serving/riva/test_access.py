@@ -15,38 +15,26 @@ import pytest
 grpc = pytest.importorskip("grpc", reason="the serving extra is not installed")
 
 from overtone.errors import UsageError  # noqa: E402
-from overtone.serving.auth.access import AccessError  # noqa: E402
+from overtone.serving.auth.guard import Guard, Tenant, hashed  # noqa: E402
+from overtone.serving.auth.tls import ServerKeys  # noqa: E402
 from overtone.serving.riva import protobuf  # noqa: E402
-from overtone.serving.riva.server import RivaServer, RivaSettings, ServerKeys  # noqa: E402
-from support.riva_service import SETTINGS, Service, file_of, refusal, riva_service, stream_requests  # noqa: E402
+from overtone.serving.riva.server import RivaServer  # noqa: E402
+from overtone.serving.settings import ServerSettings  # noqa: E402
+from support.riva_service import SETTINGS, Service, bearer, file_of, refusal, riva_service, stream_requests  # noqa: E402
 from support.speaking_model import pcm16, spoken  # noqa: E402
 
 Code = grpc.StatusCode
 
 
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with riva_service(tmp_path_factory.mktemp("shelf"), settings=SETTINGS) as running:
-        yield running
-
-
-def authorise(metadata: Any, adapter: str | None) -> str:
-    """Tokens name their tenant; `swap` is Anna's alone."""
-    tokens = {value.removeprefix("Bearer ") for key, value in metadata if key == "authorization"}
-    if len(tokens) != 1 or not tokens <= {"anna", "bert"}:
-        raise AccessError("A valid token is needed.", fault="unauthenticated")
-    [tenant] = tokens
-    if adapter == "swap" and tenant != "anna":
-        raise AccessError(f"'{adapter}' is not yours.", fault="forbidden")
-    return tenant
-
-
-def bearer(token: str, times: int = 1) -> list[tuple[str, str]]:
-    return [("authorization", f"Bearer {token}")] * times
+def two_tenants() -> Guard:
+    """Tokens are their tenants' names; `swap` is Anna's alone."""
+    anna = Tenant(name="anna", adapters=None)
+    bert = Tenant(name="bert", adapters=frozenset({"other"}))
+    return Guard(tenants={hashed("anna"): anna, hashed("bert"): bert})
 
 
 def test_access(tmp_path: Path) -> None:
-    with riva_service(tmp_path, settings=SETTINGS, authorise=authorise) as guarded:
+    with riva_service(tmp_path, settings=SETTINGS, guard=two_tenants()) as guarded:
         audio = pcm16(spoken("abc"))
         assert refusal(lambda: guarded.text(audio))[0] is Code.UNAUTHENTICATED
         assert refusal(guarded.models)[0] is Code.UNAUTHENTICATED
@@ -54,7 +42,8 @@ def test_access(tmp_path: Path) -> None:
         assert guarded.text(audio, model="swap", metadata=bearer("anna", times=2)) == "bac "
         assert guarded.calls[-1].tenant == "anna"
         code, details = refusal(lambda: guarded.text(audio, model="other+swap", metadata=bearer("bert")))
-        assert (code, details) == (Code.PERMISSION_DENIED, "'swap' is not yours.")
+        assert code is Code.PERMISSION_DENIED
+        assert details == "The adapter 'swap' is not among those that this token may use."
         names = {entry.model_name for entry in guarded.models(metadata=bearer("bert"))}
         assert names == {"tones", "tones+other"}
         _, details = refusal(lambda: guarded.text(audio, model="legal", metadata=bearer("bert")))
@@ -73,7 +62,7 @@ def test_nothing_is_waited_for_before_a_token_is_good(tmp_path: Path) -> None:
         yield from ()
 
     settings = replace(SETTINGS, idle_seconds=3.0)
-    with riva_service(tmp_path, adapters=(), settings=settings, authorise=authorise) as guarded:
+    with riva_service(tmp_path, adapters=(), settings=settings, guard=two_tenants()) as guarded:
         code, _ = refusal(lambda: list(guarded.stream(silent(), metadata=bearer("eve"))))
         asked.set()
         assert code is Code.UNAUTHENTICATED
@@ -92,7 +81,7 @@ def test_calls_are_told_without_what_was_said(service: Service) -> None:
 
 
 def test_too_many_calls_are_refused_at_once(tmp_path: Path) -> None:
-    with riva_service(tmp_path, adapters=(), settings=RivaSettings(port=0, max_calls=1)) as narrow:
+    with riva_service(tmp_path, adapters=(), settings=ServerSettings(grpc_port=0, max_calls=1)) as narrow:
         watch = narrow.health("Watch")
         assert next(watch).status == protobuf.SERVING
         assert refusal(lambda: narrow.text(pcm16(spoken("a"))))[0] is Code.RESOURCE_EXHAUSTED
@@ -110,7 +99,7 @@ def test_a_fault_of_ours_stays_in_the_log(
     def broken(name: str) -> None:
         raise ValueError("secret")
 
-    monkeypatch.setattr(service.shelf, "entry", broken)
+    monkeypatch.setattr(service.store, "entry", broken)
     code, details = refusal(lambda: service.text(pcm16(spoken("a")), model="swap"))
     assert code is Code.INTERNAL
     assert "secret" not in details
@@ -165,7 +154,7 @@ def test_tls(certificates: Path, tmp_path: Path, mutual: bool) -> None:
     )
     plain = grpc.ssl_channel_credentials(pem("server.crt"))
     shown = grpc.ssl_channel_credentials(pem("server.crt"), pem("client.key"), pem("client.crt"))
-    options = {"settings": RivaSettings(port=0), "authorise": authorise, "keys": keys}
+    options = {"settings": ServerSettings(grpc_port=0), "guard": two_tenants(), "keys": keys}
     with riva_service(tmp_path, adapters=(), **options) as secure:
         code, _ = refusal(lambda: secure.text(pcm16(spoken("a"))))
         assert code is Code.UNAVAILABLE
@@ -183,6 +172,6 @@ def test_tls(certificates: Path, tmp_path: Path, mutual: bool) -> None:
 
 
 def test_a_port_that_is_taken_is_told(service: Service) -> None:
-    server = RivaServer(service.engine, service.shelf, settings=RivaSettings(port=service.port))
+    server = RivaServer(service.recognition, ServerSettings(grpc_port=service.port))
     with pytest.raises(UsageError, match=f"Port {service.port}"):
         asyncio.run(server.start())

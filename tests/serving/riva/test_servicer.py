@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,20 +15,14 @@ grpc = pytest.importorskip("grpc", reason="the serving extra is not installed")
 from overtone.audio.decode import AudioLimits  # noqa: E402
 from overtone.errors import UsageError  # noqa: E402
 from overtone.serving.adapter_store.names import adapter_names, chosen_adapters, model_name  # noqa: E402
-from overtone.serving.recognition.held_audio import HeldAudio  # noqa: E402
+from overtone.serving.recognition.service import HeldAudio  # noqa: E402
 from overtone.serving.riva import protobuf  # noqa: E402
-from overtone.serving.riva.server import RivaSettings  # noqa: E402
+from overtone.serving.settings import ServerSettings  # noqa: E402
 from support.riva_service import SETTINGS, Service, file_of, raw_config, refusal, riva_service, stream_requests  # noqa: E402
 from support.speaking_model import pcm16, silence, spoken  # noqa: E402
 
 Code = grpc.StatusCode
 WAV = {"encoding": 0, "sample_rate_hertz": 0}
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with riva_service(tmp_path_factory.mktemp("shelf"), settings=SETTINGS) as running:
-        yield running
 
 
 # Recognize
@@ -219,7 +212,7 @@ def test_a_boost_acts(service: Service) -> None:
 
 
 def test_profanity_is_masked(tmp_path: Path) -> None:
-    settings = RivaSettings(port=0, profanities=frozenset({"bad"}))
+    settings = ServerSettings(grpc_port=0, profanities=frozenset({"bad"}))
     with riva_service(tmp_path, adapters=(), settings=settings) as strict:
         options = {"profanity_filter": True, "enable_word_time_offsets": True}
         best = strict.recognize(pcm16(spoken("bad cab")), **options).results[0].alternatives[0]
@@ -263,7 +256,7 @@ def test_health(service: Service) -> None:
 
 
 def test_draining_is_told(tmp_path: Path) -> None:
-    with riva_service(tmp_path, adapters=(), settings=RivaSettings(port=0)) as closing:
+    with riva_service(tmp_path, adapters=(), settings=ServerSettings(grpc_port=0)) as closing:
         watch = closing.health("Watch")
         assert next(watch).status == protobuf.SERVING
         closing.engine.drain(10)
@@ -273,7 +266,7 @@ def test_draining_is_told(tmp_path: Path) -> None:
 
 
 def test_a_watch_does_not_hold_up_the_end(tmp_path: Path) -> None:
-    with riva_service(tmp_path, adapters=(), settings=RivaSettings(port=0), grace=20.0) as stopping:
+    with riva_service(tmp_path, adapters=(), settings=ServerSettings(grpc_port=0), grace=20.0) as stopping:
         watch = stopping.health("Watch")
         assert next(watch).status == protobuf.SERVING
         began = time.monotonic()

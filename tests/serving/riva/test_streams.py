@@ -15,7 +15,7 @@ grpc = pytest.importorskip("grpc", reason="the serving extra is not installed")
 
 from overtone.serving.riva import protobuf  # noqa: E402
 from overtone.serving.riva.responses import responses_for  # noqa: E402
-from overtone.serving.riva.server import RivaSettings  # noqa: E402
+from overtone.serving.settings import ServerSettings  # noqa: E402
 from overtone.serving.streaming.stream import Final, Interim  # noqa: E402
 from support.riva_service import (  # noqa: E402
     CHUNK,
@@ -31,12 +31,6 @@ from support.riva_service import (  # noqa: E402
 from support.speaking_model import pcm16, silence, spoken  # noqa: E402
 
 Code = grpc.StatusCode
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with riva_service(tmp_path_factory.mktemp("shelf"), settings=SETTINGS) as running:
-        yield running
 
 
 def test_a_stream(service: Service) -> None:
@@ -189,11 +183,11 @@ def test_a_client_that_goes_away_frees_its_place(service: Service) -> None:
 
     responses = service.stream(endless())
     next(response for response in responses if response.results)
-    assert service.shelf.counters()["leased"] == 1
+    assert service.store.counters()["leased"] == 1
     before = len(service.calls)
     responses.cancel()
     deadline = time.monotonic() + 10
-    while service.shelf.counters()["leased"] or len(service.calls) == before:
+    while service.store.counters()["leased"] or len(service.calls) == before:
         assert time.monotonic() < deadline, "the lease of a stream that was given up is still held"
         time.sleep(0.02)
     going.set()
@@ -223,7 +217,7 @@ def test_whether_calls_were_finished_is_told_at_the_end(tmp_path: Path, grace: f
 
 
 def test_a_silent_client_is_sent_away(tmp_path: Path) -> None:
-    with riva_service(tmp_path, adapters=(), settings=RivaSettings(port=0, idle_seconds=0.2)) as impatient:
+    with riva_service(tmp_path, adapters=(), settings=ServerSettings(grpc_port=0, idle_seconds=0.2)) as impatient:
         first = next(stream_requests(spoken("a")))
 
         def idle() -> Iterator[Any]:

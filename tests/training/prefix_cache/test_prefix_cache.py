@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from overtone.adapters.kinds.kinds import Kind, LinearAdapter, LoraAdapter, TinyAttentionAdapter
+from overtone.adapters.kinds.base import Kind
+from overtone.adapters.kinds.linear import LinearAdapter
+from overtone.adapters.kinds.lora import LoraAdapter
+from overtone.adapters.kinds.tiny_attention import TinyAttentionAdapter
 from overtone.checkpoints.load import save_model
 from overtone.data.batching import BatchPlan, StepSampler
 from overtone.data.dataset import SpeechDataset

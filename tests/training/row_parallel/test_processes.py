@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from overtone.adapters.kinds.kinds import LinearAdapter
+from overtone.adapters.kinds.linear import LinearAdapter
 from overtone.audio.spec_augment import SpecAugment
 from overtone.config import OptimSettings
 from overtone.errors import ConfigError, DataError, OvertoneError, UsageError

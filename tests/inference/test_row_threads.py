@@ -14,7 +14,7 @@ import torch
 
 from overtone.backends.fused.attention import AttentionCore
 from overtone.backends.fused.encoder import PreparedEncoder
-from overtone.inference.threads import MOST_THREADS, RowThreads, computing_alone
+from overtone.inference.rows import MOST_THREADS, RowThreads, one_thread
 from overtone.inference.transcribe import Transcriber
 from overtone.serving.adapter_store.store import Shelf
 from overtone.serving.engine.engine import Engine, EngineSettings
@@ -90,7 +90,7 @@ def test_threads_that_begin_later_compute_as_before() -> None:
             threads(list, [1, 2], [1, 1])
             assert torch.get_num_threads() == 3
         assert in_thread(torch.get_num_threads) == 3
-        with computing_alone() as had:
+        with one_thread() as had:
             assert (had, torch.get_num_threads(), in_thread(torch.get_num_threads)) == (3, 1, 1)
         assert (torch.get_num_threads(), in_thread(torch.get_num_threads)) == (3, 3)
     finally:

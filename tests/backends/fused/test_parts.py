@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from overtone.backends.fused.products import Filter, Product
+from overtone.backends.fused.parts import Filter, Product
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

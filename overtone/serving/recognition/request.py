@@ -1,0 +1,205 @@
+"""Request of a client in plain values: adapter, audio format, phrase boosts, and the contents of its results.
+
+Each interface fills in a `RecognitionRequest` from its own messages, in one function; recognition knows nothing else
+of a request. A `Call` is the record of its progress, for logs and metrics.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from overtone.audio.decode import AudioFormat, Encoding
+from overtone.decoding.phrase_boost import Boost
+from overtone.serving.errors import RequestError, UnsupportedError
+from overtone.serving.streaming.endpointing import Endpointing
+
+MAX_ALTERNATIVES = 16
+MAX_NAME_LENGTH = 500
+"""Characters of a model's name, with its adapters."""
+MAX_PHRASES = 4096
+MAX_PHRASE_LENGTH = 200
+"""Characters."""
+UNSET_BOOST = 4.0
+"""Boost of phrases that come with 0 (unset): the default of NVIDIA's client scripts."""
+
+KNOWN_KEYS = frozenset(
+    {
+        "adapter", "adapter_scale", "apply_partial_itn", "enable_automatic_language_detection",
+        "enable_vad_endpointing", "get_vad_probabilities", "source_language", "stop_history_eou",
+    }
+)  # fmt: skip
+"""Keys of Riva's custom_configuration that are no mistake, besides those of `neural_vad.`."""
+LISTED = 20
+"""Unknown keys in the log."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecognitionRequest:
+    """A request as its client made it. Raises RequestError or UnsupportedError where it cannot be followed."""
+
+    model: str = ""
+    """Name of the base or an adapter, `base+a+b`; empty is the base."""
+    adapter: str = ""
+    """Second place for the adapter; empty where `model` alone says it."""
+    language: str = ""
+    """BCP-47 tag; empty is the server's."""
+    encoding: Encoding = "auto"
+    """Encoding of audio without a header; a header is believed before it."""
+    sample_rate: int = 0
+    """Hertz; 0 is unknown."""
+    channels: int = 0
+    """Channels of audio without a header; 0 is one."""
+    separate_channels: bool = False
+    """Recognise each channel apart: refused as soon as there is more than one."""
+    separate_speakers: bool = False
+    """Tell speakers apart: refused."""
+    boosts: tuple[Boost, ...] = ()
+    """Phrases and how much likelier they are made."""
+    alternatives: int = 1
+    """Hypotheses asked for; 0 is 1."""
+    word_times: bool = False
+    """Results hold words with times."""
+    mask_profanity: bool = False
+    endpointing: Endpointing = field(default_factory=Endpointing)
+    """Beginning and end of a stream's utterances."""
+    interim: bool = True
+    """A stream's results include interim ones."""
+    ignored: tuple[str, ...] = ()
+    """Fields of the client's message that were set and have no effect, for the log."""
+
+    def __post_init__(self) -> None:
+        if self.separate_speakers:
+            raise unsupported("diarization_config.enable_speaker_diarization", "speakers are not told apart")
+        if self.separate_channels and self.channels > 1:
+            raise separate_channels_unsupported()
+        for name, number in (
+            ("sample_rate_hertz", self.sample_rate),
+            ("max_alternatives", self.alternatives),
+            ("audio_channel_count", self.channels),
+        ):
+            if number < 0:
+                raise RequestError(f"{name} is {number}; it cannot be negative.")
+        for name, text in (("model", self.model), ("custom_configuration 'adapter'", self.adapter)):
+            if len(text) > MAX_NAME_LENGTH:
+                raise RequestError(f"{name} has {len(text)} characters; at most {MAX_NAME_LENGTH} are allowed.")
+
+    @property
+    def hypotheses(self) -> int:
+        """Hypotheses that a result holds at most, 1 … 16."""
+        return min(MAX_ALTERNATIVES, max(1, self.alternatives))
+
+    def check_format(self, audio: AudioFormat | None) -> None:
+        """audio: as its header says, None until that is known. Raises UnsupportedError."""
+        if self.separate_channels and audio is not None and audio.channels > 1:
+            raise separate_channels_unsupported()
+
+
+@dataclass(kw_only=True)
+class Call:
+    """Record of one call, for logs and metrics: never of what was said."""
+
+    method: str
+    adapter: str = ""
+    """`a+b`; empty for the base."""
+    tenant: str = ""
+    code: str = "OK"
+    """Name of the gRPC status, or HTTP status."""
+    seconds: float = 0.0
+    """Time from the first byte to the last answer."""
+    audio_seconds: float = 0.0
+    ignored: tuple[str, ...] = ()
+    """Fields that were set and have no effect."""
+
+
+def unsupported(name: str, reason: str) -> UnsupportedError:
+    """name: of Riva's field."""
+    return UnsupportedError(f"{name} is not supported: {reason}.")
+
+
+def separate_channels_unsupported() -> UnsupportedError:
+    return unsupported("enable_separate_recognition_per_channel", "channels are averaged; send each as a request")
+
+
+def understands(language: str, asked: str) -> bool:
+    """Tell whether `asked` is empty, the server's tag or its language alone: `en` for `en-US`, any `en-XX` for `en`."""
+    asked_tag, own = asked.lower(), language.lower()
+    primary = own.partition("-")[0]
+    return asked_tag in ("", own, primary) or (own == primary and asked_tag.startswith(f"{own}-"))
+
+
+def phrase_boosts(contexts: Iterable[tuple[Iterable[str], float]]) -> tuple[Boost, ...]:
+    """Boosts of phrases with a number each, those without phrases left out; 0 is unset. Raises RequestError."""
+    boosts = []
+    total = 0
+    for texts, boost in contexts:
+        phrases = tuple(phrase for phrase in texts if phrase.strip())
+        total += len(phrases)
+        if not math.isfinite(boost):
+            raise RequestError(f"speech_contexts: a boost of {boost} is no number.")
+        if any(len(phrase) > MAX_PHRASE_LENGTH for phrase in phrases):
+            raise RequestError(f"speech_contexts: a phrase has at most {MAX_PHRASE_LENGTH} characters.")
+        if phrases:
+            boosts.append(Boost(phrases=phrases, boost=boost or UNSET_BOOST))
+    if total > MAX_PHRASES:
+        raise RequestError(f"speech_contexts: {total} phrases; at most {MAX_PHRASES} are allowed.")
+    return tuple(boosts)
+
+
+def json_boosts(contexts: Any) -> tuple[Boost, ...]:
+    """Boosts of `[{"phrases": ["…"], "boost": 10}]` in JSON.
+
+    Raises RequestError, and TypeError, ValueError or OverflowError for other JSON.
+    """
+    if not isinstance(contexts, list):
+        raise TypeError("phrases to be boosted must be a list of objects")
+    found = []
+    for context in contexts:
+        phrases = context.get("phrases") if isinstance(context, dict) else None
+        if not isinstance(phrases, list) or not all(isinstance(phrase, str) for phrase in phrases):
+            raise TypeError("'phrases' must be a list of texts")
+        boost = context.get("boost", 0.0)
+        if not isinstance(boost, int | float):
+            raise TypeError("'boost' must be a number")
+        for phrase in phrases:
+            phrase.encode()  # half a surrogate pair is a ValueError
+        found.append((phrases, float(boost)))
+    return phrase_boosts(found)
+
+
+def custom_adapter(custom: Mapping[str, str]) -> str:
+    """Adapter in Riva's custom_configuration; empty where it has none. Raises RequestError."""
+    if "adapter_scale" in custom:
+        raise RequestError("custom_configuration 'adapter_scale' is not supported: an adapter acts as it was trained.")
+    return custom.get("adapter", "")
+
+
+def is_known_key(key: str) -> bool:
+    """Tell whether a key of custom_configuration is one of Riva's, or ours."""
+    return key in KNOWN_KEYS or key.startswith("neural_vad.")
+
+
+def unknown_keys(custom: Mapping[str, str]) -> tuple[str, ...]:
+    """First of the unknown keys of custom_configuration, for the log."""
+    unknown = sorted(key for key in custom if not is_known_key(key))
+    return tuple(f"custom_configuration[{key[:40]!r}]" for key in unknown[:LISTED])
+
+
+def changed_endpointing(default: Endpointing, changes: Mapping[str, float]) -> Endpointing:
+    """The server's endpointing with a client's values, by Riva's names. Raises RequestError."""
+    values: dict[str, Any] = {field.name: getattr(default, field.name) for field in fields(Endpointing)}
+    for name, value in changes.items():
+        most = 1.0 if "threshold" in name else 60_000
+        if not 0 <= value <= most:
+            raise RequestError(f"endpointing_config: {name} is {value:g}; allowed: 0 … {most:g}.")
+        values[name] = value
+    eou, stop = values["stop_history_eou"], values["stop_history"]
+    if eou is not None and 0 < stop <= eou:
+        if "stop_history_eou" in changes:
+            raise RequestError(
+                f"endpointing_config: stop_history_eou ({eou}) must be shorter than stop_history ({stop})."
+            )
+        values["stop_history_eou"] = None
+    return Endpointing(**values)

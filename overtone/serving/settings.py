@@ -1,0 +1,69 @@
+"""Settings of a server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from overtone.audio.decode import AudioLimits
+from overtone.serving.engine.engine import EngineSettings
+from overtone.serving.recognition.profanity import WORDS
+from overtone.serving.streaming.stream_settings import StreamSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """Everything that a server may be told."""
+
+    model: str = "fundamental"
+    """A .nemo file, a model folder, or a name."""
+    adapters: Path | None = None
+    """A folder of adapter folders, watched; None serves the model's own adapters alone."""
+    capacity: int = 64
+    """Adapters of the folder in the model at a time; the least recently used makes way."""
+    base: str = ""
+    """Name of the base in requests; the model's own, or `base`, unless given."""
+    language: str = "en-US"
+    """Language of the model, as a BCP-47 tag."""
+    profanities: frozenset[str] = WORDS
+    """Lower-case words that are masked where a request asks for it."""
+    host: str = "127.0.0.1"
+    """Address of both ports; `0.0.0.0` is all of IPv4."""
+    grpc_port: int = 50051
+    """Port of Riva's gRPC interface; 0 takes any free port."""
+    http_port: int = 9000
+    """Port of HTTP and WebSockets; 0 takes any free port."""
+    tokens: Path | None = None
+    """A file of tenants and the hashes of their tokens (`auth.guard.read_tokens`); None asks for no tokens."""
+    admin_token_file: Path | None = None
+    """A file with the administrator's token; None closes the administration."""
+    tls_certificate: Path | None = None
+    """PEM, the server's own certificate first; TLS for both ports."""
+    tls_key: Path | None = None
+    client_authority: Path | None = None
+    """PEM; clients must show a certificate that this authority signed."""
+    origins: frozenset[str] = frozenset()
+    """Web sites (`https://example.org`) whose pages may open realtime sessions besides the server's own."""
+    compute_dtype: str = "auto"
+    """Dtype of the frozen base: auto, float32, bfloat16 or openvino."""
+    engine: EngineSettings = field(default_factory=EngineSettings)
+    stream: StreamSettings = field(default_factory=StreamSettings)
+    """Chunks, context and endpointing of streams, unless the request says otherwise."""
+    limits: AudioLimits = field(default_factory=AudioLimits)
+    """Limits of one request's or session's audio."""
+    max_adapter_bytes: int = 64 * 2**20
+    """Bytes of an uploaded archive."""
+    max_calls: int = 1024
+    """gRPC calls at a time; more are refused with RESOURCE_EXHAUSTED."""
+    max_requests: int = 256
+    """HTTP transcriptions and realtime sessions at a time; more are refused with 429."""
+    max_connections: int = 2048
+    """HTTP connections at a time; requests on more of them get 503."""
+    request_seconds: float = 600.0
+    """Time after which an HTTP transcription is given up with 504."""
+    idle_seconds: float = 300.0
+    """Time after which a stream, or the body of a request, that sends nothing is ended."""
+    poll_seconds: float = 1.0
+    """Time between two looks at the folder of adapters."""
+    grace_seconds: float = 30.0
+    """Time for running requests when the server is told to stop."""
