@@ -15,8 +15,8 @@ from overtone.inference.rows import RowThreads
 from overtone.models.asr_model import AsrModel, build_model
 from overtone.nets.ctc import ctc_loss
 from overtone.tokenizers import CharTokenizer, Tokenizer
-from overtone.training.forward import Recogniser
-from overtone.training.module import make_optimiser
+from overtone.training.forward import TrainingForward
+from overtone.training.optim import make_optimiser
 from overtone.training.row_parallel.processes import RowProcesses
 
 ADAPTER = "timed"
@@ -94,7 +94,7 @@ def shared_training_step(shape: Shape, *, compute_dtype: str, dropout: bool, cou
         OptimSettings(lr=1e-3, betas=(0.9, 0.98)), list(model.adapters.parameters_of(ADAPTER)), fused=True
     )
     waveforms, lengths, targets, target_lengths = make_batch(shape)
-    processes = RowProcesses(Recogniser(model=model, adapter=ADAPTER, augment=None, inner=()), count)
+    processes = RowProcesses(TrainingForward(model=model, adapter=ADAPTER, augment=None, inner=()), count)
 
     def step() -> float:
         threads = torch.get_num_threads()

@@ -35,13 +35,14 @@ from overtone.audio.load import load_audio
 from overtone.config import load_settings
 from overtone.training.console import Reporter
 from overtone.training.data import read_training_set
-from overtone.training.loop import make_steps, prefix_of, training_loader
+from overtone.training.loop import make_module, make_prefix, make_training_loader
 from overtone.training.model import add_adapter
-from overtone.training.module import make_optimiser
+from overtone.training.optim import make_optimiser
+from overtone.training.plan import plan_training
 from overtone.training.prefix_cache.plan import plan_prefix
 from overtone.training.run import Run
 from overtone.training.run_folder import plan_folder
-from overtone.training.trainer import machine_of, plan_length
+from overtone.training.trainer import find_machine, plan_length
 
 ALL, HALF = "all layers", "top half"
 CASES = {ALL: ("all", False), HALF: ("half", False), f"{HALF}, cached": ("half", True), f"{ALL}, cached": ("all", True)}
@@ -88,32 +89,34 @@ class Epochs:
                 f"exp_manager.explicit_log_dir={manifest.parent / 'run'}",
             ]
         )
-        reporter, machine = Reporter(quiet=True), machine_of(settings.trainer)
+        plan = plan_training(settings)
+        assert plan.adapter is not None
+        reporter, machine = Reporter(quiet=True), find_machine(plan.trainer)
         model = make_model(shape)
         model.adapters.remove(ADAPTER)
-        training = read_training_set(model, settings, reporter)
-        length = plan_length(settings.trainer, training.plan, processes=1, validates=False)
-        adapter = add_adapter(model, settings)
+        training = read_training_set(model, plan, reporter)
+        length = plan_length(plan.trainer, training.plan, processes=1, validates=False)
+        adapter = add_adapter(model, plan.adapter, seed=plan.seed, base_dropout=plan.base_dropout)
         run = Run(
-            settings=settings,
+            plan=plan,
             model=model,
             adapter=adapter.name,
-            folder=plan_folder(settings.exp_manager, default_name="prefix"),
-            resumption=None,
+            folder=plan_folder(plan.experiment, default_name="prefix"),
+            checkpoint=None,
             training=training,
             validation=(),
             machine=machine,
             length=length,
             reporter=reporter,
-            prefix=plan_prefix(settings, model, adapter, machine=machine, length=length),
+            prefix=plan_prefix(plan, model, adapter, machine=machine, length=length),
         )
-        prefix = prefix_of(run)
+        prefix = make_prefix(run)
         self.batches = length.batches_per_epoch
-        self.steps = make_steps(run, prefix)
-        self.steps.prepare()
+        self.module = make_module(run, prefix, None)
+        model.set_compute_dtype(plan.compute_dtype)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.optimiser = make_optimiser(self.steps.optim, trained, fused=True)
-        self.loader = iter(training_loader(run, None, prefix))
+        self.optimiser = make_optimiser(plan.optimiser, trained, fused=True)
+        self.loader = iter(make_training_loader(run, None, prefix))
         self.waited: list[float] = []
         self.featured: list[float] = []
         self.seconds: list[float] = []
@@ -135,8 +138,8 @@ class Epochs:
             asked = time.perf_counter()
             batch = next(self.loader)
             self.waited[-1] += time.perf_counter() - asked
-            heads, lengths, _ = self.steps.recognise(batch)
-            self.steps.loss(heads, lengths, batch).backward()
+            heads, lengths, _ = self.module.batch_forward.forward_batch(batch, base_alone=False)
+            self.module.compute_loss(heads, lengths, batch).backward()
             self.optimiser.step()
             self.optimiser.zero_grad()
         self.seconds.append(time.perf_counter() - start)

@@ -20,7 +20,7 @@ from overtone.evaluation.results import Evaluation, Result, UtteranceResult
 from overtone.evaluation.verify import PROMPTS, Check, Stage, check_off, check_rows, hear, tensors_digest
 from overtone.models.asr_model import AsrModel
 from overtone.training.console import Reporter
-from overtone.training.result import TrainingResult
+from overtone.training.run import TrainingResult
 from overtone.training.train import run_training
 
 BASE = "fundamental"

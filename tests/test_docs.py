@@ -16,8 +16,7 @@ from overtone import cli
 from overtone.adapters.kinds.registry import KINDS
 from overtone.checkpoints import load
 from overtone.checkpoints.load import save_model
-from overtone.config import Settings
-from overtone.training.run_folder import plain
+from overtone.config import Settings, to_plain
 from support.small_models import small_model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -135,7 +134,7 @@ def test_the_commands_of_the_readme_run(manifests: Path) -> None:
 
 
 def known_keys(settings: Any = None, path: str = "") -> Iterator[str]:
-    data = plain(Settings()) if settings is None else settings
+    data = to_plain(Settings()) if settings is None else settings
     for key, value in data.items():
         yield f"{path}{key}"
         if isinstance(value, dict):
@@ -153,7 +152,7 @@ def test_every_setting_that_is_named_exists() -> None:
 
 
 def test_defaults_in_the_table_are_the_defaults() -> None:
-    defaults = dict(leaves(plain(Settings())))
+    defaults = dict(leaves(to_plain(Settings())))
     rows = re.findall(
         r"^\| `([a-z_.]+)`(?: \*)? \| ([^|]+) \|", (ROOT / "docs/training.md").read_text("utf-8"), re.MULTILINE
     )

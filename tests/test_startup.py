@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 
-from overtone.startup import KERNEL_CACHES, KERNELS_KEPT, garbage_search_paused, importing, keep_few_kernels
+from overtone.startup import CACHED_KERNELS, KERNEL_CACHES, importing, limit_kernel_caches, pause_garbage_collection
 
 SCRIPT = """
 import gc
@@ -36,20 +36,20 @@ def test_nothing_changes_where_pytorch_is_there_already() -> None:
     assert gc.get_freeze_count() == frozen
 
 
-@pytest.mark.parametrize(("name", "kept"), list(zip(KERNEL_CACHES, KERNELS_KEPT, strict=True)))
+@pytest.mark.parametrize(("name", "kept"), list(zip(KERNEL_CACHES, CACHED_KERNELS, strict=True)))
 def test_what_the_user_says_of_kernels_stays(name: str, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "7")
-    keep_few_kernels()
+    limit_kernel_caches()
     assert os.environ[name] == "7"
     monkeypatch.delenv(name)
-    keep_few_kernels()
+    limit_kernel_caches()
     assert os.environ[name] == str(kept)
 
 
 def test_searches_pause_and_go_on() -> None:
-    with garbage_search_paused():
+    with pause_garbage_collection():
         assert not gc.isenabled()
-        with garbage_search_paused():
+        with pause_garbage_collection():
             pass
         assert not gc.isenabled()
     assert gc.isenabled()

@@ -29,10 +29,9 @@ from overtone.checkpoints.nemo.model import (
     nemo_config,
     nemo_key,
     read_config,
-    read_tokenizer,
     size_of,
 )
-from overtone.checkpoints.nemo.tokenizer import FILE_PREFIX
+from overtone.checkpoints.nemo.tokenizer import FILE_PREFIX, read_tokenizer
 from overtone.checkpoints.nemo.yaml import write_yaml
 from overtone.errors import CheckpointError, OvertoneError
 from overtone.files import write_failure
@@ -113,7 +112,10 @@ def write_native(model: AsrModel, folder: Path | str, *, storage: Storage = "flo
 
 
 def stored_tensors(model: AsrModel, storage: Storage) -> dict[str, Tensor]:
-    """The base by NeMo's keys, in the precision of storage; what overflows in half precision stays float32."""
+    """The base by NeMo's keys, in the precision of storage; tensors that overflow in half precision stay float32.
+
+    Raises CheckpointError for an unknown storage.
+    """
     if storage not in STORAGES:
         raise CheckpointError(f"storage '{storage}' is unknown. Allowed: {', '.join(STORAGES)}.")
     tensors = {}
@@ -126,6 +128,7 @@ def stored_tensors(model: AsrModel, storage: Storage) -> dict[str, Tensor]:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file. Raises CheckpointError where it is missing or damaged."""
     try:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
@@ -136,6 +139,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_file(path: Path, at_most: int) -> bytes:
+    """Read a small file. Raises CheckpointError where it has more than `at_most` bytes or cannot be read."""
     try:
         if path.stat().st_size > at_most:
             raise CheckpointError(f"{path} has more than the {at_most} bytes allowed for such a file.")
@@ -192,7 +196,7 @@ def _read_adapters(model: AsrModel, folder: Path, own: Mapping[str, Any], descri
 
 
 def _nemo_form(adapter: Adapter, entry: NemoAdapter, source: str) -> dict[str, Any]:
-    """What the configuration says of an adapter; of one that has taken another's place, only whether it is enabled."""
+    """The configuration's entry of an adapter; of one that has taken another's place, only whether it is enabled."""
     own = NemoAdapter(name=adapter.name, modules=nemo_modules(adapter), config=adapter_config(adapter))
     same_place = (own.modules or "encoder") == (entry.modules or "encoder")
     told = entry if same_place and read_kind(own, source) == read_kind(entry, source) else own

@@ -1,4 +1,4 @@
-"""Models by path or name, and back to disk: the two functions that everybody uses."""
+"""Load a model by path or name, and save it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ PLAIN_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
 NEMO_NAMES = re.compile(r"^(stt_[a-z]{2,3}_\w+|parakeet-ctc-[\w.-]+)$")
 """Names that NeMo knows without an organisation: all are NVIDIA's."""
 HUB_FILES = (["*.nemo"], ["*.yaml", "*.safetensors", "*.model", "*.vocab", "*.txt"])
-"""What is fetched from a hub: a `.nemo`, or else the files of a model folder."""
+"""Patterns of the files that are fetched from a hub: a `.nemo`, or else those of a model folder."""
 
 
 def load_model(source: str | Path, *, adapters: bool = True) -> AsrModel:
-    """The model in float32 with its adapters, none of them in use; `adapters=False` leaves them in the file.
+    """Load a model in float32 with its adapters, none of them in use; `adapters=False` leaves them in the file.
 
     `source`: the path of a `.nemo` or of a model folder, the name of an embedded model (`fundamental`; a folder of
     that name is `./fundamental`), of one in the cache, or a hub's (`nvidia/stt_en_conformer_ctc_small`).
@@ -74,7 +74,7 @@ def save_model(model: AsrModel, path: str | Path, *, overwrite: bool = False, st
 
 
 def read_path(path: Path, *, adapters: bool = True) -> AsrModel:
-    """A `.nemo`, a model folder, or a folder around a single `.nemo`."""
+    """Load a `.nemo`, a model folder, or a folder around a single `.nemo`. Raises CheckpointError for others."""
     if not path.is_dir():
         return read_nemo(path, adapters=adapters)
     if is_native(path):
@@ -100,7 +100,7 @@ def cache_folder() -> Path:
 
 
 def fetch(repository: str, looked: list[str]) -> Path:
-    """The folder of a hub's repository on this machine, downloaded where it is not there yet."""
+    """Download a hub's repository, unless it is there already; its folder. Raises CheckpointError where that fails."""
     missing = f"No model '{repository}'. Looked for {'; '.join(looked)}; "
     try:
         import huggingface_hub

@@ -72,11 +72,9 @@ def by_words(arguments: argparse.Namespace) -> Evaluation:
 
 def by_settings(arguments: argparse.Namespace) -> Evaluation:
     """Evaluate by the settings of NeMo's `eval_asr_adapter.py`. Raises UsageError where `--adapter` is given too."""
-    from overtone.config import manifest_paths
+    from overtone.config import manifest_paths, split_name
 
     settings = read_settings(arguments, arguments.words, "evaluate")
-    with importing():
-        from overtone.training.model import split_name
     model = settings.model.nemo_model or settings.model.pretrained_model
     assert model is not None, "checked with the settings"
     if arguments.adapter:
@@ -105,13 +103,14 @@ def measure(
 ) -> Evaluation:
     """Evaluate a model and its adapters on manifests, which are all read before the model is loaded."""
     with importing():
-        from overtone.cli.models import choose, load
+        from overtone.checkpoints.adapters import find_adapter
+        from overtone.cli.models import load
         from overtone.evaluation.evaluate import evaluate, read_references
 
     for manifest in manifests:
         read_references(Path(manifest))
     model = load(source, arguments.device)
-    choices = [None, *model.adapters.names] if adapters is None else [choose(model, name) for name in adapters]
+    choices = [None, *model.adapters.names] if adapters is None else [find_adapter(model, name) for name in adapters]
     with progress_bar("evaluating") as progress:
         return evaluate(
             model,

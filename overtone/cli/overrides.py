@@ -47,8 +47,7 @@ def read_settings(arguments: argparse.Namespace, overrides: Sequence[str], purpo
 
 def read_trials(arguments: argparse.Namespace, overrides: Sequence[str]) -> list[Trial]:
     """The trainings of a search, all of them checked before the first begins. Raises UsageError and ConfigError."""
-    from overtone.config import load_settings
-    from overtone.config.sweeps import combinations
+    from overtone.config import combinations, load_settings
     from overtone.training.sweep.grid import Trial, separate
 
     check_overrides(overrides)

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from overtone.cli.overrides import add_configuration, read_settings, read_trials
 from overtone.cli.screen import note
-from overtone.startup import TRAINING_KERNELS_KEPT, importing
+from overtone.startup import TRAINING_CACHED_KERNELS, importing
 
 if TYPE_CHECKING:
     from overtone.config import Settings
-    from overtone.training.result import TrainingResult
+    from overtone.training.run import TrainingResult
 
 EXAMPLES = """examples:
   overtone train model.nemo_model=base.nemo model.adapter.adapter_name=medical \\
@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.multirun:
         return search(arguments)
     settings = read_settings(arguments, arguments.settings, "train")
-    with importing(kernels=TRAINING_KERNELS_KEPT):
+    with importing(kernels=TRAINING_CACHED_KERNELS):
         from overtone.cli.models import quiet_libraries
         from overtone.training.train import run_training
 
@@ -49,9 +49,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def search(arguments: argparse.Namespace) -> int:
     """Train once for each combination of values; a table at the end, also after an interruption."""
-    with importing(kernels=TRAINING_KERNELS_KEPT):
+    with importing(kernels=TRAINING_CACHED_KERNELS):
         from overtone.cli.models import quiet_libraries
-        from overtone.training.sweep.grid import best_of, run_trials, table
+        from overtone.training.sweep.grid import find_best, make_table, run_trials
 
     trials = read_trials(arguments, arguments.settings)
     quiet_libraries()
@@ -63,8 +63,8 @@ def search(arguments: argparse.Namespace) -> int:
                 note(f"overtone: error: {outcome.error}")
     finally:
         if outcomes:
-            print("\n".join(["", *table(outcomes)]))
-    best = best_of(outcomes)
+            print("\n".join(["", *make_table(outcomes)]))
+    best = find_best(outcomes)
     if best is not None and best.result is not None and best.result.adapter is not None:
         print(next_command(best.trial.settings, best.result))
     failed = sum(outcome.result is None for outcome in outcomes)
@@ -74,7 +74,7 @@ def search(arguments: argparse.Namespace) -> int:
 
 
 def next_command(settings: Settings, result: TrainingResult) -> str:
-    """How to see what the adapter is worth."""
+    """Return the command that measures the adapter."""
     model = str(settings.model.nemo_model or settings.model.pretrained_model)
     words = ["overtone", "evaluate", model, "TEST_MANIFEST", "--adapter", "null", "--adapter", str(result.best)]
     return f"Next: {shlex.join(words)}"

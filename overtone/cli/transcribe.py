@@ -34,7 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     with importing():
-        from overtone.cli.models import choose, computing_line, load
+        from overtone.checkpoints.adapters import find_adapter
+        from overtone.cli.models import computing_line, load
         from overtone.inference.recordings import find_recordings
         from overtone.inference.transcribe import Transcriber
         from overtone.inference.writers import TranscriptWriter
@@ -45,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
         style, output=arguments.output, several=len(recordings) > 1, inputs=[recording.path for recording in recordings]
     )
     model = load(arguments.model, arguments.device)
-    choice = choose(model, arguments.adapter)
+    choice = find_adapter(model, arguments.adapter)
     transcriber = Transcriber(
         model,
         window=arguments.window,

@@ -39,11 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     with importing():
-        from overtone.cli.models import choose, load
+        from overtone.checkpoints.adapters import find_adapter
+        from overtone.cli.models import load
         from overtone.evaluation.verify import verify
 
     model = load(arguments.model, "cpu")
-    choices = [choose(model, text) for text in arguments.adapter or ()]
+    choices = [find_adapter(model, text) for text in arguments.adapter or ()]
     found = verify(model, arguments.audio or None, adapters=[choice for choice in choices if choice] or None)
     print(json.dumps(found.to_json(), indent=2, ensure_ascii=False) if arguments.json else as_text(found))
     return 0 if found.passed else 1

@@ -7,9 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from overtone.config.check import Findings, build
-from overtone.config.compose import compose, quoted
-from overtone.config.perturbing import (
+from overtone.config.augmentor import (
     AugmentorSettings,
     ColouredNoiseSettings,
     GainSettings,
@@ -22,12 +20,14 @@ from overtone.config.perturbing import (
     WhiteNoiseSettings,
     contradictions,
 )
-from overtone.config.running import (
+from overtone.config.compose import combinations, compose, quoted
+from overtone.config.experiment import (
     CheckpointSettings,
     EarlyStoppingSettings,
     ExperimentSettings,
     TrainerSettings,
 )
+from overtone.config.fields import Findings, build, to_plain
 from overtone.config.settings import (
     AdapterSettings,
     DatasetSettings,
@@ -80,10 +80,13 @@ __all__ = [
     "TinyAttentionSettings",
     "TrainerSettings",
     "WhiteNoiseSettings",
+    "check_settings",
+    "combinations",
     "load_settings",
     "manifest_paths",
     "quoted",
-    "check_settings",
+    "split_name",
+    "to_plain",
 ]
 
 Purpose = Literal["train", "evaluate"]
@@ -280,3 +283,9 @@ def manifest_paths(dataset: DatasetSettings) -> tuple[str, ...]:
         return [path.strip() for path in str(value).split(",") if path.strip()]
 
     return tuple(flat(dataset.manifest_filepath))
+
+
+def split_name(name: str, modules: str | None) -> tuple[str, str]:
+    """Split `decoder:medical`, which carries its modules in the name as NeMo writes them, into name and modules."""
+    before, colon, after = name.rpartition(":")
+    return (after, before or "encoder") if colon else (name, modules or "encoder")

@@ -7,9 +7,11 @@ to keys of the same configuration and to nothing else.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice, product
+from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from overtone.errors import ConfigError, did_you_mean
 from overtone.safe_yaml import read_values
@@ -32,6 +34,9 @@ HYDRA_KEYS = (
     "hydra.output_subdir",
 )
 """What a `hydra:` node or a `hydra.…` override may set."""
+
+MAX_RUNS = 1000
+"""Most runs of a search."""
 
 _MAX_FILE_BYTES = 1_000_000
 _REFERENCE = re.compile(r"\$\{[^${}:]*\}")
@@ -256,3 +261,59 @@ def quoted(path: Path) -> str:
     """A path as an override's value, whatever characters it has (but for `${`, which YAML takes for a reference)."""
     escaped = str(path).replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"
+
+
+# Searches
+
+
+class Combination(NamedTuple):
+    chosen: tuple[str, ...]
+    """The overrides that tell it from the others."""
+    overrides: list[str]
+    """All of its overrides."""
+
+
+def combinations(
+    overrides: Sequence[str], *, config_path: str | None = None, config_name: str = "asr_adaptation"
+) -> list[Combination]:
+    """`a=1,2`, `a=choice(1,2)` and `a=range(1,3)` are several values, and so are `hydra.sweeper.params` of the file.
+
+    The last key changes fastest. Raises ConfigError for what cannot be counted up, and for more than `MAX_RUNS` runs.
+    """
+    words = parse(overrides)
+    given = {word.key_or_group for word in words}
+    file = find_file(config_path, config_name)
+    words = [word for word in parse(_params(read_yaml(file))) if word.key_or_group not in given] + words
+    values = [list(islice(_values(word), MAX_RUNS + 1)) for word in words]
+    runs = prod(map(len, values))
+    if runs > MAX_RUNS:
+        raise ConfigError(f"This is a search of more than {MAX_RUNS} runs; give fewer values.")
+    several = [word.is_sweep_override() for word in words]
+    return [
+        Combination(tuple(line for line, is_one in zip(lines, several, strict=True) if is_one), list(lines))
+        for lines in product(*values)
+    ]
+
+
+def _params(file: dict[Any, Any]) -> list[str]:
+    """What a file says of a search, as overrides."""
+    node: Any = file
+    for key in ("hydra", "sweeper", "params"):
+        node = node.get(key) if isinstance(node, dict) else None
+    return [f"{key}={value}" for key, value in node.items()] if isinstance(node, dict) else []
+
+
+def _values(word: Override) -> Iterator[str]:
+    """The override once for each of its values."""
+    from hydra.errors import HydraException
+
+    if not word.is_sweep_override():
+        yield str(word.input_line)
+        return
+    try:
+        for value in word.sweep_string_iterator():
+            yield f"{word.get_key_element()}={value}"
+    except HydraException as error:
+        raise ConfigError(
+            f"'{word.input_line}' cannot be counted up. Give the values themselves, as in key=1,2,3 or key=range(1,4)."
+        ) from error

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from overtone.config.augmentor import AugmentorSettings
+from overtone.config.experiment import ExperimentSettings, TrainerSettings
 from overtone.config.fields import bounded, one_of, only, section, target_of
-from overtone.config.perturbing import AugmentorSettings
-from overtone.config.running import ExperimentSettings, TrainerSettings
 from overtone.config.targets import (
     ATTENTION_RESIDUAL_TARGETS,
     KINDS_BY_TARGET,

@@ -1,4 +1,4 @@
-"""Changes of training waveforms by chance: speed, room, line, noise, level. The names of the settings are NeMo's.
+"""Random augmentation of training waveforms: speed, room, line, noise, level. Its settings have NeMo's names.
 
 Legend: S samples. Waveforms are float32 [S], full scale 1.
 """
@@ -32,7 +32,7 @@ from overtone.data.manifest import Utterance, read_manifest
 Generator = np.random.Generator
 
 SILENCE = 1e-5
-"""Root mean square of what counts as silence: noise is never scaled to less."""
+"""Root mean square of silence: noise is never scaled to less."""
 
 SHORTEST = 0.02
 """Seconds that a perturbation leaves of an utterance at least."""
@@ -59,7 +59,7 @@ class Recordings:
 
 @dataclass(frozen=True, kw_only=True)
 class Perturbation:
-    """One change, and how often it happens."""
+    """One change, and its probability."""
 
     probability: float
     apply: Callable[[Waveform, Generator], Waveform]
@@ -102,6 +102,7 @@ def _maker(settings: Any, sample_rate: int) -> Callable[[Waveform, Generator], W
 
 
 def change_speed(waveform: Waveform, generator: Generator, *, settings: SpeedSettings, sample_rate: int) -> Waveform:
+    """Change speed and pitch, [S] -> [S']; an utterance that would become too short stays as it is."""
     import soxr
 
     low, high = settings.min_speed_rate, settings.max_speed_rate
@@ -116,6 +117,7 @@ def change_speed(waveform: Waveform, generator: Generator, *, settings: SpeedSet
 
 
 def shift(waveform: Waveform, generator: Generator, *, settings: ShiftSettings, sample_rate: int) -> Waveform:
+    """Shift the waveform [S] in time; zeros fill the gap."""
     milliseconds = generator.uniform(settings.min_shift_ms, settings.max_shift_ms)
     samples = min(round(abs(milliseconds) / 1000 * sample_rate), waveform.size - 1)
     shifted = np.zeros_like(waveform)
@@ -127,16 +129,20 @@ def shift(waveform: Waveform, generator: Generator, *, settings: ShiftSettings, 
 
 
 def convolve_impulse(waveform: Waveform, generator: Generator, *, recordings: Recordings) -> Waveform:
-    """The response begins at its loudest sample, so that transcripts and sound stay together."""
+    """Convolve the waveform [S] with a recorded room response.
+
+    The response begins at its loudest sample, so that transcripts and sound stay together.
+    """
     response = recordings.draw(generator)
     response = response[int(np.abs(response).argmax()) :]
     energy = math.sqrt(float(np.square(response).sum())) or 1.0
-    return _convolved(waveform, response / energy)
+    return _convolve(waveform, response / energy)
 
 
 def reverberate(
     waveform: Waveform, generator: Generator, *, settings: ReverberationSettings, sample_rate: int
 ) -> Waveform:
+    """Add the reverberation of a synthetic room, noise that decays exponentially, to the waveform [S]."""
     seconds = generator.uniform(settings.min_seconds, settings.max_seconds)
     ratio = generator.uniform(settings.min_ratio_db, settings.max_ratio_db)
     size = max(2, round(seconds * sample_rate))
@@ -144,10 +150,11 @@ def reverberate(
     response = (generator.standard_normal(size, dtype=np.float32) * decay).astype(np.float32)
     response *= 10.0 ** (-ratio / 20) / math.sqrt(float(np.square(response).sum()))
     response[0] = 1.0
-    return _convolved(waveform, response)
+    return _convolve(waveform, response)
 
 
 def limit_band(waveform: Waveform, _: Generator, *, settings: TelephoneSettings, sample_rate: int) -> Waveform:
+    """Limit the waveform [S] to the band of a telephone line."""
     size = fast_size(waveform.size)
     spectrum = np.fft.rfft(waveform, size)
     frequencies = np.fft.rfftfreq(size, 1.0 / sample_rate)
@@ -157,32 +164,36 @@ def limit_band(waveform: Waveform, _: Generator, *, settings: TelephoneSettings,
 
 
 def add_noise(waveform: Waveform, generator: Generator, *, settings: NoiseSettings, recordings: Recordings) -> Waveform:
+    """Add recorded noise to the waveform [S]."""
     noise = recordings.draw(generator, seconds=waveform.size / recordings.sample_rate)
     ratio = generator.uniform(settings.min_snr_db, settings.max_snr_db)
-    return _at_ratio(waveform, np.resize(noise, waveform.size), ratio)
+    return _add_at_ratio(waveform, np.resize(noise, waveform.size), ratio)
 
 
 def add_coloured_noise(
     waveform: Waveform, generator: Generator, *, settings: ColouredNoiseSettings, sample_rate: int
 ) -> Waveform:
+    """Add noise whose power falls with the frequency to the waveform [S]."""
     exponent = generator.uniform(settings.min_exponent, settings.max_exponent)
     size = fast_size(waveform.size)
     spectrum = np.fft.rfft(generator.standard_normal(size, dtype=np.float32))
     frequencies = np.fft.rfftfreq(size, 1.0 / sample_rate).astype(np.float32)
     spectrum *= np.maximum(frequencies, 50.0) ** np.float32(-exponent / 2)
     noise = np.fft.irfft(spectrum, size)[: waveform.size].astype(np.float32)
-    return _at_ratio(waveform, noise, generator.uniform(settings.min_snr_db, settings.max_snr_db))
+    return _add_at_ratio(waveform, noise, generator.uniform(settings.min_snr_db, settings.max_snr_db))
 
 
 def add_white_noise(
     waveform: Waveform, generator: Generator, *, settings: WhiteNoiseSettings, sample_rate: int
 ) -> Waveform:
+    """Add white noise of a random level to the waveform [S]."""
     level = 10.0 ** (generator.uniform(settings.min_level, settings.max_level) / 20)
     noise = generator.standard_normal(waveform.size, dtype=np.float32)
     return waveform + np.float32(level) * noise
 
 
 def change_gain(waveform: Waveform, generator: Generator, *, settings: GainSettings, sample_rate: int) -> Waveform:
+    """Change the level of the waveform [S]."""
     decibels = generator.uniform(settings.min_gain_dbfs, settings.max_gain_dbfs)
     return waveform * np.float32(10.0 ** (decibels / 20))
 
@@ -196,23 +207,23 @@ APPLIED: dict[type, Callable[..., Waveform]] = {
     WhiteNoiseSettings: add_white_noise,
     GainSettings: change_gain,
 }
-"""Kind of settings -> the change that they describe, for those that need no recordings."""
+"""Class of settings -> the change that they describe, for those that need no recordings."""
 
 
 def fast_size(samples: int) -> int:
-    """So many samples or some more: 1, 3 or 5 times a power of two. Primes take a Fourier transform much longer."""
+    """The next size that Fourier transforms are fast for: 1, 3 or 5 times a power of two."""
     return min(factor << max(0, math.ceil(math.log2(samples / factor))) for factor in (1, 3, 5))
 
 
-def _convolved(waveform: Waveform, response: Sequence[float] | Waveform) -> Waveform:
-    """As long as the waveform was: what would ring on after its end is cut off."""
+def _convolve(waveform: Waveform, response: Sequence[float] | Waveform) -> Waveform:
+    """Convolve and cut off the ringing after the waveform's end: [S], [R] -> [S]."""
     size = fast_size(waveform.size + len(response) - 1)
     spectrum = np.fft.rfft(waveform, size) * np.fft.rfft(response, size)
     convolved: Waveform = np.fft.irfft(spectrum, size)[: waveform.size].astype(np.float32)
     return convolved
 
 
-def _at_ratio(speech: Waveform, noise: Waveform, decibels: float) -> Waveform:
-    """The noise under the speech, with this ratio of their energies."""
+def _add_at_ratio(speech: Waveform, noise: Waveform, decibels: float) -> Waveform:
+    """Add noise [S] to speech [S] at this ratio of their energies."""
     levels = [max(SILENCE, math.sqrt(float(np.square(x).mean()))) for x in (speech, noise)]
     return speech + noise * np.float32(levels[0] / levels[1] * 10.0 ** (-decibels / 20))

@@ -1,4 +1,4 @@
-"""Which utterances stand together: a pure function of (manifests, settings, seed, epoch, step).
+"""Batches: a pure function of (manifests, settings, seed, epoch, step).
 
 A `BatchPlan` lists the batches of an epoch as indices of utterances; nothing else decides what a batch holds, so that
 a run can go on at any step, whatever the number of worker processes.
@@ -34,7 +34,7 @@ the same duration, would be the same in every epoch."""
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BatchPlan:
-    """Which utterances stand together in which batch of which epoch.
+    """The plan of all batches: utterances by epoch and batch.
 
     With `batch_duration`, lhotse's duration buckets decide; otherwise every batch has `batch_size` utterances of
     similar duration (only the last one of an epoch may have fewer).
@@ -43,11 +43,11 @@ class BatchPlan:
     durations: tuple[float, ...]
     """Seconds of each utterance."""
     batch_size: int | None = 16
-    """Utterances, at most."""
+    """Most utterances of a batch."""
     batch_duration: float | None = None
-    """Seconds of audio, at most (one utterance longer than that stands alone)."""
+    """Most seconds of audio in a batch (one utterance longer than that is a batch of its own)."""
     buckets: int = 20
-    """Duration buckets, with batch_duration."""
+    """Number of duration buckets, with batch_duration."""
     shuffle: bool = True
     drop_last: bool = False
     limit: int | float = 1.0
@@ -92,17 +92,17 @@ def _length(plan: BatchPlan, epoch: int) -> int:
 def _batches(plan: BatchPlan, epoch: int) -> list[list[int]]:
     generator = np.random.default_rng([plan.seed, epoch])
     if plan.batch_duration is not None:
-        batches = _bucketed(plan, epoch)
+        batches = _fill_buckets(plan, epoch)
         if plan.shuffle:
             batches = [batches[index] for index in generator.permutation(len(batches))]
     else:
-        batches = _of_equal_size(plan, generator)
+        batches = _cut_equal_sizes(plan, generator)
     whole = isinstance(plan.limit, int)
     limit = plan.limit if whole else max(1, int(len(batches) * plan.limit)) if plan.limit else 0
     return batches[: int(limit)]
 
 
-def _of_equal_size(plan: BatchPlan, generator: np.random.Generator) -> list[list[int]]:
+def _cut_equal_sizes(plan: BatchPlan, generator: np.random.Generator) -> list[list[int]]:
     size, durations = plan.batch_size or len(plan.durations), np.asarray(plan.durations)
     order = generator.permutation(len(durations)) if plan.shuffle else np.arange(len(durations))
     if plan.shuffle:
@@ -117,7 +117,7 @@ def _of_equal_size(plan: BatchPlan, generator: np.random.Generator) -> list[list
     return batches
 
 
-def _bucketed(plan: BatchPlan, epoch: int) -> list[list[int]]:
+def _fill_buckets(plan: BatchPlan, epoch: int) -> list[list[int]]:
     from lhotse.dataset.sampling import DynamicBucketingSampler, SimpleCutSampler
 
     buckets = min(plan.buckets, len(set(plan.durations)) // 2)
@@ -149,7 +149,7 @@ def bare_cuts(durations: Sequence[float]) -> CutSet:
 
 
 class Place(NamedTuple):
-    """Where an epoch begins."""
+    """The beginning of an epoch in the run."""
 
     epoch: int = 0
     first: int = 0
@@ -199,7 +199,7 @@ class Draw(NamedTuple):
     """An utterance at its place in the run."""
 
     utterance: int
-    """Its index."""
+    """Index of the utterance."""
     key: tuple[int, ...]
     """Seed of all that chance does to it there, whatever process reads it."""
 

@@ -1,4 +1,4 @@
-"""Utterances to batches: which can be trained on, what is read of each, and how they stand side by side.
+"""Data set of utterances: the choice of usable ones, their audio and tokens, and batches of them.
 
 Legend: B batch, S samples, U target tokens.
 """
@@ -8,9 +8,12 @@ from __future__ import annotations
 import math
 import signal
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,23 +21,27 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from overtone.audio.load import Waveform, load_audio
+from overtone.audio.load import Waveform, audio_duration, load_audio
 from overtone.data.batching import Draw, pad_rows
 from overtone.data.manifest import Utterance, length_problem
 from overtone.errors import DataError
 
 Perturb = Callable[[Waveform, np.random.Generator], Waveform]
-"""A change of a waveform by chance; it may become longer or shorter."""
+"""A random change of a waveform [S]; it may become longer or shorter."""
 
 CACHE_BYTES = 256 * 2**20
 """Memory for decoded audio, shared by the worker processes; what fits is read from disk only once."""
+
+AudioCheck = Literal["none", "headers", "full"]
+CHECK_THREADS = 16
+"""Threads that open files; most of the time they wait for the disk."""
 
 SHOWN = 5
 """Examples in a message."""
 
 
 class Batch(NamedTuple):
-    """Utterances side by side, padded with zeros."""
+    """A batch of utterances, padded with zeros."""
 
     waveforms: Tensor
     """[B, S] float32"""
@@ -51,6 +58,8 @@ class Batch(NamedTuple):
 
 
 class Example(NamedTuple):
+    """One utterance, read."""
+
     waveform: NDArray[np.float32]
     """[S]"""
     tokens: NDArray[np.int64]
@@ -64,7 +73,7 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Kept:
-    """Utterances of allowed duration, and how many are not."""
+    """Utterances of allowed duration, and the number of others."""
 
     utterances: tuple[Utterance, ...]
     too_short: int = 0
@@ -116,8 +125,50 @@ def unusable_transcripts(
     return problems
 
 
+def audio_problems(utterances: Sequence[Utterance], *, how: AudioCheck, sample_rate: int) -> dict[int, str]:
+    """Check the recordings: index -> the fault.
+
+    how: `headers` opens every file (missing, empty, no audio, shorter than the manifest says), `full` decodes every
+    utterance (damage inside, samples that are NaN or infinite).
+    """
+    if how == "none":
+        return {}
+    with ThreadPoolExecutor(CHECK_THREADS, thread_name_prefix="overtone-audio-check") as threads:
+        if how == "full":
+            found = list(threads.map(partial(_fault_in_samples, sample_rate=sample_rate), utterances))
+        else:
+            paths = list(dict.fromkeys(utterance.audio_path for utterance in utterances))
+            headers = dict(zip(paths, threads.map(_header, paths), strict=True))
+            found = [_fault_in_header(headers[utterance.audio_path], utterance) for utterance in utterances]
+    return {index: problem for index, problem in enumerate(found) if problem is not None}
+
+
+def _header(path: Path) -> float | str:
+    """Seconds, or the fault."""
+    try:
+        return audio_duration(path)
+    except DataError as error:
+        return str(error)
+
+
+def _fault_in_header(header: float | str, utterance: Utterance) -> str | None:
+    """The fault of an utterance in a file of so many seconds, or with a fault of its own; None if there is none."""
+    if isinstance(header, str):
+        return header
+    return length_problem(utterance.audio_path, utterance.duration, header - utterance.offset)
+
+
+def _fault_in_samples(utterance: Utterance, *, sample_rate: int) -> str | None:
+    """The fault of an utterance once it is decoded; None if there is none."""
+    try:
+        read_utterance(utterance, sample_rate)
+    except DataError as error:
+        return str(error)
+    return None
+
+
 def refuse_unusable(utterances: Sequence[Utterance], problems: dict[int, str], *, key: str) -> None:
-    """Raises DataError that names the first of them; `key` is the setting that leaves them out."""
+    """Raises DataError that names the first problems; `key` is the setting that leaves such utterances out."""
     if not problems:
         return
     first = [f"  {name_of(utterances[index])}: {problem}" for index, problem in list(problems.items())[:SHOWN]]
@@ -136,8 +187,10 @@ def name_of(utterance: Utterance) -> str:
 
 
 class SpeechDataset(Dataset[Any]):
-    """Utterance by index: its samples and tokens. What cannot be read comes as the error itself, since worker
-    processes would wrap a raised one into a traceback."""
+    """Samples and tokens of utterances by index.
+
+    An utterance that cannot be read is the error itself: worker processes would wrap a raised one in a traceback.
+    """
 
     def __init__(
         self,
@@ -153,7 +206,7 @@ class SpeechDataset(Dataset[Any]):
         self.sample_rate = sample_rate
         self.room = cache_bytes
         self.perturb = perturb
-        """What happens to a waveform each time it is drawn for training."""
+        """The augmentation of each waveform that is drawn for training."""
         self.cache: dict[int, Waveform] = {}
 
     def __len__(self) -> int:
@@ -172,9 +225,9 @@ class SpeechDataset(Dataset[Any]):
         return Example(waveform, tokens, utterance.text or "", name_of(utterance))
 
     def read_ahead(self, index: int) -> bool:
-        """Read one utterance before it is asked for, if there is room to keep it; whether there was.
+        """Read one utterance early, if the cache has room for it; True if it has.
 
-        What cannot be read is left to whoever asks for it.
+        An utterance that cannot be read fails when it is asked for.
         """
         if self.utterances[index].duration * self.sample_rate * np.float32().nbytes > self.room:
             return False
@@ -194,7 +247,7 @@ class SpeechDataset(Dataset[Any]):
 
 
 def read_utterance(utterance: Utterance, sample_rate: int) -> Waveform:
-    """Its samples [S]. Raises DataError for a recording that cannot be used."""
+    """Read the samples [S] of an utterance. Raises DataError for a recording that cannot be used."""
     waveform = load_audio(
         utterance.audio_path,
         offset=utterance.offset,
@@ -208,7 +261,7 @@ def read_utterance(utterance: Utterance, sample_rate: int) -> Waveform:
 
 
 def collate(examples: Sequence[Example | DataError]) -> Batch | DataError:
-    """Examples side by side, or the first error among them."""
+    """A batch of the examples, or the first error among them."""
     whole: list[Example] = []
     for example in examples:
         if isinstance(example, DataError):

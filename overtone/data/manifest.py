@@ -21,7 +21,7 @@ from overtone.errors import DataError, did_you_mean
 SHORTER_SECONDS, SHORTER_SHARE = 0.1, 0.02
 """By so much, or by this share, a recording may be shorter than its manifest says: what codecs and rounding cut off."""
 LONGEST_SECONDS = 1e9
-"""What `duration` and `offset` may hold at most (thirty years)."""
+"""The largest `duration` and `offset`, in seconds (thirty years)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class Utterance:
     """One line of a manifest: a stretch of a recording and what is said in it."""
 
     audio_path: Path
-    """Where the recording lies; the file exists."""
+    """Path of the recording; the file exists."""
 
     duration: float
     """Seconds, more than 0."""
@@ -41,7 +41,7 @@ class Utterance:
     """Seconds into the recording where the utterance begins."""
 
     speaker: str | None = None
-    """Who speaks, where the manifest tells."""
+    """The speaker, where the manifest names one."""
 
     line: int
     """The line of the manifest, from 1."""
@@ -51,7 +51,7 @@ class Utterance:
 
 
 def read_manifest(path: str | Path, *, need_text: bool = True) -> list[Utterance]:
-    """The utterances of one manifest, in order.
+    """Read the utterances of one manifest, in order.
 
     need_text: whether every line must hold a transcript that is not blank.
     Raises DataError, as `path:line: what is wrong`, at the first line that cannot be used.

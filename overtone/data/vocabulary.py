@@ -1,4 +1,4 @@
-"""Can the model write the transcripts? Asked before anything is trained."""
+"""Check before training that the model's vocabulary can write the transcripts."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ SHOWN_CHARACTERS = 20
 
 @dataclass(frozen=True, kw_only=True)
 class VocabularyReport:
-    """What of the transcripts the model's vocabulary cannot write."""
+    """Parts of the transcripts that the model's vocabulary cannot write."""
 
     characters: dict[str, int]
     """Each character (or label) and how often it occurs, the most frequent first."""
     utterances: tuple[int, ...]
     """Indices of the utterances that hold one of them."""
     total: int
-    """Utterances looked at."""
+    """Number of all utterances."""
     examples: tuple[str, ...]
-    """A few of them, as `manifest:line: transcript`."""
+    """A few such utterances, as `manifest:line: transcript`."""
     writable_in_lower_case: int
-    """How many of those utterances could be written in lower case."""
+    """Number of those utterances that could be written in lower case."""
 
     @property
     def message(self) -> str:
@@ -52,7 +52,7 @@ class VocabularyReport:
 
 
 def check_vocabulary(tokenizer: Tokenizer, utterances: Sequence[Utterance]) -> VocabularyReport | None:
-    """What cannot be written, or None where everything can."""
+    """Report the characters that cannot be written; None if all can."""
     counts: Counter[str] = Counter()
     found: list[int] = []
     lower = 0
@@ -94,7 +94,7 @@ def apply_policy(
 
 
 def shown(character: str) -> str:
-    """`'é'`, and the name of what cannot be seen or is easily mistaken."""
+    """A character for a message, `'é'`, with its Unicode name where it is invisible or easily mistaken."""
     name = unicodedata.name(character, "") if len(character) == 1 else ""
     plain = character.isascii() and character.isprintable() and character != " "
     return repr(character) if plain or not name else f"{character!r} ({name.lower()})"

@@ -1,4 +1,4 @@
-"""How well a model and its adapters recognise: errors counted over manifests, with intervals, beside the base."""
+"""Evaluation of a model and its adapters on manifests: error rates with intervals, and differences to the base."""
 
 from __future__ import annotations
 
@@ -36,13 +36,14 @@ def evaluate(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Word and character error rates of each adapter choice on each manifest.
+    """Measure word and character error rates of each adapter choice on each manifest.
 
     adapters: None (the base), "a", "a+b", "@file". With None among them the others are compared to the base.
     batch_seconds, window, overlap, compute_dtype: as for `Transcriber`.
     level, resamples, seed: of the bootstrap over utterances.
     progress: called with the seconds of audio that are done, and of all.
-    Raises DataError for a manifest or recording that cannot be used, AdapterError for an unknown adapter.
+    Raises DataError for a manifest or recording that cannot be used, AdapterError for an unknown adapter, UsageError
+    where there is nothing to evaluate.
     """
     paths = [Path(path) for path in ([manifests] if isinstance(manifests, str | Path) else manifests)]
     choices = list(dict.fromkeys(adapters))
@@ -79,7 +80,7 @@ def evaluate(
 
 
 def read_references(path: Path) -> list[Utterance]:
-    """The lines of a manifest; a blank transcript means that nothing is said, a missing one is a DataError."""
+    """Read a manifest whose blank transcripts mean silence. Raises DataError for a missing transcript."""
     lines = read_manifest(path, need_text=False)
     for utterance in lines:
         if utterance.text is None:
@@ -90,7 +91,7 @@ def read_references(path: Path) -> list[Utterance]:
 def hear(
     transcriber: Transcriber, lines: Sequence[Utterance], choice: Choice, *, progress: Progress | None = None
 ) -> tuple[UtteranceResult, ...]:
-    """Transcribe the lines of a manifest and count what is wrong; DataError for audio that cannot be read."""
+    """Transcribe the lines of a manifest and count errors. Raises DataError for audio that cannot be read."""
     heard = []
     stream = transcriber.run(recordings_of(lines), [choice] * len(lines), progress=progress)
     for utterance, result in zip(lines, stream, strict=True):
@@ -155,7 +156,7 @@ class _Bootstrap:
         )
 
     def beside_base(self, results: list[Result]) -> list[Result]:
-        """The results of one manifest, those of adapters with their difference to the base where it is there."""
+        """The results of one manifest, with differences to the base where it is among them."""
         base = next((result for result in results if result.adapter is None), None)
         if base is None:
             return results

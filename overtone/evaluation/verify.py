@@ -25,9 +25,9 @@ PROMPTS = Path(__file__).resolve().parent.parent / "prompts"
 """The embedded telephone prompts."""
 
 RECORDINGS = 6
-"""So many recordings are heard."""
+"""Recordings of a verification."""
 SECONDS = 12.0
-"""So much of each."""
+"""Seconds of each recording."""
 FEWEST_ROWS = 2
 """A mixed batch needs two rows: one recording is then heard twice."""
 ROW_TOLERANCE = 1e-4
@@ -37,7 +37,7 @@ EXAMPLES = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One thing that holds or does not."""
+    """One claim, and whether it holds."""
 
     name: str
     passed: bool
@@ -46,7 +46,7 @@ class Check:
 
 @dataclass(frozen=True, kw_only=True)
 class PointEffect:
-    """What an adapter does at one of its points."""
+    """The effect of an adapter at one of its points."""
 
     adapter: str
     point: str
@@ -58,7 +58,7 @@ class PointEffect:
 
 @dataclass(frozen=True, kw_only=True)
 class TextChange:
-    """A recording that is read differently."""
+    """A recording whose text changes."""
 
     recording: str
     base: str
@@ -67,12 +67,12 @@ class TextChange:
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterProof:
-    """All that was found about one adapter, or one chain of them."""
+    """Effects and checks of one adapter, or of one chain of them."""
 
     adapter: str
     effects: tuple[PointEffect, ...]
     mean_change: float
-    """Of the log-probabilities, mean of the absolute differences."""
+    """Mean absolute difference of the log-probabilities."""
     largest_change: float
     symbols_changed: float
     """Share of frames whose likeliest symbol is another."""
@@ -93,7 +93,7 @@ class Verification:
     fingerprint: str
     recordings: int
     seconds: float
-    """Of audio that was heard."""
+    """Seconds of audio."""
     adapters: tuple[AdapterProof, ...]
     checks: tuple[Check, ...]
 
@@ -138,7 +138,10 @@ def verify(model: AsrModel, audio: Paths | None = None, *, adapters: Sequence[st
 
 
 def hear(model: AsrModel, audio: Paths | None) -> tuple[list[str], Tensor, Tensor]:
-    """Names of the recordings, waveforms [B, S] and lengths [B]: a few recordings, the beginning of each."""
+    """Load the beginning of a few recordings: their names, waveforms [B, S], lengths [B].
+
+    Raises UsageError for a recording that is not there.
+    """
     if audio is None:
         lines = [line for line in read_manifest(PROMPTS / "test.jsonl") if 1.5 <= line.duration <= 5.0]
         recordings = recordings_of(lines[:: max(1, len(lines) // RECORDINGS)])
@@ -167,7 +170,7 @@ def hear(model: AsrModel, audio: Paths | None) -> tuple[list[str], Tensor, Tenso
 
 
 class Stage:
-    """A model, a batch of recordings, and what the base makes of them before any adapter has acted."""
+    """A model, a batch of recordings, and the base's emissions before any adapter has acted."""
 
     def __init__(self, model: AsrModel, names: list[str], waveforms: Tensor, lengths: Tensor) -> None:
         self.model, self.names = model, names
@@ -189,6 +192,7 @@ class Stage:
         return emissions
 
     def texts(self, emissions: Tensor) -> list[str]:
+        """Decode emissions [B, T, C] greedily: the text of each row."""
         head = self.model.head
         return [head.read(alignment).text for alignment in head.align(emissions, self.frames)]
 
@@ -203,8 +207,8 @@ def tensors_digest(model: AsrModel) -> str:
 
 
 def prove(stage: Stage, chain: str) -> AdapterProof:
-    """Everything about one chain of adapters."""
-    adapted, effects = observed(stage, chain)
+    """Measure and check one chain of adapters."""
+    adapted, effects = observe_chain(stage, chain)
     change = (adapted - stage.base)[stage.valid].abs()  # [frames, C]
     symbols = (adapted.argmax(-1) != stage.base.argmax(-1))[stage.valid]
     pairs = zip(stage.names, stage.texts(stage.base), stage.texts(adapted), strict=True)
@@ -228,8 +232,8 @@ def prove(stage: Stage, chain: str) -> AdapterProof:
     )
 
 
-def observed(stage: Stage, chain: str) -> tuple[Tensor, tuple[PointEffect, ...]]:
-    """Emissions [B, T, C] with the chain, and what was seen at every point that it was applied at."""
+def observe_chain(stage: Stage, chain: str) -> tuple[Tensor, tuple[PointEffect, ...]]:
+    """Emissions [B, T, C] with the chain, and its effect at every point that it was applied at."""
     seen: dict[tuple[str, str], list[float]] = {}
 
     def observe(point: str, adapter: str, y: Tensor, delta: Tensor) -> None:
@@ -257,6 +261,7 @@ def observed(stage: Stage, chain: str) -> tuple[Tensor, tuple[PointEffect, ...]]
 
 
 def check_applied(model: AsrModel, chain: str, effects: Sequence[PointEffect]) -> Check:
+    """Check that every adapter of the chain was applied at each of its points."""
     expected = {(name, point) for name in chain.split("+") for point in model.adapters[name].points}
     missed = sorted(expected - {(effect.adapter, effect.point) for effect in effects})
     detail = f"{len(expected) - len(missed)} of {len(expected)} points"
@@ -268,6 +273,7 @@ def check_applied(model: AsrModel, chain: str, effects: Sequence[PointEffect]) -
 
 
 def check_change(chain: str, adapted: Tensor, largest: float) -> Check:
+    """Check that the emissions with the chain, adapted [B, T, C], are finite; largest: their largest change."""
     if not bool(adapted.isfinite().all()):
         return Check(name=f"{chain} changes the output", passed=False, detail="the output is not finite")
     detail = f"log-probabilities by up to {largest:.3g}"
@@ -277,12 +283,13 @@ def check_change(chain: str, adapted: Tensor, largest: float) -> Check:
 
 
 def check_rows(stage: Stage, chain: str) -> Check:
-    """Rows with and without the chain in one batch: base rows bitwise, the others as if they were alone."""
+    """Check rows with and without the chain in one batch: base rows bitwise, the others as if they were alone."""
     choices: list[str | None] = [chain if row % 2 == 0 else None for row in range(len(stage.names))]
-    return mixed_check(stage, f"rows with and without {chain} in one batch are independent", choices)
+    return check_mixed_rows(stage, f"rows with and without {chain} in one batch are independent", choices)
 
 
-def mixed_check(stage: Stage, name: str, choices: list[str | None]) -> Check:
+def check_mixed_rows(stage: Stage, name: str, choices: list[str | None]) -> Check:
+    """Check that each row of a mixed batch is as it is alone; choices: one for each row."""
     mixed = stage.emissions(choices)
     largest = 0.0
     for row, choice in enumerate(choices):
@@ -299,14 +306,14 @@ def mixed_check(stage: Stage, name: str, choices: list[str | None]) -> Check:
 
 
 def check_off(stage: Stage, name: str) -> Check:
-    """The base's outputs now and before anything was switched on, bit for bit."""
+    """Check that the base's outputs are bit for bit what they were before any adapter acted."""
     same = torch.equal(stage.emissions(None), stage.base)
     detail = "log-probabilities equal, bit for bit" if same else "its log-probabilities have changed"
     return Check(name=name, passed=same, detail=detail)
 
 
 def prove_base(stage: Stage, chains: Sequence[str]) -> tuple[Check, ...]:
-    """What holds for the model as a whole once all adapters have acted."""
+    """Check the model as a whole once all adapters have acted."""
     same = tensors_digest(stage.model) == stage.digest
     count = len(stage.model.base_state_dict())
     checks = [
@@ -320,5 +327,5 @@ def prove_base(stage: Stage, chains: Sequence[str]) -> tuple[Check, ...]:
     if len(chains) > 1:
         around: list[str | None] = [None, *chains]
         choices = [around[row % len(around)] for row in range(len(stage.names))]
-        checks.append(mixed_check(stage, "all adapters in one batch, each row its own", choices))
+        checks.append(check_mixed_rows(stage, "all adapters in one batch, each row its own", choices))
     return tuple(checks)

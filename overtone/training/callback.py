@@ -1,10 +1,11 @@
-"""What happens between the steps of a training, as one Lightning callback: keep, resume, show, stop."""
+"""The Lightning callback of a training: progress, checkpoints, best weights, and the end when one is asked for."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,134 +13,193 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from overtone.data.batching import BatchPlan, Place, place_of
-from overtone.training.console import LiveLine, Pace, Reporter
-from overtone.training.module import Steps
-from overtone.training.run_folder import writing
+from overtone.training.console import ProgressLine, Reporter, format_duration
+from overtone.training.module import TrainingModule
+from overtone.training.run_folder import explain_write_errors
 from overtone.training.signals import StopRequest
-from overtone.training.weights import Keeper
+from overtone.training.weights import WeightsStore
 
 CHECKPOINT_SECONDS = 600.0
 """Longest time between two checkpoints, however far apart validations are."""
 
 
-class Watch(Callback):
+@dataclass(kw_only=True)
+class Progress:
+    """Where a training stands; its rates leave out what was done before it was resumed."""
+
+    total_steps: int
+    first_step: int = 0
+    """The step from which the run was resumed."""
+    step: int = 0
+    batches: int = 0
+    """Batches of the whole run so far."""
+    epoch: int = 0
+    loss: float | None = None
+    """Mean over the last steps, the newer weighing more."""
+    learning_rate: float = 0.0
+    wer_before: float | None = None
+    """WER of the base before training, 0..1."""
+    wer: float | None = None
+    """WER of the last validation, 0..1."""
+    audio_seconds: float = 0.0
+    """Audio trained on since the start."""
+    busy_seconds: float = 0.0
+    """Time spent on steps, validations left out."""
+
+    def advance(self, *, step: int, epoch: int, loss: float, learning_rate: float, audio: float, took: float) -> None:
+        """Take one batch into account. audio, took: seconds."""
+        self.step, self.epoch, self.learning_rate = step, epoch, learning_rate
+        self.loss = loss if self.loss is None else 0.9 * self.loss + 0.1 * loss
+        self.audio_seconds += audio
+        self.busy_seconds += took
+
+    @property
+    def speed(self) -> float:
+        """Hours of audio in an hour."""
+        return self.audio_seconds / self.busy_seconds if self.busy_seconds else 0.0
+
+    @property
+    def seconds_left(self) -> float | None:
+        done = self.step - self.first_step
+        return (self.total_steps - self.step) * self.busy_seconds / done if done > 0 else None
+
+    def line(self) -> str:
+        """Return `step 20/1000  epoch 1  loss 12.3  lr 0.001  WER 45.6 %  120 h audio/h  3:20 left`."""
+        parts = [f"step {self.step}/{self.total_steps}", f"epoch {self.epoch + 1}"]
+        if self.loss is not None:
+            parts.append(f"loss {self.loss:.4g}")
+        parts.append(f"lr {self.learning_rate:.2e}")
+        if self.wer is not None:
+            parts.append(f"WER {self.wer:.2%}")
+        parts.append(f"{self.speed:.3g} h audio/h")
+        left = self.seconds_left
+        if left is not None:
+            parts.append(f"{format_duration(left)} left")
+        return "  ".join(parts)
+
+
+class TrainingCallback(Callback):
     """Follows a training: after every validation the weights are judged and kept, and a checkpoint is written."""
 
     def __init__(
         self,
         *,
-        steps: Steps,
+        module: TrainingModule,
         plan: BatchPlan,
-        resume_file: Path | None,
-        every: int | None,
-        pace: Pace,
-        line: LiveLine,
+        weights: WeightsStore,
+        progress: Progress,
+        line: ProgressLine,
         reporter: Reporter,
         identity: dict[str, Any],
-        timed_anew: bool = False,
+        checkpoint: Path | None,
+        checkpoint_every: int | None = None,
+        line_every: int = 10,
+        restarts_timer: bool = False,
     ) -> None:
         super().__init__()
-        self.steps = steps
+        self.module = module
+        self.sample_rate = module.model.sample_rate
         self.plan = plan
-        self.keeper: Keeper
-        """What writes the weights; given once it can be made."""
-        self.resume_file = resume_file
-        """Where the checkpoint goes; None writes none."""
-        self.every = every
-        """Steps between two checkpoints, beside those after validations."""
-        self.pace = pace
+        self.weights = weights
+        self.progress = progress
         self.line = line
         self.reporter = reporter
         self.identity = identity
         """What must not change between the parts of a run."""
-        self.timed_anew = timed_anew
+        self.checkpoint = checkpoint
+        """File of the checkpoint; None writes none."""
+        self.checkpoint_every = checkpoint_every
+        """Steps between two checkpoints, beside those after validations."""
+        self.line_every = line_every
+        """Steps between two lines of the log."""
+        self.restarts_timer = restarts_timer
         """Whether a limit of time is that of each part of a run, and not of the whole."""
-        self.wer_before: float | None = None
-        """Of the base."""
         self.place = Place()
         """The epoch of the last batch."""
         self.validated_step = -1
         self.checkpoint_due = False
         self.stop = StopRequest()
         self.interrupted = False
-        self.reading = "model.train_ds"
-        """What was being read when the run ended early."""
+        self.set_being_read = "model.train_ds"
+        """The set that was being read when the run ended early."""
         self.has_checkpoint = False
-        self.began = 0.0
+        self.step_began = 0.0
         self.written_at = time.monotonic()
         self.written_batches = 0
         """Batches of the last checkpoint."""
 
     def resume(self, state: Mapping[str, Any], checkpoint: Path, *, leads: bool) -> None:
-        """Stand where that checkpoint was written, which says so much of it."""
-        self.steps.batches_done = self.written_batches = state["batches"]
+        """Go back to where the checkpoint was written, which holds this state."""
+        progress = self.progress
+        progress.batches = self.written_batches = state["batches"]
         self.place = Place(*state["place"])
         self.validated_step = state["validated_step"]
-        self.wer_before = state["wer_before"]
-        self.pace.first_step = self.pace.step = state["step"]
-        self.pace.wer, self.pace.loss = state["wer"], state["loss"]
-        self.keeper.restore(state["keeper"], checkpoint, leads=leads)
-        self.has_checkpoint = self.resume_file is not None and self.resume_file.is_file()
-        self.reporter.say(f"Going on from step {self.pace.step}")
+        progress.wer_before = state["wer_before"]
+        progress.first_step = progress.step = state["step"]
+        progress.wer, progress.loss = state["wer"], state["loss"]
+        self.weights.restore(state["keeper"], checkpoint, leads=leads)
+        self.has_checkpoint = self.checkpoint is not None and self.checkpoint.is_file()
+        self.reporter.say(f"Going on from step {progress.step}")
 
     # Training
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.stop.at_once = False
-        self.stop.listen()  # Lightning has taken SIGTERM, and would end in the middle of a validation
+        self.stop.wait_for_steps()  # Lightning has taken SIGTERM, and would end in the middle of a validation
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self.began = time.perf_counter()
+        self.step_began = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.steps.batches_done = batch_idx + 1
-        rate = trainer.world_size / self.steps.model.sample_rate
-        self.pace.advance(
+        progress = self.progress
+        progress.batches = batch_idx + 1
+        progress.advance(
             step=trainer.global_step,
-            epoch=self.epoch(trainer),
-            loss=self.steps.last_loss,
-            learning_rate=self.steps.learning_rate,
-            audio=float(batch.lengths.sum()) * rate if hasattr(batch, "lengths") else 0.0,
-            took=time.perf_counter() - self.began,
+            epoch=self.find_epoch(trainer),
+            loss=self.module.last_loss,
+            learning_rate=self.module.learning_rate,
+            audio=float(batch.lengths.sum()) / self.sample_rate * trainer.world_size,
+            took=time.perf_counter() - self.step_began,
         )
         if self.is_due(trainer):
             self.checkpoint_due = True
-        if not self.at_step(trainer):
+        if not self.is_between_steps(trainer):
             return
-        self.line.show(self.pace)
+        if progress.step % self.line_every == 0 or progress.step == progress.total_steps:
+            self.line.log()
         # Every process takes part in a checkpoint: what one of them wants, all do.
-        if not anywhere(trainer, self.checkpoint_due or self.stop.made) or self.validates_now(trainer):
+        if not anywhere(trainer, self.checkpoint_due or self.stop.requested) or self.validates_now(trainer):
             return  # where a validation follows, the checkpoint is written after it: a resumed run does not repeat it
         self.write_checkpoint(trainer)
         self.stop_if_asked(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A run that ended early, for want of time, goes on from its last whole step."""
-        if not self.at_step(trainer):
-            self.steps.batches_done -= self.steps.batches_done % trainer.accumulate_grad_batches
+        progress = self.progress
+        if not self.is_between_steps(trainer):
+            progress.batches -= progress.batches % trainer.accumulate_grad_batches
             self.place = Place()
-            self.epoch(trainer)
-        if self.steps.batches_done != self.written_batches:
+            self.find_epoch(trainer)
+        if progress.batches != self.written_batches:
             self.write_checkpoint(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.interrupted = isinstance(exception, KeyboardInterrupt)
         if trainer.validating:
-            self.reading = "model.validation_ds"
+            self.set_being_read = "model.validation_ds"
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.stop.listen()
+        self.stop.take_signals()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Judge the weights; those of the base alone are not judged."""
-        if self.steps.base_alone or trainer.sanity_checking:
+        if self.module.base_alone or trainer.sanity_checking:
             return
         self.judge(trainer)
         if trainer.state.fn == "fit":
             self.checkpoint_due = True
-            if self.at_step(trainer):
+            if self.is_between_steps(trainer):
                 self.write_checkpoint(trainer)
         elif trainer.is_global_zero:
             self.complete_checkpoint()
@@ -151,29 +211,34 @@ class Watch(Callback):
         if step == self.validated_step:
             return
         self.validated_step = step
-        first = self.steps.scores[0].metrics()
+        first = self.module.counts[0].metrics()
         metrics = {f"val_{name}": value for name, value in first.items()}
-        self.pace.wer = metrics["val_wer"]
+        self.progress.wer = metrics["val_wer"]
         best = False
         if trainer.is_global_zero:
-            best = self.keeper.consider(step=step, epoch=self.epoch(trainer), metrics=metrics)
+            best = self.weights.consider(step=step, epoch=self.find_epoch(trainer), metrics=metrics)
         self.reporter.say(
             f"step {step}: WER {metrics['val_wer']:.2%}  CER {metrics['val_cer']:.2%}  "
             f"loss {metrics['val_loss']:.4g}" + ("  (best so far)" if best else "")
         )
 
-    # State
+    def set_base_wer(self, wer: float) -> None:
+        """Note the WER of the base, 0..1."""
+        self.progress.wer_before = wer
+        self.reporter.say(f"step 0: WER {wer:.2%}  (the base)")
 
-    def epoch(self, trainer: Trainer) -> int:
-        """Passes over the data that were begun, from zero."""
-        last = max(0, self.steps.batches_done - 1)
+    # Where the run stands
+
+    def find_epoch(self, trainer: Trainer) -> int:
+        """Return the epoch of the last batch, counted from zero."""
+        last = max(0, self.progress.batches - 1)
         self.place = place_of(self.plan, last, processes=trainer.world_size, near=self.place)
         return self.place.epoch
 
-    def at_step(self, trainer: Trainer) -> bool:
+    def is_between_steps(self, trainer: Trainer) -> bool:
         """Whether no gradient is waiting for further batches."""
         every = trainer.accumulate_grad_batches
-        return self.steps.batches_done % every == 0 or self.steps.batches_done == trainer.num_training_batches
+        return self.progress.batches % every == 0 or self.progress.batches == trainer.num_training_batches
 
     def validates_now(self, trainer: Trainer) -> bool:
         """Whether a validation follows this batch (and writes the checkpoint itself)."""
@@ -182,65 +247,67 @@ class Watch(Callback):
             trainer.enable_validation
             and isinstance(interval, int)
             and interval > 0
-            and self.steps.batches_done % interval == 0
+            and self.progress.batches % interval == 0
         )
 
     def is_due(self, trainer: Trainer) -> bool:
         """Whether a checkpoint belongs after this batch, validations left out."""
         return (
-            (self.every is not None and trainer.global_step % self.every == 0)
+            (self.checkpoint_every is not None and trainer.global_step % self.checkpoint_every == 0)
             or time.monotonic() - self.written_at > CHECKPOINT_SECONDS
-            or self.steps.batches_done == trainer.num_training_batches
+            or self.progress.batches == trainer.num_training_batches
         )
+
+    # Checkpoints
 
     def write_checkpoint(self, trainer: Trainer) -> None:
         """Replace the checkpoint by one of this step, whole or not at all."""
         self.checkpoint_due = False
         self.written_at = time.monotonic()
-        self.written_batches = self.steps.batches_done
-        if self.resume_file is None:
+        self.written_batches = self.progress.batches
+        if self.checkpoint is None:
             return
-        with replacing(self.resume_file, leads=trainer.is_global_zero) as fresh:
+        with replace_file(self.checkpoint, leads=trainer.is_global_zero) as fresh:
             for logger in trainer.loggers:
                 logger.save()  # what a logger holds back would be missing from a run that is killed and resumed here
             trainer.save_checkpoint(fresh, weights_only=False)
         self.has_checkpoint = True
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """The state between two steps, whatever Lightning is in the middle of: so many batches, nothing half done."""
-        checkpoint["loops"]["fit_loop"] = loop_state(
+        """Write the state between two batches, whatever Lightning is in the middle of."""
+        checkpoint["loops"]["fit_loop"] = make_loop_state(
             checkpoint["loops"]["fit_loop"],
-            batches=self.steps.batches_done,
+            batches=self.progress.batches,
             steps=trainer.global_step,
             validated=self.validates_now(trainer),
         )
         checkpoint["overtone"] = {
             "identity": self.identity,
-            "wer_before": self.wer_before,
-            "batches": self.steps.batches_done,
+            "wer_before": self.progress.wer_before,
+            "batches": self.progress.batches,
             "place": list(self.place),
             "step": trainer.global_step,
-            "loss": self.pace.loss,
-            **self.judged(),
+            "loss": self.progress.loss,
+            **self.validation_state(),
         }
 
-    def judged(self) -> dict[str, Any]:
-        """What the validations so far have found, as a checkpoint holds it."""
-        return {"validated_step": self.validated_step, "wer": self.pace.wer, "keeper": self.keeper.state()}
+    def validation_state(self) -> dict[str, Any]:
+        """Return what the validations so far have found, as a checkpoint holds it."""
+        return {"validated_step": self.validated_step, "wer": self.progress.wer, "keeper": self.weights.state()}
 
     def complete_checkpoint(self) -> None:
-        """The last step's checkpoint is older than its validation, which came after everything: add what it found."""
-        if self.resume_file is None or not self.has_checkpoint:
+        """Add what the last validation found to the checkpoint of the last step, which was written before it."""
+        if self.checkpoint is None or not self.has_checkpoint:
             return
-        content = torch.load(self.resume_file, map_location="cpu", weights_only=True)
-        content["overtone"] |= self.judged()
-        with replacing(self.resume_file, leads=True) as fresh:
+        content = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        content["overtone"] |= self.validation_state()
+        with replace_file(self.checkpoint, leads=True) as fresh:
             torch.save(content, fresh)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """A limit of time and a patience are what is asked for now."""
+        """Take a limit of time and a patience from the settings of this part of the run."""
         callbacks = checkpoint["callbacks"]
-        if self.timed_anew:
+        if self.restarts_timer:
             callbacks.pop("Timer", None)
         stopping = trainer.early_stopping_callback
         for name, state in callbacks.items():
@@ -250,15 +317,18 @@ class Watch(Callback):
 
     def stop_if_asked(self, trainer: Trainer) -> None:
         """Raises KeyboardInterrupt in every process where one was asked to stop."""
-        if anywhere(trainer, self.stop.made):
+        if anywhere(trainer, self.stop.requested):
             raise KeyboardInterrupt
 
 
 @contextmanager
-def replacing(path: Path, *, leads: bool) -> Iterator[Path]:
-    """Where to write what takes the file's place, whole or not at all; the process that leads puts it there."""
+def replace_file(path: Path, *, leads: bool) -> Iterator[Path]:
+    """Give a path to write to; what is written there takes the file's place, whole or not at all.
+
+    leads: whether this process puts it in place.
+    """
     fresh = path.with_name(f".{path.name}.new")
-    with writing(path):
+    with explain_write_errors(path):
         try:
             yield fresh
             if leads:
@@ -273,8 +343,8 @@ def anywhere(trainer: Trainer, wanted: bool) -> bool:
     return bool(trainer.strategy.reduce_boolean_decision(wanted, all=False))
 
 
-def loop_state(state: dict[str, Any], *, batches: int, steps: int, validated: bool) -> dict[str, Any]:
-    """Lightning's counters as they are between two batches of its one long epoch.
+def make_loop_state(state: dict[str, Any], *, batches: int, steps: int, validated: bool) -> dict[str, Any]:
+    """Make Lightning's counters as they are between two batches of its one long epoch.
 
     validated: whether a validation stands after the last batch. Lightning then begins by passing over it, which
     counts the logged step once more.

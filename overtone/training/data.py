@@ -1,4 +1,4 @@
-"""From manifests to what a training reads: utterances chosen, transcripts checked and encoded, batches planned."""
+"""The data of a training: utterances chosen, transcripts checked and encoded, batches planned."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from overtone.config import DatasetSettings, Settings, manifest_paths
-from overtone.data.audio_check import audio_problems
+from overtone.config import DatasetSettings, manifest_paths
 from overtone.data.augment import Perturbations
 from overtone.data.batching import BatchPlan
 from overtone.data.dataset import (
@@ -20,6 +19,7 @@ from overtone.data.dataset import (
     Kept,
     Perturb,
     SpeechDataset,
+    audio_problems,
     keep_durations,
     name_of,
     refuse_unusable,
@@ -30,6 +30,7 @@ from overtone.data.vocabulary import apply_policy, check_vocabulary
 from overtone.errors import ConfigError, DataError
 from overtone.models.asr_model import AsrModel
 from overtone.training.console import Reporter
+from overtone.training.plan import TrainingPlan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,18 +38,18 @@ class SpeechSet:
     """One set of utterances, ready to be read."""
 
     name: str
-    """Its manifests."""
+    """Names of its manifests."""
     dataset: SpeechDataset
     plan: BatchPlan
     digest: str
-    """SHA-256 of what the manifests say."""
+    """SHA-256 of the manifests' content."""
 
     @property
     def hours(self) -> float:
         return sum(self.plan.durations) / 3600
 
-    def described(self) -> dict[str, Any]:
-        """For the card."""
+    def describe(self) -> dict[str, Any]:
+        """Return its part of the card."""
         return {
             "manifest": self.name,
             "digest": self.digest,
@@ -57,17 +58,17 @@ class SpeechSet:
         }
 
 
-def read_training_set(model: AsrModel, settings: Settings, reporter: Reporter) -> SpeechSet:
-    """The training utterances that the model can learn from.
+def read_training_set(model: AsrModel, plan: TrainingPlan, reporter: Reporter) -> SpeechSet:
+    """Read the training utterances that the model can learn from.
 
-    Raises DataError for manifests that cannot be used, and for transcripts that the model cannot write unless told
-    to drop or keep them.
+    Raises DataError for manifests that cannot be used, and for transcripts that the model cannot write unless the
+    plan drops or keeps them.
     """
-    chosen = settings.model.train_ds
+    chosen = plan.train_data
     check_rate(model, chosen, "train_ds")
-    utterances = kept_utterances(model, chosen, "train_ds", reporter)
+    utterances = choose_utterances(model, chosen, "train_ds", reporter)
     report = check_vocabulary(model.tokenizer, utterances)
-    policy = settings.model.vocabulary_check
+    policy = plan.vocabulary_check
     utterances = apply_policy(report, utterances, policy)
     if report is not None:
         reporter.say(f"{report.message}\nvocabulary_check={policy}: {_consequence(policy, report.utterances)}")
@@ -86,32 +87,35 @@ def read_training_set(model: AsrModel, settings: Settings, reporter: Reporter) -
     perturb = None
     if chosen.augmentor is not None:
         perturb = Perturbations.from_settings(chosen.augmentor, sample_rate=model.sample_rate)
-    limit = settings.trainer.limit_train_batches
-    return speech_set(model, chosen, utterances, tokens, settings.seed, limit=limit, perturb=perturb)
+    limit = plan.trainer.limit_train_batches
+    return make_set(model, chosen, utterances, tokens, plan.seed, limit=limit, perturb=perturb)
 
 
-def read_validation_sets(model: AsrModel, settings: Settings, reporter: Reporter) -> list[SpeechSet]:
-    """One set for each validation manifest; transcripts that the model cannot write are told and kept.
+def read_validation_sets(model: AsrModel, plan: TrainingPlan, reporter: Reporter) -> list[SpeechSet]:
+    """Read one set for each validation manifest; transcripts that the model cannot write are reported and kept.
 
     None where trainer.limit_val_batches leaves none of their batches.
     """
-    chosen = settings.model.validation_ds
+    chosen = plan.validation_data
     sets = []
-    for path in manifest_paths(chosen) if settings.trainer.limit_val_batches else ():
+    for path in manifest_paths(chosen) if plan.trainer.limit_val_batches else ():
         check_rate(model, chosen, "validation_ds")
-        utterances = kept_utterances(model, chosen, "validation_ds", reporter, paths=(path,))
+        utterances = choose_utterances(model, chosen, "validation_ds", reporter, paths=(path,))
         report = check_vocabulary(model.tokenizer, utterances)
         if report is not None:
             reporter.say(f"Validation set: {report.message}")
         tokens = [model.tokenizer.encode(utterance.text or "") for utterance in utterances]
-        sets.append(speech_set(model, chosen, utterances, tokens, settings.seed, shuffle=False))
+        sets.append(make_set(model, chosen, utterances, tokens, plan.seed, shuffle=False))
     return sets
 
 
-def kept_utterances(
+def choose_utterances(
     model: AsrModel, chosen: DatasetSettings, key: str, reporter: Reporter, *, paths: Sequence[str] | None = None
 ) -> list[Utterance]:
-    """The utterances of a set that are neither too short nor too long."""
+    """Choose the utterances of a set that are neither too short nor too long, and whose recordings can be used.
+
+    Raises DataError where a transcript is missing, where none is left, and as `leave_out_bad_audio`.
+    """
     utterances = []
     for path in paths if paths is not None else manifest_paths(chosen):
         for utterance in read_manifest(Path(path).expanduser(), need_text=False):
@@ -124,19 +128,19 @@ def kept_utterances(
         minimum=_limit(model, chosen.min_duration, key, "min_duration"),
         maximum=_limit(model, chosen.max_duration, key, "max_duration"),
     )
-    _tell_left_out(kept, key, reporter)
+    _report_left_out(kept, key, reporter)
     if not kept.utterances:
         raise DataError(
             f"model.{key}: no utterance is between min_duration and max_duration "
             f"({kept.too_short} are shorter, {kept.too_long} longer). Change these limits."
         )
-    return with_good_audio(model, chosen, key, reporter, kept.utterances)
+    return leave_out_bad_audio(model, chosen, key, reporter, kept.utterances)
 
 
-def with_good_audio(
+def leave_out_bad_audio(
     model: AsrModel, chosen: DatasetSettings, key: str, reporter: Reporter, utterances: Sequence[Utterance]
 ) -> list[Utterance]:
-    """The utterances whose recordings can be used. Raises DataError for others, unless they are to be left out."""
+    """Choose the utterances whose recordings can be used. Raises DataError for others, unless they are left out."""
     problems = audio_problems(utterances, how=chosen.check_audio, sample_rate=model.sample_rate)
     if chosen.unusable == "refuse" or len(problems) == len(utterances):
         refuse_unusable(utterances, problems, key=f"model.{key}.unusable")
@@ -149,7 +153,7 @@ def with_good_audio(
     return [utterance for index, utterance in enumerate(utterances) if index not in problems]
 
 
-def speech_set(
+def make_set(
     model: AsrModel,
     chosen: DatasetSettings,
     utterances: Sequence[Utterance],
@@ -180,29 +184,29 @@ def speech_set(
     )
 
 
-def validation_batches(held: SpeechSet, settings: Settings, *, rank: int, processes: int) -> list[list[int]]:
-    """This process's share of a set, long utterances first: little padding, and memory runs out at once or never.
+def validation_batches(speech: SpeechSet, plan: TrainingPlan, *, rank: int, processes: int) -> list[list[int]]:
+    """Return this process's share of a set, long utterances first: memory runs out at once or never.
 
     Of these so many as trainer.limit_val_batches says, and at least one.
     All processes have equally many batches. Raises ConfigError for fewer utterances than processes.
     """
-    durations, size = held.plan.durations, settings.model.validation_ds.batch_size or 16
+    durations, size = speech.plan.durations, plan.validation_data.batch_size or 16
     if len(durations) < processes:
-        raise ConfigError(f"{held.name}: {len(durations)} utterances cannot be dealt out to {processes} processes.")
+        raise ConfigError(f"{speech.name}: {len(durations)} utterances cannot be dealt out to {processes} processes.")
     order = sorted(range(len(durations)), key=lambda index: -durations[index])
     seconds = [durations[index] for index in order]
-    bounds = batch_bounds(seconds, held.plan, size, processes)
+    bounds = batch_bounds(seconds, speech.plan, size, processes)
     batches = [order[first:end] for first, end in pairwise(bounds)]
-    own, limit = batches[rank::processes], settings.trainer.limit_val_batches
+    own, limit = batches[rank::processes], plan.trainer.limit_val_batches
     return own[: limit if isinstance(limit, int) else max(1, int(len(own) * limit))]
 
 
 def batch_bounds(seconds: Sequence[float], plan: BatchPlan, size: int, processes: int) -> list[int]:
-    """Where the batches of utterances begin and end, the longest utterance first; their number is a multiple of the
-    processes'.
+    """Return where the batches of utterances begin and end, the longest utterance first.
 
-    Of equally many utterances, `size` at most; or with a batch_duration, as many as it holds with their padding.
-    Where there are too few utterances for that, the last batches hold more.
+    Their number is a multiple of the processes'. A batch holds equally many utterances, `size` at most; or with a
+    batch_duration, as many as it holds with their padding. Where there are too few utterances for that, the last
+    batches hold more.
     """
     total = len(seconds)
     most = total // processes * processes
@@ -225,7 +229,7 @@ def batch_bounds(seconds: Sequence[float], plan: BatchPlan, size: int, processes
 
 
 def worker_count(chosen: DatasetSettings) -> int:
-    """Processes that read audio: what is asked for, and at most one for each processor."""
+    """Return how many processes read audio: as many as asked for, and at most one for each processor."""
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(chosen.num_workers, processors)
 
@@ -239,7 +243,7 @@ def check_rate(model: AsrModel, chosen: DatasetSettings, key: str) -> None:
 
 
 def _limit(model: AsrModel, given: float | None, key: str, name: str) -> float | None:
-    """The limit given, else the one that the checkpoint was trained with."""
+    """Return the limit given, else the one that the checkpoint was trained with."""
     if given is not None:
         return given
     own = model.config.get(key)
@@ -247,7 +251,7 @@ def _limit(model: AsrModel, given: float | None, key: str, name: str) -> float |
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def _tell_left_out(kept: Kept, key: str, reporter: Reporter) -> None:
+def _report_left_out(kept: Kept, key: str, reporter: Reporter) -> None:
     if kept.too_short or kept.too_long:
         reporter.say(
             f"model.{key}: left out {kept.too_short} utterances shorter than min_duration and {kept.too_long} longer "

@@ -1,4 +1,4 @@
-"""A first guess of where the tokens lie, for a model that knows nothing yet.
+"""A first guess of where the tokens lie, for a model with fresh weights (flat start).
 
 Speech recognisers used to begin by dividing every utterance evenly among its units (a flat start). CTC alone may stay
 at blanks for hours of audio; a frame-wise loss on such a guess, beside it and less and less, shows it the way.
@@ -24,7 +24,7 @@ LOUD = 0.08
 """Speech is where the level is above this share of the utterance's loudest frame."""
 
 WORD_START = 0.7
-"""What the beginning of a word takes, in characters."""
+"""Time that the beginning of a word takes, in characters."""
 
 IGNORED = -100
 
@@ -34,18 +34,16 @@ class FlatStart:
     """The guess and its weight over the steps."""
 
     steps: int
-    """After so many the weight is zero."""
+    """Steps after which the weight is zero."""
     weight: float
-    """Of the frame-wise loss at the beginning."""
+    """Weight of the frame-wise loss at the beginning."""
     sizes: Tensor
-    """[V] float32: what each token takes of the time, in characters."""
+    """[V] float32: share of the time that each token takes, in characters."""
     samples_per_frame: int
 
     @classmethod
-    def of(cls, model: AsrModel, settings: FlatStartSettings) -> FlatStart | None:
-        """None where the settings ask for no flat start. Raises ConfigError for a head without log-probabilities."""
-        if settings.steps == 0 or settings.weight == 0:
-            return None
+    def for_model(cls, model: AsrModel, settings: FlatStartSettings) -> FlatStart:
+        """Make the flat start of a model. Raises ConfigError for a head without log-probabilities."""
         if not model.head.gives_log_probs:
             raise ConfigError(f"model.flat_start is for CTC heads; this model recognises with '{model.head_name}'.")
         return cls(
@@ -56,11 +54,14 @@ class FlatStart:
         )
 
     def share(self, step: int) -> float:
-        """How much of the flat start is left at a step: 1 at the first, 0 from the last on."""
+        """Return how much of the flat start is left at a step: 1 at the first, 0 from the last on."""
         return max(0.0, 1.0 - step / self.steps)
 
-    def mixed(self, ctc: Tensor, log_probs: Sequence[Tensor], lengths: Tensor, batch: Batch, step: int) -> Tensor:
-        """The CTC loss, and the frame-wise loss of all heads beside it."""
+    def mix(self, ctc: Tensor, log_probs: Sequence[Tensor], lengths: Tensor, batch: Batch, step: int) -> Tensor:
+        """Return the scalar CTC loss with the frame-wise loss of all heads beside it.
+
+        ctc: scalar. log_probs: [B, T', V+1] of each head. lengths [B].
+        """
         share = self.share(step)
         if share == 0.0:
             return ctc
@@ -70,16 +71,16 @@ class FlatStart:
 
 
 def token_sizes(vocabulary: Sequence[str]) -> Tensor:
-    """Characters of each token, and something more where a word begins. [V]"""
+    """Return the characters of each token, and something more where a word begins. [V]"""
     return torch.tensor(
         [max(1, len(piece.replace("▁", ""))) + WORD_START * piece.startswith("▁") for piece in vocabulary]
     )
 
 
 def spread(batch: Batch, lengths: Tensor, frames: int, sizes: Tensor, samples_per_frame: int) -> Tensor:
-    """The token of every encoder frame, [B, T'] int64; frames before and after the speech are IGNORED.
+    """Return the token of every encoder frame, [B, T'] int64; frames before and after the speech are IGNORED.
 
-    lengths [B]: encoder frames of each utterance. sizes [V]: what each token takes of the time.
+    lengths [B]: encoder frames of each utterance. sizes [V]: share of the time that each token takes.
     """
     level = loudness(batch.waveforms, frames, samples_per_frame)  # [B, T']
     frame = torch.arange(frames, device=level.device)
@@ -96,7 +97,7 @@ def spread(batch: Batch, lengths: Tensor, frames: int, sizes: Tensor, samples_pe
 
 
 def loudness(waveforms: Tensor, frames: int, samples_per_frame: int) -> Tensor:
-    """Root mean square of each encoder frame. [B, S] -> [B, T']"""
+    """Return the root mean square of each encoder frame. [B, S] -> [B, T']"""
     missing = frames * samples_per_frame - waveforms.size(1)
     squares = F.pad(waveforms, (0, max(0, missing)))[:, : frames * samples_per_frame].square()
     return squares.view(-1, frames, samples_per_frame).mean(dim=2).sqrt()

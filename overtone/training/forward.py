@@ -1,37 +1,50 @@
-"""What a step computes of a batch's waveforms: features, augmentation and the net, under one choice of adapter.
+"""The forward of a training step: features, SpecAugment and the net, with one adapter or with none.
 
 Legend: B batch, S samples, F mel bins, T mel frames, T' encoder frames, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from overtone.audio.spec_augment import SpecAugment
-from overtone.config import InterCtcSettings, SpecAugmentSettings
+from overtone.config import SpecAugmentSettings
+from overtone.data.dataset import Batch
 from overtone.errors import ConfigError
 from overtone.inference.rows import recognise_in_groups, rows_are_independent
 from overtone.models.asr_model import AsrModel
 from overtone.training.run import Run
 
 
+class BatchForward(Protocol):
+    """The forward of a whole batch, however it is computed."""
+
+    def forward_batch(self, batch: Any, *, base_alone: bool) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Return emissions [B, T', C] of inner layers, then of the model, lengths [B], and the auxiliary loss.
+
+        batch: of the kind that its loader makes. base_alone: uses no adapter.
+        """
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
-class Recogniser:
+class TrainingForward:
     """waveforms [B, S], lengths [B] -> emissions [B, T', C] of heads, lengths [B], the adapter's auxiliary loss.
 
-    It belongs to a training: while the model is in training mode, features are augmented and inner heads come first.
+    In training mode of the model, features are masked, and the emissions of inner layers come before the model's own.
     """
 
     model: AsrModel
     adapter: str | None
-    """None: the base is what is trained."""
+    """Name of the adapter; None where the base is trained."""
     augment: SpecAugment | None
     inner: Sequence[int]
-    """Layers with a head of their own."""
+    """Layers whose outputs have a loss of their own."""
 
     def __call__(
         self, waveforms: Tensor, lengths: Tensor, *, base_alone: bool = False
@@ -54,23 +67,28 @@ class Recogniser:
                 heads, lengths = model.recognise_within(mel, lengths, inner)
         return heads, lengths, selection.auxiliary_loss()
 
+    def forward_batch(self, batch: Batch, *, base_alone: bool) -> tuple[list[Tensor], Tensor, Tensor]:
+        return self(batch.waveforms, batch.lengths, base_alone=base_alone)
+
     @property
     def rows_are_independent(self) -> bool:
         """Whether a row comes out the same whatever rows are computed with it."""
         return rows_are_independent(self.model, self.adapter)
 
 
-def make_recogniser(run: Run) -> Recogniser:
-    chosen = run.settings.model
-    return Recogniser(
+def make_forward(run: Run) -> TrainingForward:
+    """Raises ConfigError for inner losses at layers that the encoder does not have."""
+    check_inner_layers(run.model, run.plan.inner_losses)
+    return TrainingForward(
         model=run.model,
         adapter=run.adapter,
-        augment=make_augmentation(chosen.spec_augment),
-        inner=tuple(make_inner_losses(run.model, chosen.interctc)),
+        augment=make_augmentation(run.plan.spec_augment),
+        inner=tuple(run.plan.inner_losses),
     )
 
 
 def make_augmentation(settings: SpecAugmentSettings | None) -> SpecAugment | None:
+    """Return the masks that the settings describe, or None where they describe none."""
     if settings is None or settings.freq_masks + settings.time_masks == 0:
         return None
     return SpecAugment(
@@ -82,13 +100,12 @@ def make_augmentation(settings: SpecAugmentSettings | None) -> SpecAugment | Non
     )
 
 
-def make_inner_losses(model: AsrModel, settings: InterCtcSettings) -> dict[int, float]:
-    """Layer -> share of its CTC loss. Raises ConfigError for layers that the encoder has not, or that are its last."""
+def check_inner_layers(model: AsrModel, losses: Mapping[int, float]) -> None:
+    """Raises ConfigError for layers that the encoder does not have, and for its last one."""
     last = len(model.encoder.layers) - 1
-    for layer in settings.apply_at_layers:
+    for layer in losses:
         if not 0 <= layer < last:
             raise ConfigError(
                 f"model.interctc.apply_at_layers: {layer} is no inner layer of this encoder; "
                 f"allowed are 0 to {last - 1}."
             )
-    return dict(sorted(zip(settings.apply_at_layers, settings.loss_weights, strict=True)))

@@ -1,4 +1,4 @@
-"""The fit itself: Lightning's Trainer around the steps, the best and the last weights kept."""
+"""The fit of a training: Lightning's Trainer around the steps, the best and the last weights kept."""
 
 from __future__ import annotations
 
@@ -10,193 +10,185 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from overtone.config import Settings
-from overtone.config.compose import quoted
+import torch
+
+from overtone.config import ExperimentSettings, quoted
 from overtone.data.batching import Draws, Place, StepSampler
 from overtone.data.dataset import make_loader
 from overtone.errors import ConfigError, DataError
-from overtone.training.callback import Watch
-from overtone.training.console import LiveLine, Pace, Reporter
+from overtone.training.callback import Progress, TrainingCallback
+from overtone.training.console import ProgressLine
 from overtone.training.data import SpeechSet, validation_batches, worker_count
 from overtone.training.flat_start import FlatStart
-from overtone.training.forward import make_augmentation, make_inner_losses, make_recogniser
-from overtone.training.module import Steps
-from overtone.training.optim import Schedule, make_schedule
-from overtone.training.prefix_cache.forward import Prefix, make_prefix
-from overtone.training.prefix_cache.loader import turns
-from overtone.training.result import TrainingResult
+from overtone.training.forward import make_augmentation, make_forward
+from overtone.training.module import TrainingModule
+from overtone.training.optim import choose_schedule
+from overtone.training.prefix_cache.forward import PrefixForward
+from overtone.training.prefix_cache.loader import cycle_variants
 from overtone.training.row_parallel.processes import RowProcesses
-from overtone.training.run import Run
-from overtone.training.run_folder import LOG_FILE, create_folder, make_loggers, process_rank, writing
-from overtone.training.summary import early_end, introduce, make_card, result_of
+from overtone.training.run import Run, TrainingResult
+from overtone.training.run_folder import (
+    LOG_FILE,
+    create_folder,
+    explain_write_errors,
+    make_loggers,
+    process_rank,
+)
+from overtone.training.summary import conclude, describe_early_end, introduce, make_card
 from overtone.training.trainer import trainer_options
-from overtone.training.validation import Score
-from overtone.training.weights import Keeper, remove
-from overtone.training.workers import deaths_told
+from overtone.training.validation import ValidationCounts
+from overtone.training.weights import WeightsStore, remove
+from overtone.training.workers import explain_worker_death
 
 PLAIN_PATH = re.compile(r"[\w./~-]+")
-"""What stands in an override as it is, with no marks around it."""
+"""A path that is an override's value as it is, without quotes around it."""
 
 
 def fit(run: Run, processes: RowProcesses | None = None) -> TrainingResult:
     """Train to the end, validate there in any case, and leave the best weights in the model.
 
-    processes: what computes the rows of every batch, if anything beside this process does.
+    processes: compute parts of every batch beside this process; None computes all of it here.
     """
-    settings, folder, state = run.settings, run.folder, run.state
+    plan, folder, state = run.plan, run.folder, run.state
     leads = process_rank() == 0
-    with writing(folder.path), quiet():
-        prefix = prefix_of(run)
-        steps = make_steps(run, prefix, processes)
-        watch = make_watch(run, steps)
-        trainer = make_trainer(run, watch)
+    with explain_write_errors(folder.path), quiet_lightning():
+        prefix = make_prefix(run)
+        module = make_module(run, prefix, processes)
+        callback = make_callback(run, module)
+        weights = callback.weights
+        trainer = make_trainer(run, callback)
         if leads:  # from here on files are written
-            create_folder(folder, settings, resuming=state is not None)
-            run.reporter.log_file = folder.path / LOG_FILE
-        introduce(run, [*watch.keeper.notes, *([prefix.note] if prefix is not None else [])])
-        if state is not None and run.resumption is not None:
-            watch.resume(state, run.resumption, leads=leads)
-        held = held_out(run, prefix)
-        with watch.line, watch.stop.heard(), interruption_kept(run, watch, leads=leads):
-            if state is None and held and settings.model.init is None:
-                watch.wer_before = score_base(trainer, steps, held, run.reporter)
+            files = plan.experiment.files_to_copy or ()
+            create_folder(folder, plan.record, files=files, resuming=state is not None)
+            run.reporter.log_to(folder.path / LOG_FILE)
+        introduce(run, [*weights.notes, *([prefix.note] if prefix is not None else [])])
+        if state is not None and run.checkpoint is not None:
+            callback.resume(state, run.checkpoint, leads=leads)
+        loaders = make_validation_loaders(run, prefix)
+        with (
+            callback.line,
+            callback.stop.listen(),
+            keep_last_weights(run, callback, leads=leads),
+            compute_base(run, trainer.strategy.root_device, processes),
+        ):
+            if state is None and loaders and not plan.starts_fresh:
+                callback.set_base_wer(score_base(trainer, module, loaders, processes))
             trainer.fit(
-                steps,
-                train_dataloaders=training_loader(run, state, prefix),
-                val_dataloaders=held or None,
-                ckpt_path=run.resumption,
+                module,
+                train_dataloaders=make_training_loader(run, state, prefix),
+                val_dataloaders=loaders or None,
+                ckpt_path=run.checkpoint,
                 weights_only=True,
             )
-            if ended := early_end(settings.exp_manager, trainer):
-                run.reporter.say(ended)
-            if held and watch.validated_step != trainer.global_step:
-                trainer.validate(steps, dataloaders=held, verbose=False)
+            if early_end := describe_early_end(plan.experiment, trainer):
+                run.reporter.say(early_end)
+            if loaders and callback.validated_step != trainer.global_step:
+                trainer.validate(module, dataloaders=loaders, verbose=False)
         if leads:
-            if not held:
-                watch.keeper.keep_unscored(trainer.global_step)
-            watch.keeper.finish()
-            if settings.delete_ckpt_after_train and ended is None:
-                remove(folder.resume_file)
-    return result_of(run, watch, trainer.global_step)
+            if not loaders:
+                weights.keep_last(trainer.global_step)
+            weights.finish()
+            if plan.delete_checkpoint and early_end is None:
+                remove(folder.checkpoint)
+    return conclude(run, weights, callback.progress, trainer.global_step)
 
 
 # Parts
 
 
-def make_trainer(run: Run, watch: Watch) -> Any:
+def make_trainer(run: Run, callback: TrainingCallback) -> Any:
+    """Make Lightning's Trainer. Raises ConfigError for options that it refuses."""
     from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch import Trainer
 
-    settings = run.settings
+    experiment = run.plan.experiment
     try:
         return Trainer(
-            **trainer_options(settings, run.machine, run.length),
+            **trainer_options(run.plan, run.machine, run.length),
             default_root_dir=run.folder.path,
-            logger=make_loggers(settings.exp_manager, run.folder) or False,
-            callbacks=[*early_stopping(settings), watch],  # a checkpoint holds what was counted before it
+            logger=make_loggers(experiment, run.folder) or False,
+            callbacks=[*make_early_stopping(experiment), callback],  # a checkpoint holds what was counted before it
         )
-    except (ValueError, RuntimeError, TypeError, ImportError, MisconfigurationException) as error:  # do not fit
+    except (ValueError, RuntimeError, TypeError, ImportError, MisconfigurationException) as error:
         raise ConfigError(f"trainer: {error}") from error
 
 
-def prefix_of(run: Run) -> Prefix | None:
-    """What computes the part below the adapter once for each utterance, if anything does."""
-    plan, chosen = run.prefix, run.settings.model
-    if plan is None:
+def make_early_stopping(experiment: ExperimentSettings) -> list[Any]:
+    if not experiment.create_early_stopping_callback:
+        return []
+    from lightning.pytorch.callbacks import EarlyStopping
+
+    options = {**vars(experiment.early_stopping_callback_params), "verbose": False, "check_on_train_epoch_end": False}
+    return [EarlyStopping(**options)]
+
+
+def make_prefix(run: Run) -> PrefixForward | None:
+    """Make the forward with a cached part below the adapter, if the run has one."""
+    if run.prefix is None:
         return None
-    return make_prefix(
+    return PrefixForward.for_sets(
         run.model,
-        plan,
-        chosen.prefix_cache,
-        augment=make_augmentation(chosen.spec_augment),
+        run.adapter,
+        run.prefix,
+        run.plan.prefix_cache,
+        augment=make_augmentation(run.plan.spec_augment),
         training=run.training,
         validation=run.validation,
         reporter=run.reporter,
     )
 
 
-def make_steps(run: Run, prefix: Prefix | None, processes: RowProcesses | None = None) -> Steps:
-    settings = run.settings
-    return Steps(
-        processes.recogniser if processes is not None else make_recogniser(run),
-        optim=settings.model.optim,
-        schedule=make_rates(run),
-        inner=make_inner_losses(run.model, settings.model.interctc),
-        flat_start=FlatStart.of(run.model, settings.model.flat_start),
-        compute_dtype=settings.compute_dtype,
-        seed=settings.seed,
+def make_module(run: Run, prefix: PrefixForward | None, processes: RowProcesses | None) -> TrainingModule:
+    plan, model = run.plan, run.model
+    return TrainingModule(
+        model,
+        run.adapter,
+        batch_forward=prefix or processes or make_forward(run),
+        optim=plan.optimiser,
+        schedule=choose_schedule(plan.optimiser, max_steps=run.length.steps, width=model.setting("encoder", "width")),
+        inner_losses=plan.inner_losses,
+        flat_start=None if plan.flat_start is None else FlatStart.for_model(model, plan.flat_start),
+        seed=plan.seed,
         validation_sets=len(run.validation),
-        prefix=prefix,
-        processes=processes,
-        tell_prediction=run.reporter.say if settings.model.log_prediction else None,
-        tell_every=settings.trainer.log_every_n_steps,
+        log_prediction=run.reporter.say if plan.log_prediction else None,
+        log_every=plan.trainer.log_every_n_steps,
     )
 
 
-def make_rates(run: Run) -> Schedule:
-    """The learning rate over the steps; without a schedule it is constant."""
-    optim = run.settings.model.optim
-    sched = optim.sched
-    if sched is None:
-        return make_schedule("constant", learning_rate=optim.lr, max_steps=run.length.steps)
-    options = ("constant_steps", "constant_ratio", "hold_steps", "hold_ratio", "decay_rate", "power", "d_model")
-    given = {name: getattr(sched, name) for name in options}
-    if sched.name == "NoamAnnealing" and sched.d_model is None:
-        given["d_model"] = run.model.setting("encoder", "width")
-    return make_schedule(
-        sched.name,
-        learning_rate=optim.lr,
-        max_steps=sched.max_steps if sched.max_steps and sched.max_steps > 0 else run.length.steps,
-        warmup_steps=sched.warmup_steps,
-        warmup_ratio=sched.warmup_ratio,
-        min_lr=min(sched.min_lr, optim.lr),
-        options=given,
-    )
-
-
-def make_watch(run: Run, steps: Steps) -> Watch:
-    """The callback that keeps and shows."""
-    settings = run.settings.exp_manager
-    watch = Watch(
-        steps=steps,
-        plan=run.training.plan,
-        resume_file=run.folder.resume_file if settings.create_checkpoint_callback else None,
-        every=settings.checkpoint_callback_params.every_n_train_steps,
-        pace=Pace(total_steps=run.length.steps),
-        line=LiveLine(
-            run.reporter,
-            every=run.settings.trainer.log_every_n_steps,
-            enabled=run.settings.trainer.enable_progress_bar,
-        ),
-        reporter=run.reporter,
-        identity=run.identity(),
-        timed_anew=settings.max_time_per_run is not None,
-    )
-    watch.keeper = Keeper(
+def make_callback(run: Run, module: TrainingModule) -> TrainingCallback:
+    """Make the callback, with the store of the weights that it judges."""
+    trainer, experiment = run.plan.trainer, run.plan.experiment
+    progress = Progress(total_steps=run.length.steps)
+    weights = WeightsStore(
         model=run.model,
         adapter=run.adapter,
         folder=run.folder,
-        settings=settings.checkpoint_callback_params,
-        card=lambda step, metrics: make_card(run, step, metrics, watch.wer_before),
-        keep_top=settings.create_checkpoint_callback,
-        adapters_file=run.settings.model.adapter.adapter_state_dict_name if run.adapter else None,
+        settings=experiment.checkpoint_callback_params,
+        make_card=lambda step, metrics: make_card(run, step, metrics, progress.wer_before),
+        keep_top=experiment.create_checkpoint_callback,
+        adapters_file=run.plan.adapters_file,
     )
-    return watch
+    return TrainingCallback(
+        module=module,
+        plan=run.training.plan,
+        weights=weights,
+        progress=progress,
+        line=ProgressLine(progress.line, run.reporter, enabled=trainer.enable_progress_bar),
+        reporter=run.reporter,
+        identity=run.identity(),
+        checkpoint=run.folder.checkpoint if experiment.create_checkpoint_callback else None,
+        checkpoint_every=experiment.checkpoint_callback_params.every_n_train_steps,
+        line_every=trainer.log_every_n_steps,
+        restarts_timer=experiment.max_time_per_run is not None,
+    )
 
 
-def early_stopping(settings: Settings) -> list[Any]:
-    chosen = settings.exp_manager
-    if not chosen.create_early_stopping_callback:
-        return []
-    from lightning.pytorch.callbacks import EarlyStopping
-
-    options = {**vars(chosen.early_stopping_callback_params), "verbose": False, "check_on_train_epoch_end": False}
-    return [EarlyStopping(**options)]
+# Loaders
 
 
-def training_loader(run: Run, state: Mapping[str, Any] | None, prefix: Prefix | None) -> Any:
-    """This process's batches of the whole run, from where it stands."""
-    chosen = run.settings.model.train_ds
+def make_training_loader(run: Run, state: Mapping[str, Any] | None, prefix: PrefixForward | None) -> Any:
+    """Make the loader of this process's batches of the whole run, from where the state stands."""
+    chosen = run.plan.train_data
     sampler = StepSampler(
         run.training.plan,
         total=run.length.batches,
@@ -206,86 +198,97 @@ def training_loader(run: Run, state: Mapping[str, Any] | None, prefix: Prefix | 
         processes=run.machine.processes,
     )
     if prefix is not None:
-        return prefix.loader(run.training, turns(sampler, prefix.plan.variants), len(sampler), worker_count(chosen))
+        batches = cycle_variants(sampler, prefix.plan.variants)
+        return prefix.make_loader(run.training, batches, len(sampler), worker_count(chosen))
     draws = Draws(sampler) if chosen.augmentor is not None else sampler
     return make_loader(run.training.dataset, draws, workers=worker_count(chosen), pin_memory=chosen.pin_memory)
 
 
-def held_out(run: Run, prefix: Prefix | None) -> list[Any]:
-    """This process's batches of every validation set."""
-    chosen, rank = run.settings.model.validation_ds, process_rank(run.machine.devices_each)
+def make_validation_loaders(run: Run, prefix: PrefixForward | None) -> list[Any]:
+    """Make a loader of this process's batches for every validation set."""
+    chosen, rank = run.plan.validation_data, process_rank(run.machine.devices_each)
     workers = worker_count(chosen)
 
-    def loader(held: SpeechSet) -> Any:
-        batches = validation_batches(held, run.settings, rank=rank, processes=run.machine.processes)
+    def loader(speech: SpeechSet) -> Any:
+        batches = validation_batches(speech, run.plan, rank=rank, processes=run.machine.processes)
         if prefix is not None:
-            return prefix.loader(held, batches, len(batches), workers)
-        return make_loader(held.dataset, batches, workers=workers, pin_memory=chosen.pin_memory)
+            return prefix.make_loader(speech, batches, len(batches), workers)
+        return make_loader(speech.dataset, batches, workers=workers, pin_memory=chosen.pin_memory)
 
-    return [loader(held) for held in run.validation]
+    return [loader(speech) for speech in run.validation]
 
 
-def score_base(trainer: Any, steps: Steps, held: list[Any], reporter: Reporter) -> float:
-    """Word error rate of the base on the first validation set."""
-    if steps.processes is not None and steps.processes.errand is not None:
-        score: Score = steps.processes.errand_done()
-    else:
-        steps.base_alone = True
-        trainer.validate(steps, dataloaders=held, verbose=False)
-        steps.base_alone = False
-        score = steps.scores[0]
-    wer = score.words.rate
-    reporter.say(f"step 0: WER {wer:.2%}  (the base)")
-    return wer
+# Around the steps
 
 
 @contextmanager
-def interruption_kept(run: Run, watch: Watch, *, leads: bool) -> Iterator[None]:
-    """After Ctrl-C, SIGTERM, or audio that cannot be read, the last adapter is written before the run ends.
+def compute_base(run: Run, device: torch.device, processes: RowProcesses | None) -> Iterator[None]:
+    """Compute with the base on the device, in its dtype, inside the block; row processes began with that themselves."""
+    run.model.to(device)
+    dtype = "float32" if run.adapter is None else run.plan.compute_dtype
+    with run.model.computing_in(dtype if processes is None else None):
+        yield
+
+
+def score_base(trainer: Any, module: TrainingModule, loaders: list[Any], processes: RowProcesses | None) -> float:
+    """Return the WER of the base on the first validation set, 0..1, which another process may have found already."""
+    if processes is not None and processes.has_first_task:
+        counts: ValidationCounts = processes.first_result()
+    else:
+        with module.score_base():
+            trainer.validate(module, dataloaders=loaders, verbose=False)
+        counts = module.counts[0]
+    return counts.words.rate
+
+
+@contextmanager
+def keep_last_weights(run: Run, callback: TrainingCallback, *, leads: bool) -> Iterator[None]:
+    """Write the last adapter after Ctrl-C, SIGTERM, or audio that cannot be read, before the run ends.
 
     Lightning's exit becomes a KeyboardInterrupt again, or the exit of a SIGTERM.
     """
+    progress = callback.progress
     try:
-        with deaths_told(lambda: watch.reading):
+        with explain_worker_death(lambda: callback.set_being_read):
             yield
     except DataError:
-        if written := last_kept(watch, leads=leads):
-            watch.reporter.say(f"Ended at step {watch.pace.step}. {written}")
-        if watch.stop.made:  # a SIGTERM to all processes ended one that reads, too
-            raise watch.stop.end() from None
+        if written := write_last(callback, leads=leads):
+            callback.reporter.say(f"Ended at step {progress.step}. {written}")
+        if callback.stop.requested:  # a SIGTERM to all processes ended one that reads, too
+            raise callback.stop.make_error() from None
         raise
     except (KeyboardInterrupt, SystemExit) as error:
-        if isinstance(error, SystemExit) and not watch.interrupted:
+        if isinstance(error, SystemExit) and not callback.interrupted:
             raise
-        said = [f"Interrupted at step {watch.pace.step}.", last_kept(watch, leads=leads)]
-        if watch.has_checkpoint:
-            said.append(f"Go on with {going_on(run)}")
-        watch.reporter.say(" ".join(filter(None, said)))
-        raise watch.stop.end() from None
+        lines = [f"Interrupted at step {progress.step}.", write_last(callback, leads=leads)]
+        if callback.has_checkpoint:
+            lines.append(f"Go on with {resume_overrides(run)}")
+        callback.reporter.say(" ".join(filter(None, lines)))
+        raise callback.stop.make_error() from None
 
 
-def last_kept(watch: Watch, *, leads: bool) -> str:
+def write_last(callback: TrainingCallback, *, leads: bool) -> str:
     """Write the adapter as it is now, and say where; nothing where no step was made."""
-    keeper, pace = watch.keeper, watch.pace
-    if pace.step == pace.first_step:
+    weights, progress = callback.weights, callback.progress
+    if progress.step == progress.first_step:
         return ""
-    if leads and watch.validated_step != pace.step:  # a validation keeps the weights, with what it found
-        keeper.write(keeper.last_path, pace.step, {})
-    return f"Written: {keeper.last_path}."
+    if leads and callback.validated_step != progress.step:  # a validation writes the weights, with its metrics
+        weights.write(weights.last_path, progress.step, {})
+    return f"Written: {weights.last_path}."
 
 
-def going_on(run: Run) -> str:
-    """What to add to the command line, so that the run goes on in its folder."""
+def resume_overrides(run: Run) -> str:
+    """Return the words to add to the command line, so that the run goes on in its folder."""
     path = run.folder.path
     value = str(path) if PLAIN_PATH.fullmatch(str(path)) else quoted(path)
     words = [shlex.quote(f"exp_manager.explicit_log_dir={value}"), "exp_manager.resume_if_exists=true"]
-    if run.settings.exp_manager.resume_from_checkpoint:
+    if run.plan.experiment.resume_from_checkpoint:
         words.append("exp_manager.resume_from_checkpoint=null")
     return " ".join(words)
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def quiet_lightning() -> Iterator[None]:
     """Leave out Lightning's advice, which is about choices that are made here."""
     names = ("lightning.pytorch", "lightning.fabric")
     levels = {name: logging.getLogger(name).level for name in names}

@@ -1,47 +1,39 @@
-"""What is trained: a model restored or made, and the adapter that is added to it."""
+"""The model of a training: loaded or made, with the new adapter, and given back as it came."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from overtone.adapters.adapter import Adapter
-from overtone.adapters.kinds.registry import SECTIONS, kind_of
-from overtone.adapters.strategies import ResidualAdd
 from overtone.checkpoints.load import load_model
 from overtone.checkpoints.nemo.adapters import adapter_config, has_nemo_form, nemo_modules
 from overtone.checkpoints.nemo.config import describe, translate
 from overtone.checkpoints.nemo.model import read_config
-from overtone.config import (
-    AdapterSettings,
-    KindSettings,
-    ModelSettings,
-    Settings,
-)
 from overtone.errors import CheckpointError, ConfigError
 from overtone.models.asr_model import AsrModel, build_model
 from overtone.tokenizers import CharTokenizer, SentencePieceTokenizer, Tokenizer
+from overtone.training.plan import AdapterPlan, BasePlan
 
 # Models
 
 
-def restore(settings: ModelSettings, *, seed: int) -> AsrModel:
-    """The model of a file or name, one with another vocabulary, or one with fresh weights."""
-    tokenizer = read_tokenizer(Path(settings.tokenizer).expanduser()) if settings.tokenizer else None
-    if settings.init is not None:
+def load_base(plan: BasePlan, *, seed: int) -> AsrModel:
+    """Load the checkpoint, with another vocabulary where the plan names one, or build a model with fresh weights."""
+    tokenizer = read_tokenizer(plan.tokenizer) if plan.tokenizer is not None else None
+    if plan.config is not None:
         assert tokenizer is not None, "the configuration is checked"
-        return fresh_model(Path(settings.init).expanduser(), tokenizer, seed=seed)
-    model = load_model(settings.nemo_model or settings.pretrained_model or "")
-    return model if tokenizer is None else with_vocabulary(model, tokenizer, seed=seed)
+        return build_fresh(plan.config, tokenizer, seed=seed)
+    model = load_model(plan.checkpoint or "")
+    return model if tokenizer is None else change_vocabulary(model, tokenizer, seed=seed)
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
-    """A sentencepiece model (`.model`), or a text file with one label a line. Raises ConfigError."""
+    """Read a sentencepiece model (`.model`), or a text file with one label a line. Raises ConfigError."""
     try:
         content = path.read_bytes()
         if path.suffix == ".model":
@@ -53,8 +45,11 @@ def read_tokenizer(path: Path) -> Tokenizer:
         raise ConfigError(f"model.tokenizer: {path}: {error}") from error
 
 
-def fresh_model(path: Path, tokenizer: Tokenizer, *, seed: int) -> AsrModel:
-    """A model with fresh weights from a NeMo configuration; its own vocabulary and data sections are not looked at."""
+def build_fresh(path: Path, tokenizer: Tokenizer, *, seed: int) -> AsrModel:
+    """Build a model with fresh weights from a NeMo configuration, whose vocabulary and data sections are not read.
+
+    Raises ConfigError where the file cannot be read.
+    """
     try:
         config = read_config(path.read_bytes(), str(path))
     except OSError as error:
@@ -73,7 +68,7 @@ def fresh_model(path: Path, tokenizer: Tokenizer, *, seed: int) -> AsrModel:
 
 
 def _tokenizer_section(tokenizer: Tokenizer) -> dict[str, Any]:
-    """What of a NeMo configuration says where the vocabulary comes from."""
+    """Return the part of a NeMo configuration that says where the vocabulary comes from."""
     family = "nemo.collections.asr.models"
     if isinstance(tokenizer, SentencePieceTokenizer):
         section = {"type": "bpe", "model_path": "nemo:tokenizer.model"}
@@ -81,8 +76,8 @@ def _tokenizer_section(tokenizer: Tokenizer) -> dict[str, Any]:
     return {"target": f"{family}.ctc_models.EncDecCTCModel", "labels": tokenizer.vocabulary}
 
 
-def with_vocabulary(model: AsrModel, tokenizer: Tokenizer, *, seed: int) -> AsrModel:
-    """The model's encoder under a fresh head for another vocabulary; adapters do not come along."""
+def change_vocabulary(model: AsrModel, tokenizer: Tokenizer, *, seed: int) -> AsrModel:
+    """Return the model's encoder under a fresh head for another vocabulary; adapters do not come along."""
     settings = {part: dict(values) for part, values in model.settings.items()}
     settings["decoder"]["classes"] = tokenizer.size
     torch.manual_seed(seed)
@@ -96,10 +91,10 @@ def with_vocabulary(model: AsrModel, tokenizer: Tokenizer, *, seed: int) -> AsrM
 
 
 @contextmanager
-def being_trained(model: AsrModel) -> Iterator[None]:
-    """Give the model back as it came: for inference, on its device and in its arithmetic.
+def give_back(model: AsrModel) -> Iterator[None]:
+    """Give the model back after the block as it came: for inference, on its device and in its compute dtype.
 
-    After an error also without a new adapter, and with the old choice of what is trained and what files enable.
+    After an error also without a new adapter, with the parameters trainable as before, and the files' choice as before.
     """
     backend, device, adapters = model.backend, model.device, model.adapters
     frozen, dropout, learns = (
@@ -129,64 +124,34 @@ def being_trained(model: AsrModel) -> Iterator[None]:
 # Adapters
 
 
-def add_adapter(model: AsrModel, settings: Settings) -> Adapter:
-    """Add the new adapter, disable all others, freeze everything else. Raises AdapterError, and ConfigError after
-    the adapter has been added."""
-    chosen = settings.model.adapter
-    assert chosen.adapter_name is not None, "the configuration is checked"
-    section = section_with_dim(chosen)
-    name, modules = split_name(chosen.adapter_name, chosen.adapter_module_name)
-    torch.manual_seed(settings.seed)
-    adapter = model.adapters.add(
-        name,
-        kind_of(section),
-        modules=modules,
-        layers=list(chosen.layers) if isinstance(chosen.layers, tuple) else chosen.layers,
-        strategy=ResidualAdd(
-            stochastic_depth=section.adapter_strategy.stochastic_depth,
-            l2_lambda=section.adapter_strategy.l2_lambda,
-        ),
-    )
-    check_width(model, adapter, chosen, section)
-    disable_others(model, name)
-    model.adapters.nemo = asdict(chosen.global_settings)
-    model.train_only(name, base_dropout=settings.model.base_dropout)
+def add_adapter(model: AsrModel, plan: AdapterPlan, *, seed: int, base_dropout: bool) -> Adapter:
+    """Add the new adapter, disable all others, freeze everything else.
+
+    Raises AdapterError, and ConfigError after the adapter has been added.
+    """
+    torch.manual_seed(seed)
+    layers = plan.layers if isinstance(plan.layers, str | int) else list(plan.layers)
+    adapter = model.adapters.add(plan.name, plan.kind, modules=plan.modules, layers=layers, strategy=plan.strategy)
+    check_widths(adapter, plan.widths)
+    disable_others(model, plan.name)
+    model.adapters.nemo = dict(plan.nemo)
+    model.train_only(plan.name, base_dropout=base_dropout)
     return adapter
 
 
-def split_name(name: str, modules: str | None) -> tuple[str, str]:
-    """`decoder:medical` carries its modules in the name, as NeMo writes them."""
-    before, colon, after = name.rpartition(":")
-    return (after, before or "encoder") if colon else (name, modules or "encoder")
+def check_widths(adapter: Adapter, widths: Mapping[str, int]) -> None:
+    """Raises ConfigError for a width that is not the model's. widths: by the setting's key."""
+    own = {adapter.at(point).point.out_width for point in adapter.points}
+    for key, width in widths.items():
+        if width not in own:
+            known = ", ".join(map(str, sorted(own)))
+            raise ConfigError(f"{key}: {width} is not the width of the model's layers, {known}; leave it out.")
 
 
 def disable_others(model: AsrModel, name: str) -> None:
-    """Files written from now on have this adapter alone enabled."""
+    """Have this adapter alone enabled in the files that are written from now on."""
     model.adapters.file_choice = (name,)
     for adapter in model.adapters:
         if adapter.name != name and has_nemo_form(adapter):
             form = adapter.nemo or {"modules": nemo_modules(adapter), "config": adapter_config(adapter)}
             adapter.nemo = {**form, "enabled": False}
-
-
-def check_width(model: AsrModel, adapter: Adapter, chosen: AdapterSettings, section: KindSettings) -> None:
-    """Widths that the configuration names must be the model's."""
-    given: dict[str, int | None] = {"model.adapter.in_features": chosen.in_features}
-    form = SECTIONS[type(section)].section if type(section) in SECTIONS else None
-    for key in () if form is None else form.width_keys:
-        given[f"model.adapter.{chosen.adapter_type}.{key}"] = getattr(section, key)
-    widths = {adapter.at(point).point.out_width for point in adapter.points}
-    for key, width in given.items():
-        if width is not None and width not in widths:
-            own = ", ".join(map(str, sorted(widths)))
-            raise ConfigError(f"{key}: {width} is not the width of the model's layers, {own}; leave it out.")
-
-
-def section_with_dim(chosen: AdapterSettings) -> KindSettings:
-    """The section of the adapter's type, `model.adapter.dim` taken in."""
-    section = chosen.kinds[chosen.adapter_type]
-    if chosen.dim is None:
-        return section
-    if "dim" not in vars(section):
-        raise ConfigError(f"model.adapter.dim: an adapter of type {chosen.adapter_type} has none; leave it out.")
-    return type(section)(**{**vars(section), "dim": chosen.dim})

@@ -1,7 +1,7 @@
-"""Learning rates over the steps, as NeMo computes them (nemo/core/optim/lr_scheduler.py).
+"""Optimisers and learning-rate schedules, by NeMo's names.
 
-A schedule is made by `make_schedule(name, …)` and is a plain function from the number of finished steps to the
-learning rate of the next one. Steps count from zero.
+A schedule is a plain function from the number of finished steps to the learning rate of the next one, computed as in
+NeMo (nemo/core/optim/lr_scheduler.py). Steps count from zero.
 """
 
 from __future__ import annotations
@@ -12,14 +12,64 @@ from dataclasses import dataclass
 from inspect import signature
 from typing import Any
 
+import torch
+
+from overtone.config import OptimSettings
 from overtone.errors import ConfigError, did_you_mean
+
+# Optimisers
+
+OPTIMISERS: dict[str, type[torch.optim.Optimizer]] = {
+    "adamw": torch.optim.AdamW,
+    "adam": torch.optim.Adam,
+    "nadam": torch.optim.NAdam,
+    "radam": torch.optim.RAdam,
+    "adamax": torch.optim.Adamax,
+    "adagrad": torch.optim.Adagrad,
+    "rmsprop": torch.optim.RMSprop,
+    "sgd": torch.optim.SGD,
+}
+MOMENTUM_OPTIMISERS = ("sgd", "rmsprop")
+FUSED_OPTIMISERS = ("adamw", "adam")
+"""With a single call for all parameters; Lightning clips no gradients of these beside mixed precision."""
+
+
+def make_optimiser(
+    settings: OptimSettings, parameters: list[torch.nn.Parameter], *, fused: bool
+) -> torch.optim.Optimizer:
+    """Make the optimiser of torch.optim by its NeMo name.
+
+    fused: updates all parameters in a single call where the optimiser can. Raises ConfigError for values that
+    PyTorch refuses.
+    """
+    options: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay}
+    if settings.name in MOMENTUM_OPTIMISERS:
+        options["momentum"] = settings.momentum or 0.0
+        if settings.name == "sgd":
+            options["nesterov"] = bool(settings.nesterov)
+    elif settings.name != "adagrad":
+        options["betas"] = tuple(settings.betas)
+    if fused and settings.name in FUSED_OPTIMISERS:
+        options["fused"] = True
+    if settings.eps is not None and settings.name != "sgd":
+        options["eps"] = settings.eps
+    try:
+        optimiser = OPTIMISERS[settings.name](parameters, **options)
+    except (TypeError, ValueError) as error:  # PyTorch's answer to values that do not fit
+        raise ConfigError(f"model.optim: {error}") from error
+    # A fused step writes without a trace, and what is derived from the parameters would stay as it was.
+    optimiser.register_step_post_hook(lambda *_: torch.autograd.graph.increment_version(parameters))
+    return optimiser
+
+
+# Schedules
 
 Schedule = Callable[[int], float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Course:
-    """What all schedules share."""
+    """Settings that all schedules share."""
 
     peak: float
     """The optimiser's learning rate."""
@@ -222,6 +272,29 @@ def make_schedule(
         min_lr=smallest,
     )
     return SCHEDULES[name](course, **given)
+
+
+def choose_schedule(settings: OptimSettings, *, max_steps: int, width: int) -> Schedule:
+    """Make the schedule that the settings describe; without one the learning rate is constant.
+
+    max_steps: length of the training. width: the model's, for NoamAnnealing. Raises ConfigError as `make_schedule`.
+    """
+    sched = settings.sched
+    if sched is None:
+        return make_schedule("constant", learning_rate=settings.lr, max_steps=max_steps)
+    options = ("constant_steps", "constant_ratio", "hold_steps", "hold_ratio", "decay_rate", "power", "d_model")
+    given = {name: getattr(sched, name) for name in options}
+    if sched.name == "NoamAnnealing" and sched.d_model is None:
+        given["d_model"] = width
+    return make_schedule(
+        sched.name,
+        learning_rate=settings.lr,
+        max_steps=sched.max_steps if sched.max_steps and sched.max_steps > 0 else max_steps,
+        warmup_steps=sched.warmup_steps,
+        warmup_ratio=sched.warmup_ratio,
+        min_lr=min(sched.min_lr, settings.lr),
+        options=given,
+    )
 
 
 def _steps(steps: int | None, ratio: float | None, max_steps: int, name: str) -> int:

@@ -1,73 +1,146 @@
-"""A training that is fully checked and about to begin."""
+"""One run of a training: what it works with, where its checkpoint says it stood, and what it leaves."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from overtone.config import Settings
+import torch
+
+from overtone.config import to_plain
+from overtone.errors import CheckpointError
 from overtone.models.asr_model import AsrModel
 from overtone.training.console import Reporter
 from overtone.training.data import SpeechSet
+from overtone.training.plan import TrainingPlan
 from overtone.training.prefix_cache.plan import PrefixPlan
-from overtone.training.run_folder import RunFolder, plain
-from overtone.training.trainer import Length, Machine
+from overtone.training.run_folder import RunFolder
+from overtone.training.trainer import Machine, RunLength
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """Everything that `fit` needs."""
+    """A training that is fully checked and about to begin."""
 
-    settings: Settings
+    plan: TrainingPlan
     model: AsrModel
+    """The base, with the new adapter added."""
     adapter: str | None
-    """None trains the whole base."""
+    """Name of the adapter; None trains the whole base."""
     folder: RunFolder
-    resumption: Path | None
-    """The checkpoint to go on from."""
+    checkpoint: Path | None
+    """The checkpoint that the run resumes from."""
+    state: Mapping[str, Any] | None = None
+    """What the checkpoint says of the run."""
     training: SpeechSet
     validation: tuple[SpeechSet, ...]
     machine: Machine
-    length: Length
+    length: RunLength
     reporter: Reporter
     prefix: PrefixPlan | None = None
-    """What is computed once for each utterance; None: nothing."""
-    state: Mapping[str, Any] | None = None
-    """Where the run stood, as the checkpoint says."""
+    """The part of the base that is computed once for each utterance; None computes everything in every step."""
 
     def identity(self) -> dict[str, Any]:
-        """What must not change between the parts of a resumed run."""
-        settings = self.settings
+        """Return what must not change between the parts of a resumed run."""
+        batches = self.training.plan
         return {
             "adapter": self.adapter,
-            **self.trained_over(),
-            "optimiser": {key: value for key, value in plain(settings.model.optim).items() if key != "sched"},
+            **self.adapter_identity(),
+            "optimiser": {key: value for key, value in to_plain(self.plan.optimiser).items() if key != "sched"},
             "data": self.training.digest,
             "batches": {
-                "batch_size": self.training.plan.batch_size,
-                "batch_duration": self.training.plan.batch_duration,
-                "buckets": self.training.plan.buckets,
-                "shuffle": self.training.plan.shuffle,
-                "drop_last": self.training.plan.drop_last,
-                "limit": self.training.plan.limit,
+                "batch_size": batches.batch_size,
+                "batch_duration": batches.batch_duration,
+                "buckets": batches.buckets,
+                "shuffle": batches.shuffle,
+                "drop_last": batches.drop_last,
+                "limit": batches.limit,
                 "processes": self.machine.processes,
-                "accumulate": settings.trainer.accumulate_grad_batches,
+                "accumulate": self.plan.trainer.accumulate_grad_batches,
             },
-            "seed": settings.seed,
+            "seed": self.plan.seed,
             "prefix_cache": None if self.prefix is None else self.prefix.identity(),
         }
 
-    def trained_over(self) -> dict[str, Any]:
-        """What the adapter is and what lies below it; nothing where every weight is in the checkpoint."""
+    def adapter_identity(self) -> dict[str, Any]:
+        """Return what the adapter is and its base; nothing where every weight is trained and in the checkpoint."""
         if self.adapter is None:
             return {}
         adapter = self.model.adapters[self.adapter]
         return {
             "base": self.model.fingerprint(),
-            "kind": {"name": adapter.kind.name, **plain(adapter.kind)},
+            "kind": {"name": adapter.kind.name, **to_plain(adapter.kind)},
             "strategy": asdict(adapter.strategy),
             "modules": adapter.modules_text,
-            "layers": plain(adapter.layers),
+            "layers": to_plain(adapter.layers),
         }
+
+
+# Resuming
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """Read where a run stood when it wrote the checkpoint, and its identity. Raises CheckpointError."""
+    try:
+        state: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)["overtone"]
+    except Exception as error:  # torch raises whatever the damage leads to
+        raise CheckpointError(f"{checkpoint} is no checkpoint of a training, or damaged: {error}") from error
+    return state
+
+
+def check_same_run(checkpoint: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises CheckpointError where the identities of two parts of a run differ in what both of them name."""
+    changed = "; ".join(find_differences(before, now))
+    if changed:
+        raise CheckpointError(
+            f"{checkpoint} belongs to another run: {changed}. Give the same settings, or begin a new run."
+        )
+
+
+def find_differences(before: Mapping[str, Any], now: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    """Yield a few words for each value that has changed, under its dotted name."""
+    for key in now:
+        if key not in before or before[key] == now[key]:
+            continue
+        if isinstance(before[key], Mapping) and isinstance(now[key], Mapping):
+            yield from find_differences(before[key], now[key], f"{above}{key}.")
+        else:
+            yield f"{above}{key} was {before[key]}, now {now[key]}"
+
+
+# Result
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingResult:
+    """What a training left behind."""
+
+    adapter: str | None
+    """Name of the adapter; None where the whole base was trained."""
+    folder: Path
+    """The run folder."""
+    best: Path
+    """Adapter folder (or model folder) of the best step; of the last one where nothing was validated."""
+    last: Path
+    """The same of the last step."""
+    nemo: Path | None
+    """The adapted `.nemo` with the best weights, where one was written."""
+    adapters_file: Path | None
+    """The best adapter in NeMo's format, where it was written."""
+    checkpoint: Path | None
+    """What a resumed run reads."""
+    steps: int
+    """Steps of the optimiser that were done."""
+    best_step: int
+    wer_before: float | None
+    """Of the base on the first validation set, a fraction; None without one."""
+    wer_after: float | None
+    """Of the best step."""
+    wer_last: float | None
+    """Of the last step."""
+    hours: float
+    """Training audio."""
+    card: dict[str, Any]
+    """What is written into the best adapter's `adapter.yaml`."""

@@ -1,4 +1,4 @@
-"""The run folder: `exp_dir/name/version` with checkpoints, settings, log and TensorBoard; and finding it again."""
+"""The run folder, `exp_dir/name/version`: checkpoints, settings, log and TensorBoard; and finding it again."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from overtone.config import ExperimentSettings, Settings
+from overtone.config import ExperimentSettings
 from overtone.errors import ConfigError, OvertoneError
 from overtone.files import write_failure
 
-RESUME_SUFFIX = "-last.ckpt"
-"""What a resumed run reads, `NAME-last.ckpt`."""
+CHECKPOINT_SUFFIX = "-last.ckpt"
+"""A resumed run reads `NAME-last.ckpt`."""
 
 LOG_FILE = "log.txt"
 HPARAMS_FILE = "hparams.yaml"
@@ -30,26 +30,27 @@ COMMAND_FILE = "cmd-args.log"
 
 @dataclass(frozen=True, kw_only=True)
 class RunFolder:
-    """Where a run writes; nothing exists before `create`."""
+    """Where a run writes; nothing exists before `create_folder`."""
 
     path: Path
     """The folder of this run."""
     checkpoints: Path
-    """Adapters, models, and what a resumed run needs."""
+    """Folder of the adapters, models, and of the checkpoint for resuming."""
     exp_dir: Path
     name: str
     version: str
     """Empty where the run has no folder of its own below the name."""
 
     @property
-    def resume_file(self) -> Path:
-        return self.checkpoints / f"{self.name}{RESUME_SUFFIX}"
+    def checkpoint(self) -> Path:
+        """File of the checkpoint for resuming."""
+        return self.checkpoints / f"{self.name}{CHECKPOINT_SUFFIX}"
 
 
 def process_rank(devices: int = 1) -> int:
-    """Number of this process among those of a run, with so many devices a machine.
+    """Return the number of this process among those of a run, with so many devices a machine.
 
-    Process 0 leads: it alone writes and speaks.
+    Process 0 leads: it alone writes and prints.
     """
     for name in ("RANK", "SLURM_PROCID"):
         if os.environ.get(name, "").isdigit():
@@ -59,7 +60,7 @@ def process_rank(devices: int = 1) -> int:
 
 
 def plan_folder(settings: ExperimentSettings, *, default_name: str) -> RunFolder:
-    """The folder that the settings name. Nothing is written."""
+    """Name the folder that the settings describe. Nothing is written."""
     name = settings.name or default_name
     if settings.explicit_log_dir:
         path = Path(settings.explicit_log_dir).expanduser()
@@ -68,7 +69,7 @@ def plan_folder(settings: ExperimentSettings, *, default_name: str) -> RunFolder
         exp_dir = Path(settings.exp_dir or "nemo_experiments").expanduser()
         version = settings.version or ""
         if not version and not settings.resume_if_exists:
-            version = _new_version(exp_dir / name, by_date=settings.use_datetime_version)
+            version = _choose_version(exp_dir / name, by_date=settings.use_datetime_version)
         path = exp_dir / name / version
     checkpoints = settings.checkpoint_callback_params.dirpath
     return RunFolder(
@@ -80,7 +81,7 @@ def plan_folder(settings: ExperimentSettings, *, default_name: str) -> RunFolder
     )
 
 
-def _new_version(folder: Path, *, by_date: bool) -> str:
+def _choose_version(folder: Path, *, by_date: bool) -> str:
     if by_date:
         version = stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
         number = 1
@@ -92,32 +93,34 @@ def _new_version(folder: Path, *, by_date: bool) -> str:
     return f"version_{max(numbers, default=-1) + 1}"
 
 
-def find_resumption(settings: ExperimentSettings, folder: RunFolder) -> Path | None:
-    """The checkpoint to go on from, or None to begin. Raises ConfigError where one was asked for and is missing."""
+def find_checkpoint(settings: ExperimentSettings, folder: RunFolder) -> Path | None:
+    """Return the checkpoint to resume from; None begins anew. Raises ConfigError where one is asked for and missing."""
     if settings.resume_from_checkpoint:
         path = Path(settings.resume_from_checkpoint).expanduser()
         if not path.is_file():
-            raise ConfigError(f"exp_manager.resume_from_checkpoint: {path} does not exist; name a '*{RESUME_SUFFIX}'.")
+            raise ConfigError(
+                f"exp_manager.resume_from_checkpoint: {path} does not exist; name a '*{CHECKPOINT_SUFFIX}'."
+            )
         return path
     if not settings.resume_if_exists:
         return None
-    if folder.resume_file.is_file():
-        return folder.resume_file
+    if folder.checkpoint.is_file():
+        return folder.checkpoint
     if settings.resume_ignore_no_checkpoint:
         return None
     raise ConfigError(
-        f"exp_manager.resume_if_exists: there is no {folder.resume_file} to go on from. "
+        f"exp_manager.resume_if_exists: there is no {folder.checkpoint} to go on from. "
         "Give exp_manager.resume_ignore_no_checkpoint=true to begin anew where there is none."
     )
 
 
-def check_free(settings: ExperimentSettings, folder: RunFolder) -> None:
+def check_folder_is_free(settings: ExperimentSettings, folder: RunFolder) -> None:
     """Raises ConfigError where the folder holds another run, which would be overwritten."""
     resumed = Path(settings.resume_from_checkpoint or "").expanduser()
     if (
         process_rank() > 0
         or settings.resume_if_exists
-        or resumed.absolute() == folder.resume_file.absolute()
+        or resumed.absolute() == folder.checkpoint.absolute()
         or not folder.checkpoints.is_dir()
         or not any(folder.checkpoints.iterdir())
     ):
@@ -142,21 +145,24 @@ def check_loggers(settings: ExperimentSettings) -> None:
         raise ConfigError("exp_manager.wandb_logger_kwargs.project: W&B needs a project or a name.")
 
 
-def create_folder(folder: RunFolder, settings: Settings, *, resuming: bool) -> None:
-    """Make the folders and write the settings and the command into them. Raises OvertoneError where that fails."""
-    with writing(folder.path, key="exp_manager.exp_dir"):
+def create_folder(folder: RunFolder, settings: Mapping[str, Any], *, files: Sequence[str] = (), resuming: bool) -> None:
+    """Make the folders and write the settings and the command into them. Raises OvertoneError where that fails.
+
+    settings: plain data. files: are copied into the run folder.
+    """
+    with explain_write_errors(folder.path, key="exp_manager.exp_dir"):
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.checkpoints.mkdir(parents=True, exist_ok=True)
         settings_file = folder.path / HPARAMS_FILE
-        settings_file.write_text(yaml.safe_dump(plain(settings), sort_keys=False, allow_unicode=True), "utf-8")
+        settings_file.write_text(yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True), "utf-8")
         with (folder.path / COMMAND_FILE).open("a" if resuming else "w", encoding="utf-8") as file:
             file.write(shlex.join(sys.argv) + "\n")
-        for name in settings.exp_manager.files_to_copy or ():
+        for name in files:
             shutil.copy(name, folder.path)
 
 
 def make_loggers(settings: ExperimentSettings, folder: RunFolder) -> list[Any]:
-    """TensorBoard in the run folder, and W&B where asked for."""
+    """Make the loggers of a run: TensorBoard in the run folder, and W&B where asked for."""
     loggers: list[Any] = []
     if settings.create_tensorboard_logger:
         from lightning.pytorch.loggers import TensorBoardLogger
@@ -173,28 +179,10 @@ def make_loggers(settings: ExperimentSettings, folder: RunFolder) -> list[Any]:
 
 
 @contextmanager
-def writing(place: Path, *, key: str = "") -> Iterator[None]:
-    """What the system refuses while writing becomes one clear error that names the place."""
+def explain_write_errors(place: Path, *, key: str = "") -> Iterator[None]:
+    """Turn an OSError while writing into one OvertoneError that names the place, and the setting that chooses it."""
     try:
         yield
     except OSError as error:
         other = f", or choose another folder with {key}" if key else ""
         raise OvertoneError(write_failure(error.filename or place, error, other=other)) from error
-
-
-def plain(value: Any) -> Any:
-    """Settings as plain data under the keys of the YAML."""
-    if is_dataclass(value):
-        content: dict[str, Any] = {}
-        for item in fields(value):
-            inner = plain(getattr(value, item.name))
-            if "rest" in item.metadata:
-                content.update(inner)
-            else:
-                content[item.metadata.get("key", item.name)] = inner
-        return content
-    if isinstance(value, dict):
-        return {str(key): plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(inner) for inner in value]
-    return value

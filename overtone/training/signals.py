@@ -1,4 +1,4 @@
-"""The wish that a training ends, by Ctrl-C or SIGTERM: it comes at any time, and is met between two steps."""
+"""Ctrl-C and SIGTERM during a training: noted when they come, followed between two steps."""
 
 from __future__ import annotations
 
@@ -9,27 +9,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-STOPPING = (signal.SIGINT, signal.SIGTERM)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(kw_only=True)
 class StopRequest:
-    """The first signal is noted, the second one stops at once."""
+    """Whether the training is asked to end: the first signal is noted, the second one ends it at once."""
 
     number: int | None = None
-    """The signal that came; None: none did."""
+    """The signal that came; None where none did."""
+    requested: bool = False
     at_once: bool = True
-    """Whether the first one stops at once too: there is nothing yet that could be lost."""
-
-    @property
-    def made(self) -> bool:
-        return self.number is not None
+    """Whether the first signal ends the training at once too, while there is nothing that could be lost."""
 
     @contextmanager
-    def heard(self) -> Iterator[None]:
-        """Listen as long as this lasts; in another thread than the main one, signals stay as they are."""
-        before = {number: signal.getsignal(number) for number in STOPPING}
-        self.listen()
+    def listen(self) -> Iterator[None]:
+        """Take the signals inside the block. Outside the main thread, signals stay as they are."""
+        before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+        self.take_signals()
         try:
             yield
         finally:
@@ -37,21 +34,26 @@ class StopRequest:
                 for number, handler in before.items():
                     signal.signal(number, handler)
 
-    def listen(self) -> None:
-        """Take the signals, from whoever has them."""
+    def take_signals(self) -> None:
+        """Become the handler of the signals, whoever handles them now."""
         if threading.current_thread() is threading.main_thread():
-            for number in STOPPING:
-                signal.signal(number, self.note)
+            for number in STOP_SIGNALS:
+                signal.signal(number, self.handle)
 
-    def note(self, number: int, frame: Any) -> None:
-        """What the system calls. Raises KeyboardInterrupt where the training is to stop at once."""
-        again = self.made
-        self.number = self.number or number
+    def wait_for_steps(self) -> None:
+        """From now on the first signal is followed between two steps."""
+        self.at_once = False
+        self.take_signals()
+
+    def handle(self, number: int, frame: Any) -> None:
+        """Note a signal, as the system calls it. Raises KeyboardInterrupt where the training is to end at once."""
+        again = self.requested
+        self.number, self.requested = self.number or number, True
         if again or self.at_once:
             raise KeyboardInterrupt
 
-    def end(self) -> BaseException:
-        """What a run ends with that was stopped: KeyboardInterrupt, after SIGTERM SystemExit with the code of that."""
+    def make_error(self) -> BaseException:
+        """Make what a stopped run ends with: KeyboardInterrupt, after SIGTERM SystemExit with its exit code."""
         if self.number == signal.SIGTERM:
             return SystemExit(128 + signal.SIGTERM)
         return KeyboardInterrupt()

@@ -1,4 +1,4 @@
-"""What a training says at its beginning and end, and what it writes down about its weights."""
+"""First and last lines of a training, the card of its weights, and its result."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ import torch
 from lightning.pytorch import Trainer
 
 from overtone.config import ExperimentSettings
-from overtone.training.callback import Watch
-from overtone.training.result import TrainingResult
-from overtone.training.run import Run
-from overtone.training.trainer import TRAINED_DTYPES, base_dtype, precision_of
+from overtone.training.callback import Progress
+from overtone.training.run import Run, TrainingResult
+from overtone.training.trainer import TRAINED_DTYPES, base_dtype, lightning_precision
+from overtone.training.weights import WeightsStore
 from overtone.version import __version__
 
 
 def introduce(run: Run, notes: Sequence[str]) -> None:
-    """The first lines: what is trained in which arithmetic, and on what; then the notes."""
+    """Print the first lines: the trained parameters and their dtype, and the data; then the notes."""
     model, say = run.model, run.reporter.say
     base = sum(parameter.numel() for parameter in model.base_parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    arithmetic = TRAINED_DTYPES[precision_of(run.settings.trainer)]
+    dtype = TRAINED_DTYPES[lightning_precision(run.plan.trainer)]
     if run.adapter is None:
-        say(f"Base '{model.name}': every weight is trained, in {arithmetic}")
+        say(f"Base '{model.name}': every weight is trained, in {dtype}")
     else:
-        frozen = base_dtype(run.settings, run.machine)
-        say(f"Base '{model.name}': frozen, in {frozen}; adapter '{run.adapter}': trained, in {arithmetic}")
+        frozen = base_dtype(run.plan, run.machine)
+        say(f"Base '{model.name}': frozen, in {frozen}; adapter '{run.adapter}': trained, in {dtype}")
     total = base if run.adapter is None else base + trained
     say(f"Trainable parameters: {trained:,} of {total:,} ({trained / total:.2%})")
-    chosen = run.settings.model.train_ds
+    chosen = run.plan.train_data
     batch = f"{chosen.batch_duration:g} s" if chosen.batch_duration else f"{chosen.batch_size} utterances"
     if run.machine.processes > 1:
         batch += f" for each of {run.machine.processes} processes"
@@ -41,8 +41,8 @@ def introduce(run: Run, notes: Sequence[str]) -> None:
         f"{run.length.steps} steps of {batch}, "
         f"{run.length.batches / run.length.batches_per_epoch:.1f} epochs"
     )
-    for held in run.validation:
-        say(f"Validation audio: {held.hours:.2f} h in {len(held.dataset)} utterances ({held.name})")
+    for speech in run.validation:
+        say(f"Validation audio: {speech.hours:.2f} h in {len(speech.dataset)} utterances ({speech.name})")
     if not run.validation:
         say("No validation manifest: the last weights count as the best.")
     say(f"Run folder: {run.folder.path}")
@@ -50,8 +50,8 @@ def introduce(run: Run, notes: Sequence[str]) -> None:
         say(note)
 
 
-def early_end(settings: ExperimentSettings, trainer: Trainer) -> str | None:
-    """Why the steps ended before the last one; None where they did not."""
+def describe_early_end(settings: ExperimentSettings, trainer: Trainer) -> str | None:
+    """Say why the steps ended before the last one; None where they did not."""
     if not trainer.should_stop or trainer.global_step >= trainer.max_steps:
         return None
     stopping = trainer.early_stopping_callback
@@ -71,25 +71,28 @@ def early_end(settings: ExperimentSettings, trainer: Trainer) -> str | None:
 
 
 def make_card(run: Run, step: int, metrics: Mapping[str, float], wer_before: float | None) -> dict[str, Any]:
-    """Where the weights come from and what they reached, as plain data."""
-    settings = run.settings
+    """Describe where the weights come from and what they reached, as plain data.
+
+    metrics: of the validation of this step. wer_before: WER of the base, 0..1.
+    """
+    plan = run.plan
     reached = {name.removeprefix("val_"): round(value, 6) for name, value in metrics.items()}
     return {
         "trained": time.strftime("%Y-%m-%d %H:%M:%S"),
         "base": run.model.name,
-        "data": run.training.described(),
-        "validation": [held.described() for held in run.validation],
+        "data": run.training.describe(),
+        "validation": [speech.describe() for speech in run.validation],
         "steps": step,
         "wer_before": None if wer_before is None else round(wer_before, 6),
         "wer_after": reached.get("wer"),
         "cer_after": reached.get("cer"),
         "loss_after": reached.get("loss"),
         "dtypes": {
-            "base": "trained" if run.adapter is None else base_dtype(run.settings, run.machine),
-            "trained": TRAINED_DTYPES[precision_of(settings.trainer)],
+            "base": "trained" if run.adapter is None else base_dtype(plan, run.machine),
+            "trained": TRAINED_DTYPES[lightning_precision(plan.trainer)],
         },
-        "optimiser": {"name": settings.model.optim.name, "learning_rate": settings.model.optim.lr},
-        "seed": settings.seed,
+        "optimiser": {"name": plan.optimiser.name, "learning_rate": plan.optimiser.lr},
+        "seed": plan.seed,
         "versions": {
             "overtone": __version__,
             "torch": str(torch.__version__),
@@ -99,26 +102,25 @@ def make_card(run: Run, step: int, metrics: Mapping[str, float], wer_before: flo
     }
 
 
-def result_of(run: Run, watch: Watch, steps: int) -> TrainingResult:
-    """The result, and the last lines."""
-    keeper = watch.keeper
-    best = keeper.best
+def conclude(run: Run, weights: WeightsStore, progress: Progress, steps: int) -> TrainingResult:
+    """Make the result of a training of so many steps, and print the last lines."""
+    best = weights.best
     metrics = best.metrics if best is not None else {}
     result = TrainingResult(
         adapter=run.adapter,
         folder=run.folder.path,
-        best=keeper.best_path,
-        last=keeper.last_path,
-        nemo=keeper.nemo_path if keeper.nemo_path.exists() else None,
-        adapters_file=keeper.adapters_path if keeper.adapters_path and keeper.adapters_path.exists() else None,
-        checkpoint=run.folder.resume_file if run.folder.resume_file.exists() else None,
+        best=weights.best_path,
+        last=weights.last_path,
+        nemo=weights.nemo_path if weights.nemo_path.exists() else None,
+        adapters_file=weights.adapters_path if weights.adapters_path and weights.adapters_path.exists() else None,
+        checkpoint=run.folder.checkpoint if run.folder.checkpoint.exists() else None,
         steps=steps,
         best_step=best.step if best is not None else steps,
-        wer_before=watch.wer_before,
+        wer_before=progress.wer_before,
         wer_after=metrics.get("val_wer"),
-        wer_last=watch.pace.wer,
+        wer_last=progress.wer,
         hours=run.training.hours,
-        card=make_card(run, best.step if best is not None else steps, metrics, watch.wer_before),
+        card=make_card(run, best.step if best is not None else steps, metrics, progress.wer_before),
     )
     if result.wer_after is not None and result.wer_before is not None:
         run.reporter.say(f"WER {result.wer_before:.2%} → {result.wer_after:.2%} (step {result.best_step})")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -23,85 +23,28 @@ from overtone.config import (
     ScheduleSettings,
     Settings,
     check_settings,
+    split_name,
 )
 from overtone.models.asr_model import AsrModel
-from overtone.startup import garbage_search_paused
+from overtone.startup import pause_garbage_collection
 from overtone.training.console import Reporter
 from overtone.training.data import read_training_set, read_validation_sets
-from overtone.training.model import add_adapter, being_trained, restore
+from overtone.training.model import add_adapter, give_back, load_base
+from overtone.training.plan import AdapterPlan, BasePlan, TrainingPlan, plan_training
 from overtone.training.prefix_cache.plan import plan_prefix
-from overtone.training.reading_ahead import reading_ahead
-from overtone.training.result import TrainingResult
-from overtone.training.resumption import check_same_run, read_state
-from overtone.training.row_parallel.setup import sharing_rows
-from overtone.training.run import Run
-from overtone.training.run_folder import check_free, check_loggers, find_resumption, plan_folder, process_rank
-from overtone.training.trainer import machine_of, plan_length, precision_of
+from overtone.training.row_parallel.processes import start_row_processes
+from overtone.training.run import Run, TrainingResult, check_same_run, read_state
+from overtone.training.run_folder import (
+    check_folder_is_free,
+    check_loggers,
+    find_checkpoint,
+    plan_folder,
+    process_rank,
+)
+from overtone.training.trainer import find_machine, lightning_precision, plan_length
+from overtone.training.workers import read_ahead
 
 __all__ = ["TrainingResult", "run_training", "train"]
-
-
-def run_training(
-    settings: Settings, *, model: AsrModel | None = None, reporter: Reporter | None = None
-) -> TrainingResult:
-    """Carry out a training. `model` stands in for the one that the settings name.
-
-    Nothing is written before everything is checked. Raises OvertoneError; KeyboardInterrupt after Ctrl-C, SystemExit
-    after SIGTERM, when the last adapter and what a resumed run needs have been written.
-    """
-    reporter = reporter or Reporter()
-    reporter.begin(leads=process_rank() == 0)
-    check_settings(settings, purpose="train", model_given=model is not None)
-    precision_of(settings.trainer)
-    machine = machine_of(settings.trainer)
-    check_loggers(settings.exp_manager)
-    folder = plan_folder(settings.exp_manager, default_name=settings.name)
-    resumption = find_resumption(settings.exp_manager, folder)
-    state = None if resumption is None else read_state(resumption)
-    check_free(settings.exp_manager, folder)
-    with random_state_kept():
-        model = model if model is not None else restore(settings.model, seed=settings.seed)
-        training = read_training_set(model, settings, reporter)  # vocabulary check, data
-        validation = read_validation_sets(model, settings, reporter)
-        length = plan_length(settings.trainer, training.plan, processes=machine.processes, validates=bool(validation))
-        with being_trained(model):
-            adapter = add_adapter(model, settings) if settings.model.train == "adapter" else None
-            if adapter is None:
-                model.train_base(base_dropout=settings.model.base_dropout)
-            kept = None if state is None else state["identity"].get("prefix_cache") is not None
-            run = Run(
-                settings=settings,
-                model=model,
-                adapter=adapter.name if adapter is not None else None,
-                folder=folder,
-                resumption=resumption,
-                state=state,
-                training=training,
-                validation=tuple(validation),
-                machine=machine,
-                length=length,
-                reporter=reporter,
-                prefix=plan_prefix(settings, model, adapter, machine=machine, length=length, kept_before=kept),
-            )
-            if resumption is not None and state is not None:
-                check_same_run(resumption, state["identity"], run.identity())
-            with sharing_rows(run) as processes, reading_ahead(run):
-                with garbage_search_paused():
-                    from overtone.training.loop import fit  # Lightning, imported beside what the processes do first
-                return fit(run, processes)
-
-
-@contextmanager
-def random_state_kept() -> Iterator[None]:
-    """Leave torch's global generators as they were: every step seeds them."""
-    state = torch.get_rng_state()
-    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
-    try:
-        yield
-    finally:
-        torch.set_rng_state(state)
-        if devices is not None:
-            torch.cuda.set_rng_state_all(devices)
 
 
 def train(
@@ -138,12 +81,15 @@ def train(
     resume: go on where a run in that folder was cut off, if one was. save_nemo: also write adapted `.nemo` files.
     settings: everything else (augmentation, early stopping, …); the arguments above take precedence.
     """
-    base = settings or Settings()
+    own, source = (model, None) if isinstance(model, AsrModel) else (None, str(model))
+    name, modules = split_name(adapter_name, modules)
+    kind, strategy, base = kind or LinearAdapter(), strategy or ResidualAdd(), settings or Settings()
+    adapter = AdapterPlan(name=name, kind=kind, strategy=strategy, modules=modules, layers=layers)
     chosen = replace(
         base.model,
         pretrained_model=None,
-        nemo_model=None if isinstance(model, AsrModel) else str(model),
-        adapter=_adapter(adapter_name, kind or LinearAdapter(), strategy or ResidualAdd(), modules, layers, save_nemo),
+        nemo_model=source,
+        adapter=_adapter(adapter, save_nemo=save_nemo),
         base_dropout=base_dropout,
         vocabulary_check=vocabulary_check,
         train_ds=_dataset(base.model.train_ds, train_manifest, batch_size, num_workers),
@@ -159,20 +105,19 @@ def train(
         compute_dtype=compute_dtype,
         seed=seed,
     )
-    given = model if isinstance(model, AsrModel) else None
-    return run_training(whole, model=given, reporter=Reporter(quiet=quiet))
+    check_settings(whole, purpose="train", model_given=own is not None)
+    return run_plan(plan_training(whole, model=own, adapter=adapter), Reporter(quiet=quiet))
 
 
-def _adapter(
-    name: str, kind: Kind, strategy: ResidualAdd, modules: str, layers: Layers, save_nemo: bool
-) -> AdapterSettings:
+def _adapter(plan: AdapterPlan, *, save_nemo: bool) -> AdapterSettings:
+    """Describe the adapter as a section of the settings, for the record in the run folder."""
     return AdapterSettings(
-        adapter_name=name,
+        adapter_name=plan.name,
         adapter_type="given",
-        adapter_module_name=modules,
+        adapter_module_name=plan.modules,
         adapter_state_dict_name="adapters.pt" if save_nemo else None,
-        layers=layers if isinstance(layers, str | int) else tuple(layers),
-        kinds={"given": section_of(kind, strategy)},
+        layers=plan.layers if isinstance(plan.layers, str | int) else tuple(plan.layers),
+        kinds={"given": section_of(plan.kind, plan.strategy)},
     )
 
 
@@ -208,3 +153,76 @@ def _experiment(base: ExperimentSettings, folder: Path, *, save_nemo: bool, resu
             save_top_k=base.checkpoint_callback_params.save_top_k if save_nemo else 0,
         ),
     )
+
+
+def run_training(
+    settings: Settings, *, model: AsrModel | None = None, reporter: Reporter | None = None
+) -> TrainingResult:
+    """Carry out the training that the settings describe. `model` stands in for the one that they name.
+
+    Raises as `run_plan`.
+    """
+    check_settings(settings, purpose="train", model_given=model is not None)
+    return run_plan(plan_training(settings, model=model), reporter or Reporter())
+
+
+def run_plan(plan: TrainingPlan, reporter: Reporter) -> TrainingResult:
+    """Carry out a training.
+
+    Nothing is written before everything is checked. Raises OvertoneError; KeyboardInterrupt after Ctrl-C, SystemExit
+    after SIGTERM, when the last adapter and what a resumed run needs have been written.
+    """
+    reporter.begin(leads=process_rank() == 0)
+    lightning_precision(plan.trainer)
+    machine = find_machine(plan.trainer, row_processes=plan.compute_processes)
+    check_loggers(plan.experiment)
+    folder = plan_folder(plan.experiment, default_name=plan.name)
+    checkpoint = find_checkpoint(plan.experiment, folder)
+    state = None if checkpoint is None else read_state(checkpoint)
+    check_folder_is_free(plan.experiment, folder)
+    with keep_random_state():
+        model = load_base(plan.base, seed=plan.seed) if isinstance(plan.base, BasePlan) else plan.base
+        training = read_training_set(model, plan, reporter)
+        validation = read_validation_sets(model, plan, reporter)
+        length = plan_length(plan.trainer, training.plan, processes=machine.processes, validates=bool(validation))
+        with give_back(model):
+            adapter = None
+            if plan.adapter is None:
+                model.train_base(base_dropout=plan.base_dropout)
+            else:
+                adapter = add_adapter(model, plan.adapter, seed=plan.seed, base_dropout=plan.base_dropout)
+            cached = None if state is None else state["identity"].get("prefix_cache") is not None
+            run = Run(
+                plan=plan,
+                model=model,
+                adapter=None if adapter is None else adapter.name,
+                folder=folder,
+                checkpoint=checkpoint,
+                state=state,
+                training=training,
+                validation=tuple(validation),
+                machine=machine,
+                length=length,
+                reporter=reporter,
+                prefix=plan_prefix(plan, model, adapter, machine=machine, length=length, cached_before=cached),
+            )
+            if checkpoint is not None and state is not None:
+                check_same_run(checkpoint, state["identity"], run.identity())
+            several = machine.row_processes > 1
+            with start_row_processes(run) if several else nullcontext() as processes, read_ahead(run):
+                with pause_garbage_collection():
+                    from overtone.training.loop import fit  # Lightning, imported beside the processes' first work
+                return fit(run, processes)
+
+
+@contextmanager
+def keep_random_state() -> Iterator[None]:
+    """Leave torch's global generators as they were: every step seeds them."""
+    state = torch.get_rng_state()
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+        if devices is not None:
+            torch.cuda.set_rng_state_all(devices)

@@ -1,4 +1,4 @@
-"""How well a validation set is heard, counted batch by batch.
+"""Errors and loss of a validation set, counted batch by batch.
 
 Legend: B batch, T' encoder frames, C channels of an emission.
 """
@@ -6,31 +6,33 @@ Legend: B batch, T' encoder frames, C channels of an emission.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from overtone.data.dataset import Batch
+from overtone.data.dataset import Batch, collate
 from overtone.errors import DataError
 from overtone.models.heads import Head
+from overtone.training.data import validation_batches
+from overtone.training.forward import TrainingForward
 from overtone.training.prefix_cache.loader import PrefixBatch
+from overtone.training.run import Run
 from overtone.wer import ErrorCounts, character_errors, word_errors
-
-AnyBatch = Batch | PrefixBatch
 
 
 @dataclass(kw_only=True)
-class Score:
+class ValidationCounts:
     """Errors and loss of one validation set."""
 
     words: ErrorCounts = field(default_factory=ErrorCounts)
     characters: ErrorCounts = field(default_factory=ErrorCounts)
     loss: float = 0.0
-    """Sum over utterances."""
+    """Sum of the losses of the utterances."""
     utterances: int = 0
 
-    def add(self, head: Head, batch: AnyBatch, emissions: Tensor, lengths: Tensor) -> None:
+    def add(self, head: Head, batch: Batch | PrefixBatch, emissions: Tensor, lengths: Tensor) -> None:
         """Count the errors of greedy decoding of a batch's emissions [B, T', C], lengths [B]."""
         self.loss += float(head.loss(emissions, lengths, batch.targets, batch.target_lengths, reduction="sum"))
         self.utterances += len(batch.texts)
@@ -40,12 +42,12 @@ class Score:
             self.characters += character_errors(text, hypothesis)
 
     def metrics(self) -> dict[str, float]:
-        """`wer`, `cer` and the mean `loss`."""
+        """Return `wer` and `cer`, 0..1, and `loss`, the mean over the utterances."""
         mean = self.loss / self.utterances if self.utterances else math.nan
         return {"wer": self.words.rate, "cer": self.characters.rate, "loss": mean}
 
     def tensor(self) -> Tensor:
-        """All counts [10] float64, to be summed over processes."""
+        """Return all counts [10] float64, to be summed over processes."""
         counts = [
             count
             for errors in (self.words, self.characters)
@@ -54,7 +56,8 @@ class Score:
         return torch.tensor([*counts, self.loss, self.utterances], dtype=torch.float64)
 
     @classmethod
-    def from_tensor(cls, values: Tensor) -> Score:
+    def from_tensor(cls, values: Tensor) -> ValidationCounts:
+        """The inverse of `tensor`: values [10]."""
         *counts, loss, utterances = values.tolist()
         names = ("substitutions", "deletions", "insertions", "hits")
         words, characters = (
@@ -64,8 +67,26 @@ class Score:
         return cls(words=words, characters=characters, loss=loss, utterances=int(utterances))
 
 
-def usable(batch: AnyBatch | DataError) -> AnyBatch:
-    """The batch, or the error that came in its place, raised where the user sees it."""
-    if isinstance(batch, DataError):
-        raise batch
-    return batch
+def plan_base_scoring(run: Run, forward: TrainingForward) -> Callable[[], ValidationCounts] | None:
+    """Make a function that counts the errors of the base on the first validation set, without Lightning.
+
+    None where a training does not begin with that.
+    """
+    if run.checkpoint is not None or not run.validation or run.plan.starts_fresh:
+        return None
+    first = run.validation[0]
+    batches = validation_batches(first, run.plan, rank=0, processes=1)
+
+    def score() -> ValidationCounts:
+        model, counts = run.model.eval(), ValidationCounts()
+        first.dataset.room = 0  # nothing is read twice here, nor kept as long as the process lives
+        with torch.no_grad():
+            for indices in batches:
+                batch = collate([first.dataset[index] for index in indices])
+                if isinstance(batch, DataError):
+                    raise batch
+                (emissions,), lengths, _ = forward(batch.waveforms, batch.lengths, base_alone=True)
+                counts.add(model.head, batch, emissions, lengths)
+        return counts
+
+    return score

@@ -1,4 +1,4 @@
-"""What a training leaves on disk: the best and the last adapter, the best few models, and the way back into the run."""
+"""The weights that a training writes: the best and the last adapter, the best few models, and files for NeMo."""
 
 from __future__ import annotations
 
@@ -16,54 +16,51 @@ from overtone.checkpoints.nemo.model import load_base
 from overtone.config import CheckpointSettings
 from overtone.errors import CheckpointError
 from overtone.models.asr_model import AsrModel
-from overtone.training.run_folder import RESUME_SUFFIX, RunFolder, writing
+from overtone.training.run_folder import CHECKPOINT_SUFFIX, RunFolder, explain_write_errors
 
 Card = Mapping[str, Any]
 
 
 @dataclass(kw_only=True)
-class Kept:
-    """One step that was kept."""
+class SavedStep:
+    """A step whose weights were written."""
 
     step: int
     score: float
-    """Of the metric that is monitored."""
+    """Value of the metric that is monitored."""
     metrics: dict[str, float]
     path: str | None = None
     """Model file or adapter folder; None where only the best and last are written."""
 
 
 @dataclass(kw_only=True)
-class Keeper:
+class WeightsStore:
     """Writes adapters (or whole bases, where `adapter` is None) as a training goes on."""
 
     model: AsrModel
     adapter: str | None
     folder: RunFolder
     settings: CheckpointSettings
-    card: Callable[[int, Mapping[str, float]], Card]
-    """What to write down about the weights of a step with these metrics."""
+    make_card: Callable[[int, Mapping[str, float]], Card]
+    """Makes the card of the weights of a step with these metrics."""
     keep_top: bool = True
+    """Whether the best few models are kept, and the best one at the end."""
     adapters_file: str | None = None
     """Name of the file in NeMo's format, for the best adapter."""
-    best: Kept | None = None
-    top: list[Kept] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    """What could not be written, and why."""
+    best: SavedStep | None = None
+    top: list[SavedStep] = field(default_factory=list)
+    nemo_obstacle: str | None = field(init=False)
+    """Why NeMo's formats cannot hold what is trained; None where they can."""
 
     def __post_init__(self) -> None:
-        self.nemo_reason = self.why_no_nemo()
-        if self.nemo_reason and (self.settings.always_save_nemo or self.adapters_file):
-            self.notes.append(f"No files for NeMo: {self.nemo_reason}")
+        self.nemo_obstacle = find_nemo_obstacle(self.model)
 
-    def why_no_nemo(self) -> str | None:
-        """Why NeMo's formats cannot hold what is trained, if so."""
-        try:
-            for name in self.model.adapters.names:
-                check_nemo_can_hold(self.model.adapters[name])
-        except CheckpointError as error:
-            return str(error)
-        return None
+    @property
+    def notes(self) -> list[str]:
+        """What cannot be written although it is asked for, and why."""
+        if self.nemo_obstacle is not None and (self.settings.always_save_nemo or self.adapters_file):
+            return [f"No files for NeMo: {self.nemo_obstacle}"]
+        return []
 
     # Paths
 
@@ -93,7 +90,7 @@ class Keeper:
 
     @property
     def saves_nemo(self) -> bool:
-        return self.settings.always_save_nemo and self.nemo_reason is None
+        return self.settings.always_save_nemo and self.nemo_obstacle is None
 
     # Writing
 
@@ -106,9 +103,9 @@ class Keeper:
         is_best = self.best is None or self.rank(metrics) < self.rank(self.best.metrics)
         if is_best:
             self.write(self.best_path, step, metrics)
-            self.best = Kept(step=step, score=score, metrics=dict(metrics))
+            self.best = SavedStep(step=step, score=score, metrics=dict(metrics))
         if self.keep_top and self.settings.save_top_k != 0:
-            self.keep(step, epoch, score, metrics)
+            self.keep_among_top(step, epoch, score, metrics)
         return is_best
 
     def rank(self, metrics: Mapping[str, float]) -> tuple[float, float]:
@@ -117,9 +114,9 @@ class Keeper:
         loss = metrics.get("val_loss", math.nan)
         return sign * metrics[self.settings.monitor], math.inf if math.isnan(loss) else loss
 
-    def keep(self, step: int, epoch: int, score: float, metrics: Mapping[str, float]) -> None:
+    def keep_among_top(self, step: int, epoch: int, score: float, metrics: Mapping[str, float]) -> None:
         """Write the step among the best few and remove what no longer belongs to them."""
-        if any(kept.step == step for kept in self.top):
+        if any(saved.step == step for saved in self.top):
             return
         limit = self.settings.save_top_k
         if 0 < limit <= len(self.top) and self.rank(metrics) >= self.rank(self.worst().metrics):
@@ -129,34 +126,34 @@ class Keeper:
             self.write_nemo(path, step, metrics)
         else:
             self.write(path, step, metrics)
-        self.top.append(Kept(step=step, score=score, metrics=dict(metrics), path=str(path)))
+        self.top.append(SavedStep(step=step, score=score, metrics=dict(metrics), path=str(path)))
         while 0 < limit < len(self.top):
             dropped = self.worst()
             self.top.remove(dropped)
             remove(Path(str(dropped.path)))
 
-    def worst(self) -> Kept:
-        """The worst of the kept ones, the later one of equals."""
-        return max(self.top, key=lambda kept: (self.rank(kept.metrics), kept.step))
+    def worst(self) -> SavedStep:
+        """Return the worst of the best few, the later one of equals."""
+        return max(self.top, key=lambda saved: (self.rank(saved.metrics), saved.step))
 
     def write(self, path: Path, step: int, metrics: Mapping[str, float]) -> None:
-        """The adapter as a folder, or the whole base as one."""
-        with writing(path):
+        """Write the adapter as a folder, or the whole base as one."""
+        with explain_write_errors(path):
             if self.adapter is None:
                 save_model(self.model, path, overwrite=True)
             else:
-                self.model.adapters[self.adapter].card = dict(self.card(step, metrics))
+                self.model.adapters[self.adapter].card = dict(self.make_card(step, metrics))
                 self.model.adapters.save(self.adapter, path, overwrite=True)
 
     def write_nemo(self, path: Path, step: int, metrics: Mapping[str, float]) -> None:
-        """The whole model with the adapter, for NeMo."""
-        with writing(path):
+        """Write the whole model with the adapter as a `.nemo` file."""
+        with explain_write_errors(path):
             if self.adapter is not None:
-                self.model.adapters[self.adapter].card = dict(self.card(step, metrics))
+                self.model.adapters[self.adapter].card = dict(self.make_card(step, metrics))
             save_model(self.model, path, overwrite=True)
 
-    def keep_unscored(self, step: int) -> None:
-        """Without a validation the last weights count as the best."""
+    def keep_last(self, step: int) -> None:
+        """Write the last weights as the best too, where nothing was validated."""
         self.write(self.last_path, step, {})
         self.write(self.best_path, step, {})
 
@@ -166,9 +163,9 @@ class Keeper:
             restore_adapter(self.model, self.adapter, self.best_path)
         elif self.best is not None:
             load_base(self.model, read_tensors(self.best_path / WEIGHTS), str(self.best_path))
-        if self.nemo_reason is not None:
+        if self.nemo_obstacle is not None:
             return
-        with writing(self.folder.checkpoints):
+        with explain_write_errors(self.folder.checkpoints):
             if self.adapters_path is not None:
                 save_adapters(self.model, self.adapters_path)
             if self.settings.save_nemo_on_train_end and self.keep_top:
@@ -179,34 +176,43 @@ class Keeper:
     def state(self) -> dict[str, Any]:
         return {
             "best": vars(self.best) if self.best is not None else None,
-            "top": [vars(kept) for kept in self.top],
+            "top": [vars(saved) for saved in self.top],
         }
 
     def restore(self, state: Mapping[str, Any], checkpoint: Path, *, leads: bool) -> None:
-        """Stand where a checkpoint was written, which may be that of a run in another folder.
+        """Go back to where a checkpoint was written, which may be that of a run in another folder.
 
-        What lies beside it is copied, and left to the other run.
+        The weights beside it are copied, and left to the other run.
         """
         if leads:
-            self.fetch(checkpoint)
-        self.best = Kept(**state["best"]) if state["best"] is not None and self.best_path.is_dir() else None
-        top = [
-            Kept(**{**kept, "path": str(self.folder.checkpoints / Path(kept["path"]).name)}) for kept in state["top"]
-        ]
-        self.top = [kept for kept in top if Path(str(kept.path)).exists()]
+            self.copy_weights(checkpoint)
+        self.best = SavedStep(**state["best"]) if state["best"] is not None and self.best_path.is_dir() else None
+        folder = self.folder.checkpoints
+        top = [SavedStep(**{**saved, "path": str(folder / Path(saved["path"]).name)}) for saved in state["top"]]
+        self.top = [saved for saved in top if Path(str(saved.path)).exists()]
 
-    def fetch(self, checkpoint: Path) -> None:
-        """The best and the last weights of the run that a checkpoint belongs to, unless it is this one."""
-        label = self.adapter or checkpoint.name.removesuffix(RESUME_SUFFIX)
+    def copy_weights(self, checkpoint: Path) -> None:
+        """Copy the best and the last weights of the run that a checkpoint belongs to, unless it is this one."""
+        label = self.adapter or checkpoint.name.removesuffix(CHECKPOINT_SUFFIX)
         for name, path in (("best", self.best_path), ("last", self.last_path)):
             source = checkpoint.parent / f"{label}-{name}"
             if source.is_dir() and not path.exists():
-                with writing(path):
+                with explain_write_errors(path):
                     shutil.copytree(source, path)
 
 
+def find_nemo_obstacle(model: AsrModel) -> str | None:
+    """Return why NeMo's formats cannot hold the model's adapters; None where they can."""
+    try:
+        for adapter in model.adapters:
+            check_nemo_can_hold(adapter)
+    except CheckpointError as error:
+        return str(error)
+    return None
+
+
 def restore_adapter(model: AsrModel, name: str, folder: Path) -> None:
-    """The parameters and card of a folder into the adapter of that name, in place."""
+    """Load the parameters and card of a folder into the adapter of that name, in place."""
     from overtone.adapters.storage import read_folder
 
     stored = read_folder(folder, model.adapters.identity())
@@ -216,7 +222,7 @@ def restore_adapter(model: AsrModel, name: str, folder: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """A file or folder that this run wrote."""
+    """Remove a file or folder that this run wrote."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:

@@ -15,10 +15,10 @@ from overtone.config import (
     TinyAttentionSettings,
     load_settings,
     manifest_paths,
+    to_plain,
 )
 from overtone.config.targets import ABSOLUTE_ATTENTION_TARGETS
 from overtone.errors import ConfigError
-from overtone.training.run_folder import plain
 
 GIVEN = [
     "model.nemo_model=base.nemo",
@@ -51,7 +51,7 @@ def differences(first: Any, second: Any, path: str = "") -> dict[str, tuple[Any,
 
 
 def test_the_shipped_file_holds_the_defaults() -> None:
-    found = differences(plain(load()), plain(Settings()))
+    found = differences(to_plain(load()), to_plain(Settings()))
     assert set(found) == {
         "model.nemo_model",
         "model.adapter.adapter_name",

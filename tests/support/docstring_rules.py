@@ -13,7 +13,7 @@ from support.house_rules import BUILTINS, ROOT, Function, Source
 QUESTIONS = re.compile(r"(What|Which|Where|Whether|Of|How)\b")
 SHAPE = re.compile(r"\[[^\[\]\n]*[A-Z][^\[\]\n]*\]|\[samples\]|any shape|\bscalars?\b", re.IGNORECASE)
 ARRAYS = re.compile(r"(?<![\w.])(torch\.)?(Tensor|(np\.)?ndarray|(npt\.)?NDArray|Waveform)\b")
-NAMED_ARRAYS = re.compile(r"(Mapping|dict)\[")
+OTHER_ARRAYS = re.compile(r"(Mapping|dict|Callable)\[")
 FORWARDS = {"forward", "__call__"}
 COMPOUND = ast.If | ast.For | ast.While | ast.With | ast.Try | ast.Match | ast.AsyncFor | ast.AsyncWith
 COMMAND = {"add_arguments", "run"}
@@ -132,7 +132,7 @@ def raise_faults(source: Source) -> list[str]:
         is_builder = function.name in BUILDERS and found.owner is not None and not found.owner.name.startswith("_")
         if not isinstance(function, Function) or not (found.is_public or is_builder):
             continue
-        _, _, said = found.text.replace("raises", "Raises").partition("Raises")
+        _, _, said = re.sub(r"\b[Rr]aise\b|\braises\b", "Raises", found.text).partition("Raises")
         for node in own_nodes(function):
             if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
                 error = ast.unparse(node.exc.func).split(".")[-1]
@@ -145,7 +145,7 @@ def shape_faults(source: Source) -> list[str]:
     """A public function with a tensor or an array as argument names shapes, such as [B, T, D], in its docstring.
 
     "any shape" is one. A method may name them in the class's docstring. Tensors by name, as in a state dictionary, have
-    none.
+    none, nor those that a given function takes.
     """
     if not source.in_package:
         return []
@@ -157,7 +157,7 @@ def shape_faults(source: Source) -> list[str]:
             continue
         given = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
         types = {argument.arg: ast.unparse(argument.annotation) for argument in given if argument.annotation}
-        arrays = [name for name, kind in types.items() if ARRAYS.search(kind) and not NAMED_ARRAYS.search(kind)]
+        arrays = [name for name, kind in types.items() if ARRAYS.search(kind) and not OTHER_ARRAYS.search(kind)]
         if arrays and not SHAPE.search(found.text):
             faults.append(source.at(function, f"'{found.name}' names no shape of its {', '.join(arrays)}"))
     return faults

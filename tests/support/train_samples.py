@@ -97,7 +97,7 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": f"{here}{os.pathsep}{here.parent}", "OMP_NUM_THREADS": "1"}
 
 
-def killed(folder: Path, overrides: list[str], *, at_step: int) -> None:
+def kill_at_step(folder: Path, overrides: list[str], *, at_step: int) -> None:
     """Begin a run in a process of its own and kill it once it has shown the step."""
     process = subprocess.Popen(
         script(folder, overrides),
@@ -115,5 +115,6 @@ def killed(folder: Path, overrides: list[str], *, at_step: int) -> None:
 
 
 def same_adapters(first: Path, second: Path) -> bool:
+    """Whether two adapter folders of the small model hold the same tensors."""
     a, b = (small_model().adapters.load(folder).tensors() for folder in (first, second))
     return all(torch.equal(tensor, b[name]) for name, tensor in a.items())

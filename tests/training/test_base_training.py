@@ -96,10 +96,10 @@ def test_inner_losses_and_the_flat_start_act(tmp_path: Path) -> None:
 
 
 def test_another_vocabulary_keeps_the_encoder(tmp_path: Path, model: AsrModel) -> None:
-    from overtone.training.model import read_tokenizer, with_vocabulary
+    from overtone.training.model import change_vocabulary, read_tokenizer
 
     (tmp_path / "labels.txt").write_text("a\nb\n")
-    changed = with_vocabulary(model, read_tokenizer(tmp_path / "labels.txt"), seed=0)
+    changed = change_vocabulary(model, read_tokenizer(tmp_path / "labels.txt"), seed=0)
     assert changed.tokenizer.vocabulary == ["a", "b"]
     assert changed.decoder.projection.weight.shape[0] == 3
     own = changed.base_state_dict()

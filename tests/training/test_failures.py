@@ -24,11 +24,11 @@ from overtone.data.dataset import SpeechDataset
 from overtone.data.manifest import Utterance
 from overtone.errors import AdapterError, ConfigError, DataError, OvertoneError
 from overtone.models.asr_model import AsrModel
-from overtone.training.callback import Watch
+from overtone.training.callback import TrainingCallback
 from overtone.training.console import Reporter
 from overtone.training.row_parallel.processes import PROCESS_NAME
 from overtone.training.train import run_training
-from overtone.training.workers import deaths_told
+from overtone.training.workers import explain_worker_death
 from support.small_models import add_trained, small_model
 from support.train_samples import settings_for, write_corpus
 
@@ -247,16 +247,16 @@ def test_every_sample_is_looked_at_if_asked_for(tmp_path: Path, model: AsrModel)
 def test_a_reading_process_that_is_killed(tmp_path: Path, model: AsrModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """As when memory runs out: one message, told between two steps, and the last adapter is kept."""
     settings = settings_for(tmp_path, "model.train_ds.num_workers=1", "trainer.max_steps=90", validation=False)
-    begin = Watch.on_train_batch_start
+    begin = TrainingCallback.on_train_batch_start
 
-    def kill(self: Watch, *arguments: object) -> None:
+    def kill(self: TrainingCallback, *arguments: object) -> None:
         begin(self, *arguments)  # type: ignore[arg-type]
-        if self.steps.batches_done == 2:
+        if self.progress.batches == 2:
             for process in multiprocessing.active_children():
                 if process.name != PROCESS_NAME:
                     process.kill()
 
-    monkeypatch.setattr(Watch, "on_train_batch_start", kill)
+    monkeypatch.setattr(TrainingCallback, "on_train_batch_start", kill)
     with pytest.raises(DataError, match=r"reads model\.train_ds was killed.*model\.train_ds\.num_workers=0"):
         run_training(settings, model=model, reporter=QUIET)
     assert model.adapters.names == []
@@ -272,9 +272,12 @@ def test_a_batch_whose_sender_is_gone() -> None:
         def detach(self) -> int:
             raise ConnectionRefusedError("nobody listens")
 
-    with pytest.raises(DataError, match=r"reads model\.train_ds was killed"), deaths_told(lambda: "model.train_ds"):
+    with (
+        pytest.raises(DataError, match=r"reads model\.train_ds was killed"),
+        explain_worker_death(lambda: "model.train_ds"),
+    ):
         reductions.rebuild_storage_fd(torch.UntypedStorage, Gone(), 4)
-    with pytest.raises(ConnectionRefusedError), deaths_told(lambda: "model.train_ds"):
+    with pytest.raises(ConnectionRefusedError), explain_worker_death(lambda: "model.train_ds"):
         Gone().detach()
 
 
@@ -301,14 +304,14 @@ def test_a_loss_that_is_no_number(tmp_path: Path, model: AsrModel) -> None:
 @pytest.fixture
 def interrupting(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Ctrl-C during the second step."""
-    begin = Watch.on_train_batch_start
+    begin = TrainingCallback.on_train_batch_start
 
-    def interrupt(self: Watch, *arguments: object) -> None:
+    def interrupt(self: TrainingCallback, *arguments: object) -> None:
         begin(self, *arguments)  # type: ignore[arg-type]
-        if self.steps.batches_done == 1:
+        if self.progress.batches == 1:
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(Watch, "on_train_batch_start", interrupt)
+    monkeypatch.setattr(TrainingCallback, "on_train_batch_start", interrupt)
     before = signal.getsignal(signal.SIGINT)
     yield
     assert signal.getsignal(signal.SIGINT) is before

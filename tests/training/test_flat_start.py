@@ -69,9 +69,9 @@ def test_the_weight_falls_to_nothing() -> None:
     log_probs = torch.randn(1, 4, 9, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
     ctc, lengths = torch.tensor(2.0), torch.tensor([4])
     flat = -(log_probs[0, [0, 1], 3].sum() + log_probs[0, [2, 3], 4].sum()) / 4
-    assert torch.allclose(start.mixed(ctc, [log_probs, log_probs], lengths, made, 0), 0.5 * ctc + 4.0 * flat)
-    assert torch.allclose(start.mixed(ctc, [log_probs], lengths, made, 5), 0.75 * ctc + 2.0 * flat)
-    assert start.mixed(ctc, [log_probs], lengths, made, 10) is ctc
+    assert torch.allclose(start.mix(ctc, [log_probs, log_probs], lengths, made, 0), 0.5 * ctc + 4.0 * flat)
+    assert torch.allclose(start.mix(ctc, [log_probs], lengths, made, 5), 0.75 * ctc + 2.0 * flat)
+    assert start.mix(ctc, [log_probs], lengths, made, 10) is ctc
 
 
 @pytest.mark.parametrize(

@@ -17,12 +17,12 @@ from lightning.pytorch.callbacks import EarlyStopping, timer
 from overtone.checkpoints.load import save_model
 from overtone.config import Settings
 from overtone.errors import CheckpointError, OvertoneError
-from overtone.training.callback import Watch
+from overtone.training.callback import TrainingCallback
 from overtone.training.console import Reporter
-from overtone.training.resumption import check_same_run
+from overtone.training.run import check_same_run
 from overtone.training.train import run_training
 from support.small_models import small_model
-from support.train_samples import killed, losses, same_adapters, settings_for
+from support.train_samples import kill_at_step, losses, same_adapters, settings_for
 
 QUIET = Reporter(quiet=True)
 OPTIONS = [
@@ -62,7 +62,7 @@ def test_killed_and_resumed(whole: Path, tmp_path: Path, workers: int) -> None:
     save_model(small_model(), tmp_path / "base")
     overrides = [f"model.{name}.num_workers={workers}" for name in ("train_ds", "validation_ds")]
     settings_for(tmp_path)
-    killed(tmp_path, [*OPTIONS, *overrides], at_step=8)
+    kill_at_step(tmp_path, [*OPTIONS, *overrides], at_step=8)
     assert not (tmp_path / "run/checkpoints/ASR-Adapter.nemo").exists()
     trained(tmp_path, *overrides)
     assert losses(tmp_path / "run") == losses(whole / "run")
@@ -230,15 +230,15 @@ def test_early_stopping_counts_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         "exp_manager.early_stopping_callback_params.patience=3",
         *OPTIONS[-2:],
     ]
-    begin = Watch.on_train_batch_start
+    begin = TrainingCallback.on_train_batch_start
 
-    def interrupt(self: Watch, *arguments: Any) -> None:
+    def interrupt(self: TrainingCallback, *arguments: Any) -> None:
         begin(self, *arguments)
-        if self.steps.batches_done == 1:
+        if self.progress.batches == 1:
             signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Watch, "on_train_batch_start", interrupt)
+        patch.setattr(TrainingCallback, "on_train_batch_start", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run_training(settings_for(tmp_path, *overrides), model=small_model(), reporter=QUIET)
     assert run_training(settings_for(tmp_path, *overrides), model=small_model(), reporter=QUIET).steps == 4
@@ -248,12 +248,12 @@ def test_early_stopping_counts_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_patience_is_what_is_asked_for_now() -> None:
     """A stopped run may have more of it, and why it stopped once is no reason any more."""
-    watch = Watch.__new__(Watch)
-    watch.timed_anew = False
+    callback = TrainingCallback.__new__(TrainingCallback)
+    callback.restarts_timer = False
     stopping = EarlyStopping("val_loss", patience=20)
     state = {**EarlyStopping("val_loss", patience=10).state_dict(), "stopping_reason": 3, "wait_count": 10}
     trainer: Any = SimpleNamespace(early_stopping_callback=stopping)
-    watch.on_load_checkpoint(trainer, LightningModule(), {"callbacks": {stopping.state_key: state}})
+    callback.on_load_checkpoint(trainer, LightningModule(), {"callbacks": {stopping.state_key: state}})
     stopping.load_state_dict(state)
     assert (stopping.patience, stopping.wait_count, stopping.stopping_reason.name) == (20, 10, "NOT_STOPPED")
 
@@ -267,14 +267,14 @@ def test_every_part_has_its_time(
 ) -> None:
     """With exp_manager.max_time_per_run a run that is begun again and again comes to its end, as one without parts."""
     clock = 0.0
-    begin = Watch.on_train_batch_start
+    begin = TrainingCallback.on_train_batch_start
 
-    def tick(self: Watch, *arguments: Any) -> None:
+    def tick(self: TrainingCallback, *arguments: Any) -> None:
         nonlocal clock
         clock += 1.0
         begin(self, *arguments)
 
-    monkeypatch.setattr(Watch, "on_train_batch_start", tick)
+    monkeypatch.setattr(TrainingCallback, "on_train_batch_start", tick)
     monkeypatch.setattr(timer, "time", SimpleNamespace(monotonic=lambda: clock))
     overrides = [
         "trainer.max_steps=5",

@@ -18,10 +18,11 @@ from lightning.pytorch.strategies import Strategy
 
 from overtone import cli
 from overtone.checkpoints.load import save_model
-from overtone.training.callback import Watch
+from overtone.training.callback import TrainingCallback
 from overtone.training.console import Reporter
-from overtone.training.loop import going_on
-from overtone.training.module import Steps
+from overtone.training.loop import resume_overrides
+from overtone.training.module import TrainingModule
+from overtone.training.plan import plan_training
 from overtone.training.row_parallel.processes import RowProcesses
 from overtone.training.train import run_training
 from support.small_models import small_model
@@ -79,17 +80,17 @@ def test_ctrl_c_leaves_the_processes_that_read(tmp_path: Path, monkeypatch: pyte
     """A terminal tells them too; the validation has still most of its batches to ask for."""
     settings_for(tmp_path)
     overrides = ["num_workers=1", "batch_size=1", f"manifest_filepath={tmp_path / 'train.json'}"]
-    step = Steps.validation_step
+    step = TrainingModule.validation_step
 
-    def interrupting(self: Steps, *arguments: Any) -> None:
+    def interrupting(self: TrainingModule, *arguments: Any) -> None:
         if self.global_step == 5:
             for process in multiprocessing.active_children():
                 os.kill(int(process.pid or 0), signal.SIGINT)
-            if not self.scores[0].utterances:
+            if not self.counts[0].utterances:
                 signal.raise_signal(signal.SIGINT)
         step(self, *arguments)
 
-    monkeypatch.setattr(Steps, "validation_step", interrupting)
+    monkeypatch.setattr(TrainingModule, "validation_step", interrupting)
     with pytest.raises(KeyboardInterrupt):
         run_training(
             settings_for(tmp_path, *OPTIONS, *(f"model.validation_ds.{override}" for override in overrides)),
@@ -119,7 +120,7 @@ def test_a_stop_while_the_base_is_scored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, error: type[BaseException], processes: int
 ) -> None:
     """Nothing is lost, nothing is kept, and the folder may be used again."""
-    owner, name = (Steps, "validation_step") if processes == 1 else (RowProcesses, "errand_done")
+    owner, name = (TrainingModule, "validation_step") if processes == 1 else (RowProcesses, "first_result")
     with monkeypatch.context() as patch:
         signal_first(patch, owner, name, lambda _: True, number)
         settings = settings_for(tmp_path, f"compute_processes={processes}", "trainer.max_steps=1")
@@ -140,9 +141,11 @@ def test_a_validation_is_done_before_the_end(
     parts, whole = tmp_path / "parts", tmp_path / "whole"
     with monkeypatch.context() as patch:
         if where == "before":
-            signal_first(patch, Watch, "on_train_batch_start", lambda watch: watch.steps.batches_done == 4, number)
+            signal_first(
+                patch, TrainingCallback, "on_train_batch_start", lambda callback: callback.progress.batches == 4, number
+            )
         else:
-            signal_first(patch, Steps, "validation_step", lambda steps: steps.global_step == 5, number)
+            signal_first(patch, TrainingModule, "validation_step", lambda module: module.global_step == 5, number)
         with pytest.raises(error):
             run_training(settings_for(parts, *OPTIONS), model=small_model(), reporter=QUIET)
     assert step_kept(parts) == 5
@@ -156,7 +159,12 @@ def test_a_validation_is_done_before_the_end(
 
 def test_a_second_signal_stops_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     signal_first(
-        monkeypatch, Steps, "validation_step", lambda steps: steps.global_step == 5, signal.SIGINT, signal.SIGINT
+        monkeypatch,
+        TrainingModule,
+        "validation_step",
+        lambda module: module.global_step == 5,
+        signal.SIGINT,
+        signal.SIGINT,
     )
     with pytest.raises(KeyboardInterrupt):
         run_training(settings_for(tmp_path, *OPTIONS), model=small_model(), reporter=QUIET)
@@ -166,7 +174,7 @@ def test_a_second_signal_stops_at_once(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_stop_in_the_last_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The one after all steps: it is judged, and the run counts as interrupted."""
-    signal_first(monkeypatch, Steps, "validation_step", lambda steps: steps.global_step == 12, signal.SIGINT)
+    signal_first(monkeypatch, TrainingModule, "validation_step", lambda module: module.global_step == 12, signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         run_training(settings_for(tmp_path, *OPTIONS), model=small_model(), reporter=QUIET)
     assert "step 12: WER" in (tmp_path / "run/log.txt").read_text()
@@ -177,8 +185,8 @@ def test_a_stop_in_the_last_validation(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(("name", "before"), [("a-1", ""), ("lr=0.1, [b] 'c'", "exp_manager.resume_from_checkpoint=x")])
 def test_the_words_that_go_on_with_a_run_are_read_as_they_are_meant(tmp_path: Path, name: str, before: str) -> None:
     settings = settings_for(tmp_path, *([before] if before else []))
-    run: Any = SimpleNamespace(settings=settings, folder=SimpleNamespace(path=tmp_path / name))
-    words = shlex.split(going_on(run))
+    run: Any = SimpleNamespace(plan=plan_training(settings), folder=SimpleNamespace(path=tmp_path / name))
+    words = shlex.split(resume_overrides(run))
     chosen = settings_for(tmp_path, *([before] if before else []), *words).exp_manager
     assert chosen.explicit_log_dir == str(tmp_path / name)
     assert chosen.resume_if_exists
@@ -197,13 +205,13 @@ def test_what_one_process_wants_all_do(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(Strategy, "reduce_boolean_decision", reduced)
     written: list[int] = []
-    write = Watch.write_checkpoint
+    write = TrainingCallback.write_checkpoint
 
-    def told(self: Watch, trainer: Any) -> None:
+    def told(self: TrainingCallback, trainer: Any) -> None:
         write(self, trainer)
         written.append(trainer.global_step)
 
-    monkeypatch.setattr(Watch, "write_checkpoint", told)
+    monkeypatch.setattr(TrainingCallback, "write_checkpoint", told)
     settings = settings_for(tmp_path, "trainer.max_steps=4", validation=False)
     if stops:
         with pytest.raises(KeyboardInterrupt):

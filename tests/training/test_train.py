@@ -17,8 +17,8 @@ from overtone.checkpoints.load import load_model, save_model
 from overtone.checkpoints.nemo.adapters import read_adapters_pt
 from overtone.config import AdapterSettings, LinearSettings
 from overtone.models.asr_model import AsrModel
-from overtone.training.callback import Watch
-from overtone.training.console import Pace, Reporter, clock
+from overtone.training.callback import Progress, TrainingCallback
+from overtone.training.console import Reporter, format_duration
 from overtone.training.row_parallel.processes import RowProcesses
 from overtone.training.train import run_training, train
 from support.small_models import add_trained, small_model
@@ -214,19 +214,19 @@ def test_part_of_a_validation_set(
 ) -> None:
     """The base is scored on the same batches as the adapter, by whichever process."""
     scored: list[int] = []
-    done, judge = RowProcesses.errand_done, Watch.judge
+    first, judge = RowProcesses.first_result, TrainingCallback.judge
 
-    def errand_done(self: RowProcesses) -> Any:
-        score = done(self)
-        scored.append(score.utterances)
-        return score
+    def first_result(self: RowProcesses) -> Any:
+        counts = first(self)
+        scored.append(counts.utterances)
+        return counts
 
-    def judged(self: Watch, trainer: Any) -> None:
-        scored.append(self.steps.scores[0].utterances)
+    def judged(self: TrainingCallback, trainer: Any) -> None:
+        scored.append(self.module.counts[0].utterances)
         judge(self, trainer)
 
-    monkeypatch.setattr(RowProcesses, "errand_done", errand_done)
-    monkeypatch.setattr(Watch, "judge", judged)
+    monkeypatch.setattr(RowProcesses, "first_result", first_result)
+    monkeypatch.setattr(TrainingCallback, "judge", judged)
     overrides = [f"trainer.limit_val_batches={limit}", "model.validation_ds.batch_size=1", "trainer.max_steps=1"]
     run_training(settings_for(tmp_path, *overrides, "compute_processes=2"), model=model, reporter=QUIET)
     assert scored == [count, count]
@@ -348,15 +348,15 @@ def test_the_python_form(tmp_path: Path, model: AsrModel, monkeypatch: pytest.Mo
 
 
 def test_the_line_of_progress() -> None:
-    pace = Pace(total_steps=100)
-    assert pace.line() == "step 0/100  epoch 1  lr 0.00e+00  0 h audio/h"
-    pace.advance(step=10, epoch=2, loss=3.0, learning_rate=1e-3, audio=360.0, took=20.0)
-    pace.wer = 0.25
-    assert pace.line() == "step 10/100  epoch 3  loss 3  lr 1.00e-03  WER 25.00%  18 h audio/h  3:00 left"
+    progress = Progress(total_steps=100)
+    assert progress.line() == "step 0/100  epoch 1  lr 0.00e+00  0 h audio/h"
+    progress.advance(step=10, epoch=2, loss=3.0, learning_rate=1e-3, audio=360.0, took=20.0)
+    progress.wer = 0.25
+    assert progress.line() == "step 10/100  epoch 3  loss 3  lr 1.00e-03  WER 25.00%  18 h audio/h  3:00 left"
 
 
 def test_times_are_readable() -> None:
-    assert [clock(seconds) for seconds in (0, 59.6, 3723)] == ["0:00", "1:00", "1:02:03"]
+    assert [format_duration(seconds) for seconds in (0, 59.6, 3723)] == ["0:00", "1:00", "1:02:03"]
 
 
 def test_unused_sections_may_be_wrong_for_the_model() -> None:

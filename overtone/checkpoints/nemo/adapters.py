@@ -209,7 +209,7 @@ def nemo_modules(adapter: Adapter) -> str:
 
 
 def has_nemo_form(adapter: Adapter) -> bool:
-    """Whether NeMo has this kind of adapter and could hold one of this name."""
+    """True if NeMo has this kind of adapter and can hold one of this name."""
     try:
         check_nemo_can_hold(adapter)
     except CheckpointError:
@@ -218,7 +218,7 @@ def has_nemo_form(adapter: Adapter) -> bool:
 
 
 def nemo_form(adapter: Adapter) -> NemoForm:
-    """How NeMo's checkpoints hold the adapter's kind. Raises CheckpointError for a kind that NeMo does not have."""
+    """The adapter's kind in NeMo's checkpoints. Raises CheckpointError for a kind that NeMo does not have."""
     found = known(adapter.kind)
     if found is None or found.nemo is None:
         raise CheckpointError(
@@ -245,7 +245,7 @@ def host_of(point: Point) -> str:
 
 
 def points_of(model: AsrModel, kind: Kind, modules: str) -> list[Point]:
-    """Where NeMo has this kind act: every layer of the encoder, the decoder."""
+    """The points where NeMo has this kind act: every layer of the encoder, the decoder."""
     points = list(model.adapters.points.values())
     wanted = parse_modules(modules, {point.module for point in points})
     return [point for point in points if point.module in wanted and kind.acts_at(point)]

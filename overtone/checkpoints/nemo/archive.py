@@ -23,23 +23,23 @@ GZIP_MAGIC = b"\x1f\x8b"
 LFS_POINTER = b"version https://git-lfs"
 BLOCK = 1 << 20
 DAMAGES = (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError, zlib.error)
-"""What the readers of tar and gzip raise on damaged files, OSError aside."""
+"""Errors of the readers of tar and gzip for damaged files, OSError aside."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """How much a file may ask for."""
+    """Limits on what a file may hold."""
 
     members: int = 1000
-    """Files and folders inside."""
+    """Number of files and folders."""
     total_bytes: int = 20 * 2**30
-    """All contents together, unpacked."""
+    """Bytes of all contents, unpacked."""
     small_file_bytes: int = 64 * 2**20
-    """A tokenizer file or any other that is read whole."""
+    """Bytes of a tokenizer file, or of any other that is read whole."""
     config_bytes: int = 10 * 2**20
-    """The configuration."""
+    """Bytes of the configuration."""
     expansion: int = 200
-    """How many times larger a gzipped file may become, once past `small_file_bytes`."""
+    """The largest ratio of unpacked to gzipped bytes, once past `small_file_bytes`."""
 
 
 LIMITS = Limits()
@@ -72,7 +72,7 @@ class Archive:
         return file
 
     def read(self, name: str, *, at_most: int | None = None) -> bytes:
-        """A small member whole; `at_most` bytes, the limit for small files unless given."""
+        """Read a member whole. Raises CheckpointError for more than `at_most` bytes, or the limit for small files."""
         limit = self._limits.small_file_bytes if at_most is None else at_most
         if self.size(name) > limit:
             raise CheckpointError(
@@ -216,7 +216,7 @@ def _checked_members(path: Path, tar: tarfile.TarFile, file_size: int, limits: L
 
 
 def plain_name(path: Path, name: str) -> str:
-    """A member's name without `./`; names that could leave the archive (or folder) are refused."""
+    """A member's name without `./`. Raises CheckpointError for a name that leads out of the archive (or folder)."""
     parts = PurePosixPath(name).parts
     if name.startswith("/") or ".." in parts or any(sign in name for sign in "\\:\0"):
         raise CheckpointError(

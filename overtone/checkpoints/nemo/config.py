@@ -1,7 +1,7 @@
 """NeMo's `model_config.yaml` as plain keyword arguments for our parts, and back.
 
 Classes are looked up by their names in the tables below; nothing that a configuration names is imported.
-What cannot be honoured is refused by its key, with the value and what is supported.
+Settings that cannot be honoured are refused by key, with the value and the values that are supported.
 """
 
 from __future__ import annotations
@@ -11,43 +11,50 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from overtone.checkpoints.nemo.keys import (
-    ENCODER,
-    ENCODER_FIXED,
-    ENCODER_IDLE,
+    CONFORMER,
+    CTC_DECODER,
     PREPROCESSOR,
-    PREPROCESSOR_FIXED,
-    PREPROCESSOR_IDLE,
     SPEC_AUGMENT,
-    SPEC_AUGMENT_FIXED,
-    SPEC_AUGMENT_IDLE,
+    Section,
 )
-from overtone.checkpoints.nemo.tokenizer import FILE_PREFIX, tokenizer_files
+from overtone.checkpoints.nemo.tokenizer import (
+    FILE_PREFIX,
+    TokenizerSource,
+    character_source,
+    piece_source,
+    tokenizer_files,
+)
 from overtone.checkpoints.nemo.yaml import refuse_resolvers, resolved
-from overtone.config.keys import read_section, refuse, shown, write_section
+from overtone.config.keys import refuse, shown, write_section
 from overtone.errors import CheckpointError
 from overtone.models.parts import Settings, complete
 from overtone.tokenizers import CharTokenizer, Tokenizer
 
-MODULES = "nemo.collections.asr.modules"
 MODELS = "nemo.collections.asr.models"
-PREPROCESSORS = {
-    f"{MODULES}.AudioToMelSpectrogramPreprocessor",
-    f"{MODULES}.audio_preprocessing.AudioToMelSpectrogramPreprocessor",
-}
-ADAPTABLE_ENCODER = f"{MODULES}.conformer_encoder.ConformerEncoderAdapter"
-ENCODERS = {
-    f"{MODULES}.ConformerEncoder",
-    f"{MODULES}.ConformerEncoderAdapter",
-    f"{MODULES}.conformer_encoder.ConformerEncoder",
-    ADAPTABLE_ENCODER,
-}
-DECODERS = {f"{MODULES}.ConvASRDecoder", f"{MODULES}.conv_asr.ConvASRDecoder"}
-AUGMENTATIONS = {
-    f"{MODULES}.SpectrogramAugmentation",
-    f"{MODULES}.audio_preprocessing.SpectrogramAugmentation",
-}
-CHARACTER_MODELS = {f"{MODELS}.EncDecCTCModel", f"{MODELS}.ctc_models.EncDecCTCModel"}
-PIECE_MODELS = {f"{MODELS}.EncDecCTCModelBPE", f"{MODELS}.ctc_bpe_models.EncDecCTCModelBPE"}
+Vocabulary = Literal["sentencepiece", "characters"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """A family of recognisers: the classes of its models, and the sections of their parts."""
+
+    words: str
+    """For messages."""
+    character_models: tuple[str, ...]
+    """Classes of models over characters; the first is written."""
+    piece_models: tuple[str, ...]
+    """The same over sentencepiece pieces."""
+    sections: Mapping[str, tuple[Section, ...]]
+    """For each part what its section may be, one table for each class of net. They are read in this order."""
+
+
+CTC = Family(
+    words="Conformer-CTC and FastConformer-CTC (EncDecCTCModel, EncDecCTCModelBPE)",
+    character_models=(f"{MODELS}.EncDecCTCModel", f"{MODELS}.ctc_models.EncDecCTCModel"),
+    piece_models=(f"{MODELS}.EncDecCTCModelBPE", f"{MODELS}.ctc_bpe_models.EncDecCTCModelBPE"),
+    sections={"preprocessor": (PREPROCESSOR,), "encoder": (CONFORMER,), "decoder": (CTC_DECODER,)},
+)
+FAMILIES = (CTC,)
 OTHER_TYPES = (
     ("hybrid", "hybrid transducer-CTC"),
     ("tdt", "TDT transducer"),
@@ -61,19 +68,7 @@ OTHER_TYPES = (
     ("ssl", "self-supervised"),
     ("denoisemasked", "self-supervised"),
 )
-"""How the class names of other models are told apart, for the message."""
-SUPPORTED_MODELS = "Conformer-CTC and FastConformer-CTC (EncDecCTCModel, EncDecCTCModelBPE)"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenizerSource:
-    """Where the symbols come from."""
-
-    kind: Literal["sentencepiece", "characters"]
-    member: str | None = None
-    """The name of the sentencepiece model inside the archive."""
-    labels: tuple[str, ...] = ()
-    """The characters, in the order of their ids."""
+"""Signs in the class names of other models -> their kind, for the message."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,81 +88,99 @@ class NemoAdapter:
 
 @dataclass(frozen=True, kw_only=True)
 class NemoDescription:
-    """What a configuration says, as keyword arguments for our parts."""
+    """A configuration as keyword arguments for our parts."""
 
-    preprocessor: dict[str, Any]
-    """For LogMel."""
-    encoder: dict[str, Any]
-    """For ConformerEncoder."""
-    decoder: dict[str, Any]
-    """For CtcHead; `classes` is None where only the tokenizer knows."""
+    settings: dict[str, dict[str, Any]]
+    """For each part; `classes` of a decoder is None where only the tokenizer knows."""
     tokenizer: TokenizerSource
     adapters: tuple[NemoAdapter, ...]
-    """In the order in which they were added."""
-
-    @property
-    def settings(self) -> dict[str, dict[str, Any]]:
-        return {"preprocessor": self.preprocessor, "encoder": self.encoder, "decoder": self.decoder}
+    """The adapters in the order in which they were added."""
 
 
 def translate(config: Mapping[str, Any], source: str = "model_config.yaml") -> NemoDescription:
-    """Raises CheckpointError, beginning with `source`, for whatever is missing, malformed or not supported yet."""
+    """Translate NeMo's configuration.
+
+    Raises CheckpointError, beginning with `source`, for whatever is missing, malformed or not supported yet.
+    """
     refuse_resolvers(config, source)
-    kind = model_kind(config, source)
-    _refuse_intermediate_losses(config, source)
-    preprocessor = _preprocessor(_section(config, "preprocessor", PREPROCESSORS, source), f"{source}: preprocessor")
-    encoder = _encoder(_section(config, "encoder", ENCODERS, source), f"{source}: encoder")
-    if encoder["features"] != preprocessor["features"]:
-        raise CheckpointError(
-            f"{source}: encoder.feat_in is {encoder['features']}, preprocessor.features is {preprocessor['features']}; "
-            "they must be equal."
-        )
-    decoder_section = _section(config, "decoder", DECODERS, source)
+    family, vocabulary = find_family(config, source)
+    refuse_intermediate_losses(config, source)
+    settings: dict[str, dict[str, Any]] = {}
+    for part, tables in family.sections.items():
+        table, section = find_section(config, part, tables, source)
+        settings[part] = table.to_settings(section, f"{source}: {part}", settings)
     return NemoDescription(
-        preprocessor=preprocessor,
-        encoder=encoder,
-        decoder=_decoder(decoder_section, encoder["output_width"] or encoder["width"], f"{source}: decoder"),
-        tokenizer=(
-            _piece_source(config, source)
-            if kind == "sentencepiece"
-            else _character_source(config, decoder_section, source)
-        ),
+        settings=settings,
+        tokenizer=piece_source(config, source) if vocabulary == "sentencepiece" else character_source(config, source),
         adapters=read_adapters(resolved(config, "adapters", source) if config.get("adapters") else {}, source),
     )
 
 
-def model_kind(config: Mapping[str, Any], source: str) -> Literal["sentencepiece", "characters"]:
-    """Whether it is a model over pieces or characters; other types are refused by name."""
+def find_family(config: Mapping[str, Any], source: str) -> tuple[Family, Vocabulary]:
+    """The family of a model, and what it is over. Raises CheckpointError for other types, by name."""
     target = str(config.get("target") or config.get("_target_") or "")
-    if target in PIECE_MODELS:
-        return "sentencepiece"
-    if target in CHARACTER_MODELS:
-        return "characters"
+    for family in FAMILIES:
+        if target in family.piece_models:
+            return family, "sentencepiece"
+        if target in family.character_models:
+            return family, "characters"
     told = f"target is {target}"
     if not target:
         contents = {"aux_ctc": "Hybrid", "joint": "RNNT", "transf_decoder": "Transf", "transf_encoder": "Transf"}
         found = next((key for key in contents if config.get(key) is not None), None)
         if found is None:
-            return "sentencepiece" if config.get("tokenizer") else "characters"
+            return CTC, "sentencepiece" if config.get("tokenizer") else "characters"
         target, told = contents[found], f"it has a section '{found}'"
     name = target.rpartition(".")[2]
     words = next((words for sign, words in OTHER_TYPES if sign in name.lower()), name)
     raise CheckpointError(
-        f"{source}: {told}; encoder-decoder type {words} is not supported yet. Supported: {SUPPORTED_MODELS}."
+        f"{source}: {told}; encoder-decoder type {words} is not supported yet. "
+        f"Supported: {'; '.join(family.words for family in FAMILIES)}."
     )
+
+
+def find_section(
+    config: Mapping[str, Any], name: str, tables: tuple[Section, ...], source: str
+) -> tuple[Section, dict[str, Any]]:
+    """The table of a section by its class, and the section with its references followed.
+
+    Raises CheckpointError where the section is missing, and for a class that no table has.
+    """
+    if not isinstance(config.get(name), dict):
+        raise CheckpointError(f"{source} has no section '{name}'; it is no configuration of a speech recogniser.")
+    section: dict[str, Any] = resolved(config, name, source)
+    target = str(section.get("_target_"))
+    table = next((table for table in tables if target in table.classes), None)
+    if table is None:
+        kind, known = target.rpartition(".")[2], {entry.rpartition(".")[2] for each in tables for entry in each.classes}
+        raise CheckpointError(
+            f"{source}: {name}._target_ is {target}; {name} type {kind} is not supported yet. "
+            f"Supported: {', '.join(sorted(known))}."
+        )
+    return table, section
+
+
+def refuse_intermediate_losses(config: Mapping[str, Any], source: str) -> None:
+    """Raises CheckpointError for a model that was trained with losses on inner layers."""
+    section = config.get("interctc")
+    for key, value in section.items() if isinstance(section, dict) else ():
+        if value:
+            refuse(f"{source}: interctc", key, value, "an empty list (no losses at intermediate layers)")
 
 
 def translate_spec_augment(config: Mapping[str, Any], source: str = "model_config.yaml") -> dict[str, Any] | None:
     """Keyword arguments for SpecAugment as the checkpoint was trained, None where it has none."""
     if not config.get("spec_augment"):
         return None
-    section = _section(config, "spec_augment", AUGMENTATIONS, source)
-    where = f"{source}: spec_augment"
-    return read_section(section, SPEC_AUGMENT, where, fixed=SPEC_AUGMENT_FIXED, idle=SPEC_AUGMENT_IDLE)
+    table, section = find_section(config, "spec_augment", (SPEC_AUGMENT,), source)
+    return table.to_settings(section, f"{source}: spec_augment", {})
 
 
 def read_adapters(section: Any, source: str) -> tuple[NemoAdapter, ...]:
-    """The adapters of an `adapters` section (or of the `__cfg__` of an adapters.pt), in order."""
+    """Read the adapters of an `adapters` section (or of the `__cfg__` of an adapters.pt), in order.
+
+    Raises CheckpointError where it is malformed.
+    """
     if not isinstance(section, dict):
         raise CheckpointError(f"{source}: adapters is {shown(section)}; a mapping of names is needed.")
     try:
@@ -182,12 +195,12 @@ def read_adapters(section: Any, source: str) -> tuple[NemoAdapter, ...]:
 
 
 def describe(settings: Settings, tokenizer: Tokenizer) -> dict[str, Any]:
-    """The configuration that NeMo needs for a model of ours that never had one."""
+    """NeMo's configuration for a model of ours that never had one. Raises CheckpointError where NeMo has no place."""
     parts = {part: complete(part, values) for part, values in settings.items()}
     if parts["decoder"]["temperature"] != 1.0:
         raise CheckpointError("NeMo's configuration has no place for the temperature of the CTC head; set it to 1.0.")
-    preprocessor = write_section(parts["preprocessor"], PREPROCESSOR)
-    target = next(iter(sorted(CHARACTER_MODELS if isinstance(tokenizer, CharTokenizer) else PIECE_MODELS, key=len)))
+    preprocessor = write_section(parts["preprocessor"], PREPROCESSOR.keys)
+    models = CTC.character_models if isinstance(tokenizer, CharTokenizer) else CTC.piece_models
     config: dict[str, Any] = {
         "sample_rate": preprocessor["sample_rate"],
         "log_prediction": True,
@@ -205,123 +218,16 @@ def describe(settings: Settings, tokenizer: Tokenizer) -> dict[str, Any]:
             key: f"{FILE_PREFIX}{name}" for key, (name, _) in files.items()
         }
     config |= {
-        "preprocessor": {"_target_": f"{MODULES}.AudioToMelSpectrogramPreprocessor"}
-        | preprocessor
-        | {"frame_splicing": 1},
-        "spec_augment": {"_target_": f"{MODULES}.SpectrogramAugmentation", "freq_masks": 0, "time_masks": 0},
-        "encoder": {"_target_": f"{MODULES}.ConformerEncoder"} | write_section(parts["encoder"], ENCODER),
+        "preprocessor": {"_target_": PREPROCESSOR.classes[0]} | preprocessor | {"frame_splicing": 1},
+        "spec_augment": {"_target_": SPEC_AUGMENT.classes[0], "freq_masks": 0, "time_masks": 0},
+        "encoder": {"_target_": CONFORMER.classes[0]} | write_section(parts["encoder"], CONFORMER.keys),
         "decoder": {
-            "_target_": f"{MODULES}.ConvASRDecoder",
+            "_target_": CTC_DECODER.classes[0],
             "feat_in": parts["decoder"]["width"],
             "num_classes": parts["decoder"]["classes"],
             "vocabulary": tokenizer.vocabulary,
         },
         "optim": {"name": "adamw", "lr": 0.001},
-        "target": target,
+        "target": models[0],
     }
     return config
-
-
-def _section(config: Mapping[str, Any], name: str, known: set[str], source: str) -> dict[str, Any]:
-    """A section with its references followed, if its class is one we know."""
-    if not isinstance(config.get(name), dict):
-        raise CheckpointError(f"{source} has no section '{name}'; it is no configuration of a speech recogniser.")
-    section: dict[str, Any] = resolved(config, name, source)
-    target = str(section.get("_target_"))
-    if target not in known:
-        kind = target.rpartition(".")[2]
-        raise CheckpointError(
-            f"{source}: {name}._target_ is {target}; {name} type {kind} is not supported yet. "
-            f"Supported: {', '.join(sorted({entry.rpartition('.')[2] for entry in known}))}."
-        )
-    return section
-
-
-def _refuse_intermediate_losses(config: Mapping[str, Any], source: str) -> None:
-    section = config.get("interctc")
-    for key, value in section.items() if isinstance(section, dict) else ():
-        if value:
-            refuse(f"{source}: interctc", key, value, "an empty list (no losses at intermediate layers)")
-
-
-def _preprocessor(section: dict[str, Any], where: str) -> dict[str, Any]:
-    lengths = {key: section.pop(key, None) for key in ("n_window_size", "n_window_stride")}
-    settings = read_section(section, PREPROCESSOR, where, fixed=PREPROCESSOR_FIXED, idle=PREPROCESSOR_IDLE)
-    for key, in_seconds in (("n_window_size", "window_size"), ("n_window_stride", "window_stride")):
-        samples = lengths[key]
-        if bool(samples) == bool(settings[in_seconds]):
-            given = f"both {in_seconds} and {key}" if samples else f"neither {in_seconds} nor {key}"
-            raise CheckpointError(f"{where} has {given}; exactly one is needed.")
-        if samples:
-            # Half a sample more, as whole samples are cut from the seconds.
-            settings[in_seconds] = (int(samples) + 0.5) / settings["sample_rate"]
-    return settings
-
-
-def _encoder(section: dict[str, Any], where: str) -> dict[str, Any]:
-    reduction = section.pop("reduction", None)
-    if reduction and section.get("reduction_factor", 1) != 1:
-        refuse(where, "reduction", reduction, "null, or reduction_factor 1")
-    settings = read_section(section, ENCODER, where, fixed=ENCODER_FIXED, idle=ENCODER_IDLE)
-    width, heads, kernel = settings["width"], settings["heads"], settings["kernel_size"]
-    if width % heads:
-        refuse(where, "n_heads", heads, f"a divisor of d_model {width}")
-    if kernel % 2 == 0:
-        refuse(where, "conv_kernel_size", kernel, "an odd number")
-    factor = settings["subsampling_factor"]
-    if factor & (factor - 1) and "striding" in settings["subsampling"]:
-        refuse(where, "subsampling_factor", factor, "a power of 2")
-    if settings["conv_context"] == "causal":
-        settings["conv_context"] = [kernel - 1, 0]
-    if settings["conv_context"] is not None and sum(settings["conv_context"]) + 1 != kernel:
-        refuse(where, "conv_context_size", settings["conv_context"], f"two numbers that add up to {kernel - 1}")
-    left, right = settings["attention_context"]
-    if settings["attention_context_style"] == "chunked_limited" and (right < 0 or (left > 0 and left % (right + 1))):
-        refuse(where, "att_context_size", [left, right], "a left context that is a multiple of the right one + 1")
-    return settings
-
-
-def _decoder(section: dict[str, Any], width: int, where: str) -> dict[str, Any]:
-    for name, value in section.items():
-        if name not in ("_target_", "feat_in", "num_classes", "vocabulary", "init_mode", "add_blank") and value:
-            raise CheckpointError(
-                f"{where}.{name} is {shown(value)}; this key is unknown and could change the numbers."
-            )
-    if section.get("add_blank", True) is not True:
-        refuse(where, "add_blank", section["add_blank"], "true")
-    if section.get("feat_in") not in (None, 0, width):
-        refuse(where, "feat_in", section["feat_in"], f"{width}, the width of the encoder's output")
-    classes = section.get("num_classes") or -1
-    if not isinstance(classes, int) or classes > 10_000_000:
-        refuse(where, "num_classes", classes, "a whole number")
-    vocabulary = section.get("vocabulary") or []
-    if not isinstance(vocabulary, list):
-        refuse(where, "vocabulary", vocabulary, "a list of symbols")
-    if classes < 1:
-        classes = len(vocabulary) or None
-    return {"width": width, "classes": classes}
-
-
-def _piece_source(config: Mapping[str, Any], source: str) -> TokenizerSource:
-    if not isinstance(config.get("tokenizer"), dict):
-        raise CheckpointError(f"{source} has no section 'tokenizer', which a model over pieces needs.")
-    section = resolved(config, "tokenizer", source)
-    kind = section.get("type")
-    if kind == "agg" or section.get("langs"):
-        refuse(f"{source}: tokenizer", "type", "agg (several tokenizers together)", "bpe (one sentencepiece model)")
-    if str(kind).lower() != "bpe":
-        refuse(f"{source}: tokenizer", "type", kind, "bpe (a sentencepiece model), or a model over characters")
-    for key in ("custom_tokenizer", "special_tokens"):
-        if section.get(key):
-            refuse(f"{source}: tokenizer", key, section[key], "null")
-    path = str(section.get("model_path") or f"{section.get('dir', '')}/tokenizer.model")
-    # Older files name the place where the model lay in training; inside, only the last part counts.
-    member = path.removeprefix(FILE_PREFIX) if path.startswith(FILE_PREFIX) else path.rpartition("/")[2]
-    return TokenizerSource(kind="sentencepiece", member=member)
-
-
-def _character_source(config: Mapping[str, Any], decoder: Mapping[str, Any], source: str) -> TokenizerSource:
-    labels = decoder.get("vocabulary") or (resolved(config, "labels", source) if config.get("labels") else None)
-    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-        raise CheckpointError(f"{source}: decoder.vocabulary is {shown(labels)}; a list of characters is needed.")
-    return TokenizerSource(kind="characters", labels=tuple(labels))

@@ -1,13 +1,59 @@
-"""Tables of NeMo's configurations: for each section its keys, their checks and our names.
+"""Tables of NeMo's configurations: for each section the classes that it may name, its keys, and our names for them.
 
-Defaults are those of NeMo's constructors, which act where a configuration leaves a key out.
+Defaults are those of NeMo's constructors, which act where a configuration leaves a key out. A new family of models adds
+its sections here, and names them in `config.FAMILIES`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from overtone.config.keys import Key, NotSupportedError, flag, integer, number, one_of, optional
+from overtone.config.keys import (
+    Key,
+    NotSupportedError,
+    flag,
+    integer,
+    number,
+    one_of,
+    optional,
+    read_section,
+    refuse,
+    shown,
+)
+from overtone.errors import CheckpointError
+
+MODULES = "nemo.collections.asr.modules"
+
+Parts = Mapping[str, Mapping[str, Any]]
+"""Keyword arguments of the parts that have been read, by part."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """The table of one kind of section: its keys, and the keyword arguments that they become."""
+
+    classes: tuple[str, ...]
+    """The classes that its `_target_` may name; the first is written."""
+    keys: tuple[Key, ...]
+    fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    """Keys with the only values that are supported."""
+    idle: tuple[str, ...] = ()
+    """Keys that may hold anything, since they change no number of an inference."""
+    read: Callable[[Section, dict[str, Any], str, Parts], dict[str, Any]] | None = None
+    """(table, section, where, parts before) -> keyword arguments, for a section whose keys depend on each other."""
+
+    def to_settings(self, section: dict[str, Any], where: str, parts: Parts) -> dict[str, Any]:
+        """The keyword arguments that a section stands for. Raises CheckpointError for what is not supported."""
+        return self.plain_settings(section, where) if self.read is None else self.read(self, section, where, parts)
+
+    def plain_settings(self, section: Mapping[str, Any], where: str) -> dict[str, Any]:
+        """The same by its keys alone."""
+        return read_section(section, self.keys, where, fixed=self.fixed, idle=self.idle)
+
+
+# Checks of values
 
 
 def unset_below_one(value: Any) -> int | None:
@@ -17,6 +63,7 @@ def unset_below_one(value: Any) -> int | None:
 
 
 def convolution_norm(value: Any) -> str:
+    """A norm of the convolution module by its name."""
     name = str(value)
     groups = name.removeprefix("group_norm")
     if name in ("batch_norm", "layer_norm") or (name != groups and groups.isdigit() and int(groups) > 0):
@@ -25,6 +72,7 @@ def convolution_norm(value: Any) -> str:
 
 
 def convolution_context(value: Any) -> Any:
+    """Frames to the left and to the right of the depthwise convolution."""
     if value is None or value == "causal":
         return value
     if isinstance(value, list) and len(value) == 2:
@@ -47,6 +95,7 @@ def log_guard(value: Any) -> float | str:
 
 
 def normalization(value: Any) -> Any:
+    """A normalisation of features: its name, or fixed means and deviations."""
     if isinstance(value, dict) and set(value) == {"fixed_mean", "fixed_std"}:
         return {key: [number()(item) for item in items] for key, items in value.items()}
     if value is None or value in ("per_feature", "all_features", "NA"):
@@ -54,86 +103,189 @@ def normalization(value: Any) -> Any:
     raise NotSupportedError("per_feature, all_features, NA, null, or fixed_mean with fixed_std")
 
 
-PREPROCESSOR = (
-    Key("sample_rate", "sample_rate", integer(), 16_000),
-    Key("window_size", "window_size", optional(number(0.0, 60.0)), 0.02),
-    Key("window_stride", "window_stride", optional(number(0.0, 60.0)), 0.01),
-    Key("window", "window", one_of("hann", "hamming", "blackman", "bartlett", "none"), "hann"),
-    Key("normalize", "normalize", normalization, "per_feature"),
-    Key("n_fft", "n_fft", optional(integer()), None),
-    Key("preemph", "preemphasis", optional(number()), 0.97),
-    Key("features", "features", integer(), 64),
-    Key("lowfreq", "low_frequency", number(0.0), 0.0),
-    Key("highfreq", "high_frequency", optional(number(0.0)), None),
-    Key("log", "log", flag, True),
-    Key("log_zero_guard_type", "log_zero_guard_type", one_of("add", "clamp"), "add"),
-    Key("log_zero_guard_value", "log_zero_guard_value", log_guard, 2**-24),
-    Key("dither", "dither", number(0.0), 1e-5),
-    Key("pad_to", "pad_to", integer(0), 16),
-    Key("pad_value", "pad_value", number(), 0.0),
-    Key("mag_power", "magnitude_power", number(0.0), 2.0),
-    Key("mel_norm", "mel_norm", optional(one_of("slaney")), "slaney"),
-)
-PREPROCESSOR_FIXED = {
-    "frame_splicing": (1,),
-    "exact_pad": (False,),
-    "nb_augmentation_prob": (0, None),
-    "rng": (None,),
-}
-PREPROCESSOR_IDLE = ("nb_max_freq", "use_torchaudio", "stft_exact_pad", "stft_conv")
-"""What NeMo itself no longer looks at, or only together with something that is refused."""
+# Sections whose keys depend on each other
 
-ENCODER = (
-    Key("feat_in", "features", integer()),
-    Key("d_model", "width", integer(at_most=65_536)),
-    Key("n_layers", "layers", integer(at_most=1000)),
-    Key("n_heads", "heads", integer(at_most=1024), 4),
-    Key("ff_expansion_factor", "feed_forward_expansion", integer(at_most=64), 4),
-    Key("conv_kernel_size", "kernel_size", integer(at_most=1025), 31),
-    Key("subsampling", "subsampling", one_of("striding", "dw_striding", "stacking", "stacking_norm"), "striding"),
-    Key("subsampling_factor", "subsampling_factor", integer(2, 1024), 4),
-    Key("subsampling_conv_channels", "subsampling_channels", unset_below_one, -1, lambda value: value or -1),
-    Key("causal_downsampling", "causal_downsampling", flag, False),
-    Key("self_attention_model", "position", one_of("rel_pos", "abs_pos"), "rel_pos"),
-    Key("xscaling", "scale_input", flag, True),
-    Key("untie_biases", "untie_biases", flag, True),
-    Key("use_bias", "use_bias", flag, True),
-    Key("conv_norm_type", "conv_norm", convolution_norm, "batch_norm"),
-    Key("conv_context_size", "conv_context", convolution_context, None),
-    Key("att_context_size", "attention_context", attention_context, None, list),
-    Key("att_context_style", "attention_context_style", one_of("regular", "chunked_limited"), "regular"),
-    Key("feat_out", "output_width", unset_below_one, -1, lambda value: value or -1),
-    Key("dropout", "dropout", number(0.0, 1.0), 0.1),
-    Key("dropout_pre_encoder", "dropout_pre_encoder", number(0.0, 1.0), 0.1),
-    Key("dropout_emb", "dropout_emb", number(0.0, 1.0), 0.1),
-    Key("dropout_att", "dropout_att", number(0.0, 1.0), 0.0),
-    Key("pos_emb_max_len", "position_max_len", integer(), 5000),
-)
-ENCODER_FIXED = {"global_tokens": (0, None), "global_attn_separate": (False, None), "conv_dual_mode": (False, None)}
-ENCODER_IDLE = (
-    "subsampling_conv_chunking_factor",
-    "reduction_position",
-    "reduction_factor",
-    "att_context_probs",
-    "stochastic_depth_drop_prob",
-    "stochastic_depth_mode",
-    "stochastic_depth_start_layer",
-    "global_tokens_spacing",
-    "use_pytorch_sdpa",
-    "use_pytorch_sdpa_backends",
-    "sync_max_audio_length",
-)
-"""What acts in the training of the base alone, or changes how something is computed and not what."""
 
-SPEC_AUGMENT = (
-    Key("freq_masks", "freq_masks", integer(0), 0),
-    Key("time_masks", "time_masks", integer(0), 0),
-    Key("freq_width", "freq_width", integer(0), 10),
-    Key("time_width", "time_width", lambda value: value if isinstance(value, float) else integer(0)(value), 10),
-    Key("mask_value", "mask_value", number(), 0.0),
+def read_preprocessor(table: Section, section: dict[str, Any], where: str, parts: Parts) -> dict[str, Any]:
+    """The settings of LogMel; lengths in samples become seconds. Raises CheckpointError."""
+    lengths = {key: section.pop(key, None) for key in ("n_window_size", "n_window_stride")}
+    settings = table.plain_settings(section, where)
+    for key, in_seconds in (("n_window_size", "window_size"), ("n_window_stride", "window_stride")):
+        samples = lengths[key]
+        if bool(samples) == bool(settings[in_seconds]):
+            given = f"both {in_seconds} and {key}" if samples else f"neither {in_seconds} nor {key}"
+            raise CheckpointError(f"{where} has {given}; exactly one is needed.")
+        if samples:
+            # Half a sample more, as whole samples are cut from the seconds.
+            settings[in_seconds] = (int(samples) + 0.5) / settings["sample_rate"]
+    return settings
+
+
+def read_conformer(table: Section, section: dict[str, Any], where: str, parts: Parts) -> dict[str, Any]:
+    """The settings of ConformerEncoder. Raises CheckpointError for values that contradict each other."""
+    reduction = section.pop("reduction", None)
+    if reduction and section.get("reduction_factor", 1) != 1:
+        refuse(where, "reduction", reduction, "null, or reduction_factor 1")
+    settings = table.plain_settings(section, where)
+    if settings["features"] != parts["preprocessor"]["features"]:
+        raise CheckpointError(
+            f"{where}.feat_in is {settings['features']}, preprocessor.features is {parts['preprocessor']['features']}; "
+            "they must be equal."
+        )
+    width, heads, kernel = settings["width"], settings["heads"], settings["kernel_size"]
+    if width % heads:
+        refuse(where, "n_heads", heads, f"a divisor of d_model {width}")
+    if kernel % 2 == 0:
+        refuse(where, "conv_kernel_size", kernel, "an odd number")
+    factor = settings["subsampling_factor"]
+    if factor & (factor - 1) and "striding" in settings["subsampling"]:
+        refuse(where, "subsampling_factor", factor, "a power of 2")
+    if settings["conv_context"] == "causal":
+        settings["conv_context"] = [kernel - 1, 0]
+    if settings["conv_context"] is not None and sum(settings["conv_context"]) + 1 != kernel:
+        refuse(where, "conv_context_size", settings["conv_context"], f"two numbers that add up to {kernel - 1}")
+    left, right = settings["attention_context"]
+    if settings["attention_context_style"] == "chunked_limited" and (right < 0 or (left > 0 and left % (right + 1))):
+        refuse(where, "att_context_size", [left, right], "a left context that is a multiple of the right one + 1")
+    return settings
+
+
+def read_ctc_decoder(table: Section, section: dict[str, Any], where: str, parts: Parts) -> dict[str, Any]:
+    """The settings of CtcProjection; `classes` is None where only the tokenizer knows. Raises CheckpointError."""
+    width = parts["encoder"]["output_width"] or parts["encoder"]["width"]
+    for name, value in section.items():
+        if name not in ("_target_", *table.idle) and value:
+            raise CheckpointError(
+                f"{where}.{name} is {shown(value)}; this key is unknown and could change the numbers."
+            )
+    if section.get("add_blank", True) is not True:
+        refuse(where, "add_blank", section["add_blank"], "true")
+    if section.get("feat_in") not in (None, 0, width):
+        refuse(where, "feat_in", section["feat_in"], f"{width}, the width of the encoder's output")
+    classes = section.get("num_classes") or -1
+    if not isinstance(classes, int) or classes > 10_000_000:
+        refuse(where, "num_classes", classes, "a whole number")
+    vocabulary = section.get("vocabulary") or []
+    if not isinstance(vocabulary, list):
+        refuse(where, "vocabulary", vocabulary, "a list of symbols")
+    if classes < 1:
+        classes = len(vocabulary) or None
+    return {"width": width, "classes": classes}
+
+
+# Tables
+
+PREPROCESSOR = Section(
+    classes=(
+        f"{MODULES}.AudioToMelSpectrogramPreprocessor",
+        f"{MODULES}.audio_preprocessing.AudioToMelSpectrogramPreprocessor",
+    ),
+    keys=(
+        Key("sample_rate", "sample_rate", integer(), 16_000),
+        Key("window_size", "window_size", optional(number(0.0, 60.0)), 0.02),
+        Key("window_stride", "window_stride", optional(number(0.0, 60.0)), 0.01),
+        Key("window", "window", one_of("hann", "hamming", "blackman", "bartlett", "none"), "hann"),
+        Key("normalize", "normalize", normalization, "per_feature"),
+        Key("n_fft", "n_fft", optional(integer()), None),
+        Key("preemph", "preemphasis", optional(number()), 0.97),
+        Key("features", "features", integer(), 64),
+        Key("lowfreq", "low_frequency", number(0.0), 0.0),
+        Key("highfreq", "high_frequency", optional(number(0.0)), None),
+        Key("log", "log", flag, True),
+        Key("log_zero_guard_type", "log_zero_guard_type", one_of("add", "clamp"), "add"),
+        Key("log_zero_guard_value", "log_zero_guard_value", log_guard, 2**-24),
+        Key("dither", "dither", number(0.0), 1e-5),
+        Key("pad_to", "pad_to", integer(0), 16),
+        Key("pad_value", "pad_value", number(), 0.0),
+        Key("mag_power", "magnitude_power", number(0.0), 2.0),
+        Key("mel_norm", "mel_norm", optional(one_of("slaney")), "slaney"),
+    ),
+    fixed={
+        "frame_splicing": (1,),
+        "exact_pad": (False,),
+        "nb_augmentation_prob": (0, None),
+        "rng": (None,),
+    },
+    # NeMo itself no longer reads these, or only together with others that are refused.
+    idle=("nb_max_freq", "use_torchaudio", "stft_exact_pad", "stft_conv"),
+    read=read_preprocessor,
 )
-SPEC_AUGMENT_FIXED = {"rect_masks": (0, None), "rng": (None,)}
-SPEC_AUGMENT_IDLE = ("rect_time", "rect_freq", "use_vectorized_spec_augment", "use_numba_spec_augment")
+
+CONFORMER = Section(
+    classes=(
+        f"{MODULES}.ConformerEncoder",
+        f"{MODULES}.ConformerEncoderAdapter",
+        f"{MODULES}.conformer_encoder.ConformerEncoder",
+        f"{MODULES}.conformer_encoder.ConformerEncoderAdapter",
+    ),
+    keys=(
+        Key("feat_in", "features", integer()),
+        Key("d_model", "width", integer(at_most=65_536)),
+        Key("n_layers", "layers", integer(at_most=1000)),
+        Key("n_heads", "heads", integer(at_most=1024), 4),
+        Key("ff_expansion_factor", "feed_forward_expansion", integer(at_most=64), 4),
+        Key("conv_kernel_size", "kernel_size", integer(at_most=1025), 31),
+        Key("subsampling", "subsampling", one_of("striding", "dw_striding", "stacking", "stacking_norm"), "striding"),
+        Key("subsampling_factor", "subsampling_factor", integer(2, 1024), 4),
+        Key("subsampling_conv_channels", "subsampling_channels", unset_below_one, -1, lambda value: value or -1),
+        Key("causal_downsampling", "causal_downsampling", flag, False),
+        Key("self_attention_model", "position", one_of("rel_pos", "abs_pos"), "rel_pos"),
+        Key("xscaling", "scale_input", flag, True),
+        Key("untie_biases", "untie_biases", flag, True),
+        Key("use_bias", "use_bias", flag, True),
+        Key("conv_norm_type", "conv_norm", convolution_norm, "batch_norm"),
+        Key("conv_context_size", "conv_context", convolution_context, None),
+        Key("att_context_size", "attention_context", attention_context, None, list),
+        Key("att_context_style", "attention_context_style", one_of("regular", "chunked_limited"), "regular"),
+        Key("feat_out", "output_width", unset_below_one, -1, lambda value: value or -1),
+        Key("dropout", "dropout", number(0.0, 1.0), 0.1),
+        Key("dropout_pre_encoder", "dropout_pre_encoder", number(0.0, 1.0), 0.1),
+        Key("dropout_emb", "dropout_emb", number(0.0, 1.0), 0.1),
+        Key("dropout_att", "dropout_att", number(0.0, 1.0), 0.0),
+        Key("pos_emb_max_len", "position_max_len", integer(), 5000),
+    ),
+    fixed={"global_tokens": (0, None), "global_attn_separate": (False, None), "conv_dual_mode": (False, None)},
+    # These act in the training of the base alone, or change the way of a computation and not its result.
+    idle=(
+        "subsampling_conv_chunking_factor",
+        "reduction_position",
+        "reduction_factor",
+        "att_context_probs",
+        "stochastic_depth_drop_prob",
+        "stochastic_depth_mode",
+        "stochastic_depth_start_layer",
+        "global_tokens_spacing",
+        "use_pytorch_sdpa",
+        "use_pytorch_sdpa_backends",
+        "sync_max_audio_length",
+    ),
+    read=read_conformer,
+)
+ADAPTABLE_CONFORMER = f"{MODULES}.conformer_encoder.ConformerEncoderAdapter"
+"""The class of an encoder that has adapters."""
+
+CTC_DECODER = Section(
+    classes=(f"{MODULES}.ConvASRDecoder", f"{MODULES}.conv_asr.ConvASRDecoder"),
+    keys=(),
+    idle=("feat_in", "num_classes", "vocabulary", "init_mode", "add_blank"),
+    read=read_ctc_decoder,
+)
+
+SPEC_AUGMENT = Section(
+    classes=(
+        f"{MODULES}.SpectrogramAugmentation",
+        f"{MODULES}.audio_preprocessing.SpectrogramAugmentation",
+    ),
+    keys=(
+        Key("freq_masks", "freq_masks", integer(0), 0),
+        Key("time_masks", "time_masks", integer(0), 0),
+        Key("freq_width", "freq_width", integer(0), 10),
+        Key("time_width", "time_width", lambda value: value if isinstance(value, float) else integer(0)(value), 10),
+        Key("mask_value", "mask_value", number(), 0.0),
+    ),
+    fixed={"rect_masks": (0, None), "rng": (None,)},
+    idle=("rect_time", "rect_freq", "use_vectorized_spec_augment", "use_numba_spec_augment"),
+)
 
 STRATEGY = (
     Key("stochastic_depth", "stochastic_depth", number(0.0, 1.0), 0.0),

@@ -19,20 +19,19 @@ from overtone.checkpoints.nemo.adapters import (
 )
 from overtone.checkpoints.nemo.archive import LIMITS, Archive, open_archive, write_archive
 from overtone.checkpoints.nemo.config import (
-    ADAPTABLE_ENCODER,
     NemoDescription,
-    TokenizerSource,
     describe,
     translate,
 )
+from overtone.checkpoints.nemo.keys import ADAPTABLE_CONFORMER
 from overtone.checkpoints.nemo.pickles import read_state_dict
-from overtone.checkpoints.nemo.tokenizer import FILE_PREFIX, tokenizer_files
+from overtone.checkpoints.nemo.tokenizer import FILE_PREFIX, read_tokenizer, tokenizer_files
 from overtone.checkpoints.nemo.yaml import read_yaml, resolved, write_yaml
 from overtone.errors import CheckpointError, ConfigError
 from overtone.files import write_failure
 from overtone.models.asr_model import AsrModel, build_model
 from overtone.models.parts import PARTS
-from overtone.tokenizers import CharTokenizer, SentencePieceTokenizer, Tokenizer
+from overtone.tokenizers import CharTokenizer, Tokenizer
 
 CONFIG = "model_config.yaml"
 WEIGHTS = "model_weights.ckpt"
@@ -40,11 +39,11 @@ KEY_PREFIXES = (
     ("preprocessor.", "preprocessor.featurizer."),
     ("decoder.projection.", "decoder.decoder_layers.0."),
 )
-"""Where our keys and NeMo's begin differently; all others are the same."""
+"""Beginnings of our keys -> those of NeMo's, where they differ."""
 
 
 def read_nemo(path: Path | str, *, adapters: bool = True) -> AsrModel:
-    """The model of a `.nemo` in float32 with its adapters, none in use.
+    """Load the model of a `.nemo` in float32 with its adapters, none in use.
 
     Raises CheckpointError, naming file and cause, for what is damaged, unsafe or not supported.
     """
@@ -97,7 +96,7 @@ def write_nemo(model: AsrModel, path: Path | str) -> None:
 
 
 def size_of(tensors: Mapping[str, Tensor]) -> int:
-    """Bytes of all of them."""
+    """Bytes of all tensors."""
     return sum(tensor.nbytes for tensor in tensors.values())
 
 
@@ -110,17 +109,6 @@ def read_config(content: bytes, source: str) -> dict[str, Any]:
     return config
 
 
-def read_tokenizer(source: TokenizerSource, files: Mapping[str, bytes], where: str) -> Tokenizer:
-    if source.kind == "characters":
-        return CharTokenizer(source.labels)
-    if source.member is None or source.member not in files:
-        raise CheckpointError(f"{where} holds no '{source.member}', which its configuration names as the tokenizer.")
-    try:
-        return SentencePieceTokenizer(files[source.member])
-    except (CheckpointError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{where}: '{source.member}': {error}") from error
-
-
 def assemble(
     description: NemoDescription,
     config: Mapping[str, Any],
@@ -130,7 +118,10 @@ def assemble(
     source: str,
     name: str,
 ) -> AsrModel:
-    """A model from its parts; `tensors` are the base's by NeMo's keys, all of them and no other."""
+    """Build a model from its parts; `tensors` are the base's by NeMo's keys, all of them and no other.
+
+    Raises CheckpointError where they contradict each other.
+    """
     settings = description.settings
     settings["decoder"]["classes"] = settings["decoder"]["classes"] or tokenizer.size
     if settings["decoder"]["classes"] != tokenizer.size:
@@ -148,7 +139,7 @@ def assemble(
 
 
 def load_base(model: AsrModel, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Copy the base's values; every key and shape must be there, and no other."""
+    """Copy the base's values. Raises CheckpointError unless exactly its keys, shapes and types are there."""
     own = {nemo_key(name): tensor for name, tensor in model.base_state_dict().items()}
     check_keys(own.keys(), tensors.keys(), source)
     with torch.no_grad():
@@ -163,7 +154,7 @@ def load_base(model: AsrModel, tensors: Mapping[str, Tensor], source: str) -> No
 
 
 def check_sizes(settings: Mapping[str, Mapping[str, Any]], tensors: Mapping[str, Tensor], source: str) -> None:
-    """What a configuration claims, held against the tensors before anything of that size is made.
+    """Check the sizes of a configuration against the tensors before anything of that size is made.
 
     Raises CheckpointError where it asks for others, ConfigError where it contradicts itself.
     """
@@ -185,7 +176,10 @@ def check_sizes(settings: Mapping[str, Mapping[str, Any]], tensors: Mapping[str,
 
 
 def net_shapes(settings: Mapping[str, Mapping[str, Any]], source: str) -> dict[str, torch.Size]:
-    """The shapes of encoder and head by NeMo's keys. All layers are alike, and one is made, without its numbers."""
+    """The shapes of encoder and head by NeMo's keys, from one layer without values: all layers are alike.
+
+    Raises CheckpointError for sizes that cannot be.
+    """
     try:
         with torch.device("meta"):
             encoder = PARTS["encoder"](**{**settings["encoder"], "layers": 1})
@@ -202,7 +196,7 @@ def net_shapes(settings: Mapping[str, Mapping[str, Any]], source: str) -> dict[s
 
 
 def check_keys(own: Collection[str], found: Collection[str], source: str) -> None:
-    """Every key must be there, and no other."""
+    """Raises CheckpointError unless exactly our own keys were found."""
     missing, left = set(own) - set(found), set(found) - set(own)
     if missing or left:
         raise CheckpointError(
@@ -212,6 +206,7 @@ def check_keys(own: Collection[str], found: Collection[str], source: str) -> Non
 
 
 def check_shape(key: str, tensor: Tensor, shape: torch.Size, source: str) -> None:
+    """Check a tensor, of any shape, against the expected one. Raises CheckpointError."""
     if tensor.shape != shape:
         raise CheckpointError(
             f"{source}: {key} has shape {list(tensor.shape)}, its configuration asks for {list(shape)}."
@@ -225,7 +220,7 @@ def nemo_config(model: AsrModel, adapters: Iterable[str] | None = None) -> dict[
     config.pop("adapters", None)
     if names:
         config["adapters"] = adapters_section(model, names)
-        config["encoder"] = {**config["encoder"], "_target_": ADAPTABLE_ENCODER}
+        config["encoder"] = {**config["encoder"], "_target_": ADAPTABLE_CONFORMER}
     return config
 
 
@@ -235,7 +230,7 @@ def keep_files(model: AsrModel, files: Mapping[str, bytes]) -> None:
 
 
 def model_files(model: AsrModel, config: Mapping[str, Any]) -> dict[str, bytes]:
-    """What lies beside configuration and weights: the checkpoint's own files, or the tokenizer's made anew."""
+    """The files beside configuration and weights: the checkpoint's own, or the tokenizer's made anew."""
     files = dict(model.checkpoint_files)
     section = config.get("tokenizer")
     if isinstance(section, dict) and not isinstance(model.tokenizer, CharTokenizer):
@@ -255,6 +250,7 @@ def nemo_key(name: str) -> str:
 
 
 def listed(keys: Iterable[str]) -> str:
+    """The first of the keys for a message, and the number of the others."""
     names = sorted(keys)
     more = f" and {len(names) - 8} more" if len(names) > 8 else ""
     return (", ".join(names[:8]) or "none") + more

@@ -24,11 +24,11 @@ PLAIN_VALUES = 500_000
 PLAIN_DEPTH = 100
 DIMENSIONS = 64
 REPEATED = 4
-"""How many times larger the tensors of a model may be than the numbers in its file: tied ones are few and small."""
+"""The largest ratio of a model's tensors to the numbers in its file: tied tensors are few and small."""
 OLD_FORMAT = (b"\x80\x02\x8a", b"\x80\x02.")
 
 DAMAGES = (LookupError, ValueError, TypeError, ArithmeticError, RuntimeError, EOFError, OSError, struct.error)
-"""What reading a damaged table of contents, or one made to mislead, can end in."""
+"""Errors of reading a table of contents that is damaged, or made to mislead."""
 
 DTYPES = {
     "DoubleStorage": torch.float64,
@@ -54,7 +54,7 @@ RECORDS = (
 
 @dataclass(frozen=True)
 class Name:
-    """What the file names; a word, nothing more."""
+    """A name in the file; a word, nothing more."""
 
     path: str
 
@@ -68,11 +68,11 @@ class Record:
 
 
 class RefusedError(Exception):
-    """What is wrong with a pickle, in words; becomes a CheckpointError that also names the file."""
+    """The fault of a pickle, in words; becomes a CheckpointError that also names the file."""
 
 
 def read_state_dict(file: IO[bytes], source: str) -> dict[str, Tensor]:
-    """The tensors of a `model_weights.ckpt` by key. Raises CheckpointError, beginning with `source`."""
+    """Read the tensors of a `model_weights.ckpt` by key. Raises CheckpointError, beginning with `source`."""
     content = read_torch_file(file, source)
     if not isinstance(content, dict) or not all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
@@ -85,7 +85,7 @@ def read_state_dict(file: IO[bytes], source: str) -> dict[str, Tensor]:
 
 
 def read_torch_file(file: IO[bytes], source: str) -> Any:
-    """What `torch.save` wrote, made of dicts, lists, tuples, numbers, strings, tensors, names and records.
+    """Read what `torch.save` wrote, made of dicts, lists, tuples, numbers, strings, tensors, names and records.
 
     Raises CheckpointError, beginning with `source`, for damaged files and for any that ask for more.
     """
@@ -230,7 +230,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": _empty,
     "collections.defaultdict": _empty,
 }
-"""What stands for each callable that a file may name."""
+"""Our function for each callable that a file may name."""
 
 MARK = object()
 

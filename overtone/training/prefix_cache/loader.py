@@ -1,4 +1,4 @@
-"""Batches of utterances of which most need no audio any more: what is kept of them is read instead, ahead of the step.
+"""Batches of utterances whose activations are cached: these are read instead of the audio, ahead of the step.
 
 Legend: B batch, S samples, T time, D width, U target tokens.
 """
@@ -19,33 +19,33 @@ from overtone.data.dataset import Batch, Example, SpeechDataset, collate, name_o
 from overtone.data.manifest import Utterance
 from overtone.errors import DataError
 from overtone.training.prefix_cache.plan import PrefixPlan, digest
-from overtone.training.prefix_cache.store import Kept, PrefixStore
+from overtone.training.prefix_cache.store import Activations, PrefixStore
 
 BATCHES_AHEAD = 2
-"""What every reading thread has in hand."""
+"""Batches that every thread reads ahead."""
 NO_AUDIO = np.zeros(0, np.float32)
 SEED_DIGITS = 15
-"""Of a key, in base 16: they fit into 63 bits."""
+"""Digits of a key, in base 16, that make a seed: they fit into 63 bits."""
 
 
-class Row(NamedTuple):
-    """One utterance."""
+class CachedUtterance(NamedTuple):
+    """One utterance of a batch."""
 
     key: str
-    """Under which it is kept; empty where its file is gone."""
+    """Key of its activations; empty where its file is gone"""
     seed: int | None
-    """Of what is random in it; None where nothing is."""
-    kept: Kept | None
+    """Seed of what is random in it; None where nothing is"""
+    activations: Activations | None
     waveform: Tensor | None
-    """[S], where nothing is kept yet."""
+    """[S], where there are no activations yet"""
 
 
 class PrefixBatch(NamedTuple):
-    """What a step needs of a batch; the same names mean the same as in `Batch`."""
+    """A batch without waveforms; the same names mean the same as in `Batch`."""
 
-    rows: list[Row]
+    utterances: list[CachedUtterance]
     lengths: Tensor
-    """[B] int64, samples as the manifest tells"""
+    """[B] int64, samples by the durations of the manifest"""
     targets: Tensor
     """[B, U] int64"""
     target_lengths: Tensor
@@ -55,7 +55,7 @@ class PrefixBatch(NamedTuple):
 
 
 class PrefixLoader:
-    """The given batches in their order, read by threads: they see what the steps have kept meanwhile."""
+    """The given batches in their order, read by threads: they see what the steps have cached meanwhile."""
 
     def __init__(
         self,
@@ -91,21 +91,21 @@ class PrefixLoader:
             pool.shutdown(cancel_futures=True)
 
     def read(self, batch: Sequence[int | Draw]) -> PrefixBatch | DataError:
-        """The batch, or the first error in it."""
-        rows, examples = [], []
+        """Read a batch; return the first error in it in its place."""
+        utterances, examples = [], []
         for wanted in batch:
-            row = self.row(wanted)
-            if isinstance(row, DataError):
-                return row
+            cached = self.read_utterance(wanted)
+            if isinstance(cached, DataError):
+                return cached
             index = index_of(wanted)
             utterance, tokens = self.dataset.utterances[index], np.asarray(self.dataset.tokens[index], np.int64)
-            rows.append(row)
+            utterances.append(cached)
             examples.append(Example(NO_AUDIO, tokens, utterance.text or "", name_of(utterance)))
         whole = collate(examples)
         assert isinstance(whole, Batch)
         seconds = torch.tensor([self.dataset.utterances[index_of(wanted)].duration for wanted in batch])
         return PrefixBatch(
-            rows=rows,
+            utterances=utterances,
             lengths=(seconds * self.dataset.sample_rate).round().long(),
             targets=whole.targets,
             target_lengths=whole.target_lengths,
@@ -113,26 +113,27 @@ class PrefixLoader:
             ids=whole.ids,
         )
 
-    def row(self, wanted: int | Draw) -> Row | DataError:
+    def read_utterance(self, wanted: int | Draw) -> CachedUtterance | DataError:
+        """Read the activations, or the waveform where there are none yet."""
         index = index_of(wanted)
         drawn = wanted.key if isinstance(wanted, Draw) else ()
-        key = key_of(self.dataset.utterances[index], self.plan, drawn)
-        kept = self.store.get(key) if key else None
+        key = make_key(self.dataset.utterances[index], self.plan, drawn)
+        activations = self.store.get(key) if key else None
         seed = int(key[:SEED_DIGITS], 16) if drawn and key else None
-        if kept is not None:
-            return Row(key, seed, kept, None)
+        if activations is not None:
+            return CachedUtterance(key, seed, activations, None)
         example = self.dataset[index if seed is None else Draw(index, (seed,))]
         if isinstance(example, DataError):
             return example
-        return Row(key, seed, None, torch.from_numpy(example.waveform))
+        return CachedUtterance(key, seed, None, torch.from_numpy(example.waveform))
 
 
 def index_of(wanted: int | Draw) -> int:
     return wanted if isinstance(wanted, int) else wanted[0]
 
 
-def key_of(utterance: Utterance, plan: PrefixPlan, drawn: Sequence[int]) -> str:
-    """SHA-256 of which audio it is, and which draw of what is random; empty where the file is not there."""
+def make_key(utterance: Utterance, plan: PrefixPlan, drawn: Sequence[int]) -> str:
+    """Return the SHA-256 of which audio it is, and which draw of what is random; empty where the file is gone."""
     path = utterance.audio_path.absolute()
     try:
         file = path.stat()
@@ -142,8 +143,8 @@ def key_of(utterance: Utterance, plan: PrefixPlan, drawn: Sequence[int]) -> str:
     return digest([audio, [plan.draws, plan.seed, *drawn] if drawn else None])
 
 
-def turns(sampler: StepSampler, variants: int) -> Iterator[list[int] | list[Draw]]:
-    """The batches of a sampler; with several variants, each epoch with the next one."""
+def cycle_variants(sampler: StepSampler, variants: int) -> Iterator[list[int] | list[Draw]]:
+    """Yield the batches of a sampler; with several variants, each epoch with the next one."""
     place = sampler.place
     for step, batch in enumerate(sampler, start=sampler.start):
         place = place_of(sampler.plan, step, processes=sampler.processes, near=place)

@@ -1,4 +1,4 @@
-"""What of a training stays the same every epoch: where the frozen part below the adapter ends, and what is random."""
+"""Where the frozen part of the base below an adapter ends, and what is random in it: the plan of a prefix cache."""
 
 from __future__ import annotations
 
@@ -14,81 +14,81 @@ from torch import nn
 
 from overtone.adapters.adapter import Adapter
 from overtone.adapters.kinds.registry import known
-from overtone.config import Settings
+from overtone.config import to_plain
 from overtone.errors import ConfigError
 from overtone.models.asr_model import COMPUTE_DTYPES, AsrModel
 from overtone.nets.subsampling import StackingSubsampling
-from overtone.training.run_folder import plain
-from overtone.training.trainer import Length, Machine, base_dtype, precision_of
+from overtone.training.plan import TrainingPlan
+from overtone.training.trainer import Machine, RunLength, base_dtype, lightning_precision
 from overtone.version import __version__
 
 FEATURES = -1
 """The cut between the features and the encoder."""
 FORMAT = 1
-"""Of the files, and of what stands in them."""
+"""Version of the files and of their values."""
 DROPOUTS = ("dropout", "dropout_pre_encoder", "dropout_emb", "dropout_att")
 KEY = "model.prefix_cache"
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrefixPlan:
-    """What is kept of each utterance."""
+    """What is cached of each utterance."""
 
     cut: int
-    """So many layers lie below it; 0: the subsampling alone; FEATURES: not even that."""
+    """Number of layers below the cut; 0: the subsampling alone; FEATURES: not even that."""
     variants: int
     """Draws of what is random below the cut; 1 where nothing is."""
     seed: int
-    """Of these draws."""
+    """Seed of these draws."""
     width: int
-    """D of what is kept, [T', D]."""
+    """D of the cached activations, [T', D]."""
     bytes_per_second: float
     """Memory for a second of audio."""
     owner: str
-    """SHA-256 of all that its values depend on, besides the audio and the draws."""
+    """SHA-256 of all that the values depend on, besides the audio and the draws."""
     draws: str
-    """SHA-256 of what is drawn from; empty where nothing is."""
+    """SHA-256 of the settings of what is random; empty where nothing is."""
     note: str
-    """What the user is told of it."""
+    """Description for the user."""
 
     def identity(self) -> dict[str, Any]:
-        """What must not change between the parts of a resumed run."""
+        """Return what must not change between the parts of a resumed run."""
         return {"cut": self.cut, "variants": self.variants}
 
     def bytes_of(self, seconds: float, *, drawn: bool = False) -> float:
-        """Memory for so much audio; `drawn`: in all its variants."""
+        """Return the memory for so much audio; `drawn`: in all its variants."""
         return seconds * self.bytes_per_second * (self.variants if drawn else 1)
 
 
 def plan_prefix(
-    settings: Settings,
+    plan: TrainingPlan,
     model: AsrModel,
     adapter: Adapter | None,
     *,
     machine: Machine,
-    length: Length,
-    kept_before: bool | None = None,
+    length: RunLength,
+    cached_before: bool | None = None,
 ) -> PrefixPlan | None:
-    """None where nothing is kept. Raises ConfigError where the settings ask for what cannot be.
+    """Decide what is cached; None caches nothing. Raises ConfigError for settings that ask for what cannot be.
 
-    kept_before: whether the run that is resumed kept anything; None begins a run, whose length decides for `auto`.
+    cached_before: whether the run that is resumed cached anything; None begins a run, whose length decides for `auto`.
     """
-    chosen = settings.model.prefix_cache
-    check_variants(settings)
+    chosen = plan.prefix_cache
+    check_variants(plan)
     if chosen.enabled is False:
         return None
-    obstacle = obstacle_of(model, adapter)
+    obstacle = find_obstacle(model, adapter)
     if chosen.enabled is True and (obstacle is not None or adapter is None):
         raise ConfigError(f"{KEY}.enabled: {obstacle} Leave it out, or give false.")
     if obstacle is not None or adapter is None:
         return None
-    random = drawn_from(settings)
+    random = find_random(plan)
     dithered = model.preprocessor.dither > 0.0
-    drops = settings.model.base_dropout and any(model.setting("encoder", name) > 0.0 for name in DROPOUTS)
-    cut = first_cut(model, adapter)
+    drops = plan.base_dropout and any(model.setting("encoder", name) > 0.0 for name in DROPOUTS)
+    cut = find_cut(model, adapter)
     if chosen.enabled == "auto":
         again = length.batches > length.batches_per_epoch or chosen.folder is not None
-        worth = again if kept_before is None else kept_before
+        worth = again if cached_before is None else cached_before
         if not worth or dithered or "augmentor" in random:
             return None
         cut = 0 if drops else cut
@@ -98,18 +98,18 @@ def plan_prefix(
     return PrefixPlan(
         cut=cut,
         variants=chosen.variants,
-        seed=settings.seed,
+        seed=plan.seed,
         width=model.preprocessor.features if cut == FEATURES else int(model.setting("encoder", "width")),
-        bytes_per_second=bytes_per_second(model, cut, base_dtype(settings, machine)),
-        owner=digest(owner_of(settings, model, machine, cut)) if chosen.folder is not None else "",
+        bytes_per_second=bytes_per_second(model, cut, base_dtype(plan, machine)),
+        owner=digest(describe_owner(plan, model, machine, cut)) if chosen.folder is not None else "",
         draws=digest(random) if chosen.variants > 1 else "",
-        note=described(model, cut, left_out, chosen.variants),
+        note=make_note(model, cut, left_out, chosen.variants),
     )
 
 
-def check_variants(settings: Settings) -> None:
-    """Draws are limited where the user asks for it, and only where there is something to draw."""
-    chosen, random = settings.model.prefix_cache, drawn_from(settings)
+def check_variants(plan: TrainingPlan) -> None:
+    """Raises ConfigError for a number of draws where nothing is drawn, and for none where something is."""
+    chosen, random = plan.prefix_cache, find_random(plan)
     if chosen.variants > 1 and chosen.enabled is not True:
         raise ConfigError(f"{KEY}.variants: {chosen.variants} draws of each utterance need {KEY}.enabled=true.")
     if chosen.variants > 1 and not random:
@@ -124,22 +124,22 @@ def check_variants(settings: Settings) -> None:
         )
 
 
-def drawn_from(settings: Settings) -> dict[str, Any]:
-    """What changes an utterance by chance before the encoder, by name."""
-    model, found = settings.model, {}
-    masks, waves = model.spec_augment, model.train_ds.augmentor
+def find_random(plan: TrainingPlan) -> dict[str, Any]:
+    """Return what changes an utterance by chance before the encoder, by name."""
+    found: dict[str, Any] = {}
+    masks, waves = plan.spec_augment, plan.train_data.augmentor
     if masks is not None and masks.freq_masks + masks.time_masks > 0:
-        found["spec_augment"] = plain(masks)
+        found["spec_augment"] = to_plain(masks)
     if waves is not None and any(section is not None for section in vars(waves).values()):
         manifests = [getattr(section, "manifest_path", None) for section in vars(waves).values()]
         paths = [Path(name).expanduser() for name in manifests if name]
         files = [path.stat() for path in paths if path.exists()]
-        found["augmentor"] = [plain(waves), [(file.st_size, file.st_mtime_ns) for file in files]]
+        found["augmentor"] = [to_plain(waves), [(file.st_size, file.st_mtime_ns) for file in files]]
     return found
 
 
-def obstacle_of(model: AsrModel, adapter: Adapter | None) -> str | None:
-    """Why nothing can be kept."""
+def find_obstacle(model: AsrModel, adapter: Adapter | None) -> str | None:
+    """Return why nothing can be cached; None where something can."""
     if adapter is None:
         return "with model.train=everything no part of the base stays the same."
     norms = any(isinstance(module, nn.GroupNorm) for module in model.encoder.modules())
@@ -149,8 +149,8 @@ def obstacle_of(model: AsrModel, adapter: Adapter | None) -> str | None:
     return None
 
 
-def first_cut(model: AsrModel, adapter: Adapter) -> int:
-    """The layers below the first point where the adapter acts.
+def find_cut(model: AsrModel, adapter: Adapter) -> int:
+    """Return the number of layers below the first point where the adapter acts.
 
     An adapter behind a layer that looks at that layer's output alone, as a linear one, has the layer itself below it.
     """
@@ -165,13 +165,14 @@ def first_cut(model: AsrModel, adapter: Adapter) -> int:
 
 
 def bytes_per_second(model: AsrModel, cut: int, dtype: str) -> float:
+    """Return the memory that is cached for a second of audio."""
     if cut == FEATURES:
         return 4 * model.preprocessor.features / model.preprocessor.seconds_per_frame
     return int(model.setting("encoder", "width")) * COMPUTE_DTYPES[dtype].itemsize / model.seconds_per_frame
 
 
-def owner_of(settings: Settings, model: AsrModel, machine: Machine, cut: int) -> dict[str, Any]:
-    """All that the values depend on, besides the audio and the draws."""
+def describe_owner(plan: TrainingPlan, model: AsrModel, machine: Machine, cut: int) -> dict[str, Any]:
+    """Return all that the values depend on, besides the audio and the draws."""
     on_gpu = machine.accelerator == "gpu"
     return {
         "format": FORMAT,
@@ -179,9 +180,9 @@ def owner_of(settings: Settings, model: AsrModel, machine: Machine, cut: int) ->
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if on_gpu else torch.backends.cpu.get_cpu_capability(),
         "base": model.fingerprint(),
-        "dtype": base_dtype(settings, machine),
-        "prepared": settings.compute_dtype != "float32",
-        "precision": precision_of(settings.trainer),
+        "dtype": base_dtype(plan, machine),
+        "prepared": plan.compute_dtype != "float32",
+        "precision": lightning_precision(plan.trainer),
         "cut": cut,
     }
 
@@ -190,7 +191,7 @@ def digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def described(model: AsrModel, cut: int, left_out: Sequence[str], variants: int) -> str:
+def make_note(model: AsrModel, cut: int, left_out: Sequence[str], variants: int) -> str:
     layers = len(model.encoder.layers)
     parts = {FEATURES: "the features, before their masks,", 0: "features and subsampling"}
     part = parts.get(cut, f"features, subsampling and {cut} of {layers} layers")

@@ -1,4 +1,4 @@
-"""Where activations are kept between epochs: in memory while there is room, and in a folder where there is one.
+"""Activations between epochs: in memory while there is room, and in a folder where there is one.
 
 A file holds one tensor with the SHA-256 of its values and the names of what it belongs to. What does not agree in
 all of that is as good as absent. Files appear whole or not at all, so that processes may share a folder.
@@ -28,19 +28,19 @@ NAME_LENGTH = 32
 """Characters of a digest that name a folder."""
 
 
-class Kept(NamedTuple):
-    """What is kept of an utterance."""
+class Activations(NamedTuple):
+    """Activations of an utterance at the cut."""
 
     x: Tensor
     """[T, D], its own frames"""
     padded: int
-    """Frames that a batch has which it stands in alone, T or a few more."""
+    """Frames of a batch of this utterance alone, T or a few more"""
 
 
 class PrefixStore:
-    """What is kept by key, within a limit of memory and one of disk.
+    """Activations by key, within a limit of memory and one of disk.
 
-    Nothing is ever thrown out: what comes when all is full is not kept, and has to be computed again.
+    Nothing is ever thrown out: what comes when all is full is not stored, and has to be computed again.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class PrefixStore:
         folder: Path | None = None,
         disk: float = 0.0,
         owner: str = "",
-        tell: Callable[[str], None],
+        report: Callable[[str], None],
     ) -> None:
         """memory, disk: bytes. owner: the digest of all that the values depend on besides the key."""
         self.width = width
@@ -59,54 +59,57 @@ class PrefixStore:
         self.folder = folder
         self.disk = disk
         self.owner = owner
-        self.tell = tell
-        """Where the user is told that the disk takes no more."""
-        self.held: dict[str, Kept] = {}
+        self.report = report
+        """Prints a line for the user: the disk takes no more."""
+        self.in_memory: dict[str, Activations] = {}
         self.lock = threading.Lock()
         if folder is not None:
             self.disk -= bytes_in(folder)
 
-    def get(self, key: str) -> Kept | None:
-        """As it was put in; None where it is not there, or cannot be trusted."""
-        kept = self.held.get(key)
-        if kept is None and self.folder is not None:
-            kept = self.read(self.place(key), key)
-            if kept is not None:
-                self.hold(key, kept)
-        return kept
+    def get(self, key: str) -> Activations | None:
+        """Return the activations as they were put in; None where they are not there, or cannot be trusted."""
+        found = self.in_memory.get(key)
+        if found is None and self.folder is not None:
+            found = self.read(self.path_of(key), key)
+            if found is not None:
+                self.put_in_memory(key, found)
+        return found
 
-    def put(self, key: str, kept: Kept) -> None:
-        """Keep a tensor that lies in memory of its own."""
-        self.hold(key, kept)
+    def put(self, key: str, activations: Activations) -> None:
+        """Store a tensor that lies in memory of its own."""
+        self.put_in_memory(key, activations)
         if self.folder is not None:
-            self.write(self.place(key), key, kept)
+            self.write(self.path_of(key), key, activations)
 
-    def hold(self, key: str, kept: Kept) -> None:
+    def put_in_memory(self, key: str, activations: Activations) -> None:
         with self.lock:
-            if key not in self.held and kept.x.nbytes <= self.memory:
-                self.memory -= kept.x.nbytes
-                self.held[key] = kept
+            if key not in self.in_memory and activations.x.nbytes <= self.memory:
+                self.memory -= activations.x.nbytes
+                self.in_memory[key] = activations
 
     # Files
 
-    def place(self, key: str) -> Path:
+    def path_of(self, key: str) -> Path:
         assert self.folder is not None
         return self.folder / self.owner[:NAME_LENGTH] / key[:2] / f"{key}{SUFFIX}"
 
-    def read(self, path: Path, key: str) -> Kept | None:
+    def read(self, path: Path, key: str) -> Activations | None:
+        """Read a file; None where there is none, or where it belongs to other values."""
         try:
             with safe_open(path, framework="pt") as file:
-                said = file.metadata() or {}
-                kept = Kept(file.get_tensor("x").clone(), int(said.get("padded", 0)))
+                metadata = file.metadata() or {}
+                found = Activations(file.get_tensor("x").clone(), int(metadata.get("padded", 0)))
         except (OSError, SafetensorError, ValueError):
             return None
-        told = (said.get("owner"), said.get("key"), said.get("sha256"))
-        fits = kept.x.dim() == 2 and kept.x.size(1) == self.width and kept.x.is_floating_point()
-        return kept if fits and told == (self.owner, key, digest_of(kept)) else None
+        names = (metadata.get("owner"), metadata.get("key"), metadata.get("sha256"))
+        fits = found.x.dim() == 2 and found.x.size(1) == self.width and found.x.is_floating_point()
+        return found if fits and names == (self.owner, key, digest_of(found)) else None
 
-    def write(self, path: Path, key: str, kept: Kept) -> None:
-        said = {"owner": self.owner, "key": key, "padded": str(kept.padded), "sha256": digest_of(kept)}
-        content = save({"x": kept.x}, said)
+    def write(self, path: Path, key: str, activations: Activations) -> None:
+        """Write a file while the disk has room; it appears whole or not at all."""
+        digest = digest_of(activations)
+        metadata = {"owner": self.owner, "key": key, "padded": str(activations.padded), "sha256": digest}
+        content = save({"x": activations.x}, metadata)
         if len(content) > self.disk:
             self.end_writing(f"{self.folder} holds as much as model.prefix_cache.disk_gb allows")
             return
@@ -123,19 +126,22 @@ class PrefixStore:
 
     def end_writing(self, reason: str) -> None:
         if self.disk > 0.0:
-            self.tell(f"Prefix cache: {reason}. No more is written there; what memory does not hold is computed anew.")
+            self.report(
+                f"Prefix cache: {reason}. No more is written there; what memory does not hold is computed anew."
+            )
         self.disk = 0.0
 
 
-def digest_of(kept: Kept) -> str:
-    """SHA-256 of frames, shape, dtype and values."""
-    digest = hashlib.sha256(f"{kept.padded} {list(kept.x.shape)} {kept.x.dtype}".encode())
-    digest.update(kept.x.contiguous().view(torch.uint8).numpy().tobytes())
+def digest_of(activations: Activations) -> str:
+    """Return the SHA-256 of frames, shape, dtype and values."""
+    x = activations.x
+    digest = hashlib.sha256(f"{activations.padded} {list(x.shape)} {x.dtype}".encode())
+    digest.update(x.contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
 def bytes_in(folder: Path) -> int:
-    """What the files below a folder take; other processes may be writing there."""
+    """Return the size of the files below a folder; other processes may be writing there."""
     total = 0
     for path in folder.rglob(f"*{SUFFIX}*"):
         with suppress(FileNotFoundError):

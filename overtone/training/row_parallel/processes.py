@@ -3,7 +3,7 @@ whole one whose every operation is spread over the cores.
 
 The processes are copies of this one (a fork: nothing is read, nothing is copied before it is written to). Each batch
 is cut into parts of equal work; the others compute theirs while this process computes its own, forward and backward.
-What is learnt is kept here alone and told to the others with the batch that follows.
+The trained parameters live here, and their new values go to the others with the next batch.
 
 Legend: B batch, S samples, T' encoder frames, V vocabulary.
 """
@@ -15,9 +15,8 @@ import gc
 import multiprocessing
 import os
 import signal
-import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -26,68 +25,78 @@ import torch
 from torch import Tensor, nn
 
 from overtone.data.batching import round_up
+from overtone.data.dataset import Batch
 from overtone.errors import DataError, OvertoneError
 from overtone.inference.rows import equal_parts, joined_rows
-from overtone.training.forward import Recogniser
+from overtone.training.forward import TrainingForward, make_forward
+from overtone.training.run import Run
+from overtone.training.trainer import MOST_ROW_PROCESSES, lightning_precision
+from overtone.training.validation import plan_base_scoring
 
-MOST_PROCESSES = 4
-"""What `auto` takes at most: each has activations and kernels of its own in memory, and one thread."""
 SEEDS = 2**62
-SET_DEATH_SIGNAL = 1
-"""PR_SET_PDEATHSIG of Linux's prctl."""
+PR_SET_PDEATHSIG = 1
+"""Option of Linux's prctl: the signal that a process gets when its parent ends."""
 PROCESS_NAME = "rows of a batch"
 
 
-def process_count(wanted: int | str) -> int:
-    """How many processes share the rows: what is asked for, or for `auto` one for each thread that PyTorch may use.
+@contextmanager
+def start_row_processes(run: Run) -> Iterator[RowProcesses | None]:
+    """Start the processes that share the rows of every batch; None where the run does not allow it, or gains nothing.
 
-    One where these are more than `MOST_PROCESSES`: a copy cannot have several, since OpenMP would wait for the threads
-    of the process that was copied. One too where the system cannot copy a process that has threads.
+    One of them scores the base first, where the run begins with that.
     """
-    if sys.platform != "linux":
-        return 1
-    if wanted != "auto":
-        return int(wanted)
-    threads = torch.get_num_threads()
-    return threads if threads <= MOST_PROCESSES else 1
+    plan, forward = run.plan, make_forward(run)
+    count = min(run.machine.row_processes, run.training.plan.batch_size or MOST_ROW_PROCESSES)
+    plain = run.prefix is None and lightning_precision(plan.trainer) == "32-true"
+    if not (count > 1 and plain and run.adapter is not None and forward.rows_are_independent):
+        yield None
+        return
+    with (
+        run.model.computing_in(plan.compute_dtype),
+        RowProcesses(forward, count, first_task=plan_base_scoring(run, forward)) as processes,
+    ):
+        yield processes
 
 
-class Forward(NamedTuple):
-    """A part of a batch to be computed."""
+class ForwardOrder(NamedTuple):
+    """Rows of a batch to compute."""
 
     waveforms: Any
     """[b, S] float32 array"""
     lengths: Any
     """[b] int64 array"""
     parameters: list[Any] | None
-    """What is trained, where it has changed."""
+    """Values of the trained parameters, where they have changed."""
     training: bool
     base_alone: bool
     seed: int
-    """Of everything random in this part."""
+    """Seed of everything random in these rows."""
     learning: bool
-    """Whether `Backward` follows."""
+    """Whether a `BackwardOrder` follows."""
 
 
-class Backward(NamedTuple):
-    """The gradient of the last `Forward`'s heads, arrays [b, T', C]."""
+class BackwardOrder(NamedTuple):
+    """Gradients of the heads of the last `ForwardOrder`, arrays [b, T', C]."""
 
     gradients: list[Any]
 
 
 class RowProcesses:
-    """waveforms [B, S], lengths [B] -> emissions [B, T', C] of heads, lengths [B], as of the recogniser alone.
+    """waveforms [B, S], lengths [B] -> emissions [B, T', C] of heads, lengths [B], as computed by one process.
 
     A context manager: the processes live as long as it lasts. Rows have to be independent of each other.
 
-    errand: what one of the others does first, before any batch; its outcome is asked for with `errand_done`.
+    first_task: is done by one of the others before any batch; `first_result` waits for its result.
     """
 
-    def __init__(self, recogniser: Recogniser, count: int, *, errand: Callable[[], Any] | None = None) -> None:
-        self.recogniser = recogniser
-        self.errand = errand
-        self.parameters = [parameter for parameter in recogniser.model.parameters() if parameter.requires_grad]
-        self.others = [Other(recogniser, self.parameters, None if number else errand) for number in range(count - 1)]
+    def __init__(self, forward: TrainingForward, count: int, *, first_task: Callable[[], Any] | None = None) -> None:
+        self.forward = forward
+        self.has_first_task = first_task is not None
+        """Whether the result of the first task has not been asked for yet."""
+        self.parameters = [parameter for parameter in forward.model.parameters() if parameter.requires_grad]
+        self.others = [
+            RowWorker(forward, self.parameters, None if number else first_task) for number in range(count - 1)
+        ]
         self.threads = torch.get_num_threads()
 
     def __enter__(self) -> Self:
@@ -99,7 +108,7 @@ class RowProcesses:
     ) -> None:
         try:
             for other in self.others:
-                other.dismiss()
+                other.end()
             for other in self.others:
                 other.process.join(timeout=1.0)
         finally:
@@ -108,9 +117,9 @@ class RowProcesses:
                 other.process.join()
             torch.set_num_threads(self.threads)
 
-    def errand_done(self) -> Any:
-        """What the errand gave, or the error that it ended with; once, and before the first batch."""
-        self.errand = None
+    def first_result(self) -> Any:
+        """Return the result of the first task, or raise its error; once, and before the first batch."""
+        self.has_first_task = False
         return self.others[0].receive()
 
     def __call__(self, waveforms: Tensor, lengths: Tensor, *, base_alone: bool = False) -> tuple[list[Tensor], Tensor]:
@@ -119,19 +128,24 @@ class RowProcesses:
         heads = SharedForward.apply(batch, *self.parameters)  # type: ignore[no-untyped-call]
         return list(heads), batch.counts
 
+    def forward_batch(self, batch: Batch, *, base_alone: bool) -> tuple[list[Tensor], Tensor, Tensor]:
+        heads, lengths = self(batch.waveforms, batch.lengths, base_alone=base_alone)
+        return heads, lengths, torch.zeros(())
+
 
 class SharedBatch:
-    """One batch on its way through all processes."""
+    """The forward and backward of one batch in all processes."""
 
     def __init__(
-        self, whole: RowProcesses, waveforms: Tensor, lengths: Tensor, parts: list[list[int]], base_alone: bool
+        self, processes: RowProcesses, waveforms: Tensor, lengths: Tensor, parts: list[list[int]], base_alone: bool
     ) -> None:
-        self.whole = whole
-        self.others = whole.others[: len(parts) - 1]
+        """waveforms [B, S], lengths [B]. parts: the rows of each process."""
+        self.processes = processes
+        self.others = processes.others[: len(parts) - 1]
         self.parts = parts
         self.base_alone = base_alone
         self.learning = torch.is_grad_enabled()
-        self.rows = [self.part_of(waveforms, lengths, rows) for rows in parts]
+        self.rows = [self.cut_part(waveforms, lengths, rows) for rows in parts]
         self.back = torch.tensor([row for rows in parts for row in rows]).argsort()
         self.counts = lengths
         self.own: list[Tensor] = []
@@ -140,34 +154,39 @@ class SharedBatch:
         """T' of each part."""
 
     @staticmethod
-    def part_of(waveforms: Tensor, lengths: Tensor, rows: list[int]) -> tuple[Tensor, Tensor]:
-        """Some rows, cut to little more than their longest."""
+    def cut_part(waveforms: Tensor, lengths: Tensor, rows: list[int]) -> tuple[Tensor, Tensor]:
+        """Take some of the rows, cut to little more than their longest. [B, S], [B] -> [b, S'], [b]"""
         own = lengths[rows]
         return waveforms[rows, : round_up(int(own.max()))], own
 
     def forward(self) -> list[Tensor]:
-        training = self.whole.recogniser.model.training
+        """Return the emissions of the whole batch, [B, T', C] each."""
+        forward = self.processes.forward
+        training = forward.model.training
         for other, (waveforms, lengths) in zip(self.others, self.rows[1:], strict=True):
             seed = int(torch.randint(SEEDS, ())) if training else 0
             other.send_forward(waveforms, lengths, training, self.base_alone, seed, self.learning)
         with torch.set_grad_enabled(self.learning):
-            self.own, counts, _ = self.whole.recogniser(*self.rows[0], base_alone=self.base_alone)
-        answers = [([head.detach() for head in self.own], counts), *(tensors(other.receive()) for other in self.others)]
+            self.own, counts, _ = forward(*self.rows[0], base_alone=self.base_alone)
+        answers = [
+            ([head.detach() for head in self.own], counts),
+            *(to_tensors(other.receive()) for other in self.others),
+        ]
         self.frames = [heads[0].size(1) for heads, _ in answers]
         self.counts = torch.cat([counts for _, counts in answers])[self.back]
         return [joined_rows(parts)[self.back] for parts in zip(*(heads for heads, _ in answers), strict=True)]
 
     def backward(self, gradients: Sequence[Tensor]) -> list[Tensor]:
-        """The gradients of the heads -> those of the trained parameters, summed in the order of the parts."""
+        """Turn gradients of the heads, [B, T', C] each, into those of the parameters, summed in the parts' order."""
         cut = [
             [gradient[rows, :frames] for gradient in gradients]
             for rows, frames in zip(self.parts, self.frames, strict=True)
         ]
         for other, part in zip(self.others, cut[1:], strict=True):
             other.send_backward(part)
-        sums = list(gradients_of(self.own, self.whole.parameters, cut[0]))
+        sums = list(parameter_gradients(self.own, self.processes.parameters, cut[0]))
         for other in self.others:
-            for number, gradient in enumerate(tensors(other.receive())):
+            for number, gradient in enumerate(to_tensors(other.receive())):
                 sums[number] = sums[number] + gradient
         return sums
 
@@ -186,19 +205,22 @@ class SharedForward(torch.autograd.Function):
         return None, *ctx.batch.backward(gradients)
 
 
-class Other:
-    """Another process, seen from this one."""
+class RowWorker:
+    """Another process that computes rows, as this process handles it."""
 
     def __init__(
-        self, recogniser: Recogniser, parameters: Sequence[nn.Parameter], errand: Callable[[], Any] | None
+        self, forward: TrainingForward, parameters: Sequence[nn.Parameter], first_task: Callable[[], Any] | None
     ) -> None:
         self.parameters = parameters
         self.versions: list[int] | None = None
-        """Of the parameters as the process knows them."""
+        """Versions of the parameters whose values the process has."""
         context = multiprocessing.get_context("fork")
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(
-            name=PROCESS_NAME, target=answer, args=(theirs, self.pipe, recogniser, parameters, errand), daemon=True
+            name=PROCESS_NAME,
+            target=run_worker,
+            args=(theirs, self.pipe, forward, parameters, first_task),
+            daemon=True,
         )
         self.process.start()
         theirs.close()
@@ -211,29 +233,29 @@ class Other:
         if versions != self.versions:
             changed = [parameter.detach().numpy() for parameter in self.parameters]
             self.versions = versions
-        self.send(Forward(waveforms.numpy(), lengths.numpy(), changed, training, base_alone, seed, learning))
+        self.send(ForwardOrder(waveforms.numpy(), lengths.numpy(), changed, training, base_alone, seed, learning))
 
     def send_backward(self, gradients: Sequence[Tensor]) -> None:
-        self.send(Backward([gradient.numpy() for gradient in gradients]))
+        self.send(BackwardOrder([gradient.numpy() for gradient in gradients]))
 
-    def send(self, order: Forward | Backward) -> None:
+    def send(self, order: ForwardOrder | BackwardOrder) -> None:
         try:
             self.pipe.send(order)
         except OSError:
-            raise self.loss() from None
+            raise self.make_error() from None
 
     def receive(self) -> Any:
-        """What the process answers. Raises what was raised there, and DataError where it has ended."""
+        """Return the process's answer. Raises what was raised there, and DataError where it has ended."""
         try:
-            answered = self.pipe.recv()
+            answer = self.pipe.recv()
         except (EOFError, OSError):
-            raise self.loss() from None
-        if isinstance(answered, BaseException):
-            raise answered
-        return answered
+            raise self.make_error() from None
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
 
-    def loss(self) -> DataError:
-        """Like the death of a process that reads: what has been learnt is kept."""
+    def make_error(self) -> DataError:
+        """Make the error of a process that has ended: a DataError, after which the last adapter is written."""
         self.process.join(timeout=1.0)
         return DataError(
             f"A process that computes rows of the batch has ended (exit code {self.process.exitcode}); the system ends "
@@ -241,53 +263,56 @@ class Other:
             "model.train_ds.batch_size."
         )
 
-    def dismiss(self) -> None:
-        """Tell it that nothing more comes."""
+    def end(self) -> None:
+        """Let the process end: no order follows."""
         with suppress(OSError):
             self.pipe.send(None)
         self.pipe.close()
 
 
-def answer(
+def run_worker(
     pipe: Connection,
     theirs: Connection,
-    recogniser: Recogniser,
+    compute: TrainingForward,
     parameters: Sequence[nn.Parameter],
-    errand: Callable[[], Any] | None,
+    first_task: Callable[[], Any] | None,
 ) -> None:
-    """The life of another process: orders are carried out until there is None, or nobody left to give any."""
+    """Carry out orders in a process of its own, until None comes or the first process has ended."""
     theirs.close()
     end_with_first_process()
-    for number in (signal.SIGINT, signal.SIGTERM):  # whole groups are told; the first process says when it ends
+    for number in (signal.SIGINT, signal.SIGTERM):  # whole groups get them; the first process decides when to end
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)  # the threads of the process that was copied are not here
     gc.freeze()
     heads: list[Tensor] = []
 
-    def carried_out(order: Forward | Backward) -> Any:
+    def carry_out(order: ForwardOrder | BackwardOrder) -> Any:
         nonlocal heads
-        if isinstance(order, Forward):
-            heads, counts = forward(order, recogniser, parameters)
+        if isinstance(order, ForwardOrder):
+            heads, counts = run_forward(order, compute, parameters)
             return [head.detach().numpy() for head in heads], counts.numpy()
-        found = gradients_of(heads, parameters, tensors(order.gradients))
+        found = parameter_gradients(heads, parameters, to_tensors(order.gradients))
         heads = []
         return [gradient.numpy() for gradient in found]
 
     with suppress(EOFError, OSError):
-        if errand is not None:
-            pipe.send(outcome(errand))
+        if first_task is not None:
+            pipe.send(result_or_error(first_task))
         while (order := pipe.recv()) is not None:
-            pipe.send(outcome(carried_out, order))
+            pipe.send(result_or_error(carry_out, order))
     os._exit(0)
 
 
 def end_with_first_process() -> None:
     """Ask Linux to kill this process when the one that made it has ended, however that came."""
-    ctypes.CDLL(None).prctl(SET_DEATH_SIGNAL, signal.SIGKILL)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    first = multiprocessing.parent_process()
+    if first is not None and os.getppid() != first.pid:  # it has ended before the request was made
+        os._exit(0)
 
 
-def outcome(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What the function gives, or its error as one that can cross to another process."""
+def result_or_error(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Return the function's result, or its error as one that can cross to another process."""
     try:
         return function(*arguments)
     except OvertoneError as error:
@@ -296,8 +321,11 @@ def outcome(function: Callable[..., Any], *arguments: Any) -> Any:
         return RuntimeError(f"{type(error).__name__}: {error}")
 
 
-def forward(order: Forward, recogniser: Recogniser, parameters: Sequence[nn.Parameter]) -> tuple[list[Tensor], Tensor]:
-    model = recogniser.model
+def run_forward(
+    order: ForwardOrder, compute: TrainingForward, parameters: Sequence[nn.Parameter]
+) -> tuple[list[Tensor], Tensor]:
+    """Compute the emissions [b, T', C] of an order's rows, and their lengths [b]."""
+    model = compute.model
     if model.training != order.training:
         model.train(order.training)
     if order.parameters is not None:
@@ -306,16 +334,19 @@ def forward(order: Forward, recogniser: Recogniser, parameters: Sequence[nn.Para
                 parameter.copy_(torch.from_numpy(values))
     torch.manual_seed(order.seed)
     with torch.set_grad_enabled(order.learning):
-        heads, counts, _ = recogniser(
+        heads, counts, _ = compute(
             torch.from_numpy(order.waveforms), torch.from_numpy(order.lengths), base_alone=order.base_alone
         )
     return heads, counts
 
 
-def gradients_of(
+def parameter_gradients(
     heads: Sequence[Tensor], parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]
 ) -> tuple[Tensor, ...]:
-    """Of the trained parameters; heads that none of them reaches are left out."""
+    """Return the gradients of the parameters, each of its parameter's shape; heads that none reaches are left out.
+
+    heads, gradients: [b, T', C] each.
+    """
     reached = [(head, gradient) for head, gradient in zip(heads, gradients, strict=True) if head.requires_grad]
     if not reached:
         return tuple(torch.zeros_like(parameter) for parameter in parameters)
@@ -328,8 +359,8 @@ def gradients_of(
     return found
 
 
-def tensors(arrays: Any) -> Any:
-    """Arrays in lists and tuples -> tensors in the same places."""
+def to_tensors(arrays: Any) -> Any:
+    """Turn arrays in lists and tuples into tensors in the same places."""
     if isinstance(arrays, list | tuple):
-        return type(arrays)(tensors(array) for array in arrays)
+        return type(arrays)(to_tensors(array) for array in arrays)
     return torch.from_numpy(arrays)

@@ -50,7 +50,7 @@ def changed(path: str, value: Any) -> dict[str, Any]:
 
 def test_absent_keys_have_nemos_defaults() -> None:
     description = translate(char_config())
-    assert description.encoder == {
+    assert description.settings["encoder"] == {
         "features": 80, "width": 32, "layers": 2, "heads": 4, "feed_forward_expansion": 4, "kernel_size": 31,
         "subsampling": "striding", "subsampling_factor": 4, "subsampling_channels": None,
         "causal_downsampling": False, "position": "rel_pos", "scale_input": True, "untie_biases": True,
@@ -58,13 +58,13 @@ def test_absent_keys_have_nemos_defaults() -> None:
         "attention_context_style": "regular", "output_width": None, "dropout": 0.1, "dropout_pre_encoder": 0.1,
         "dropout_emb": 0.1, "dropout_att": 0.0, "position_max_len": 5000,
     }  # fmt: skip
-    assert description.preprocessor == {
+    assert description.settings["preprocessor"] == {
         "sample_rate": 16000, "window_size": 0.02, "window_stride": 0.01, "window": "hann",
         "normalize": "per_feature", "n_fft": None, "preemphasis": 0.97, "features": 80, "low_frequency": 0.0,
         "high_frequency": None, "log": True, "log_zero_guard_type": "add", "log_zero_guard_value": 2**-24,
         "dither": 1e-5, "pad_to": 16, "pad_value": 0.0, "magnitude_power": 2.0, "mel_norm": "slaney",
     }  # fmt: skip
-    assert description.decoder == {"width": 32, "classes": 5}
+    assert description.settings["decoder"] == {"width": 32, "classes": 5}
     assert description.tokenizer.labels == tuple(LETTERS)
     assert description.adapters == ()
 
@@ -115,7 +115,7 @@ def test_a_window_in_samples_is_that_many_samples() -> None:
     for samples in (320, 399, 400, 401, 1023):
         config = char_config()
         config["preprocessor"] |= {"window_size": None, "n_window_size": samples}
-        assert LogMel(**translate(config).preprocessor).window_length == samples
+        assert LogMel(**translate(config).settings["preprocessor"]).window_length == samples
 
 
 REFUSED = [
@@ -211,7 +211,7 @@ def piece_config(**tokenizer: Any) -> dict[str, Any]:
 def test_tokenizers_of_pieces() -> None:
     description = translate(piece_config())
     assert description.tokenizer.member == "ab_tokenizer.model"
-    assert description.decoder["classes"] is None
+    assert description.settings["decoder"]["classes"] is None
     assert translate(piece_config(model_path=None)).tokenizer.member == "tokenizer.model"
     assert translate(piece_config(model_path="/data/there/tok.model")).tokenizer.member == "tok.model"
     for key, value, words in (

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from overtone.errors import UsageError
-from overtone.serving.streaming.endpointing import Endpointer, Endpointing, Mark
+from overtone.serving.recognition.request import Endpointing
+from overtone.serving.streaming.endpointing import Endpointer, Mark
 
 
 def marks(flags: str, **options: Any) -> list[Mark]:

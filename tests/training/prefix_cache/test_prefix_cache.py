@@ -21,12 +21,13 @@ from overtone.data.manifest import read_manifest
 from overtone.errors import ConfigError, OvertoneError
 from overtone.models.asr_model import AsrModel, build_model
 from overtone.training.console import Reporter
-from overtone.training.prefix_cache.loader import key_of, turns
-from overtone.training.prefix_cache.plan import FEATURES, PrefixPlan, first_cut, plan_prefix
+from overtone.training.plan import plan_training
+from overtone.training.prefix_cache.loader import cycle_variants, make_key
+from overtone.training.prefix_cache.plan import FEATURES, PrefixPlan, find_cut, plan_prefix
 from overtone.training.train import run_training
-from overtone.training.trainer import Length, Machine
+from overtone.training.trainer import Machine, RunLength
 from support.small_models import add_trained, small_model
-from support.train_samples import killed, losses, same_adapters, settings_for, write_corpus
+from support.train_samples import kill_at_step, losses, same_adapters, settings_for, write_corpus
 
 Curve = dict[str, list[tuple[int, float]]]
 QUIET = Reporter(quiet=True)
@@ -100,7 +101,7 @@ def test_both_parts_make_the_whole(prepared: bool, position: str) -> None:
 def test_the_cut_is_below_the_first_place_of_the_adapter(kind: Kind, modules: str, layers: str, cut: int) -> None:
     model = small_model()
     adapter = model.adapters.add("mine", kind, modules=modules, layers=layers)
-    assert first_cut(model, adapter) == cut
+    assert find_cut(model, adapter) == cut
 
 
 # The same training
@@ -170,7 +171,7 @@ def test_killed_and_resumed(tmp_path: Path) -> None:
     ]
     save_model(steady_model(), tmp_path / "base")
     settings_for(tmp_path)
-    killed(tmp_path, [*options, "model.train_ds.num_workers=2"], at_step=7)
+    kill_at_step(tmp_path, [*options, "model.train_ds.num_workers=2"], at_step=7)
     whole = f"exp_manager.explicit_log_dir={tmp_path / 'whole'}"
     for run in ([], [whole]):
         settings = settings_for(tmp_path, *options, *run)
@@ -210,9 +211,9 @@ def planned(folder: Path, *overrides: str, model: AsrModel | None = None, epochs
     adapter = None
     if settings.model.train == "adapter":
         adapter = model.adapters.add("mine", LinearAdapter(dim=4), layers=settings.model.adapter.layers)  # type: ignore[arg-type]
-    length = Length(batches=3 * epochs, steps=3 * epochs, batches_per_epoch=3, validate_every=None)
+    length = RunLength(batches=3 * epochs, steps=3 * epochs, batches_per_epoch=3, validate_every=None)
     machine = Machine(accelerator="cpu", devices=1, num_nodes=1)
-    return plan_prefix(settings, model, adapter, machine=machine, length=length)
+    return plan_prefix(plan_training(settings), model, adapter, machine=machine, length=length)
 
 
 MASKS, WAVES = "model.spec_augment.time_masks=1", "model.train_ds.augmentor={gain: {prob: 1.0}}"
@@ -301,20 +302,20 @@ def test_the_key_knows_the_audio_and_the_draw(tmp_path: Path) -> None:
     assert plan is not None
     assert other is not None
     keys = [
-        key_of(first, plan, ()),
-        key_of(second, plan, ()),
-        key_of(replace(first, offset=0.1), plan, ()),
-        key_of(replace(first, duration=0.5), plan, ()),
-        key_of(first, plan, (0,)),
-        key_of(first, plan, (1,)),
-        key_of(first, other, (1,)),
+        make_key(first, plan, ()),
+        make_key(second, plan, ()),
+        make_key(replace(first, offset=0.1), plan, ()),
+        make_key(replace(first, duration=0.5), plan, ()),
+        make_key(first, plan, (0,)),
+        make_key(first, plan, (1,)),
+        make_key(first, other, (1,)),
     ]
-    assert key_of(first, other, ()) == keys[0]
+    assert make_key(first, other, ()) == keys[0]
     os.utime(first.audio_path, ns=(0, 0))
-    keys.append(key_of(first, plan, ()))
+    keys.append(make_key(first, plan, ()))
     assert len(set(keys)) == 8
     first.audio_path.unlink()
-    assert key_of(first, plan, ()) == ""
+    assert make_key(first, plan, ()) == ""
 
 
 def test_the_draws_know_the_recordings_of_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,10 +330,10 @@ def test_the_draws_know_the_recordings_of_noise(tmp_path: Path, monkeypatch: pyt
 
 def test_draws_take_turns_over_the_epochs() -> None:
     plan = BatchPlan(durations=(1.0, 2.0, 3.0), batch_size=2)
-    whole = list(turns(StepSampler(plan, total=6), 2))
+    whole = list(cycle_variants(StepSampler(plan, total=6), 2))
     assert [sorted({row.key for row in batch}) for batch in whole] == [[(0,)]] * 2 + [[(1,)]] * 2 + [[(0,)]] * 2  # type: ignore[union-attr]
-    assert list(turns(StepSampler(plan, total=6, start=3), 2)) == whole[3:]
-    assert list(turns(StepSampler(plan, total=6), 1)) == list(StepSampler(plan, total=6))
+    assert list(cycle_variants(StepSampler(plan, total=6, start=3), 2)) == whole[3:]
+    assert list(cycle_variants(StepSampler(plan, total=6), 1)) == list(StepSampler(plan, total=6))
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:

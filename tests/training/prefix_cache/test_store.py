@@ -11,18 +11,18 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from overtone.training.prefix_cache.store import Kept, PrefixStore
+from overtone.training.prefix_cache.store import Activations, PrefixStore
 
-KEPT = Kept(torch.randn(5, 4).to(torch.bfloat16), 7)
+KEPT = Activations(torch.randn(5, 4).to(torch.bfloat16), 7)
 
 
 def store_in(folder: Path, *, memory: float = 0.0, **changes: Any) -> tuple[PrefixStore, list[str]]:
     said: list[str] = []
     options: dict[str, Any] = {"width": 4, "memory": memory, "folder": folder, "disk": 1e6, "owner": "o" * 64}
-    return PrefixStore(**{**options, **changes}, tell=said.append), said
+    return PrefixStore(**{**options, **changes}, report=said.append), said
 
 
-def same(first: Kept | None, second: Kept) -> bool:
+def same(first: Activations | None, second: Activations) -> bool:
     return first is not None and first.padded == second.padded and torch.equal(first.x, second.x)
 
 
@@ -40,7 +40,7 @@ def test_files_come_back_bit_by_bit(tmp_path: Path) -> None:
 def test_a_file_that_does_not_agree_is_as_good_as_absent(tmp_path: Path, damage: str) -> None:
     store, _ = store_in(tmp_path)
     store.put("key", KEPT)
-    path = store.place("key")
+    path = store.path_of("key")
     content = path.read_bytes()
     if damage == "cut":
         path.write_bytes(content[:-3])
@@ -51,12 +51,12 @@ def test_a_file_that_does_not_agree_is_as_good_as_absent(tmp_path: Path, damage:
     elif damage == "pickle":
         torch.save(KEPT, path)
     elif damage == "moved":
-        store.place("other").parent.mkdir(parents=True)
-        path = path.rename(store.place("other"))
+        store.path_of("other").parent.mkdir(parents=True)
+        path = path.rename(store.path_of("other"))
     elif damage == "owner":
         store = store_in(tmp_path, owner="p" * 64)[0]
-        store.place("key").parent.mkdir(parents=True)
-        path.rename(store.place("key"))
+        store.path_of("key").parent.mkdir(parents=True)
+        path.rename(store.path_of("key"))
     elif damage == "width":
         store = store_in(tmp_path, width=5)[0]
     else:
@@ -80,7 +80,7 @@ def test_memory_and_disk_are_bounded(tmp_path: Path) -> None:
     store, said = store_in(tmp_path, memory=100.0, disk=700.0)
     for number in range(5):
         store.put(f"key{number}", KEPT)
-    assert list(store.held) == ["key0", "key1"]
+    assert list(store.in_memory) == ["key0", "key1"]
     files = [path.name for path in sorted(tmp_path.rglob("*.safetensors"))]
     assert 1 <= len(files) <= 4
     assert sum(path.stat().st_size for path in tmp_path.rglob("*.safetensors")) <= 700

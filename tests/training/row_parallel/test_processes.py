@@ -22,25 +22,26 @@ from overtone.config import OptimSettings
 from overtone.errors import ConfigError, DataError, OvertoneError, UsageError
 from overtone.inference.rows import equal_parts
 from overtone.models.asr_model import AsrModel
-from overtone.training.callback import Watch
+from overtone.training.callback import TrainingCallback
 from overtone.training.console import Reporter
-from overtone.training.forward import Recogniser
-from overtone.training.module import OPTIMISERS, make_optimiser
-from overtone.training.row_parallel import setup as sharing
-from overtone.training.row_parallel.processes import RowProcesses, process_count
+from overtone.training.forward import TrainingForward
+from overtone.training.optim import OPTIMISERS, make_optimiser
+from overtone.training.row_parallel import processes as row_processes
+from overtone.training.row_parallel.processes import PROCESS_NAME, RowProcesses
 from overtone.training.run import Run
 from overtone.training.run_folder import LOG_FILE
 from overtone.training.train import run_training
+from overtone.training.trainer import count_row_processes
 from support.small_models import add_trained, small_model
 from support.train_samples import losses, settings_for
 
-pytestmark = pytest.mark.skipif(process_count(2) != 2, reason="processes are copied under Linux only")
+pytestmark = pytest.mark.skipif(count_row_processes(2) != 2, reason="processes are copied under Linux only")
 
 LENGTHS = [9_000, 31_000, 8_500, 17_000, 30_500]
 """Samples."""
 
 
-def trainee(*, dropout: bool = False, dither: bool = False) -> AsrModel:
+def model_to_train(*, dropout: bool = False, dither: bool = False) -> AsrModel:
     model = small_model(layers=3)
     model.preprocessor.dither = 1e-5 if dither else 0.0
     model.adapters.add("mine", LinearAdapter(dim=4))
@@ -51,8 +52,10 @@ def trainee(*, dropout: bool = False, dither: bool = False) -> AsrModel:
     return model.train_only("mine", base_dropout=dropout)
 
 
-def recogniser_of(model: AsrModel, *, augment: SpecAugment | None = None, inner: tuple[int, ...] = ()) -> Recogniser:
-    return Recogniser(model=model, adapter="mine", augment=augment, inner=inner)
+def make_forward(
+    model: AsrModel, *, augment: SpecAugment | None = None, inner: tuple[int, ...] = ()
+) -> TrainingForward:
+    return TrainingForward(model=model, adapter="mine", augment=augment, inner=inner)
 
 
 @pytest.fixture
@@ -81,27 +84,27 @@ def assert_close(found: list[Tensor], wanted: list[Tensor], tolerance: float) ->
 @pytest.mark.parametrize("inner", [(), (0, 1)])
 @pytest.mark.parametrize("processes", [2, 3])
 def test_several_processes_compute_what_one_does(waveforms: Tensor, processes: int, inner: tuple[int, ...]) -> None:
-    model = trainee()
-    recogniser = recogniser_of(model, inner=inner)
+    model = model_to_train()
+    forward = make_forward(model, inner=inner)
     lengths = torch.tensor(LENGTHS)
-    rows, gradients = outcome(model, *recogniser(waveforms, lengths)[:2])
+    rows, gradients = outcome(model, *forward(waveforms, lengths)[:2])
     assert any(gradient.abs().max() > 0.01 for gradient in gradients)
-    with RowProcesses(recogniser, processes) as shared:
+    with RowProcesses(forward, processes) as shared:
         found, by_parts = outcome(model, *shared(waveforms, lengths))
     assert_close(found, rows, 1e-4)
     assert_close(by_parts, gradients, 1e-3)
 
 
 def test_what_has_been_learnt_is_told(waveforms: Tensor) -> None:
-    model, lengths = trainee(), torch.tensor(LENGTHS)
-    recogniser = recogniser_of(model)
-    with RowProcesses(recogniser, 2) as shared:
+    model, lengths = model_to_train(), torch.tensor(LENGTHS)
+    forward = make_forward(model)
+    with RowProcesses(forward, 2) as shared:
         before = own_rows(*shared(waveforms, lengths))
         with torch.no_grad():
             for parameter in model.adapters["mine"].parameters():
                 parameter.add_(0.3)
         after = own_rows(*shared(waveforms, lengths))
-        alone = own_rows(*recogniser(waveforms, lengths)[:2])
+        alone = own_rows(*forward(waveforms, lengths)[:2])
     assert all((one - other).abs().max() > 0.01 for one, other in zip(after, before, strict=True))
     assert_close(after, alone, 1e-4)
 
@@ -109,10 +112,10 @@ def test_what_has_been_learnt_is_told(waveforms: Tensor) -> None:
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("name", list(OPTIMISERS))
 def test_the_step_of_an_optimiser_is_told(waveforms: Tensor, name: str, fused: bool) -> None:
-    model, lengths = trainee(), torch.tensor(LENGTHS)
+    model, lengths = model_to_train(), torch.tensor(LENGTHS)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = make_optimiser(OptimSettings(name=name, lr=0.3), parameters, fused=fused)
-    with RowProcesses(recogniser_of(model), 2) as shared:
+    with RowProcesses(make_forward(model), 2) as shared:
         before = own_rows(*shared(waveforms, lengths))
         for parameter in parameters:
             parameter.grad = torch.ones_like(parameter)
@@ -122,11 +125,11 @@ def test_the_step_of_an_optimiser_is_told(waveforms: Tensor, name: str, fused: b
 
 
 def test_the_base_alone_and_evaluation(waveforms: Tensor) -> None:
-    model, lengths = trainee(dropout=True, dither=True).eval(), torch.tensor(LENGTHS)
-    recogniser = recogniser_of(model, augment=SpecAugment(freq_masks=2, freq_width=60))
+    model, lengths = model_to_train(dropout=True, dither=True).eval(), torch.tensor(LENGTHS)
+    forward = make_forward(model, augment=SpecAugment(freq_masks=2, freq_width=60))
     with torch.no_grad():
-        wanted = [own_rows(*recogniser(waveforms, lengths, base_alone=base)[:2]) for base in (False, True)]
-        with RowProcesses(recogniser, 2) as shared:
+        wanted = [own_rows(*forward(waveforms, lengths, base_alone=base)[:2]) for base in (False, True)]
+        with RowProcesses(forward, 2) as shared:
             found = [own_rows(*shared(waveforms, lengths, base_alone=base)) for base in (False, True)]
     assert_close(found[0], wanted[0], 1e-4)
     assert_close(found[1], wanted[1], 1e-4)
@@ -134,29 +137,29 @@ def test_the_base_alone_and_evaluation(waveforms: Tensor) -> None:
 
 
 def test_randomness_depends_on_the_seed_alone(waveforms: Tensor) -> None:
-    model, lengths = trainee(dropout=True, dither=True), torch.tensor(LENGTHS)
+    model, lengths = model_to_train(dropout=True, dither=True), torch.tensor(LENGTHS)
 
     def seeded(shared: RowProcesses, seed: int) -> Tensor:
         torch.manual_seed(seed)
         return shared(waveforms, lengths)[0][0].detach()
 
-    with RowProcesses(recogniser_of(model, augment=SpecAugment(freq_masks=2)), 2) as shared:
+    with RowProcesses(make_forward(model, augment=SpecAugment(freq_masks=2)), 2) as shared:
         first, other, again = (seeded(shared, seed) for seed in (1, 2, 1))
     assert torch.equal(first, again)
     assert (first - other).abs().amax((1, 2)).min() > 0.001
 
 
 def test_one_row_is_computed_by_one_process(waveforms: Tensor) -> None:
-    model = trainee()
-    recogniser, lengths = recogniser_of(model), torch.tensor(LENGTHS[:1])
-    with RowProcesses(recogniser, 2) as shared:
+    model = model_to_train()
+    forward, lengths = make_forward(model), torch.tensor(LENGTHS[:1])
+    with RowProcesses(forward, 2) as shared:
         heads, _ = shared(waveforms[:1, : LENGTHS[0]], lengths)
-    assert torch.equal(heads[0], recogniser(waveforms[:1, : LENGTHS[0]], lengths)[0][0])
+    assert torch.equal(heads[0], forward(waveforms[:1, : LENGTHS[0]], lengths)[0][0])
 
 
 def test_threads_come_back(waveforms: Tensor) -> None:
     before = torch.get_num_threads()
-    with RowProcesses(recogniser_of(trainee()), 2) as shared:
+    with RowProcesses(make_forward(model_to_train()), 2) as shared:
         assert torch.get_num_threads() == max(1, before - 1)
         process = shared.others[0].process
     assert torch.get_num_threads() == before
@@ -165,7 +168,7 @@ def test_threads_come_back(waveforms: Tensor) -> None:
 
 
 def test_a_process_that_is_killed(waveforms: Tensor) -> None:
-    with RowProcesses(recogniser_of(trainee()), 2) as shared:
+    with RowProcesses(make_forward(model_to_train()), 2) as shared:
         pid = shared.others[0].process.pid
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
@@ -173,12 +176,24 @@ def test_a_process_that_is_killed(waveforms: Tensor) -> None:
             shared(waveforms, torch.tensor(LENGTHS))
 
 
-def test_the_others_end_with_the_first_process() -> None:
-    """However it ends: they do not carry on with what nobody waits for."""
+@pytest.mark.parametrize("late", [False, True])
+def test_the_others_end_with_the_first_process(monkeypatch: pytest.MonkeyPatch, late: bool) -> None:
+    """However it ends: they do not carry on with what nobody waits for.
+
+    late: the first process has ended before another one could ask the system to end with it.
+    """
     first, theirs = multiprocessing.Pipe()
+    end_with_first_process = row_processes.end_with_first_process
+
+    def end_later() -> None:
+        time.sleep(0.5)
+        end_with_first_process()
+
+    if late:
+        monkeypatch.setattr(row_processes, "end_with_first_process", end_later)
 
     def begin_and_wait() -> None:
-        shared = RowProcesses(recogniser_of(trainee()), 2, errand=partial(time.sleep, 60.0))
+        shared = RowProcesses(make_forward(model_to_train()), 2, first_task=partial(time.sleep, 60.0))
         theirs.send(shared.others[0].process.pid)
         time.sleep(60.0)
 
@@ -204,38 +219,38 @@ def is_computing(pid: int) -> bool:
 
 def test_what_goes_wrong_there_is_raised_here(waveforms: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     here = os.getpid()
-    recognise = Recogniser.__call__
+    recognise = TrainingForward.__call__
 
-    def failing(self: Recogniser, *given: Any, **named: Any) -> Any:
+    def failing(self: TrainingForward, *given: Any, **named: Any) -> Any:
         if os.getpid() != here:
             raise UsageError("not there")
         return recognise(self, *given, **named)
 
-    monkeypatch.setattr(Recogniser, "__call__", failing)
-    with RowProcesses(recogniser_of(trainee()), 2) as shared, pytest.raises(UsageError, match="not there"):
+    monkeypatch.setattr(TrainingForward, "__call__", failing)
+    with RowProcesses(make_forward(model_to_train()), 2) as shared, pytest.raises(UsageError, match="not there"):
         shared(waveforms, torch.tensor(LENGTHS))
 
 
-def test_an_errand_is_done_before_the_first_batch(waveforms: Tensor) -> None:
+def test_a_first_task_is_done_before_the_first_batch(waveforms: Tensor) -> None:
     here = os.getpid()
-    with RowProcesses(recogniser_of(trainee()), 3, errand=lambda: os.getpid()) as shared:
-        assert shared.errand is not None
-        done_by = shared.errand_done()
-        assert shared.errand is None
+    with RowProcesses(make_forward(model_to_train()), 3, first_task=lambda: os.getpid()) as shared:
+        assert shared.has_first_task
+        done_by = shared.first_result()
+        assert not shared.has_first_task
         heads, _ = shared(waveforms, torch.tensor(LENGTHS))
     assert done_by not in (here, None)
     assert len(heads[0]) == len(LENGTHS)
 
 
-def test_an_errand_that_fails(waveforms: Tensor) -> None:
+def test_a_first_task_that_fails(waveforms: Tensor) -> None:
     def failing() -> None:
         raise DataError("no such recording")
 
     with (
-        RowProcesses(recogniser_of(trainee()), 2, errand=failing) as shared,
+        RowProcesses(make_forward(model_to_train()), 2, first_task=failing) as shared,
         pytest.raises(DataError, match="no such recording"),
     ):
-        shared.errand_done()
+        shared.first_result()
 
 
 # Parts
@@ -306,37 +321,37 @@ def test_auto_is_one_process_for_each_thread(monkeypatch: pytest.MonkeyPatch) ->
     counts = {1: 1, 2: 2, 4: 4, 5: 1, 64: 1}
     for threads, count in counts.items():
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        assert process_count("auto") == count
-        assert process_count(3) == 3
+        assert count_row_processes("auto") == count
+        assert count_row_processes(3) == 3
 
 
 def test_the_process_that_scores_the_base_keeps_no_audio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[int] = []
-    errand = sharing.scoring_of_base
+    plan = row_processes.plan_base_scoring
 
-    def looked_at(run: Run, recogniser: Recogniser) -> Any:
-        score = errand(run, recogniser)
+    def looked_at(run: Run, forward: TrainingForward) -> Any:
+        score = plan(run, forward)
         assert score is not None
         score()
         kept.append(len(run.validation[0].dataset.cache))
         return None
 
-    monkeypatch.setattr(sharing, "scoring_of_base", looked_at)
+    monkeypatch.setattr(row_processes, "plan_base_scoring", looked_at)
     settings = settings_for(tmp_path, "compute_processes=2", "trainer.max_steps=1")
     run_training(settings, model=small_model(), reporter=Reporter(quiet=True))
     assert kept == [0]
 
 
 def test_the_last_adapter_is_kept_when_a_process_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    begin = Watch.on_train_batch_start
+    begin = TrainingCallback.on_train_batch_start
 
-    def kill(self: Watch, *arguments: Any) -> None:
+    def kill(self: TrainingCallback, *arguments: Any) -> None:
         begin(self, *arguments)
-        if self.steps.batches_done == 2:
-            assert self.steps.processes is not None
-            self.steps.processes.others[0].process.kill()
+        if self.progress.batches == 2:
+            (process,) = [process for process in multiprocessing.active_children() if process.name == PROCESS_NAME]
+            process.kill()
 
-    monkeypatch.setattr(Watch, "on_train_batch_start", kill)
+    monkeypatch.setattr(TrainingCallback, "on_train_batch_start", kill)
     settings = settings_for(tmp_path, "compute_processes=2", "trainer.max_steps=9", validation=False)
     with pytest.raises(DataError, match=r"computes rows of the batch has ended.*compute_processes=1"):
         run_training(settings, model=small_model(), reporter=Reporter(quiet=True))

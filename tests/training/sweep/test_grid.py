@@ -8,8 +8,7 @@ import pytest
 
 from overtone import cli
 from overtone.checkpoints.load import save_model
-from overtone.config import ExperimentSettings, Settings, load_settings
-from overtone.config.sweeps import combinations
+from overtone.config import ExperimentSettings, Settings, combinations, load_settings
 from overtone.errors import ConfigError, UsageError
 from overtone.training.run_folder import plan_folder
 from overtone.training.sweep.grid import Trial, run_trials, separate

@@ -1,0 +1,107 @@
+"""Adapters by the words that a user types: names of a model's own, folders, and files of NeMo's on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from overtone.adapters.adapter import adapter_digest, parameters_digest
+from overtone.adapters.storage import DESCRIPTION, described_digest, read_description
+from overtone.checkpoints.nemo.adapters import add_nemo_adapter, hosts_in, own_tensors, read_adapters_pt, read_kind
+from overtone.errors import AdapterError, did_you_mean
+from overtone.models.asr_model import AsrModel
+
+BASE = ("null", "none", "base", "")
+"""Words for no adapter at all."""
+NEMO_SUFFIX = ".pt"
+
+
+def find_adapter(model: AsrModel, text: str | None) -> str | None:
+    """The choice for `AdapterSet.use` that a user means: a name, `@file`, or None for the base.
+
+    text: one of these, the folder of an adapter, an `adapters.pt`, or several with `+` between. Adapters on disk are
+    loaded into the model. Raises AdapterError for what is neither an adapter of the model nor on disk.
+    """
+    if text is None or text.lower() in BASE:
+        return None
+    if text == "@file" or text in model.adapters:
+        return text
+    if is_stored(text):
+        return "+".join(load_stored(model, text))
+    return "+".join(name for part in text.split("+") for name in find_names(model, part))
+
+
+def find_names(model: AsrModel, part: str) -> list[str]:
+    """The adapters that one part of a chain means. Raises AdapterError where there are none."""
+    if part in model.adapters:
+        return [part]
+    if is_stored(part):
+        return load_stored(model, part)
+    present = ", ".join(model.adapters.names) or "none"
+    near = did_you_mean(part, model.adapters.names)
+    path = Path(part)
+    if path.exists():
+        raise AdapterError(
+            f"{part} is no adapter: a folder with {DESCRIPTION}, or a {NEMO_SUFFIX} file of NeMo, is.{below(path)}"
+        )
+    raise AdapterError(
+        f"Adapter '{part}' is neither in the model nor a folder.{near} Adapters of this model: {present}. "
+        "A path to the folder of a saved adapter does as well."
+    )
+
+
+def below(folder: Path) -> str:
+    """The adapters that lie in a folder, such as a run's, as a sentence; empty where there are none."""
+    found = sorted(str(path.parent) for pattern in ("*", "*/*") for path in folder.glob(f"{pattern}/{DESCRIPTION}"))
+    return f" Below it are {', '.join(found[:5])}{' …' if len(found) > 5 else ''}." if found else ""
+
+
+def is_stored(text: str) -> bool:
+    """True if a path leads to an adapter's folder or to a file of NeMo's."""
+    path = Path(text)
+    return (path / DESCRIPTION).is_file() or (path.suffix == NEMO_SUFFIX and path.is_file())
+
+
+def load_stored(model: AsrModel, text: str) -> list[str]:
+    """Load what a path leads to; the names that the adapters have in the model."""
+    path = Path(text)
+    return [load_folder(model, path)] if path.is_dir() else load_file(model, path)
+
+
+def load_folder(model: AsrModel, folder: Path) -> str:
+    """Load under the folder's own name for it, or under a free one where another adapter has that name."""
+    description = read_description(folder)
+    name = place_for(model, str(description["name"]), described_digest(folder, description))
+    return name if name in model.adapters else model.adapters.load(folder, name=name).name
+
+
+def load_file(model: AsrModel, path: Path) -> list[str]:
+    """Load the adapters that a file of NeMo has enabled, or its only one, named as those of folders are.
+
+    Raises AdapterError where none is enabled, CheckpointError where the file is damaged or does not fit the model.
+    """
+    stored = read_adapters_pt(path)
+    chosen = [adapter for adapter in stored if adapter.described.enabled or len(stored) == 1]
+    if not chosen:
+        held = ", ".join(adapter.name for adapter in stored) or "none"
+        raise AdapterError(
+            f"{path} has none of its adapters enabled; it holds {held}. Load the one that you mean into a model with "
+            "overtone.checkpoints.nemo.adapters.load_adapters(model, path, [name]), and save that."
+        )
+    names = []
+    for adapter in chosen:
+        kind, strategy = read_kind(adapter.described, str(path))
+        hosts = hosts_in(model, adapter, str(path))
+        tensors = own_tensors(model, kind, adapter.described, hosts, str(path))
+        name = place_for(model, adapter.name, adapter_digest(kind, strategy, parameters_digest(tensors)))
+        if name not in model.adapters:
+            add_nemo_adapter(model, adapter.described, hosts, str(path), name=name)
+        names.append(name)
+    return names
+
+
+def place_for(model: AsrModel, name: str, digest: str) -> str:
+    """The name of the model's own adapter of that digest, or a free name where another adapter has this one."""
+    place, number = name, 2
+    while place in model.adapters and model.adapters[place].digest() != digest:
+        place, number = f"{name}-{number}", number + 1
+    return place

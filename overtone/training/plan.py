@@ -1,0 +1,185 @@
+"""The plan of a training: plain objects, made once from checked settings; nothing is read or written for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from overtone.adapters.kinds.base import Kind
+from overtone.adapters.kinds.registry import SECTIONS, kind_of
+from overtone.adapters.points import Layers
+from overtone.adapters.strategies import ResidualAdd
+from overtone.config import (
+    AdapterSettings,
+    DatasetSettings,
+    ExperimentSettings,
+    FlatStartSettings,
+    KindSettings,
+    ModelSettings,
+    OptimSettings,
+    PrefixCacheSettings,
+    Settings,
+    SpecAugmentSettings,
+    TrainerSettings,
+    split_name,
+    to_plain,
+)
+from overtone.errors import ConfigError
+from overtone.models.asr_model import AsrModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class BasePlan:
+    """Where the base comes from: a checkpoint, or a NeMo configuration that is built with fresh weights."""
+
+    checkpoint: str | None
+    """Path of a checkpoint or name of a shipped model, as `load_model` takes it."""
+    config: Path | None
+    """YAML file of a model with fresh weights."""
+    tokenizer: Path | None
+    """File of another vocabulary than the checkpoint's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterPlan:
+    """The new adapter: what it computes, and where."""
+
+    name: str
+    kind: Kind
+    strategy: ResidualAdd = ResidualAdd()
+    modules: str = "encoder"
+    layers: Layers = "all"
+    widths: Mapping[str, int] = field(default_factory=dict)
+    """Widths of the model's layers that the settings name, by the setting's key."""
+    nemo: Mapping[str, bool] = field(default_factory=lambda: asdict(AdapterSettings().global_settings))
+    """NeMo's switches for its own checks, kept for the files that NeMo reads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingPlan:
+    """Everything that a training is asked to do."""
+
+    name: str
+    """Name of the experiment, unless `experiment` gives one."""
+    base: AsrModel | BasePlan
+    adapter: AdapterPlan | None
+    """The adapter to train; None trains every weight of the base."""
+    base_dropout: bool
+    vocabulary_check: Literal["refuse", "drop", "keep"]
+    train_data: DatasetSettings
+    validation_data: DatasetSettings
+    spec_augment: SpecAugmentSettings | None
+    """Masks on the features of training utterances."""
+    inner_losses: Mapping[int, float]
+    """Share of the CTC loss on the output of an inner layer, by the layer's index."""
+    flat_start: FlatStartSettings | None
+    prefix_cache: PrefixCacheSettings
+    optimiser: OptimSettings
+    trainer: TrainerSettings
+    experiment: ExperimentSettings
+    adapters_file: str | None
+    """Name of the file in NeMo's format that the best adapter is written to."""
+    log_prediction: bool
+    compute_dtype: Literal["auto", "float32", "bfloat16"]
+    compute_processes: Literal["auto"] | int
+    seed: int
+    delete_checkpoint: bool
+    """Whether the checkpoint is removed once the training is complete."""
+    record: Mapping[str, Any]
+    """The settings as they are written into the run folder."""
+
+    @property
+    def starts_fresh(self) -> bool:
+        """Whether the base has no weights of a checkpoint, so that scoring it says nothing."""
+        return isinstance(self.base, BasePlan) and self.base.config is not None
+
+
+def plan_training(
+    settings: Settings, *, model: AsrModel | None = None, adapter: AdapterPlan | None = None
+) -> TrainingPlan:
+    """Turn checked settings into a plan.
+
+    model: stands in for the model that the settings name. adapter: stands in for the adapter that they describe.
+    Raises ConfigError for an adapter of a kind without the dimension that the settings give.
+    """
+    chosen = settings.model
+    if chosen.train == "everything":
+        adapter = None
+    elif adapter is None:
+        adapter = plan_adapter(chosen.adapter)
+    flat_start = chosen.flat_start
+    return TrainingPlan(
+        name=settings.name,
+        base=model if model is not None else plan_base(chosen),
+        adapter=adapter,
+        base_dropout=chosen.base_dropout,
+        vocabulary_check=chosen.vocabulary_check,
+        train_data=chosen.train_ds,
+        validation_data=chosen.validation_ds,
+        spec_augment=chosen.spec_augment,
+        inner_losses=dict(sorted(zip(chosen.interctc.apply_at_layers, chosen.interctc.loss_weights, strict=True))),
+        flat_start=flat_start if flat_start.steps > 0 and flat_start.weight > 0 else None,
+        prefix_cache=chosen.prefix_cache,
+        optimiser=chosen.optim,
+        trainer=settings.trainer,
+        experiment=settings.exp_manager,
+        adapters_file=chosen.adapter.adapter_state_dict_name if adapter is not None else None,
+        log_prediction=chosen.log_prediction,
+        compute_dtype=settings.compute_dtype,
+        compute_processes=settings.compute_processes,
+        seed=settings.seed,
+        delete_checkpoint=settings.delete_ckpt_after_train,
+        record=to_plain(settings),
+    )
+
+
+def plan_base(chosen: ModelSettings) -> BasePlan:
+    """Take the base from the settings."""
+    return BasePlan(
+        checkpoint=chosen.nemo_model or chosen.pretrained_model,
+        config=Path(chosen.init).expanduser() if chosen.init is not None else None,
+        tokenizer=Path(chosen.tokenizer).expanduser() if chosen.tokenizer else None,
+    )
+
+
+# Adapters
+
+
+def plan_adapter(chosen: AdapterSettings) -> AdapterPlan:
+    """Turn the section of the adapter's type into a kind. Raises ConfigError for a `dim` where the kind has none."""
+    assert chosen.adapter_name is not None, "the configuration is checked"
+    section = section_with_dim(chosen)
+    name, modules = split_name(chosen.adapter_name, chosen.adapter_module_name)
+    return AdapterPlan(
+        name=name,
+        kind=kind_of(section),
+        strategy=ResidualAdd(
+            stochastic_depth=section.adapter_strategy.stochastic_depth,
+            l2_lambda=section.adapter_strategy.l2_lambda,
+        ),
+        modules=modules,
+        layers=chosen.layers,
+        widths=named_widths(chosen, section),
+        nemo=asdict(chosen.global_settings),
+    )
+
+
+def section_with_dim(chosen: AdapterSettings) -> KindSettings:
+    """Return the section of the adapter's type, with `model.adapter.dim` in it where that is given."""
+    section = chosen.kinds[chosen.adapter_type]
+    if chosen.dim is None:
+        return section
+    if "dim" not in vars(section):
+        raise ConfigError(f"model.adapter.dim: an adapter of type {chosen.adapter_type} has none; leave it out.")
+    return type(section)(**{**vars(section), "dim": chosen.dim})
+
+
+def named_widths(chosen: AdapterSettings, section: KindSettings) -> dict[str, int]:
+    """Return the widths of the model's layers that the settings name, by the setting's key."""
+    widths: dict[str, int | None] = {"model.adapter.in_features": chosen.in_features}
+    form = SECTIONS[type(section)].section if type(section) in SECTIONS else None
+    for key in () if form is None else form.width_keys:
+        widths[f"model.adapter.{chosen.adapter_type}.{key}"] = getattr(section, key)
+    return {key: width for key, width in widths.items() if width is not None}
