@@ -5,6 +5,7 @@ The right answer is computed here, apart from the server: one row at a time, one
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,8 +33,7 @@ from overtone.models.asr_model import AsrModel
 from overtone.models.heads import GREEDY, CtcHead
 from overtone.serving.adapter_store.store import AdapterStore, Lease
 from overtone.serving.engine.engine import Engine, EngineSettings, Samples
-from overtone.serving.streaming.stream import Final, Stream
-from overtone.serving.streaming.stream_settings import StreamSettings
+from overtone.serving.streaming.stream import Event, Final, Stream, StreamSettings
 from overtone.tokenizers import Tokenizer
 
 RATE = 16_000
@@ -219,9 +219,12 @@ class Truth:
 
     def streamed(self, asked: Asked) -> tuple[str, list[LogProbs]]:
         self.head.made.clear()
-        with Stream(self.engine, self.lease(asked.adapter), settings=StreamSettings(interim=False)) as stream:
-            events = [*stream.push(self.clips[asked.clip]), *stream.finish()]
-        texts = [event.text for event in events if isinstance(event, Final)]
+
+        async def events() -> list[Event]:
+            with Stream(self.engine, self.lease(asked.adapter), settings=StreamSettings(interim=False)) as stream:
+                return [*await stream.push(self.clips[asked.clip]), *await stream.finish()]
+
+        texts = [event.text for event in asyncio.run(events()) if isinstance(event, Final)]
         return plain(" ".join(texts)), [self.head.read_for(text) for text in texts]
 
     def verdict(self, text: str, allowed: Sequence[Asked]) -> Verdict:

@@ -9,6 +9,7 @@ other. The difference counts in points (percent of the reference's words), with 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import itertools
 import sys
 import tempfile
@@ -28,9 +29,8 @@ from overtone.evaluation.verify import PROMPTS
 from overtone.serving.adapter_store.store import AdapterStore
 from overtone.serving.engine.engine import Engine, EngineSettings, Samples
 from overtone.serving.recognition.offline import recognise
-from overtone.serving.streaming.endpointing import Endpointing
-from overtone.serving.streaming.stream import Final, Stream
-from overtone.serving.streaming.stream_settings import StreamSettings
+from overtone.serving.recognition.request import Endpointing
+from overtone.serving.streaming.stream import Event, Final, Stream, StreamSettings
 from overtone.wer import ErrorCounts, paired_difference_interval, word_errors
 
 CONTEXTS = ((0.8, 1.6, 1.6), (0.16, 1.92, 1.92))
@@ -172,15 +172,17 @@ def pooled(rows: Sequence[Row]) -> Row:
 
 def whole(engine: Engine, store: AdapterStore, adapter: str | None, waveform: Samples) -> str:
     with store.acquire(adapter) as lease:
-        return recognise(engine, waveform, lease=lease).hypotheses[0].text
+        return asyncio.run(recognise(engine, waveform, lease=lease)).hypotheses[0].text
 
 
 def streamed(
     engine: Engine, store: AdapterStore, adapter: str | None, settings: StreamSettings, waveform: Samples
 ) -> str:
-    with Stream(engine, store.acquire(adapter), settings=settings) as stream:
-        events = [*stream.push(waveform), *stream.finish()]
-    return " ".join(event.text.strip() for event in events if isinstance(event, Final))
+    async def events() -> list[Event]:
+        with Stream(engine, store.acquire(adapter), settings=settings) as stream:
+            return [*await stream.push(waveform), *await stream.finish()]
+
+    return " ".join(event.text.strip() for event in asyncio.run(events()) if isinstance(event, Final))
 
 
 def section(name: str, offline: Row, figures: list[dict[str, Any]]) -> str:

@@ -26,6 +26,7 @@ from support.house_rules import (
     size_faults,
     small_file_faults,
 )
+from support.serving_floors import protocol_faults, serving_floor_faults
 
 FLOORS: dict[int, tuple[str, ...]] = {
     1: ("errors", "version", "files", "safe_yaml", "startup", "text_table", "config", "configs", "wer", "tokenizers"),
@@ -162,6 +163,10 @@ def test_imports_go_down(sources: list[Source]) -> None:
     modules = {source.module for source in package}
     assert modules, "no module of overtone was found"
     assert_none([fault for source in package for fault in floor_faults(source, modules)] + circles(package))
+
+
+def test_imports_of_the_server_go_down_and_protocols_stay_in_their_rooms(sources: list[Source]) -> None:
+    assert_none([fault for source in sources for fault in serving_floor_faults(source) + protocol_faults(source)])
 
 
 def test_every_import_is_declared_and_pinned(sources: list[Source], project: dict[str, list[str]]) -> None:
@@ -343,6 +348,19 @@ def test_a_small_file_for_one_other_is_seen() -> None:
 def test_a_module_without_a_floor_is_refused() -> None:
     faults = floor_faults(Source(path="overtone/helpers.py", text=""), set())
     assert faults == ["overtone/helpers.py: 'helpers' stands on no floor; give it one in FLOORS"]
+
+
+def test_an_import_upwards_in_the_server_and_a_protocol_elsewhere_are_seen() -> None:
+    text = "import grpc\nfrom overtone.serving.errors import WorkerError\nfrom overtone.serving.riva import requests"
+    service = Source(path="overtone/serving/recognition/service.py", text=text)
+    upwards = "'recognition' imports 'overtone.serving.riva', which is not below it"
+    assert serving_floor_faults(service) == [f"{service.path}:3: {upwards}"]
+    assert protocol_faults(service) == [f"{service.path}:1: imports 'grpc'; only riva may"]
+    servicer = Source(path="overtone/serving/riva/servicer.py", text=text)
+    assert serving_floor_faults(servicer) + protocol_faults(servicer) == []
+    unknown = Source(path="overtone/serving/helpers.py", text="")
+    message = "'helpers' stands on no floor of the server; give it one in SERVING_FLOORS"
+    assert serving_floor_faults(unknown) == [f"{unknown.path}: {message}"]
 
 
 def test_a_place_on_one_machine_is_seen_and_an_address_is_not() -> None:

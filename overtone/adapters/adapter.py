@@ -155,19 +155,19 @@ class Adapter(nn.Module):
         self.layers = layers
         self.strategy = strategy
         self.card: dict[str, Any] = {}
-        """What the adapter was trained on and what it reached."""
+        """Data and results of its training."""
         self.nemo: dict[str, Any] | None = None
         """Its configuration as NeMo wrote it, kept for writing back."""
         self.frozen = False
         """Whether its parameters are never written any more."""
         self.stacks: dict[tuple[torch.dtype, torch.device], Tensors | None] = {}
-        """What `inference_stack` gave."""
+        """Results of `inference_stack`."""
         if values is None:
             self.by_point = {point.name: PointAdapter(name, kind, point) for point in points}
         else:
             self.by_point = self.hold(points, values)
             self.frozen = True
-        self.parts = nn.ModuleDict({key_of(point): part for point, part in self.by_point.items()})
+        self.parts = nn.ModuleDict({module_key(point): part for point, part in self.by_point.items()})
         self.training = self.parts.training = values is None
 
     @property
@@ -256,13 +256,13 @@ class Adapter(nn.Module):
 
     def digest(self) -> str:
         """SHA-256 of kind, settings, strategy and parameters; the name does not count."""
-        return digest_of(self.kind, self.strategy, parameters_digest(self.tensors()))
+        return adapter_digest(self.kind, self.strategy, parameters_digest(self.tensors()))
 
     def parameter_count(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())
 
 
-def digest_of(kind: Kind, strategy: ResidualAdd, parameters: str) -> str:
+def adapter_digest(kind: Kind, strategy: ResidualAdd, parameters: str) -> str:
     """SHA-256 over kind, settings, strategy and the digest of the parameters.
 
     Points show in the parameters' names, and so do some settings: what a position `auto` came to be in this model.
@@ -283,7 +283,7 @@ def parameters_digest(tensors: Mapping[str, Tensor]) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def key_of(point: str) -> str:
+def module_key(point: str) -> str:
     """The key of a point in a ModuleDict: keys hold no dots, names of points no slashes."""
     return point.replace(".", "/")
 

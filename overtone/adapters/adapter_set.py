@@ -1,4 +1,4 @@
-"""All adapters of one model: the owner of their parameters."""
+"""All adapters of one model: the module that owns their parameters and plugs them into the taps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from overtone.adapters.adapter import Adapter, check_name, choose_points, key_of
+from overtone.adapters.adapter import Adapter, check_name, choose_points, module_key
 from overtone.adapters.kinds.base import Kind
 from overtone.adapters.kinds.registry import check_kind
 from overtone.adapters.points import Layers, Point, collect_points
@@ -30,7 +30,7 @@ in_use: ContextVar[Mapping[int, Selection]] = ContextVar("overtone_adapters_in_u
 
 def held_key(name: str) -> str:
     """The key of an adapter in `held`: no dots, and none of the words that nn.ModuleDict uses itself (`train`)."""
-    return f"/{key_of(name)}"
+    return f"/{module_key(name)}"
 
 
 class PointPlug:
@@ -69,18 +69,18 @@ class AdapterSet(nn.Module):
         self.points: dict[str, Point] = {}
         self.held = nn.ModuleDict()
         self.by_name: dict[str, Adapter] = {}
-        """The same, in a form that is quick to look at where there are thousands."""
+        """The same adapters by name, quick to look up where there are thousands."""
         self.file_choice: tuple[str, ...] = ()
-        """The adapters that the model's file had enabled, what `use("@file")` takes."""
+        """The adapters that the model's file had enabled: `use("@file")` takes them."""
         self.nemo: dict[str, Any] | None = None
-        """What NeMo's files shall say of all adapters together; None is what the model's own file said."""
+        """Settings for NeMo's files that concern all adapters together; None: those of the model's own file."""
         self.form: Literal["auto", "loop", "stacked"] = "auto"
         """`loop` computes adapter by adapter; `stacked` those of one kind together; `auto` stacks in inference."""
         self.register_buffer("anchor", torch.empty(0), persistent=False)
         self.anchor: Tensor
-        """Empty; it moves with the model and so tells where new adapters are created."""
+        """An empty tensor that moves with the model: new adapters are created on its device."""
         self.base_identity: BaseIdentity | None = None
-        """What tells this model's base from another; the model sets it."""
+        """The identity of the base, which folders of adapters are checked against; the model sets it."""
         for name, (point, tap) in collect_points(model).items():
             self.points[name] = point
             tap.plug = PointPlug(self, name)
@@ -115,7 +115,7 @@ class AdapterSet(nn.Module):
         layers: Layers = "all",
         strategy: ResidualAdd | None = None,
     ) -> Adapter:
-        """A new adapter, identity at birth.
+        """Add a new adapter, identity at birth.
 
         `modules`: encoder, decoder, joint, or several joined by `+`. `layers`: all, last:8, first:2 or numbers.
         Raises AdapterError where the name is taken or malformed, or the kind lands nowhere.
@@ -151,15 +151,17 @@ class AdapterSet(nn.Module):
         return adapter
 
     def insert(self, adapter: Adapter) -> None:
-        """Raises AdapterError where its name is taken."""
+        """Add an adapter that exists already. Raises AdapterError where its name is taken."""
         self.check_free(adapter.name)
         self.held[held_key(adapter.name)] = self.by_name[adapter.name] = adapter
 
     def check_free(self, name: str) -> None:
+        """Raises AdapterError for a name that is taken."""
         if name in self:
             raise AdapterError(f"Adapter '{name}' exists already. Choose another name, or remove it first.")
 
     def remove(self, name: str) -> None:
+        """Raises AdapterError for an unknown name."""
         self[name]
         del self.held[held_key(name)], self.by_name[name]
         self.file_choice = tuple(kept for kept in self.file_choice if kept != name)
@@ -169,7 +171,7 @@ class AdapterSet(nn.Module):
 
     @property
     def selection(self) -> Selection | None:
-        """What the innermost `use` block around the caller chose, None outside of one."""
+        """The choice of the innermost `use` block around the caller, None outside of one."""
         return in_use.get().get(id(self))
 
     @contextmanager
@@ -177,12 +179,13 @@ class AdapterSet(nn.Module):
         """Let adapters act in every forward inside the block.
 
         `choice`: None (the base), a name, a chain such as "an4+noise" (applied from left to right), "@file"
-        (what the model's file had enabled), or a list with one of these for each row of the batch.
+        (the adapters that the model's file had enabled), or a list with one of these for each row of the batch.
+        `observe` is called at every application. Raises AdapterError for an unknown name.
         """
         if isinstance(choice, str):
-            choice = self.resolved(choice)
+            choice = self.resolve(choice)
         elif choice is not None:
-            choice = [self.resolved(row) for row in choice]
+            choice = [self.resolve(row) for row in choice]
         if choice is None and observe is None:
             selection = BASE
         else:
@@ -193,12 +196,15 @@ class AdapterSet(nn.Module):
         finally:
             in_use.reset(token)
 
-    def resolved(self, choice: str | None) -> str | None:
+    def resolve(self, choice: str | None) -> str | None:
         """The choice with `@file` spelt out."""
         return ("+".join(self.file_choice) or None) if choice == FILE_CHOICE else choice
 
     def save(self, name: str, folder: str | Path, *, overwrite: bool = False) -> Path:
-        """Write `adapter.yaml` and `adapter.safetensors`; the folder must not hold an adapter yet."""
+        """Write `adapter.yaml` and `adapter.safetensors` into a folder.
+
+        Raises AdapterError where the folder holds an adapter already (unless `overwrite`) or cannot be written.
+        """
         return write_folder(self[name], Path(folder).expanduser(), self.identity(), overwrite=overwrite)
 
     def load(self, folder: str | Path, *, name: str | None = None) -> Adapter:
@@ -223,6 +229,7 @@ class AdapterSet(nn.Module):
         return adapter
 
     def identity(self) -> BaseIdentity:
+        """The identity of the base. Raises AdapterError where the set belongs to no AsrModel."""
         if self.base_identity is None:
             raise AdapterError("This adapter set belongs to no model that could be identified; use AsrModel.adapters.")
         return self.base_identity

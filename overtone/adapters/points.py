@@ -1,4 +1,4 @@
-"""Where adapters may act: the taps of a net, by name."""
+"""Points: the taps of a model by name, and the words that choose among them."""
 
 from __future__ import annotations
 
@@ -55,7 +55,10 @@ def collect_points(model: nn.Module) -> dict[str, tuple[Point, Tap]]:
 
 
 def parse_modules(modules: str, present: Iterable[str]) -> tuple[str, ...]:
-    """`encoder`, `decoder`, `joint` or several with `+` between; an empty string is the encoder."""
+    """`encoder`, `decoder`, `joint` or several with `+` between -> their names; an empty string is the encoder.
+
+    present: the modules of the model that have points. Raises AdapterError for others.
+    """
     names = tuple(modules.split("+")) if modules else ("encoder",)
     allowed = [name for name in MODULES if name in set(present)]
     for name in names:
@@ -70,9 +73,12 @@ def parse_modules(modules: str, present: Iterable[str]) -> tuple[str, ...]:
 
 
 def parse_layers(layers: Layers, count: int) -> frozenset[int]:
-    """The numbers meant by `all`, `last:8`, `first:2`, `3`, `0,3,5` or a list, among `count` layers."""
+    """The numbers meant by `all`, `last:8`, `first:2`, `3`, `0,3,5` or a list, among `count` layers.
+
+    Raises AdapterError for other words, and for layers that do not exist.
+    """
     try:
-        chosen = _layer_numbers(layers, count)
+        chosen = layer_numbers(layers, count)
     except (TypeError, ValueError) as error:
         raise AdapterError(
             f"layers={layers!r} is not understood. Allowed: all, last:N, first:N, or numbers such as [0,3,5]."
@@ -83,7 +89,7 @@ def parse_layers(layers: Layers, count: int) -> frozenset[int]:
     return frozenset(chosen)
 
 
-def _layer_numbers(layers: Layers, count: int) -> list[int]:
+def layer_numbers(layers: Layers, count: int) -> list[int]:
     if not isinstance(layers, str):
         numbers = [layers] if isinstance(layers, int) else list(layers)
         if any(isinstance(number, bool | float) for number in numbers):

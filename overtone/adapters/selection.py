@@ -1,4 +1,7 @@
-"""Which adapters act on which rows, while a `use` block lasts."""
+"""The choice of adapters for the rows of a batch, as long as a `use` block lasts.
+
+Legend: B batch, T time, D width, L points.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from overtone.nets.layers import recomputing
 from overtone.nets.taps import Chains, TapContext
 
 BATCHES_KEPT = 4
-"""So many stacks of parameters stay, each of a batch or of a part of one, for the next of the same adapters."""
+"""Stacks of parameters that are kept, each of a batch or of a part of one, for the next batch of the same adapters."""
 Chain = tuple[str, ...]
 """Names in the order in which they act; empty is the base."""
 Choice = str | Sequence[str | None] | None
@@ -27,10 +30,10 @@ Observer = Callable[[str, str, Tensor, Tensor], None]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Stage:
-    """What each row takes at a point as its first adapter, or its second, …"""
+    """The first adapter of every row at a point, or the second of every row, …"""
 
     names: tuple[str | None, ...]
-    """None where it takes nothing more."""
+    """One for each row; None where the row has no further adapter."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -39,9 +42,9 @@ class Group:
 
     rows: tuple[int, ...]
     names: tuple[str, ...]
-    """The adapter of each row: the same one, or several of one kind."""
+    """The adapter of each row: the same one for all, or several of one kind."""
     index: Tensor | None
-    """[R] int64, the rows; None where they are the whole batch."""
+    """[rows] int64; None where they are the whole batch."""
     alike: bool
     """Whether it is the same adapter for all."""
 
@@ -77,17 +80,18 @@ class Selection:
         self.is_base = not self.used and self.row_count is None
         """Whether no adapter acts, on a batch of any size."""
         self.trainable = [name for name in self.used if not self.adapters[name].frozen]
-        """Those of which some may be in training."""
+        """The adapters in use that may be in training."""
         self.stages: dict[frozenset[str], list[Stage]] = {}
-        """By the adapters that act at a point; they do not change, and are the same at most points."""
+        """Stages by the names of the adapters that act at a point, which are the same at most points."""
         self.grouped: dict[object, list[Group]] = {}
+        """Groups by stage, by the adapters that are computed alone, and by device."""
         self.stacked: dict[object, Mapping[str, Tensors] | None] = {}
         """By group, dtype and device: by point, the parameters of frozen adapters that share their points."""
         self.narrowed: dict[tuple[int, ...], tuple[TapContext, TapContext]] = {}
-        """By rows: the last whole context, and what of it these rows need; the same at all points of a forward."""
+        """By rows: the last context of the batch, and that of these rows; the same at all points of a forward."""
 
     def parse(self, choice: str | None) -> Chain:
-        """`None` or `a+b` -> names, every one of them known."""
+        """`None` or `a+b` -> names. Raises AdapterError for an unknown name, and for one that is given twice."""
         if not isinstance(choice, str | None):
             raise AdapterError(f"{choice!r} is no choice of adapters; give None, a name, or a chain such as 'a+b'.")
         chain = () if choice is None else tuple(choice.split("+"))
@@ -108,16 +112,17 @@ class Selection:
         return torch.stack(penalties).sum() if penalties else torch.zeros(())
 
     def apply(self, point: str, x: Tensor, y: Tensor, context: TapContext, *, in_place: bool = False) -> Tensor:
-        """`y` [B, T, D] with every row's own chain applied at the point; rows without one are untouched.
+        """x [B, T, in_width], y [B, T, out_width] -> `y` with every row's own chain applied at the point.
 
-        in_place: nobody else holds `y`, and where nothing is learnt the sum may take its place.
+        Rows without a chain are untouched. in_place: nobody else holds `y`, and where nothing is learnt the sum may
+        take its place. Raises AdapterError where the choice is for another number of rows.
         """
         in_place = in_place and not torch.is_grad_enabled()
         self.check_rows(y.size(0))
-        if point not in self.present:
+        if point not in self.names_by_point:
             return y
         if self.rows is None:
-            for name in self.acting(self.chain, point):
+            for name in self.chain_at(self.chain, point):
                 y = self.add(point, name, x, y, context, in_place=in_place)
             return y
         for stage in self.stages_at(point):
@@ -132,10 +137,10 @@ class Selection:
             )
 
     def stages_at(self, point: str) -> list[Stage]:
-        """What each row takes at the point first, what second, and so on."""
-        present = self.present.get(point, frozenset())
+        """The first adapter of every row at the point, then the second of every row, and so on."""
+        present = self.names_by_point.get(point, frozenset())
         if present not in self.stages:
-            chains = [self.acting(chain, point) for chain in self.rows or (self.chain,)]
+            chains = [self.chain_at(chain, point) for chain in self.rows or (self.chain,)]
             self.stages[present] = [
                 Stage(names=tuple(chain[number] if number < len(chain) else None for chain in chains))
                 for number in range(max(map(len, chains)))
@@ -156,10 +161,10 @@ class Selection:
 
     def acts_at(self, point: str) -> bool:
         """Whether any row uses an adapter with a place at the point."""
-        return point in self.present
+        return point in self.names_by_point
 
     @cached_property
-    def present(self) -> dict[str, frozenset[str]]:
+    def names_by_point(self) -> dict[str, frozenset[str]]:
         """The adapters in use that have a place at a point, by point; those that nobody uses are left out."""
         alike: dict[tuple[str, ...], list[str]] = {}
         for name in self.used:
@@ -170,13 +175,17 @@ class Selection:
             found |= {point: found[point] | own if point in found else own for point in points}
         return found
 
-    def acting(self, chain: Chain, point: str) -> Chain:
+    def chain_at(self, chain: Chain, point: str) -> Chain:
+        """The adapters of a chain that have a place at the point."""
         return tuple(name for name in chain if point in self.adapters[name])
 
     def apply_stage(
         self, point: str, stage: Stage, x: Tensor, y: Tensor, context: TapContext, *, in_place: bool
     ) -> Tensor:
-        """At most one adapter a row; adapters of one kind share their products in the stacked form."""
+        """x [B, T, in_width], y [B, T, out_width] -> `y` with one adapter for each row, or none.
+
+        Adapters of one kind share their products in the stacked form.
+        """
         outcome: list[Tensor] | None = None
         groups = self.groups(stage, y.device)
         for group in groups:
@@ -198,7 +207,7 @@ class Selection:
         return y if outcome is None else torch.stack(outcome)
 
     def groups(self, stage: Stage, device: torch.device) -> list[Group]:
-        """The rows of a stage, put together by what can be computed together."""
+        """The rows of a stage in groups that can be computed together."""
         single = self.single()
         key = (stage, single, device)
         if key not in self.grouped:
@@ -206,16 +215,16 @@ class Selection:
             for row, name in enumerate(stage.names):
                 if name is not None:
                     found.setdefault(name if name in single else self.adapters[name].kind, []).append(row)
-            self.grouped[key] = [group_of(rows, stage.names, device) for rows in found.values()]
+            self.grouped[key] = [make_group(rows, stage.names, device) for rows in found.values()]
         return self.grouped[key]
 
     def narrow(self, context: TapContext, group: Group) -> TapContext:
         """The context of the group's rows."""
         assert group.index is not None
-        known = self.narrowed.get(group.rows)
-        if known is None or known[0] is not context:
-            known = self.narrowed[group.rows] = (context, context.rows(group.index))
-        return known[1]
+        last = self.narrowed.get(group.rows)
+        if last is None or last[0] is not context:
+            last = self.narrowed[group.rows] = (context, context.rows(group.index))
+        return last[1]
 
     def single(self) -> frozenset[str]:
         """The adapters that are not computed together with others of their kind: all, or those in training."""
@@ -224,12 +233,13 @@ class Selection:
         return self.used
 
     def add(self, point: str, name: str, x: Tensor, y: Tensor, context: TapContext, *, in_place: bool) -> Tensor:
+        """x [B, T, in_width], y [B, T, out_width] -> `y` with one adapter for all rows."""
         adapter = self.adapters[name]
         part = adapter.at(point)
         tensors = self.tensors_of(part, y.dtype)
         if self.observe is None and not (adapter.training or part.training):
-            return summed(part.kind, tensors, x, y, context, in_place=in_place)
-        whole = working(y, tensors)
+            return add_delta(part.kind, tensors, x, y, context, in_place=in_place)
+        whole = match_dtype(y, tensors)
         delta = part.kind.delta(tensors, x, whole, context, part.training)
         if adapter.training:
             delta = adapter.strategy.thin(delta)
@@ -238,24 +248,25 @@ class Selection:
                 self.penalties.append(penalty)
         if self.observe is not None and not recomputing.get():
             self.observe(point, name, y, delta)
-        return joined(whole, delta).to(y.dtype) if whole.dtype is torch.float32 else joined(y, delta)
+        return add_in_float32(whole, delta).to(y.dtype) if whole.dtype is torch.float32 else add_in_float32(y, delta)
 
     def tensors_of(self, part: PointAdapter, dtype: torch.dtype) -> Tensors:
-        """As they are where something may be learnt, else as they are quickest for a stream in `dtype`."""
+        """The parameters themselves where something may be learnt, else those derived for a stream in `dtype`."""
         return part.tensors() if part.training or torch.is_grad_enabled() else part.inference_tensors(dtype)
 
     def add_stacked(
         self, point: str, group: Group, x: Tensor, y: Tensor, context: TapContext, *, in_place: bool
     ) -> Tensor:
+        """x [B, T, in_width], y [B, T, out_width] -> `y` with another adapter of one kind for each row."""
         kind = self.adapters[group.names[0]].kind
         at_once = None if torch.is_grad_enabled() else self.stacked_points(group, y)
         tensors = self.stacked_rows(point, group.names, y) if at_once is None else at_once[point]
         if self.observe is None:
-            return summed(kind, tensors, x, y, context, in_place=in_place)
-        delta = kind.delta(tensors, x, working(y, tensors), context, False)
+            return add_delta(kind, tensors, x, y, context, in_place=in_place)
+        delta = kind.delta(tensors, x, match_dtype(y, tensors), context, False)
         for row, name in enumerate(group.names):
             self.observe(point, name, y[row : row + 1], delta[row : row + 1])
-        return joined(y, delta)
+        return add_in_float32(y, delta)
 
     def stacked_rows(self, point: str, names: Sequence[str], y: Tensor) -> Tensors:
         """The parameters of each row's adapter at one point, each [B, …], for a stream like `y` [B, T, D]."""
@@ -280,7 +291,8 @@ BASE = Selection({}, None)
 """The choice of no adapter, on any number of rows."""
 
 
-def group_of(rows: Sequence[int], names: Sequence[str | None], device: torch.device) -> Group:
+def make_group(rows: Sequence[int], names: Sequence[str | None], device: torch.device) -> Group:
+    """The group of these rows; names: the adapter of every row of the batch."""
     own = tuple(name for name in (names[row] for row in rows) if name is not None)
     index = None if len(rows) == len(names) else torch.tensor(rows, device=device)
     return Group(rows=tuple(rows), names=own, index=index, alike=len(set(own)) == 1)
@@ -299,20 +311,22 @@ def stack_adapters(
     return dict(zip(adapters[0].points, unstack(stacks), strict=True))
 
 
-def summed(kind: Kind, tensors: Tensors, x: Tensor, y: Tensor, context: TapContext, *, in_place: bool) -> Tensor:
-    """y + delta where nothing is learnt and nobody looks at the delta."""
+def add_delta(kind: Kind, tensors: Tensors, x: Tensor, y: Tensor, context: TapContext, *, in_place: bool) -> Tensor:
+    """x [B, T, in_width], y [B, T, out_width] -> y + delta, where nothing is learnt and nobody observes the delta."""
     form = known(kind)
     together = None if form is None or form.added is None else form.added(kind, tensors, y, in_place)
-    return joined(y, kind.delta(tensors, x, working(y, tensors), context, False)) if together is None else together
+    if together is not None:
+        return together
+    return add_in_float32(y, kind.delta(tensors, x, match_dtype(y, tensors), context, False))
 
 
-def working(y: Tensor, tensors: Tensors) -> Tensor:
-    """`y` in the dtype of the adapter's parameters."""
+def match_dtype(y: Tensor, tensors: Tensors) -> Tensor:
+    """y [B, T, D] in the dtype of the adapter's parameters."""
     return y.to(next(iter(tensors.values())).dtype)
 
 
-def joined(y: Tensor, delta: Tensor) -> Tensor:
-    """y + delta, added in float32 whatever the stream is kept in."""
+def add_in_float32(y: Tensor, delta: Tensor) -> Tensor:
+    """y + delta, both [B, T, D], added in float32 whatever the dtype of the stream."""
     if y.dtype == delta.dtype:  # torch adds narrow numbers in float32 and rounds once
         return y + delta
     return (y.float() + delta.float()).to(y.dtype)

@@ -1,4 +1,4 @@
-"""An adapter on disk: a folder with `adapter.yaml` (what it is) and `adapter.safetensors` (its parameters)."""
+"""Adapters on disk: a folder with `adapter.yaml` (the description) and `adapter.safetensors` (the parameters)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
-from overtone.adapters.adapter import Adapter, digest_of, parameters_digest
+from overtone.adapters.adapter import Adapter, adapter_digest, parameters_digest
 from overtone.adapters.kinds.base import Kind
 from overtone.adapters.kinds.registry import KINDS
 from overtone.adapters.points import Layers
@@ -32,7 +32,7 @@ LARGEST_DESCRIPTION = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class BaseIdentity:
-    """What tells one base model from another."""
+    """Digests that tell one base model from another."""
 
     fingerprint: Callable[[], str]
     """SHA-256 of weights and settings, computed when first asked for."""
@@ -41,7 +41,7 @@ class BaseIdentity:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredAdapter:
-    """What a folder holds, checked."""
+    """The content of a folder, checked."""
 
     name: str
     kind: Kind
@@ -53,7 +53,11 @@ class StoredAdapter:
 
 
 def write_folder(adapter: Adapter, folder: Path, identity: BaseIdentity, *, overwrite: bool = False) -> Path:
-    """Both files appear together, or what was there before stays."""
+    """Write an adapter's folder: both files appear together, or the files that were there before stay.
+
+    Raises AdapterError where the folder holds an adapter already (unless `overwrite`), where it cannot be written, and
+    for a card that holds more than plain values.
+    """
     if (folder / DESCRIPTION).exists() and not overwrite:
         raise AdapterError(f"{folder} holds an adapter already. Choose another folder, or remove it first.")
     description = {
@@ -95,7 +99,7 @@ def checked_card(adapter: Adapter) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """Containers and values of their own; numbers that are not finite, which JSON does not have, are None.
+    """A copy of a value as JSON can say it; numbers that are not finite, which JSON does not have, become None.
 
     Raises TypeError for what is no mapping, list, text, number, bool or None.
     """
@@ -129,7 +133,7 @@ def write_together(contents: Mapping[Path, bytes]) -> None:
 
 
 def read_folder(folder: Path, identity: BaseIdentity, *, description: dict[str, Any] | None = None) -> StoredAdapter:
-    """description: what `read_description` gave, where the caller knows that the file is still the same.
+    """Read an adapter's folder. description: the result of `read_description`, where the file is still the same.
 
     Raises AdapterError where something is missing, damaged or made for another base.
     """
@@ -172,7 +176,7 @@ def check_base(description: Mapping[str, Any], identity: BaseIdentity, *, what: 
 
 
 def count_parameters(folder: Path) -> int:
-    """How many parameters the file's header tells of; a file that is cut short is found out here."""
+    """Count the parameters by the file's header. Raises AdapterError for a file that is missing or cut short."""
     try:
         with safe_open(folder / PARAMETERS, framework="numpy") as file:
             return sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118 (no mapping)
@@ -181,7 +185,7 @@ def count_parameters(folder: Path) -> int:
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """The content of `adapter.yaml`, with every key it must have."""
+    """Read `adapter.yaml`. Raises AdapterError where it is missing or damaged, or lacks a key."""
     path = folder / DESCRIPTION
     try:
         if path.stat().st_size > LARGEST_DESCRIPTION:
@@ -214,12 +218,13 @@ def read_description(folder: Path) -> dict[str, Any]:
 
 
 def described_digest(folder: Path, description: dict[str, Any]) -> str:
-    """`Adapter.digest` of what a folder holds, told from its description alone."""
+    """The digest (`Adapter.digest`) of a folder's adapter, by its description alone."""
     kind, strategy = read_kind(folder, description), read_strategy(folder, description)
-    return digest_of(kind, strategy, description["parameters_digest"])
+    return adapter_digest(kind, strategy, description["parameters_digest"])
 
 
 def read_strategy(folder: Path, description: dict[str, Any]) -> ResidualAdd:
+    """The strategy with its settings. Raises AdapterError for settings that it does not have."""
     strategy: ResidualAdd = read_fields(folder, ResidualAdd, description["strategy"])
     return strategy
 
@@ -237,7 +242,7 @@ def read_kind(folder: Path, description: dict[str, Any]) -> Kind:
 
 
 def read_fields(folder: Path, settings: type, values: Any) -> Any:
-    """A settings dataclass from plain values; unknown or ill-typed fields are refused."""
+    """Build a settings dataclass from plain values. Raises AdapterError for unknown fields and wrong values."""
     if not isinstance(values, dict):
         raise AdapterError(f"{folder / DESCRIPTION}: {values!r} stands where settings are expected.")
     known = [field.name for field in dataclasses.fields(settings)]

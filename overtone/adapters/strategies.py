@@ -1,4 +1,4 @@
-"""How an adapter's delta joins the stream."""
+"""The sum of the stream and an adapter's delta, with its regularisers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ class ResidualAdd:
             raise AdapterError(f"l2_lambda={self.l2_lambda} must be a number that is not negative.")
 
     def thin(self, delta: Tensor) -> Tensor:
-        """[B, T, D] with whole utterances dropped, in expectation unchanged (Huang et al. 2016, arXiv:1603.09382)."""
+        """delta [B, T, D] -> the same with whole utterances dropped, in expectation unchanged.
+
+        Huang et al. 2016, arXiv:1603.09382.
+        """
         if self.stochastic_depth == 0.0:
             return delta
         keep = 1.0 - self.stochastic_depth

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from overtone.adapters.adapter import digest_of, parameters_digest
+from overtone.adapters.adapter import adapter_digest, parameters_digest
 from overtone.adapters.storage import DESCRIPTION, described_digest, read_description
 from overtone.checkpoints.nemo.adapters import add_nemo_adapter, hosts_in, own_tensors, read_adapters_pt, read_kind
 from overtone.errors import AdapterError, did_you_mean
@@ -18,7 +18,7 @@ NEMO_SUFFIX = ".pt"
 def find_adapter(model: AsrModel, text: str | None) -> str | None:
     """The choice for `AdapterSet.use` that a user means: a name, `@file`, or None for the base.
 
-    text: one of these, the folder of an adapter, an `adapters.pt`, or several with `+` between. What lies on disk is
+    text: one of these, the folder of an adapter, an `adapters.pt`, or several with `+` between. Adapters on disk are
     loaded into the model. Raises AdapterError for what is neither an adapter of the model nor on disk.
     """
     if text is None or text.lower() in BASE:
@@ -92,7 +92,7 @@ def load_file(model: AsrModel, path: Path) -> list[str]:
         kind, strategy = read_kind(adapter.described, str(path))
         hosts = hosts_in(model, adapter, str(path))
         tensors = own_tensors(model, kind, adapter.described, hosts, str(path))
-        name = place_for(model, adapter.name, digest_of(kind, strategy, parameters_digest(tensors)))
+        name = place_for(model, adapter.name, adapter_digest(kind, strategy, parameters_digest(tensors)))
         if name not in model.adapters:
             add_nemo_adapter(model, adapter.described, hosts, str(path), name=name)
         names.append(name)

@@ -96,6 +96,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_security(parser: argparse.ArgumentParser) -> None:
+    """Options of tokens, TLS and origins."""
     group = parser.add_argument_group("security")
     group.add_argument(
         "--tokens", type=Path, metavar="FILE", help="tenants, hashes of their tokens, and their adapters, as YAML"
@@ -118,6 +119,7 @@ def add_security(parser: argparse.ArgumentParser) -> None:
 
 
 def add_streams(parser: argparse.ArgumentParser) -> None:
+    """Options of streams."""
     group = parser.add_argument_group("streams")
     group.add_argument(
         "--stream",
@@ -177,6 +179,7 @@ def check_installed() -> None:
 
 
 def is_installed(module: str) -> bool:
+    """Tell whether a module can be imported."""
     try:
         return find_spec(module) is not None
     except ModuleNotFoundError:  # its parent
@@ -184,10 +187,11 @@ def is_installed(module: str) -> bool:
 
 
 def settings_of(arguments: argparse.Namespace) -> ServerSettings:
+    """Settings of the server from the command line."""
     from overtone.audio.decode import AudioLimits
     from overtone.serving.engine.engine import EngineSettings
     from overtone.serving.server import ServerSettings
-    from overtone.serving.streaming.stream_settings import StreamSettings
+    from overtone.serving.streaming.stream import StreamSettings
 
     chunk, left, right = arguments.stream
     limits = AudioLimits(max_bytes=arguments.max_megabytes * 2**20, max_seconds=arguments.max_seconds)
@@ -231,6 +235,7 @@ def age(path: Path) -> float:
 
 
 def load_demo(model: object, folder: Path) -> None:
+    """Add the adapter of the demo to the model. Raises UsageError where it does not fit."""
     from overtone.models.asr_model import AsrModel
 
     assert isinstance(model, AsrModel)
@@ -266,6 +271,7 @@ def whole(text: str) -> int:
 
 
 def whole_number(text: str, least: int, most: int) -> int:
+    """Whole number within limits, for argparse."""
     if not text.isdecimal() or not least <= int(text) <= most:
         raise argparse.ArgumentTypeError(f"'{text[:20]}' is no whole number from {least} to {most}")
     return int(text)

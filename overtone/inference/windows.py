@@ -101,6 +101,11 @@ class WindowJoiner:
         """The first frame of the recording that is still to be decoded."""
         self._left: tuple[Emissions, Flags] | None = None
 
+    @property
+    def is_complete(self) -> bool:
+        """True once every window has been pushed."""
+        return self.next == len(self.windows)
+
     def push(self, emissions: Emissions) -> None:
         """Take emissions [T, C] of the next window, and decode the one before up to the seam between both."""
         window = self.windows[self.next]

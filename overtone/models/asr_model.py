@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from overtone.adapters.adapter_set import AdapterSet
 from overtone.adapters.storage import BaseIdentity
 from overtone.audio.features import LogMel
-from overtone.backends.fused.encoder import PreparedEncoder, fast_dtype
+from overtone.backends.fused.encoder import FusedEncoder, fast_dtype
 from overtone.backends.openvino.encoder import OpenVinoEncoder
 from overtone.decoding.decoder import Alignment
 from overtone.decoding.hypothesis import Hypothesis
@@ -33,7 +33,7 @@ COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 OPENVINO = "openvino"
 """The further value of `set_compute_dtype`, besides these and `auto`."""
 
-Backend = PreparedEncoder | OpenVinoEncoder
+Backend = FusedEncoder | OpenVinoEncoder
 """Another way to compute the encoder, with private copies of its weights."""
 NO_BACKENDS: Mapping[int, Backend | None] = MappingProxyType({})
 backends_in_use: ContextVar[Mapping[int, Backend | None]] = ContextVar("overtone_backends", default=NO_BACKENDS)
@@ -217,7 +217,7 @@ class AsrModel(nn.Module):
             if chosen is not torch.float32:
                 raise ConfigError(f"compute_dtype '{dtype}' is not for the device mps. Use float32 or auto there.")
             copied = False
-        return PreparedEncoder(self.encoder, chosen) if copied else None
+        return FusedEncoder(self.encoder, chosen) if copied else None
 
     @contextmanager
     def computing_in(self, dtype: str | None) -> Iterator[Self]:

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from overtone.nets.layers import thinned
+from overtone.nets.layers import drop
 from overtone.nets.taps import Position, Tap, TapContext
 
 
@@ -48,7 +48,7 @@ def attend(
         weights = torch.softmax(scores, dim=-1)
     else:
         weights = torch.softmax(scores.masked_fill(~allowed, -10000.0), dim=-1).masked_fill(~allowed, 0.0)
-    return (thinned(weights, dropout) @ value).transpose(1, 2).flatten(2)
+    return (drop(weights, dropout) @ value).transpose(1, 2).flatten(2)
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from overtone.nets.attention import PositionTable, SelfAttention, new_position_biases
 from overtone.nets.layers import (
-    checkpointed,
+    apply_dropout,
     depthwise_conv,
-    dropped,
     pointwise_conv,
+    run_checkpointed,
     valid_frames,
 )
 from overtone.nets.subsampling import Subsampling, build_subsampling
@@ -40,7 +40,7 @@ class FeedForward(nn.Module):
         self.contract = Tap("linear", inner, width)
 
     def forward(self, x: Tensor, context: TapContext) -> Tensor:
-        inner = dropped(F.silu(self.expand(x, self.linear1(x), context)), self.dropout)
+        inner = apply_dropout(F.silu(self.expand(x, self.linear1(x), context)), self.dropout)
         result: Tensor = self.contract(inner, self.linear2(inner), context)
         return result
 
@@ -121,11 +121,11 @@ class ConformerLayer(nn.Module):
 
     def forward(self, block_input: Tensor, context: TapContext) -> Tensor:
         x = block_input
-        x = x + 0.5 * dropped(self.feed_forward1(self.norm_feed_forward1(x), context), self.dropout)
-        attended = x + dropped(self.self_attn(self.norm_self_att(x), context), self.dropout)
+        x = x + 0.5 * apply_dropout(self.feed_forward1(self.norm_feed_forward1(x), context), self.dropout)
+        attended = x + apply_dropout(self.self_attn(self.norm_self_att(x), context), self.dropout)
         x = self.after_attention(x, attended, context)
-        x = x + dropped(self.conv(self.norm_conv(x), context.valid), self.dropout)
-        x = x + 0.5 * dropped(self.feed_forward2(self.norm_feed_forward2(x), context), self.dropout)
+        x = x + apply_dropout(self.conv(self.norm_conv(x), context.valid), self.dropout)
+        x = x + 0.5 * apply_dropout(self.feed_forward2(self.norm_feed_forward2(x), context), self.dropout)
         result: Tensor = self.after_block(block_input, self.norm_out(x), context)
         return result
 
@@ -218,12 +218,12 @@ class ConformerEncoder(nn.Module):
 
     def surroundings(self, lengths: Tensor, frames: int) -> tuple[Tensor, TapContext]:
         """Position encodings, and the context of every tap."""
-        positions = dropped(self.positions(frames, lengths.device), self.dropout_emb)
+        positions = apply_dropout(self.positions(frames, lengths.device), self.dropout_emb)
         return positions, self.tap_context(lengths, frames, positions if self.relative else None)
 
     def enter(self, x: Tensor, positions: Tensor) -> Tensor:
-        """What the subsampling gives [B, T', D] -> the input of the first layer [B, T', D]."""
-        return dropped(x if self.relative else x + positions, self.dropout_pre_encoder)
+        """The output of the subsampling [B, T', D] -> the input of the first layer [B, T', D]."""
+        return apply_dropout(x if self.relative else x + positions, self.dropout_pre_encoder)
 
     def below(self, mel: Tensor, lengths: Tensor, cut: int) -> tuple[Tensor, Tensor]:
         """The input of the layer `cut`, x [B, T', D], and lengths [B]; for the first layer, what `subsample` gives."""
@@ -236,7 +236,7 @@ class ConformerEncoder(nn.Module):
     def above(self, x: Tensor, lengths: Tensor, cut: int) -> Tensor:
         """The rest of the encoder: above(*below(mel, lengths, cut), cut) is forward(mel, lengths)[0].
 
-        What acts behind the layer before the cut acts here, as long as it looks at that layer's output alone.
+        Adapters behind the layer before the cut act here: they must look at that layer's output alone.
         """
         positions, context = self.surroundings(lengths, x.size(1))
         x = self.enter(x, positions) if cut == 0 else self.layers[cut - 1].get_submodule("after_block")(x, x, context)
@@ -246,7 +246,7 @@ class ConformerEncoder(nn.Module):
         """x [B, T', D] through the layers first … last-1."""
         for layer in self.layers[first:last]:
             recompute = self.gradient_checkpointing and torch.is_grad_enabled()
-            x = checkpointed(layer, x, context) if recompute else layer(x, context)
+            x = run_checkpointed(layer, x, context) if recompute else layer(x, context)
         return x
 
     def tap_context(self, lengths: Tensor, frames: int, positions: Tensor | None) -> TapContext:

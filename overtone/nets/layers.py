@@ -75,13 +75,16 @@ def channels_last_is_safe(dtype: torch.dtype, channels: int) -> bool:
 # pass, and every element is dropped with the same probability as ever. Windows of one step may overlap.
 
 
-def dropped(x: Tensor, dropout: nn.Dropout) -> Tensor:
-    """`x` after the module's dropout, if it is active."""
-    return thinned(x, dropout.p if dropout.training else 0.0)
+def apply_dropout(x: Tensor, dropout: nn.Dropout) -> Tensor:
+    """x of any shape -> the same after the module's dropout, if it is active."""
+    return drop(x, dropout.p if dropout.training else 0.0)
 
 
-def thinned(x: Tensor, probability: float) -> Tensor:
-    """`x` with so many of its elements dropped. Accelerators draw faster than they would read a tape."""
+def drop(x: Tensor, probability: float) -> Tensor:
+    """x of any shape -> the same with each element dropped with that probability, the others scaled up.
+
+    Accelerators draw faster than they would read a tape.
+    """
     if probability == 0.0:
         return x
     if x.device.type != "cpu":
@@ -90,18 +93,18 @@ def thinned(x: Tensor, probability: float) -> Tensor:
 
 
 def dropout_mask(shape: tuple[int, ...], probability: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A mask to multiply with, zero with the given probability; the expectation of what remains is kept.
+    """A mask of that shape to multiply with, zero with the given probability; the expectation of the product is x.
 
     The place on the tape comes from torch's own generator, so a seeded run repeats its masks, whatever was asked for
     before. The tape is shared: never write into a mask.
     """
     size = math.prod(shape)
     start = int(torch.randint(BLOCK, ()))
-    return tape_of(BLOCK + size, probability, dtype, device)[start : start + size].view(shape)
+    return dropout_tape(BLOCK + size, probability, dtype, device)[start : start + size].view(shape)
 
 
-def tape_of(size: int, probability: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The tape, at least so long; growing, it keeps what it has."""
+def dropout_tape(size: int, probability: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The tape [at least `size`]; where it grows, its beginning stays."""
     key = (probability, dtype, device)
     tape = _tapes.get(key)
     if tape is None or tape.numel() < size:
@@ -113,9 +116,10 @@ def tape_of(size: int, probability: float, dtype: torch.dtype, device: torch.dev
 
 
 def draw_block(number: int, probability: float, dtype: torch.dtype) -> Tensor:
+    """One block [BLOCK] of the tape, by its number."""
     if probability >= 1.0:
         return torch.zeros(BLOCK, dtype=dtype)
-    # What is kept is scaled by a number that `dtype` can hold exactly, and kept just as often as that asks for.
+    # The rest is scaled by a number that `dtype` can hold exactly, and is as frequent as that number asks for.
     scale = torch.tensor(1.0 / (1.0 - probability)).to(dtype).float().item()
     generator = torch.Generator().manual_seed(SEED + number)
     return torch.empty(BLOCK).bernoulli_(1.0 / scale, generator=generator).mul_(scale).to(dtype)
@@ -124,8 +128,8 @@ def draw_block(number: int, probability: float, dtype: torch.dtype) -> Tensor:
 # Recomputation
 
 
-def checkpointed(part: Callable[..., Tensor], *arguments: Any) -> Tensor:
-    """`part(*arguments)`; its activations are not kept but computed again in the backward pass.
+def run_checkpointed(part: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """Call `part(*arguments)` without keeping its activations: they are computed again in the backward pass.
 
     That happens later, perhaps on another thread: the second run gets the context variables of now.
     """

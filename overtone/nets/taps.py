@@ -17,7 +17,7 @@ Position = Literal["rel_pos", "abs_pos"]
 
 @dataclass(frozen=True, kw_only=True)
 class TapContext:
-    """What a net knows at a point besides the tensors."""
+    """Masks and positions that a net passes to its taps besides the tensors."""
 
     valid: Tensor
     """[B, T] bool, true on the frames that are speech, false on padding."""
@@ -82,7 +82,7 @@ NO_CHAINS = Chains(by_row=((),), observed=False)
 
 
 class Plug(Protocol):
-    """What can be plugged into a tap."""
+    """The contract of what is plugged into a tap."""
 
     def __call__(self, x: Tensor, y: Tensor, context: TapContext, *, in_place: bool = False) -> Tensor:
         """x [B, T, in_width], y [B, T, out_width] -> `y` with what is added [B, T, out_width].
@@ -96,7 +96,7 @@ class Plug(Protocol):
         ...
 
     def chains(self, rows: int) -> Chains:
-        """What acts on a batch of so many rows. Raises AdapterError where the choice is for another number of rows."""
+        """The adapters of a batch of so many rows. Raises AdapterError where the choice is for another number."""
         ...
 
 
@@ -120,7 +120,7 @@ class Tap(nn.Module):
     def forward(self, x: Tensor, y: Tensor, context: TapContext) -> Tensor:
         return y if self.plug is None else self.plug(x, y, context)
 
-    def onto(self, x: Tensor, y: Tensor, context: TapContext) -> Tensor:
+    def apply_in_place(self, x: Tensor, y: Tensor, context: TapContext) -> Tensor:
         """The same for a `y` [B, T, out_width] that nobody else holds: what is plugged in may write to it."""
         return y if self.plug is None else self.plug(x, y, context, in_place=True)
 

@@ -85,6 +85,7 @@ class Pages:
         return JSONResponse({"object": "health.response", "message": "live", "status": "live"})
 
     async def ready(self, request: Request) -> Response:
+        """Readiness of the engine. Raises HttpError 503 where it is not ready."""
         problem = unready(self.requests.service.engine.state(), self.requests.closing)
         if problem:
             raise HttpError(503, f"Not ready: {problem}.", code="not_ready")

@@ -45,7 +45,7 @@ STORE_GAUGES = {
 
 
 class Observer:
-    """Counts and logs every call at its end. `door` in metrics and logs is the interface: `riva` or `http`."""
+    """Counts and logs every call at its end. The interface, `riva` or `http`, is their label `door`."""
 
     def __init__(self, engine: Engine, store: AdapterStore, guard: Guard) -> None:
         self.guard = guard
@@ -66,26 +66,26 @@ class Observer:
         )
         self.registry.register(StateCollector(engine, store))
 
-    def at(self, door: str) -> Callable[[Call], None]:
+    def at(self, interface: str) -> Callable[[Call], None]:
         """`on_call` of the Riva interface."""
-        return partial(self.ended, door)
+        return partial(self.ended, interface)
 
-    def ended(self, door: str, call: Call, request_id: str = "") -> None:
+    def ended(self, interface: str, call: Call, request_id: str = "") -> None:
         """Count, charge and log a call. Riva's requests are charged here; HTTP has charged its own before."""
-        counted = int(door == "riva" and call.method in ("Recognize", "StreamingRecognize"))
+        counted = int(interface == "riva" and call.method in ("Recognize", "StreamingRecognize"))
         self.guard.charge(call.tenant, requests=counted, audio_seconds=call.audio_seconds)
-        self.calls.labels(door, call.method, call.code).inc()
-        self.seconds.labels(door, call.method).observe(call.seconds)
-        self.audio.labels(door).inc(call.audio_seconds)
+        self.calls.labels(interface, call.method, call.code).inc()
+        self.seconds.labels(interface, call.method).observe(call.seconds)
+        self.audio.labels(interface).inc(call.audio_seconds)
         succeeded = call.code in SUCCESSES
         for name in call.adapter.split("+") if succeeded and call.adapter else ():
             self.adapters.labels(name).inc()
         quiet = succeeded and call.method in QUIET
-        facts = {"door": door, **dataclasses.asdict(call), **({"request_id": request_id} if request_id else {})}
+        facts = {"door": interface, **dataclasses.asdict(call), **({"request_id": request_id} if request_id else {})}
         LOG.log(
             logging.DEBUG if quiet else logging.INFO,
             "%s %s %s %.3f s",
-            door,
+            interface,
             call.method,
             call.code,
             call.seconds,

@@ -33,6 +33,7 @@ def description(service: RecognitionService) -> dict[str, Any]:
 
 
 def public_paths(service: RecognitionService) -> dict[str, Any]:
+    """Paths without the administration."""
     return {
         "/v1/audio/transcriptions": {"post": transcription(service)},
         "/v1/models": {"get": operation("The base and the adapters that the caller may use.")},
@@ -54,6 +55,7 @@ def public_paths(service: RecognitionService) -> dict[str, Any]:
 
 
 def admin_paths() -> dict[str, Any]:
+    """Paths of the administration."""
     one = "/v1/admin/adapters/{name}"
     upload = operation("Place or replace it: a zip or tar(.gz) of its folder.", named=True, admin=True, success="201")
     archive = {"schema": {"type": "string", "format": "binary"}}
@@ -72,6 +74,7 @@ def admin_paths() -> dict[str, Any]:
 
 
 def transcription(service: RecognitionService) -> dict[str, Any]:
+    """Operation of a transcription, with the fields of its form."""
     base = model_name(service.base, ())
     text = {"type": "string"}
     fields = {
@@ -104,6 +107,7 @@ def operation(
     success: str = "200",
     errors: dict[str, str] | None = None,
 ) -> dict[str, Any]:
+    """Operation with its answers. open: it asks for no token. errors: texts of statuses besides the usual ones."""
     error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     failures = {} if open else {**JSON_ERRORS, **(errors or {})}
     content: dict[str, Any] = {} if success == "204" else {"content": {media: {}}}
@@ -121,11 +125,13 @@ def operation(
 
 
 def error_schema() -> dict[str, Any]:
+    """Schema of an error."""
     fields = {name: {"type": ["string", "null"]} for name in ("message", "type", "param", "code")}
     return {"type": "object", "properties": {"error": {"type": "object", "properties": fields}}}
 
 
 def adapter_schema() -> dict[str, Any]:
+    """Schema of an adapter in the administration."""
     names = ("name", "state", "reason", "kind", "digest", "source")
     return {
         "type": "object",

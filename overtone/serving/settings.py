@@ -8,7 +8,7 @@ from pathlib import Path
 from overtone.audio.decode import AudioLimits
 from overtone.serving.engine.engine import EngineSettings
 from overtone.serving.recognition.profanity import WORDS
-from overtone.serving.streaming.stream_settings import StreamSettings
+from overtone.serving.streaming.stream import StreamSettings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from overtone.adapters.adapter import Adapter
 from overtone.checkpoints.load import load_model
 from overtone.checkpoints.nemo.adapters import adapter_config, has_nemo_form, nemo_modules
-from overtone.checkpoints.nemo.config import describe, translate
-from overtone.checkpoints.nemo.model import read_config
+from overtone.checkpoints.nemo.model import build_fresh
 from overtone.errors import CheckpointError, ConfigError
 from overtone.models.asr_model import AsrModel, build_model
 from overtone.tokenizers import CharTokenizer, SentencePieceTokenizer, Tokenizer
@@ -43,37 +41,6 @@ def read_tokenizer(path: Path) -> Tokenizer:
         raise ConfigError(f"model.tokenizer: {path} cannot be read ({error}).") from error
     except CheckpointError as error:
         raise ConfigError(f"model.tokenizer: {path}: {error}") from error
-
-
-def build_fresh(path: Path, tokenizer: Tokenizer, *, seed: int) -> AsrModel:
-    """Build a model with fresh weights from a NeMo configuration, whose vocabulary and data sections are not read.
-
-    Raises ConfigError where the file cannot be read.
-    """
-    try:
-        config = read_config(path.read_bytes(), str(path))
-    except OSError as error:
-        raise ConfigError(f"model.init: {path} cannot be read ({error.strerror}).") from error
-    parts: dict[str, Any] = {
-        key: config[key] for key in ("target", "preprocessor", "encoder", "decoder") if key in config
-    }
-    if isinstance(parts.get("decoder"), dict):
-        parts["decoder"] = {**parts["decoder"], "num_classes": tokenizer.size, "vocabulary": tokenizer.vocabulary}
-    parts.update(_tokenizer_section(tokenizer))
-    settings = translate(parts, str(path)).settings
-    settings["decoder"]["classes"] = tokenizer.size
-    torch.manual_seed(seed)
-    described = {**describe(settings, tokenizer), "ctc_reduction": config.get("ctc_reduction", "mean_batch")}
-    return build_model(settings=settings, tokenizer=tokenizer, config=described, name=path.stem)
-
-
-def _tokenizer_section(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Return the part of a NeMo configuration that says where the vocabulary comes from."""
-    family = "nemo.collections.asr.models"
-    if isinstance(tokenizer, SentencePieceTokenizer):
-        section = {"type": "bpe", "model_path": "nemo:tokenizer.model"}
-        return {"target": f"{family}.ctc_bpe_models.EncDecCTCModelBPE", "tokenizer": section}
-    return {"target": f"{family}.ctc_models.EncDecCTCModel", "labels": tokenizer.vocabulary}
 
 
 def change_vocabulary(model: AsrModel, tokenizer: Tokenizer, *, seed: int) -> AsrModel:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from overtone.adapters.adapter import PointAdapter
 from overtone.adapters.kinds.linear import LinearAdapter
-from overtone.adapters.selection import joined
+from overtone.adapters.selection import add_in_float32
 from overtone.models.asr_model import AsrModel
 from overtone.nets.taps import TapContext
 from support.families import KIND_CASES, add_trained, batch, family_model
@@ -128,4 +128,4 @@ def test_a_copy_derives_its_own() -> None:
 def test_the_sum_of_narrow_numbers_is_that_of_wide_ones_rounded_once() -> None:
     generator = torch.Generator().manual_seed(0)
     y, delta = (torch.randn(64, 64, generator=generator).bfloat16() for _ in range(2))
-    assert torch.equal(joined(y, delta), (y.float() + delta.float()).bfloat16())
+    assert torch.equal(add_in_float32(y, delta), (y.float() + delta.float()).bfloat16())

@@ -31,7 +31,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from overtone.serving.riva import protobuf
-from overtone.serving.streaming.stream_settings import StreamSettings
+from overtone.serving.streaming.stream import StreamSettings
 from support.riva_service import file_of
 from support.speaking_model import spoken
 from support.web_service import eventually, form, web_service

@@ -13,7 +13,7 @@ import soundfile
 import torch
 
 from overtone.backends.fused.attention import AttentionCore
-from overtone.backends.fused.encoder import PreparedEncoder
+from overtone.backends.fused.encoder import FusedEncoder
 from overtone.inference.rows import MOST_THREADS, RowThreads, one_thread
 from overtone.inference.transcribe import Transcriber
 from overtone.serving.adapter_store.store import Shelf
@@ -100,8 +100,8 @@ def test_threads_that_begin_later_compute_as_before() -> None:
 def test_a_copy_is_derived_by_one_of_the_threads(two: RowThreads, monkeypatch: pytest.MonkeyPatch) -> None:
     derived: list[object] = []
     both = threading.Barrier(2)
-    derive = PreparedEncoder.derive
-    monkeypatch.setattr(PreparedEncoder, "derive", lambda self: (derived.append(self), derive(self))[1])
+    derive = FusedEncoder.derive
+    monkeypatch.setattr(FusedEncoder, "derive", lambda self: (derived.append(self), derive(self))[1])
     model = two.model.set_compute_dtype("float32", prepared=True)
 
     def compute(rows: Sequence[np.ndarray]) -> list[torch.Tensor]:
@@ -120,7 +120,7 @@ def test_a_copy_is_derived_by_one_of_the_threads(two: RowThreads, monkeypatch: p
 def test_distances_are_encoded_for_the_longest_row_of_all_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread with shorter rows waits for one that is at it, and does not put shorter encodings in their place."""
     prepared = small_model().set_compute_dtype("float32", prepared=True).backend
-    assert isinstance(prepared, PreparedEncoder)
+    assert isinstance(prepared, FusedEncoder)
     prepared.refresh()
     encoding, go_on = threading.Event(), threading.Event()
     encoded: list[int] = []

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from overtone.backends.fused.encoder import PreparedEncoder
+from overtone.backends.fused.encoder import FusedEncoder
 from overtone.nets.attention import PositionTable
 from support.small_models import small_model
 
@@ -41,7 +41,7 @@ def test_a_table_of_positions_is_no_part_of_the_weights(position: Any) -> None:
 
 
 def test_longer_inputs_derive_no_weights_anew() -> None:
-    prepared, derived = PreparedEncoder(small_model().encoder, torch.float32), set()
+    prepared, derived = FusedEncoder(small_model().encoder, torch.float32), set()
     with torch.no_grad():
         for frames in (40, 40, 2_200):  # 550 encoder frames are more than are prepared at first
             prepared(torch.randn(1, 80, frames), torch.tensor([frames]))

@@ -21,7 +21,7 @@ from overtone.models.asr_model import AsrModel, build_model
 from overtone.nets.attention import attend, relative_shift, split_heads
 from overtone.nets.conformer import ConformerEncoder
 from overtone.nets.ctc import CtcProjection, Reduction, ctc_loss
-from overtone.nets.layers import channels_last_is_safe, checkpointed, depthwise_conv, valid_frames
+from overtone.nets.layers import channels_last_is_safe, depthwise_conv, run_checkpointed, valid_frames
 from overtone.nets.taps import Tap, TapContext
 from overtone.tokenizers import CharTokenizer
 from support.families import ENCODERS, WIDTH, batch, family_model
@@ -312,7 +312,7 @@ def test_checkpointed_runs_again_for_the_backward_pass() -> None:
         return x.sin() * 2
 
     x = torch.tensor([0.5], requires_grad=True)
-    checkpointed(part, x).backward()
+    run_checkpointed(part, x).backward()
     assert runs == [0, 1]
     torch.testing.assert_close(x.grad, 2 * torch.tensor([0.5]).cos())
 

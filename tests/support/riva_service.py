@@ -25,7 +25,7 @@ from overtone.serving.recognition.service import HeldAudio, RecognitionService
 from overtone.serving.riva import protobuf
 from overtone.serving.riva.server import RivaServer
 from overtone.serving.settings import ServerSettings
-from overtone.serving.streaming.stream_settings import StreamSettings
+from overtone.serving.streaming.stream import StreamSettings
 from support.serving_models import until
 from support.speaking_model import SAMPLE_RATE, SpeakingModel, pcm16, put_adapter
 

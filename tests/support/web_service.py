@@ -17,7 +17,7 @@ from uuid import uuid4
 
 from overtone.serving.recognition.request import Call
 from overtone.serving.server import Addresses, Server, ServerSettings
-from overtone.serving.streaming.stream_settings import StreamSettings
+from overtone.serving.streaming.stream import StreamSettings
 from support.speaking_model import SpeakingModel, put_adapter
 
 SETTINGS = ServerSettings(

@@ -33,7 +33,7 @@ LARGEST = 65_536
 
 @runtime_checkable
 class Kind(Protocol):
-    """What `AdapterSet.add` takes."""
+    """The contract of a kind: `AdapterSet.add` takes its instances."""
 
     name: ClassVar[str]
 

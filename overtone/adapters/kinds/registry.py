@@ -93,7 +93,7 @@ def is_same_class(one: type, other: type) -> bool:
 
 
 def known(kind: Kind) -> KnownKind | None:
-    """What is known of a kind, None where it is not registered."""
+    """The entry of a kind, None where it is not registered."""
     found = KINDS.get(kind.name)
     return found if found is not None and found.kind is type(kind) else None
 

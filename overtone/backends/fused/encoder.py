@@ -1,7 +1,7 @@
-"""Fast private copies of a frozen encoder: another dtype, folded norms, fused products; the same taps.
+"""The fused encoder: a private copy for frozen weights, in another dtype, with folded norms and fused products.
 
-The weights of a copy are derived from the base's and never written back. A copy notices when the base has
-changed or moved, and derives them anew.
+Its taps are the encoder's own. Its weights are derived from the base's and never written back; a copy notices when the
+base has changed or moved, and derives them anew.
 Legend: B batch, T mel frames, T' encoder frames, F mel bins, D width.
 """
 
@@ -22,20 +22,20 @@ from overtone.backends.fused.parts import (
     Norm,
     NormPart,
     PartChain,
-    Scene,
+    SharedContext,
+    add_part,
     cast_product,
-    joined,
-    mask_for,
+    draw_mask,
     run_part,
 )
-from overtone.backends.fused.subsampling import CastSubsampling, PreparedSubsampling
+from overtone.backends.fused.subsampling import CastSubsampling, FusedSubsampling
 from overtone.nets.conformer import ConformerEncoder, ConformerLayer, ConvolutionModule
-from overtone.nets.layers import checkpointed
+from overtone.nets.layers import run_checkpointed
 from overtone.nets.subsampling import ConvSubsampling
 from overtone.nets.taps import Tap
 
 STREAM_DTYPE: torch.dtype | None = None
-"""What the stream between the parts is kept in; None is the dtype of the products."""
+"""Dtype of the stream between the parts; None is that of the products."""
 SHORTEST_ENCODINGS = 512
 """Encoder frames for which the encodings of distances are computed at once."""
 
@@ -49,7 +49,7 @@ def fast_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
 
 
-class PreparedEncoder:
+class FusedEncoder:
     """mel [B, F, T] float32, lengths [B] -> x [B, T', D] float32, lengths [B], computed in `dtype`.
 
     The same function as the encoder it is made from, for frozen weights: gradients flow to what is plugged into
@@ -65,8 +65,8 @@ class PreparedEncoder:
         """Held while the copy changes: several threads may compute with it."""
         self.state: list[tuple[int, int | None]] | None = None
         self.holders: list[Mapping[str, Tensor | None]] = []
-        """What the encoder's modules hold their tensors in; to find it takes longer than to look into it."""
-        self.layers: list[PreparedLayer] = []
+        """The dictionaries of tensors of the encoder's modules: to find them takes longer than to read them."""
+        self.layers: list[FusedLayer] = []
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return type(self)(copy.deepcopy(self.encoder, memo), self.dtype)
@@ -74,11 +74,11 @@ class PreparedEncoder:
     def __call__(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         self.refresh()
         with torch.autocast(mel.device.type, enabled=False):
-            x, lengths, scene = self.embed(mel, lengths)
-            return self.project(self.run_layers(x, scene)), lengths
+            x, lengths, shared = self.embed(mel, lengths)
+            return self.project(self.run_layers(x, shared)), lengths
 
     def refresh(self) -> None:
-        """Derive the weights, unless it has been done for what the base is now. Of several threads one does it."""
+        """Derive the weights anew where the base has changed since. Of several threads one does it."""
         if self.is_fresh():
             return
         with self.lock:
@@ -86,16 +86,16 @@ class PreparedEncoder:
                 return
             modules = list(self.encoder.modules())
             self.holders = [held for module in modules for held in (module._parameters, module._buffers) if held]
-            state = self.present()
+            state = self.base_state()
             with torch.inference_mode(False), torch.no_grad():
                 self.derive()
             self.state = state
 
     def is_fresh(self) -> bool:
-        return self.state is not None and self.state == self.present()
+        return self.state is not None and self.state == self.base_state()
 
-    def present(self) -> list[tuple[int, int | None]]:
-        """Where the tensors of the base lie, and how often each has been written to."""
+    def base_state(self) -> list[tuple[int, int | None]]:
+        """For each tensor of the base its address, and how often it has been written to."""
         return [
             (tensor.data_ptr(), None if tensor.is_inference() else tensor._version)
             for held in self.holders
@@ -104,50 +104,52 @@ class PreparedEncoder:
         ]
 
     def derive(self) -> None:
+        """Make all parts from the weights of the base."""
         encoder = self.encoder
-        self.pre_encode: PreparedSubsampling | CastSubsampling
+        self.pre_encode: FusedSubsampling | CastSubsampling
         if isinstance(encoder.pre_encode, ConvSubsampling):
-            self.pre_encode = PreparedSubsampling(encoder.pre_encode, self.dtype, encoder.scale)
+            self.pre_encode = FusedSubsampling(encoder.pre_encode, self.dtype, encoder.scale)
         else:
             self.pre_encode = CastSubsampling(encoder.pre_encode, self.dtype, encoder.scale)
         layers = [module for module in encoder.layers if isinstance(module, ConformerLayer)]
-        self.layers = [PreparedLayer(layer, self.dtype) for layer in layers]
+        self.layers = [FusedLayer(layer, self.dtype) for layer in layers]
         self.longest = 0
         self.out_proj = None if encoder.out_proj is None else cast_product(encoder.out_proj, self.dtype)
 
     def below(self, mel: Tensor, lengths: Tensor, cut: int) -> tuple[Tensor, Tensor]:
-        """As of the encoder; x [B, T', D] is what the stream is kept in."""
+        """The same as `ConformerEncoder.below`: mel [B, F, T], lengths [B] -> x [B, T', D] in the stream's dtype."""
         self.refresh()
         with torch.autocast(mel.device.type, enabled=False):
             x, lengths = self.subsample(mel, lengths)
             if cut == 0:
                 return x, lengths
-            positions, scene = self.surroundings(lengths, x.size(1))
-            return self.run_layers(self.enter(x, positions), scene, last=cut), lengths
+            positions, shared = self.surroundings(lengths, x.size(1))
+            return self.run_layers(self.enter(x, positions), shared, last=cut), lengths
 
     def above(self, x: Tensor, lengths: Tensor, cut: int) -> Tensor:
-        """As of the encoder."""
+        """The same as `ConformerEncoder.above`: x [B, T', D], lengths [B] -> the encoder's output [B, T', D]."""
         self.refresh()
         with torch.autocast(x.device.type, enabled=False):
-            positions, scene = self.surroundings(lengths, x.size(1))
-            x = self.enter(x, positions) if cut == 0 else self.layers[cut - 1].layer.after_block(x, x, scene.context)
-            return self.project(self.run_layers(x, scene, first=cut))
+            positions, shared = self.surroundings(lengths, x.size(1))
+            x = self.enter(x, positions) if cut == 0 else self.layers[cut - 1].layer.after_block(x, x, shared.taps)
+            return self.project(self.run_layers(x, shared, first=cut))
 
-    def embed(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Scene]:
-        """Everything below the first layer: x [B, T', D], lengths [B] and what the layers share."""
+    def embed(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, SharedContext]:
+        """Everything below the first layer: mel [B, F, T], lengths [B] -> x [B, T', D], lengths [B], shared context."""
         x, lengths = self.subsample(mel, lengths)
-        positions, scene = self.surroundings(lengths, x.size(1))
-        return self.enter(x, positions), lengths, scene
+        positions, shared = self.surroundings(lengths, x.size(1))
+        return self.enter(x, positions), lengths, shared
 
     def subsample(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """mel [B, F, T], lengths [B] -> x [B, T', D] in the stream's dtype, lengths [B]."""
         x, lengths = self.pre_encode(mel.transpose(1, 2), lengths)
         return x.to(self.stream), lengths
 
-    def surroundings(self, lengths: Tensor, frames: int) -> tuple[Tensor, Scene]:
-        """Position encodings, and what the layers share."""
+    def surroundings(self, lengths: Tensor, frames: int) -> tuple[Tensor, SharedContext]:
+        """lengths [B] -> position encodings [1, 2T'-1 or T', D], and the context that the layers share."""
         encoder = self.encoder
         positions: Tensor = encoder.positions(frames, lengths.device)
-        mask = mask_for(encoder.dropout_emb, positions)
+        mask = draw_mask(encoder.dropout_emb, positions)
         if mask is not None:
             positions = positions * mask
         elif encoder.relative:
@@ -156,8 +158,8 @@ class PreparedEncoder:
         assert context.attention is not None
         keep = context.valid.unsqueeze(-1).to(self.dtype) if int(lengths.min()) < frames else None
         limited = encoder.attention_context != (-1, -1)
-        return positions, Scene(
-            context=context,
+        return positions, SharedContext(
+            taps=context,
             keep=keep,
             marks=None if keep is None else (1.0 - keep.squeeze(-1)) * FORBIDDEN,
             forbidden=~context.attention.squeeze(1) if limited else None,
@@ -166,10 +168,11 @@ class PreparedEncoder:
         )
 
     def enter(self, x: Tensor, positions: Tensor) -> Tensor:
+        """The output of the subsampling [B, T', D] -> the input of the first layer [B, T', D]."""
         encoder = self.encoder
         if not encoder.relative:
             x = x + positions.to(x.dtype)
-        mask = mask_for(encoder.dropout_pre_encoder, x)
+        mask = draw_mask(encoder.dropout_pre_encoder, x)
         return x if mask is None else x * mask
 
     def project(self, x: Tensor) -> Tensor:
@@ -192,17 +195,19 @@ class PreparedEncoder:
                     layer.attention.core.prepare(positions)
             self.longest = longest
 
-    def run_layers(self, x: Tensor, scene: Scene, first: int = 0, last: int | None = None) -> Tensor:
+    def run_layers(self, x: Tensor, shared: SharedContext, first: int = 0, last: int | None = None) -> Tensor:
         """x [B, T', D] through the layers first … last-1."""
         for layer in self.layers[first:last]:
             recompute = self.encoder.gradient_checkpointing and torch.is_grad_enabled()
-            x = checkpointed(layer, x, scene) if recompute else layer(x, scene)
+            x = run_checkpointed(layer, x, shared) if recompute else layer(x, shared)
         return x
 
 
-class PreparedLayer:
-    """x [B, T, D] -> [B, T, D]. The layer is one node of the graph unless something acts at a tap inside it; then each
-    part is one without such a tap."""
+class FusedLayer:
+    """x [B, T, D] -> [B, T, D].
+
+    The layer is one node of the autograd graph unless a tap inside it acts; then each part without such a tap is one.
+    """
 
     def __init__(self, layer: ConformerLayer, dtype: torch.dtype) -> None:
         self.layer = layer
@@ -220,16 +225,16 @@ class PreparedLayer:
         taps = [module for module in layer.modules() if isinstance(module, Tap)]
         self.inner_taps = [tap for tap in taps if tap is not layer.after_block]
 
-    def __call__(self, block_input: Tensor, scene: Scene) -> Tensor:
-        layer, context = self.layer, scene.context
+    def __call__(self, block_input: Tensor, shared: SharedContext) -> Tensor:
+        layer, context = self.layer, shared.taps
         if self.whole is not None and not any(tap.acts() for tap in self.inner_taps):
-            y = run_part(self.whole, block_input, scene)
+            y = run_part(self.whole, block_input, shared)
         else:
-            x = self.feed_forward1(block_input, scene)
-            x = layer.after_attention(x, self.attention(x, scene), context)
-            x = self.convolution(x, scene)
-            y = self.norm_out(self.feed_forward2(x, scene))
-        return layer.after_block.onto(block_input, y, context)
+            x = self.feed_forward1(block_input, shared)
+            x = layer.after_attention(x, self.attention(x, shared), context)
+            x = self.convolution(x, shared)
+            y = self.norm_out(self.feed_forward2(x, shared))
+        return layer.after_block.apply_in_place(block_input, y, context)
 
 
 class CastConvolution:
@@ -241,6 +246,6 @@ class CastConvolution:
         self.dropout = dropout
         self.dtype = dtype
 
-    def __call__(self, x: Tensor, scene: Scene) -> Tensor:
-        part = self.copy(self.norm(x).to(self.dtype), scene.context.valid)
-        return joined(x, part, mask_for(self.dropout, part))
+    def __call__(self, x: Tensor, shared: SharedContext) -> Tensor:
+        part = self.copy(self.norm(x).to(self.dtype), shared.taps.valid)
+        return add_part(x, part, draw_mask(self.dropout, part))

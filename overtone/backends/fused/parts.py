@@ -38,7 +38,7 @@ class Product:
         self.packed: Any = mkldnn._reorder_linear_weight(weight) if has_own_layout(weight) else None
         self.plain = weight if self.packed is None else None
         self.reverse: Product | None = None
-        """What `backward` multiplies with, laid out when it is first asked for."""
+        """The product of `backward`, made when it is first needed."""
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.packed is None or (torch.is_grad_enabled() and x.requires_grad):
@@ -111,15 +111,15 @@ def has_own_layout(weight: Tensor) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scene:
-    """What all layers of one forward share."""
+class SharedContext:
+    """Masks and positions that all layers share in one forward."""
 
-    context: TapContext
-    """For taps; its positions are float32."""
+    taps: TapContext
+    """The context of every tap; its positions are float32."""
     keep: Tensor | None
     """[B, T, 1], one on speech and zero on padding; None where nothing is padded."""
     marks: Tensor | None
-    """[B, T], what is added to the score of a key: nothing on speech, much less on padding; None as above."""
+    """[B, T], added to the scores of a key: zero on speech, very negative on padding; None as above."""
     forbidden: Tensor | None
     """[B, T, T] bool, true where a query may not look, under a limited context; None where all may."""
     positions: Tensor | None
@@ -129,39 +129,39 @@ class Scene:
 
 
 class Part(Protocol):
-    kept: int
-    """How many tensors `forward` keeps for `backward`."""
+    saved_count: int
+    """Number of tensors that `forward` saves for `backward`."""
 
-    def forward(self, x: Tensor, scene: Scene) -> tuple[Tensor, Saved]:
-        """x [B, T, D] -> y [B, T, D] and what `backward` needs."""
+    def forward(self, x: Tensor, shared: SharedContext) -> tuple[Tensor, Saved]:
+        """x [B, T, D] -> y [B, T, D], and the tensors that `backward` needs."""
         ...
 
-    def backward(self, grad: Tensor, saved: Saved, scene: Scene) -> Tensor:
+    def backward(self, grad: Tensor, saved: Saved, shared: SharedContext) -> Tensor:
         """The gradient of y -> the gradient of x, both [B, T, D]."""
         ...
 
 
 class FrozenPart(torch.autograd.Function):
-    """One part as one node of the graph."""
+    """One part as one node of the autograd graph."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, part: Part, scene: Scene) -> Tensor:
-        y, saved = part.forward(x, scene)
+    def forward(ctx: Any, x: Tensor, part: Part, shared: SharedContext) -> Tensor:
+        y, saved = part.forward(x, shared)
         ctx.save_for_backward(*saved)
-        ctx.part, ctx.scene = part, scene
+        ctx.part, ctx.shared = part, shared
         return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return ctx.part.backward(grad, ctx.saved_tensors, ctx.scene), None, None
+        return ctx.part.backward(grad, ctx.saved_tensors, ctx.shared), None, None
 
 
-def run_part(part: Part, x: Tensor, scene: Scene) -> Tensor:
+def run_part(part: Part, x: Tensor, shared: SharedContext) -> Tensor:
     if torch.is_grad_enabled() and x.requires_grad:
-        y: Tensor = FrozenPart.apply(x, part, scene)  # type: ignore[no-untyped-call]
+        y: Tensor = FrozenPart.apply(x, part, shared)  # type: ignore[no-untyped-call]
         return y
-    return part.forward(x, scene)[0]
+    return part.forward(x, shared)[0]
 
 
 class PartChain:
@@ -169,20 +169,20 @@ class PartChain:
 
     def __init__(self, *parts: Part) -> None:
         self.parts = parts
-        self.kept = sum(part.kept for part in parts)
+        self.saved_count = sum(part.saved_count for part in parts)
 
-    def forward(self, x: Tensor, scene: Scene) -> tuple[Tensor, Saved]:
+    def forward(self, x: Tensor, shared: SharedContext) -> tuple[Tensor, Saved]:
         kept: list[Any] = []
         for part in self.parts:
-            x, saved = part.forward(x, scene)
+            x, saved = part.forward(x, shared)
             kept += saved
         return x, tuple(kept)
 
-    def backward(self, grad: Tensor, saved: Saved, scene: Scene) -> Tensor:
+    def backward(self, grad: Tensor, saved: Saved, shared: SharedContext) -> Tensor:
         end = len(saved)
         for part in reversed(self.parts):
-            grad = part.backward(grad, saved[end - part.kept : end], scene)
-            end -= part.kept
+            grad = part.backward(grad, saved[end - part.saved_count : end], shared)
+            end -= part.saved_count
         return grad
 
 
@@ -215,17 +215,17 @@ class Norm:
 class NormPart:
     """norm(x), in the dtype of the stream."""
 
-    kept = 3
+    saved_count = 3
 
     def __init__(self, norm: Norm) -> None:
         self.norm = norm
 
-    def forward(self, x: Tensor, scene: Scene) -> tuple[Tensor, Saved]:
+    def forward(self, x: Tensor, shared: SharedContext) -> tuple[Tensor, Saved]:
         norm = self.norm
         y, mean, scale = torch.native_layer_norm(x, norm.shape, norm.weight, norm.bias, norm.epsilon)
         return y, (x, mean, scale)
 
-    def backward(self, grad: Tensor, saved: Saved, scene: Scene) -> Tensor:
+    def backward(self, grad: Tensor, saved: Saved, shared: SharedContext) -> Tensor:
         return self.norm.backward(grad, *saved)
 
 
@@ -239,21 +239,21 @@ def cast_product(module: nn.Linear | nn.Conv1d, dtype: torch.dtype, scale: float
     return Product(weight, cast(module.bias, dtype, scale))
 
 
-def mask_for(dropout: nn.Dropout, like: Tensor) -> Tensor | None:
+def draw_mask(dropout: nn.Dropout, like: Tensor) -> Tensor | None:
     if not dropout.training or dropout.p == 0.0:
         return None
     return dropout_mask(tuple(like.shape), dropout.p, like.dtype, like.device)
 
 
-def joined(x: Tensor, part: Tensor, mask: Tensor | None) -> Tensor:
+def add_part(x: Tensor, part: Tensor, mask: Tensor | None) -> Tensor:
     """x + part · mask, in the dtype of x."""
     if mask is None:
         return x + part
     return torch.addcmul(x, part.to(x.dtype), mask.to(x.dtype))
 
 
-def entering(grad: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """The gradient of `part` in `joined`."""
+def part_gradient(grad: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """The gradient of `part` in `add_part`."""
     grad = grad.to(dtype)
     return grad if mask is None else grad * mask
 
@@ -261,7 +261,7 @@ def entering(grad: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
 class FeedForwardPart:
     """x + ½ · feed_forward(norm(x))."""
 
-    kept = 6
+    saved_count = 6
 
     def __init__(self, norm: nn.LayerNorm, module: FeedForward, dropout: nn.Dropout, dtype: torch.dtype) -> None:
         self.norm = Norm(norm, dtype)
@@ -270,34 +270,34 @@ class FeedForwardPart:
         self.expand = cast_product(module.linear1, dtype)
         self.contract = cast_product(module.linear2, dtype, 0.5)
 
-    def __call__(self, x: Tensor, scene: Scene) -> Tensor:
+    def __call__(self, x: Tensor, shared: SharedContext) -> Tensor:
         module = self.module
         if not (module.expand.acts() or module.contract.acts()):
-            return run_part(self, x, scene)
+            return run_part(self, x, shared)
         normed = self.norm(x).to(self.expand.dtype)
-        inner = module.expand(normed, self.expand(normed), scene.context)
+        inner = module.expand(normed, self.expand(normed), shared.taps)
         active = F.silu(inner)
-        mask = mask_for(module.dropout, active)
+        mask = draw_mask(module.dropout, active)
         if mask is not None:
             active = active * mask
         half = self.contract(active)
-        part = 0.5 * module.contract(active, 2.0 * half, scene.context)
-        return joined(x, part, mask_for(self.dropout, part))
+        part = 0.5 * module.contract(active, 2.0 * half, shared.taps)
+        return add_part(x, part, draw_mask(self.dropout, part))
 
-    def forward(self, x: Tensor, scene: Scene) -> tuple[Tensor, Saved]:
+    def forward(self, x: Tensor, shared: SharedContext) -> tuple[Tensor, Saved]:
         normed, mean, scale = self.norm.forward(x)
         inner = self.expand(normed)  # [B, T, 4D]
         active = F.silu(inner)
-        inner_mask = mask_for(self.module.dropout, active)
+        inner_mask = draw_mask(self.module.dropout, active)
         if inner_mask is not None:
             active.mul_(inner_mask)
         part = self.contract(active)
-        mask = mask_for(self.dropout, part)
-        return joined(x, part, mask), (x, mean, scale, inner, inner_mask, mask)
+        mask = draw_mask(self.dropout, part)
+        return add_part(x, part, mask), (x, mean, scale, inner, inner_mask, mask)
 
-    def backward(self, grad: Tensor, saved: Saved, scene: Scene) -> Tensor:
+    def backward(self, grad: Tensor, saved: Saved, shared: SharedContext) -> Tensor:
         x, mean, scale, inner, inner_mask, mask = saved
-        through = self.contract.backward(entering(grad, mask, inner.dtype))
+        through = self.contract.backward(part_gradient(grad, mask, inner.dtype))
         if inner_mask is not None:
             through.mul_(inner_mask)
         through = self.expand.backward(aten.silu_backward(through, inner))
@@ -307,7 +307,7 @@ class FeedForwardPart:
 class ConvolutionPart:
     """x + convolution(norm(x)), the batch norm folded into the depthwise kernel."""
 
-    kept = 6
+    saved_count = 6
 
     def __init__(self, norm: nn.LayerNorm, module: ConvolutionModule, dropout: nn.Dropout, dtype: torch.dtype) -> None:
         self.norm = Norm(norm, dtype)
@@ -320,27 +320,27 @@ class ConvolutionPart:
         self.filter = Filter(kernel, bias.to(depthwise), left=module.left, right=module.right)
         self.reversed = Filter(kernel.flip(-1), None, left=module.right, right=module.left)
 
-    def __call__(self, x: Tensor, scene: Scene) -> Tensor:
-        return run_part(self, x, scene)
+    def __call__(self, x: Tensor, shared: SharedContext) -> Tensor:
+        return run_part(self, x, shared)
 
-    def forward(self, x: Tensor, scene: Scene) -> tuple[Tensor, Saved]:
+    def forward(self, x: Tensor, shared: SharedContext) -> tuple[Tensor, Saved]:
         normed, mean, scale = self.norm.forward(x)
         gates = self.gate(normed)  # [B, T, 2D]
         inner = F.glu(gates, -1)
-        if scene.keep is not None:
-            inner.mul_(scene.keep)
+        if shared.keep is not None:
+            inner.mul_(shared.keep)
         filtered = self.filter(inner)
         part = self.project(F.silu(filtered))
-        mask = mask_for(self.dropout, part)
-        return joined(x, part, mask), (x, mean, scale, gates, filtered, mask)
+        mask = draw_mask(self.dropout, part)
+        return add_part(x, part, mask), (x, mean, scale, gates, filtered, mask)
 
-    def backward(self, grad: Tensor, saved: Saved, scene: Scene) -> Tensor:
+    def backward(self, grad: Tensor, saved: Saved, shared: SharedContext) -> Tensor:
         x, mean, scale, gates, filtered, mask = saved
-        through = self.project.backward(entering(grad, mask, gates.dtype))
+        through = self.project.backward(part_gradient(grad, mask, gates.dtype))
         through = aten.silu_backward(through, filtered)
         through = self.reversed(through)
-        if scene.keep is not None:
-            through = through * scene.keep
+        if shared.keep is not None:
+            through = through * shared.keep
         through = self.gate.backward(aten.glu_backward(through, gates, -1))
         return self.norm.backward(through, x, mean, scale).add_(grad)
 

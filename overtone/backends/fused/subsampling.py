@@ -36,7 +36,7 @@ class CastSubsampling:
         return x * self.scale, lengths
 
 
-class PreparedSubsampling:
+class FusedSubsampling:
     """mel [B, T, F], lengths [B] -> x [B, T', D] times `scale`, lengths [B]; activations [B, T, F, C] throughout.
 
     The first convolution is a matrix product: each row of patches covers several neighbouring output bins, which

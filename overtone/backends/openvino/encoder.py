@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from overtone.backends.fused.attention import FORBIDDEN, AttentionCore
-from overtone.backends.fused.encoder import SHORTEST_ENCODINGS, PreparedEncoder
+from overtone.backends.fused.encoder import SHORTEST_ENCODINGS, FusedEncoder
 from overtone.backends.openvino.adapters import OTHERWISE, BottleneckInputs, bottlenecks_at
 from overtone.backends.openvino.graph import EncoderGraph
 from overtone.errors import UsageError
@@ -37,9 +37,12 @@ KERNELS_KEPT = 500
 
 @cache
 def the_core() -> Any:
-    """One for the whole process, for ever: with each, OpenVINO gives its thread a stack for signals, and sets the one
-    before it again when it goes. Several that go in another order than they came leave a stack that is not there any
-    more, and the next signal ends the process."""
+    """OpenVINO's core, one for the whole process and never released.
+
+    With each core OpenVINO gives its thread a stack for signals, and restores the previous one when it is released.
+    Several that are released in another order than they were made leave a stack that no longer exists, and the next
+    signal ends the process.
+    """
     import openvino
 
     return openvino.Core()
@@ -57,21 +60,21 @@ class OpenVinoEncoder:
         check_encoder(encoder)
         self.encoder = encoder
         self.dtype = dtype
-        self.source = PreparedEncoder(encoder, torch.float32)
-        """Derives the weights and notices when the base has changed; it holds none of them in between."""
+        self.source = FusedEncoder(encoder, torch.float32)
+        """It derives the weights and notices when the base has changed, and holds none of them in between."""
         self.made_from: tuple[object, int] | None = None
         self.lock = threading.Lock()
         self.request: Any = None
         self.held: dict[str, Tensor] = {}
         """The tensors whose memory the request reads; it does not keep them alive itself."""
         self.nothing: BottleneckInputs = (torch.empty(0), torch.empty(0), torch.empty(0))
-        """What adds zero."""
+        """Inputs of a layer behind which no adapter acts: they add zero."""
         self.cores: list[AttentionCore] = []
         self.taps: list[Tap] = []
         self.others: dict[str, Tap] = {}
-        """Points where nothing may act."""
+        """Taps by name where no adapter may act."""
         self.distances_for = 0
-        """The encoder frames that the request's encodings of distances are for."""
+        """The number of encoder frames of the request's encodings of distances."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return type(self)(copy.deepcopy(self.encoder, memo), self.dtype)
@@ -85,11 +88,11 @@ class OpenVinoEncoder:
             return self.infer(inputs, mel.size(2)), self.halvings(lengths)[-1]
 
     def below(self, mel: Tensor, lengths: Tensor, cut: int) -> tuple[Tensor, Tensor]:
-        """As of the encoder, which computes it."""
+        """The same as `ConformerEncoder.below`, computed by PyTorch: mel [B, F, T], lengths [B] -> x [B, T', D]."""
         return self.encoder.below(mel, lengths, cut)
 
     def above(self, x: Tensor, lengths: Tensor, cut: int) -> Tensor:
-        """As of the encoder, which computes it."""
+        """The same as `ConformerEncoder.above`, computed by PyTorch: x [B, T', D], lengths [B] -> [B, T', D]."""
         return self.encoder.above(x, lengths, cut)
 
     @property
@@ -99,7 +102,7 @@ class OpenVinoEncoder:
         return module
 
     def refresh(self) -> None:
-        """Make the graph, unless it has been made for what the base and the threads are now."""
+        """Make the graph anew where the base or the number of threads has changed since."""
         self.source.refresh()
         threads = torch.get_num_threads()
         if self.made_from is not None and self.made_from[0] is self.source.state and self.made_from[1] == threads:
@@ -135,7 +138,7 @@ class OpenVinoEncoder:
         self.made_from = (self.source.state, threads)
 
     def frames_of(self, mel: Tensor, lengths: Tensor) -> dict[str, Tensor]:
-        """The mel frames filled up to a multiple of STEP, what is speech among them, and the distances."""
+        """mel [B, F, T], lengths [B] -> frames filled up to a multiple of STEP, their masks, the distances."""
         mel = F.pad(mel.float(), (0, -mel.size(2) % STEP))
         inputs = {"mel": mel}
         frames, valid = mel.size(2), None
@@ -156,14 +159,14 @@ class OpenVinoEncoder:
         return inputs
 
     def halvings(self, lengths: Tensor) -> list[Tensor]:
-        """The lengths before and after every stage of the subsampling."""
+        """lengths [B] before and after every stage of the subsampling, each [B]."""
         found = [lengths]
         for _ in range(self.pre_encode.stages):
             found.append(self.pre_encode.halved_lengths(found[-1]))
         return found
 
     def distances(self, frames: int) -> dict[str, Tensor]:
-        """Every layer's encodings of the distances of so many encoder frames, each [1, H, 2T'-1, P]."""
+        """Every layer's encodings of distances for so many encoder frames T', each [1, H, 2T'-1, P]."""
         if frames > self.cores[0].longest:
             known = max(SHORTEST_ENCODINGS, 1 << (frames - 1).bit_length())
             positions = self.encoder.positions(known, torch.device("cpu"))
@@ -175,7 +178,10 @@ class OpenVinoEncoder:
         }
 
     def adapters_for(self, rows: int) -> dict[str, Tensor]:
-        """What acts behind each layer, zeros where nothing does. Raises an error for what the graph cannot compute."""
+        """The inputs for the adapters behind each layer, zeros where none acts.
+
+        Raises AdapterError for adapters that the graph cannot compute, UsageError for those at other points.
+        """
         inputs: dict[str, Tensor] = {}
         for name, tap in self.others.items():
             if tap.acts():
@@ -188,13 +194,13 @@ class OpenVinoEncoder:
         return inputs
 
     def infer(self, inputs: Mapping[str, Tensor], mel_frames: int) -> Tensor:
-        """x [B, T', D] for so many mel frames before they were filled up."""
+        """Run the graph: x [B, T', D] for so many mel frames before they were filled up."""
         for name, tensor in inputs.items():
             tensor = tensor.detach().contiguous()
             held = self.held.get(name)
             if held is None or held.data_ptr() != tensor.data_ptr() or held.shape != tensor.shape:
                 self.held[name] = tensor
-                self.request.set_tensor(name, shared(tensor))
+                self.request.set_tensor(name, share_memory(tensor))
         self.distances_for = inputs["speech"].size(1)
         self.request.infer()
         frames = mel_frames
@@ -203,8 +209,8 @@ class OpenVinoEncoder:
         return torch.from_numpy(self.request.get_output_tensor(0).data[:, :frames].copy())
 
 
-def shared(tensor: Tensor) -> Any:
-    """The same memory as a tensor of OpenVINO."""
+def share_memory(tensor: Tensor) -> Any:
+    """A tensor of any shape on the CPU -> the same memory as a tensor of OpenVINO."""
     import openvino
 
     if tensor.dtype is not torch.bfloat16:
@@ -214,6 +220,7 @@ def shared(tensor: Tensor) -> Any:
 
 
 def check_installed() -> None:
+    """Raises UsageError where openvino is not installed."""
     if find_spec("openvino") is None:
         raise UsageError(
             "compute_dtype 'openvino' needs the package openvino, which is not installed. "

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from overtone.backends.fused.attention import AttentionPart
-from overtone.backends.fused.encoder import PreparedLayer
+from overtone.backends.fused.encoder import FusedLayer
 from overtone.backends.fused.parts import ConvolutionPart, FeedForwardPart, Norm, Product
 from overtone.backends.fused.subsampling import convolution
 from overtone.nets.conformer import ConformerEncoder
@@ -33,7 +33,7 @@ class EncoderGraph:
     down_i [A, R, D], bias_i [A, 1, R] and up_i [A, D, R]. Its output is x [B, T', D].
     """
 
-    def __init__(self, encoder: ConformerEncoder, layers: list[PreparedLayer], dtype: torch.dtype) -> None:
+    def __init__(self, encoder: ConformerEncoder, layers: list[FusedLayer], dtype: torch.dtype) -> None:
         import openvino
         from openvino import opset13
 
@@ -127,7 +127,7 @@ class EncoderGraph:
             y = op.convolution(x, self.constant(weight), strides, before, after, [1, 1])
         return y if conv.bias is None else op.add(y, self.constant(conv.bias.view(1, -1, 1, 1)))
 
-    def layer(self, x: Node, layer: PreparedLayer, number: int) -> Node:
+    def layer(self, x: Node, layer: FusedLayer, number: int) -> Node:
         assert isinstance(layer.convolution, ConvolutionPart)
         x = self.feed_forward(x, layer.feed_forward1)
         x = self.attention(x, layer.attention, number)
@@ -191,7 +191,7 @@ class EncoderGraph:
         return self.op.transpose(divided, self.whole(0, 2, 1, 3))
 
     def skewing(self, x: Node) -> dict[str, Node]:
-        """What `shifted` needs of T', the same in all layers."""
+        """Nodes computed from T' for `shifted`, the same in all layers."""
         op = self.op
         frames = op.gather(op.shape_of(x, "i64"), self.whole(1), self.op.constant(np.int64(0)))
         first = op.subtract(frames, self.whole(1))

@@ -1,7 +1,7 @@
 """NeMo's `model_config.yaml` as plain keyword arguments for our parts, and back.
 
 Classes are looked up by their names in the tables below; nothing that a configuration names is imported.
-What cannot be honoured is refused by its key, with the value and what is supported.
+Settings that cannot be honoured are refused by key, with the value and the values that are supported.
 """
 
 from __future__ import annotations
@@ -200,7 +200,6 @@ def describe(settings: Settings, tokenizer: Tokenizer) -> dict[str, Any]:
     if parts["decoder"]["temperature"] != 1.0:
         raise CheckpointError("NeMo's configuration has no place for the temperature of the CTC head; set it to 1.0.")
     preprocessor = write_section(parts["preprocessor"], PREPROCESSOR.keys)
-    models = CTC.character_models if isinstance(tokenizer, CharTokenizer) else CTC.piece_models
     config: dict[str, Any] = {
         "sample_rate": preprocessor["sample_rate"],
         "log_prediction": True,
@@ -210,14 +209,9 @@ def describe(settings: Settings, tokenizer: Tokenizer) -> dict[str, Any]:
         "validation_ds": None,
         "test_ds": None,
     }
-    if isinstance(tokenizer, CharTokenizer):
-        config["labels"] = tokenizer.vocabulary
-    else:
-        files = tokenizer_files(tokenizer)
-        config["tokenizer"] = {"dir": "tokenizer", "type": "bpe"} | {
-            key: f"{FILE_PREFIX}{name}" for key, (name, _) in files.items()
-        }
-    config |= {
+    vocabulary = vocabulary_keys(tokenizer)
+    target = vocabulary.pop("target")
+    config |= vocabulary | {
         "preprocessor": {"_target_": PREPROCESSOR.classes[0]} | preprocessor | {"frame_splicing": 1},
         "spec_augment": {"_target_": SPEC_AUGMENT.classes[0], "freq_masks": 0, "time_masks": 0},
         "encoder": {"_target_": CONFORMER.classes[0]} | write_section(parts["encoder"], CONFORMER.keys),
@@ -228,6 +222,17 @@ def describe(settings: Settings, tokenizer: Tokenizer) -> dict[str, Any]:
             "vocabulary": tokenizer.vocabulary,
         },
         "optim": {"name": "adamw", "lr": 0.001},
-        "target": models[0],
+        "target": target,
     }
     return config
+
+
+def vocabulary_keys(tokenizer: Tokenizer) -> dict[str, Any]:
+    """The keys of a configuration that name the class of the model and its vocabulary.
+
+    Raises CheckpointError for a tokenizer that NeMo could not read.
+    """
+    if isinstance(tokenizer, CharTokenizer):
+        return {"labels": tokenizer.vocabulary, "target": CTC.character_models[0]}
+    names = {key: f"{FILE_PREFIX}{name}" for key, (name, _) in tokenizer_files(tokenizer).items()}
+    return {"tokenizer": {"dir": "tokenizer", "type": "bpe", **names}, "target": CTC.piece_models[0]}

@@ -32,10 +32,10 @@ Parts = Mapping[str, Mapping[str, Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """One kind of section: what it may say, and the keyword arguments that it becomes."""
+    """The table of one kind of section: its keys, and the keyword arguments that they become."""
 
     classes: tuple[str, ...]
-    """The values of its `_target_`; the first is written."""
+    """The classes that its `_target_` may name; the first is written."""
     keys: tuple[Key, ...]
     fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     """Keys with the only values that are supported."""

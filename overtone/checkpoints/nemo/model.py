@@ -22,6 +22,7 @@ from overtone.checkpoints.nemo.config import (
     NemoDescription,
     describe,
     translate,
+    vocabulary_keys,
 )
 from overtone.checkpoints.nemo.keys import ADAPTABLE_CONFORMER
 from overtone.checkpoints.nemo.pickles import read_state_dict
@@ -136,6 +137,26 @@ def assemble(
         raise CheckpointError(f"{source}: {error}") from error
     load_base(model, tensors, source)
     return model
+
+
+def build_fresh(path: Path, tokenizer: Tokenizer, *, seed: int) -> AsrModel:
+    """Build a model with fresh weights from a NeMo configuration, whose vocabulary and data sections are not read.
+
+    Raises ConfigError where the file cannot be read.
+    """
+    try:
+        config = read_config(path.read_bytes(), str(path))
+    except OSError as error:
+        raise ConfigError(f"model.init: {path} cannot be read ({error.strerror}).") from error
+    parts: dict[str, Any] = {key: config[key] for key in ("preprocessor", "encoder", "decoder") if key in config}
+    if isinstance(parts.get("decoder"), dict):
+        parts["decoder"] = {**parts["decoder"], "num_classes": tokenizer.size, "vocabulary": tokenizer.vocabulary}
+    parts.update(vocabulary_keys(tokenizer))
+    settings = translate(parts, str(path)).settings
+    settings["decoder"]["classes"] = tokenizer.size
+    torch.manual_seed(seed)
+    described = {**describe(settings, tokenizer), "ctc_reduction": config.get("ctc_reduction", "mean_batch")}
+    return build_model(settings=settings, tokenizer=tokenizer, config=described, name=path.stem)
 
 
 def load_base(model: AsrModel, tensors: Mapping[str, Tensor], source: str) -> None:

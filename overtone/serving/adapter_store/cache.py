@@ -45,6 +45,8 @@ class CachedAdapter:
 
 @dataclass(kw_only=True)
 class CacheCounts:
+    """Counts since the start, for metrics."""
+
     hits: int = 0
     misses: int = 0
     loads: int = 0

@@ -76,7 +76,7 @@ def unpack(archive: bytes) -> dict[str, bytes]:
 
 
 def members(archive: bytes) -> Iterator[tuple[str, IO[bytes], int]]:
-    """The files of an adapter: plain name, open file, stated size."""
+    """Files of an adapter in an archive: plain name, open file, stated size. Raises AdapterError."""
     stream = io.BytesIO(archive)
     if zipfile.is_zipfile(stream):
         with zipfile.ZipFile(stream) as packed:
@@ -104,5 +104,6 @@ def members(archive: bytes) -> Iterator[tuple[str, IO[bytes], int]]:
 
 
 def check_count(members: int) -> None:
+    """Raises AdapterError for an archive of too many files."""
     if members > MAX_MEMBERS:
         raise AdapterError(f"The archive holds more than {MAX_MEMBERS} files; pack one adapter alone.")

@@ -184,6 +184,7 @@ def read_tokens(path: Path) -> dict[str, Tenant]:
 
 
 def read_tenants(data: Any) -> Iterator[tuple[str, Tenant]]:
+    """Hash of each token with its tenant. data: content of the file. Raises UsageError."""
     if not isinstance(data, dict) or set(data) != {"tenants"} or not isinstance(data["tenants"], dict):
         raise UsageError("one key is expected, 'tenants', with an entry for each.")
     if not data["tenants"]:
@@ -214,6 +215,7 @@ def read_tenants(data: Any) -> Iterator[tuple[str, Tenant]]:
 
 
 def read_adapters(value: Any, where: str) -> frozenset[str] | None:
+    """Adapters of a tenant, None for all. where: its place, for the message. Raises UsageError."""
     if value == ALL:
         return None
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
@@ -225,6 +227,7 @@ def read_adapters(value: Any, where: str) -> frozenset[str] | None:
 
 
 def read_rate(value: Any, where: str) -> float:
+    """Rate of a tenant. Raises UsageError."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         raise UsageError(f"{where} must be a number above 0.")
     return float(value)
@@ -239,6 +242,7 @@ def read_admin_token(path: Path) -> str:
 
 
 def read_text(path: Path, what: str) -> str:
+    """Text of a file of `what`. Raises UsageError."""
     try:
         return read_bytes(path, what).decode("utf-8")
     except UnicodeDecodeError as error:
@@ -246,6 +250,7 @@ def read_text(path: Path, what: str) -> str:
 
 
 def read_bytes(path: Path, what: str) -> bytes:
+    """Content of a file of `what`, if it is no larger than such a file can be. Raises UsageError."""
     try:
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)

@@ -1,7 +1,7 @@
-"""Waiting rows of any adapters -> batches -> emissions, by one worker thread.
+"""Engine: waiting rows of any adapters -> batches -> emissions, by one worker thread.
 
-A forward that fails is tried again row by row, so that one bad row answers for itself alone; a worker that dies is
-noticed and started again, and what it was doing is tried again once.
+A forward that fails is tried again row by row, so that one bad row fails alone. A worker that dies is started again,
+and its rows are tried once more.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from overtone.inference.rows import RowThreads, use_threads
 from overtone.models.asr_model import AsrModel
 from overtone.serving.adapter_store.store import Lease
 from overtone.serving.engine.forward import forward
-from overtone.serving.engine.queue import Priority, Row, Samples, WaitingRows, refuse, settle, strip
+from overtone.serving.engine.queue import Priority, Row, Samples, WaitingRows, answer_row, refuse_row, strip
 from overtone.serving.engine.stats import Counts, EngineSettings, EngineState
 from overtone.serving.errors import DeadlineError, DrainingError, OverloadError, WorkerError
 
@@ -34,14 +34,14 @@ __all__ = ["Engine", "EngineSettings", "EngineState", "Priority", "Samples"]
 STREAMS_LIVE = 5.0
 """Seconds after a stream's last row during which recordings make way for more of them."""
 LONG = 0.1
-"""Seconds of one thread's time from which on a batch is spread over the cores. Less is done as soon by one thread where
-the other cores have clients to attend to, features to compute and results to decode."""
+"""Seconds of one thread's time from which on a batch is spread over the cores. For less, one thread is as quick, since
+the other cores serve clients, compute features and decode results."""
 TRIES = 2
-"""So often is a row given to a worker that dies of it."""
+"""Times that a row is given to a worker that dies of it."""
 
 
 def running_mean(mean: float, value: float) -> float:
-    """With the newest value; the value itself where there is none yet (0)."""
+    """Update a running mean with a value; a mean of 0 is unknown and becomes the value."""
     return 0.9 * mean + 0.1 * value if mean else value
 
 
@@ -49,16 +49,16 @@ class Engine:
     """One model, one worker thread. `submit` never blocks. A context manager; leaving it closes it."""
 
     def __init__(self, model: AsrModel, settings: EngineSettings | None = None) -> None:
-        """Puts the model into evaluation mode and starts the worker."""
+        """Put the model into evaluation mode and start the worker."""
         self.model = model.eval()
         self.settings = settings or EngineSettings()
         self.lock = threading.RLock()
-        """Held for every change of `model.adapters`; the shelf takes it. Never held during a forward."""
+        """Held for every change of `model.adapters`, by the adapter store too. Never held during a forward."""
         self.seconds_per_frame = model.seconds_per_frame
         self.sample_rate = model.sample_rate
         self._threads = RowThreads(model, self.settings.threads)
         self._changed = threading.Condition()
-        """Guards everything below."""
+        """Guards all fields below."""
         self._waiting = WaitingRows()
         self._again: deque[Row] = deque()
         """Rows of a worker that died; each runs alone."""
@@ -69,11 +69,11 @@ class Engine:
         self._cost = 0.0
         """Seconds of a forward for a second of audio, a running mean; 0 until known."""
         self._effort = 0.0
-        """The same, times the threads that computed; the worker's alone."""
+        """The same, times the threads that computed; only the worker uses it."""
         self._stream_seen = float("-inf")
         self._worker: threading.Thread | None = None
         self.last_death: BaseException | None = None
-        """What the last worker that died died of."""
+        """Error that killed the last worker that died."""
         self._supervisor = threading.Thread(target=self._supervise, name="overtone-supervisor", daemon=True)
         self._supervisor.start()
 
@@ -92,11 +92,11 @@ class Engine:
         deadline: float | None = None,
         group: str | None = None,
     ) -> Future[Emissions]:
-        """waveform [S] float32 at the model's rate. deadline: as `time.monotonic()`. group: whose turn it uses up
-        (a tenant, say); the adapter names unless given. The caller keeps the lease until the future is done.
+        """Queue waveform [S] float32 at the model's rate. The caller keeps the lease until the future is done.
 
-        `future.cancel()` before its turn frees its place. Raises OverloadError or DrainingError at once; the future may
-        raise DeadlineError or WorkerError.
+        deadline: as `time.monotonic()`. group: takes turns with other groups (a tenant, say); the adapter names unless
+        given. `future.cancel()` before its turn frees its place. Raises OverloadError or DrainingError at once; the
+        future may raise DeadlineError or WorkerError.
         """
         seconds = waveform.size / self.sample_rate
         return self._submit(partial(Row, waveform=waveform, mel=None), seconds, lease, priority, deadline, group)
@@ -110,13 +110,13 @@ class Engine:
         deadline: float | None = None,
         group: str | None = None,
     ) -> Future[Emissions]:
-        """The same for normalised features [F, T]."""
+        """Queue normalised features mel [F, T], like a waveform."""
         seconds = mel.shape[1] * self.model.preprocessor.seconds_per_frame
         return self._submit(partial(Row, waveform=None, mel=mel), seconds, lease, priority, deadline, group)
 
     @cached_property
     def raw_features(self) -> RawFeatures:
-        """The features before normalisation, for streams."""
+        """Features before normalisation, for streams."""
         return RawFeatures(self.model)
 
     def state(self) -> EngineState:
@@ -131,14 +131,14 @@ class Engine:
             )
 
     def drain(self, timeout: float | None = None) -> bool:
-        """Take nothing new, finish what waits; whether all was finished in `timeout` seconds."""
+        """Take nothing new and finish all waiting rows. Returns whether that was done in `timeout` seconds."""
         with self._changed:
             self._draining = True
             self._changed.notify_all()
             return self._changed.wait_for(lambda: self._stopping or not self._has_work(), timeout)
 
     def close(self) -> None:
-        """Stop after the forward that runs now; what waits is answered with DrainingError."""
+        """Stop after the forward that runs now; waiting rows are answered with DrainingError."""
         with self._changed:
             self._draining = self._stopping = True
             left = [*self._again, *self._waiting.rows()]
@@ -146,7 +146,7 @@ class Engine:
             self._waiting = WaitingRows()
             self._changed.notify_all()
         for row in left:
-            refuse(row, DrainingError("The server is shutting down; ask another one, or again later."))
+            refuse_row(row, DrainingError())
         if threading.current_thread() is not self._supervisor:
             self._supervisor.join()
         self._threads.close()
@@ -172,7 +172,7 @@ class Engine:
         )
         with self._changed:
             if self._draining:
-                raise DrainingError("The server is shutting down; ask another one, or again later.")
+                raise DrainingError()
             if not self._has_room(row):
                 self._counts.rejected += 1
                 raise OverloadError(
@@ -188,7 +188,7 @@ class Engine:
         return row.future
 
     def _has_room(self, row: Row) -> bool:
-        """The last quarter is for streams and for groups that do not fill a batch yet."""
+        """Tell whether a row may wait: the last quarter is for streams and for groups that do not fill a batch yet."""
         waiting, most = self._waiting.count, self.settings.max_queue
         if waiting < most - most // 4:
             return True
@@ -196,11 +196,11 @@ class Engine:
         return waiting < most and (row.priority == "stream" or modest)
 
     def _clearing_time(self) -> float:
-        """Seconds in which the queue will be done, roughly; 0.1 … 30."""
+        """Rough time until the queue is empty, 0.1 … 30 seconds."""
         return min(30.0, max(0.1, self._cost * sum(row.seconds for row in self._waiting.rows())))
 
     def _forget(self, reference: weakref.ref[Row], future: Future[Emissions]) -> None:
-        """A cancelled row leaves the queue at once. A future keeps what it calls: the row itself would be a cycle."""
+        """Take a cancelled row out of the queue. A future keeps its callbacks: the row itself would be a cycle."""
         if future.cancelled():
             with self._changed:
                 if (row := reference()) is not None and self._waiting.discard(row):
@@ -213,7 +213,7 @@ class Engine:
     # The worker
 
     def _supervise(self) -> None:
-        """Keep a worker alive, even where it could not help itself."""
+        """Start a worker again whenever it has died."""
         while not self._stopping:
             self._worker = threading.Thread(target=self._work, name="overtone-worker", daemon=True)
             self._worker.start()
@@ -224,17 +224,17 @@ class Engine:
             self._changed.notify_all()
 
     def _work(self) -> None:
-        """Lives of the worker, in one thread: each thread has a heap, kernels and helpers of its own, which stay."""
+        """Compute in one thread as long as possible: each thread keeps a heap, kernels and helpers of its own."""
         use_threads(self._threads.count)
         while not self._live():
             self._recover()
 
     def _live(self) -> bool:
-        """Compute until the end, and say so; or until something more than a failure of a forward."""
+        """Compute until the end and return True, or False after an error that is no failure of a forward."""
         try:
             while (rows := self._next_rows()) is not None:
                 self._run(rows)
-                del rows  # not kept until the next ones come
+                del rows  # freed before the next ones come
         except BaseException as error:
             strip(error)
             self.last_death = error
@@ -242,7 +242,7 @@ class Engine:
         return True
 
     def _recover(self) -> None:
-        """After a death: what was lost is tried once more, alone, or given up."""
+        """Try the rows of a worker that died once more, each alone, or give them up."""
         with self._changed:
             lost, self._running = self._running, []
             self._counts.restarts += 1
@@ -254,12 +254,12 @@ class Engine:
                 self._fail(row, WorkerError("The worker died of this request; it was started again."))
 
     def _next_rows(self) -> list[Row] | None:
-        """The next batch, as soon as it is full or has waited enough; None at the end."""
+        """Wait for the next batch, until it is full or has waited enough; None at the end."""
         while True:
             with self._changed:
-                late = self._waiting.expired(time.monotonic())
+                late = self._waiting.take_expired(time.monotonic())
                 self._counts.expired += len(late)
-                rows = self._gathered()
+                rows = self._take_rows()
                 if rows is None and not late:
                     if self._stopping:
                         return None
@@ -274,12 +274,12 @@ class Engine:
                 if not rows:
                     self._changed.notify_all()
             for row in late:
-                refuse(row, DeadlineError("The deadline passed before it was the request's turn."))
+                refuse_row(row, DeadlineError("The deadline passed before it was the request's turn."))
             if rows:
                 return rows
 
-    def _gathered(self) -> list[Row] | None:
-        """What should run now, if anything."""
+    def _take_rows(self) -> list[Row] | None:
+        """Rows that should run now; None if there are none."""
         if self._stopping:
             return None
         if self._again:
@@ -297,7 +297,7 @@ class Engine:
         )
 
     def _pause(self) -> float | None:
-        """Seconds until the batch goes as it is; None while nothing waits."""
+        """Seconds until the batch runs as it is; None while nothing waits."""
         if not self._waiting.count:
             return None
         if self._draining or self._waiting.count >= self.settings.max_batch:
@@ -305,7 +305,7 @@ class Engine:
         return max(0.0, self._waiting.oldest() + self.settings.max_wait - time.monotonic())
 
     def _run(self, rows: list[Row]) -> None:
-        """Answer every row of a batch; after a failure each is tried alone."""
+        """Answer every row of a batch; after a failure try each alone."""
         try:
             answers = self._forward(rows)
         except Exception as error:
@@ -318,7 +318,7 @@ class Engine:
                     self._run([row])
         else:
             for row, answer in zip(rows, answers, strict=True):
-                settle(row, answer)
+                answer_row(row, answer)
         with self._changed:
             self._running = [row for row in self._running if not row.future.done()]
             self._changed.notify_all()
@@ -349,4 +349,4 @@ class Engine:
         error.__cause__ = cause
         with self._changed:
             self._counts.failed += 1
-        refuse(row, error)
+        refuse_row(row, error)

@@ -24,29 +24,30 @@ LEAST_FRAMES = 2
 def forward(
     model: AsrModel, rows: Sequence[Row], lock: AbstractContextManager[object], threads: RowThreads | None
 ) -> list[Emissions]:
-    """The answers in the order of the rows; lock: guards `model.adapters` while the choice is read.
+    """Emissions [T, C] of each row, in the order of the rows.
 
-    threads: what shares the rows; None computes them here.
+    lock: guards `model.adapters` while the choices are read. threads: share the rows; None computes them here.
     """
     if threads is None:
-        return computed(model, lock, rows)
-    return threads(partial(computed, model, lock), rows, [round(1000 * row.seconds) for row in rows])
+        return compute_rows(model, lock, rows)
+    return threads(partial(compute_rows, model, lock), rows, [round(1000 * row.seconds) for row in rows])
 
 
-def computed(model: AsrModel, lock: AbstractContextManager[object], rows: Sequence[Row]) -> list[Emissions]:
-    """The same by this thread, in the order of their adapters: the same ones as last time lie stacked already."""
+def compute_rows(model: AsrModel, lock: AbstractContextManager[object], rows: Sequence[Row]) -> list[Emissions]:
+    """Compute rows in this thread, in the order of their adapters, for which the last stack is kept."""
     order = sorted(range(len(rows)), key=lambda index: rows[index].choice or "")
     ordered = [rows[index] for index in order]
     with torch.no_grad(), ExitStack() as stack:
         with lock:
             stack.enter_context(model.adapters.use([row.choice for row in ordered]))
-        emissions, lengths = compute(model, ordered)  # [B, T', C]
+        emissions, lengths = run_model(model, ordered)  # [B, T', C]
         values, frames = emissions.float().cpu().numpy(), lengths.tolist()
     answers = {row: values[index, : frames[index]].copy() for index, row in enumerate(order)}
     return [answers[row] for row in range(len(rows))]
 
 
-def compute(model: AsrModel, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+def run_model(model: AsrModel, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+    """Emissions [B, T', C] of rows, and lengths [B]; from features where one of them has only these."""
     waveforms = [row.waveform for row in rows if row.waveform is not None]
     emissions: Tensor
     if len(waveforms) == len(rows):
@@ -60,7 +61,7 @@ def compute(model: AsrModel, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
 
 
 def features(model: AsrModel, row: Row) -> npt.NDArray[np.float32]:
-    """[F, T] of a row, from its waveform where need be."""
+    """Features [F, T] of a row, from its waveform if need be."""
     if row.mel is not None:
         return row.mel
     assert row.waveform is not None

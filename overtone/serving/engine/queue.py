@@ -1,4 +1,4 @@
-"""Rows that wait for the worker, and which of them go together next.
+"""Queue of the rows that wait for the worker, and the choice of the next batch.
 
 Rows of one batch are of like length, whatever their adapters. Groups (adapters, tenants) take turns row by row.
 Streams go before recordings, but a recording that has waited long gets every second turn.
@@ -21,14 +21,14 @@ Samples = npt.NDArray[np.float32]
 Priority = Literal["stream", "offline"]
 
 SHORTEST, LONGEST = 0.6, 1.3
-"""Lengths that go with a row, relative to its own."""
+"""Lengths of the rows that share a batch with a row, relative to its own."""
 PATIENCE = 1.0
-"""Seconds after which a recording no longer stands back behind streams."""
+"""Seconds after which a recording no longer waits for all streams."""
 
 
 @dataclass(kw_only=True, eq=False)
 class Row:
-    """One input of the model and whom to tell the answer."""
+    """One input of the model, and the future of its answer."""
 
     waveform: Samples | None
     """[S]; None where there are features."""
@@ -36,26 +36,28 @@ class Row:
     """[F, T], normalised."""
     seconds: float
     choice: str | None
-    """What `AdapterSet.use` takes for it."""
+    """Argument of `AdapterSet.use` for it."""
     group: str
     priority: Priority
     deadline: float | None
     arrived: float
     future: Future[Emissions] = field(default_factory=Future)
     started: bool = False
-    """Whether the worker has begun with it; it can no longer be cancelled."""
+    """The worker has begun with it; it can no longer be cancelled."""
     failures: int = 0
 
 
-def settle(row: Row, answer: Emissions) -> None:
-    row.waveform = row.mel = None  # a view of a whole recording, it may be
+def answer_row(row: Row, answer: Emissions) -> None:
+    """Set the answer [T, C] of a row, and free its input."""
+    row.waveform = row.mel = None  # it may be a view of a whole recording
     try:
         row.future.set_result(answer)
     except InvalidStateError:
         return  # answered before, by the shutdown
 
 
-def refuse(row: Row, error: Exception) -> None:
+def refuse_row(row: Row, error: Exception) -> None:
+    """Set the error of a row, and free its input."""
     row.waveform = row.mel = None
     try:
         row.future.set_exception(error)
@@ -64,15 +66,13 @@ def refuse(row: Row, error: Exception) -> None:
 
 
 def strip(error: BaseException) -> None:
-    """Make an error fit to be kept: its traceback leads to all that its functions have in their hands, and is left as
-    a note, in lines.
-    """
+    """Replace an error's traceback by a note of its lines: a traceback would keep the locals of all its functions."""
     error.add_note("".join(format_exception(error)).rstrip())
     error.__cause__ = error.__context__ = error.__traceback__ = None
 
 
 class WaitingRows:
-    """The queue. Not thread-safe: the engine's condition guards it."""
+    """Waiting rows by group. Not thread-safe: the engine's condition guards it."""
 
     def __init__(self) -> None:
         self.groups: OrderedDict[str, dict[Priority, deque[Row]]] = OrderedDict()
@@ -87,7 +87,7 @@ class WaitingRows:
         return sum(map(len, self.groups.get(group, {}).values()))
 
     def oldest(self) -> float:
-        """When the row that waits longest arrived; there must be one."""
+        """Arrival of the row that waits longest; there must be one."""
         return min(queue[0].arrived for queues in self.groups.values() for queue in queues.values() if queue)
 
     def add(self, row: Row) -> None:
@@ -97,7 +97,7 @@ class WaitingRows:
         self.count += 1
 
     def discard(self, row: Row) -> bool:
-        """Whether it was waiting."""
+        """Take a row out. Returns whether it was waiting."""
         queue = self.groups.get(row.group, {}).get(row.priority)
         if queue is None or row not in queue:
             return False
@@ -107,15 +107,15 @@ class WaitingRows:
             del self.groups[row.group]
         return True
 
-    def expired(self, now: float) -> list[Row]:
-        """Take out the rows whose deadline has passed."""
+    def take_expired(self, now: float) -> list[Row]:
+        """Take out and return the rows whose deadline has passed."""
         late = [row for row in self.rows() if row.deadline is not None and row.deadline <= now]
         for row in late:
             self.discard(row)
         return late
 
     def take(self, now: float, *, max_rows: int, max_seconds: float, max_recording_seconds: float) -> list[Row]:
-        """The next batch, at least one row: at most `max_rows`, and `max_seconds` with padding.
+        """Take out the next batch, at least one row: at most `max_rows`, and `max_seconds` with padding.
 
         max_recording_seconds: the same limit for a batch that a recording leads.
         """
@@ -136,7 +136,7 @@ class WaitingRows:
         return batch
 
     def lead(self, now: float) -> Row:
-        """Whose turn it is."""
+        """Row whose turn it is."""
         streams = [queues["stream"][0] for queues in self.groups.values() if queues["stream"]]
         recordings = [queues["offline"][0] for queues in self.groups.values() if queues["offline"]]
         overdue = any(now - row.arrived > PATIENCE for row in recordings)
@@ -147,7 +147,7 @@ class WaitingRows:
         return recordings[0]
 
     def fitting(self, group: str, lead: Row, longest: float, room: float) -> Row | None:
-        """The first row of a group that goes with the lead; room: seconds that a row may have."""
+        """First row of a group that may share a batch with the lead. room: seconds that a row may have."""
         for priority in ("stream", "offline") if lead.priority == "stream" else ("offline", "stream"):
             for row in self.groups[group][priority]:
                 alike = SHORTEST * lead.seconds <= row.seconds <= LONGEST * lead.seconds

@@ -1,4 +1,4 @@
-"""What the engine is told, and what it tells of itself."""
+"""Settings and state of the engine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSettings:
-    """How rows are gathered into batches."""
+    """Limits of batches and of the queue."""
 
     max_batch: int = 16
     """Rows of one forward."""
@@ -18,9 +18,9 @@ class EngineSettings:
     batch_seconds: float = 120.0
     """Audio of one forward, padding included."""
     stream_patience: float = 0.15
-    """Seconds that an offline batch may keep streams waiting, as far as the measured speed foretells."""
+    """Seconds that an offline batch may keep streams waiting, predicted from the measured speed."""
     threads: int | None = None
-    """Threads of the worker's computations; None is as many as the thread that makes the engine would take."""
+    """Threads of the worker's computations; None is as many as the thread that makes the engine has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,14 +28,14 @@ class EngineState:
     """A snapshot for health and metrics; counts are since the start."""
 
     alive: bool
-    """Whether the worker runs."""
+    """The worker runs."""
     draining: bool
     waiting: int
     """Rows in the queue now."""
     running: int
     """Rows in the forward now."""
     running_seconds: float
-    """How long that forward has lasted."""
+    """Seconds since the beginning of that forward."""
     rows: int
     batches: int
     mixed_batches: int
@@ -54,7 +54,7 @@ class EngineState:
 
 @dataclass(kw_only=True)
 class Counts:
-    """What `EngineState` counts, as it changes."""
+    """Counts of `EngineState` while they change."""
 
     rows: int = 0
     batches: int = 0

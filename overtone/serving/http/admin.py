@@ -26,6 +26,8 @@ DEEPEST = 16
 
 
 class Administration:
+    """Endpoints under /v1/admin."""
+
     def __init__(self, requests: HttpRequests) -> None:
         self.guard = requests.service.guard
         self.store = requests.service.store

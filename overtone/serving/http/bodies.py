@@ -114,7 +114,7 @@ def file_of(form: FormData) -> UploadFile:
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, R]) -> R:
-    """Result of the work, which is cancelled when the client goes away; the body of the request has been read."""
+    """Result of the work. Raises HttpError, and cancels it, when the client goes away; the body has been read."""
     task = asyncio.ensure_future(work)
     watcher = asyncio.ensure_future(gone(request))
     try:

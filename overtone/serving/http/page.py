@@ -48,6 +48,8 @@ Answer = Callable[[Request], Awaitable[Response]]
 
 @dataclass(frozen=True, kw_only=True)
 class PageFile:
+    """A file of the page, in memory."""
+
     content: bytes
     media_type: str
     tag: str
@@ -55,6 +57,8 @@ class PageFile:
 
 
 class Page:
+    """Endpoints of the page and its files."""
+
     def __init__(self, language: str, otherwise: Answer) -> None:
         """language: of the model; English gets examples. otherwise: answers at `/` whoever wants no HTML."""
         self.otherwise = otherwise
@@ -85,6 +89,7 @@ class Page:
 
 
 def page_files(*, with_examples: bool) -> Iterator[tuple[str, PageFile]]:
+    """Files of the page by name. with_examples: of speech, besides the page itself."""
     for source in files("overtone.serving.http").joinpath("web").iterdir():
         if suffix(source.name) in MEDIA:
             yield source.name, page_file(source.name, source.read_bytes())
@@ -106,6 +111,7 @@ def examples(prompts: Traversable) -> Iterator[dict[str, str]]:
 
 
 def page_file(name: str, content: bytes) -> PageFile:
+    """File with the media type of its name."""
     tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
     return PageFile(content=content, media_type=MEDIA[suffix(name)], tag=tag)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -101,7 +101,10 @@ def flag_field(form: FormData, name: str) -> bool:
 
 
 def boosts_field(form: FormData) -> tuple[Boost, ...]:
-    """`speech_contexts`, our addition: JSON as Riva spells it, [{"phrases": ["…"], "boost": 10}]."""
+    """Boosts of `speech_contexts`, our addition: JSON as Riva spells it, [{"phrases": ["…"], "boost": 10}].
+
+    Raises RequestError.
+    """
     text = text_field(form, "speech_contexts")
     if not text:
         return ()
@@ -123,6 +126,7 @@ class Transcriptions:
         self.requests = requests
 
     async def create(self, request: Request) -> Response:
+        """Transcribe the file of a form; the answer is one text, or a stream of events."""
         requests, service, settings = self.requests, self.requests.service, self.requests.settings
         call = requests.admit(request)
         async with AsyncExitStack() as running:
@@ -150,10 +154,10 @@ class Transcriptions:
             return StreamingResponse(rejoined(first, chunks), media_type="text/event-stream")
 
 
-async def with_errors(chunks: AsyncIterator[bytes], running: AsyncExitStack) -> AsyncIterator[bytes]:
+async def with_errors(chunks: AsyncGenerator[bytes], running: AsyncExitStack) -> AsyncGenerator[bytes]:
     """Chunks of an answer; an error after the first of them becomes an event. running: closed at the end."""
     has_begun = False
-    async with running, aclosing(chunks):  # type: ignore[type-var]
+    async with running, aclosing(chunks):
         try:
             async for chunk in chunks:
                 has_begun = True
@@ -164,7 +168,7 @@ async def with_errors(chunks: AsyncIterator[bytes], running: AsyncExitStack) -> 
             yield event(envelope(error))
 
 
-async def rejoined(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def rejoined(first: bytes, rest: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
     """Iterator over `first` and the rest."""
     yield first
     async for chunk in rest:

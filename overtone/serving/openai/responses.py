@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import zlib
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -14,7 +14,6 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from overtone.decoding.hypothesis import Word
 from overtone.inference.captions import captions, srt, vtt
-from overtone.serving.recognition.growing import text_deltas
 from overtone.serving.recognition.offline import Recognition
 from overtone.serving.recognition.service import Mask
 
@@ -92,10 +91,10 @@ def usage(recognition: Recognition) -> dict[str, Any]:
     return {"type": "duration", "seconds": math.ceil(recognition.seconds)}
 
 
-async def events(recognitions: AsyncIterator[Recognition], mask: Mask) -> AsyncIterator[bytes]:
+async def events(recognitions: AsyncGenerator[Recognition], mask: Mask) -> AsyncGenerator[bytes]:
     """Server-sent events: `transcript.text.delta` as the recording is worked through, then `transcript.text.done`."""
     last = None
-    async with aclosing(text_deltas(recognitions)) as deltas:  # type: ignore[type-var]
+    async with aclosing(text_deltas(recognitions)) as deltas:
         async for delta, recognition in deltas:
             last = recognition
             if delta:
@@ -103,6 +102,27 @@ async def events(recognitions: AsyncIterator[Recognition], mask: Mask) -> AsyncI
     assert last is not None
     text = mask(last.hypotheses[0].text).strip()
     yield event({"type": "transcript.text.done", "text": text, "usage": usage(last)})
+
+
+async def text_deltas(recognitions: AsyncGenerator[Recognition]) -> AsyncGenerator[tuple[str, Recognition]]:
+    """Additions of each recognition to the texts before; together they are the text of the last one.
+
+    The newest word is kept back until the next one follows: a seam may lie within it. A beam search may change its
+    mind; then the end of the last text replaces what was changed.
+    """
+    sent, before = "", None
+    async with aclosing(recognitions):
+        async for recognition in recognitions:
+            if before is not None:
+                text = before.hypotheses[0].text
+                sure = text.rpartition(" ")[0]
+                if sure.startswith(sent):
+                    yield sure[len(sent) :], before
+                    sent = sure
+            before = recognition
+    assert before is not None
+    text = before.hypotheses[0].text
+    yield text.removeprefix(sent), before
 
 
 def event(content: dict[str, Any]) -> bytes:

@@ -51,6 +51,8 @@ class ClientMessage:
 
 
 class Realtime:
+    """Endpoints of the realtime interface."""
+
     def __init__(self, requests: HttpRequests) -> None:
         self.requests = requests
         self.service = requests.service

@@ -15,13 +15,13 @@ from overtone.serving.auth.guard import Metadata
 from overtone.serving.errors import AccessError, RequestError
 from overtone.serving.http.requests import json_object
 from overtone.serving.recognition.request import (
+    Endpointing,
     RecognitionRequest,
     changed_endpointing,
     custom_adapter,
     json_boosts,
     unknown_keys,
 )
-from overtone.serving.streaming.endpointing import Endpointing
 
 T = TypeVar("T")
 

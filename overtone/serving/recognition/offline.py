@@ -1,30 +1,46 @@
-"""A whole recording -> hypotheses."""
+"""Recordings: windows of audio of any length through the engine, a few ahead, joined in a decoder as they come back."""
 
 from __future__ import annotations
 
+import asyncio
+import math
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future
+from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 
 from overtone.decoding.decoder import DecodingOptions, Emissions
 from overtone.decoding.hypothesis import Hypothesis
-from overtone.inference.windows import Window, WindowJoiner
+from overtone.inference.windows import OVERLAP_SECONDS, WINDOW_SECONDS, Window, WindowJoiner, plan_windows
 from overtone.serving.adapter_store.store import Lease
 from overtone.serving.engine.engine import Engine, Samples
-from overtone.serving.engine.submit import Steps, drive, drive_async
-from overtone.serving.recognition.windowed import heard_in_windows, recording_windows, samples_in
+from overtone.serving.errors import OverloadError
+
+AHEAD = 4
+"""Windows of one recording in the queue at a time."""
+AHEAD_IN_PARTS = 2
+"""The same for a recording whose transcript is read after each window."""
+REST = 0.05
+"""Seconds between tries while the queue is full."""
+TRIES = 100
+"""Tries for a place in the queue."""
+
+Submit = Callable[[Window], Future[Emissions]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recognition:
-    """The answer for one recording."""
+    """Transcript of a recording, or of its beginning."""
 
     hypotheses: tuple[Hypothesis, ...]
     """At least one, best first."""
     seconds: float
-    """Duration of the audio."""
+    """Duration of the audio that it covers."""
 
 
-def recognise(
+async def recognise(
     engine: Engine,
     waveform: Samples,
     *,
@@ -33,12 +49,25 @@ def recognise(
     deadline: float | None = None,
     group: str | None = None,
 ) -> Recognition:
-    """waveform [S] float32 of any length; windows of 30 s that overlap. Raises what `Engine.submit` and its futures
-    raise. The caller keeps the lease until this returns."""
-    return drive(_steps(engine, waveform, lease, decoding or DecodingOptions(), deadline, group))
+    """Recognise waveform [S] float32 of any length. The caller keeps the lease until this returns.
+
+    Raises the errors of `Engine.submit` and its futures. Cancelling it frees the places in the queue.
+    """
+    decoding = decoding or DecodingOptions()
+    joiner, submit = plan_recording(engine, waveform, lease, decoding, deadline, group)
+
+    def decode(answer: Emissions) -> list[Hypothesis]:
+        joiner.push(answer)
+        return joiner.decoder.hypotheses(decoding.alternatives) if joiner.is_complete else []
+
+    hypotheses: list[Hypothesis] = []
+    async with aclosing(window_answers(joiner.windows, submit)) as answers:
+        async for answer in answers:
+            hypotheses = await asyncio.to_thread(decode, answer)
+    return Recognition(hypotheses=tuple(hypotheses), seconds=waveform.size / engine.sample_rate)
 
 
-async def recognise_async(
+async def recognise_in_parts(
     engine: Engine,
     waveform: Samples,
     *,
@@ -46,26 +75,86 @@ async def recognise_async(
     decoding: DecodingOptions | None = None,
     deadline: float | None = None,
     group: str | None = None,
-) -> Recognition:
-    """The same for an event loop; cancelling it frees the places in the queue."""
-    steps = _steps(engine, waveform, lease, decoding or DecodingOptions(), deadline, group)
-    return await drive_async(steps, begins_quickly=True)
+) -> AsyncGenerator[Recognition]:
+    """Recognise waveform [S] and yield the transcript so far after each window; the last one is that of `recognise`.
+
+    Raises the errors of `recognise`. Leaving the iteration frees the places in the queue.
+    """
+    decoding = decoding or DecodingOptions()
+    joiner, submit = plan_recording(engine, waveform, lease, decoding, deadline, group)
+
+    def decode(answer: Emissions) -> list[Hypothesis]:
+        joiner.push(answer)
+        return joiner.decoder.hypotheses(decoding.alternatives) if joiner.decoder.frames or joiner.is_complete else []
+
+    async with aclosing(window_answers(joiner.windows, submit, ahead=AHEAD_IN_PARTS)) as answers:
+        async for answer in answers:
+            if hypotheses := await asyncio.to_thread(decode, answer):
+                whole = waveform.size / engine.sample_rate
+                seconds = whole if joiner.is_complete else joiner.begin * engine.seconds_per_frame
+                yield Recognition(hypotheses=tuple(hypotheses), seconds=seconds)
 
 
-def _steps(
+def plan_recording(
     engine: Engine,
     waveform: Samples,
     lease: Lease | None,
     decoding: DecodingOptions,
     deadline: float | None,
     group: str | None,
-) -> Steps[Recognition]:
+) -> tuple[WindowJoiner, Submit]:
+    """Joiner of the windows of waveform [S], and the function that submits one of them."""
+    samples_per_frame = engine.seconds_per_frame * engine.sample_rate
+    windows = windows_of(engine, max(1, math.ceil(waveform.size / samples_per_frame - 1e-6)))
+    head = engine.model.head
+
     def submit(window: Window) -> Future[Emissions]:
-        part = samples_in(engine, waveform, window)
+        part = waveform[round(window.start * samples_per_frame) : round(window.stop * samples_per_frame)]
         return engine.submit(part, lease=lease, deadline=deadline, group=group)
 
-    head = engine.model.head
-    joiner = WindowJoiner(recording_windows(engine, waveform), head.decoder(decoding), head.align_row)
-    yield from heard_in_windows(joiner, submit, begins=True)
-    hypotheses = joiner.decoder.hypotheses(decoding.alternatives)
-    return Recognition(hypotheses=tuple(hypotheses), seconds=waveform.size / engine.sample_rate)
+    return WindowJoiner(windows, head.decoder(decoding), head.align_row), submit
+
+
+def windows_of(engine: Engine, frames: int) -> list[Window]:
+    """Windows of 30 s that cover so many encoder frames."""
+    most, overlap = (int(seconds / engine.seconds_per_frame) for seconds in (WINDOW_SECONDS, OVERLAP_SECONDS))
+    return plan_windows(frames, window=most, overlap=overlap)
+
+
+async def window_answers(
+    windows: Sequence[Window], submit: Submit, *, ahead: int = AHEAD, begins: bool = True
+) -> AsyncGenerator[Emissions]:
+    """Submit windows, at most `ahead` at a time, and yield their answers [T, C] in order.
+
+    begins: a full queue refuses the first window at once. Raises the errors of `place` and of the answers; leaving the
+    iteration frees the places in the queue.
+    """
+    waiting: deque[Future[Emissions]] = deque()
+    unsent = deque(windows)
+    try:
+        while unsent or waiting:
+            while unsent and len(waiting) < ahead:
+                is_first = begins and len(unsent) == len(windows)
+                waiting.append(await place(partial(submit, unsent[0]), begins=is_first))
+                unsent.popleft()
+            answer = await asyncio.wrap_future(waiting[0])
+            waiting.popleft()
+            yield answer
+    finally:
+        while waiting:  # emptied: an error would lead from its future through its traceback to this frame, and round
+            waiting.popleft().cancel()
+
+
+async def place(submit: Callable[[], Future[Emissions]], *, begins: bool) -> Future[Emissions]:
+    """Submit a row. Where the queue is full, work that `begins` is refused at once; other work tries for a while.
+
+    Raises OverloadError, and other errors of `Engine.submit`.
+    """
+    for _ in range(TRIES):
+        try:
+            return submit()
+        except OverloadError:
+            if begins:
+                raise
+        await asyncio.sleep(REST)
+    return submit()

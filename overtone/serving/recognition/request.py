@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from overtone.audio.decode import AudioFormat, Encoding
 from overtone.decoding.phrase_boost import Boost
+from overtone.errors import UsageError
 from overtone.serving.errors import RequestError, UnsupportedError
-from overtone.serving.streaming.endpointing import Endpointing
 
 MAX_ALTERNATIVES = 16
 MAX_NAME_LENGTH = 500
@@ -34,6 +34,42 @@ KNOWN_KEYS = frozenset(
 """Keys of Riva's custom_configuration that are no mistake, besides those of `neural_vad.`."""
 LISTED = 20
 """Unknown keys in the log."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endpointing:
+    """Beginning and end of utterances; names and defaults are Riva's. Histories are rounded to whole frames.
+
+    Raises UsageError for values that cannot be.
+    """
+
+    start_history: int = 300
+    """Milliseconds looked at for the beginning."""
+    start_threshold: float = 0.2
+    """Share of them that must have a token; one frame at least."""
+    stop_history: int = 800
+    """Milliseconds looked at for the end; 0 never ends an utterance before the stream (or `max_utterance`)."""
+    stop_threshold: float = 0.98
+    """Share of them that must be silent."""
+    stop_history_eou: int | None = None
+    """Milliseconds of an earlier guess, an interim result of stability 1; shorter than `stop_history`."""
+    stop_threshold_eou: float | None = None
+    """Share of them that must be silent; `stop_threshold` unless given."""
+
+    def __post_init__(self) -> None:
+        for name in ("start_history", "stop_history", "stop_history_eou"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 60_000:
+                raise UsageError(f"{name} is {value}; 0 to 60000 milliseconds are allowed.")
+        for name in ("start_threshold", "stop_threshold", "stop_threshold_eou"):
+            value = getattr(self, name)
+            if value is not None and not 0.0 <= value <= 1.0:
+                raise UsageError(f"{name} is {value}; a share from 0 to 1 is needed.")
+        if self.stop_history_eou and self.stop_history and self.stop_history_eou >= self.stop_history:
+            raise UsageError(
+                f"stop_history_eou is {self.stop_history_eou} ms and stop_history {self.stop_history} ms; "
+                "the first must be shorter."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,19 +223,11 @@ def unknown_keys(custom: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(f"custom_configuration[{key[:40]!r}]" for key in unknown[:LISTED])
 
 
-def changed_endpointing(default: Endpointing, changes: Mapping[str, float]) -> Endpointing:
+def changed_endpointing(default: Endpointing, changes: Mapping[str, Any]) -> Endpointing:
     """The server's endpointing with a client's values, by Riva's names. Raises RequestError."""
-    values: dict[str, Any] = {field.name: getattr(default, field.name) for field in fields(Endpointing)}
-    for name, value in changes.items():
-        most = 1.0 if "threshold" in name else 60_000
-        if not 0 <= value <= most:
-            raise RequestError(f"endpointing_config: {name} is {value:g}; allowed: 0 … {most:g}.")
-        values[name] = value
-    eou, stop = values["stop_history_eou"], values["stop_history"]
-    if eou is not None and 0 < stop <= eou:
-        if "stop_history_eou" in changes:
-            raise RequestError(
-                f"endpointing_config: stop_history_eou ({eou}) must be shorter than stop_history ({stop})."
-            )
-        values["stop_history_eou"] = None
-    return Endpointing(**values)
+    stop, early = changes.get("stop_history", default.stop_history), default.stop_history_eou
+    keeps_early = early is None or not 0 < stop <= early
+    try:
+        return replace(default if keeps_early else replace(default, stop_history_eou=None), **changes)
+    except UsageError as error:
+        raise RequestError(f"endpointing_config: {error}") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
 from functools import partial
@@ -20,8 +20,7 @@ from overtone.serving.adapter_store.store import AdapterStore, Lease
 from overtone.serving.auth.guard import Guard, Metadata
 from overtone.serving.engine.engine import Engine, Samples
 from overtone.serving.errors import AudioError, LanguageError, OverloadError, UnknownModelError
-from overtone.serving.recognition.growing import growing
-from overtone.serving.recognition.offline import Recognition, recognise_async
+from overtone.serving.recognition.offline import Recognition, recognise, recognise_in_parts
 from overtone.serving.recognition.profanity import WORDS, masked
 from overtone.serving.recognition.request import Call, RecognitionRequest, understands
 
@@ -191,22 +190,22 @@ class RecognitionService:
         """
         decoding = await self.decoding(request, call)
         with self.held.holding(call.audio_seconds), await self.lease(call) as lease:
-            return await recognise_async(
+            return await recognise(
                 self.engine, samples, lease=lease, decoding=decoding, deadline=deadline, group=call.tenant or None
             )
 
     async def recognise_in_parts(
         self, samples: Samples, request: RecognitionRequest, call: Call, *, deadline: float | None = None
-    ) -> AsyncIterator[Recognition]:
+    ) -> AsyncGenerator[Recognition]:
         """Recognise a recording [S] and yield its transcript after each window; the last one is the whole.
 
         Raises the errors of `recognise`. Leaving the iteration frees the places in the queue.
         """
         decoding = await self.decoding(request, call)
         with self.held.holding(call.audio_seconds), await self.lease(call) as lease:
-            parts = growing(
+            parts = recognise_in_parts(
                 self.engine, samples, lease=lease, decoding=decoding, deadline=deadline, group=call.tenant or None
             )
-            async with aclosing(parts):  # type: ignore[type-var]
+            async with aclosing(parts):
                 async for part in parts:
                     yield part

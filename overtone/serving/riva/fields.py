@@ -22,8 +22,10 @@ BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
 
 @dataclass(frozen=True, kw_only=True)
 class Field:
+    """A field of a message, and how the server treats it."""
+
     message: str
-    """Without its package."""
+    """Name without its package."""
     name: str
     treatment: Treatment
     note: str
@@ -213,6 +215,7 @@ def field_number(field: Field) -> int:
 
 
 def full_descriptor(message: str) -> Any:
+    """Descriptor of a message by its name in the table."""
     if message == "RequestId":
         return descriptor("nvidia.riva.RequestId")
     outer = "RivaSpeechRecognitionConfigResponse." if message == "Config" else ""
@@ -220,6 +223,7 @@ def full_descriptor(message: str) -> Any:
 
 
 def field_tables(rows: Iterable[Field]) -> list[str]:
+    """Lines of a table for each message, in Markdown."""
     lines = []
     for message, members in groupby(rows, key=lambda field: field.message):
         lines += [f"### {message}", "", "| # | field | treatment | note |", "|--:|---|---|---|"]
@@ -229,7 +233,7 @@ def field_tables(rows: Iterable[Field]) -> list[str]:
 
 
 def tables() -> str:
-    """All tables as Markdown."""
+    """All tables in Markdown."""
     lines = ["## Requests", "", *field_tables(REQUEST_FIELDS)]
     lines += ["### Keys of `custom_configuration`", "", "| key | treatment | note |", "|---|---|---|"]
     lines += [f"| `{key.name}` | {key.treatment} | {key.note} |" for key in CUSTOM_KEYS]
@@ -239,7 +243,7 @@ def tables() -> str:
 
 
 def renewed(page: str) -> str:
-    """The page with its tables written anew."""
+    """Page with its tables written anew. Raises ValueError for one without their marks."""
     before, _, rest = page.partition(BEGIN)
     _, mark, after = rest.partition(END)
     if not mark:

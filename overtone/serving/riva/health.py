@@ -25,6 +25,8 @@ LOOK_SECONDS = 1.0
 
 
 class Health:
+    """Health of the engine, for one check or a watch."""
+
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.closing = False

@@ -1,4 +1,4 @@
-"""The messages of the Riva interface, in a descriptor pool of our own.
+"""Messages of the Riva interface, in a descriptor pool of our own.
 
 A private pool keeps them apart from NVIDIA's generated modules: both may live in one process, and no version of
 protoc's output has to match the installed protobuf. Wire format and names are those of `protos/`.
@@ -18,6 +18,7 @@ HEALTH_SERVICE = "grpc.health.v1.Health"
 
 
 def load_pool() -> DescriptorPool:
+    """Pool with the messages of `protos/`."""
     pool = DescriptorPool()
     data = files("overtone.serving.riva").joinpath("protos", "riva.binpb").read_bytes()
     for file in FileDescriptorSet.FromString(data).file:

@@ -11,6 +11,7 @@ from google.protobuf.message import DecodeError
 from overtone.audio.decode import Encoding
 from overtone.serving.errors import RequestError
 from overtone.serving.recognition.request import (
+    Endpointing,
     RecognitionRequest,
     changed_endpointing,
     custom_adapter,
@@ -19,7 +20,6 @@ from overtone.serving.recognition.request import (
 )
 from overtone.serving.riva.fields import IGNORED_FIELDS
 from overtone.serving.riva.protobuf import ENCODING_NAMES
-from overtone.serving.streaming.endpointing import Endpointing
 
 ENCODINGS: dict[int, Encoding] = {0: "auto", 1: "linear_pcm", 2: "flac", 3: "mulaw", 4: "ogg_opus", 20: "alaw"}
 

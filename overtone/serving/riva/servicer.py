@@ -52,6 +52,7 @@ class RivaServicer:
         """Calls that are running."""
 
     async def recognize(self, message: Any, context: Any) -> Any:
+        """Transcribe a recording. Raises RequestError and errors of the service, which end the call."""
         async with self.call("Recognize", context) as call:
             metadata = self.admit(call, context)
             request = recognition_request(readable(message).config, endpointing=self.settings.stream.endpointing)
@@ -68,6 +69,7 @@ class RivaServicer:
             return response
 
     async def streaming_recognize(self, messages: AsyncIterator[Any], context: Any) -> None:
+        """Transcribe a stream, message by message."""
         idle_seconds = self.settings.idle_seconds
         async with (
             self.call("StreamingRecognize", context) as call,
@@ -93,6 +95,7 @@ class RivaServicer:
                 await answers.end()
 
     async def get_config(self, message: Any, context: Any) -> Any:
+        """List the models that the caller may use."""
         service = self.service
         async with self.call("GetRivaSpeechRecognitionConfig", context) as call:
             metadata = self.admit(call, context)
@@ -192,7 +195,7 @@ class StreamAnswers:
     """Messages without a response yet."""
 
     async def answer(self, messages: Sequence[Any]) -> None:
-        """Answer messages that have arrived together; they go to the stream together."""
+        """Answer messages that have arrived together; they go to the stream together. Raises RequestError."""
         for message in messages:
             if message.WhichOneof("streaming_request") == "streaming_config":
                 raise RequestError("streaming_config was already received")

@@ -1,9 +1,8 @@
-"""What several windows of a stream say about the same frames -> one opinion.
+"""Overlapping windows of a stream -> one average of their probabilities for each frame.
 
-A frame of a chunk stood in the right context of the windows before. They heard less after it, but more before it, so
-that they know something that the newest does not: their probabilities are averaged, each window counting for as much
-as it knew, which is the shorter of its two contexts. Nothing waits for it, and nothing is heard again.
-Legend: T frames, V vocabulary.
+A frame of a chunk was in the right context of the windows before. They had less audio after it, but more before it, so
+that they know something that the newest does not. Each window is weighted by the shorter of its two contexts. Nothing
+waits for the average, and nothing is computed again for it. Legend: T frames, V vocabulary.
 """
 
 from __future__ import annotations
@@ -19,19 +18,19 @@ class Overlap:
     """Windows of one stream in order, their chunks side by side."""
 
     def __init__(self, *, averages: bool = True) -> None:
-        """averages: whether emissions are log-probabilities; without it the newest window's are taken as they are."""
+        """averages: emissions are log-probabilities; without it the newest window's are taken as they are."""
         self.averages = averages
         self._start = -1
-        """Of the newest window; an earlier one that began there too knew nothing more, and is forgotten."""
+        """First frame of the newest window; an earlier one that began there too knew nothing more, and is dropped."""
         self._sums: LogProbs = np.zeros((0, 0), dtype=np.float32)
         """[T, V+1] weighted probabilities of the frames after the last chunk."""
         self._weights: LogProbs = np.zeros((0, 1), dtype=np.float32)
         """[T, 1]"""
 
     def push(self, log_probs: LogProbs, *, start: int, keep_from: int, keep_to: int, ends: bool = False) -> LogProbs:
-        """log_probs [T, V+1] of the window that begins at `start` -> those of its chunk, [keep_to - keep_from, V+1].
+        """Average log_probs [T, V+1] of the window from `start` on for its chunk, [keep_to - keep_from, V+1].
 
-        ends: the speech is over at the window's end, so that no frame lacks anything after it.
+        ends: the speech is over at the window's end, so that no frame lacks context after it.
         """
         fresh = log_probs[keep_from - start :]
         if not self.averages:
@@ -46,9 +45,9 @@ class Overlap:
         if both:
             sums[:both] += self._sums[:both]
             weights[:both] += self._weights[:both]
-            told = min(both, kept)
-            mean = np.log(np.maximum(sums[:told] / weights[:told], SMALLEST))
-            chunk = np.concatenate((mean, chunk[told:]))
+            shared = min(both, kept)
+            mean = np.log(np.maximum(sums[:shared] / weights[:shared], SMALLEST))
+            chunk = np.concatenate((mean, chunk[shared:]))
         self._start = start
         self._sums, self._weights = sums[kept:].copy(), weights[kept:].copy()
         return chunk

@@ -16,8 +16,7 @@ from overtone.serving.engine.engine import Samples
 from overtone.serving.errors import IdleError
 from overtone.serving.recognition.request import Call, RecognitionRequest
 from overtone.serving.recognition.service import RecognitionService
-from overtone.serving.streaming.stream import Event, Stream
-from overtone.serving.streaming.stream_settings import StreamSettings
+from overtone.serving.streaming.stream import Event, Stream, StreamSettings
 
 M = TypeVar("M")
 
@@ -121,7 +120,7 @@ class StreamSession:
         self.samples += samples.size
         if not samples.size and not force_eou:
             return []
-        return await self.stream.push_async(samples, force_eou=force_eou)
+        return await self.stream.push(samples, force_eou=force_eou)
 
     async def finish(self) -> list[Event]:
         """End the stream: recognise the rest of the audio, and of the last utterance."""
@@ -130,7 +129,7 @@ class StreamSession:
             self.pieces.append(await self.service.in_thread(self.decoder.finish))
             self.request.check_format(self.decoder.format)
             events = await self.push()
-        return [*events, *await self.stream.finish_async()]
+        return [*events, *await self.stream.finish()]
 
 
 @asynccontextmanager

@@ -1,20 +1,22 @@
 """A live stream -> interim and final results, by buffered chunks with context.
 
-Each step hears a chunk with audio to its left and right and keeps the frames of the chunk alone; those to its right
-are read for the interim result and heard again with more context later, when the earlier opinion still counts for
-something. An utterance that has ended is heard once more as a whole, which is what its final result is decoded from:
-the chunks lacked context, and know less. Buffers begin at whole encoder frames, so that the frames of all steps lie on
-one grid. Steps of all streams share the engine's batches, whatever their adapters.
+Each step computes a chunk with audio to its left and right and keeps the frames of the chunk alone. The frames to its
+right give the interim result; a later step computes them again with more context and averages both. An utterance that
+has ended is computed once more as a whole for its final result, since its chunks lacked context. Buffers begin at whole
+encoder frames, so that the frames of all steps lie on one grid. Steps of all streams share the engine's batches,
+whatever their adapters.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from contextlib import aclosing
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Self
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
 
@@ -24,33 +26,76 @@ from overtone.errors import UsageError
 from overtone.inference.windows import Window, WindowJoiner
 from overtone.serving.adapter_store.store import Lease
 from overtone.serving.engine.engine import Engine, Samples
-from overtone.serving.engine.submit import Steps, drive, drive_async, placed
-from overtone.serving.recognition.windowed import heard_in_windows, windows_of
+from overtone.serving.recognition.offline import place, window_answers, windows_of
+from overtone.serving.recognition.request import Endpointing
 from overtone.serving.streaming.overlap import Overlap
-from overtone.serving.streaming.stream_settings import StreamSettings
 from overtone.serving.streaming.utterances import Ended, Event, Final, Interim, Utterances
 
 __all__ = ["Event", "Final", "Interim", "Stream", "StreamSettings"]
 
 AHEAD = 8
-"""Steps of one stream in the queue at a time, where its audio came faster than it was heard."""
+"""Steps of one stream in the queue at a time, where its audio comes faster than it is computed."""
 LEAST_LOOK_AHEAD = 0.5
 """Seconds of a stream before its first interim result."""
+LONGEST_SECONDS = 60.0
+
+
+class StreamFrames(NamedTuple):
+    """Encoder frames of a step."""
+
+    chunk: int
+    left: int
+    right: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamSettings:
+    """Chunks, context and results of streams. Seconds are rounded to whole encoder frames."""
+
+    chunk: float = 0.8
+    """Seconds between two steps."""
+    left: float = 1.6
+    """Seconds of context before a chunk."""
+    right: float = 1.6
+    """Seconds of context after it."""
+    endpointing: Endpointing = field(default_factory=Endpointing)
+    interim: bool = True
+    """Interim results are wanted."""
+    normalisation: Literal["running", "buffer"] = "running"
+    """Statistics of the features are those of the stream so far, or of each buffer alone."""
+    finals: Literal["whole", "chunks"] = "whole"
+    """Final results are decoded from the utterance, computed once more as a whole, or from its chunks."""
+    max_utterance: float = 60.0
+    """Seconds after which an utterance is ended, in the longest pause of the last ones."""
+    mode: Literal["buffered", "cache_aware"] = "buffered"
+    """Only `buffered` exists yet: models trained for cached activations are given context as well."""
+
+    def frames(self, seconds_per_frame: float) -> StreamFrames:
+        """Chunk and context in encoder frames. Raises UsageError for settings that do not fit."""
+        if self.mode != "buffered":
+            raise UsageError("Cache-aware streaming is not there yet; use mode='buffered', which any model can do.")
+        for name in StreamFrames._fields:
+            seconds = getattr(self, name)
+            if not 0.0 <= seconds <= LONGEST_SECONDS:
+                raise UsageError(f"{name} is {seconds} s of a stream; 0 to {LONGEST_SECONDS:g} seconds are allowed.")
+        found = StreamFrames(*(round(seconds / seconds_per_frame) for seconds in (self.chunk, self.left, self.right)))
+        if found.chunk < 1:
+            raise UsageError(f"chunk is {self.chunk} s of a stream; {seconds_per_frame} s (one frame) are needed.")
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Step:
-    """A buffer [start, stop) of which the frames [keep_from, keep_to) are kept; the rest on the right is a guess.
-    ends: with the buffer the stream ends, or the utterance because the client says so.
-    """
+    """A buffer of the frames [start, stop); [keep_from, keep_to) of them are kept, those on the right are a guess."""
 
     start: int
     stop: int
     keep_from: int
     keep_to: int
     ends: bool
+    """With the buffer the stream ends, or the utterance because the client says so."""
     statistics: Statistics | None
-    """Of the features up to its end; None where each buffer has its own."""
+    """Statistics of the features up to its end; None where each buffer has its own."""
 
 
 class Stream:
@@ -68,7 +113,7 @@ class Stream:
         decoding: DecodingOptions | None = None,
         group: str | None = None,
     ) -> None:
-        """Takes the lease over. Raises UsageError for settings that do not fit (cache-aware streaming too)."""
+        """Take the lease over. Raises UsageError for settings that do not fit (cache-aware streaming too)."""
         self.engine = engine
         self.lease = lease
         self.settings = settings = settings or StreamSettings()
@@ -81,12 +126,12 @@ class Stream:
         self._received = 0
         self._kept = 0
         """Frames that are decoded for good, or will be by a step in flight."""
-        self._heard = 0
-        """Frames that a step has heard, the guesses included."""
+        self._computed = 0
+        """Frames that a step has computed, the guesses included."""
         self._flight: deque[tuple[_Step, Future[Emissions]]] = deque()
         self._overlap = Overlap(averages=engine.model.head.gives_log_probs)
-        self._heard_last: tuple[_Step, Emissions] | None = None
-        """The newest step that was decoded, and what was heard in it."""
+        self._last_step: tuple[_Step, Emissions] | None = None
+        """Newest step that was decoded, and its emissions [T, C]."""
         self._decoding = decoding or DecodingOptions()
         self._utterances = Utterances(
             engine, settings.endpointing, self._decoding, max_utterance=settings.max_utterance, lead=self.left
@@ -104,23 +149,17 @@ class Stream:
         """Audio received so far."""
         return self._received / self.engine.sample_rate
 
-    def push(self, samples: Samples, *, force_eou: bool = False) -> list[Event]:
-        """The next samples [S] at the model's rate, any number of them. force_eou: end the utterance after them.
+    async def push(self, samples: Samples, *, force_eou: bool = False) -> list[Event]:
+        """Recognise the next samples [S] at the model's rate, any number of them. force_eou: end the utterance there.
 
-        Raises what `Engine.submit` and its futures raise; the stream is then over.
+        Raises UsageError for a stream that is over, and the errors of `Engine.submit` and its futures. After an error
+        and after cancellation the stream is over.
         """
-        return drive(self._steps(samples, ends=force_eou, last=False))
+        return await self._recognise(samples, ends=force_eou, last=False)
 
-    async def push_async(self, samples: Samples, *, force_eou: bool = False) -> list[Event]:
-        """The same for an event loop."""
-        return await drive_async(self._steps(samples, ends=force_eou, last=False))
-
-    def finish(self) -> list[Event]:
-        """The end of the stream: the last final result, if anything was said; releases the lease."""
-        return drive(self._steps(np.zeros(0, dtype=np.float32), ends=True, last=True))
-
-    async def finish_async(self) -> list[Event]:
-        return await drive_async(self._steps(np.zeros(0, dtype=np.float32), ends=True, last=True))
+    async def finish(self) -> list[Event]:
+        """End the stream with the last final result, if anything was said, and release the lease. Raises as `push`."""
+        return await self._recognise(np.zeros(0, dtype=np.float32), ends=True, last=True)
 
     def close(self) -> None:
         """Give up: cancel what is in flight, release the lease. Harmless after `finish`."""
@@ -132,40 +171,39 @@ class Stream:
 
     # Steps
 
-    def _steps(self, samples: Samples, *, ends: bool, last: bool) -> Steps[list[Event]]:
-        """Everything that can be heard now. Whatever goes wrong, and a caller that goes away, ends the stream."""
+    async def _recognise(self, samples: Samples, *, ends: bool, last: bool) -> list[Event]:
+        """Run all steps that the audio allows."""
         if self._over:
             raise UsageError("The stream is over; begin another.")
         events: list[Event] = []
         done = False
         try:
-            self._append(samples)
-            plan = self._plan(ends, last)
-            step = next(plan, None)
-            while step is not None or self._flight:
-                if step is not None and len(self._flight) < AHEAD:
-                    future = yield from placed(
-                        partial(self._submit, step.start, step.stop, step.statistics), begins=not self._begun
-                    )
-                    self._begun = True
-                    self._flight.append((step, future))
-                    step = next(plan, None)
-                    continue
-                heard, future = self._flight[0]
-                answer = yield future
-                assert answer is not None
-                self._flight.popleft()
-                newest = step is None and not self._flight and not ends
-                events += yield from self._absorb(heard, answer, newest)
-            if ends:
-                events += yield from self._results(self._utterances.end(self.seconds))
+            if samples.size:
+                await asyncio.to_thread(self._append, samples)
+            steps = deque(self._plan(ends, last))
+            if ends and not steps:
+                events += await self._finished(await asyncio.to_thread(self._end))
+            while steps or self._flight:
+                while steps and len(self._flight) < AHEAD:
+                    await self._begin(steps.popleft())
+                answer = await asyncio.wrap_future(self._flight[0][1])
+                step, _ = self._flight.popleft()
+                is_newest = not steps and not self._flight
+                found = await asyncio.to_thread(self._absorb, step, answer, is_newest=is_newest, ends=ends)
+                events += await self._finished(found)
             done = not last
         finally:
             if not done:
                 self.close()
         return events
 
+    async def _begin(self, step: _Step) -> None:
+        submit = partial(self._submit, step.start, step.stop, step.statistics)
+        self._flight.append((step, await place(submit, begins=not self._begun)))
+        self._begun = True
+
     def _append(self, samples: Samples) -> None:
+        """Compute the features of samples [S], and forget those before all utterances to come."""
         self._received += samples.size
         needed = self._kept if self.settings.finals == "chunks" else min(self._kept, self._utterances.begin)
         first = max(0, needed - self.left)
@@ -178,7 +216,7 @@ class Stream:
         self._samples_from = first * self.samples_per_frame
 
     def _plan(self, ends: bool, last: bool) -> Iterator[_Step]:
-        """The steps that the audio allows, in order; each is to be submitted before the next is asked for."""
+        """Steps that the audio allows, in order."""
         available = self._available(last)
         while available - self._kept >= self.chunk + self.right:
             yield self._step(self._kept + self.chunk + self.right, self._kept + self.chunk)
@@ -187,7 +225,7 @@ class Stream:
         elif self.settings.interim and not ends:
             # At the beginning, and after a forced end, the right context is still missing: guess without it.
             seconds = available * self.engine.seconds_per_frame
-            if available - max(self._heard, self._kept) >= self.chunk and seconds >= LEAST_LOOK_AHEAD:
+            if available - max(self._computed, self._kept) >= self.chunk and seconds >= LEAST_LOOK_AHEAD:
                 yield self._step(available, self._kept)
 
     def _step(self, stop: int, keep_to: int, *, ends: bool = False) -> _Step:
@@ -199,17 +237,17 @@ class Stream:
             ends=ends,
             statistics=None if self._features is None else self._features.statistics(self._mel_until(stop)),
         )
-        self._kept, self._heard = keep_to, stop
+        self._kept, self._computed = keep_to, stop
         return step
 
     def _available(self, last: bool) -> int:
-        """Whole encoder frames so far; at the end of the stream a begun one counts."""
+        """Number of whole encoder frames so far; at the end of the stream a begun one counts."""
         if not last:
             return self._received // self.samples_per_frame
         return -(-self._received // self.samples_per_frame)
 
     def _submit(self, start: int, stop: int, statistics: Statistics | None) -> Future[Emissions]:
-        """The frames [start, stop) of the stream."""
+        """Submit the frames [start, stop) of the stream."""
         if self._features is None or statistics is None:
             first, end = (frames * self.samples_per_frame - self._samples_from for frames in (start, stop))
             return self.engine.submit(self._samples[first:end], lease=self.lease, priority="stream", group=self.group)
@@ -218,55 +256,91 @@ class Stream:
         return self.engine.submit_features(mel, lease=self.lease, priority="stream", group=self.group)
 
     def _mel_until(self, stop: int) -> int:
-        """Mel frames before an encoder frame; the last of a stream may have fewer."""
+        """Number of mel frames before an encoder frame; the last of a stream may have fewer."""
         assert self._features is not None
         return min(stop * self._features.raw.per_encoder_frame, self._features.frames)
 
-    def _absorb(self, step: _Step, answer: Emissions, newest: bool) -> Steps[list[Event]]:
-        """Decode what is kept; of the newest step also tell what the rest seems to say."""
+    def _absorb(self, step: _Step, answer: Emissions, *, is_newest: bool, ends: bool) -> list[Event | Ended]:
+        """Decode the kept frames of answer [T, C], and the rest of the newest step for an interim result.
+
+        Utterances that are to be recognised once more are returned as they are.
+        """
         heard = min(self.seconds, step.stop * self.engine.seconds_per_frame)
         emissions = answer[: step.stop - step.start]
-        events: list[Event] = []
-        if step.keep_to > step.keep_from:  # a mere look ahead leaves no trace: it hangs on how the audio comes
-            self._heard_last = step, emissions
+        found: list[Event | Ended] = []
+        if step.keep_to > step.keep_from:  # a mere look ahead leaves no trace: it depends on how the audio is cut
+            self._last_step = step, emissions
             chunk = self._overlap.push(
                 emissions, start=step.start, keep_from=step.keep_from, keep_to=step.keep_to, ends=step.ends
             )
-            events = yield from self._results(self._utterances.push(chunk, heard))
-        if newest and self.settings.interim:
-            events += self._utterances.look_ahead(emissions[step.keep_to - step.start :], heard)
-        return events
+            found += self._results(self._utterances.push(chunk, heard))
+        if is_newest and ends:
+            found += self._end()
+        elif is_newest and self.settings.interim:
+            found += self._utterances.look_ahead(emissions[step.keep_to - step.start :], heard)
+        return found
 
-    def _results(self, found: Sequence[Interim | Ended]) -> Steps[list[Event]]:
-        """Interim results as they are, where they are wanted, and ended utterances as final ones."""
-        events: list[Event] = []
-        alternatives = self._decoding.alternatives
+    def _end(self) -> list[Event | Ended]:
+        """End the utterance here."""
+        return self._results(self._utterances.end(self.seconds))
+
+    def _results(self, found: Sequence[Interim | Ended]) -> list[Event | Ended]:
+        """Interim results as they are, where they are wanted; final ones of utterances whose context was heard."""
+        results: list[Event | Ended] = []
         for each in found:
             if isinstance(each, Interim):
-                events += [each] if self.settings.interim else []
+                results += [each] if self.settings.interim else []
+            elif self.settings.finals == "chunks":
+                results += each.final(each.decoder, self._decoding.alternatives)
+            else:
+                results += self._whole(each)
+        return results
+
+    def _whole(self, ended: Ended) -> list[Event | Ended]:
+        """Final result of an utterance whose context lies within the last step; else the utterance as it is."""
+        step, emissions = self._newest()
+        if step.start > max(0, ended.begin - self.left):
+            return [ended]
+        decoder = self.engine.model.head.decoder(self._decoding, first_frame=ended.begin)
+        decoder.push(emissions[ended.begin - step.start : ended.end - step.start])
+        return [*self._final(ended, decoder)]
+
+    def _final(self, ended: Ended, whole: Decoder) -> list[Final]:
+        """Final result of an utterance from `whole`; from its chunks, like interim ones, where that has no words."""
+        alternatives = self._decoding.alternatives
+        return ended.final(whole, alternatives) or ended.final(ended.decoder, alternatives)
+
+    def _newest(self) -> tuple[_Step, Emissions]:
+        assert self._last_step is not None
+        return self._last_step
+
+    async def _finished(self, found: Sequence[Event | Ended]) -> list[Event]:
+        """Events, with each utterance recognised once more in one piece, with context on both sides."""
+        events: list[Event] = []
+        for each in found:
+            if not isinstance(each, Ended):
+                events.append(each)
                 continue
-            final: list[Final] = []
-            if self.settings.finals == "whole":
-                final = each.final((yield from self._second_pass(each)), alternatives)
-            # What interim results have told is not left without a final one, even where the whole has no words.
-            events += final or each.final(each.decoder, alternatives)
+            events += await self._second_pass(each)
         return events
 
-    def _second_pass(self, ended: Ended) -> Steps[Decoder]:
-        """An utterance in one piece, with context on both sides; the last step may have heard all of that."""
-        assert self._heard_last is not None
-        step, emissions = self._heard_last
+    async def _second_pass(self, ended: Ended) -> list[Final]:
+        step, _ = self._newest()
         head = self.engine.model.head
-        decoder = head.decoder(self._decoding, first_frame=ended.begin)
         start, stop = max(0, ended.begin - self.left), min(ended.end + self.right, step.stop)
-        if step.start <= start:
-            decoder.push(emissions[ended.begin - step.start : ended.end - step.start])
-            return decoder
+        decoder = head.decoder(self._decoding, first_frame=ended.begin)
+        windows = windows_of(self.engine, stop - start)
+        joiner = WindowJoiner(windows, decoder, head.align_row, first=ended.begin - start, last=ended.end - start)
 
         def submit(window: Window) -> Future[Emissions]:
             return self._submit(start + window.start, start + window.stop, step.statistics)
 
-        windows = windows_of(self.engine, stop - start)
-        joiner = WindowJoiner(windows, decoder, head.align_row, first=ended.begin - start, last=ended.end - start)
-        yield from heard_in_windows(joiner, submit, begins=False)
-        return decoder
+        def decode(answer: Emissions) -> list[Final]:
+            joiner.push(answer)
+            return self._final(ended, decoder) if joiner.is_complete else []
+
+        final: list[Final] = []
+        async with aclosing(window_answers(windows, submit, begins=False)) as answers:
+            async for answer in answers:
+                final = await asyncio.to_thread(decode, answer)
+        return final

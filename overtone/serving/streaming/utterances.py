@@ -1,4 +1,4 @@
-"""Frames of a stream in order -> its utterances: interim results, and where utterances end."""
+"""Utterances of a stream: frames in order -> interim results, and ends of utterances."""
 
 from __future__ import annotations
 
@@ -9,30 +9,31 @@ import numpy as np
 from overtone.decoding.decoder import Decoder, DecodingOptions, Emissions, Flags
 from overtone.decoding.hypothesis import Hypothesis, Word
 from overtone.serving.engine.engine import Engine
-from overtone.serving.streaming.endpointing import Endpointer, Endpointing
+from overtone.serving.recognition.request import Endpointing
+from overtone.serving.streaming.endpointing import Endpointer
 
 UNSURE = 0.9
-"""The stability of a text that is decoded for good, as long as its utterance goes on."""
+"""Stability of a text that is decoded for good, as long as its utterance goes on."""
 LATE_SECONDS = 5.0
 """An utterance that grows too long ends in the longest pause of so many seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interim:
-    """The current utterance as it is understood so far; never empty."""
+    """Result of the current utterance so far; never empty."""
 
     text: str
     stability: float
-    """0…0.9: how much of the text will not be heard again; 1.0 marks the early end of an utterance."""
+    """0…0.9: share of the text that is decoded for good; 1.0 marks the early end of an utterance."""
     words: tuple[Word, ...]
     """Times in seconds from the beginning of the stream."""
     audio_processed: float
-    """Seconds of the stream heard so far."""
+    """Seconds of the stream computed so far."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Final:
-    """An utterance that has ended; never empty."""
+    """Result of an utterance that has ended; never empty."""
 
     text: str
     words: tuple[Word, ...]
@@ -42,9 +43,9 @@ class Final:
     confidence: float
     """Mean confidence of the words, 0…1."""
     start: float
-    """Of the first word, seconds from the beginning of the stream."""
+    """Begin of the first word, seconds from the beginning of the stream."""
     end: float
-    """Of the last word."""
+    """End of the last word."""
     audio_processed: float
 
 
@@ -53,17 +54,17 @@ Event = Interim | Final
 
 @dataclass(frozen=True, kw_only=True)
 class Ended:
-    """An utterance in which something was said, as its frames came."""
+    """An utterance with words that has ended, decoded from its chunks."""
 
     begin: int
-    """The frame of the stream with which it begins; somewhat before the first word."""
+    """First frame in the stream; somewhat before the first word."""
     end: int
     decoder: Decoder
-    """Holds its frames."""
+    """Decoder of its frames."""
     audio_processed: float
 
     def final(self, decoder: Decoder, alternatives: int) -> list[Final]:
-        """Its result as a decoder has it, if that has words."""
+        """Result of its frames in a decoder, if that has words."""
         found = [each for each in decoder.hypotheses(alternatives) if each.words]
         if not found:
             return []
@@ -96,18 +97,18 @@ class Utterances:
         self.frames = 0
         """Frames of the stream so far."""
         self.begin = 0
-        """The frame with which the current utterance begins."""
+        """First frame of the current utterance."""
         self.decoder = self._new_decoder()
-        self.spoke = False
-        """Whether the current utterance has a frame that is not blank."""
+        self.has_words = False
+        """True once the current utterance has a frame with a token."""
         self.early = self.longest - min(round(LATE_SECONDS / engine.seconds_per_frame), self.longest // 2)
         """Frames of an utterance before which it is not cut."""
         self._before: Decoder | None = None
-        """The decoder before those frames that follow, where the utterance has become that long."""
+        """Decoder before the frames of `_late`, once the utterance has become that long."""
         self._late: list[Emissions] = []
 
     def push(self, emissions: Emissions, heard: float) -> list[Interim | Ended]:
-        """emissions [T, C]: the next frames. heard: seconds of the stream that were heard for them."""
+        """Decode the next frames, emissions [T, C]. heard: seconds of the stream that were computed for them."""
         events: list[Interim | Ended] = []
         silent = self.decoder.silent(emissions)
         begin = 0
@@ -115,14 +116,14 @@ class Utterances:
             self._decode(emissions[begin : mark.frames], silent[begin : mark.frames])
             begin = mark.frames
             events += self._ended(heard) if mark.kind == "end" else self._interim(self.decoder, 1.0, heard)
-        if self.spoke and self.decoder.frames + len(emissions) - begin > self.longest:
+        if self.has_words and self.decoder.frames + len(emissions) - begin > self.longest:
             events += self._cut(emissions[begin:], heard)
         else:
             self._decode(emissions[begin:], silent[begin:])
         return events
 
     def look_ahead(self, emissions: Emissions, heard: float) -> list[Interim]:
-        """The utterance with frames that will be heard again."""
+        """Interim result of the utterance with emissions [T, C] of frames that will be computed again."""
         decoder = self.decoder
         if len(emissions):
             decoder = decoder.fork()
@@ -130,16 +131,16 @@ class Utterances:
         return self._interim(decoder, None, heard)
 
     def end(self, heard: float) -> list[Ended]:
-        """The utterance ends here, whatever was heard."""
+        """End the utterance here."""
         self.endpointer.reset()
         return self._ended(heard)
 
     def _new_decoder(self) -> Decoder:
-        """A decoder of the frames from here on."""
+        """Make a decoder of the frames from here on."""
         return self.engine.model.head.decoder(self.decoding, first_frame=self.frames)
 
     def _cut(self, emissions: Emissions, heard: float) -> list[Ended]:
-        """The utterance ends in a pause, before these frames or among them; what follows begins the next one."""
+        """End the utterance in a pause, before these frames or among them; the frames after it begin the next one."""
         if self._before is not None:
             self.decoder = self._before
             self.frames -= sum(map(len, self._late))
@@ -153,11 +154,11 @@ class Utterances:
 
     def _decode(self, emissions: Emissions, silent: Flags) -> None:
         self.frames += len(emissions)
-        if not self.spoke and silent.all():  # silence before an utterance is not kept
+        if not self.has_words and silent.all():  # silence before an utterance is not kept
             self.decoder = self._new_decoder()
             self.begin = max(self.begin, self.frames - self.lead)
             return
-        self.spoke = True
+        self.has_words = True
         if not len(emissions):
             return
         if self._before is None and self.decoder.frames + len(emissions) > self.early:
@@ -176,17 +177,20 @@ class Utterances:
         return [Interim(text=best.text, stability=stability, words=best.words, audio_processed=heard)]
 
     def _ended(self, heard: float) -> list[Ended]:
-        """The current utterance, if anything was said; the next one begins."""
+        """End the current utterance, which is returned if it has words, and begin the next one."""
         ended = Ended(begin=self.begin, end=self.frames, decoder=self.decoder, audio_processed=heard)
-        spoke, self.spoke = self.spoke, False
+        has_words, self.has_words = self.has_words, False
         self._before, self._late = None, []
         self.decoder = self._new_decoder()
         self.begin = self.frames
-        return [ended] if spoke else []
+        return [ended] if has_words else []
 
 
 def pause(silent: Flags) -> int:
-    """Frames before the middle of the longest pause, the last one of these; all where there is none."""
+    """Number of frames before the middle of the longest pause, the last one of these; all where there is none.
+
+    silent: [T] bool.
+    """
     edges = np.flatnonzero(np.diff(silent, prepend=False, append=False))
     begins, ends = edges[0::2], edges[1::2]
     if not begins.size:

@@ -17,8 +17,8 @@ from overtone.adapters.kinds.linear import LinearAdapter
 from overtone.adapters.kinds.lora import LoraAdapter
 from overtone.adapters.kinds.registry import KINDS
 from overtone.adapters.kinds.tiny_attention import TinyAttentionAdapter
-from overtone.backends.fused.encoder import PreparedEncoder
-from overtone.backends.fused.subsampling import PreparedSubsampling
+from overtone.backends.fused.encoder import FusedEncoder
+from overtone.backends.fused.subsampling import FusedSubsampling
 from overtone.models.asr_model import AsrModel, build_model
 from overtone.nets import attention, conformer
 from overtone.nets.conformer import ConformerEncoder
@@ -84,7 +84,7 @@ def model(request: pytest.FixtureRequest) -> AsrModel:
 
 
 def prepare(model: AsrModel, dtype: torch.dtype | None) -> AsrModel:
-    model.backend = None if dtype is None else PreparedEncoder(model.encoder, dtype)
+    model.backend = None if dtype is None else FusedEncoder(model.encoder, dtype)
     return model
 
 
@@ -168,7 +168,7 @@ def test_one_length_needs_no_mask(waveforms: Tensor) -> None:
     lengths = torch.tensor([100, 100])
     with torch.inference_mode():
         x, counts = model.encoder(mel, lengths)
-        y, _ = PreparedEncoder(model.encoder, torch.float32)(mel, lengths)
+        y, _ = FusedEncoder(model.encoder, torch.float32)(mel, lengths)
     assert counts.tolist() == [x.size(1)] * 2
     assert (x - y).abs().max() < 1e-5
 
@@ -204,7 +204,7 @@ def test_rows_are_subsampled_in_chunks_alike(waveforms: Tensor, monkeypatch: pyt
 
 def test_longer_inputs_extend_the_encodings() -> None:
     model = make_model()
-    prepared = PreparedEncoder(model.encoder, torch.float32)
+    prepared = FusedEncoder(model.encoder, torch.float32)
     for frames in (40, 2_200, 100):  # 550 encoder frames are more than are prepared at first
         mel, lengths = torch.randn(1, 80, frames), torch.tensor([frames])
         with torch.no_grad():
@@ -301,7 +301,7 @@ def test_dropout_is_where_the_encoder_has_it(where: str, taps_act: bool, monkeyp
     """The spread over many draws is that of torch's own dropout, with plain and prepared parts; without training mode
     there is none."""
     encoder = encoder_with(**{where: 0.1})
-    prepared = PreparedEncoder(encoder, torch.float32)
+    prepared = FusedEncoder(encoder, torch.float32)
     if taps_act:  # the parts run as separate modules then
         plug_everywhere(encoder)
     mel, lengths = torch.randn(4, 80, 64), torch.tensor([64, 64, 60, 40])
@@ -313,8 +313,8 @@ def test_dropout_is_where_the_encoder_has_it(where: str, taps_act: bool, monkeyp
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
         ours, plain = (spread(net, mel, lengths, still) for net in (prepared, encoder))
-        monkeypatch.setattr(conformer, "dropped", lambda x, dropout: dropout(x))
-        monkeypatch.setattr(attention, "thinned", F.dropout)
+        monkeypatch.setattr(conformer, "apply_dropout", lambda x, dropout: dropout(x))
+        monkeypatch.setattr(attention, "drop", F.dropout)
         theirs = spread(encoder, mel, lengths, still)
     assert theirs > 1e-3
     assert (ours, plain) == (pytest.approx(theirs, rel=0.15), pytest.approx(theirs, rel=0.15))
@@ -350,15 +350,15 @@ def spread(
 def test_gradients_go_through_the_masks_of_the_forward(taps_act: bool) -> None:
     """With dropout the gradient is that of the very function that the forward computed: a finite difference."""
     encoder = encoder_with(dropout=0.3, dropout_att=0.3).train()
-    prepared = PreparedEncoder(encoder, torch.float32)
+    prepared = FusedEncoder(encoder, torch.float32)
     if taps_act:
         plug_everywhere(encoder)
     prepared.refresh()
-    start, _, scene = prepared.embed(torch.randn(2, 80, 48), torch.tensor([48, 30]))
+    start, _, shared = prepared.embed(torch.randn(2, 80, 48), torch.tensor([48, 30]))
 
     def run(x: Tensor) -> Tensor:
         torch.manual_seed(7)
-        y: Tensor = prepared.layers[0](x, scene)
+        y: Tensor = prepared.layers[0](x, shared)
         return y
 
     x = start.detach().requires_grad_(True)
@@ -377,7 +377,7 @@ def test_gradients_go_through_the_masks_of_the_forward(taps_act: bool) -> None:
 def test_widths_whose_kernel_hangs_are_avoided() -> None:
     """Channels-last bfloat16 depthwise kernels of D ≡ 16 (mod 64) may never return: a watchdog would end this."""
     encoder = ConformerEncoder(width=144, layers=1, heads=4, kernel_size=31, subsampling="dw_striding").eval()
-    prepared = PreparedEncoder(encoder, torch.bfloat16)
+    prepared = FusedEncoder(encoder, torch.bfloat16)
     finished = threading.Event()
 
     def run() -> None:
@@ -387,7 +387,7 @@ def test_widths_whose_kernel_hangs_are_avoided() -> None:
 
     threading.Thread(target=run, daemon=True).start()
     assert finished.wait(60)
-    assert isinstance(prepared.pre_encode, PreparedSubsampling)
+    assert isinstance(prepared.pre_encode, FusedSubsampling)
     assert not prepared.pre_encode.stages[0].channels_last
     convolution = prepared.layers[0].convolution
     assert convolution is not None

@@ -24,6 +24,7 @@ from overtone.serving.engine.engine import Engine
 from overtone.serving.errors import OverloadError
 from overtone.serving.streaming.stream import Stream
 from support.serving_models import make_adapter, noise, offline, states, store_of, tiny_model
+from support.streams import run
 
 
 def touch(path: Path) -> None:
@@ -363,15 +364,15 @@ def test_a_stream_keeps_the_version_it_began_with(model: AsrModel, folder: Path)
         choice = lease.choice
         old = offline(model, waveform, choice)
         with Stream(engine, lease) as stream:
-            stream.push(waveform[:24_000])
+            run(stream.push(waveform[:24_000]))
             make_adapter(model, folder / "voice0", seed=60)
             store.scan()
             with store.acquire("voice0") as new:
                 assert new.choice != choice
                 answer = engine.submit(waveform, lease=new).result(10)
                 assert np.abs(answer - old).max() > 1e-2
-            stream.push(waveform[24_000:])
+            run(stream.push(waveform[24_000:]))
             assert choice in model.adapters
             np.testing.assert_allclose(engine.submit(waveform, lease=lease).result(10), old, atol=2e-5)
-            stream.finish()
+            run(stream.finish())
         assert choice not in model.adapters

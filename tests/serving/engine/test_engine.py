@@ -21,8 +21,9 @@ from overtone.models.asr_model import AsrModel
 from overtone.serving.adapter_store.store import AdapterStore
 from overtone.serving.engine.engine import Engine, EngineSettings
 from overtone.serving.errors import DeadlineError, DrainingError, OverloadError
-from overtone.serving.recognition.offline import recognise, recognise_async
+from overtone.serving.recognition.offline import recognise
 from support.serving_models import make_adapter, marked, noise, offline, tiny_model, until
+from support.streams import run
 from support.tone_model import ToneModel, spoken
 
 
@@ -144,7 +145,7 @@ def test_a_long_recording_reads_as_the_whole(tones: ToneModel) -> None:
             DecodingOptions(alternatives=2),
             DecodingOptions(boosts=BoostTree([Boost(phrases=("bad",), boost=5)], tones.tokenizer)),
         ):
-            found = recognise(engine, waveform, decoding=decoding)
+            found = run(recognise(engine, waveform, decoding=decoding))
             assert found.hypotheses[0].text == text
             assert found.seconds == pytest.approx(waveform.size / 16_000)
             last = found.hypotheses[0].words[-1]
@@ -157,10 +158,10 @@ def test_a_recording_in_an_event_loop(tones: ToneModel) -> None:
     async def several() -> list[str]:
         with Engine(tones, EngineSettings(max_wait=0.02)) as engine:  # type: ignore[arg-type]
             texts = ["abba", "cafe", "bad bed"]
-            found = await asyncio.gather(*(recognise_async(engine, spoken(text)) for text in texts))
+            found = await asyncio.gather(*(recognise(engine, spoken(text)) for text in texts))
             return [each.hypotheses[0].text for each in found]
 
-    assert asyncio.run(several()) == ["abba", "cafe", "bad bed"]
+    assert run(several()) == ["abba", "cafe", "bad bed"]
 
 
 def test_a_cancelled_recording_leaves_the_queue(tones: ToneModel) -> None:
@@ -170,7 +171,7 @@ def test_a_cancelled_recording_leaves_the_queue(tones: ToneModel) -> None:
         with Engine(tones, EngineSettings(max_batch=1)) as engine:  # type: ignore[arg-type]
             first = engine.submit(marked(1.0))
             await asyncio.to_thread(gate.entered.acquire)
-            task = asyncio.ensure_future(recognise_async(engine, spoken("abc" * 400)))
+            task = asyncio.ensure_future(recognise(engine, spoken("abc" * 400)))
             while engine.state().waiting < 3:
                 await asyncio.sleep(0.005)
             task.cancel()
@@ -181,7 +182,7 @@ def test_a_cancelled_recording_leaves_the_queue(tones: ToneModel) -> None:
             await asyncio.wrap_future(first)
             return left
 
-    assert asyncio.run(vanish()) == 0
+    assert run(vanish()) == 0
 
 
 # Turns

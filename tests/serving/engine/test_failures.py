@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import threading
 import weakref
@@ -15,8 +14,10 @@ import torch
 
 from overtone.serving.engine.engine import Engine, EngineSettings
 from overtone.serving.errors import WorkerError
-from overtone.serving.recognition.offline import recognise, recognise_async
+from overtone.serving.recognition.offline import recognise, recognise_in_parts
+from overtone.serving.streaming.stream import Stream, StreamSettings
 from support.serving_models import marked, until
+from support.streams import run
 from support.tone_model import ToneModel, spoken
 
 
@@ -118,7 +119,7 @@ def test_nothing_of_a_forward_that_broke_off_is_kept(tones: ToneModel, error: ty
 
 @pytest.mark.parametrize("error", [None, ValueError, SystemExit])
 def test_rows_go_as_soon_as_they_are_answered(tones: ToneModel, error: type[BaseException] | None) -> None:
-    """Without waiting for a search for garbage; what they were made of, even while the answer is kept."""
+    """Without waiting for a garbage collection; what they were made of, even while the answer is kept."""
     if error is not None:
         poisoned(tones, error)
     waveforms = [marked(0.5), marked(0.1)]
@@ -152,25 +153,43 @@ def test_a_cancelled_row_goes_at_once(tones: ToneModel) -> None:
         gc.enable()
 
 
-@pytest.mark.parametrize("in_a_loop", [True, False])
-def test_a_recording_that_was_refused_goes_with_its_error(tones: ToneModel, in_a_loop: bool) -> None:
+@pytest.mark.parametrize("in_parts", [True, False])
+def test_a_recording_that_was_refused_goes_with_its_error(tones: ToneModel, in_parts: bool) -> None:
     poisoned(tones, ValueError)
     waveforms = [marked(0.5)]
     samples = weakref.ref(waveforms[0])
 
     async def refused(engine: Engine) -> None:
+        waveform = waveforms.pop()
+        work = anext(recognise_in_parts(engine, waveform)) if in_parts else recognise(engine, waveform)
+        del waveform
         with pytest.raises(WorkerError, match="poison"):
-            await recognise_async(engine, waveforms.pop())
+            await work
 
     gc.disable()
     try:
         with Engine(tones, EngineSettings(max_wait=0.0)) as engine:  # type: ignore[arg-type]
-            if in_a_loop:
-                asyncio.run(refused(engine))
-            else:
-                with pytest.raises(WorkerError, match="poison"):
-                    recognise(engine, waveforms.pop())
+            run(refused(engine))
             until(lambda: samples() is None)
+    finally:
+        gc.enable()
+
+
+def test_a_stream_that_failed_goes_with_its_error(tones: ToneModel) -> None:
+    poisoned(tones, ValueError)
+    streams: list[weakref.ref[Stream]] = []
+
+    async def refused(engine: Engine) -> None:
+        stream = Stream(engine, settings=StreamSettings(normalisation="buffer"))
+        streams.append(weakref.ref(stream))
+        with pytest.raises(WorkerError, match="poison"):
+            await stream.push(marked(0.5, samples=64_000))
+
+    gc.disable()
+    try:
+        with Engine(tones, EngineSettings(max_wait=0.0)) as engine:  # type: ignore[arg-type]
+            run(refused(engine))
+            until(lambda: streams[0]() is None)
     finally:
         gc.enable()
 
@@ -198,5 +217,5 @@ def test_a_failing_recording_is_refused_whole(tones: ToneModel) -> None:
     poisoned(tones, ValueError)
     with Engine(tones) as engine:  # type: ignore[arg-type]
         with pytest.raises(WorkerError):
-            recognise(engine, marked(0.5))
-        assert recognise(engine, spoken("abc")).hypotheses[0].text == "abc"
+            run(recognise(engine, marked(0.5)))
+        assert run(recognise(engine, spoken("abc"))).hypotheses[0].text == "abc"

@@ -25,7 +25,7 @@ from overtone.serving.riva.fields import (  # noqa: E402
 )
 from overtone.serving.riva.requests import ENCODINGS  # noqa: E402
 from overtone.serving.settings import ServerSettings  # noqa: E402
-from overtone.serving.streaming.stream_settings import StreamSettings  # noqa: E402
+from overtone.serving.streaming.stream import StreamSettings  # noqa: E402
 from support.riva_service import Service, refusal, riva_service, stream_requests  # noqa: E402
 from support.speaking_model import pcm16, silence, spoken  # noqa: E402
 

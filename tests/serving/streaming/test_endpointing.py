@@ -10,7 +10,8 @@ import torch
 
 from overtone.audio.stream_features import RawFeatures, StreamFeatures
 from overtone.errors import UsageError
-from overtone.serving.streaming.endpointing import Endpointer, Endpointing, Mark
+from overtone.serving.recognition.request import Endpointing
+from overtone.serving.streaming.endpointing import Endpointer, Mark
 from support.serving_models import noise, tiny_model
 
 

@@ -7,8 +7,7 @@ import pytest
 
 from overtone.serving.engine.engine import Engine, EngineSettings
 from overtone.serving.streaming.overlap import Overlap
-from overtone.serving.streaming.stream import Stream
-from overtone.serving.streaming.stream_settings import StreamSettings
+from overtone.serving.streaming.stream import Stream, StreamSettings
 from support.serving_models import noise, tiny_model
 from support.streams import frames_of
 

@@ -12,11 +12,10 @@ import torch
 from overtone.serving.engine.engine import Engine, EngineSettings
 from overtone.serving.errors import OverloadError
 from overtone.serving.recognition.offline import recognise
-from overtone.serving.streaming.endpointing import Endpointing
-from overtone.serving.streaming.stream import Event, Final, Interim, Stream
-from overtone.serving.streaming.stream_settings import StreamSettings
+from overtone.serving.recognition.request import Endpointing
+from overtone.serving.streaming.stream import Event, Final, Interim, Stream, StreamSettings
 from support.serving_models import noise, tiny_model
-from support.streams import finals, run
+from support.streams import finals, run, stream_all
 from support.tone_model import SAMPLE_RATE, ToneModel, spoken
 
 ONE = Endpointing(stop_history=0)
@@ -39,7 +38,7 @@ def tones() -> Iterator[Engine]:
 
 
 def heard(engine: Engine, waveform: np.ndarray, portion: int = 3200, **options: Any) -> list[Event]:
-    return run(Stream(engine, settings=StreamSettings(**{"endpointing": ONE, **options})), waveform, portion)
+    return stream_all(Stream(engine, settings=StreamSettings(**{"endpointing": ONE, **options})), waveform, portion)
 
 
 @pytest.mark.parametrize("context", [(0.8, 1.6, 1.6), (0.16, 0.4, 0.4)])
@@ -50,7 +49,7 @@ def test_a_stream_of_one_utterance_ends_with_what_the_whole_recording_gives(
 ) -> None:
     chunk, left, right = context
     waveform = noise(9.3, seed=5)
-    (whole,) = recognise(engine, waveform).hypotheses
+    (whole,) = run(recognise(engine, waveform)).hypotheses
     options = {"chunk": chunk, "left": left, "right": right, "interim": interim, "normalisation": normalisation}
     (final,) = finals(heard(engine, waveform, **options))
     assert len(whole.text) > 20

@@ -21,12 +21,11 @@ from overtone.errors import UsageError
 from overtone.serving.adapter_store.store import Lease
 from overtone.serving.engine.engine import Engine, EngineSettings
 from overtone.serving.errors import OverloadError, WorkerError
-from overtone.serving.streaming.endpointing import Endpointing
-from overtone.serving.streaming.stream import Event, Final, Interim, Stream
-from overtone.serving.streaming.stream_settings import StreamSettings
+from overtone.serving.recognition.request import Endpointing
+from overtone.serving.streaming.stream import Event, Final, Interim, Stream, StreamSettings
 from support.serving_models import noise, offline, tiny_model
 from support.step_head import StepHead
-from support.streams import finals, frames_of, run
+from support.streams import finals, frames_of, run, stream_all
 from support.tone_model import FRAME, SAMPLE_RATE, ToneModel, spoken
 
 CONTEXTS = [(0.8, 1.6, 1.6), (0.16, 1.92, 1.92), (0.04, 0.0, 0.0), (2.0, 0.0, 0.4)]
@@ -56,7 +55,7 @@ def engine() -> Iterator[Engine]:
 def test_frames_and_times_are_those_of_the_whole(engine: Engine, context: Any, portion: int) -> None:
     waveform = np.concatenate((silence(0.52), spoken("abc bad cafe"), silence(0.4), spoken("deed fed")))
     settings = tone_settings(context, endpointing=Endpointing(stop_history=0))
-    (final,) = finals(run(Stream(engine, settings=settings), waveform, portion))
+    (final,) = finals(stream_all(Stream(engine, settings=settings), waveform, portion))
     decoder = engine.model.head.decoder()
     decoder.push(offline(engine.model, waveform))
     (whole,) = decoder.hypotheses()
@@ -81,15 +80,15 @@ def test_every_frame_is_decoded_once_whatever_the_portions(engine: Engine, seed:
     position = 0
     while position < waveform.size:
         step = int(generator.integers(1, 20_000))
-        events += stream.push(waveform[position : position + step])
+        events += run(stream.push(waveform[position : position + step]))
         position += step
-    assert [final.text for final in finals(events + stream.finish())] == [letters]
+    assert [final.text for final in finals(events + run(stream.finish()))] == [letters]
 
 
 def test_the_buffers_are_as_long_as_asked_and_lie_on_whole_frames(engine: Engine) -> None:
     model = engine.model
     model.batches.clear()  # type: ignore[operator, union-attr]
-    run(Stream(engine, settings=tone_settings(interim=False)), noise(8.0))
+    stream_all(Stream(engine, settings=tone_settings(interim=False)), noise(8.0))
     heard: list[int] = list(itertools.chain(*model.batches))  # type: ignore[arg-type]
     # 0.8 + 1.6; then with more and more on the left; 1.6 + 0.8 + 1.6; what is left.
     assert heard == [38_400, 51_200, *[64_000] * 6, 51_200]
@@ -101,7 +100,7 @@ def test_the_buffers_are_as_long_as_asked_and_lie_on_whole_frames(engine: Engine
 
 def test_a_pause_ends_an_utterance_and_times_go_on(engine: Engine) -> None:
     waveform = np.concatenate((spoken("abba"), silence(1.2), spoken("bad bed"), silence(3.0), spoken("fed")))
-    events = run(Stream(engine, settings=tone_settings()), waveform)
+    events = stream_all(Stream(engine, settings=tone_settings()), waveform)
     assert [final.text for final in finals(events)] == ["abba", "bad bed", "fed"]
     first, second, third = finals(events)
     assert first.start == 0.0
@@ -118,31 +117,31 @@ def test_interim_results_grow_and_come_before_the_right_context(engine: Engine) 
     first: list[Event] = []
     heard = 0
     while not first:
-        first = stream.push(waveform[heard : heard + 3200])
+        first = run(stream.push(waveform[heard : heard + 3200]))
         heard += 3200
     assert heard / SAMPLE_RATE == pytest.approx(0.8)  # one chunk, not chunk and right context
-    rest = [*first, *stream.push(waveform[heard:]), *stream.finish()]
+    rest = [*first, *run(stream.push(waveform[heard:])), *run(stream.finish())]
     texts = [event.text for event in rest if isinstance(event, Interim)]
     assert texts
     assert all("abc bad cafe deed fed".startswith(text.strip()[:-1]) for text in texts)
     assert all(0.0 <= event.stability <= 0.9 for event in rest if isinstance(event, Interim))
     assert [final.text for final in finals(rest)] == ["abc bad cafe deed fed"]
-    silent = run(Stream(engine, settings=tone_settings(interim=False)), waveform)
+    silent = stream_all(Stream(engine, settings=tone_settings(interim=False)), waveform)
     assert [type(event) for event in silent] == [Final]
 
 
 def test_silence_says_nothing(engine: Engine) -> None:
-    assert run(Stream(engine, settings=tone_settings()), silence(6.0)) == []
-    assert run(Stream(engine, settings=tone_settings()), silence(0.0)) == []
-    assert run(Stream(engine, settings=tone_settings()), silence(0.001)) == []
+    assert stream_all(Stream(engine, settings=tone_settings()), silence(6.0)) == []
+    assert stream_all(Stream(engine, settings=tone_settings()), silence(0.0)) == []
+    assert stream_all(Stream(engine, settings=tone_settings()), silence(0.001)) == []
 
 
 def test_an_utterance_is_ended_when_asked(engine: Engine) -> None:
     stream = Stream(engine, settings=tone_settings())
-    forced = stream.push(spoken("abba"), force_eou=True)
+    forced = run(stream.push(spoken("abba"), force_eou=True))
     assert [final.text for final in finals(forced)] == ["abba"]
-    assert finals(stream.push(silence(0.0), force_eou=True)) == []
-    rest = stream.push(spoken("cafe")) + stream.finish()
+    assert finals(run(stream.push(silence(0.0), force_eou=True))) == []
+    rest = run(stream.push(spoken("cafe"))) + run(stream.finish())
     assert [(final.text, final.start) for final in finals(rest)] == [("cafe", pytest.approx(0.8))]
 
 
@@ -150,7 +149,7 @@ def test_an_utterance_is_ended_when_asked(engine: Engine) -> None:
 def test_an_endless_utterance_is_cut_between_words(engine: Engine, chunk: float) -> None:
     """Letters are a frame apart, words ten."""
     waveform = np.concatenate([spoken("abcde"), silence(0.36)] * 30)
-    events = run(Stream(engine, settings=tone_settings((chunk, 1.6, 1.6), max_utterance=8.0)), waveform)
+    events = stream_all(Stream(engine, settings=tone_settings((chunk, 1.6, 1.6), max_utterance=8.0)), waveform)
     texts = [final.text for final in finals(events)]
     assert all(text == "abcde" * (len(text) // 5) for text in texts)
     assert "".join(texts) == "abcde" * 30
@@ -160,7 +159,7 @@ def test_an_endless_utterance_is_cut_between_words(engine: Engine, chunk: float)
 
 def test_without_words_an_endless_utterance_is_cut_between_letters(engine: Engine) -> None:
     text = "abcde" * 40
-    events = run(Stream(engine, settings=tone_settings(max_utterance=8.0)), spoken(text))
+    events = stream_all(Stream(engine, settings=tone_settings(max_utterance=8.0)), spoken(text))
     assert "".join(final.text for final in finals(events)) == text
     assert len(finals(events)) >= 5
 
@@ -169,7 +168,7 @@ def test_what_follows_a_cut_ends_in_the_next_silence(engine: Engine) -> None:
     """The last letter ends with the chunk, in which the utterance is cut before it."""
     parts = (silence(0.04), spoken("a" * 44), silence(1.2), spoken("fed"), silence(1.2), spoken("bad"))
     waveform = np.concatenate(parts)
-    events = run(Stream(engine, settings=tone_settings(max_utterance=8.0)), waveform)
+    events = stream_all(Stream(engine, settings=tone_settings(max_utterance=8.0)), waveform)
     assert [final.text for final in finals(events)][-2:] == ["fed", "bad"]
 
 
@@ -177,8 +176,8 @@ def test_boosts_and_alternatives_in_a_stream(engine: Engine) -> None:
     boosts = BoostTree([Boost(phrases=("bad",), boost=5.0)], engine.model.tokenizer)
     waveform = np.concatenate((spoken("bad bed"), silence(1.0), spoken("abba")))
     decoding = DecodingOptions(boosts=boosts, alternatives=3)
-    events = run(Stream(engine, settings=tone_settings(), decoding=decoding), waveform)
-    plain = run(Stream(engine, settings=tone_settings()), waveform)
+    events = stream_all(Stream(engine, settings=tone_settings(), decoding=decoding), waveform)
+    plain = stream_all(Stream(engine, settings=tone_settings()), waveform)
     assert [final.text for final in finals(events)] == ["bad bed", "abba"]
     assert [word.start for final in finals(events) for word in final.words] == [
         word.start for final in finals(plain) for word in final.words
@@ -190,7 +189,7 @@ def test_boosts_and_alternatives_in_a_stream(engine: Engine) -> None:
 def test_the_early_end_is_an_interim_of_full_stability(engine: Engine) -> None:
     endpointing = Endpointing(stop_history_eou=240)
     waveform = np.concatenate((spoken("abba"), silence(4.0)))
-    events = run(Stream(engine, settings=tone_settings((0.16, 0.4, 0.0), endpointing=endpointing)), waveform)
+    events = stream_all(Stream(engine, settings=tone_settings((0.16, 0.4, 0.0), endpointing=endpointing)), waveform)
     sure = [event for event in events if isinstance(event, Interim) and event.stability == 1.0]
     assert [event.text for event in sure] == ["abba"]
     assert events.index(sure[0]) < events.index(finals(events)[0])
@@ -204,7 +203,7 @@ def test_memory_does_not_grow_with_the_stream() -> None:
     settings = StreamSettings(max_utterance=4.0, endpointing=Endpointing(stop_history=0))
     with Engine(model, EngineSettings(max_wait=0.0)) as engine, Stream(engine, settings=settings) as stream:
         for seed in range(40):
-            stream.push(noise(1.0, seed=seed))
+            run(stream.push(noise(1.0, seed=seed)))
             assert stream._features is not None
             assert stream._features._samples.size < 20 * SAMPLE_RATE // 10
             assert stream._features._mel.shape[1] < 1000
@@ -242,7 +241,7 @@ def test_many_streams_share_batches_and_each_hears_itself() -> None:
     with Engine(model, EngineSettings(max_wait=0.02)) as engine:  # type: ignore[arg-type]
 
         def client(text: str) -> None:
-            events = run(Stream(engine, settings=tone_settings()), spoken(text), 12_800)
+            events = stream_all(Stream(engine, settings=tone_settings()), spoken(text), 12_800)
             found[text] = [final.text for final in finals(events)]
 
         threads = [threading.Thread(target=client, args=(text,)) for text in texts]
@@ -271,15 +270,15 @@ def test_streams_in_an_event_loop_and_clients_that_vanish() -> None:
     async def client(engine: Engine, text: str, *, vanishes: bool) -> list[str]:
         lease: Lease = Held(text)  # type: ignore[assignment]
         with Stream(engine, lease, settings=tone_settings()) as stream:
-            events = await stream.push_async(spoken(text))
+            events = await stream.push(spoken(text))
             if vanishes:
-                task = asyncio.ensure_future(stream.push_async(spoken(text * 50)))
+                task = asyncio.ensure_future(stream.push(spoken(text * 50)))
                 await asyncio.sleep(0.01)
                 task.cancel()
                 with pytest.raises(asyncio.CancelledError):
                     await task
                 return []
-            events += await stream.finish_async()
+            events += await stream.finish()
             return [final.text for final in finals(events)]
 
     async def everybody() -> list[list[str]]:
@@ -305,9 +304,9 @@ def test_a_stream_that_failed_is_over(engine: Engine) -> None:
     with Engine(model) as broken:  # type: ignore[arg-type]
         stream = Stream(broken, settings=tone_settings())
         with pytest.raises(WorkerError, match="broken"):
-            stream.push(spoken("abc bad cafe"))
+            run(stream.push(spoken("abc bad cafe")))
         with pytest.raises(UsageError, match="over"):
-            stream.push(spoken("abc"))
+            run(stream.push(spoken("abc")))
 
 
 def test_a_stream_that_has_begun_waits_for_a_place_and_one_that_begins_does_not(engine: Engine) -> None:
@@ -323,14 +322,14 @@ def test_a_stream_that_has_begun_waits_for_a_place_and_one_that_begins_does_not(
     engine.submit = full  # type: ignore[method-assign]
     try:
         stream = Stream(engine, settings=tone_settings())
-        stream.push(spoken("abba cafe"))
+        run(stream.push(spoken("abba cafe")))
         refusals[0] = 3
-        events = stream.push(spoken(" bad bed")) + stream.finish()
+        events = run(stream.push(spoken(" bad bed"))) + run(stream.finish())
         assert refusals[0] == 0
         assert finals(events)[-1].text == "abba cafe bad bed"
         refusals[0] = 1
         with pytest.raises(OverloadError):
-            Stream(engine, settings=tone_settings()).push(spoken("abba cafe"))
+            run(Stream(engine, settings=tone_settings()).push(spoken("abba cafe")))
     finally:
         del engine.submit  # type: ignore[method-assign]
 
@@ -366,7 +365,7 @@ def test_a_stream_is_decoded_by_the_head_that_the_model_has(context: Any, portio
     pause = silence(1.4)
     waveform = np.concatenate((silence(0.52), spoken("abc bad"), pause, spoken("deed"), pause))
     with Engine(StepToneModel(), EngineSettings(max_wait=0.0)) as engine:  # type: ignore[arg-type]
-        events = run(Stream(engine, settings=tone_settings(context)), waveform, portion)
+        events = stream_all(Stream(engine, settings=tone_settings(context)), waveform, portion)
     assert [final.text.strip() for final in finals(events)] == ["abc bad", "deed"]
     starts = [final.start for final in finals(events)]
     assert starts == pytest.approx([0.52, 0.52 + (spoken("abc bad").size + pause.size) / SAMPLE_RATE], abs=0.05)
