@@ -16,7 +16,7 @@ from overtone.backends.fused.attention import AttentionCore
 from overtone.backends.fused.encoder import FusedEncoder
 from overtone.inference.rows import MOST_THREADS, RowThreads, one_thread
 from overtone.inference.transcribe import Transcriber
-from overtone.serving.adapter_store.store import Shelf
+from overtone.serving.adapter_store.store import AdapterStore
 from overtone.serving.engine.engine import Engine, EngineSettings
 from overtone.serving.server import Addresses, Server, ServerSettings, run
 from support.serving_models import make_adapter, noise, offline, tiny_model
@@ -163,9 +163,9 @@ def test_the_engine_answers_rows_of_many_adapters_as_each_alone(
 
     model.forward = watched  # type: ignore[method-assign]
     settings = EngineSettings(max_wait=0.05, threads=2)
-    with Engine(model, settings) as engine, Shelf(model, tmp_path, lock=engine.lock) as shelf:
+    with Engine(model, settings) as engine, AdapterStore(model, tmp_path, lock=engine.lock) as store:
         monkeypatch.setattr("overtone.serving.engine.engine.LONG", -1.0)
-        leases = [shelf.acquire(name) for name in (*names, None)]
+        leases = [store.acquire(name) for name in (*names, None)]
         waveforms = [noise(1.5 + 0.05 * index, seed=index) for index in range(len(leases))]
         futures = [engine.submit(w, lease=lease) for w, lease in zip(waveforms, leases, strict=True)]
         answers = [future.result(30) for future in futures]

@@ -24,6 +24,7 @@ from overtone.training.train import run_training
 from support.families import batch, family_model
 from support.small_models import add_trained, small_model
 from support.step_head import StepHead, give_step_head
+from support.streams import run
 from support.train_samples import settings_for
 
 
@@ -107,7 +108,7 @@ def test_an_adapter_is_trained_under_it(model: AsrModel, tmp_path: Path) -> None
     assert not torch.equal(trained, model(*batch(16_000))[0])
     flat = FlatStartSettings(steps=3, weight=1.0)
     with pytest.raises(ConfigError, match="flat_start is for CTC heads"):
-        FlatStart.of(model, flat)
+        FlatStart.for_model(model, flat)
 
 
 def test_the_engine_answers_with_its_emissions(model: AsrModel, recordings: list[Path]) -> None:
@@ -115,7 +116,7 @@ def test_the_engine_answers_with_its_emissions(model: AsrModel, recordings: list
     with Engine(model, EngineSettings(max_wait=0.0)) as engine:
         emissions = engine.submit(samples).result(30)
         assert emissions.shape[1] == model.tokenizer.size + 2
-        assert recognise(engine, samples).hypotheses[0].text == text_alone(model, recordings[1])
+        assert run(recognise(engine, samples)).hypotheses[0].text == text_alone(model, recordings[1])
 
 
 def test_silence_before_a_push_and_after_it_agree() -> None:

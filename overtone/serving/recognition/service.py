@@ -14,12 +14,12 @@ import numpy as np
 from overtone.audio.decode import AudioDecoder, AudioLimits
 from overtone.decoding.decoder import BeamSettings, DecodingOptions
 from overtone.decoding.phrase_boost import BoostTree
-from overtone.errors import AdapterError
+from overtone.errors import AdapterError, AudioError
 from overtone.serving.adapter_store.names import chosen_adapters, list_visible
 from overtone.serving.adapter_store.store import AdapterStore, Lease
 from overtone.serving.auth.guard import Guard, Metadata
 from overtone.serving.engine.engine import Engine, Samples
-from overtone.serving.errors import AudioError, LanguageError, OverloadError, UnknownModelError
+from overtone.serving.errors import LanguageError, OverloadError, UnknownModelError
 from overtone.serving.recognition.offline import Recognition, recognise, recognise_in_parts
 from overtone.serving.recognition.profanity import WORDS, masked
 from overtone.serving.recognition.request import Call, RecognitionRequest, understands

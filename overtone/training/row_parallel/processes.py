@@ -24,8 +24,8 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
+from overtone.data.batching import round_up
 from overtone.data.dataset import Batch
-from overtone.data.padding import rounded_up
 from overtone.errors import DataError, OvertoneError
 from overtone.inference.rows import equal_parts, joined_rows
 from overtone.training.forward import TrainingForward, make_forward
@@ -157,7 +157,7 @@ class SharedBatch:
     def cut_part(waveforms: Tensor, lengths: Tensor, rows: list[int]) -> tuple[Tensor, Tensor]:
         """Take some of the rows, cut to little more than their longest. [B, S], [B] -> [b, S'], [b]"""
         own = lengths[rows]
-        return waveforms[rows, : rounded_up(int(own.max()))], own
+        return waveforms[rows, : round_up(int(own.max()))], own
 
     def forward(self) -> list[Tensor]:
         """Return the emissions of the whole batch, [B, T', C] each."""
