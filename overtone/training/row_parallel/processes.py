@@ -72,7 +72,7 @@ class ForwardOrder(NamedTuple):
     seed: int
     """Seed of everything random in these rows."""
     learning: bool
-    """Whether a `BackwardOrder` follows."""
+    """A `BackwardOrder` follows."""
 
 
 class BackwardOrder(NamedTuple):
@@ -92,7 +92,7 @@ class RowProcesses:
     def __init__(self, forward: TrainingForward, count: int, *, first_task: Callable[[], Any] | None = None) -> None:
         self.forward = forward
         self.has_first_task = first_task is not None
-        """Whether the result of the first task has not been asked for yet."""
+        """The result of the first task has not been asked for yet."""
         self.parameters = [parameter for parameter in forward.model.parameters() if parameter.requires_grad]
         self.others = [
             RowWorker(forward, self.parameters, None if number else first_task) for number in range(count - 1)
@@ -228,6 +228,7 @@ class RowWorker:
     def send_forward(
         self, waveforms: Tensor, lengths: Tensor, training: bool, base_alone: bool, seed: int, learning: bool
     ) -> None:
+        """Send waveforms [b, S], lengths [b] and, where they have changed, the trained parameters."""
         versions = [parameter._version for parameter in self.parameters]
         changed = None
         if versions != self.versions:
@@ -236,6 +237,7 @@ class RowWorker:
         self.send(ForwardOrder(waveforms.numpy(), lengths.numpy(), changed, training, base_alone, seed, learning))
 
     def send_backward(self, gradients: Sequence[Tensor]) -> None:
+        """Send the gradients of the heads, [b, T', C] each."""
         self.send(BackwardOrder([gradient.numpy() for gradient in gradients]))
 
     def send(self, order: ForwardOrder | BackwardOrder) -> None:
