@@ -3,7 +3,8 @@
 OvertoneError             exit code 2, one message, no traceback
 ├── UsageError            a wrong call: flags, names, combinations
 ├── ConfigError           a wrong configuration key or value
-├── DataError             manifests, transcripts, audio
+├── DataError             manifests, transcripts, recordings
+├── AudioError            audio that is malformed, of an unsupported kind, or past a limit
 ├── CheckpointError       model files: damaged, foreign, unsupported
 └── AdapterError          adapters: unknown, taken, misplaced, made for another base
 """
@@ -12,6 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Literal
+
+Fault = Literal["malformed", "unsupported", "too_large"]
 
 
 class OvertoneError(Exception):
@@ -30,6 +34,14 @@ class ConfigError(OvertoneError):
 
 class DataError(OvertoneError):
     """A manifest, transcript or recording that cannot be used."""
+
+
+class AudioError(OvertoneError):
+    """Audio that cannot or must not be decoded. `fault` decides the status that a server answers with."""
+
+    def __init__(self, message: str, *, fault: Fault = "malformed") -> None:
+        super().__init__(message)
+        self.fault: Fault = fault
 
 
 class CheckpointError(OvertoneError):

@@ -320,7 +320,7 @@ def choose_points(points: list[Point], kind: Kind, *, modules: str, layers: Laye
         if not any(point.module == module for point in chosen):
             places = sorted({point.place for point in points if point.module == module})
             raise AdapterError(
-                f"A {kind.name} adapter lands nowhere in the {module}: its points are {', '.join(places)}. "
+                f"A {kind.name} adapter has no point in the {module}, whose points are {', '.join(places)}. "
                 "Choose another kind or module."
             )
     return chosen

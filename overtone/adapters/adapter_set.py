@@ -118,7 +118,7 @@ class AdapterSet(nn.Module):
         """Add a new adapter, identity at birth.
 
         `modules`: encoder, decoder, joint, or several joined by `+`. `layers`: all, last:8, first:2 or numbers.
-        Raises AdapterError where the name is taken or malformed, or the kind lands nowhere.
+        Raises AdapterError where the name is taken or malformed, or a module has no point for the kind.
         """
         check_kind(kind)
         self.check_free(name)

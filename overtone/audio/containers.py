@@ -1,184 +1,317 @@
-"""Readers of WAV and of headerless samples that are fed piece by piece; `compressed` has those of the other kinds."""
+"""The sound of container files, decoded by FFmpeg (PyAV) to blocks of samples.
+
+FFmpeg gets the demuxer of the kind that the first bytes tell: nothing is probed, so that no playlist, script or picture
+is ever opened. It sees one file object, no paths and no addresses.
+Legend: S samples, C channels.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import math
+import os
 import struct
 from collections.abc import Iterator
-from typing import Literal, Protocol
+from fractions import Fraction
+from functools import cache
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Protocol, cast
 
 import numpy as np
-import numpy.typing as npt
 
-from overtone.serving.errors import AudioError
+from overtone.audio.kinds import FLAC, MP3, OGG, Kind
+from overtone.audio.pcm import Block, Samples
+from overtone.errors import AudioError
 
-Samples = npt.NDArray[np.float32]
-Container = Literal["wav", "flac", "ogg", "mp3", "raw"]
+if TYPE_CHECKING:
+    from av.audio.codeccontext import AudioCodecContext
+    from av.audio.frame import AudioFrame
+    from av.audio.stream import AudioStream
+    from av.packet import Packet
 
-BLOCK = 65_536
-"""Samples decoded at a time, of all channels together."""
-LONGEST_HEADER = 1 << 20
-"""Bytes before the samples of a WAV file."""
-SAMPLE_BYTES = {"pcm8": 1, "pcm16": 2, "pcm24": 3, "pcm32": 4, "float32": 4, "float64": 8, "mulaw": 1, "alaw": 1}
+ALLOCATION_BYTES = 128 * 2**20
+"""FFmpeg may allocate so much at once: the index of 30 hours of AAC. Headers of a few bytes ask for gigabytes."""
+RUN_UP_SECONDS = 1.0
+"""Decoded and dropped before the first wanted sample after a jump: lossy codecs need what lies before."""
+READ_BYTES = 1 << 16
+"""FFmpeg reads so many bytes of a file at once."""
+LONGEST_PAGE = 1 << 16
+"""Bytes of an Ogg page."""
+PROBE_BYTES = 4096
+"""FFmpeg looks at so many bytes of packets before it says what a file holds."""
 
 
-class Feed(Protocol):
-    """A reader: bytes in, blocks of samples [S, C] in -1…1 out."""
+CODECS = (
+    "aac,ac3,adpcm_g722,adpcm_ima_qt,adpcm_ima_wav,adpcm_ms,alac,amrnb,amrwb,eac3,flac,gsm,gsm_ms,mp2,mp2float,mp3,"
+    "mp3float,opus,pcm_alaw,pcm_f32be,pcm_f32le,pcm_f64be,pcm_f64le,pcm_mulaw,pcm_s16be,pcm_s16le,pcm_s24be,pcm_s24le,"
+    "pcm_s32be,pcm_s32le,pcm_s8,pcm_u8,vorbis,wmapro,wmav1,wmav2,wmavoice"
+)
+"""FFmpeg's decoders that may run."""
+OPTIONS = {
+    "codec_whitelist": CODECS,
+    "protocol_whitelist": "",
+    "probesize": str(PROBE_BYTES),
+}
 
-    @property
-    def container(self) -> Container: ...
 
-    @property
-    def rate(self) -> int:
-        """Hz; 0 until known."""
+class Readable(Protocol):
+    """A file as FFmpeg sees it."""
 
-    @property
-    def channels(self) -> int: ...
+    def read(self, size: int, /) -> bytes:
+        """The next bytes, none at the end."""
 
-    def push(self, data: bytes) -> Iterator[Samples]:
-        """The next bytes -> what is decoded by now. Nothing happens until it is iterated."""
+    def seek(self, offset: int, whence: int = ..., /) -> int:
+        """Go to a place, as files do."""
 
-    def finish(self) -> Iterator[Samples]:
-        """The end of the bytes -> the rest."""
+    def tell(self) -> int:
+        """The place of the next byte."""
+
+    def seekable(self) -> bool:
+        """Whether `seek` works."""
+
+
+class Track:
+    """The sound of a container: its first audio stream, decoded by FFmpeg. Not for two threads at a time."""
+
+    def __init__(self, file: Readable, kind: Kind) -> None:
+        """Raises AudioError."""
+        self.kind = kind
+        self._file = file
+        limit_allocations()
+        self._open()
 
     def close(self) -> None:
-        """Give up."""
+        """Free what FFmpeg holds. The file stays open."""
+        self._container.close()
+
+    def blocks(self, start: float = 0.0) -> Iterator[Block]:
+        """The samples from `start` seconds to the end, a block for each of FFmpeg's frames. Raises AudioError."""
+        has_jumped = start > RUN_UP_SECONDS and self.kind.jumps and self._jump(start - RUN_UP_SECONDS)
+        ahead = None if has_jumped else round(start * self._stream.codec_context.sample_rate)
+        for frame in self._frames():
+            if ahead is None:
+                ahead = round((start - self._time(frame)) * frame.sample_rate)
+                if ahead < 0:  # FFmpeg went too far
+                    self._open()
+                    yield from self.blocks(start)
+                    return
+            if ahead < frame.samples:
+                yield Block(frame_samples(frame)[ahead:], frame.sample_rate)
+            ahead = max(0, ahead - frame.samples)
+
+    def seconds(self) -> float:
+        """Seconds of sound, counted over the packets of the whole file. Raises AudioError."""
+        rate = self._stream.codec_context.sample_rate
+        if self._time_base * rate > 1 and self._codec.name != "libopus":  # durations are rounded, by 1 % and more
+            return sum(frame.samples / frame.sample_rate for frame in self._frames())
+        ticks = skipped = 0
+        for index, packet in enumerate(self._packets()):
+            ticks += ctypes.c_int32(packet.duration or 0).value  # FFmpeg lets a last one be negative
+            before, after = skipped_samples(packet)
+            skipped += before + (after if self.kind is MP3 else 0)  # other demuxers cut the packet's duration
+            if index == 0 and not before:
+                ticks += min(0, packet.pts or 0)  # a codec's first packet that gives no samples
+        if ticks > 0:
+            return float(ticks * self._time_base) - skipped / rate
+        self._open()
+        return sum(frame.samples / frame.sample_rate for frame in self._frames())
+
+    def _open(self) -> None:
+        import av
+
+        try:
+            if self._file.seekable():
+                self._file.seek(0)
+            self._container = av.open(
+                self._file,
+                "r",
+                format=self.kind.demuxer,
+                options=OPTIONS,
+                metadata_errors="replace",
+                buffer_size=READ_BYTES,
+            )
+        except Exception as error:  # what PyAV raises for damaged files shares no base
+            raise self._error(error) from error
+        tracks = self._container.streams.audio
+        if not tracks:
+            raise AudioError(f"The {self.kind.name} file holds no sound.", fault="unsupported")
+        self._stream = tracks[0]
+        self._time_base = self._stream.time_base or Fraction(1)
+        codec = cast("AudioCodecContext | None", self._stream.codec_context)
+        if codec is None or codec.name not in CODECS.split(","):
+            name = "unknown" if codec is None else codec.name
+            raise AudioError(f"The coding of the {self.kind.name} file ({name}) is not supported.", fault="unsupported")
+        self._codec = libopus(codec, self._time_base) if codec.name == "opus" else codec
+
+    def _jump(self, seconds: float) -> bool:
+        """Go to a place before so many seconds; whether FFmpeg could."""
+        if self.kind is OGG and is_chained(self._file):
+            return False
+        ticks = round(seconds / self._time_base) + (self._stream.start_time or 0)
+        try:
+            self._container.seek(ticks, stream=self._stream)
+            self._codec.flush_buffers()
+        except Exception:  # no index, or a file that cannot seek
+            self._open()
+            return False
+        return True
+
+    def _time(self, frame: AudioFrame) -> float:
+        """Seconds from the start of the recording to the frame; infinite where it is not known."""
+        if frame.time is None:
+            return math.inf
+        return frame.time - float((self._stream.start_time or 0) * self._time_base)
+
+    def _packets(self) -> Iterator[Packet[AudioStream]]:
+        """The packets that are left. Raises AudioError."""
+        seconds = 0.0
+        try:
+            for packet in self._container.demux(self._stream):
+                seconds = float((packet.pts or 0) * self._time_base)
+                yield packet
+        except Exception as error:
+            raise self._error(error, seconds) from error
+
+    def _frames(self) -> Iterator[AudioFrame]:
+        """The frames that are left. Raises AudioError."""
+        end, page = 0.0, VorbisPage()
+        for packet in self._packets():
+            try:
+                if self.kind is OGG:
+                    page.correct(packet)
+                frames = self._codec.decode(packet)
+            except Exception as error:
+                if self.kind.is_lossless:
+                    raise self._error(error, end) from error
+                continue
+            for frame in frames:
+                page.note(frame)
+                begin, length = frame.time or 0.0, frame.samples / frame.sample_rate
+                if self.kind is FLAC and end and abs(begin - end) > length / 2:  # FFmpeg leaves out damaged frames
+                    raise self._error("it is damaged", end)
+                end = begin + length
+                yield frame
+        if not end:
+            raise self._error("nothing in it can be decoded")
+        whole = float((self._stream.duration or 0) * self._time_base)
+        if self.kind is FLAC and end < whole - 1e-4:
+            raise self._error(f"it is cut short, {whole - end:.3f} s are missing", end)
+
+    def _error(self, reason: str | Exception, seconds: float = 0.0) -> AudioError:
+        """The error for a reason, or an error of FFmpeg's, that came after so many seconds of sound."""
+        if isinstance(reason, AudioError):
+            return reason
+        if isinstance(reason, Exception):
+            reason = "it is damaged" if seconds else "nothing in it can be decoded"
+        where = f" after {seconds:.3f} s" if seconds else ""
+        return AudioError(f"The {self.kind.name} audio cannot be decoded: {reason}{where}.")
 
 
-class RawReader:
-    """Samples without a header."""
+def libopus(codec: AudioCodecContext, time_base: Fraction) -> AudioCodecContext:
+    """The reference decoder of Opus. FFmpeg would take its own, which garbles some speech."""
+    import av
 
-    def __init__(self, coding: str, rate: int, channels: int, *, container: Container = "raw") -> None:
-        self.container: Container = container
-        self.coding = coding
-        self.rate = rate
-        self.channels = channels
-        self._rest = b""
-
-    def push(self, data: bytes) -> Iterator[Samples]:
-        data = self._rest + data
-        size = SAMPLE_BYTES[self.coding] * self.channels
-        whole = len(data) - len(data) % size
-        self._rest = data[whole:]
-        step = max(1, BLOCK // self.channels) * size
-        for first in range(0, whole, step):
-            yield samples_of(data[first : min(first + step, whole)], self.coding).reshape(-1, self.channels)
-
-    def finish(self) -> Iterator[Samples]:
-        yield from ()  # a sample that was cut in two is dropped
-
-    def close(self) -> None:
-        self._rest = b""
+    own = av.AudioCodecContext.create("libopus", "r")
+    own.extradata, own.sample_rate, own.layout = codec.extradata, codec.sample_rate, codec.layout.name
+    own.options = {"request_sample_fmt": "flt", "pkt_timebase": str(time_base)}
+    return own
 
 
-def samples_of(data: bytes, coding: str) -> Samples:
-    """Whole samples as float32 in -1…1, little-endian."""
-    if coding == "pcm16":
-        return np.frombuffer(data, "<i2").astype(np.float32) / np.float32(32768)
-    if coding == "pcm8":
-        return (np.frombuffer(data, np.uint8).astype(np.float32) - 128) / np.float32(128)
-    if coding == "pcm24":
-        octets = np.frombuffer(data, np.uint8).reshape(-1, 3)
-        wide = np.zeros((len(octets), 4), np.uint8)
-        wide[:, 1:] = octets
-        return (wide.view("<i4")[:, 0] / 2**31).astype(np.float32)
-    if coding == "pcm32":
-        return (np.frombuffer(data, "<i4") / 2**31).astype(np.float32)
-    if coding in ("float32", "float64"):
-        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused later
-            return np.frombuffer(data, "<f4" if coding == "float32" else "<f8").astype(np.float32)
-    return TABLES[coding][np.frombuffer(data, np.uint8)]
+def skipped_samples(packet: Packet[AudioStream]) -> tuple[int, int]:
+    """Samples that are dropped from the beginning and from the end of a packet."""
+    if not packet.has_sidedata("skip_samples"):
+        return 0, 0
+    before, after = struct.unpack_from("<II", bytes(packet.get_sidedata("skip_samples")))
+    return before, after
 
 
-def mulaw_table() -> Samples:
-    """ITU-T G.711 µ-law: byte -> sample."""
-    byte = ~np.arange(256, dtype=np.uint8)
-    sign, exponent, mantissa = byte & 0x80, (byte >> 4) & 7, (byte & 15).astype(np.int32)
-    value = (((mantissa << 3) + 0x84) << exponent.astype(np.int32)) - 0x84
-    return np.asarray(np.where(sign > 0, -value, value) / 32768, dtype=np.float32)
+class VorbisPage:
+    """The end of an Ogg Vorbis recording that is one page long.
 
-
-def alaw_table() -> Samples:
-    """ITU-T G.711 A-law: byte -> sample."""
-    byte = np.arange(256, dtype=np.uint8) ^ 0x55
-    exponent, mantissa = ((byte >> 4) & 7).astype(np.int32), (byte & 15).astype(np.int32)
-    value = np.where(exponent == 0, (mantissa << 4) + 8, ((mantissa << 4) + 0x108) << np.maximum(exponent - 1, 0))
-    return np.asarray(np.where(byte & 0x80, value, -value) / 32768, dtype=np.float32)
-
-
-TABLES = {"mulaw": mulaw_table(), "alaw": alaw_table()}
-
-
-class WavReader:
-    """RIFF WAVE (also RF64 and streamed files of unknown length): PCM of 8 to 32 bits, float, µ-law, A-law."""
-
-    container: Container = "wav"
+    Its first packet gives no samples. FFmpeg counts it all the same, and would drop as many too many at the end.
+    """
 
     def __init__(self) -> None:
-        self.rate = 0
-        self.channels = 0
-        self._header = b""
-        self._raw: RawReader | None = None
-        self._left = 0
-        """Bytes of samples that are still to come; what follows them is not audio."""
+        self._packet: int | None = None
+        self._frame: int | None = None
 
-    def push(self, data: bytes) -> Iterator[Samples]:
-        if self._raw is None:
-            self._header += data
-            data = self._parsed()
-        if self._raw is not None:
-            data = data[: self._left]
-            self._left -= len(data)
-            yield from self._raw.push(data)
+    def correct(self, packet: Packet[AudioStream]) -> None:
+        """Change what is dropped from the end of a packet, before it is decoded."""
+        if packet.stream.codec_context.name != "vorbis":
+            return
+        if self._packet is None:
+            self._packet = packet.pts
+        _, after = skipped_samples(packet)
+        if after and self._packet == 0 and self._frame:
+            data = packet.get_sidedata("skip_samples")
+            data.update(struct.pack("<II", 0, max(0, after - self._frame)) + bytes(data)[8:])
+            packet.set_sidedata(data)
 
-    def finish(self) -> Iterator[Samples]:
-        if self._raw is None:
-            raise AudioError("The WAV file ends before its samples begin.")
-        yield from ()
-
-    def close(self) -> None:
-        self._header = b""
-
-    def _parsed(self) -> bytes:
-        """Read the header as far as it has come; what follows it, once it is complete."""
-        header, position, coding = self._header, 12, ""
-        if header[:4] == b"RIFX":
-            raise AudioError("Big-endian WAV files are not supported; convert the file.", fault="unsupported")
-        rate = channels = 0
-        while len(header) >= position + 8:
-            kind, size = struct.unpack_from("<4sI", header, position)
-            if kind == b"data":
-                if not coding:
-                    raise AudioError("The WAV file has no format before its samples.")
-                self.rate, self.channels = rate, channels
-                self._raw = RawReader(coding, rate, channels, container="wav")
-                # 0 and the largest number are what writers put that do not know the length yet.
-                self._left = size if 0 < size < 0xFFFF_FF00 else 1 << 62
-                self._header = b""
-                return header[position + 8 :]
-            if kind == b"fmt ":
-                if len(header) < position + 8 + min(size, 40):
-                    break
-                coding, rate, channels = wav_format(header[position + 8 : position + 8 + size])
-            position += 8 + size + size % 2
-        if len(header) > LONGEST_HEADER or position > LONGEST_HEADER:
-            raise AudioError("The WAV file holds no samples in its first megabyte.")
-        return b""
+    def note(self, frame: AudioFrame) -> None:
+        """Remember when the first frame begins."""
+        if self._frame is None:
+            self._frame = frame.pts
 
 
-def wav_format(chunk: bytes) -> tuple[str, int, int]:
-    """The `fmt ` chunk -> coding, rate, channels."""
-    if len(chunk) < 16:
-        raise AudioError("The format of the WAV file is cut short.")
-    tag, channels, rate, _, _, bits = struct.unpack_from("<HHIIHH", chunk)
-    if tag == 0xFFFE and len(chunk) >= 26:  # extensible: the tag lies in the first bytes of the GUID
-        (tag,) = struct.unpack_from("<H", chunk, 24)
-    codings = {(1, 8): "pcm8", (1, 16): "pcm16", (1, 24): "pcm24", (1, 32): "pcm32", (3, 32): "float32"}
-    codings |= {(3, 64): "float64", (6, 8): "alaw", (7, 8): "mulaw"}
-    if (tag, bits) not in codings:
-        raise AudioError(
-            f"WAV of format {tag} with {bits} bits is not supported; use PCM, float, µ-law or A-law.",
-            fault="unsupported",
-        )
-    if not channels or not rate:
-        raise AudioError(f"The WAV file states {channels} channels at {rate} Hz.")
-    return codings[tag, bits], rate, channels
+class FileView:
+    """A file from a byte on, as FFmpeg sees it."""
+
+    def __init__(self, file: IO[bytes], first: int, *, has_size: bool) -> None:
+        """has_size: FFmpeg may ask for the file's size. An MP3 file then ends where its own header says."""
+        self._file = file
+        self._first = first
+        self._has_size = has_size
+        file.seek(first)
+
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes."""
+        return self._file.read(size)
+
+    def tell(self) -> int:
+        """The place of the next byte."""
+        return self._file.tell() - self._first
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Go to a place, as files do."""
+        if whence == os.SEEK_END and not self._has_size:
+            return 0
+        return self._file.seek(offset + (self._first if whence == os.SEEK_SET else 0), whence) - self._first
+
+    def seekable(self) -> bool:
+        """Whether it can jump: always."""
+        return True
+
+
+def is_chained(file: Readable) -> bool:
+    """Whether an Ogg file holds several recordings after each other: times begin anew in each of them."""
+    place = file.tell()
+    file.seek(0)
+    first = file.read(18)[14:18]
+    end = file.seek(0, os.SEEK_END)
+    file.seek(max(0, end - LONGEST_PAGE))
+    last = file.read(LONGEST_PAGE).rpartition(b"OggS")[2][10:14]
+    file.seek(place)
+    return first != last
+
+
+def frame_samples(frame: AudioFrame) -> Samples:
+    """[S, C] of one of FFmpeg's frames, full scale 1."""
+    array = frame.to_ndarray()
+    array = array.T if frame.format.is_planar else array.reshape(-1, frame.layout.nb_channels)
+    if array.dtype == np.uint8:
+        return (array.astype(np.float32) - 128) / np.float32(128)
+    if array.dtype.kind == "i":
+        return array.astype(np.float32) / np.float32(2.0 ** (8 * array.itemsize - 1))
+    with np.errstate(over="ignore", invalid="ignore"):
+        return array.astype(np.float32, copy=False)
+
+
+@cache
+def limit_allocations() -> None:
+    """Cap a single allocation of FFmpeg, where its library lies where PyAV's wheels have it."""
+    import av
+
+    for library in Path(av.__file__).parent.parent.glob("av.libs/*avutil*"):
+        call = ctypes.CDLL(str(library)).av_max_alloc
+        call.argtypes, call.restype = [ctypes.c_size_t], None
+        call(ALLOCATION_BYTES)

@@ -1,7 +1,7 @@
-"""Bytes of any container, in pieces of any size -> float32 samples at the model's rate.
+"""Bytes of any container, in pieces of any size -> mono float32 samples at the model's rate.
 
-WAV, raw PCM, µ-law and A-law are read here; FLAC, Ogg (Opus, Vorbis) and MP3 by libsndfile. Nothing is decoded past
-the limits, so that a small file cannot fill the memory.
+The kind is told by the first bytes. Nothing is decoded past the limits, so that a small file cannot fill the memory.
+Legend: S samples.
 """
 
 from __future__ import annotations
@@ -11,24 +11,25 @@ from dataclasses import dataclass
 from typing import Literal, Self
 
 import numpy as np
-import soxr
 
-from overtone.audio.compressed import FlacFeed, OggFeed, WholeFile
-from overtone.audio.containers import Container, Feed, RawReader, Samples, WavReader
-from overtone.serving.errors import AudioError
+from overtone.audio.feeds import ContainerFeed, Feed, HeldFeed, SampleFeed
+from overtone.audio.kinds import HEADER_BYTES, MP3, MP4, WAV, kind_of, mp4_is_streamable, tag_bytes
+from overtone.audio.pcm import EMPTY, Block, Resampler, Samples, WavLayout, join_blocks, read_wav_layout
+from overtone.errors import AudioError
 
 __all__ = ["AudioDecoder", "AudioFormat", "AudioLimits", "Encoding"]
 
 Encoding = Literal["auto", "linear_pcm", "flac", "mulaw", "alaw", "ogg_opus"]
 
-RAW = {"linear_pcm": "pcm16", "mulaw": "mulaw", "alaw": "alaw"}
-HEADER_BYTES = 12
-"""What tells every container from the others."""
+HEADERLESS = {"linear_pcm": "pcm16", "mulaw": "mulaw", "alaw": "alaw"}
+"""Encodings of samples without a header -> coding."""
+LONGEST_WAV_HEADER = 1 << 20
+"""Bytes before the samples of a WAV file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AudioLimits:
-    """What a request may send."""
+    """Limits of one recording that comes from a client."""
 
     max_bytes: int = 64 * 2**20
     """As sent."""
@@ -37,23 +38,33 @@ class AudioLimits:
     max_channels: int = 8
     """They are averaged; 1 refuses anything but mono."""
     min_rate: int = 8_000
+    """Hz"""
     max_rate: int = 192_000
+    """Hz"""
+
+    @property
+    def max_samples(self) -> float:
+        """Samples of all channels together: two channels at 96 kHz for `max_seconds`, so that work is bounded too."""
+        return self.max_seconds * 2 * 96_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class AudioFormat:
-    """What the header (or the declaration) said."""
+    """The format that a header, or the declaration, gives."""
 
-    container: Container
+    container: str
+    """WAV, FLAC, MP4, …; raw for samples without a header."""
     sample_rate: int
+    """Hz"""
     channels: int
 
 
 class AudioDecoder:
     """Push bytes as they come, get samples as soon as they are known. One caller; any thread may `close` it.
 
-    A header is believed before a declaration: clients declare LINEAR_PCM and send a WAV file. Only MP3 without a tag is
-    taken for the raw samples that it was declared as, which may begin with the same bytes. A context manager.
+    A header is believed before a declaration: clients declare LINEAR_PCM and send a WAV file. Only MP3 and AAC without
+    a tag are taken for the headerless samples that they were declared as, which may begin with the same bytes.
+    A context manager.
     """
 
     def __init__(
@@ -68,17 +79,19 @@ class AudioDecoder:
         """sample_rate, channels: for headerless audio; 0 is unknown (channels: 1)."""
         self.encoding = encoding
         self.declared = (sample_rate, channels or 1)
-        self.target_rate = target_rate
         self.limits = limits or AudioLimits()
         self.format: AudioFormat | None = None
         """None until the header is complete."""
-        self._start = b""
+        self._start = bytearray()
+        """Bytes so far, as long as they do not tell what they are."""
+        self._has_tag = False
         self._feed: Feed | None = None
         self._closed = False
-        self._resampler: soxr.ResampleStream | None = None
+        self._resampler = Resampler(target_rate)
         self._bytes = 0
-        self._decoded = 0
-        """Samples of each channel, at the audio's own rate."""
+        self._seconds = 0.0
+        self._samples = 0
+        """Decoded, of all channels."""
 
     def __enter__(self) -> Self:
         return self
@@ -93,25 +106,25 @@ class AudioDecoder:
             raise AudioError(f"More than {self.limits.max_bytes} bytes of audio were sent.", fault="too_large")
         if self._feed is None:
             self._start += data
-            if len(self._start) < HEADER_BYTES:
-                return nothing()
-            data, self._start = self._start, b""
-        feed = self._feed or self._begin(data)
-        return self._converted(feed.push(data), last=False)
+            self._begin(ended=False)
+            if self._feed is None:
+                return EMPTY
+            data, self._start = bytes(self._start), bytearray()
+        return self._convert(self._feed, self._feed.push(data))
 
     def finish(self) -> Samples:
-        """The rest. Raises AudioError for audio that ended inside its header, or held no samples at all."""
-        rest = []
-        feed = self._feed
-        if feed is None:
-            if not self._start:
+        """[S] float32: the rest. Raises AudioError for audio that ended inside its header, or held no samples."""
+        parts = []
+        if self._feed is None:
+            if not self._bytes:
                 raise AudioError("The audio is empty.")
-            feed = self._begin(self._start)
-            rest.append(self._converted(feed.push(self._start), last=False))
-        rest.append(self._converted(feed.finish(), last=True))
-        if not self._decoded:
+            self._begin(ended=True)
+            assert self._feed is not None
+            parts.append(self._convert(self._feed, self._feed.push(bytes(self._start))))
+        parts.append(self._convert(self._feed, self._feed.finish()))
+        if not self._samples:
             raise AudioError("The audio holds no samples.")
-        return np.concatenate(rest)
+        return np.concatenate([*parts, self._resampler.finish()])
 
     def close(self) -> None:
         """Give up; harmless after `finish`."""
@@ -119,89 +132,98 @@ class AudioDecoder:
         if self._feed is not None:
             self._feed.close()
 
-    def _begin(self, start: bytes) -> Feed:
-        self._feed = self._recognised(start)
-        if self._closed:  # meanwhile, and there was nothing to close yet
-            self._feed.close()
-        return self._feed
+    def _begin(self, *, ended: bool) -> None:
+        """Choose the feed, once the first bytes tell which."""
+        feed = self._choose(ended=ended)
+        self._feed = feed
+        if feed is not None and self._closed:  # meanwhile, and there was nothing to close yet
+            feed.close()
 
-    def _recognised(self, start: bytes) -> Feed:
-        """What reads this audio, judged by its first bytes."""
-        if start[:4] in (b"RIFF", b"RF64", b"RIFX") and start[8:12] == b"WAVE":
-            return WavReader()
-        if start[:4] == b"fLaC":
-            return FlacFeed()
-        if start[:4] == b"OggS":
-            return OggFeed()
-        if start[:3] == b"ID3" or (self.encoding not in RAW and is_mp3_frame(start)):
-            return WholeFile("mp3")
+    def _choose(self, *, ended: bool) -> Feed | None:
+        """The feed for audio that begins with the bytes so far; None where they do not tell and more may come."""
+        start = self._start
+        if len(start) < HEADER_BYTES and not ended:
+            return None
+        while tag := tag_bytes(start):
+            if len(start) < tag + HEADER_BYTES and not ended:
+                return None
+            del start[:tag]
+            self._has_tag = True
+        is_declared = self.encoding in HEADERLESS and not self._has_tag
+        kind = kind_of(start, headerless=is_declared)
+        if kind is None and (self._has_tag or start[:3] == b"ID3"):
+            kind = MP3
+        if kind is None:
+            return self._headerless()
+        if kind is WAV and start[:4] != b"RIFX":
+            layout = read_wav_layout(start)
+            if layout is not None and layout.coding:
+                return SampleFeed("WAV", layout)
+            if layout is None and len(start) < LONGEST_WAV_HEADER:
+                if ended:
+                    raise AudioError("The WAV file ends before its samples begin.")
+                return None
+        if not kind.streams:
+            raise AudioError(
+                f"{kind.name} audio of this coding is not accepted. Send WAV (PCM), FLAC, Ogg, MP3, M4A or WebM.",
+                fault="unsupported",
+            )
+        if kind is MP4:
+            streams = mp4_is_streamable(start)
+            if streams is None and not ended:
+                return None
+            return ContainerFeed(kind) if streams else HeldFeed(kind)
+        return ContainerFeed(kind)
+
+    def _headerless(self) -> Feed:
+        """The feed for samples without a header. Raises AudioError where they are not declared as such."""
         rate, channels = self.declared
         if self.encoding in ("flac", "ogg_opus"):
             raise AudioError(f"The audio was declared as {self.encoding}, but does not begin like it.")
         if self.encoding == "auto" and not rate:
             raise AudioError(
-                "The audio has no header that is known. Send WAV, FLAC, Ogg (Opus, Vorbis) or MP3, or declare encoding "
-                "and sample rate.",
+                "The audio has no header that is known. Send WAV, FLAC, Ogg (Opus, Vorbis), MP3, MP4/M4A or WebM, or "
+                "declare encoding and sample rate.",
                 fault="unsupported",
             )
         if not rate:
             raise AudioError(f"Audio without a header ({self.encoding}) needs its sample rate to be declared.")
-        return RawReader(RAW.get(self.encoding, "pcm16"), rate, channels)
+        coding = HEADERLESS.get(self.encoding, "pcm16")
+        return SampleFeed("raw", WavLayout(coding, rate, channels, first=0, size=None))
 
-    def _converted(self, blocks: Iterator[Samples], *, last: bool) -> Samples:
-        """Blocks [S, C] -> [S'] at the target rate, within the limits."""
-        assert self._feed is not None
-        done = []
-        for block in blocks:
-            if self.format is None:
-                self.format = self._checked(self._feed)
-            self._decoded += len(block)
-            if self._decoded > self.limits.max_seconds * self.format.sample_rate:
-                self.close()
-                raise AudioError(f"The audio is longer than {self.limits.max_seconds:g} s.", fault="too_large")
-            if not np.isfinite(block).all():
-                raise AudioError("The audio holds samples that are NaN or infinite.")
-            mono = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32)
-            done.append(self._resampled(np.ascontiguousarray(mono), last=False))
-        if self.format is None and self._feed.rate:
-            self.format = self._checked(self._feed)
-        if last:
-            done.append(self._resampled(nothing(), last=True))
-        return np.concatenate(done) if done else nothing()
+    def _convert(self, feed: Feed, blocks: Iterator[Block]) -> Samples:
+        """Blocks -> [S] at the target rate, within the limits."""
+        parts = []
+        for block in join_blocks(blocks):
+            self._check(feed, block)
+            parts.append(self._resampler.push(block))
+        return np.concatenate(parts) if parts else EMPTY
 
-    def _checked(self, feed: Feed) -> AudioFormat:
-        limits = self.limits
-        if not limits.min_rate <= feed.rate <= limits.max_rate:
+    def _check(self, feed: Feed, block: Block) -> None:
+        """Raises AudioError for a block past a limit."""
+        limits, channels = self.limits, block.samples.shape[1]
+        if not limits.min_rate <= block.rate <= limits.max_rate:
             raise AudioError(
-                f"The audio has {feed.rate} Hz; {limits.min_rate} to {limits.max_rate} Hz are accepted.",
+                f"The audio has {block.rate} Hz; {limits.min_rate} to {limits.max_rate} Hz are accepted.",
                 fault="unsupported",
             )
-        if not 1 <= feed.channels <= limits.max_channels:
+        if not 1 <= channels <= limits.max_channels:
             raise AudioError(
-                f"The audio has {feed.channels} channels; 1 to {limits.max_channels} are accepted.", fault="unsupported"
+                f"The audio has {channels} channels; 1 to {limits.max_channels} are accepted.", fault="unsupported"
             )
-        if feed.rate != self.target_rate:
-            self._resampler = soxr.ResampleStream(feed.rate, self.target_rate, 1, dtype="float32", quality="HQ")
-        return AudioFormat(container=feed.container, sample_rate=feed.rate, channels=feed.channels)
-
-    def _resampled(self, mono: Samples, *, last: bool) -> Samples:
-        if self._resampler is None:
-            return mono
-        resampled: Samples = self._resampler.resample_chunk(mono, last=last)
-        return resampled
-
-
-def is_mp3_frame(start: bytes) -> bool:
-    """Whether the bytes begin with a header of an MPEG audio frame, layer III."""
-    return (
-        len(start) >= 4
-        and start[0] == 0xFF
-        and start[1] & 0xE6 == 0xE2
-        and start[1] & 0x18 != 0x08
-        and start[2] >> 4 not in (0, 15)
-        and start[2] & 0x0C != 0x0C
-    )
-
-
-def nothing() -> Samples:
-    return np.zeros(0, dtype=np.float32)
+        if self.format is None:
+            self.format = AudioFormat(container=feed.container, sample_rate=block.rate, channels=channels)
+        self._seconds += len(block.samples) / block.rate
+        self._samples += block.samples.size
+        if self._seconds > limits.max_seconds:
+            self.close()
+            raise AudioError(f"The audio is longer than {limits.max_seconds:g} s.", fault="too_large")
+        if self._samples > limits.max_samples:
+            self.close()
+            raise AudioError(
+                f"The audio holds more than {limits.max_samples:.0f} samples in its {channels} channels at "
+                f"{block.rate} Hz. Send one channel, or a lower rate.",
+                fault="too_large",
+            )
+        if not np.isfinite(block.samples).all():
+            raise AudioError("The audio holds samples that are NaN or infinite.")

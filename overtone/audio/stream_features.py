@@ -8,6 +8,7 @@ Legend: S samples, F mel bins, T mel frames.
 
 from __future__ import annotations
 
+import copy
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +16,6 @@ import numpy.typing as npt
 import torch
 
 from overtone.audio.features import STD_FLOOR, LogMel
-from overtone.models.asr_model import AsrModel
 
 Mel = npt.NDArray[np.float32]
 Samples = npt.NDArray[np.float32]
@@ -29,17 +29,17 @@ MARGIN = 4
 class RawFeatures:
     """The model's mel frames before normalisation, and how they are normalised. One for all streams of a model."""
 
-    def __init__(self, model: AsrModel) -> None:
-        settings: dict[str, Any] = {**model.settings["preprocessor"], "normalize": None, "pad_to": 0}
-        self.mel = LogMel(**settings)
-        self.mel.load_state_dict(model.preprocessor.state_dict())
-        self.mel.requires_grad_(False).eval()
+    def __init__(self, preprocessor: LogMel, *, per_encoder_frame: int) -> None:
+        """preprocessor: the model's. per_encoder_frame: mel frames of one frame of its encoder."""
+        self.mel = copy.deepcopy(preprocessor).cpu().requires_grad_(False).eval()
+        self.mel.normalize, self.mel.fixed_mean, self.mel.fixed_std = "NA", None, None
+        self.mel.pad_to = 0
         self.hop = self.mel.hop_length
         self.frames_per_second = self.mel.sample_rate / self.hop
-        self.per_encoder_frame: int = model.encoder.subsampling_factor
-        self.kind = model.preprocessor.normalize
-        """per_feature, all_features, fixed or NA: which numbers they are normalised with."""
-        mean, deviation = model.preprocessor.fixed_mean, model.preprocessor.fixed_std
+        self.per_encoder_frame = per_encoder_frame
+        self.kind = preprocessor.normalize
+        """The numbers they are normalised with: per_feature, all_features, fixed or NA (none)."""
+        mean, deviation = preprocessor.fixed_mean, preprocessor.fixed_std
         self.fixed = (
             (mean.cpu().numpy(), deviation.cpu().numpy()) if mean is not None and deviation is not None else None
         )

@@ -18,11 +18,12 @@ OVERRIDE = re.compile(r"^(\+{0,2}[A-Za-z_][\w./@-]*(\[[^=]*\])?=|~[A-Za-z_])")
 
 
 def is_override(word: str) -> bool:
-    """`key=value`, `+key=value`, `++key=value` or `~key`; a file of such a name is a file."""
+    """Return whether a word is `key=value`, `+key=value`, `++key=value` or `~key`; a file of such a name is a file."""
     return OVERRIDE.match(word) is not None and not os.path.exists(word)  # noqa: PTH110 (Path raises for long words)
 
 
 def add_configuration(parser: argparse.ArgumentParser) -> None:
+    """Add the options that choose the YAML."""
     parser.add_argument("--config-path", "-cp", metavar="FOLDER", help="where the YAML lies")
     parser.add_argument(
         "--config-name", "-cn", metavar="NAME", help="of the YAML; asr_adaptation is shipped (default: asr_adaptation)"
@@ -36,7 +37,10 @@ def add_configuration(parser: argparse.ArgumentParser) -> None:
 
 
 def read_settings(arguments: argparse.Namespace, overrides: Sequence[str], purpose: Purpose) -> Settings:
-    """Raises UsageError for words that are no overrides, ConfigError with every mistake in the configuration."""
+    """Read the settings of a command.
+
+    Raises UsageError for words that are no overrides, ConfigError with every mistake in the configuration.
+    """
     from overtone.config import load_settings
 
     if arguments.multirun:
@@ -46,7 +50,7 @@ def read_settings(arguments: argparse.Namespace, overrides: Sequence[str], purpo
 
 
 def read_trials(arguments: argparse.Namespace, overrides: Sequence[str]) -> list[Trial]:
-    """The trainings of a search, all of them checked before the first begins. Raises UsageError and ConfigError."""
+    """Read the trainings of a search; all are checked before the first begins. Raises UsageError and ConfigError."""
     from overtone.config import combinations, load_settings
     from overtone.training.sweep.grid import Trial, separate
 
@@ -62,11 +66,12 @@ def read_trials(arguments: argparse.Namespace, overrides: Sequence[str]) -> list
 
 
 def configuration(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Which YAML."""
+    """Return the YAML that the arguments choose, as keyword arguments of `load_settings`."""
     return {"config_path": arguments.config_path, "config_name": arguments.config_name or "asr_adaptation"}
 
 
 def check_overrides(overrides: Sequence[str]) -> None:
+    """Raises UsageError for a word that is no override."""
     strange = [word for word in overrides if not is_override(word)]
     if strange:
         raise UsageError(

@@ -92,7 +92,7 @@ __all__ = [
 Purpose = Literal["train", "evaluate"]
 
 MONITORS = ("val_wer", "val_cer", "val_loss")
-"""What a validation measures, on the first validation set."""
+"""Metrics of a validation, those of the first validation set."""
 
 SELECTING = ("max_utts", "min_duration", "max_duration", "augmentor")
 """Keys of a dataset that leave utterances out or change them."""
@@ -118,7 +118,7 @@ def load_settings(
     config_name: str = "asr_adaptation",
     purpose: Purpose = "train",
 ) -> Settings:
-    """The checked settings of a command line: YAML file and `key=value` overrides.
+    """Load the checked settings of a command line: YAML file and `key=value` overrides.
 
     Raises ConfigError, once, with every mistake in it.
     """
@@ -132,7 +132,7 @@ def load_settings(
 def check_settings(
     settings: Settings, *, purpose: Purpose, findings: Findings | None = None, model_given: bool = False
 ) -> None:
-    """What has to be given for the purpose, and what contradicts itself. Raises ConfigError with all mistakes.
+    """Raises ConfigError with all mistakes: settings that the purpose needs, and settings that contradict each other.
 
     model_given: whether a model object takes the place of the one that the settings name.
     """
@@ -174,7 +174,7 @@ def _check_model(model: ModelSettings, findings: Findings) -> None:
 
 
 def _check_new_base(model: ModelSettings, findings: Findings) -> None:
-    """What helps a base that is trained as a whole."""
+    """Check the settings that help a base that is trained as a whole."""
     inner, weights = model.interctc.apply_at_layers, model.interctc.loss_weights
     for key, given in (("interctc.apply_at_layers", bool(inner)), ("flat_start.steps", model.flat_start.steps > 0)):
         if given and model.train != "everything":
@@ -186,7 +186,7 @@ def _check_new_base(model: ModelSettings, findings: Findings) -> None:
 
 
 def _check_strategy(strategy: str | Mapping[str, Any] | None, findings: Findings) -> None:
-    """A name or a `_target_` of our list, and options that DDP has."""
+    """Check for a name or a `_target_` of our list, and for options that DDP has."""
     path = "trainer.strategy"
     if strategy is None:
         return
@@ -203,7 +203,7 @@ def _check_strategy(strategy: str | Mapping[str, Any] | None, findings: Findings
 
 
 def _check_limits(settings: Settings, findings: Findings) -> None:
-    """Of time, and of the batches that are used."""
+    """Check the limits of time and of the batches that are used."""
     trainer = settings.trainer
     times = {
         "trainer.max_time": trainer.max_time,
@@ -250,7 +250,7 @@ def _check_training(settings: Settings, findings: Findings) -> None:
 
 
 def _check_evaluation(settings: Settings, findings: Findings) -> None:
-    """An evaluation counts every line of its manifests as it stands, on weights that are there."""
+    """Check that an evaluation counts every line of its manifests, with weights that exist."""
     model, limit = settings.model, settings.trainer.limit_test_batches
     if not manifest_paths(model.test_ds):
         findings.add("model.test_ds.manifest_filepath", "has to be given: what to evaluate.")
@@ -271,7 +271,7 @@ def _check_monitor(key: str, name: str, findings: Findings) -> None:
 
 
 def manifest_paths(dataset: DatasetSettings) -> tuple[str, ...]:
-    """The manifests of a dataset, in order, whichever way they are written."""
+    """Return the manifests of a dataset, in order, whichever way they are written."""
 
     def flat(value: object) -> list[str]:
         if value is None:

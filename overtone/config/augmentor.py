@@ -1,4 +1,4 @@
-"""What `augmentor` of a training set can hold: changes of the waveforms, each by chance, named as NeMo names them."""
+"""Settings of `augmentor`: changes of the training waveforms, each by chance, named as NeMo names them."""
 
 from __future__ import annotations
 
@@ -153,11 +153,11 @@ PAIRS = (
     ("white_noise", "min_level", "max_level"),
     ("gain", "min_gain_dbfs", "max_gain_dbfs"),
 )
-"""Of which section the first value must not be above the second."""
+"""Sections with two keys of which the first value must not be above the second."""
 
 
 def contradictions(settings: AugmentorSettings) -> dict[str, str]:
-    """Key -> what is wrong."""
+    """Return what is wrong in the settings, by key."""
     faults = {}
     for name, low, high in PAIRS:
         section = getattr(settings, name)

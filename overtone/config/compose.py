@@ -33,7 +33,7 @@ HYDRA_KEYS = (
     "hydra.launcher.jobs_per_gpu",
     "hydra.output_subdir",
 )
-"""What a `hydra:` node or a `hydra.…` override may set."""
+"""Keys that a `hydra:` node or a `hydra.…` override may set."""
 
 MAX_RUNS = 1000
 """Most runs of a search."""
@@ -44,7 +44,7 @@ _REFERENCE = re.compile(r"\$\{[^${}:]*\}")
 
 
 def find_file(config_path: str | None, config_name: str) -> Path:
-    """The YAML file of a run: in the folder given, else the one of that name that is shipped.
+    """Find the YAML file of a run: in the folder given, else the one of that name that is shipped.
 
     Raises ConfigError where neither exists.
     """
@@ -66,7 +66,7 @@ def find_file(config_path: str | None, config_name: str) -> Path:
 def compose(
     overrides: Sequence[str], *, config_path: str | None = None, config_name: str = "asr_adaptation"
 ) -> dict[str, Any]:
-    """The configuration as plain data, references resolved; `???` stands where a value has to be given.
+    """Compose the configuration as plain data, references resolved; `???` stands for values that have to be given.
 
     Raises ConfigError for files that cannot be read, for overrides that cannot be understood, and for anything that
     reaches outside the configuration.
@@ -79,7 +79,7 @@ def compose(
 
     file = find_file(config_path, config_name)
     check_file(file)
-    lines = [rewritten(override, file) for override in parse(overrides)]
+    lines = [rewrite(override, file) for override in parse(overrides)]
     search = f"hydra.searchpath=['file://{_quoted(SHIPPED)}']"
     try:
         with initialize_config_dir(str(file.parent), version_base="1.3"):
@@ -96,7 +96,7 @@ def compose(
 
 
 def parse(overrides: Sequence[str]) -> list[Override]:
-    """Hydra's reading of `key=value`, `+key=value`, `++key=value` and `~key`. Raises ConfigError."""
+    """Parse `key=value`, `+key=value`, `++key=value` and `~key` as Hydra does. Raises ConfigError."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -113,8 +113,8 @@ def parse(overrides: Sequence[str]) -> list[Override]:
     return parsed
 
 
-def rewritten(override: Override, file: Path) -> str:
-    """The override as Hydra shall carry it out.
+def rewrite(override: Override, file: Path) -> str:
+    """Rewrite an override for Hydra. Raises ConfigError for one that may not be given.
 
     NeMo's documents set keys that its files do not define, without a `+`. Whether a key exists is checked later, with
     all others, so that every setting is forced in. A folder beside the file is a group: of its files one is chosen.
@@ -126,7 +126,7 @@ def rewritten(override: Override, file: Path) -> str:
     if override.is_delete():
         return line
     if override.is_sweep_override():
-        return _swept(override)
+        return _as_list(override)
     if "/" not in key and not (file.parent / key).is_dir():
         return "++" + line.lstrip("+")
     for other in _named_files({key: override.value()}, file):
@@ -134,8 +134,8 @@ def rewritten(override: Override, file: Path) -> str:
     return line
 
 
-def _swept(override: Override) -> str:
-    """`a,b` is a list of manifests; anything else is a search, which needs several runs."""
+def _as_list(override: Override) -> str:
+    """Take `a,b` as a list of manifests. Raises ConfigError for anything else: a search needs several runs."""
     line = override.input_line.lstrip("+") if override.input_line else ""
     key, _, value = line.partition("=")
     if key.endswith("manifest_filepath") and "(" not in value:
@@ -167,7 +167,7 @@ def check_file(file: Path, seen: frozenset[Path] = frozenset()) -> None:
 
 
 def read_yaml(file: Path) -> dict[Any, Any]:
-    """What the file says by itself. Raises ConfigError."""
+    """Read the content of a file by itself. Raises ConfigError."""
     try:
         if file.stat().st_size > _MAX_FILE_BYTES:
             raise ConfigError(f"{file} is larger than {_MAX_FILE_BYTES} bytes; a configuration is a small file.")
@@ -182,7 +182,7 @@ def read_yaml(file: Path) -> dict[Any, Any]:
 
 
 def _named_files(entry: Any, file: Path) -> Iterable[Path]:
-    """The files that one entry of a defaults list stands for."""
+    """Yield the files that one entry of a defaults list stands for."""
     pairs = entry.items() if isinstance(entry, dict) else [(None, entry)]
     named = [(group, option) for group, value in pairs for option in (value if isinstance(value, list) else [value])]
     for group, option in named:
@@ -251,14 +251,14 @@ def _quoted(path: Path) -> str:
 
 
 def _first_lines(error: BaseException) -> str:
-    """The message without Hydra's pointers into its grammar."""
+    """Return the message without Hydra's pointers into its grammar."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     kept = [line for line in lines if not line.startswith(("See https", "full_key", "object_type", "reference_type"))]
     return " ".join(kept[:3]).rstrip(".")
 
 
 def quoted(path: Path) -> str:
-    """A path as an override's value, whatever characters it has (but for `${`, which YAML takes for a reference)."""
+    """Quote a path as an override's value, whatever characters it has but `${`, which YAML takes for a reference."""
     escaped = str(path).replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"
 
@@ -267,8 +267,10 @@ def quoted(path: Path) -> str:
 
 
 class Combination(NamedTuple):
+    """One run of a search."""
+
     chosen: tuple[str, ...]
-    """The overrides that tell it from the others."""
+    """The overrides that tell it from the other runs."""
     overrides: list[str]
     """All of its overrides."""
 
@@ -276,9 +278,11 @@ class Combination(NamedTuple):
 def combinations(
     overrides: Sequence[str], *, config_path: str | None = None, config_name: str = "asr_adaptation"
 ) -> list[Combination]:
-    """`a=1,2`, `a=choice(1,2)` and `a=range(1,3)` are several values, and so are `hydra.sweeper.params` of the file.
+    """List the combinations of overrides with several values, in the order of Hydra's basic sweeper.
 
-    The last key changes fastest. Raises ConfigError for what cannot be counted up, and for more than `MAX_RUNS` runs.
+    `a=1,2`, `a=choice(1,2)` and `a=range(1,3)` are several values, and so are `hydra.sweeper.params` of the file.
+    The last key changes fastest. Raises ConfigError for values that cannot be counted up, and for more than `MAX_RUNS`
+    runs.
     """
     words = parse(overrides)
     given = {word.key_or_group for word in words}
@@ -296,7 +300,7 @@ def combinations(
 
 
 def _params(file: dict[Any, Any]) -> list[str]:
-    """What a file says of a search, as overrides."""
+    """Return the search that a file describes, as overrides."""
     node: Any = file
     for key in ("hydra", "sweeper", "params"):
         node = node.get(key) if isinstance(node, dict) else None
@@ -304,7 +308,7 @@ def _params(file: dict[Any, Any]) -> list[str]:
 
 
 def _values(word: Override) -> Iterator[str]:
-    """The override once for each of its values."""
+    """Yield the override once for each of its values."""
     from hydra.errors import HydraException
 
     if not word.is_sweep_override():

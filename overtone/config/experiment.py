@@ -11,8 +11,10 @@ from overtone.config.fields import bounded, only, section
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerSettings:
+    """Settings of Lightning's Trainer."""
+
     devices: int | str | tuple[int, ...] = -1
-    """How many GPUs, or which; −1: all. On a CPU −1 is one process."""
+    """Number of GPUs, or their indices; −1: all. On a CPU −1 is one process."""
     num_nodes: int = bounded(1, at_least=1)
     """Machines."""
     accelerator: str = "auto"
@@ -31,7 +33,7 @@ class TrainerSettings:
     max_time: str | Mapping[str, int] | None = None
     """Longest duration, `DD:HH:MM:SS`."""
     val_check_interval: int | float = bounded(1.0, above=0)
-    """How often to validate: a share of an epoch (a fraction), or batches (a whole number)."""
+    """Distance of two validations: a share of an epoch (a fraction), or batches (a whole number)."""
     check_val_every_n_epoch: int | None = bounded(1, at_least=1)
     """Validate after every so many epochs."""
     accumulate_grad_batches: int = bounded(1, at_least=1)
@@ -39,9 +41,9 @@ class TrainerSettings:
     gradient_clip_val: float | None = bounded(None, at_least=0)
     """Largest gradient; null or 0: no limit."""
     gradient_clip_algorithm: Literal["norm", "value"] | None = None
-    """What is limited: the norm of all gradients (also null), or each value."""
+    """Limits the norm of all gradients (also null), or each value."""
     precision: int | str = 32
-    """Of what is trained: 32, `bf16-mixed`, `16-mixed` (also bf16, 16)."""
+    """Precision of the trained parameters: 32, `bf16-mixed`, `16-mixed` (also bf16, 16)."""
     log_every_n_steps: int = bounded(10, at_least=1)
     """Steps between two lines of the log."""
     limit_train_batches: int | float = bounded(1.0, at_least=0)
@@ -71,17 +73,19 @@ class TrainerSettings:
     fast_dev_run: bool = only(False, instead="give trainer.max_steps=1")
     callbacks: None = only(None, instead="leave it out")
     profiler: Literal["simple", "advanced", "pytorch"] | None = None
-    """Where the time goes, told at the end."""
+    """Print at the end what took how much time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointSettings:
+    """Choice of the steps whose weights are kept, and their files."""
+
     monitor: str = "val_wer"
-    """What decides which step is best: `val_wer`, `val_loss` or `val_cer`, of the first validation set."""
+    """Metric of the best step: `val_wer`, `val_loss` or `val_cer`, of the first validation set."""
     mode: Literal["min", "max"] = "min"
-    """Whether smaller or larger is better."""
+    """Smaller values are better (`min`), or larger ones (`max`)."""
     save_top_k: int = bounded(5, at_least=-1)
-    """How many of the best steps are kept; −1: all."""
+    """Number of the best steps that are kept; −1: all."""
     always_save_nemo: bool = True
     """Keep them as adapted `.nemo` files; otherwise as adapter folders."""
     save_nemo_on_train_end: bool = True
@@ -107,10 +111,12 @@ class CheckpointSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class EarlyStoppingSettings:
+    """Ends a training that becomes no better."""
+
     monitor: str = "val_loss"
-    """What has to become better."""
+    """Metric that has to become better."""
     mode: Literal["min", "max"] = "min"
-    """Whether smaller or larger is better."""
+    """Smaller values are better (`min`), or larger ones (`max`)."""
     min_delta: float = 0.001
     """Smallest change that counts."""
     patience: int = bounded(10, at_least=0)
@@ -129,6 +135,8 @@ class EarlyStoppingSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelAverageSettings:
+    """NeMo's average of the weights over the steps; not supported."""
+
     enable: bool = only(False, instead="leave it out")
     decay: float = 0.999
     cpu_offload: bool = False
@@ -138,16 +146,18 @@ class ModelAverageSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ExperimentSettings:
+    """The run folder, its files, and resuming."""
+
     exp_dir: str | None = None
     """Folder of all runs; unset: `nemo_experiments` here."""
     explicit_log_dir: str | None = None
     """The run folder itself, instead of exp_dir/name/version."""
     name: str | None = None
-    """Of the experiment; unset: the configuration's name."""
+    """Name of the experiment; unset: the configuration's name."""
     version: str | None = None
-    """Of the run; unset: date and time, or `version_N`."""
+    """Version of the run; unset: date and time, or `version_N`."""
     use_datetime_version: bool = True
-    """Whether an unset version is date and time."""
+    """An unset version is date and time."""
     resume_if_exists: bool = False
     """Go on where a run of the same name was cut off; the run folder then has no version."""
     resume_ignore_no_checkpoint: bool = False

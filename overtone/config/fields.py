@@ -13,7 +13,7 @@ from overtone.errors import ConfigError, did_you_mean
 T = TypeVar("T")
 
 NOT_GIVEN = "???"
-"""What YAML says where the user has to give a value."""
+"""YAML's mark for a value that the user has to give."""
 
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", type(None): "null"}
 
@@ -24,28 +24,28 @@ _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: 
 def bounded(
     default: Any, *, at_least: float | None = None, at_most: float | None = None, above: float | None = None
 ) -> Any:
-    """A number within limits; `above` excludes the limit itself."""
+    """Declare a number within limits; `above` excludes the limit itself."""
     limits = {"at_least": at_least, "at_most": at_most, "above": above}
     return field(default=default, metadata={name: x for name, x in limits.items() if x is not None})
 
 
 def only(default: Any, *others: Any, instead: str) -> Any:
-    """A field that others know and of which Overtone carries out these values alone; `instead` is the advice."""
+    """Declare a field of NeMo or Lightning that supports these values alone; `instead` is the advice."""
     return field(default=default, metadata={"only": (default, *others), "instead": instead})
 
 
 def one_of(default: Any, names: Sequence[str]) -> Any:
-    """A word out of a list."""
+    """Declare a word out of a list."""
     return field(default=default, metadata={"one_of": tuple(names)})
 
 
 def target_of(names: Sequence[str]) -> Any:
-    """A `_target_` string out of a list; the first is the default."""
+    """Declare a `_target_` string out of a list; the first is the default."""
     return field(default=names[0], metadata={"key": "_target_", "one_of": tuple(names)})
 
 
 def section(kind: type, key: str | None = None) -> Any:
-    """A node with fields of its own."""
+    """Declare a section with fields of its own."""
     return field(default_factory=kind, metadata={"key": key} if key else {})
 
 
@@ -54,12 +54,12 @@ def section(kind: type, key: str | None = None) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """What the check of one configuration has seen."""
+    """Mistakes and missing keys that the check of one configuration has found."""
 
     mistakes: list[str] = field(default_factory=list)
     """One line each, beginning with the key."""
     missing: set[str] = field(default_factory=set)
-    """Keys that stand as `???` and have no value."""
+    """Keys that are `???` and have no value."""
 
     def add(self, path: str, message: str) -> None:
         self.mistakes.append(f"{path}: {message}")
@@ -74,13 +74,13 @@ class Findings:
 
 
 def key_of(item: Field[Any]) -> str:
-    """How the field is spelled in YAML."""
+    """Return the name of the field in YAML."""
     key: str = item.metadata.get("key", item.name)
     return key
 
 
 def build(kind: type[T], data: Mapping[str, Any], findings: Findings, *, path: str = "") -> T:
-    """The settings of that kind; mistakes go into the findings, and what is wrong keeps its default."""
+    """Build settings of a kind; mistakes go into the findings, and a wrong value keeps its default."""
     hints, listed = get_type_hints(kind), fields(kind)  # type: ignore[arg-type]
     items = {key_of(item): item for item in listed if "rest" not in item.metadata}
     rest = next((item for item in listed if "rest" in item.metadata), None)
@@ -113,7 +113,7 @@ def _unknown(key: str, value: Any, allowed: list[str]) -> str:
 
 
 def _field_value(item: Field[Any], hint: Any, value: Any, where: str, findings: Findings) -> Any:
-    """The checked value, or MISSING where the default stays."""
+    """Return the checked value, or MISSING where the default stays."""
     if isinstance(value, str) and value == NOT_GIVEN:
         findings.missing.add(where)
         if item.default is not None:
@@ -134,7 +134,7 @@ def _field_value(item: Field[Any], hint: Any, value: Any, where: str, findings: 
 
 
 def _limits(metadata: Mapping[str, Any], value: Any) -> str | None:
-    """What is wrong with a value of the right type."""
+    """Return what is wrong with a value of the right type."""
     if "one_of" in metadata and value not in metadata["one_of"]:
         names = metadata["one_of"]
         return f"unknown '{value}'.{did_you_mean(str(value), names)} Known are {', '.join(names)}."
@@ -152,7 +152,7 @@ def _limits(metadata: Mapping[str, Any], value: Any) -> str | None:
 
 
 def convert(hint: Any, value: Any, where: str, findings: Findings) -> Any:
-    """The value as the type that the annotation asks for; a mistake where it is none of them."""
+    """Convert a value to the type that the annotation asks for; a mistake where it is none of them."""
     options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     for option in options:
         kind = get_origin(option) or option
@@ -177,7 +177,7 @@ def convert(hint: Any, value: Any, where: str, findings: Findings) -> Any:
 
 
 def _loosely(kinds: list[Any], value: Any) -> Any:
-    """Numbers in place of text or of other numbers, and numbers written as text (`1e-5`)."""
+    """Convert numbers in place of text or of other numbers, and numbers written as text (`1e-5`)."""
     if isinstance(value, bool):
         return None
     if float in kinds and isinstance(value, int | str):

@@ -33,6 +33,8 @@ class Key:
 
 
 def integer(at_least: int = 1, at_most: int = 1_000_000) -> Check:
+    """Make a check for a whole number within limits."""
+
     def check(value: Any) -> int:
         if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
             raise NotSupportedError(f"a whole number from {at_least} to {at_most}")
@@ -44,6 +46,8 @@ def integer(at_least: int = 1, at_most: int = 1_000_000) -> Check:
 
 
 def number(at_least: float = -math.inf, at_most: float = math.inf) -> Check:
+    """Make a check for a finite number within limits."""
+
     def check(value: Any) -> float:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if not is_number or not at_least <= value <= at_most or not math.isfinite(value):
@@ -55,12 +59,15 @@ def number(at_least: float = -math.inf, at_most: float = math.inf) -> Check:
 
 
 def flag(value: Any) -> bool:
+    """Check for true or false."""
     if not isinstance(value, bool):
         raise NotSupportedError("true or false")
     return value
 
 
 def one_of(*allowed: str) -> Check:
+    """Make a check for a word out of a list."""
+
     def check(value: Any) -> str:
         if not isinstance(value, str) or value not in allowed:
             raise NotSupportedError(", ".join(allowed))
@@ -81,7 +88,7 @@ def read_section(
     fixed: Mapping[str, tuple[Any, ...]] | None = None,
     idle: tuple[str, ...] = (),
 ) -> dict[str, Any]:
-    """The keyword arguments that a section stands for, complete with NeMo's defaults.
+    """Read a section as keyword arguments, complete with NeMo's defaults.
 
     `fixed`: keys with the only values that are supported. `idle`: keys that may hold anything.
     Raises CheckpointError naming key, value and what is supported.
@@ -102,6 +109,7 @@ def read_section(
 
 
 def read_key(section: Mapping[str, Any], key: Key, where: str) -> Any:
+    """Read one key of a section. Raises CheckpointError where it is missing or not supported."""
     value = section.get(key.theirs, key.default)
     if value is REQUIRED or value == "???":
         raise CheckpointError(f"{where}.{key.theirs} is missing.")
@@ -114,6 +122,7 @@ def read_key(section: Mapping[str, Any], key: Key, where: str) -> Any:
 
 
 def refuse(where: str, name: str, value: Any, supported: str) -> NoReturn:
+    """Raises CheckpointError for the value of a key. supported: the values that are."""
     raise CheckpointError(f"{where}.{name} is {shown(value)}, which is not supported yet. Supported: {supported}.")
 
 

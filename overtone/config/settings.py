@@ -1,4 +1,4 @@
-"""The settings of a training or evaluation, under the names that NeMo gives them; what is ours alone says so.
+"""The settings of a training or evaluation, by NeMo's names; those of ours alone say so.
 
 The defaults are those of the shipped `asr_adaptation.yaml`.
 """
@@ -28,6 +28,8 @@ Missing = None
 
 @dataclass(frozen=True, kw_only=True)
 class StrategySettings:
+    """The way in which an adapter's change is added."""
+
     target: str = target_of(STRATEGY_TARGETS)
     """Residual addition, in one of NeMo's spellings."""
     stochastic_depth: float = bounded(0.0, at_least=0, at_most=1)
@@ -38,8 +40,9 @@ class StrategySettings:
 
 @dataclass(frozen=True, kw_only=True)
 class LinearSettings:
-    target: str = target_of(LINEAR_TARGETS)
     """The linear adapter (Houlsby et al. 2019)."""
+
+    target: str = target_of(LINEAR_TARGETS)
     in_features: int | None = Missing
     """Width of the layers' outputs; taken from the model, and checked against it where given."""
     dim: int = bounded(32, at_least=1)
@@ -47,7 +50,7 @@ class LinearSettings:
     activation: str = "swish"
     """Between the two projections."""
     norm_position: Literal["pre", "post"] = "pre"
-    """Where the layer norm stands: before the first projection or after the second."""
+    """The layer norm comes before the first projection (`pre`) or after the second (`post`)."""
     dropout: float = bounded(0.0, at_least=0, at_most=1)
     """On the adapter's output, in training."""
     adapter_strategy: StrategySettings = section(StrategySettings)
@@ -55,8 +58,9 @@ class LinearSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class TinyAttentionSettings:
+    """Multi-head attention (Zhao et al. 2022), with relative or absolute positions by its `_target_`."""
+
     target: str = target_of(TINY_ATTENTION_TARGETS)
-    """Multi-head attention (Zhao et al. 2022), with relative or absolute positions by its spelling."""
     n_feat: int | None = Missing
     """Width of the layers' outputs; taken from the model, and checked against it where given."""
     n_head: int = bounded(1, at_least=1)
@@ -82,7 +86,7 @@ class LoraSettings:
     dropout: float = bounded(0.0, at_least=0, at_most=1)
     """On the input of the change, in training."""
     targets: tuple[str, ...] = ("q", "k", "v", "out", "feed_forward")
-    """Which projections of a layer are changed."""
+    """Projections of a layer that are changed."""
     adapter_strategy: StrategySettings = section(StrategySettings)
 
 
@@ -126,10 +130,12 @@ class GlobalAdapterSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterSettings:
+    """The new adapter of a training, or the adapter of an evaluation."""
+
     adapter_name: str | None = Missing
     """Name of the adapter: new in training, existing in evaluation, where null is the base."""
     adapter_type: str = "linear"
-    """Which of the sections below is used."""
+    """Name of the section below that is used."""
     adapter_module_name: str | None = None
     """`encoder` (also null), `decoder`, `joint`, or several joined by `+`."""
     adapter_state_dict_name: str | None = "adapters.pt"
@@ -162,7 +168,7 @@ class SpecAugmentSettings:
     time_width: int | float = bounded(0.05, at_least=0)
     """Longest mask: a share of the utterance (below one, a fraction), or frames (a whole number)."""
     mask_value: float = 0.0
-    """What a mask writes."""
+    """Value of masked places."""
     rect_masks: int = only(0, instead="use freq_masks and time_masks")
     rect_time: int = 5
     rect_freq: int = 20
@@ -173,6 +179,8 @@ class SpecAugmentSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetSettings:
+    """A set of utterances and its batches."""
+
     manifest_filepath: str | tuple[Any, ...] | None = Missing
     """One manifest (JSON lines), several joined by commas, or a list."""
     batch_size: int | None = bounded(16, at_least=1)
@@ -212,9 +220,9 @@ class DatasetSettings:
     tarred_audio_filepaths: None = only(None, instead="unpack the archives and name a plain manifest")
     bucketing_batch_size: None = only(None, instead="give batch_duration and num_buckets")
     bucketing_strategy: str = "synced_randomized"
-    """Of tarred sets alone; without effect."""
+    """For tarred sets alone; without effect."""
     shuffle_n: int = 2048
-    """Of tarred sets alone; without effect."""
+    """For tarred sets alone; without effect."""
     trim_silence: bool = only(False, instead="trim the files beforehand")
     use_start_end_token: bool = only(False, instead="leave it out")
     normalize_transcripts: bool = only(False, instead="normalise the manifest's text")
@@ -223,7 +231,7 @@ class DatasetSettings:
     return_sample_id: bool = False
     """Without effect."""
     parser: str = "en"
-    """Without effect: transcripts are taken as they stand."""
+    """Without effect: transcripts are taken as they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,6 +261,8 @@ class ScheduleSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimSettings:
+    """The optimiser and its schedule."""
+
     name: str = one_of("adamw", ("adamw", "adam", "nadam", "radam", "adamax", "adagrad", "rmsprop", "sgd"))
     """The optimiser of torch.optim by that name."""
     lr: float = bounded(0.001, at_least=0)
@@ -263,9 +273,9 @@ class OptimSettings:
     eps: float | None = bounded(None, above=0)
     """Unset: the optimiser's own."""
     momentum: float | None = bounded(None, at_least=0)
-    """Of sgd and rmsprop."""
+    """Momentum of sgd and rmsprop."""
     nesterov: bool | None = None
-    """Of sgd."""
+    """Nesterov momentum of sgd."""
     sched: ScheduleSettings | None = section(ScheduleSettings)
     """null: a constant learning rate."""
 
@@ -282,7 +292,7 @@ class InterCtcSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class FlatStartSettings:
-    """Ours: a first guess of where the tokens lie, for a model that knows nothing yet.
+    """Ours: a first guess of where the tokens lie, for a model with fresh weights.
 
     The tokens of a transcript are spread evenly over the loud part of the utterance, and their frame-wise likelihood
     is trained beside CTC, less and less. CTC alone may stay at blanks for hours of audio.
@@ -291,12 +301,12 @@ class FlatStartSettings:
     steps: int = bounded(0, at_least=0)
     """Steps over which the weight falls to nothing; 0 is no flat start."""
     weight: float = bounded(4.0, at_least=0)
-    """Of the frame-wise loss at the first step."""
+    """Weight of the frame-wise loss at the first step."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrefixCacheSettings:
-    """Ours: what the frozen part below the adapter makes of an utterance is computed once and kept.
+    """Ours: the outputs of the frozen part below the adapter are computed once for each utterance and cached.
 
     That part computes as in evaluation then: without dropout, and its features without dither.
     """
@@ -306,7 +316,7 @@ class PrefixCacheSettings:
     memory_gb: float = bounded(2.0, at_least=0)
     """Most memory that is taken, in each process."""
     folder: str | None = None
-    """Where what was computed is kept for later runs too; null keeps it in memory alone."""
+    """Folder of the cache, for later runs too; null caches in memory alone."""
     disk_gb: float = bounded(20.0, above=0)
     """Most that this folder may hold."""
     variants: int = bounded(1, at_least=1)
@@ -315,6 +325,8 @@ class PrefixCacheSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
+    """The base, what is trained of it, and the data."""
+
     pretrained_model: str | None = None
     """Name of a model. Exactly one of this, nemo_model and init is given."""
     nemo_model: str | None = None
@@ -344,15 +356,15 @@ class ModelSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Everything that a run can be told."""
+    """All settings of a run."""
 
     name: str = "ASR-Adapter"
-    """Of the experiment: `exp_manager.name` unless that is given."""
+    """Name of the experiment, where `exp_manager.name` is not given."""
     model: ModelSettings = section(ModelSettings)
     trainer: TrainerSettings = section(TrainerSettings)
     exp_manager: ExperimentSettings = section(ExperimentSettings)
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Ours: the frozen base's arithmetic; `trainer.precision` governs what is trained."""
+    """Ours: the frozen base's dtype; `trainer.precision` is that of the trained parameters."""
     compute_processes: Literal["auto"] | int = bounded("auto", at_least=1)
     """Ours: processes that share the rows of every batch while an adapter is trained on a CPU; 1 shares nothing."""
     seed: int = bounded(0, at_least=0)

@@ -1,4 +1,4 @@
-"""What `_target_` strings mean. They are looked up here and never imported."""
+"""The known `_target_` strings. They are looked up here and never imported."""
 
 from __future__ import annotations
 

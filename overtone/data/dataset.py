@@ -22,9 +22,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from overtone.audio.load import Waveform, audio_duration, load_audio
-from overtone.data.batching import Draw
-from overtone.data.manifest import Utterance
-from overtone.data.padding import side_by_side
+from overtone.data.batching import Draw, pad_rows
+from overtone.data.manifest import Utterance, length_problem
 from overtone.errors import DataError
 
 Perturb = Callable[[Waveform, np.random.Generator], Waveform]
@@ -32,9 +31,6 @@ Perturb = Callable[[Waveform, np.random.Generator], Waveform]
 
 CACHE_BYTES = 256 * 2**20
 """Memory for decoded audio, shared by the worker processes; what fits is read from disk only once."""
-
-SHORTER_SECONDS, SHORTER_SHARE = 0.1, 0.02
-"""Seconds or share by which a recording may be shorter than its manifest says: codecs and rounding cut it."""
 
 AudioCheck = Literal["none", "headers", "full"]
 CHECK_THREADS = 16
@@ -156,8 +152,10 @@ def _header(path: Path) -> float | str:
 
 
 def _fault_in_header(header: float | str, utterance: Utterance) -> str | None:
-    """The fault of an utterance in a file with this header; None if there is none."""
-    return header if isinstance(header, str) else length_problem(utterance, header - utterance.offset)
+    """The fault of an utterance in a file of so many seconds, or with a fault of its own; None if there is none."""
+    if isinstance(header, str):
+        return header
+    return length_problem(utterance.audio_path, utterance.duration, header - utterance.offset)
 
 
 def _fault_in_samples(utterance: Utterance, *, sample_rate: int) -> str | None:
@@ -256,20 +254,10 @@ def read_utterance(utterance: Utterance, sample_rate: int) -> Waveform:
         duration=utterance.duration,
         sample_rate=sample_rate,
     )
-    problem = length_problem(utterance, waveform.size / sample_rate)
+    problem = length_problem(utterance.audio_path, utterance.duration, waveform.size / sample_rate)
     if problem is not None:
         raise DataError(problem)
     return waveform
-
-
-def length_problem(utterance: Utterance, seconds: float) -> str | None:
-    """The fault, if the recording has too few seconds from the utterance's offset on; None if it has enough."""
-    if seconds >= utterance.duration - max(SHORTER_SECONDS, SHORTER_SHARE * utterance.duration):
-        return None
-    return (
-        f"the manifest says {utterance.duration:g} s, but {utterance.audio_path} holds {max(seconds, 0.0):g} s "
-        "from there. Correct 'duration' (or 'offset')."
-    )
 
 
 def collate(examples: Sequence[Example | DataError]) -> Batch | DataError:
@@ -279,7 +267,7 @@ def collate(examples: Sequence[Example | DataError]) -> Batch | DataError:
         if isinstance(example, DataError):
             return example
         whole.append(example)
-    waveforms, lengths = side_by_side([example.waveform for example in whole])
+    waveforms, lengths = pad_rows([example.waveform for example in whole])
     target_lengths = torch.tensor([len(example.tokens) for example in whole])
     targets = torch.zeros(len(whole), max(1, int(target_lengths.max())), dtype=torch.int64)
     for row, example in enumerate(whole):

@@ -18,6 +18,8 @@ from typing import Any
 from overtone.audio.load import audio_duration
 from overtone.errors import DataError, did_you_mean
 
+SHORTER_SECONDS, SHORTER_SHARE = 0.1, 0.02
+"""By so much, or by this share, a recording may be shorter than its manifest says: what codecs and rounding cut off."""
 LONGEST_SECONDS = 1e9
 """The largest `duration` and `offset`, in seconds (thirty years)."""
 
@@ -91,6 +93,19 @@ def manifest_digest(utterances: Iterable[Utterance]) -> str:
         row = [name.as_posix(), utterance.offset, utterance.duration, utterance.text]
         digest.update(json.dumps(row, ensure_ascii=True).encode("ascii") + b"\n")
     return "sha256:" + digest.hexdigest()
+
+
+def length_problem(path: Path, duration: float, seconds: float) -> str | None:
+    """The message for a recording that is shorter than its line of the manifest says.
+
+    seconds: sound in the file from the line's offset on.
+    """
+    if seconds >= duration - max(SHORTER_SECONDS, SHORTER_SHARE * duration):
+        return None
+    return (
+        f"the manifest says {duration:g} s, but {path} holds {max(seconds, 0.0):g} s from there. "
+        "Correct 'duration' (or 'offset')."
+    )
 
 
 _EXAMPLE = '{"audio_filepath": "a.wav", "duration": 3.2, "text": "hello there"}'

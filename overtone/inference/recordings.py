@@ -1,4 +1,4 @@
-"""What is to be transcribed: files, folders and manifests, made one list of recordings."""
+"""Recordings to be transcribed: those that files, folders and manifests name, as one list."""
 
 from __future__ import annotations
 
@@ -10,9 +10,23 @@ from overtone.data.manifest import Utterance, read_manifest
 from overtone.errors import UsageError
 
 AUDIO_SUFFIXES = frozenset(
-    (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".w64")
+    (
+        *(".wav", ".wave", ".rf64", ".w64", ".flac", ".ogg", ".oga", ".ogv", ".opus", ".mp3", ".mpga"),
+        *(".m4a", ".m4b", ".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".aac", ".adts", ".webm", ".weba", ".mkv"),
+        *(".mka", ".wma", ".asf", ".wmv", ".amr", ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".sph", ".nist"),
+        ".voc",
+    )
 )
-"""What counts as audio inside a folder; a file that is named by itself is tried whatever its suffix."""
+"""What counts as audio inside a folder, the sound of films included; a file that is named by itself is tried whatever
+its suffix."""
+
+OTHER_MEDIA_SUFFIXES = frozenset(
+    (
+        *(".avi", ".flv", ".f4v", ".mpg", ".mpeg", ".vob", ".ts", ".mts", ".m2ts", ".mxf", ".mp2", ".ac3", ".eac3"),
+        *(".dts", ".ape", ".wv", ".tta", ".mpc", ".spx", ".ra", ".rm", ".dss", ".ds2", ".mid", ".vox", ".gsm", ".tak"),
+    )
+)
+"""Recordings inside a folder that cannot be read; each is named in an error."""
 
 MANIFEST_SUFFIXES = frozenset((".json", ".jsonl", ".manifest"))
 
@@ -25,7 +39,7 @@ class Recording:
     """The audio file."""
 
     name: str
-    """What outputs call it: its path below the folder or manifest it was found by, else the file's name."""
+    """Its name in outputs: the path below the folder or manifest it was found by, else the file's name."""
 
     offset: float = 0.0
     """Seconds into the file where it begins."""
@@ -37,7 +51,7 @@ class Recording:
     """The reference transcript, where a manifest gives one."""
 
     problem: str | None = None
-    """Why there is nothing to read here, known before trying (a folder without audio)."""
+    """The reason why there is nothing to read here, known before trying (a folder without audio)."""
 
 
 def find_recordings(paths: str | Path | Sequence[str | Path]) -> list[list[Recording]]:
@@ -78,7 +92,7 @@ def _recordings_in(folder: Path) -> list[Recording]:
     files = sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in AUDIO_SUFFIXES
+        if path.suffix.lower() in AUDIO_SUFFIXES | OTHER_MEDIA_SUFFIXES
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
         and path.is_file()
     )
@@ -86,7 +100,13 @@ def _recordings_in(folder: Path) -> list[Recording]:
         suffixes = ", ".join(sorted(AUDIO_SUFFIXES))
         problem = f"The folder {folder} holds no audio; files ending in {suffixes} are looked for."
         return [Recording(path=folder, name=folder.name, problem=problem)]
-    return [Recording(path=path, name=_below(path, folder)) for path in files]
+    return [Recording(path=path, name=_below(path, folder), problem=_unreadable(path)) for path in files]
+
+
+def _unreadable(path: Path) -> str | None:
+    if path.suffix.lower() in AUDIO_SUFFIXES:
+        return None
+    return f"{path}: {path.suffix} files are not read. Convert it to WAV, FLAC, MP3 or MP4, or move it elsewhere."
 
 
 def _below(path: Path, folder: Path) -> str:

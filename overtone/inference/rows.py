@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from overtone.backends.openvino.encoder import OpenVinoEncoder
-from overtone.data.padding import rounded_up
+from overtone.data.batching import round_up
 from overtone.models.asr_model import AsrModel
 
 WORTH_FRAMES = 600
@@ -101,7 +101,7 @@ def recognise_in_groups(
     outcomes = []
     for rows in groups:
         index = torch.tensor(rows, device=mel.device)
-        frames = rounded_up(int(lengths[index].max()))
+        frames = round_up(int(lengths[index].max()))
         frames += (mel.size(2) - frames) % factor  # past the batch's own end the slice ends there
         outcomes.append(recognise(mel[index, :, :frames], lengths[index]))
     back = torch.tensor([row for rows in groups for row in rows], device=mel.device).argsort()

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from overtone.adapters.adapter_set import FILE_CHOICE
-from overtone.audio.load import Waveform, audio_duration, load_audio
-from overtone.data.padding import side_by_side
+from overtone.audio.load import AudioReader, Waveform, audio_duration
+from overtone.data.batching import pad_rows
+from overtone.data.manifest import length_problem
 from overtone.decoding.decoder import Alignment
 from overtone.decoding.hypothesis import Hypothesis
 from overtone.errors import DataError, OvertoneError, UsageError
@@ -179,27 +180,33 @@ class Transcriber:
         total_windows = sum(len(job.windows) for job in jobs)
         done = 0.0
         waiting = deque(jobs)
-        with (
-            ThreadPoolExecutor(max_workers=1, thread_name_prefix="audio") as reader,
-            RowThreads(self.model) if total_windows > 1 else nullcontext() as threads,
-        ):
-            for loaded in _one_ahead(reader, self._load, self._batches(jobs)):
-                batch = [(task, waveform) for task, waveform in loaded if waveform is not None]
-                self._decode(batch, backend, threads)
-                done += sum(task.job.duration / len(task.job.windows) for task, _ in loaded)
-                progress(min(done, total), total)
-                while waiting and waiting[0].is_done:
-                    yield self._result(waiting.popleft())
+        try:
+            with (
+                ThreadPoolExecutor(max_workers=1, thread_name_prefix="audio") as reader,
+                RowThreads(self.model) if total_windows > 1 else nullcontext() as threads,
+            ):
+                for loaded in _one_ahead(reader, self._load, self._batches(jobs)):
+                    batch = [(task, waveform) for task, waveform in loaded if waveform is not None]
+                    self._decode(batch, backend, threads)
+                    done += sum(task.job.duration / len(task.job.windows) for task, _ in loaded)
+                    progress(min(done, total), total)
+                    while waiting and waiting[0].is_done:
+                        yield self._result(waiting.popleft())
+        finally:
+            for job in jobs:
+                if job.reader is not None:
+                    job.reader.close()
         for job in waiting:
             yield self._result(job)
 
     def _open(self, recording: Recording, adapter: Choice, chain: Choice) -> _Job:
-        """Read the header and lay out the windows."""
+        """Count the seconds and lay out the windows."""
         job = _Job(recording=recording, adapter=adapter, chain=chain, error=recording.problem)
         if job.error is None:
             try:
                 rest = audio_duration(recording.path) - recording.offset
                 job.duration = rest if recording.duration is None else recording.duration
+                job.error = length_problem(recording.path, job.duration, rest)
             except OvertoneError as error:
                 job.error = str(error)
         if job.error is None:
@@ -218,8 +225,10 @@ class Transcriber:
         pool: list[_Task] = []
         pooled = 0.0
         for job in jobs:
-            for index, window in enumerate(job.windows):
-                pool.append(_Task(job, index, (window.stop - window.start) * self.seconds_per_frame))
+            # One length for all windows of a recording: they stay in order, and are read in order.
+            frames = max((window.stop - window.start for window in job.windows), default=0)
+            for index in range(len(job.windows)):
+                pool.append(_Task(job, index, frames * self.seconds_per_frame))
                 pooled += pool[-1].seconds
                 if pooled >= POOLED_BATCHES * self.batch_seconds:
                     yield from self._cut(pool)
@@ -245,20 +254,21 @@ class Transcriber:
         job, window = task.job, task.job.windows[task.index]
         if job.error is not None:
             return None
-        start = window.start * self.seconds_per_frame
         is_last = task.index + 1 == len(job.windows)
-        stop = job.duration if is_last else window.stop * self.seconds_per_frame
-        to_end = is_last and job.recording.duration is None
+        stop = None if is_last else window.stop * self.seconds_per_frame
         try:
-            return load_audio(
-                job.recording.path,
-                offset=job.recording.offset + start,
-                duration=None if to_end else stop - start,
-                sample_rate=self.sample_rate,
-            )
+            if job.reader is None:
+                part = job.recording
+                job.reader = AudioReader(
+                    part.path, offset=part.offset, duration=part.duration, sample_rate=self.sample_rate
+                )
+            return job.reader.read(window.start * self.seconds_per_frame, stop)
         except OvertoneError as error:
             job.error = str(error)
             return None
+        finally:
+            if job.reader is not None and (is_last or job.error is not None):
+                job.reader.close()
 
     def _decode(self, batch: list[tuple[_Task, Waveform]], backend: Backend | None, threads: RowThreads | None) -> None:
         """Align every row with the adapters of its recording."""
@@ -274,7 +284,7 @@ class Transcriber:
     def _align(self, backend: Backend | None, batch: list[tuple[_Task, Waveform]]) -> list[Alignment]:
         """One forward, in any thread."""
         least = round(LEAST_FRAMES * self.seconds_per_frame * self.sample_rate)
-        waveforms, lengths = side_by_side([waveform for _, waveform in batch], least=least)
+        waveforms, lengths = pad_rows([waveform for _, waveform in batch], least=least)
         chains = [task.job.chain for task, _ in batch]
         choice = chains[0] if len(set(chains)) == 1 else chains
         with self.model.computing_with(backend), self.model.adapters.use(choice):
@@ -301,6 +311,8 @@ class _Job:
     duration: float = 0.0
     windows: list[Window] = field(default_factory=list)
     alignments: list[Alignment | None] = field(default_factory=list)
+    reader: AudioReader | None = None
+    """Open from the first window to the last."""
 
     @property
     def is_done(self) -> bool:

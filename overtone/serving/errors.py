@@ -20,8 +20,6 @@ from typing import Literal
 
 from overtone.errors import OvertoneError
 
-Fault = Literal["malformed", "unsupported", "too_large"]
-
 
 class RequestError(OvertoneError):
     """The request is malformed, or asks for something that is not allowed. param: the field, where it is known."""
@@ -96,11 +94,3 @@ class IdleError(OvertoneError):
 
 class WorkerError(OvertoneError):
     """The worker failed on this request."""
-
-
-class AudioError(OvertoneError):
-    """Audio that cannot or must not be decoded. `fault` tells which status an endpoint answers with."""
-
-    def __init__(self, message: str, *, fault: Fault = "malformed") -> None:
-        super().__init__(message)
-        self.fault: Fault = fault

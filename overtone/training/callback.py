@@ -25,7 +25,7 @@ CHECKPOINT_SECONDS = 600.0
 
 @dataclass(kw_only=True)
 class Progress:
-    """Where a training stands; its rates leave out what was done before it was resumed."""
+    """Steps, loss and speed of a training; its rates leave out what was done before it was resumed."""
 
     total_steps: int
     first_step: int = 0
@@ -105,7 +105,7 @@ class TrainingCallback(Callback):
         self.line = line
         self.reporter = reporter
         self.identity = identity
-        """What must not change between the parts of a run."""
+        """Settings and data that must not change between the parts of a run."""
         self.checkpoint = checkpoint
         """File of the checkpoint; None writes none."""
         self.checkpoint_every = checkpoint_every
@@ -113,7 +113,7 @@ class TrainingCallback(Callback):
         self.line_every = line_every
         """Steps between two lines of the log."""
         self.restarts_timer = restarts_timer
-        """Whether a limit of time is that of each part of a run, and not of the whole."""
+        """A limit of time is that of each part of a run, not of the whole."""
         self.place = Place()
         """The epoch of the last batch."""
         self.validated_step = -1
@@ -129,7 +129,7 @@ class TrainingCallback(Callback):
         """Batches of the last checkpoint."""
 
     def resume(self, state: Mapping[str, Any], checkpoint: Path, *, leads: bool) -> None:
-        """Go back to where the checkpoint was written, which holds this state."""
+        """Go back to the state that the checkpoint holds."""
         progress = self.progress
         progress.batches = self.written_batches = state["batches"]
         self.place = Place(*state["place"])
@@ -175,7 +175,7 @@ class TrainingCallback(Callback):
         self.stop_if_asked(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A run that ended early, for want of time, goes on from its last whole step."""
+        """Write the last checkpoint; a run that ended early, for want of time, goes on from its last whole step."""
         progress = self.progress
         if not self.is_between_steps(trainer):
             progress.batches -= progress.batches % trainer.accumulate_grad_batches
@@ -227,7 +227,7 @@ class TrainingCallback(Callback):
         self.progress.wer_before = wer
         self.reporter.say(f"step 0: WER {wer:.2%}  (the base)")
 
-    # Where the run stands
+    # Position in the run
 
     def find_epoch(self, trainer: Trainer) -> int:
         """Return the epoch of the last batch, counted from zero."""
@@ -236,12 +236,12 @@ class TrainingCallback(Callback):
         return self.place.epoch
 
     def is_between_steps(self, trainer: Trainer) -> bool:
-        """Whether no gradient is waiting for further batches."""
+        """Return whether no gradient is waiting for further batches."""
         every = trainer.accumulate_grad_batches
         return self.progress.batches % every == 0 or self.progress.batches == trainer.num_training_batches
 
     def validates_now(self, trainer: Trainer) -> bool:
-        """Whether a validation follows this batch (and writes the checkpoint itself)."""
+        """Return whether a validation follows this batch (and writes the checkpoint itself)."""
         interval = trainer.val_check_batch
         return bool(
             trainer.enable_validation
@@ -251,7 +251,7 @@ class TrainingCallback(Callback):
         )
 
     def is_due(self, trainer: Trainer) -> bool:
-        """Whether a checkpoint belongs after this batch, validations left out."""
+        """Return whether a checkpoint belongs after this batch, validations left out."""
         return (
             (self.checkpoint_every is not None and trainer.global_step % self.checkpoint_every == 0)
             or time.monotonic() - self.written_at > CHECKPOINT_SECONDS
@@ -339,7 +339,7 @@ def replace_file(path: Path, *, leads: bool) -> Iterator[Path]:
 
 
 def anywhere(trainer: Trainer, wanted: bool) -> bool:
-    """Whether any process wants it; all of them have to ask at the same place."""
+    """Return whether any process wants it; all of them have to ask at the same place."""
     return bool(trainer.strategy.reduce_boolean_decision(wanted, all=False))
 
 

@@ -24,7 +24,7 @@ class Reporter:
     quiet: bool = False
     log_file: Path | None = None
     waiting: list[str] = field(default_factory=list)
-    """Lines said before there was a file."""
+    """Lines from before there was a file."""
 
     def begin(self, *, leads: bool) -> None:
         """Start on another run, whose log file is not known yet. A process that does not lead is silent."""
@@ -33,7 +33,7 @@ class Reporter:
         self.quiet = self.quiet or not leads
 
     def log_to(self, file: Path) -> None:
-        """Write all lines to the file from now on, those said before included."""
+        """Write all lines to the file from now on, the waiting ones included."""
         self.log_file = file
 
     def say(self, text: str) -> None:

@@ -164,6 +164,7 @@ def make_set(
     limit: int | float = 1.0,
     perturb: Perturb | None = None,
 ) -> SpeechSet:
+    """Make a set of utterances with their token ids. The other arguments are those of `SpeechDataset`, `BatchPlan`."""
     manifests = dict.fromkeys(str(utterance.manifest) for utterance in utterances)
     return SpeechSet(
         name=", ".join(manifests),
@@ -187,8 +188,8 @@ def make_set(
 def validation_batches(speech: SpeechSet, plan: TrainingPlan, *, rank: int, processes: int) -> list[list[int]]:
     """Return this process's share of a set, long utterances first: memory runs out at once or never.
 
-    Of these so many as trainer.limit_val_batches says, and at least one.
-    All processes have equally many batches. Raises ConfigError for fewer utterances than processes.
+    These are as many as trainer.limit_val_batches says, and at least one. All processes have equally many batches.
+    Raises ConfigError for fewer utterances than processes.
     """
     durations, size = speech.plan.durations, plan.validation_data.batch_size or 16
     if len(durations) < processes:
@@ -235,6 +236,7 @@ def worker_count(chosen: DatasetSettings) -> int:
 
 
 def check_rate(model: AsrModel, chosen: DatasetSettings, key: str) -> None:
+    """Raises ConfigError where the settings name another sample rate than the model's."""
     if chosen.sample_rate is not None and chosen.sample_rate != model.sample_rate:
         raise ConfigError(
             f"model.{key}.sample_rate: {chosen.sample_rate} Hz is not the model's, {model.sample_rate} Hz. "

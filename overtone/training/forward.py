@@ -72,7 +72,7 @@ class TrainingForward:
 
     @property
     def rows_are_independent(self) -> bool:
-        """Whether a row comes out the same whatever rows are computed with it."""
+        """A row comes out the same whatever rows are computed with it."""
         return rows_are_independent(self.model, self.adapter)
 
 

@@ -114,6 +114,7 @@ def make_trainer(run: Run, callback: TrainingCallback) -> Any:
 
 
 def make_early_stopping(experiment: ExperimentSettings) -> list[Any]:
+    """Make the callback that ends a training early, where one is asked for."""
     if not experiment.create_early_stopping_callback:
         return []
     from lightning.pytorch.callbacks import EarlyStopping
@@ -139,6 +140,7 @@ def make_prefix(run: Run) -> PrefixForward | None:
 
 
 def make_module(run: Run, prefix: PrefixForward | None, processes: RowProcesses | None) -> TrainingModule:
+    """Make the steps around whatever computes the forward of a batch."""
     plan, model = run.plan, run.model
     return TrainingModule(
         model,
@@ -187,7 +189,7 @@ def make_callback(run: Run, module: TrainingModule) -> TrainingCallback:
 
 
 def make_training_loader(run: Run, state: Mapping[str, Any] | None, prefix: PrefixForward | None) -> Any:
-    """Make the loader of this process's batches of the whole run, from where the state stands."""
+    """Make the loader of this process's batches of the run, from those of the state on."""
     chosen = run.plan.train_data
     sampler = StepSampler(
         run.training.plan,

@@ -57,7 +57,7 @@ class TrainingModule(LightningModule):
         self.flat_start = flat_start
         self.seed = seed
         self.base_alone = False
-        """Whether validation scores the base instead of the adapter."""
+        """Validation scores the base instead of the adapter."""
         self.counts = [ValidationCounts() for _ in range(validation_sets)]
         """Errors of the last validation, by set."""
         self.log_prediction = log_prediction
@@ -70,7 +70,10 @@ class TrainingModule(LightningModule):
     # Training
 
     def training_step(self, batch: AnyBatch | DataError, batch_idx: int) -> Tensor:
-        """Return the scalar loss of one batch; all randomness depends on seed and batch number alone."""
+        """Return the scalar loss of one batch; all randomness depends on seed and batch number alone.
+
+        Raises OvertoneError for a loss that is no finite number, and the error that came in place of the batch.
+        """
         batch = require_batch(batch)
         torch.manual_seed(step_seed(self.seed, batch_idx, self.global_rank))
         heads, lengths, auxiliary = self.batch_forward.forward_batch(batch, base_alone=False)
@@ -147,7 +150,7 @@ class TrainingModule(LightningModule):
             self.counts[dataloader_idx].add(self.model.head, batch, emissions, lengths)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs `val_wer`, `val_cer`, `val_loss` of the first set, and of the others with their number."""
+        """Log `val_wer`, `val_cer`, `val_loss` of the first set, and of the others with their number."""
         self.counts = [self.sum_over_processes(counts) for counts in self.counts]
         for number, counts in enumerate(self.counts):
             suffix = "" if number == 0 else f"_{number}"
@@ -174,6 +177,7 @@ class TrainingModule(LightningModule):
         checkpoint["state_dict"] = {name: x for name, x in checkpoint["state_dict"].items() if name in names}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Raises OvertoneError for a checkpoint of other parameters than this run's."""
         own = self.state_dict()
         if {name: x.shape for name, x in checkpoint["state_dict"].items()} != {
             name: own[name].shape for name in self.checkpoint_names()

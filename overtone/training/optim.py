@@ -122,7 +122,10 @@ def _cosine_with_tail(course: Course, decay: int, step: int) -> float:
 
 
 def noam(course: Course, *, d_model: int | None = None) -> Schedule:
-    """Vaswani et al. 2017: the rate is a factor, scaled by the model's width and the root of the step."""
+    """Vaswani et al. 2017: the rate is a factor, scaled by the model's width and the root of the step.
+
+    Raises ConfigError without a width.
+    """
     if d_model is None:
         raise ConfigError("model.optim.sched.d_model: has to be given with NoamAnnealing: the model's width.")
     scale = 1 / math.sqrt(d_model)
@@ -143,7 +146,10 @@ def noam_hold(
     hold_ratio: float | None = None,
     decay_rate: float = 0.5,
 ) -> Schedule:
-    """Squeezeformer (Kim et al. 2022): rise, hold the peak, then fall with a power of the step."""
+    """Squeezeformer (Kim et al. 2022): rise, hold the peak, then fall with a power of the step.
+
+    Raises ConfigError without steps of warmup.
+    """
     if course.warmup == 0:
         raise ConfigError("model.optim.sched.warmup_steps: has to be at least 1 with NoamHoldAnnealing.")
     hold = _steps(hold_steps, hold_ratio, course.max_steps, "hold")
@@ -243,7 +249,7 @@ def make_schedule(
     min_lr: float | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Schedule:
-    """The learning rate as a function of the finished steps.
+    """Make the learning rate as a function of the finished steps.
 
     `warmup_steps` wins over `warmup_ratio`, a share of `max_steps`. Options that are None count as not given.
     Raises ConfigError for an unknown name, an option that the schedule does not take, and limits that contradict.
@@ -298,7 +304,7 @@ def choose_schedule(settings: OptimSettings, *, max_steps: int, width: int) -> S
 
 
 def _steps(steps: int | None, ratio: float | None, max_steps: int, name: str) -> int:
-    """A number of steps, given as such or as a share of all."""
+    """Return a number of steps, given as such or as a share of all. Raises ConfigError for more than all."""
     count = steps if steps is not None else int(ratio * max_steps) if ratio is not None else 0
     if count > max_steps and name != "warmup":
         raise ConfigError(f"model.optim.sched.{name}_steps: {count} is more than the {max_steps} steps in all.")
@@ -306,7 +312,7 @@ def _steps(steps: int | None, ratio: float | None, max_steps: int, name: str) ->
 
 
 def _share(done: int, whole: int) -> float:
-    """Part of a stretch of steps, from 0 to 1."""
+    """Return the part of a stretch of steps that is done, from 0 to 1."""
     return min(1.0, max(0.0, done / whole)) if whole > 0 else 1.0
 
 

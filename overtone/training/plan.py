@@ -32,7 +32,7 @@ from overtone.models.asr_model import AsrModel
 
 @dataclass(frozen=True, kw_only=True)
 class BasePlan:
-    """Where the base comes from: a checkpoint, or a NeMo configuration that is built with fresh weights."""
+    """Source of the base: a checkpoint, or a NeMo configuration that is built with fresh weights."""
 
     checkpoint: str | None
     """Path of a checkpoint or name of a shipped model, as `load_model` takes it."""
@@ -86,13 +86,13 @@ class TrainingPlan:
     compute_processes: Literal["auto"] | int
     seed: int
     delete_checkpoint: bool
-    """Whether the checkpoint is removed once the training is complete."""
+    """The checkpoint is removed once the training is complete."""
     record: Mapping[str, Any]
     """The settings as they are written into the run folder."""
 
     @property
     def starts_fresh(self) -> bool:
-        """Whether the base has no weights of a checkpoint, so that scoring it says nothing."""
+        """The base has no weights of a checkpoint, so that its WER says nothing."""
         return isinstance(self.base, BasePlan) and self.base.config is not None
 
 
@@ -136,7 +136,7 @@ def plan_training(
 
 
 def plan_base(chosen: ModelSettings) -> BasePlan:
-    """Take the base from the settings."""
+    """Take the source of the base from the settings."""
     return BasePlan(
         checkpoint=chosen.nemo_model or chosen.pretrained_model,
         config=Path(chosen.init).expanduser() if chosen.init is not None else None,
@@ -167,7 +167,10 @@ def plan_adapter(chosen: AdapterSettings) -> AdapterPlan:
 
 
 def section_with_dim(chosen: AdapterSettings) -> KindSettings:
-    """Return the section of the adapter's type, with `model.adapter.dim` in it where that is given."""
+    """Return the section of the adapter's type, with `model.adapter.dim` in it where that is given.
+
+    Raises ConfigError where the section has no such key.
+    """
     section = chosen.kinds[chosen.adapter_type]
     if chosen.dim is None:
         return section

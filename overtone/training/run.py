@@ -1,4 +1,4 @@
-"""One run of a training: what it works with, where its checkpoint says it stood, and what it leaves."""
+"""One run of a training: its parts, the state in its checkpoint, and its result."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Run:
     checkpoint: Path | None
     """The checkpoint that the run resumes from."""
     state: Mapping[str, Any] | None = None
-    """What the checkpoint says of the run."""
+    """State of the run in the checkpoint."""
     training: SpeechSet
     validation: tuple[SpeechSet, ...]
     machine: Machine
@@ -82,7 +82,7 @@ class Run:
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """Read where a run stood when it wrote the checkpoint, and its identity. Raises CheckpointError."""
+    """Read the state of a run and its identity from a checkpoint. Raises CheckpointError."""
     try:
         state: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)["overtone"]
     except Exception as error:  # torch raises whatever the damage leads to
@@ -115,7 +115,7 @@ def find_differences(before: Mapping[str, Any], now: Mapping[str, Any], above: s
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingResult:
-    """What a training left behind."""
+    """Files and word error rates of a finished training."""
 
     adapter: str | None
     """Name of the adapter; None where the whole base was trained."""
@@ -124,23 +124,23 @@ class TrainingResult:
     best: Path
     """Adapter folder (or model folder) of the best step; of the last one where nothing was validated."""
     last: Path
-    """The same of the last step."""
+    """Adapter folder (or model folder) of the last step."""
     nemo: Path | None
     """The adapted `.nemo` with the best weights, where one was written."""
     adapters_file: Path | None
     """The best adapter in NeMo's format, where it was written."""
     checkpoint: Path | None
-    """What a resumed run reads."""
+    """File that a resumed run reads."""
     steps: int
     """Steps of the optimiser that were done."""
     best_step: int
     wer_before: float | None
-    """Of the base on the first validation set, a fraction; None without one."""
+    """WER of the base on the first validation set, 0..1; None without one."""
     wer_after: float | None
-    """Of the best step."""
+    """WER of the best step, 0..1."""
     wer_last: float | None
-    """Of the last step."""
+    """WER of the last step, 0..1."""
     hours: float
     """Training audio."""
     card: dict[str, Any]
-    """What is written into the best adapter's `adapter.yaml`."""
+    """Card of the best adapter, as written into its `adapter.yaml`."""

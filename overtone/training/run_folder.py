@@ -30,7 +30,7 @@ COMMAND_FILE = "cmd-args.log"
 
 @dataclass(frozen=True, kw_only=True)
 class RunFolder:
-    """Where a run writes; nothing exists before `create_folder`."""
+    """The folders of a run; nothing exists before `create_folder`."""
 
     path: Path
     """The folder of this run."""
@@ -180,7 +180,7 @@ def make_loggers(settings: ExperimentSettings, folder: RunFolder) -> list[Any]:
 
 @contextmanager
 def explain_write_errors(place: Path, *, key: str = "") -> Iterator[None]:
-    """Turn an OSError while writing into one OvertoneError that names the place, and the setting that chooses it."""
+    """Raises OvertoneError for an OSError inside the block: it names the place, and the setting that chooses it."""
     try:
         yield
     except OSError as error:

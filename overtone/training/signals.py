@@ -14,13 +14,13 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @dataclass(kw_only=True)
 class StopRequest:
-    """Whether the training is asked to end: the first signal is noted, the second one ends it at once."""
+    """A request to end the training: the first signal is noted, the second one ends it at once."""
 
     number: int | None = None
     """The signal that came; None where none did."""
     requested: bool = False
     at_once: bool = True
-    """Whether the first signal ends the training at once too, while there is nothing that could be lost."""
+    """The first signal ends the training at once too, while there is nothing that could be lost."""
 
     @contextmanager
     def listen(self) -> Iterator[None]:

@@ -34,7 +34,7 @@ MOST_ROW_PROCESSES = 4
 
 @dataclass(frozen=True, kw_only=True)
 class RunLength:
-    """How long a run is, for each process."""
+    """Batches and steps of a run, for each process."""
 
     batches: int
     """Batches in all."""

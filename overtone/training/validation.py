@@ -57,7 +57,7 @@ class ValidationCounts:
 
     @classmethod
     def from_tensor(cls, values: Tensor) -> ValidationCounts:
-        """The inverse of `tensor`: values [10]."""
+        """Make counts of values [N], the ten counts of `tensor`."""
         *counts, loss, utterances = values.tolist()
         names = ("substitutions", "deletions", "insertions", "hits")
         words, characters = (

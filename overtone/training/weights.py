@@ -44,20 +44,20 @@ class WeightsStore:
     make_card: Callable[[int, Mapping[str, float]], Card]
     """Makes the card of the weights of a step with these metrics."""
     keep_top: bool = True
-    """Whether the best few models are kept, and the best one at the end."""
+    """The best few models are kept, and the best one is written at the end."""
     adapters_file: str | None = None
     """Name of the file in NeMo's format, for the best adapter."""
     best: SavedStep | None = None
     top: list[SavedStep] = field(default_factory=list)
     nemo_obstacle: str | None = field(init=False)
-    """Why NeMo's formats cannot hold what is trained; None where they can."""
+    """Reason why NeMo's formats cannot hold what is trained; None where they can."""
 
     def __post_init__(self) -> None:
         self.nemo_obstacle = find_nemo_obstacle(self.model)
 
     @property
     def notes(self) -> list[str]:
-        """What cannot be written although it is asked for, and why."""
+        """Lines for the user about files that cannot be written although they are asked for."""
         if self.nemo_obstacle is not None and (self.settings.always_save_nemo or self.adapters_file):
             return [f"No files for NeMo: {self.nemo_obstacle}"]
         return []
@@ -180,7 +180,7 @@ class WeightsStore:
         }
 
     def restore(self, state: Mapping[str, Any], checkpoint: Path, *, leads: bool) -> None:
-        """Go back to where a checkpoint was written, which may be that of a run in another folder.
+        """Go back to the state of a checkpoint, which may be that of a run in another folder.
 
         The weights beside it are copied, and left to the other run.
         """

@@ -64,7 +64,7 @@ def first_utterances(run: Run) -> Iterator[tuple[SpeechDataset, int]]:
 
 @contextmanager
 def explain_worker_death(set_name: Callable[[], str]) -> Iterator[None]:
-    """Turn the death of a worker into one DataError, raised where the next batch is read.
+    """Raises one DataError for the death of a worker inside the block, where the next batch is read.
 
     PyTorch would also raise from a signal handler, in the middle of a step or of a file that is being written. Its
     handler is left out here: the loader looks after its workers every few seconds while it waits for a batch.
@@ -88,6 +88,6 @@ def explain_worker_death(set_name: Callable[[], str]) -> Iterator[None]:
 
 
 def arose_in_unpacking(error: BaseException) -> bool:
-    """Whether the error arose while tensors of another process were unpacked, which asks it for their memory."""
+    """Return whether the error arose while tensors of another process were unpacked, which asks it for their memory."""
     names = (frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__))
     return reductions.__file__ in names

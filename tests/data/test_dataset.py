@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from overtone.data.batching import BatchPlan, Place, StepSampler, bare_cuts, place_of, step_seed
+from overtone.data.batching import BatchPlan, Place, StepSampler, bare_cuts, place_of, round_up, step_seed
 from overtone.data.dataset import (
     Batch,
     SpeechDataset,
@@ -25,7 +25,6 @@ from overtone.data.dataset import (
     unusable_transcripts,
 )
 from overtone.data.manifest import Utterance, read_manifest
-from overtone.data.padding import rounded_up
 from overtone.errors import DataError
 from overtone.nets.ctc import frames_needed
 from overtone.training.data import batch_bounds
@@ -238,7 +237,7 @@ def test_batches_are_padded_with_zeros(tmp_path: Path) -> None:
     held = dataset(tmp_path)
     (batch,) = make_loader(held, [[0, 11]], workers=0, pin_memory=True)
     assert isinstance(batch, Batch)
-    assert batch.waveforms.shape == (2, rounded_up(int(batch.lengths.max())))
+    assert batch.waveforms.shape == (2, round_up(int(batch.lengths.max())))
     assert batch.lengths.tolist() == [len(held.load(0)), len(held.load(11))]
     assert batch.waveforms[0, batch.lengths[0] :].abs().sum() == 0
     assert batch.targets.tolist() == [[1, 0, 0], [1, 2, 3]]

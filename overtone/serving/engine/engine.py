@@ -117,7 +117,7 @@ class Engine:
     @cached_property
     def raw_features(self) -> RawFeatures:
         """Features before normalisation, for streams."""
-        return RawFeatures(self.model)
+        return RawFeatures(self.model.preprocessor, per_encoder_frame=self.model.encoder.subsampling_factor)
 
     def state(self) -> EngineState:
         with self._changed:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from overtone.data.padding import side_by_side
+from overtone.data.batching import pad_rows
 from overtone.decoding.decoder import Emissions
 from overtone.inference.rows import RowThreads
 from overtone.models.asr_model import AsrModel
@@ -52,11 +52,11 @@ def run_model(model: AsrModel, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
     emissions: Tensor
     if len(waveforms) == len(rows):
         least = round(LEAST_FRAMES * model.seconds_per_frame * model.sample_rate)
-        batch, lengths = side_by_side(waveforms, least=least)
+        batch, lengths = pad_rows(waveforms, least=least)
         emissions, lengths = model(batch.to(model.device), lengths.to(model.device))
         return emissions, lengths
     least = LEAST_FRAMES * model.encoder.subsampling_factor
-    mel, lengths = side_by_side([features(model, row) for row in rows], least=least)
+    mel, lengths = pad_rows([features(model, row) for row in rows], least=least)
     return model.recognise(mel.to(model.device), lengths.to(model.device))
 
 
@@ -65,7 +65,7 @@ def features(model: AsrModel, row: Row) -> npt.NDArray[np.float32]:
     if row.mel is not None:
         return row.mel
     assert row.waveform is not None
-    waveform, length = side_by_side([row.waveform])
+    waveform, length = pad_rows([row.waveform])
     mel, frames = model.preprocessor(waveform.to(model.device), length.to(model.device))
     values: npt.NDArray[np.float32] = mel[0, :, : int(frames[0])].cpu().numpy()
     return values

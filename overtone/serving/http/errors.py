@@ -7,10 +7,9 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
-from overtone.errors import AdapterError, OvertoneError
+from overtone.errors import AdapterError, AudioError, OvertoneError
 from overtone.serving.errors import (
     AccessError,
-    AudioError,
     DeadlineError,
     DrainingError,
     IdleError,

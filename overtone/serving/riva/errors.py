@@ -7,10 +7,9 @@ from typing import Any, NoReturn
 
 import grpc
 
-from overtone.errors import OvertoneError
+from overtone.errors import AudioError, OvertoneError
 from overtone.serving.errors import (
     AccessError,
-    AudioError,
     DeadlineError,
     DrainingError,
     IdleError,

@@ -1,4 +1,4 @@
-"""Where the frozen part of the base below an adapter ends, and what is random in it: the plan of a prefix cache."""
+"""The plan of a prefix cache: where the frozen part of the base below an adapter ends, and what is random in it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ KEY = "model.prefix_cache"
 
 @dataclass(frozen=True, kw_only=True)
 class PrefixPlan:
-    """What is cached of each utterance."""
+    """The part of the net whose outputs are cached for each utterance."""
 
     cut: int
     """Number of layers below the cut; 0: the subsampling alone; FEATURES: not even that."""
@@ -192,6 +192,7 @@ def digest(content: Any) -> str:
 
 
 def make_note(model: AsrModel, cut: int, left_out: Sequence[str], variants: int) -> str:
+    """Describe for the user what is computed once."""
     layers = len(model.encoder.layers)
     parts = {FEATURES: "the features, before their masks,", 0: "features and subsampling"}
     part = parts.get(cut, f"features, subsampling and {cut} of {layers} layers")

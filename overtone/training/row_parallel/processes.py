@@ -24,8 +24,8 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
+from overtone.data.batching import round_up
 from overtone.data.dataset import Batch
-from overtone.data.padding import rounded_up
 from overtone.errors import DataError, OvertoneError
 from overtone.inference.rows import equal_parts, joined_rows
 from overtone.training.forward import TrainingForward, make_forward
@@ -72,7 +72,7 @@ class ForwardOrder(NamedTuple):
     seed: int
     """Seed of everything random in these rows."""
     learning: bool
-    """Whether a `BackwardOrder` follows."""
+    """A `BackwardOrder` follows."""
 
 
 class BackwardOrder(NamedTuple):
@@ -92,7 +92,7 @@ class RowProcesses:
     def __init__(self, forward: TrainingForward, count: int, *, first_task: Callable[[], Any] | None = None) -> None:
         self.forward = forward
         self.has_first_task = first_task is not None
-        """Whether the result of the first task has not been asked for yet."""
+        """The result of the first task has not been asked for yet."""
         self.parameters = [parameter for parameter in forward.model.parameters() if parameter.requires_grad]
         self.others = [
             RowWorker(forward, self.parameters, None if number else first_task) for number in range(count - 1)
@@ -157,7 +157,7 @@ class SharedBatch:
     def cut_part(waveforms: Tensor, lengths: Tensor, rows: list[int]) -> tuple[Tensor, Tensor]:
         """Take some of the rows, cut to little more than their longest. [B, S], [B] -> [b, S'], [b]"""
         own = lengths[rows]
-        return waveforms[rows, : rounded_up(int(own.max()))], own
+        return waveforms[rows, : round_up(int(own.max()))], own
 
     def forward(self) -> list[Tensor]:
         """Return the emissions of the whole batch, [B, T', C] each."""
@@ -228,6 +228,7 @@ class RowWorker:
     def send_forward(
         self, waveforms: Tensor, lengths: Tensor, training: bool, base_alone: bool, seed: int, learning: bool
     ) -> None:
+        """Send waveforms [b, S], lengths [b] and, where they have changed, the trained parameters."""
         versions = [parameter._version for parameter in self.parameters]
         changed = None
         if versions != self.versions:
@@ -236,6 +237,7 @@ class RowWorker:
         self.send(ForwardOrder(waveforms.numpy(), lengths.numpy(), changed, training, base_alone, seed, learning))
 
     def send_backward(self, gradients: Sequence[Tensor]) -> None:
+        """Send the gradients of the heads, [b, T', C] each."""
         self.send(BackwardOrder([gradient.numpy() for gradient in gradients]))
 
     def send(self, order: ForwardOrder | BackwardOrder) -> None:

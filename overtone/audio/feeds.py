@@ -1,0 +1,275 @@
+"""Readers of audio that comes in pieces: plain samples, and containers that FFmpeg decodes as they come or whole.
+
+Legend: S samples.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+from collections.abc import Iterator
+from typing import Protocol
+
+from overtone.audio.containers import FileView, Track
+from overtone.audio.kinds import AAC, MP3, Kind, check_tracks
+from overtone.audio.pcm import BLOCK, Block, WavLayout, decode_samples
+from overtone.errors import AudioError
+
+ENDLESS = 1 << 62
+"""Bytes of samples where no header tells their number."""
+PUSH_SAMPLES = 1 << 20
+"""Samples of all channels that one push decodes at most, so that it is short; the rest comes with the next ones."""
+AHEAD_SAMPLES = 1 << 18
+"""Samples of all channels that FFmpeg's thread decodes ahead of the caller."""
+MP3_HEAD = 1 << 18
+"""Bytes at the beginning of an MP3 file that FFmpeg reads more than once: it looks for tags and the first frame."""
+PATIENCE = 30.0
+"""Seconds for which FFmpeg may be silent over bytes that are all there."""
+
+
+class Feed(Protocol):
+    """A reader of pieces: bytes in, blocks of samples out."""
+
+    container: str
+
+    def push(self, data: bytes) -> Iterator[Block]:
+        """The next bytes -> the samples that are decoded by now. They are decoded while it is iterated."""
+
+    def finish(self) -> Iterator[Block]:
+        """The end of the bytes -> the rest."""
+
+    def close(self) -> None:
+        """Give up."""
+
+
+class SampleFeed:
+    """Plain samples, after a WAV header or without one. A sample that is cut in two at the end is dropped."""
+
+    def __init__(self, container: str, layout: WavLayout) -> None:
+        self.container = container
+        self._layout = layout
+        self._ahead = layout.first
+        """Bytes of the header that are still to come."""
+        self._left = ENDLESS if layout.size is None else layout.size
+        """Bytes of samples that are still to come; the bytes after them are not audio."""
+        self._rest = b""
+
+    def push(self, data: bytes) -> Iterator[Block]:
+        """The samples that are whole by now."""
+        skipped = min(self._ahead, len(data))
+        self._ahead -= skipped
+        data = data[skipped : skipped + self._left]
+        self._left -= len(data)
+        data = self._rest + data
+        layout, size = self._layout, self._layout.frame_bytes
+        whole = len(data) - len(data) % size
+        self._rest = data[whole:]
+        step = max(1, BLOCK // layout.channels) * size
+        view = memoryview(data)
+        for first in range(0, whole, step):
+            samples = decode_samples(view[first : min(first + step, whole)], layout.coding)
+            yield Block(samples.reshape(-1, layout.channels), layout.rate)
+
+    def finish(self) -> Iterator[Block]:
+        """Nothing: `push` gives all whole samples."""
+        yield from ()
+
+    def close(self) -> None:
+        """Forget the rest."""
+        self._rest = b""
+
+
+class HeldFeed:
+    """A container that can only be read whole: nothing comes before the end."""
+
+    def __init__(self, kind: Kind) -> None:
+        self.container = kind.name
+        self._kind = kind
+        self._data = bytearray()
+        self._closed = False
+
+    def push(self, data: bytes) -> Iterator[Block]:
+        """Hold the bytes."""
+        self._data += data
+        yield from ()
+
+    def finish(self) -> Iterator[Block]:
+        """The whole file's samples, until it is closed."""
+        check_tracks(self._data)
+        track = Track(FileView(io.BytesIO(self._data), 0, has_size=True), self._kind)
+        try:
+            for block in track.blocks():
+                if self._closed:
+                    return
+                yield block
+        finally:
+            track.close()
+
+    def close(self) -> None:
+        """Stop at the next block."""
+        self._closed = True
+
+
+class ContainerFeed:
+    """A container that FFmpeg decodes as it comes, in a thread of its own.
+
+    The thread works while a caller waits in `push` or `finish`, and a little ahead of it. It ends with the audio, or
+    when the feed is closed.
+    """
+
+    def __init__(self, kind: Kind) -> None:
+        self.container = kind.name
+        self._kind = kind
+        self._pieces = Pieces(kind)
+        self._changed = self._pieces.changed
+        self._blocks: list[Block] = []
+        self._held = 0
+        """Samples in `_blocks`."""
+        self._done = False
+        self._fault: AudioError | None = None
+        self._thread = threading.Thread(target=self._run, name="overtone-audio", daemon=True)
+        self._thread.start()
+
+    def push(self, data: bytes) -> Iterator[Block]:
+        """Blocks until FFmpeg wants more bytes, or `PUSH_SAMPLES` are reached."""
+        self._pieces.append(data)
+        return self._take(PUSH_SAMPLES)
+
+    def finish(self) -> Iterator[Block]:
+        """Blocks until FFmpeg is done."""
+        self._pieces.end()
+        return self._take(None)
+
+    def close(self) -> None:
+        """End the thread; what waits for it goes on."""
+        self._pieces.close()
+
+    def _take(self, most: int | None) -> Iterator[Block]:
+        taken, over = 0, False
+        while not over and (most is None or taken < most):
+            with self._changed:
+                if not self._changed.wait_for(self._is_worth_a_look, PATIENCE):
+                    self.close()
+                    raise AudioError("The audio could not be decoded in time.")
+                blocks, self._blocks, self._held = self._blocks, [], 0
+                over = not blocks
+                self._changed.notify_all()
+            taken += sum(block.samples.size for block in blocks)
+            yield from blocks
+        if over and self._fault is not None and not self._pieces.closed:
+            raise self._fault
+
+    def _is_worth_a_look(self) -> bool:
+        pieces = self._pieces
+        return self._done or pieces.hungry or pieces.closed or self._held >= AHEAD_SAMPLES
+
+    def _run(self) -> None:
+        try:
+            track = Track(self._pieces, self._kind)
+            for block in track.blocks():
+                if not self._hold(block):
+                    break
+            track.close()
+        except AudioError as error:
+            self._fault = error
+        except Exception as error:
+            self._fault = AudioError(f"The {self._kind.name} audio cannot be decoded: {error}.")
+        finally:
+            with self._changed:
+                self._done = True
+                self._changed.notify_all()
+
+    def _hold(self, block: Block) -> bool:
+        """Leave a block for the caller; whether more are wanted."""
+        with self._changed:
+            self._blocks.append(block)
+            self._held += block.samples.size
+            if self._held >= AHEAD_SAMPLES:
+                self._changed.notify_all()
+            self._changed.wait_for(lambda: self._pieces.closed or self._held < AHEAD_SAMPLES)
+            return not self._pieces.closed
+
+
+class Pieces:
+    """Bytes that come in pieces, as a file that is read forward; reading past the last piece waits for the next one."""
+
+    def __init__(self, kind: Kind) -> None:
+        self.changed = threading.Condition()
+        self.hungry = False
+        """Whether a read waits for bytes."""
+        self.closed = False
+        self._kind = kind
+        self._data = bytearray()
+        self._first = 0
+        """Place of the first byte of `_data` in the file."""
+        self._position = 0
+        self._ended = False
+
+    def append(self, data: bytes) -> None:
+        """The next piece."""
+        with self.changed:
+            self._data += data
+            if self._kind is AAC:
+                self._blot_tags(len(self._data) - len(data))
+            self.hungry = self.hungry and not data
+            self.changed.notify_all()
+
+    def end(self) -> None:
+        """No more pieces come."""
+        with self.changed:
+            self._ended, self.hungry = True, False
+            self.changed.notify_all()
+
+    def close(self) -> None:
+        """Reading ends here."""
+        with self.changed:
+            self.closed = True
+            self._data.clear()
+            self.changed.notify_all()
+
+    def seekable(self) -> bool:
+        """Whether FFmpeg may ask for the size, and go back to where it is."""
+        return self._kind is MP3
+
+    def read(self, size: int) -> bytes:
+        """Up to so many bytes, as soon as there are any; none at the end."""
+        with self.changed:
+            self.hungry = not self._is_readable()
+            if self.hungry:
+                self.changed.notify_all()
+                self.changed.wait_for(self._is_readable)
+                self.hungry = False
+            begin = self._position - self._first
+            data = bytes(self._data[begin : min(begin + size, len(self._data) - self._kept())])
+            self._position += len(data)
+            if self._kind is not MP3 or self._position > MP3_HEAD:
+                del self._data[: begin + len(data)]
+                self._first = self._position
+        return data
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Go back within the head of an MP3 file, or stay here; where the end is, is not known."""
+        with self.changed:
+            if whence == os.SEEK_SET and self._first <= offset <= self._first + len(self._data):
+                self._position = offset
+            return 0 if whence == os.SEEK_END else self._position
+
+    def tell(self) -> int:
+        """The place of the next byte."""
+        return self._position
+
+    def _is_readable(self) -> bool:
+        there = self._first + len(self._data) - self._kept()
+        return self._ended or self.closed or there > self._position
+
+    def _kept(self) -> int:
+        """Bytes that are not read yet, since the next piece may tell that they begin a tag."""
+        return 2 if self._kind is AAC and not (self._ended or self.closed) else 0
+
+    def _blot_tags(self, begin: int) -> None:
+        """Make ID3 tags between frames unknown bytes: FFmpeg would unpack what is compressed in them."""
+        place = self._data.find(b"ID3", max(0, begin - 2))
+        while place >= 0:
+            self._data[place : place + 3] = bytes(3)
+            place = self._data.find(b"ID3", place + 3)
