@@ -9,7 +9,9 @@ Legend: B batch, T encoder frames, J joint width, H prediction width, N scores.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Self
 
@@ -18,7 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from overtone.decoding.decoder import Emissions, Flags
+from overtone.decoding.decoder import Emissions, Flags, Scope
 from overtone.decoding.hypothesis import Hypothesis, make_hypothesis, shift
 from overtone.nets.transducer import Joint, PredictionNet, State
 from overtone.tokenizers import Tokenizer
@@ -222,15 +224,25 @@ class TransducerDecoder:
     """Greedy decoding of one recording as its frames come: the same as of all frames together."""
 
     def __init__(
-        self, search: TransducerSearch, tokenizer: Tokenizer, *, seconds_per_frame: float, first_frame: int = 0
+        self,
+        search: TransducerSearch,
+        tokenizer: Tokenizer,
+        *,
+        seconds_per_frame: float,
+        first_frame: int = 0,
+        scope: Scope = nullcontext,
     ) -> None:
-        """first_frame: the number of the first frame pushed; spans and word times count from frame 0."""
+        """first_frame: the number of the first frame pushed; spans and word times count from frame 0.
+
+        scope: the adapters of the recording.
+        """
         self.search = search
         self.tokenizer = tokenizer
         self.seconds_per_frame = seconds_per_frame
         self.first_frame = first_frame
+        self.scope = scope
         self.frames = 0
-        with torch.no_grad():
+        with torch.no_grad(), scope():
             self.cursor = search.begin(1)
 
     def push(self, emissions: Emissions) -> None:
@@ -246,11 +258,9 @@ class TransducerDecoder:
         return collect(ahead, [whole])[0].silent[self.frames :]
 
     def fork(self) -> Self:
-        copy = type(self)(
-            self.search, self.tokenizer, seconds_per_frame=self.seconds_per_frame, first_frame=self.first_frame
-        )
-        copy.frames, copy.cursor = self.frames, self.cursor.fork()
-        return copy
+        twin = copy.copy(self)
+        twin.cursor = self.cursor.fork()
+        return twin
 
     def hypotheses(self, count: int = 1) -> list[Hypothesis]:
         """The one reading there is."""
@@ -263,7 +273,7 @@ class TransducerDecoder:
         part = torch.from_numpy(np.ascontiguousarray(emissions)).unsqueeze(0)
         cursor.time = cursor.time - self.frames
         said = len(cursor.said)
-        with torch.no_grad():
+        with torch.no_grad(), self.scope():
             self.search.run(part, torch.tensor([len(emissions)]), cursor)
         cursor.time = cursor.time + self.frames
         cursor.said[said:] = [(*each[:2], each[2] + self.frames, *each[3:]) for each in cursor.said[said:]]

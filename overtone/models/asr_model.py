@@ -94,8 +94,13 @@ class AsrModel(nn.Module):
 
     @property
     def head(self) -> Head:
-        """The head that recognises: of the innermost `decoding_with` block around the caller, else `head_name`."""
-        return self.heads[heads_in_use.get().get(id(self), self.head_name)]
+        """The head that recognises."""
+        return self.heads[self.head_in_use]
+
+    @property
+    def head_in_use(self) -> str:
+        """The name of the head of the innermost `decoding_with` block around the caller, else `head_name`."""
+        return heads_in_use.get().get(id(self), self.head_name)
 
     @contextmanager
     def decoding_with(self, name: str | None) -> Iterator[Self]:

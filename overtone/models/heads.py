@@ -8,6 +8,7 @@ Legend: B batch, T encoder frames, D width, C channels of an emission, U target 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from overtone.decoding.ctc import CtcPath, GreedyDecoder, best_path, path_of, read_path
 from overtone.decoding.ctc_beam import BeamDecoder
-from overtone.decoding.decoder import Alignment, Decoder, DecodingOptions, Emissions
+from overtone.decoding.decoder import Alignment, Decoder, DecodingOptions, Emissions, Scope
 from overtone.decoding.hypothesis import Hypothesis
 from overtone.decoding.transducer import (
     MAX_SYMBOLS,
@@ -41,6 +42,8 @@ class Head(Protocol):
     """Whether emissions are log-probabilities of the vocabulary and blank: they may be averaged over windows."""
     reduction: Reduction
     """The sum of losses over a batch in the checkpoint's own training."""
+    decodes_with_adapters: bool
+    """Whether adapters may act in the head's decoders too, which then need their scope."""
 
     def emit(self, x: Tensor, lengths: Tensor) -> Tensor:
         """x [B, T, D], lengths [B] -> emissions [B, T, C] float32, which loss and decoders take."""
@@ -72,14 +75,23 @@ class Head(Protocol):
     def read(self, alignment: Alignment) -> Hypothesis:
         """The text of an alignment, with words and times."""
 
-    def decoder(self, options: DecodingOptions = GREEDY, *, first_frame: int = 0) -> Decoder:
-        """A new incremental decoder; first_frame: the number of the first frame pushed, from which times count."""
+    def scores(self, emissions: Tensor, lengths: Tensor) -> Tensor:
+        """Scores [B, T, N] that show what adapters change: emissions [B, T, C], lengths [B]."""
+
+    def decoder(
+        self, options: DecodingOptions = GREEDY, *, first_frame: int = 0, scope: Scope = nullcontext
+    ) -> Decoder:
+        """A new incremental decoder.
+
+        first_frame: the number of the first frame pushed, from which times count. scope: the adapters of the recording.
+        """
 
 
 class CtcHead:
     """Connectionist temporal classification: emissions are log-probabilities [B, T, V+1], blank last."""
 
     gives_log_probs = True
+    decodes_with_adapters = False
 
     def __init__(
         self,
@@ -129,7 +141,13 @@ class CtcHead:
         path = cast(CtcPath, alignment)
         return read_path(path, self.tokenizer, seconds_per_frame=self.seconds_per_frame)
 
-    def decoder(self, options: DecodingOptions = GREEDY, *, first_frame: int = 0) -> Decoder:
+    def scores(self, emissions: Tensor, lengths: Tensor) -> Tensor:
+        """The log-probabilities [B, T, V+1] themselves; lengths [B]."""
+        return emissions
+
+    def decoder(
+        self, options: DecodingOptions = GREEDY, *, first_frame: int = 0, scope: Scope = nullcontext
+    ) -> Decoder:
         """Greedy, or a prefix beam search where the options ask for it."""
         if options.is_greedy:
             return GreedyDecoder(self.tokenizer, seconds_per_frame=self.seconds_per_frame, first_frame=first_frame)
@@ -146,6 +164,7 @@ class TransducerHead:
     """A prediction network and a joint: emissions are the encoder's output as the joint projects it, [B, T, J]."""
 
     gives_log_probs = False
+    decodes_with_adapters = True
 
     def __init__(
         self,
@@ -221,10 +240,22 @@ class TransducerHead:
         path = cast(TransducerPath, alignment)
         return read_transducer_path(path, self.tokenizer, seconds_per_frame=self.seconds_per_frame)
 
-    def decoder(self, options: DecodingOptions = GREEDY, *, first_frame: int = 0) -> Decoder:
+    def scores(self, emissions: Tensor, lengths: Tensor) -> Tensor:
+        """The joint's scores of every frame before the first token, [B, T, N]: emissions [B, T, J], lengths [B]."""
+        output, _ = self.prediction.begin(emissions.size(0))
+        scores: Tensor = self.joint(emissions, self.joint.pred(output).unsqueeze(1))
+        return scores[:, :, 0].float()
+
+    def decoder(
+        self, options: DecodingOptions = GREEDY, *, first_frame: int = 0, scope: Scope = nullcontext
+    ) -> Decoder:
         """Greedy."""
         return TransducerDecoder(
-            self.search, self.tokenizer, seconds_per_frame=self.seconds_per_frame, first_frame=first_frame
+            self.search,
+            self.tokenizer,
+            seconds_per_frame=self.seconds_per_frame,
+            first_frame=first_frame,
+            scope=scope,
         )
 
 
@@ -235,6 +266,7 @@ class HybridHead:
     """
 
     gives_log_probs = False
+    decodes_with_adapters = True
 
     def __init__(self, transducer: TransducerHead, ctc: CtcHead, *, ctc_weight: float) -> None:
         """ctc_weight: the share of the CTC loss, 0…1."""
@@ -278,9 +310,15 @@ class HybridHead:
     def read(self, alignment: Alignment) -> Hypothesis:
         return self.transducer.read(alignment)
 
-    def decoder(self, options: DecodingOptions = GREEDY, *, first_frame: int = 0) -> Decoder:
+    def scores(self, emissions: Tensor, lengths: Tensor) -> Tensor:
+        """The transducer's, [B, T, N]: emissions [B, T, J + V+1], lengths [B]."""
+        return self.transducer.scores(emissions[..., : self.width], lengths)
+
+    def decoder(
+        self, options: DecodingOptions = GREEDY, *, first_frame: int = 0, scope: Scope = nullcontext
+    ) -> Decoder:
         """The transducer's decoder, for emissions of that head alone."""
-        return self.transducer.decoder(options, first_frame=first_frame)
+        return self.transducer.decoder(options, first_frame=first_frame, scope=scope)
 
 
 def make_heads(
