@@ -87,6 +87,7 @@ class AdapterSet(nn.Module):
 
     @property
     def names(self) -> list[str]:
+        """Names in the order of addition."""
         return list(self.by_name)
 
     def __iter__(self) -> Iterator[Adapter]:
@@ -118,7 +119,7 @@ class AdapterSet(nn.Module):
         """Add a new adapter, identity at birth.
 
         `modules`: encoder, decoder, joint, or several joined by `+`. `layers`: all, last:8, first:2 or numbers.
-        Raises AdapterError where the name is taken or malformed, or the kind lands nowhere.
+        Raises AdapterError where the name is taken or malformed, or a module has no point for the kind.
         """
         check_kind(kind)
         self.check_free(name)
@@ -167,6 +168,7 @@ class AdapterSet(nn.Module):
         self.file_choice = tuple(kept for kept in self.file_choice if kept != name)
 
     def parameters_of(self, name: str) -> list[nn.Parameter]:
+        """The parameters of one adapter, for an optimiser. Raises AdapterError for an unknown name."""
         return list(self[name].parameters())
 
     @property

@@ -28,6 +28,8 @@ FORMAT = 1
 DESCRIPTION = "adapter.yaml"
 PARAMETERS = "adapter.safetensors"
 LARGEST_DESCRIPTION = 1 << 20
+LFS_POINTER = b"version https://git-lfs"
+"""The beginning of a text that Git leaves in the place of a large file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +142,10 @@ def read_folder(folder: Path, identity: BaseIdentity, *, description: dict[str, 
     description = read_description(folder) if description is None else description
     check_base(description, identity, what=f"The adapter in {folder}")
     try:
-        tensors = load((folder / PARAMETERS).read_bytes())  # read once: what is checked is what is used
+        content = (folder / PARAMETERS).read_bytes()  # read once: the bytes that are checked are those that are used
+        if content.startswith(LFS_POINTER):
+            raise AdapterError(f"{folder / PARAMETERS} is a Git LFS pointer; fetch the file with `git lfs pull`.")
+        tensors = load(content)
     except KeyError as error:
         raise AdapterError(f"{folder / PARAMETERS} holds numbers of type {error}, which no adapter has.") from error
     except (OSError, SafetensorError) as error:
@@ -187,6 +192,11 @@ def count_parameters(folder: Path) -> int:
 def read_description(folder: Path) -> dict[str, Any]:
     """Read `adapter.yaml`. Raises AdapterError where it is missing or damaged, or lacks a key."""
     path = folder / DESCRIPTION
+    if folder.is_file():
+        raise AdapterError(
+            f"{folder} is a file; the folder of an adapter is needed. The adapters.pt of NeMo is loaded by "
+            "overtone.checkpoints.nemo.adapters.load_adapters(model, path)."
+        )
     try:
         if path.stat().st_size > LARGEST_DESCRIPTION:
             raise AdapterError(f"{path} is larger than {LARGEST_DESCRIPTION} bytes; it is no adapter description.")

@@ -40,9 +40,8 @@ def find_names(model: AsrModel, part: str) -> list[str]:
     near = did_you_mean(part, model.adapters.names)
     path = Path(part)
     if path.exists():
-        raise AdapterError(
-            f"{part} is no adapter: a folder with {DESCRIPTION}, or a {NEMO_SUFFIX} file of NeMo, is.{below(path)}"
-        )
+        expected = f"a folder with {DESCRIPTION}, or a {NEMO_SUFFIX} file of NeMo"
+        raise AdapterError(f"{part} is not an adapter; expected {expected}.{below(path)}")
     raise AdapterError(
         f"Adapter '{part}' is neither in the model nor a folder.{near} Adapters of this model: {present}. "
         "A path to the folder of a saved adapter does as well."

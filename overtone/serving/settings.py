@@ -7,7 +7,7 @@ from pathlib import Path
 
 from overtone.audio.decode import AudioLimits
 from overtone.serving.engine.engine import EngineSettings
-from overtone.serving.recognition.profanity import WORDS
+from overtone.serving.recognition.service import PROFANITIES
 from overtone.serving.streaming.stream import StreamSettings
 
 
@@ -25,7 +25,7 @@ class ServerSettings:
     """Name of the base in requests; the model's own, or `base`, unless given."""
     language: str = "en-US"
     """Language of the model, as a BCP-47 tag."""
-    profanities: frozenset[str] = WORDS
+    profanities: frozenset[str] = PROFANITIES
     """Lower-case words that are masked where a request asks for it."""
     host: str = "127.0.0.1"
     """Address of both ports; `0.0.0.0` is all of IPv4."""

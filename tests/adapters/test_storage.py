@@ -121,6 +121,18 @@ def test_the_first_folders_are_read(folder: Path) -> None:
         family_model().adapters.load(folder)
 
 
+def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "adapters.pt").write_bytes(b"")
+    with pytest.raises(AdapterError, match=r"is a file; the folder of an adapter is needed.*load_adapters"):
+        family_model().adapters.load(tmp_path / "adapters.pt")
+
+
+def test_a_pointer_of_git_is_named(folder: Path) -> None:
+    (folder / PARAMETERS).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(AdapterError, match=r"is a Git LFS pointer; fetch the file with `git lfs pull`"):
+        family_model().adapters.load(folder)
+
+
 def test_a_folder_below_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     model = family_model()

@@ -104,7 +104,7 @@ def test_a_name_of_the_model_comes_before_a_folder_of_that_name(
 def test_neither_name_nor_path(model: AsrModel, tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match="Did you mean 'medical'"):
         find_adapter(model, "medcal")
-    with pytest.raises(AdapterError, match=r"a folder with adapter\.yaml, or a \.pt file of NeMo, is\.$"):
+    with pytest.raises(AdapterError, match=r"expected a folder with adapter\.yaml, or a \.pt file of NeMo\.$"):
         find_adapter(model, str(tmp_path))
 
 
@@ -112,5 +112,5 @@ def test_of_a_run_s_folder_the_adapters_below_it_are_named(model: AsrModel, fold
     (folder / "run").mkdir()
     saved = (folder / "apart").rename(folder / "run" / "apart-best")
     for run in (folder / "run", folder):
-        with pytest.raises(AdapterError, match=f"is no adapter: .* Below it are {saved}"):
+        with pytest.raises(AdapterError, match=f"is not an adapter; .* Below it are {saved}"):
             find_adapter(model, str(run))

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from overtone.adapters.storage import LFS_POINTER
 from overtone.errors import CheckpointError
 from overtone.files import open_beside, write_failure
 
 GZIP_MAGIC = b"\x1f\x8b"
-LFS_POINTER = b"version https://git-lfs"
 BLOCK = 1 << 20
 DAMAGES = (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError, zlib.error)
 """Errors of the readers of tar and gzip for damaged files, OSError aside."""

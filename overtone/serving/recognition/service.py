@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator
+import re
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
 from functools import partial
@@ -21,10 +22,9 @@ from overtone.serving.auth.guard import Guard, Metadata
 from overtone.serving.engine.engine import Engine, Samples
 from overtone.serving.errors import LanguageError, OverloadError, UnknownModelError
 from overtone.serving.recognition.offline import Recognition, recognise, recognise_in_parts
-from overtone.serving.recognition.profanity import WORDS, masked
 from overtone.serving.recognition.request import Call, RecognitionRequest, understands
 
-__all__ = ["HeldAudio", "Mask", "RecognitionService"]
+__all__ = ["PROFANITIES", "HeldAudio", "Mask", "RecognitionService"]
 
 R = TypeVar("R")
 Mask = Callable[[str], str]
@@ -34,6 +34,16 @@ DECODERS = 2
 """Threads that decode audio."""
 PIECE = 2**20
 """Bytes that are decoded at a time."""
+
+PROFANITIES = frozenset(
+    {
+        "arsehole", "asshole", "bastard", "bitch", "bitches", "bollocks", "bullshit", "cock", "cunt", "dickhead",
+        "fuck", "fucked", "fucker", "fuckers", "fucking", "motherfucker", "motherfucking", "shit", "shits", "shitty",
+        "slut", "twat", "wanker", "whore",
+    }
+)  # fmt: skip
+"""Words that a request may ask not to see; a server's own list replaces them."""
+WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*")
 
 
 class HeldAudio:
@@ -73,7 +83,7 @@ class RecognitionService:
         base: str = "",
         language: str = "en-US",
         limits: AudioLimits | None = None,
-        profanities: frozenset[str] = WORDS,
+        profanities: frozenset[str] = PROFANITIES,
         held: HeldAudio | None = None,
     ) -> None:
         """guard: open to all unless given. base: name of the base in requests; the model's own unless given.
@@ -151,7 +161,7 @@ class RecognitionService:
 
     def mask(self, request: RecognitionRequest) -> Mask:
         """Mask of the texts in the request's results."""
-        return partial(masked, words=self.profanities) if request.mask_profanity else str
+        return partial(mask_words, words=self.profanities) if request.mask_profanity else str
 
     async def in_thread(self, work: Callable[..., R], *arguments: object) -> R:
         """Run `work` in a thread for audio."""
@@ -209,3 +219,13 @@ class RecognitionService:
             async with aclosing(parts):
                 async for part in parts:
                     yield part
+
+
+def mask_words(text: str, words: Collection[str] = PROFANITIES) -> str:
+    """Text with `x**` for each of the words, whatever its case. words: lower case."""
+
+    def mask(match: re.Match[str]) -> str:
+        word = match.group()
+        return word[0] + "*" * (len(word) - 1) if word.lower() in words else word
+
+    return WORD.sub(mask, text)

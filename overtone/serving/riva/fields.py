@@ -50,7 +50,7 @@ REQUEST_FIELDS = [
         (
             "encoding",
             "honoured",
-            "Unspecified: found from the audio. A header (MP3: an ID3 tag) is believed before it.",
+            "Unspecified: found from the audio. A header (MP3: an ID3 tag) has precedence.",
         ),
         ("sample_rate_hertz", "honoured", "0: from the header; audio without one needs it. Any rate is resampled."),
         ("language_code", "honoured", "Empty: the server's language. Another language is an unavailable model."),
@@ -131,7 +131,7 @@ REQUEST_FIELDS = [
 RESPONSE_FIELDS = [
     *fields(
         "RecognizeResponse",
-        ("results", "set", "One, or none where nothing was heard."),
+        ("results", "set", "One, or none where nothing was said."),
         ("id", "set", "The request's, if it had one."),
     ),
     *fields(

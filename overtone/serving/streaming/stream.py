@@ -28,8 +28,7 @@ from overtone.serving.adapter_store.store import Lease
 from overtone.serving.engine.engine import Engine, Samples
 from overtone.serving.recognition.offline import place, window_answers, windows_of
 from overtone.serving.recognition.request import Endpointing
-from overtone.serving.streaming.overlap import Overlap
-from overtone.serving.streaming.utterances import Ended, Event, Final, Interim, Utterances
+from overtone.serving.streaming.utterances import Ended, Event, Final, Interim, Overlap, Utterances
 
 __all__ = ["Event", "Final", "Interim", "Stream", "StreamSettings"]
 

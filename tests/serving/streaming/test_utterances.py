@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from overtone.serving.engine.engine import Engine, EngineSettings
-from overtone.serving.streaming.overlap import Overlap
 from overtone.serving.streaming.stream import Stream, StreamSettings
+from overtone.serving.streaming.utterances import Overlap
 from support.serving_models import noise, tiny_model
 from support.streams import frames_of
 
