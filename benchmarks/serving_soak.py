@@ -4,8 +4,8 @@
 
 While clients of every interface send requests and streams, and some of them vanish in the middle, adapters are
 replaced on disk and by upload, one is removed and comes back, one is overwritten with damage, adapters are unloaded,
-and the engine's worker thread is killed in the midst of a forward. Every answer is compared with the one computed directly for
-the version that was in place; while a version is being replaced, the old and the new one are right.
+and the engine's worker thread is killed in the midst of a forward. Every answer is compared with the one computed
+directly for the version that was in place; while a version is being replaced, the old and the new one are right.
 """
 
 from __future__ import annotations

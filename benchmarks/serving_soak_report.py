@@ -40,8 +40,8 @@ def section(figures: Mapping[str, Any]) -> str:
     lines = [
         "## Soak\n",
         f"`python -m benchmarks.serving_soak --minutes {figures['minutes']:g}`: {figures['rate']:g} arrivals a second "
-        f"of requests and streams through every interface, for {figures['adapters']} adapters, {figures['capacity']} of "
-        "which have room, while these things happened:\n",
+        f"of requests and streams through every interface, for {figures['adapters']} adapters, {figures['capacity']} "
+        "of which have room, while these things happened:\n",
         "; ".join(f"{count} × {kind}" for kind, count in figures["disturbances"].items()) + ".\n",
         f"| of {sum(verdicts.values())} requests and streams | |",
         "|---|--:|",
