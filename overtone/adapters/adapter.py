@@ -46,6 +46,7 @@ class PointAdapter(nn.Module):
             self._parameters.update((key, nn.Parameter(own, requires_grad=False)) for key, own in values.items())
 
     def add_parts(self, parts: Mapping[str, nn.Module | nn.Parameter]) -> None:
+        """Hold fresh parameters. Raises AdapterError for names and modules that cannot be held."""
         for name, part in parts.items():
             if "." in name or hasattr(self, name):
                 raise AdapterError(f"{self.kind.name} adapter: a part cannot be called '{name}'; give it another name.")
@@ -172,12 +173,14 @@ class Adapter(nn.Module):
 
     @property
     def points(self) -> list[str]:
+        """Names of its points, in the order of the model."""
         return list(self.by_point)
 
     def __contains__(self, point: str) -> bool:
         return point in self.by_point
 
     def at(self, point: str) -> PointAdapter:
+        """Its parameters at a point, by the point's name."""
         return self.by_point[point]
 
     def tensors(self) -> dict[str, Tensor]:
@@ -242,6 +245,7 @@ class Adapter(nn.Module):
         return self.stacks[key]
 
     def stack_points(self, dtype: torch.dtype) -> Tensors | None:
+        """The same, computed; the points hold views of the stack."""
         parts = list(self.by_point.values())
         rows = [part.tensors() for part in parts]
         shapes = [{name: row.shape for name, row in each.items()} for each in rows]
@@ -259,6 +263,7 @@ class Adapter(nn.Module):
         return adapter_digest(self.kind, self.strategy, parameters_digest(self.tensors()))
 
     def parameter_count(self) -> int:
+        """The number of its parameters at all points."""
         return sum(parameter.numel() for parameter in self.parameters())
 
 
@@ -289,6 +294,7 @@ def module_key(point: str) -> str:
 
 
 def list_names(names: set[str]) -> str:
+    """The first names for a message, and the number of all."""
     listed = sorted(names)
     return "none" if not listed else ", ".join(listed[:5]) + (f" … {len(listed)} in all" if len(listed) > 5 else "")
 

@@ -87,6 +87,7 @@ class AdapterSet(nn.Module):
 
     @property
     def names(self) -> list[str]:
+        """Names in the order of addition."""
         return list(self.by_name)
 
     def __iter__(self) -> Iterator[Adapter]:
@@ -167,6 +168,7 @@ class AdapterSet(nn.Module):
         self.file_choice = tuple(kept for kept in self.file_choice if kept != name)
 
     def parameters_of(self, name: str) -> list[nn.Parameter]:
+        """The parameters of one adapter, for an optimiser. Raises AdapterError for an unknown name."""
         return list(self[name].parameters())
 
     @property

@@ -90,6 +90,7 @@ def parse_layers(layers: Layers, count: int) -> frozenset[int]:
 
 
 def layer_numbers(layers: Layers, count: int) -> list[int]:
+    """The numbers, not yet held against the count of layers. Raises TypeError or ValueError for other words."""
     if not isinstance(layers, str):
         numbers = [layers] if isinstance(layers, int) else list(layers)
         if any(isinstance(number, bool | float) for number in numbers):

@@ -91,6 +91,7 @@ def read_path(path: Path, *, adapters: bool = True) -> AsrModel:
 
 
 def embedded_folder(name: str) -> Path:
+    """The folder of a model that comes with the package."""
     return Path(str(files("overtone").joinpath(name)))
 
 

@@ -77,6 +77,7 @@ def one_of(*allowed: str) -> Check:
 
 
 def optional(check: Check) -> Check:
+    """A check that also takes null."""
     return lambda value: None if value is None else check(value)
 
 
@@ -127,7 +128,7 @@ def refuse(where: str, name: str, value: Any, supported: str) -> NoReturn:
 
 
 def shown(value: Any) -> str:
-    """As YAML spells it, shortened."""
+    """A value as YAML spells it, shortened."""
     text = str(value)
     if value is None or isinstance(value, bool):
         text = "null" if value is None else text.lower()

@@ -205,6 +205,7 @@ def inspect_points(model: AsrModel) -> tuple[PointsInspection, ...]:
 
 
 def inspect_adapter(model: AsrModel, adapter: Adapter) -> AdapterInspection:
+    """One adapter of a model."""
     return AdapterInspection(
         name=adapter.name,
         kind=adapter.kind.name,
@@ -260,6 +261,7 @@ def inspect_nemo_adapter(stored: StoredNemoAdapter, source: str) -> AdapterInspe
 
 
 def fields_of(kind: Kind) -> dict[str, Any]:
+    """The settings of a kind."""
     return dataclasses.asdict(kind)  # type: ignore[call-overload,no-any-return]
 
 
@@ -274,6 +276,7 @@ def size_on_disk(path: Path) -> int:
 
 
 def find_card(path: Path) -> str | None:
+    """The path of the model card beside the weights."""
     return next((str(path / name) for name in MODEL_CARDS if (path / name).is_file()), None)
 
 

@@ -131,6 +131,7 @@ class PositionTable(nn.Module):
         return table[start : start + rows].unsqueeze(0)
 
     def encode(self, frames: int, device: torch.device) -> Tensor:
+        """Encodings [2N-1 or N, D] for up to N frames."""
         first, last = (frames - 1, -frames) if self.relative else (0, frames)
         step = -1 if self.relative else 1
         positions = torch.arange(first, last, step, dtype=torch.float32, device=device).unsqueeze(1)

@@ -217,7 +217,7 @@ class ConformerEncoder(nn.Module):
         return x * self.scale, lengths
 
     def surroundings(self, lengths: Tensor, frames: int) -> tuple[Tensor, TapContext]:
-        """Position encodings, and the context of every tap."""
+        """lengths [B] -> position encodings [1, 2T'-1 or T', D], and the context of every tap."""
         positions = apply_dropout(self.positions(frames, lengths.device), self.dropout_emb)
         return positions, self.tap_context(lengths, frames, positions if self.relative else None)
 
@@ -226,7 +226,10 @@ class ConformerEncoder(nn.Module):
         return apply_dropout(x if self.relative else x + positions, self.dropout_pre_encoder)
 
     def below(self, mel: Tensor, lengths: Tensor, cut: int) -> tuple[Tensor, Tensor]:
-        """The input of the layer `cut`, x [B, T', D], and lengths [B]; for the first layer, what `subsample` gives."""
+        """mel [B, F, T], lengths [B] -> the input x [B, T', D] of the layer `cut`, lengths [B].
+
+        For the first layer x is the output of `subsample`.
+        """
         x, lengths = self.subsample(mel, lengths)
         if cut == 0:
             return x, lengths
@@ -243,13 +246,14 @@ class ConformerEncoder(nn.Module):
         return self.project(self.run_layers(x, context, first=cut))
 
     def run_layers(self, x: Tensor, context: TapContext, first: int = 0, last: int | None = None) -> Tensor:
-        """x [B, T', D] through the layers first … last-1."""
+        """x [B, T', D] -> [B, T', D] through the layers first … last-1."""
         for layer in self.layers[first:last]:
             recompute = self.gradient_checkpointing and torch.is_grad_enabled()
             x = run_checkpointed(layer, x, context) if recompute else layer(x, context)
         return x
 
     def tap_context(self, lengths: Tensor, frames: int, positions: Tensor | None) -> TapContext:
+        """lengths [B], positions [1, 2T'-1, D] -> masks and positions for every tap."""
         valid = valid_frames(lengths, frames)
         allowed = valid.unsqueeze(2) & valid.unsqueeze(1) & self.visible(frames, lengths.device)
         return TapContext(valid=valid, attention=allowed.unsqueeze(1), positions=positions)

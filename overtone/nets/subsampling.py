@@ -59,9 +59,11 @@ class ConvSubsampling(nn.Module):
         self.out = nn.Linear(channels * bins, width)
 
     def halved(self, size: int) -> int:
+        """The size after one stage."""
         return (size + self.before + self.after - KERNEL) // STRIDE + 1
 
     def halved_lengths(self, lengths: Tensor) -> Tensor:
+        """lengths [B] -> those after one stage [B]."""
         return torch.div(lengths + self.before + self.after - KERNEL, STRIDE, rounding_mode="floor") + 1
 
     def forward(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,13 +73,14 @@ class ConvSubsampling(nn.Module):
         return torch.cat(outputs), torch.cat(counts)
 
     def rows_at_once(self, mel: Tensor) -> int:
-        """How many rows of [B, T, F] a processor's cache has room for."""
+        """The number of rows of mel [B, T, F] that a processor's cache has room for."""
         if mel.device.type != "cpu":
             return mel.size(0)
         largest = mel[0].numel() // STRIDE**2 * self.channels * mel.element_size()  # behind the first stage
         return max(1, CACHE_BYTES // max(1, largest))
 
     def subsample(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """mel [B, T, F], lengths [B] -> x [B, T', D], lengths [B], for rows that are computed together."""
         x = mel.masked_fill(~valid_frames(lengths, mel.size(1)).unsqueeze(-1), 0.0)
         x = self.first_stage(x)
         lengths = self.halved_lengths(lengths)
@@ -159,6 +162,7 @@ class StackingSubsampling(nn.Module):
 def build_subsampling(
     kind: Subsampling, features: int, width: int, *, factor: int, channels: int, causal: bool
 ) -> nn.Module:
+    """The subsampling of that kind: mel [B, T, F], lengths [B] -> x [B, T', D], lengths [B]."""
     if kind in ("stacking", "stacking_norm"):
         return StackingSubsampling(features, width, factor=factor, norm=kind == "stacking_norm")
     return ConvSubsampling(

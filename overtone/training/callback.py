@@ -222,9 +222,11 @@ class TrainingCallback(Callback):
             f"loss {metrics['val_loss']:.4g}" + ("  (best so far)" if best else "")
         )
 
-    def set_base_wer(self, wer: float) -> None:
-        """Note the WER of the base, 0..1."""
+    def set_base_wer(self, wer: float, trainer: Trainer) -> None:
+        """Note the WER of the base, 0..1, as that of step 0."""
         self.progress.wer_before = wer
+        for logger in trainer.loggers:
+            logger.log_metrics({"val_wer": wer}, step=0)
         self.reporter.say(f"step 0: WER {wer:.2%}  (the base)")
 
     # Position in the run

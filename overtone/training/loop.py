@@ -37,7 +37,7 @@ from overtone.training.run_folder import (
 from overtone.training.summary import conclude, describe_early_end, introduce, make_card
 from overtone.training.trainer import trainer_options
 from overtone.training.validation import ValidationCounts
-from overtone.training.weights import WeightsStore, remove
+from overtone.training.weights import WeightsStore, check_finite, remove
 from overtone.training.workers import explain_worker_death
 
 PLAIN_PATH = re.compile(r"[\w./~-]+")
@@ -72,7 +72,7 @@ def fit(run: Run, processes: RowProcesses | None = None) -> TrainingResult:
             compute_base(run, trainer.strategy.root_device, processes),
         ):
             if state is None and loaders and not plan.starts_fresh:
-                callback.set_base_wer(score_base(trainer, module, loaders, processes))
+                callback.set_base_wer(score_base(trainer, module, loaders, processes), trainer)
             trainer.fit(
                 module,
                 train_dataloaders=make_training_loader(run, state, prefix),
@@ -84,6 +84,8 @@ def fit(run: Run, processes: RowProcesses | None = None) -> TrainingResult:
                 run.reporter.say(early_end)
             if loaders and callback.validated_step != trainer.global_step:
                 trainer.validate(module, dataloaders=loaders, verbose=False)
+        if not loaders:
+            check_finite(run.model, trainer.global_step)
         if leads:
             if not loaders:
                 weights.keep_last(trainer.global_step)

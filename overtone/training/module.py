@@ -82,16 +82,20 @@ class TrainingModule(LightningModule):
             loss = self.compute_loss(heads, lengths, batch)
             loss = loss + auxiliary.to(own.device) + selection.auxiliary_loss().to(own.device)
         self.last_loss = float(loss.detach())
-        if not math.isfinite(self.last_loss) and self.trainer.precision != "16-mixed":
-            raise OvertoneError(
-                f"The loss is {self.last_loss} in batch {batch_idx} ({batch.ids[0]}, …); training cannot go on. "
-                "Lower model.optim.lr, or set trainer.gradient_clip_val=1.0."
-            )
+        if not math.isfinite(self.last_loss):
+            self.refuse_loss(f"The loss is {self.last_loss} in batch {batch_idx} ({batch.ids[0]}, …)")
         if self.log_prediction is not None and (self.global_step + 1) % self.log_every == 0:
             self.log_prediction(self.describe_prediction(batch, own, lengths))
+        self.log("step", self.global_step + 1.0)  # Lightning would number the steps from zero
         self.log("train_loss", loss.detach(), batch_size=len(batch.texts))
         self.log("learning_rate", self.learning_rate, batch_size=1)
         return loss
+
+    def refuse_loss(self, fault: str) -> None:
+        """Raises OvertoneError for a loss that is no number, except where float16 may overflow now and then."""
+        if self.trainer.precision != "16-mixed":
+            advice = "Lower model.optim.lr, or set trainer.gradient_clip_val=1.0."
+            raise OvertoneError(f"{fault}; training cannot go on. {advice}")
 
     def describe_prediction(self, batch: AnyBatch, emissions: Tensor, lengths: Tensor) -> str:
         """Return the first transcript of the batch and what the model recognises in it.
@@ -150,11 +154,17 @@ class TrainingModule(LightningModule):
             self.counts[dataloader_idx].add(self.model.head, batch, emissions, lengths)
 
     def on_validation_epoch_end(self) -> None:
-        """Log `val_wer`, `val_cer`, `val_loss` of the first set, and of the others with their number."""
+        """Log `val_wer`, `val_cer`, `val_loss` of the first set, and of the others with their number.
+
+        Raises OvertoneError where a loss is no number.
+        """
         self.counts = [self.sum_over_processes(counts) for counts in self.counts]
         for number, counts in enumerate(self.counts):
             suffix = "" if number == 0 else f"_{number}"
             if not self.base_alone:
+                if math.isnan(counts.loss):
+                    self.refuse_loss(f"The loss on a validation set is {counts.loss} after step {self.global_step}")
+                self.log("step", float(self.global_step))
                 for name, value in counts.metrics().items():
                     self.log(f"val_{name}{suffix}", value, batch_size=1)
 

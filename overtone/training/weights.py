@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from overtone.checkpoints.folder import WEIGHTS, read_tensors
 from overtone.checkpoints.load import save_model
 from overtone.checkpoints.nemo.adapters import check_nemo_can_hold, save_adapters
 from overtone.checkpoints.nemo.model import load_base
 from overtone.config import CheckpointSettings
-from overtone.errors import CheckpointError
+from overtone.errors import CheckpointError, OvertoneError
 from overtone.models.asr_model import AsrModel
 from overtone.training.run_folder import CHECKPOINT_SUFFIX, RunFolder, explain_write_errors
 
@@ -98,7 +100,7 @@ class WeightsStore:
         """Take a validated step: write it as last, as best if it is, and among the best few. True if it is best."""
         score = metrics[self.settings.monitor]
         self.write(self.last_path, step, metrics)
-        if math.isnan(score):
+        if any(math.isnan(value) for value in metrics.values()):
             return False
         is_best = self.best is None or self.rank(metrics) < self.rank(self.best.metrics)
         if is_best:
@@ -209,6 +211,15 @@ def find_nemo_obstacle(model: AsrModel) -> str | None:
     except CheckpointError as error:
         return str(error)
     return None
+
+
+def check_finite(model: AsrModel, step: int) -> None:
+    """Raises OvertoneError where a trained parameter is no finite number after a step."""
+    if not all(bool(torch.isfinite(x).all()) for x in model.parameters() if x.requires_grad):
+        raise OvertoneError(
+            f"The trained parameters are no finite numbers after step {step}. Lower model.optim.lr, or set "
+            "trainer.gradient_clip_val=1.0."
+        )
 
 
 def restore_adapter(model: AsrModel, name: str, folder: Path) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from support.tone_model import ToneModel
+
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -31,3 +33,9 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "-days", "2", "-out", "client.crt",
     )  # fmt: skip
     return folder
+
+
+@pytest.fixture
+def tones() -> ToneModel:
+    """A model that needs no training."""
+    return ToneModel()

@@ -14,6 +14,7 @@ from overtone.adapters.kinds.linear import LinearAdapter
 from overtone.models.asr_model import AsrModel, build_model
 from overtone.serving.adapter_store.store import AdapterStore
 from overtone.tokenizers import CharTokenizer
+from support.tone_model import ToneModel
 
 LETTERS = [" ", *"abcdefghijklmnopqrstuvwxyz'"]
 
@@ -85,3 +86,42 @@ def until(condition: Any, seconds: float = 5.0) -> None:
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"
         time.sleep(0.002)
+
+
+class Gate:
+    """Holds the worker in its forward until it is opened, and remembers what went through."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.entered = threading.Semaphore(0)
+        self.open = threading.Event()
+        self.batches: list[list[str | None]] = []
+        self.error: BaseException | None = None
+        self.forward = model.forward
+        model.forward = self
+
+    def __call__(self, waveforms: torch.Tensor, lengths: torch.Tensor) -> Any:
+        selection = self.model.adapters.selection
+        self.batches.append([float(row[0]) for row in waveforms])
+        assert selection is not None
+        self.entered.release()
+        assert self.open.wait(10)
+        if self.error is not None:
+            error, self.error = self.error, None
+            raise error
+        return self.forward(waveforms, lengths)
+
+
+def poisoned(model: ToneModel, error: type[BaseException], *, times: int = 10**9) -> list[int]:
+    """Forwards with a row that begins with 0.5 raise; the number of forwards so far."""
+    forward, count, left = model.forward, [0], [times]
+
+    def replaced(waveforms: torch.Tensor, lengths: torch.Tensor) -> Any:
+        count[0] += 1
+        if bool((waveforms[:, 0] == 0.5).any()) and left[0]:
+            left[0] -= 1
+            raise error("poison")
+        return forward(waveforms, lengths)
+
+    model.forward = replaced  # type: ignore[method-assign]
+    return count

@@ -301,6 +301,28 @@ def test_a_loss_that_is_no_number(tmp_path: Path, model: AsrModel) -> None:
     assert model.adapters.names == []
 
 
+@pytest.mark.parametrize("validation", [True, False])
+def test_weights_that_are_no_numbers_are_never_the_best(
+    tmp_path: Path, model: AsrModel, monkeypatch: pytest.MonkeyPatch, validation: bool
+) -> None:
+    """The last step ruins them, after which only the validation could notice."""
+    end = TrainingCallback.on_train_batch_end
+
+    def ruin(self: TrainingCallback, trainer: Trainer, *arguments: Any) -> None:
+        if trainer.global_step == 2:
+            with torch.no_grad():
+                next(model.adapters["mine"].parameters()).fill_(torch.nan)
+        end(self, trainer, *arguments)
+
+    monkeypatch.setattr(TrainingCallback, "on_train_batch_end", ruin)
+    overrides = ["trainer.max_steps=2", "trainer.val_check_interval=1"]
+    with pytest.raises(OvertoneError, match=r"(loss on a validation set is nan|no finite numbers) after step 2"):
+        run_training(settings_for(tmp_path, *overrides, validation=validation), model=model, reporter=QUIET)
+    best = tmp_path / "run/checkpoints/mine-best"
+    assert not best.exists() or small_model().adapters.load(best).card["steps"] == 1
+    assert best.exists() == validation
+
+
 @pytest.fixture
 def interrupting(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Ctrl-C during the second step."""

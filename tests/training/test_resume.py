@@ -87,7 +87,7 @@ def test_a_complete_run_may_go_further(whole: Path, tmp_path: Path) -> None:
         reporter=QUIET,
     )
     assert more.steps == 7
-    assert [step for step, _ in losses(tmp_path / "run")["train_loss"]] == list(range(7))
+    assert [step for step, _ in losses(tmp_path / "run")["train_loss"]] == list(range(1, 8))
 
 
 def test_a_checkpoint_holds_what_the_last_validation_found(tmp_path: Path) -> None:

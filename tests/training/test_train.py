@@ -130,14 +130,17 @@ def test_the_first_lines_and_the_progress(tmp_path: Path, model: AsrModel) -> No
     assert "reference: " in "\n".join(text)
 
 
-def test_tensorboard_shows_every_step(tmp_path: Path, model: AsrModel) -> None:
-    run_training(settings_for(tmp_path), model=model, reporter=QUIET)
+def test_tensorboard_shows_every_step_and_the_base(tmp_path: Path, model: AsrModel) -> None:
+    result = run_training(settings_for(tmp_path), model=model, reporter=QUIET)
     shown = losses(tmp_path / "run")
-    assert [step for step, _ in shown["train_loss"]] == list(range(6))
+    assert [step for step, _ in shown["train_loss"]] == [1, 2, 3, 4, 5, 6]
     assert [value for _, value in shown["learning_rate"]] == pytest.approx(
         [1e-3, *[x for _, x in shown["learning_rate"]][1:]]
     )
     assert {"val_wer", "val_cer", "val_loss"} <= set(shown)
+    assert [step for step, _ in shown["val_loss"]] == [3, 6]
+    assert shown["val_wer"][0] == (0, pytest.approx(result.wer_before))
+    assert [step for step, _ in shown["val_wer"]] == [0, 3, 6]
 
 
 def test_a_run_shorter_than_an_epoch_is_validated_at_its_end(tmp_path: Path, model: AsrModel) -> None:
@@ -378,4 +381,4 @@ def test_two_processes(tmp_path: Path) -> None:
     assert "step 3: WER" in finished.stdout
     assert small_model().adapters.load(tmp_path / "run/checkpoints/mine-best").card["steps"] in (2, 3)
     steps = [step for step, _ in losses(tmp_path / "run")["train_loss"]]
-    assert steps == [0, 1, 2]
+    assert steps == [1, 2, 3]

@@ -92,6 +92,7 @@ class FusedEncoder:
             self.state = state
 
     def is_fresh(self) -> bool:
+        """Whether the weights are derived from the base as it is now."""
         return self.state is not None and self.state == self.base_state()
 
     def base_state(self) -> list[tuple[int, int | None]]:

@@ -47,7 +47,7 @@ class Product:
         return y
 
     def rectified(self, x: Tensor) -> Tensor:
-        """The same with zeros in the place of what is negative, where no gradient is wanted."""
+        """x [..., in] -> relu(x·Wᵀ + b) [..., out], where no gradient is wanted."""
         if self.packed is None:
             return F.relu_(F.linear(x, self.weight, self.bias))
         y: Tensor = mkldnn._linear_pointwise(x, self.packed, self.bias, "relu", [], "")
@@ -101,7 +101,7 @@ class Filter:
 
 
 def has_own_layout(weight: Tensor) -> bool:
-    """Whether the kernels for this weight want it in an order of their own: bfloat16 on a CPU that multiplies it."""
+    """Whether the kernels for a weight, of any shape, want it in an order of their own: bfloat16 on a CPU."""
     return (
         weight.dtype is torch.bfloat16
         and weight.device.type == "cpu"
@@ -129,6 +129,8 @@ class SharedContext:
 
 
 class Part(Protocol):
+    """A part of the layer with its backward pass."""
+
     saved_count: int
     """Number of tensors that `forward` saves for `backward`."""
 
@@ -158,6 +160,7 @@ class FrozenPart(torch.autograd.Function):
 
 
 def run_part(part: Part, x: Tensor, shared: SharedContext) -> Tensor:
+    """x [B, T, D] -> y [B, T, D], as one node of the graph where a gradient is wanted."""
     if torch.is_grad_enabled() and x.requires_grad:
         y: Tensor = FrozenPart.apply(x, part, shared)  # type: ignore[no-untyped-call]
         return y
@@ -230,6 +233,7 @@ class NormPart:
 
 
 def cast(tensor: Tensor | None, dtype: torch.dtype, scale: float = 1.0) -> Tensor | None:
+    """A tensor of any shape, scaled in float64 and rounded once."""
     return None if tensor is None else (tensor.detach().double() * scale).to(dtype)
 
 
@@ -240,20 +244,21 @@ def cast_product(module: nn.Linear | nn.Conv1d, dtype: torch.dtype, scale: float
 
 
 def draw_mask(dropout: nn.Dropout, like: Tensor) -> Tensor | None:
+    """A dropout mask of the shape of `like`, whatever that is; None where the module's dropout is not active."""
     if not dropout.training or dropout.p == 0.0:
         return None
     return dropout_mask(tuple(like.shape), dropout.p, like.dtype, like.device)
 
 
 def add_part(x: Tensor, part: Tensor, mask: Tensor | None) -> Tensor:
-    """x + part · mask, in the dtype of x."""
+    """x + part · mask, each [B, T, D], in the dtype of x."""
     if mask is None:
         return x + part
     return torch.addcmul(x, part.to(x.dtype), mask.to(x.dtype))
 
 
 def part_gradient(grad: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """The gradient of `part` in `add_part`."""
+    """The gradient of `part` in `add_part`: grad and mask [B, T, D] -> [B, T, D]."""
     grad = grad.to(dtype)
     return grad if mask is None else grad * mask
 

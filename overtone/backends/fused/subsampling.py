@@ -83,6 +83,7 @@ class FusedSubsampling:
         return x.flatten(2)
 
     def first_stage(self, x: Tensor) -> Tensor:
+        """x [B, T, F] -> [B, T/2, F/2, C]."""
         bins = self.module.halved(x.size(2))
         group = next(size for size in GROUPS if bins % size == 0)
         x = F.pad(x, (self.before, self.after, self.before, self.after))
@@ -124,6 +125,7 @@ class Stage:
 
 
 def convolution(module: ConvSubsampling, index: int) -> nn.Conv2d:
+    """The convolution of that index."""
     conv = module.conv[index]
     assert isinstance(conv, nn.Conv2d)
     return conv

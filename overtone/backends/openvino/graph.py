@@ -58,7 +58,7 @@ class EncoderGraph:
     # Values
 
     def input(self, name: str, shape: list[int], kind: Any = None) -> Node:
-        """-1 is any size."""
+        """An input of the graph; -1 in its shape is any size."""
         kind = kind or self.openvino.Type.f32
         node = self.op.parameter(self.openvino.PartialShape(shape), kind, name=name)
         node.get_output_tensor(0).set_names({name})
@@ -66,12 +66,15 @@ class EncoderGraph:
         return node
 
     def narrow_input(self, name: str, shape: list[int]) -> Node:
+        """The same in the dtype of the products, cast to float32."""
         return self.op.convert(self.input(name, shape, self.narrow), "f32")
 
     def constant(self, tensor: Tensor) -> Node:
+        """A constant of any shape, in float32."""
         return self.op.constant(np.ascontiguousarray(tensor.detach().float().cpu().numpy()))
 
     def whole(self, *numbers: int) -> Node:
+        """Whole numbers as a constant."""
         return self.op.constant(np.array(numbers, dtype=np.int64))
 
     # Parts
@@ -82,18 +85,24 @@ class EncoderGraph:
         return y if bias is None else self.op.add(y, self.constant(bias.view(1, 1, -1)))
 
     def product(self, x: Node, product: Product) -> Node:
+        """x [B, T', in] -> [B, T', out]."""
         return self.affine(x, product.weight, product.bias)
 
     def normed(self, x: Node, epsilon: float) -> Node:
+        """Layer norm without gain and bias: x [B, T', D] -> [B, T', D]."""
         return self.op.mvn(x, self.whole(-1), True, epsilon, "INSIDE_SQRT")
 
     def normed_product(self, normed: Node, norm: Norm, weight: Tensor, bias: Tensor | None) -> Node:
-        """`normed` still lacks the norm's gain and bias: they are in the weight and bias of the product."""
+        """The product of a layer norm: normed [B, T', in], weight [out, in], bias [out] -> [B, T', out].
+
+        `normed` lacks the norm's gain and bias, which go into the weight and bias of the product.
+        """
         weight = weight.double()
         shift = weight @ norm.bias.double()
         return self.affine(normed, weight * norm.weight.double(), shift if bias is None else shift + bias.double())
 
     def subsampling(self, module: ConvSubsampling, scale: float) -> Node:
+        """The input `mel` [B, F, T] -> x [B, T', D] times `scale`."""
         op = self.op
         mel = self.input("mel", [-1, -1, -1])
         x = op.unsqueeze(op.transpose(mel, self.whole(0, 2, 1)), self.whole(1))  # [B, 1, T, F]
@@ -117,6 +126,7 @@ class EncoderGraph:
         return self.op.multiply(x, self.masks[stage])
 
     def convolved(self, x: Node, module: ConvSubsampling, index: int, *, strided: bool) -> Node:
+        """x [B, C, T, F] -> [B, C, T, F] or, where strided, [B, C, T/2, F/2]."""
         op, conv = self.op, convolution(module, index)
         before, after = ([module.before] * 2, [module.after] * 2) if strided else ([0, 0], [0, 0])
         strides = [STRIDE, STRIDE] if strided else [1, 1]
@@ -128,6 +138,7 @@ class EncoderGraph:
         return y if conv.bias is None else op.add(y, self.constant(conv.bias.view(1, -1, 1, 1)))
 
     def layer(self, x: Node, layer: FusedLayer, number: int) -> Node:
+        """x [B, T', D] -> [B, T', D]."""
         assert isinstance(layer.convolution, ConvolutionPart)
         x = self.feed_forward(x, layer.feed_forward1)
         x = self.attention(x, layer.attention, number)
@@ -147,11 +158,13 @@ class EncoderGraph:
         return op.add(y, op.matmul(inner, up, False, True))
 
     def feed_forward(self, x: Node, part: FeedForwardPart) -> Node:
+        """x [B, T', D] -> [B, T', D]."""
         norm, expand = part.norm, part.expand
         inner = self.normed_product(self.normed(x, norm.epsilon), norm, expand.weight, expand.bias)
         return self.op.add(x, self.product(self.op.swish(inner), part.contract))
 
     def convolution(self, x: Node, part: ConvolutionPart) -> Node:
+        """x [B, T', D] -> [B, T', D]."""
         op, norm, gate = self.op, part.norm, part.gate
         normed = self.normed(x, norm.epsilon)
         biases = [None, None] if gate.bias is None else list(gate.bias.chunk(2))
@@ -168,7 +181,10 @@ class EncoderGraph:
         return op.add(x, self.product(op.transpose(y, self.whole(0, 2, 1)), part.project))
 
     def attention(self, x: Node, part: AttentionPart, number: int) -> Node:
-        """As `AttentionCore`: the padding columns of the heads carry the second bias of relative attention."""
+        """x [B, T', D] -> [B, T', D].
+
+        The padding columns of the heads carry the second bias of relative attention, as in `AttentionCore`.
+        """
         op, norm = self.op, part.norm
         normed = self.normed(x, norm.epsilon)
         assert part.padded.bias is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
 from collections.abc import Iterator
@@ -14,42 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from overtone.decoding.decoder import DecodingOptions
-from overtone.decoding.phrase_boost import Boost, BoostTree
-from overtone.inference.windows import plan_windows
 from overtone.models.asr_model import AsrModel
 from overtone.serving.adapter_store.store import AdapterStore
 from overtone.serving.engine.engine import Engine, EngineSettings
 from overtone.serving.errors import DeadlineError, DrainingError, OverloadError
-from overtone.serving.recognition.offline import recognise
-from support.serving_models import make_adapter, marked, noise, offline, tiny_model, until
-from support.streams import run
-from support.tone_model import ToneModel, spoken
-
-
-class Gate:
-    """Holds the worker in its forward until it is opened, and remembers what went through."""
-
-    def __init__(self, model: Any) -> None:
-        self.model = model
-        self.entered = threading.Semaphore(0)
-        self.open = threading.Event()
-        self.batches: list[list[str | None]] = []
-        self.error: BaseException | None = None
-        self.forward = model.forward
-        model.forward = self
-
-    def __call__(self, waveforms: torch.Tensor, lengths: torch.Tensor) -> Any:
-        selection = self.model.adapters.selection
-        self.batches.append([float(row[0]) for row in waveforms])
-        assert selection is not None
-        self.entered.release()
-        assert self.open.wait(10)
-        if self.error is not None:
-            error, self.error = self.error, None
-            raise error
-        return self.forward(waveforms, lengths)
-
+from support.serving_models import Gate, make_adapter, marked, noise, offline, tiny_model, until
+from support.tone_model import ToneModel
 
 # Answers
 
@@ -131,58 +100,6 @@ def test_audio_shorter_than_a_frame_is_answered(served: tuple[AsrModel, Engine, 
     for samples in (0, 1, 159, 161, 700):
         answer = engine.submit(np.zeros(samples, np.float32)).result(10)
         assert len(answer) >= 1
-
-
-# Recordings of any length
-
-
-def test_a_long_recording_reads_as_the_whole(tones: ToneModel) -> None:
-    text = " ".join(["abc", "bad", "cafe", "deed", "fed"] * 20)
-    waveform = spoken(text)
-    with Engine(tones) as engine:  # type: ignore[arg-type]
-        for decoding in (
-            None,
-            DecodingOptions(alternatives=2),
-            DecodingOptions(boosts=BoostTree([Boost(phrases=("bad",), boost=5)], tones.tokenizer)),
-        ):
-            found = run(recognise(engine, waveform, decoding=decoding))
-            assert found.hypotheses[0].text == text
-            assert found.seconds == pytest.approx(waveform.size / 16_000)
-            last = found.hypotheses[0].words[-1]
-            assert last.end == pytest.approx(waveform.size / 16_000, abs=0.1)
-    assert len(plan_windows(waveform.size // 640, window=750, overlap=100)) > 2
-    assert max(length for batch in tones.batches for length in batch) <= 30 * 16_000
-
-
-def test_a_recording_in_an_event_loop(tones: ToneModel) -> None:
-    async def several() -> list[str]:
-        with Engine(tones, EngineSettings(max_wait=0.02)) as engine:  # type: ignore[arg-type]
-            texts = ["abba", "cafe", "bad bed"]
-            found = await asyncio.gather(*(recognise(engine, spoken(text)) for text in texts))
-            return [each.hypotheses[0].text for each in found]
-
-    assert run(several()) == ["abba", "cafe", "bad bed"]
-
-
-def test_a_cancelled_recording_leaves_the_queue(tones: ToneModel) -> None:
-    gate = Gate(tones)
-
-    async def vanish() -> int:
-        with Engine(tones, EngineSettings(max_batch=1)) as engine:  # type: ignore[arg-type]
-            first = engine.submit(marked(1.0))
-            await asyncio.to_thread(gate.entered.acquire)
-            task = asyncio.ensure_future(recognise(engine, spoken("abc" * 400)))
-            while engine.state().waiting < 3:
-                await asyncio.sleep(0.005)
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
-            left = engine.state().waiting
-            gate.open.set()
-            await asyncio.wrap_future(first)
-            return left
-
-    assert run(vanish()) == 0
 
 
 # Turns

@@ -14,26 +14,11 @@ import torch
 
 from overtone.serving.engine.engine import Engine, EngineSettings
 from overtone.serving.errors import WorkerError
-from overtone.serving.recognition.offline import recognise, recognise_in_parts
+from overtone.serving.recognition.offline import recognise
 from overtone.serving.streaming.stream import Stream, StreamSettings
-from support.serving_models import marked, until
+from support.serving_models import marked, poisoned, until
 from support.streams import run
 from support.tone_model import ToneModel, spoken
-
-
-def poisoned(model: ToneModel, error: type[BaseException], *, times: int = 10**9) -> list[int]:
-    """Forwards with a row that begins with 0.5 raise; the number of forwards so far."""
-    forward, count, left = model.forward, [0], [times]
-
-    def replaced(waveforms: torch.Tensor, lengths: torch.Tensor) -> Any:
-        count[0] += 1
-        if bool((waveforms[:, 0] == 0.5).any()) and left[0]:
-            left[0] -= 1
-            raise error("poison")
-        return forward(waveforms, lengths)
-
-    model.forward = replaced  # type: ignore[method-assign]
-    return count
 
 
 def test_one_bad_row_answers_for_itself_alone(tones: ToneModel) -> None:
@@ -149,28 +134,6 @@ def test_a_cancelled_row_goes_at_once(tones: ToneModel) -> None:
             assert future.cancel()
             until(lambda: samples() is None)
             assert engine.state().waiting == 0
-    finally:
-        gc.enable()
-
-
-@pytest.mark.parametrize("in_parts", [True, False])
-def test_a_recording_that_was_refused_goes_with_its_error(tones: ToneModel, in_parts: bool) -> None:
-    poisoned(tones, ValueError)
-    waveforms = [marked(0.5)]
-    samples = weakref.ref(waveforms[0])
-
-    async def refused(engine: Engine) -> None:
-        waveform = waveforms.pop()
-        work = anext(recognise_in_parts(engine, waveform)) if in_parts else recognise(engine, waveform)
-        del waveform
-        with pytest.raises(WorkerError, match="poison"):
-            await work
-
-    gc.disable()
-    try:
-        with Engine(tones, EngineSettings(max_wait=0.0)) as engine:  # type: ignore[arg-type]
-            run(refused(engine))
-            until(lambda: samples() is None)
     finally:
         gc.enable()
 
