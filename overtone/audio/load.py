@@ -109,7 +109,8 @@ class AudioReader:
             end += chunk.size
             while parts and begin + parts[0].size <= first:
                 begin += parts.popleft().size
-        held = np.concatenate(parts) if len(parts) > 1 else parts[0] if parts else EMPTY
+        filled = [part for part in parts if part.size]
+        held = np.concatenate(filled) if len(filled) > 1 else filled[0] if filled else EMPTY
         self._held, self._first = held[max(0, first - begin) :], max(begin, min(first, end))
         if not self._held.size:
             ends = self.offset + end / self.sample_rate

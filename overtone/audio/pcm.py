@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -30,8 +30,8 @@ UNKNOWN_SIZE = 0xFFFF_FF00
 class Block(NamedTuple):
     """Samples that follow each other at one rate."""
 
-    samples: Samples
-    """[S, C], full scale 1"""
+    samples: npt.NDArray[Any]
+    """[S, C]: floats with full scale 1, or integers of a decoder's, which `join_blocks` makes such floats"""
     rate: int
     """Hz"""
 
@@ -131,18 +131,33 @@ TABLES = {"mulaw": _mulaw_table(), "alaw": _alaw_table()}
 
 
 def join_blocks(blocks: Iterable[Block]) -> Iterator[Block]:
-    """The same samples in fewer blocks: neighbours of one rate and channel count, up to BLOCK samples together."""
-    held: list[Samples] = []
+    """The same samples as float32 in fewer blocks: neighbours of one kind, up to BLOCK samples together."""
+    held: list[npt.NDArray[Any]] = []
     rate = size = 0
-    for block in blocks:
-        fits = held and block.rate == rate and block.samples.shape[1] == held[0].shape[1] and size < BLOCK
-        if held and not fits:
-            yield Block(np.concatenate(held) if len(held) > 1 else held[0], rate)
+    for samples, own_rate in blocks:
+        if held and (
+            own_rate != rate
+            or size >= BLOCK
+            or samples.shape[1] != held[0].shape[1]
+            or samples.dtype is not held[0].dtype
+        ):
+            yield Block(_joined(held), rate)
             held, size = [], 0
-        held.append(block.samples)
-        rate, size = block.rate, size + block.samples.size
+        held.append(samples)
+        rate, size = own_rate, size + samples.size
     if held:
-        yield Block(np.concatenate(held) if len(held) > 1 else held[0], rate)
+        yield Block(_joined(held), rate)
+
+
+def _joined(parts: list[npt.NDArray[Any]]) -> Samples:
+    """Parts [S, C] of one type -> [S', C] float32, full scale 1."""
+    whole = np.concatenate(parts) if len(parts) > 1 else parts[0]
+    if whole.dtype == np.uint8:
+        return (whole.astype(np.float32) - 128) / np.float32(128)
+    if whole.dtype.kind == "i":
+        return whole.astype(np.float32) / np.float32(2.0 ** (8 * whole.itemsize - 1))
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused later
+        return whole.astype(np.float32, copy=False)
 
 
 class Resampler:
