@@ -1,4 +1,4 @@
-"""The HTTP door: OpenAI's interface, models, health, metrics; limits and faults."""
+"""HTTP: OpenAI's interface, models, health, metrics; limits and faults."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Riva door: tenants, limits, faults, TLS."""
+"""The Riva interface: tenants, limits, faults, TLS."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Riva door over a plain gRPC channel: recordings, models, health."""
+"""The Riva interface over a plain gRPC channel: recordings, models, health."""
 
 from __future__ import annotations
 
