@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from overtone.cli.arguments import add_computing, number
 from overtone.cli.screen import note
 from overtone.errors import AdapterError, UsageError
-from overtone.startup import importing
+from overtone.startup import fast_imports
 
 if TYPE_CHECKING:
     from overtone.serving.server import Addresses, Server, ServerSettings
@@ -147,7 +147,7 @@ def context(text: str) -> tuple[float, float, float]:
 
 def run(arguments: argparse.Namespace) -> int:
     check_installed()
-    with importing():
+    with fast_imports():
         from overtone.cli.models import load, quiet_libraries
         from overtone.serving.metrics import set_up_logs, take_down
         from overtone.serving.server import serve
