@@ -18,7 +18,6 @@ import json
 import sys
 import tempfile
 import threading
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -63,7 +62,7 @@ AIMS = {
 class Rooms:
     """Functions that ran, by room: a file relative to the package."""
 
-    functions: Counter[str]
+    functions: dict[str, list[str]]
 
     @property
     def lines(self) -> dict[str, int]:
@@ -113,11 +112,11 @@ class Tracer:
         threading.setprofile(None)
 
     def rooms(self) -> Rooms:
-        functions = Counter(
-            Path(code.co_filename).resolve().relative_to(PACKAGE).as_posix()
-            for code in self.codes
-            if code.co_flags & inspect.CO_OPTIMIZED  # the bodies of modules and classes run at import
-        )
+        functions: dict[str, list[str]] = {}
+        for code in self.codes:
+            if code.co_flags & inspect.CO_OPTIMIZED:  # the bodies of modules and classes run at import
+                room = Path(code.co_filename).resolve().relative_to(PACKAGE).as_posix()
+                functions.setdefault(room, []).append(code.co_qualname)
         return Rooms(functions=functions)
 
     def _note(self, frame: FrameType, event: str, argument: object) -> None:
@@ -245,9 +244,18 @@ def write_manifest(source: Path, path: Path) -> Path:
     return path
 
 
-def traced(way: str, model: overtone.AsrModel, folder: Path) -> Rooms:
-    """One run by its name in `AIMS`, on the embedded prompts."""
-    recording = PROMPTS / json.loads((PROMPTS / "test.jsonl").read_text("utf-8").splitlines()[0])["audio_filepath"]
+def write_wav(folder: Path) -> Path:
+    """An embedded prompt as the kind of file that data sets are made of."""
+    import soundfile
+
+    prompt = PROMPTS / json.loads((PROMPTS / "test.jsonl").read_text("utf-8").splitlines()[0])["audio_filepath"]
+    soundfile.write(folder / "prompt.wav", overtone.load_audio(prompt), SAMPLE_RATE)
+    return folder / "prompt.wav"
+
+
+def traced(way: str, model: overtone.AsrModel, folder: Path, recording: Path | None = None) -> Rooms:
+    """One run by its name in `AIMS`, on the embedded prompts or, for text and stream, on another recording."""
+    recording = recording or write_wav(folder)
     if way == "file to text":
         return file_to_text(model, recording)
     if way == "Riva stream":
@@ -262,24 +270,32 @@ def traced(way: str, model: overtone.AsrModel, folder: Path) -> Rooms:
 
 def page(way: str, rooms: Rooms) -> str:
     lines = rooms.lines
-    total, functions = sum(lines.values()), rooms.functions.total()
+    total, functions = sum(lines.values()), sum(map(len, rooms.functions.values()))
     title = f"{way}: {len(lines)} rooms ({rooms.training} of training), {total:,} lines, {functions} functions run"
-    listing = [f"  {lines[room]:4} {rooms.functions[room]:3}  {room}" for room in sorted(lines)]
+    listing = [
+        f"  {lines[room]:4} {len(names):3}  {room}{few(names)}" for room, names in sorted(rooms.functions.items())
+    ]
     missed = [f"  above the aim: {excess}" for excess in rooms.excesses(AIMS[way])]
     return "\n".join([title, "  lines functions", *listing, *missed, ""])
+
+
+def few(names: list[str]) -> str:
+    """The names of functions, where a room is opened for one or two of them."""
+    return f": {', '.join(sorted(names))}" if len(names) <= 2 else ""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--aims", action="store_true", help="exit with status 1 where a run opens more than its aim")
     parser.add_argument("--model", default="fundamental", help="what is traced: a model file, folder or name")
+    parser.add_argument("--recording", type=Path, help="a short file to transcribe and to stream (default: a WAV file)")
     parser.add_argument("--ways", nargs="+", choices=AIMS, default=list(AIMS), help="the runs to trace")
     arguments = parser.parse_args()
     model = overtone.load_model(arguments.model)
     missed = False
     with tempfile.TemporaryDirectory() as folder:
         for way in arguments.ways:
-            rooms = traced(way, model, Path(folder))
+            rooms = traced(way, model, Path(folder), arguments.recording)
             print(page(way, rooms))
             missed = missed or bool(rooms.excesses(AIMS[way]))
     sys.exit(arguments.aims and missed)

@@ -37,7 +37,7 @@ LINE_LIMIT = 2**28
 class Answer:
     """What a client saw of one request. Times are of the machine's monotonic clock."""
 
-    door: str
+    interface: str
     clip: str
     adapter: str | None
     streamed: bool = False
@@ -54,7 +54,7 @@ class Answer:
 
 
 class Riva:
-    """Calls to the gRPC door over a few connections."""
+    """Calls to the gRPC interface over a few connections."""
 
     def __init__(self, address: str, clips: dict[str, bytes]) -> None:
         self.address = address
@@ -76,7 +76,7 @@ class Riva:
 
     async def recognize(self, clip: str, adapter: str | None, *, due: float = 0.0, leave: float = 0.0) -> Answer:
         """leave: seconds after which the client goes away."""
-        answer = Answer(door="grpc", clip=clip, adapter=adapter, due=due or time.monotonic())
+        answer = Answer(interface="grpc", clip=clip, adapter=adapter, due=due or time.monotonic())
         request = protobuf.RecognizeRequest(config=config_for(adapter), audio=self.clips[clip])
         call = self.method("Recognize", "unary_unary", protobuf.RecognizeRequest, protobuf.RecognizeResponse)
         try:
@@ -92,7 +92,7 @@ class Riva:
     async def stream(
         self, clip: str, adapter: str | None, *, due: float = 0.0, paced: bool = True, leave: float = 0.0
     ) -> Answer:
-        answer = Answer(door="grpc", clip=clip, adapter=adapter, streamed=True, due=due or time.monotonic())
+        answer = Answer(interface="grpc", clip=clip, adapter=adapter, streamed=True, due=due or time.monotonic())
         shape = "StreamingRecognize", "stream_stream"
         call = self.method(*shape, protobuf.StreamingRecognizeRequest, protobuf.StreamingRecognizeResponse)
         sent: list[float] = []

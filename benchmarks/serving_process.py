@@ -48,7 +48,7 @@ class ServeProcess:
     """A context manager; leaving it asks the server to end."""
 
     def __init__(self, model: str, folder: Path, *options: str, log: Path, threads: int = 2) -> None:
-        """folder: of the adapters. log: where its standard error goes. Returns when both doors are open."""
+        """folder: of the adapters. log: where its standard error goes. Returns when both ports are open."""
         token = log.with_suffix(".token")
         token.write_text(ADMIN_TOKEN, "utf-8")
         self.log = log

@@ -2,10 +2,10 @@
 
     python -m benchmarks.serving_soak --minutes 30 --page benchmarks/SERVING.md --json soak.json
 
-While clients of every door send requests and streams, and some of them vanish in the middle, adapters are replaced on
-disk and by upload, one is removed and comes back, one is overwritten with damage, adapters are unloaded, and the
-engine's worker thread is killed in the midst of a forward. Every answer is compared with the one computed directly for
-the version that was in place; while a version is being replaced, the old and the new one are right.
+While clients of every interface send requests and streams, and some of them vanish in the middle, adapters are
+replaced on disk and by upload, one is removed and comes back, one is overwritten with damage, adapters are unloaded,
+and the engine's worker thread is killed in the midst of a forward. Every answer is compared with the one computed
+directly for the version that was in place; while a version is being replaced, the old and the new one are right.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def void(content: object) -> None:
 @dataclass(kw_only=True)
 class Findings:
     verdicts: Counter[str] = field(default_factory=Counter)
-    doors: Counter[str] = field(default_factory=Counter)
+    interfaces: Counter[str] = field(default_factory=Counter)
     samples: list[tuple[float, Weight]] = field(default_factory=list)
     """Minutes since the beginning, and what the server weighs."""
     faults: list[dict[str, Any]] = field(default_factory=list)
@@ -168,7 +168,7 @@ class Findings:
     def judge(self, answer: Answer, shop: Shop, right: Truth) -> None:
         verdict = judged(answer, shop, right)
         self.verdicts[verdict] += 1
-        self.doors[f"{answer.door}{', stream' if answer.streamed else ''}"] += 1
+        self.interfaces[f"{answer.interface}{', stream' if answer.streamed else ''}"] += 1
         if verdict in ("wrong", "lost") and len(self.faults) < 20:
             self.faults.append({"verdict": verdict, **vars(answer), "expected": expected(answer, shop, right)})
 
@@ -325,7 +325,7 @@ def figures_of(
         "minutes": arguments.minutes,
         "rate": arguments.rate,
         "verdicts": dict(findings.verdicts),
-        "doors": dict(findings.doors),
+        "interfaces": dict(findings.interfaces),
         "disturbances": dict(shop.done),
         "samples": [(minute, vars(weight)) for minute, weight in findings.samples],
         "faults": findings.faults,

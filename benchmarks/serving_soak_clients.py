@@ -1,4 +1,4 @@
-"""The clients of the soak test: every door, every kind of request, and clients that vanish. See `serving_clients`."""
+"""Clients of the soak test: every interface, every kind of request, clients that vanish. See `serving_clients`."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def heard(riva: Riva, clip: str, adapter: str | None, *, paced: bool, leave: flo
 
     leave: seconds after which the client goes away.
     """
-    answer = Answer(door="grpc", clip=clip, adapter=adapter, streamed=True, due=time.monotonic())
+    answer = Answer(interface="grpc", clip=clip, adapter=adapter, streamed=True, due=time.monotonic())
     with grpc.insecure_channel(riva.address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
         method = channel.stream_stream(
             f"/{protobuf.ASR_SERVICE}/StreamingRecognize",
@@ -127,7 +127,7 @@ def post(
     address: str, clip: str, data: bytes, adapter: str | None, *, whole: bool, wait: bool = True
 ) -> Answer:  # fmt: skip
     """A transcription by HTTP; where the body is not sent whole, or nobody waits, the client vanishes."""
-    answer = Answer(door="http", clip=clip, adapter=adapter, due=time.monotonic())
+    answer = Answer(interface="http", clip=clip, adapter=adapter, due=time.monotonic())
     connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=TIMEOUT)
     content_type, body = form(wav(data), adapter)
     try:
@@ -168,7 +168,7 @@ def wav(data: bytes) -> bytes:
 
 async def session(riva: Riva, address: str, clip: str, adapter: str | None, *, vanish: bool) -> Answer:
     """A realtime session; where the client vanishes, its connection breaks off in the middle."""
-    answer = Answer(door="websocket", clip=clip, adapter=adapter, streamed=True, due=time.monotonic())
+    answer = Answer(interface="websocket", clip=clip, adapter=adapter, streamed=True, due=time.monotonic())
     try:
         async with asyncio.timeout(TIMEOUT), connect(f"ws{address.removeprefix('http')}/v1/realtime") as websocket:
             await talk(websocket, riva.clips[clip], adapter, answer, vanish)

@@ -40,14 +40,14 @@ def section(figures: Mapping[str, Any]) -> str:
     lines = [
         "## Soak\n",
         f"`python -m benchmarks.serving_soak --minutes {figures['minutes']:g}`: {figures['rate']:g} arrivals a second "
-        f"of requests and streams at every door, for {figures['adapters']} adapters, {figures['capacity']} of which "
-        "have room, while these things happened:\n",
+        f"of requests and streams through every interface, for {figures['adapters']} adapters, {figures['capacity']} "
+        "of which have room, while these things happened:\n",
         "; ".join(f"{count} × {kind}" for kind, count in figures["disturbances"].items()) + ".\n",
         f"| of {sum(verdicts.values())} requests and streams | |",
         "|---|--:|",
         *(f"| {words} | {verdicts.get(verdict, 0)} |" for verdict, words in WORDS.items()),
         "",
-        f"By door: {', '.join(f'{door} {count}' for door, count in sorted(figures['doors'].items()))}. "
+        f"By interface: {', '.join(f'{name} {count}' for name, count in sorted(figures['interfaces'].items()))}. "
         f"The worker was started again {metrics['overtone_engine_restarts_total']:.0f} times; "
         f"{metrics['overtone_adapters_loads_total']:.0f} loads, {metrics['overtone_adapters_evictions_total']:.0f} "
         f"evictions, {metrics['overtone_adapters_replacements_total']:.0f} replacements, "

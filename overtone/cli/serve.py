@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from overtone.cli.arguments import add_computing, number
 from overtone.cli.screen import note
 from overtone.errors import AdapterError, UsageError
-from overtone.startup import importing
+from overtone.startup import fast_imports
 
 if TYPE_CHECKING:
     from overtone.serving.server import Addresses, Server, ServerSettings
@@ -64,9 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--grpc-port", type=port, default=50051, metavar="PORT", help="of gRPC; 0: any (default: 50051)"
     )
     parser.add_argument("--http-port", type=port, default=9000, metavar="PORT", help="of HTTP; 0: any (default: 9000)")
-    parser.add_argument(
-        "--language", default="en-US", metavar="TAG", help="what the model understands (default: en-US)"
-    )
+    parser.add_argument("--language", default="en-US", metavar="TAG", help="language of the model (default: en-US)")
     add_security(parser)
     add_streams(parser)
     parser.add_argument(
@@ -126,14 +124,14 @@ def add_streams(parser: argparse.ArgumentParser) -> None:
         type=context,
         default="0.8/1.6/1.6",
         metavar="CHUNK/LEFT/RIGHT",
-        help="seconds of a stream that are heard at a time, and around them; less on the right is told sooner and "
-        "understood worse (default: 0.8/1.6/1.6)",
+        help="seconds of a stream that are computed at a time, and of context around them; with less on the right, "
+        "results come sooner and are less accurate (default: 0.8/1.6/1.6)",
     )
     group.add_argument(
         "--finals",
         choices=("whole", "chunks"),
         default="whole",
-        help="whole: an utterance of a stream is heard once more in one piece when it has ended; chunks: it is not, "
+        help="whole: an utterance of a stream is computed once more in one piece when it has ended; chunks: it is not, "
         "which takes a fifth less computation and loses accuracy (default: whole)",
     )
 
@@ -149,9 +147,9 @@ def context(text: str) -> tuple[float, float, float]:
 
 def run(arguments: argparse.Namespace) -> int:
     check_installed()
-    with importing():
+    with fast_imports():
         from overtone.cli.models import load, quiet_libraries
-        from overtone.serving.logs import set_up_logs, take_down
+        from overtone.serving.metrics import set_up_logs, take_down
         from overtone.serving.server import serve
 
     quiet_libraries()
@@ -248,7 +246,7 @@ def load_demo(model: object, folder: Path) -> None:
 def note_addresses(server: Server, addresses: Addresses) -> None:
     """Print the adapters and addresses of a started server."""
     base = server.service.base
-    entries = server.store.names()
+    entries = server.store.entries()
     usable = [entry.name for entry in entries if entry.state != "refused"]
     for entry in entries:
         if entry.state == "refused":

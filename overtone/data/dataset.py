@@ -235,6 +235,10 @@ class SpeechDataset(Dataset[Any]):
             self.load(index)
         return True
 
+    def stop_caching(self) -> None:
+        """Read every further waveform from disk each time."""
+        self.room = 0
+
     def load(self, index: int) -> NDArray[np.float32]:
         """The samples [S] of one utterance."""
         if index in self.cache:

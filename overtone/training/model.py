@@ -85,7 +85,7 @@ def give_back(model: AsrModel) -> Iterator[None]:
         raise
     finally:
         model.eval().to(device)
-        model.backend = backend
+        model.backend = backend  # `train_base` computes with the encoder itself
 
 
 # Adapters

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
 from collections.abc import Callable
 
 import pytest
@@ -38,7 +37,8 @@ def test_a_run_opens_the_rooms_of_the_model(way: str, traces: dict[str, Rooms]) 
 
 def test_a_file_is_loaded_and_a_step_computes_a_loss(traces: dict[str, Rooms]) -> None:
     assert "audio/load.py" in traces["file to text"].functions
-    assert traces["training step"].functions["nets/ctc.py"] > traces["file to text"].functions["nets/ctc.py"]
+    assert "ctc_loss" in traces["training step"].functions["nets/ctc.py"]
+    assert "ctc_loss" not in traces["file to text"].functions["nets/ctc.py"]
 
 
 @pytest.mark.parametrize("way", sorted(REACHED))
@@ -74,7 +74,7 @@ def test_only_the_named_call_of_a_function_counts() -> None:
 
 
 def test_lines_are_those_of_the_whole_file() -> None:
-    rooms = Rooms(functions=Counter({"wer.py": 1, "training/train.py": 2}))
+    rooms = Rooms(functions={"wer.py": ["word_errors"], "training/train.py": ["train", "_dataset"]})
     lengths = {room: len((PACKAGE / room).read_text("utf-8").splitlines()) for room in rooms.functions}
     assert rooms.lines == lengths
     total = sum(lengths.values())

@@ -112,8 +112,8 @@ def right(shop: Shop, tmp_path: Path) -> Iterator[Truth]:
 
 def answer(shop: Shop, right: Truth, version: str | None, adapter: str | None, at: float, **others: Any) -> Answer:
     text = right.text(Asked(clip="clip000", adapter=version))
-    return Answer(**{"door": "grpc", "clip": "clip000", "adapter": adapter, "due": at, "ended": at + 1, "text": text,
-                     **others})  # fmt: skip
+    values = {"interface": "grpc", "clip": "clip000", "adapter": adapter, "due": at, "ended": at + 1, "text": text}
+    return Answer(**{**values, **others})
 
 
 def test_only_the_versions_in_place_are_right(shop: Shop, right: Truth) -> None:

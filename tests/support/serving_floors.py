@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from support.house_rules import Source
 
 SERVING_FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "logs"),
+    ("errors",),
     ("auth",),
     ("adapter_store",),
     ("engine", "memory"),

@@ -181,7 +181,7 @@ class Stream:
                 await asyncio.to_thread(self._append, samples)
             steps = deque(self._plan(ends, last))
             if ends and not steps:
-                events += await self._finished(await asyncio.to_thread(self._end))
+                events += await self._complete(await asyncio.to_thread(self._end))
             while steps or self._flight:
                 while steps and len(self._flight) < AHEAD:
                     await self._begin(steps.popleft())
@@ -189,7 +189,7 @@ class Stream:
                 step, _ = self._flight.popleft()
                 is_newest = not steps and not self._flight
                 found = await asyncio.to_thread(self._absorb, step, answer, is_newest=is_newest, ends=ends)
-                events += await self._finished(found)
+                events += await self._complete(found)
             done = not last
         finally:
             if not done:
@@ -197,6 +197,7 @@ class Stream:
         return events
 
     async def _begin(self, step: _Step) -> None:
+        """Submit a step; the first one of a stream is refused where the queue is full."""
         submit = partial(self._submit, step.start, step.stop, step.statistics)
         self._flight.append((step, await place(submit, begins=not self._begun)))
         self._begun = True
@@ -228,6 +229,7 @@ class Stream:
                 yield self._step(available, self._kept)
 
     def _step(self, stop: int, keep_to: int, *, ends: bool = False) -> _Step:
+        """Next step, up to `stop`; its frames up to `keep_to` are kept."""
         step = _Step(
             start=max(0, self._kept - self.left),
             stop=stop,
@@ -262,9 +264,9 @@ class Stream:
     def _absorb(self, step: _Step, answer: Emissions, *, is_newest: bool, ends: bool) -> list[Event | Ended]:
         """Decode the kept frames of answer [T, C], and the rest of the newest step for an interim result.
 
-        Utterances that are to be recognised once more are returned as they are.
+        Utterances that are to be computed once more are returned as they are.
         """
-        heard = min(self.seconds, step.stop * self.engine.seconds_per_frame)
+        seconds = min(self.seconds, step.stop * self.engine.seconds_per_frame)
         emissions = answer[: step.stop - step.start]
         found: list[Event | Ended] = []
         if step.keep_to > step.keep_from:  # a mere look ahead leaves no trace: it depends on how the audio is cut
@@ -272,11 +274,11 @@ class Stream:
             chunk = self._overlap.push(
                 emissions, start=step.start, keep_from=step.keep_from, keep_to=step.keep_to, ends=step.ends
             )
-            found += self._results(self._utterances.push(chunk, heard))
+            found += self._results(self._utterances.push(chunk, seconds))
         if is_newest and ends:
             found += self._end()
         elif is_newest and self.settings.interim:
-            found += self._utterances.look_ahead(emissions[step.keep_to - step.start :], heard)
+            found += self._utterances.look_ahead(emissions[step.keep_to - step.start :], seconds)
         return found
 
     def _end(self) -> list[Event | Ended]:
@@ -284,7 +286,7 @@ class Stream:
         return self._results(self._utterances.end(self.seconds))
 
     def _results(self, found: Sequence[Interim | Ended]) -> list[Event | Ended]:
-        """Interim results as they are, where they are wanted; final ones of utterances whose context was heard."""
+        """Interim results as they are, where they are wanted; final ones of utterances whose context is computed."""
         results: list[Event | Ended] = []
         for each in found:
             if isinstance(each, Interim):
@@ -292,10 +294,10 @@ class Stream:
             elif self.settings.finals == "chunks":
                 results += each.final(each.decoder, self._decoding.alternatives)
             else:
-                results += self._whole(each)
+                results += self._decode_whole(each)
         return results
 
-    def _whole(self, ended: Ended) -> list[Event | Ended]:
+    def _decode_whole(self, ended: Ended) -> list[Event | Ended]:
         """Final result of an utterance whose context lies within the last step; else the utterance as it is."""
         step, emissions = self._newest()
         if step.start > max(0, ended.begin - self.left):
@@ -313,8 +315,8 @@ class Stream:
         assert self._last_step is not None
         return self._last_step
 
-    async def _finished(self, found: Sequence[Event | Ended]) -> list[Event]:
-        """Events, with each utterance recognised once more in one piece, with context on both sides."""
+    async def _complete(self, found: Sequence[Event | Ended]) -> list[Event]:
+        """Events, where each utterance is computed once more in one piece, with context on both sides."""
         events: list[Event] = []
         for each in found:
             if not isinstance(each, Ended):
@@ -324,6 +326,7 @@ class Stream:
         return events
 
     async def _second_pass(self, ended: Ended) -> list[Final]:
+        """Final result of an utterance that is computed in one piece."""
         step, _ = self._newest()
         head = self.engine.model.head
         start, stop = max(0, ended.begin - self.left), min(ended.end + self.right, step.stop)

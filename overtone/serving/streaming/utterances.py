@@ -155,39 +155,39 @@ class Utterances:
         """Decoder before the frames of `_late`, once the utterance has become that long."""
         self._late: list[Emissions] = []
 
-    def push(self, emissions: Emissions, heard: float) -> list[Interim | Ended]:
-        """Decode the next frames, emissions [T, C]. heard: seconds of the stream that were computed for them."""
+    def push(self, emissions: Emissions, seconds: float) -> list[Interim | Ended]:
+        """Decode the next frames, emissions [T, C]. seconds: duration of the stream computed for them."""
         events: list[Interim | Ended] = []
         silent = self.decoder.silent(emissions)
         begin = 0
         for mark in self.endpointer.push(silent.tolist()):
             self._decode(emissions[begin : mark.frames], silent[begin : mark.frames])
             begin = mark.frames
-            events += self._ended(heard) if mark.kind == "end" else self._interim(self.decoder, 1.0, heard)
+            events += self._end(seconds) if mark.kind == "end" else self._interim(self.decoder, 1.0, seconds)
         if self.has_words and self.decoder.frames + len(emissions) - begin > self.longest:
-            events += self._cut(emissions[begin:], heard)
+            events += self._cut(emissions[begin:], seconds)
         else:
             self._decode(emissions[begin:], silent[begin:])
         return events
 
-    def look_ahead(self, emissions: Emissions, heard: float) -> list[Interim]:
+    def look_ahead(self, emissions: Emissions, seconds: float) -> list[Interim]:
         """Interim result of the utterance with emissions [T, C] of frames that will be computed again."""
         decoder = self.decoder
         if len(emissions):
             decoder = decoder.fork()
             decoder.push(emissions)
-        return self._interim(decoder, None, heard)
+        return self._interim(decoder, None, seconds)
 
-    def end(self, heard: float) -> list[Ended]:
+    def end(self, seconds: float) -> list[Ended]:
         """End the utterance here."""
         self.endpointer.reset()
-        return self._ended(heard)
+        return self._end(seconds)
 
     def _new_decoder(self) -> Decoder:
         """Make a decoder of the frames from here on."""
         return self.engine.model.head.decoder(self.decoding, first_frame=self.frames)
 
-    def _cut(self, emissions: Emissions, heard: float) -> list[Ended]:
+    def _cut(self, emissions: Emissions, seconds: float) -> list[Ended]:
         """End the utterance in a pause, before these frames or among them; the frames after it begin the next one."""
         if self._before is not None:
             self.decoder = self._before
@@ -196,7 +196,7 @@ class Utterances:
         silent = self.decoder.silent(late)
         cut = pause(silent)
         self._decode(late[:cut], silent[:cut])
-        ended = self._ended(heard)
+        ended = self._end(seconds)
         self._decode(late[cut:], silent[cut:])
         return ended
 
@@ -215,18 +215,18 @@ class Utterances:
             self._late.append(emissions)
         self.decoder.push(emissions)
 
-    def _interim(self, decoder: Decoder, stability: float | None, heard: float) -> list[Interim]:
+    def _interim(self, decoder: Decoder, stability: float | None, seconds: float) -> list[Interim]:
         best = decoder.hypotheses()[0]
         if not best.text.strip():
             return []
         if stability is None:
             known = self.frames * self.engine.seconds_per_frame
             stability = UNSURE * sum(word.end <= known for word in best.words) / max(len(best.words), 1)
-        return [Interim(text=best.text, stability=stability, words=best.words, audio_processed=heard)]
+        return [Interim(text=best.text, stability=stability, words=best.words, audio_processed=seconds)]
 
-    def _ended(self, heard: float) -> list[Ended]:
+    def _end(self, seconds: float) -> list[Ended]:
         """End the current utterance, which is returned if it has words, and begin the next one."""
-        ended = Ended(begin=self.begin, end=self.frames, decoder=self.decoder, audio_processed=heard)
+        ended = Ended(begin=self.begin, end=self.frames, decoder=self.decoder, audio_processed=seconds)
         has_words, self.has_words = self.has_words, False
         self._before, self._late = None, []
         self.decoder = self._new_decoder()

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import shutil
 import ssl
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +20,6 @@ from overtone.errors import UsageError  # noqa: E402
 from overtone.serving.auth.guard import Allowance, Guard, Tenant, read_admin_token, read_tokens  # noqa: E402
 from overtone.serving.auth.tls import read_keys  # noqa: E402
 from overtone.serving.errors import AccessError  # noqa: E402
-from overtone.serving.logs import JsonLines  # noqa: E402
 from overtone.serving.server import Server, ServerSettings  # noqa: E402
 from support.riva_service import Service, bearer, file_of, refusal  # noqa: E402
 from support.speaking_model import SpeakingModel, pcm16, spoken  # noqa: E402
@@ -236,19 +233,3 @@ def test_an_authority_that_is_none(certificates: Path, tmp_path: Path) -> None:
     shutil.copy(certificates / "client.key", tmp_path / "other.key")
     with pytest.raises(UsageError, match="no certificate with its key"):
         read_keys(certificates / "server.crt", tmp_path / "other.key", None)
-
-
-def test_logs_are_json_lines() -> None:
-    record = logging.LogRecord("overtone.x", logging.INFO, "x.py", 1, "%s took %d s", ("it", 3), None)
-    record.call = {"method": "Recognize", "tenant": "", "code": "OK"}
-    found = json.loads(JsonLines().format(record))
-    assert found.pop("time").endswith("+00:00")
-    assert found == {
-        "level": "info", "logger": "overtone.x", "message": "it took 3 s", "method": "Recognize", "code": "OK",
-    }  # fmt: skip
-    try:
-        raise ValueError("two\nlines")
-    except ValueError:
-        record.exc_info = sys.exc_info()
-    assert "\n" not in JsonLines().format(record)
-    assert "two\nlines" in json.loads(JsonLines().format(record))["exception"]

@@ -1,4 +1,4 @@
-"""The Riva door: streams, their utterances, their beginnings and ends."""
+"""The Riva interface: streams, their utterances, their beginnings and ends."""
 
 from __future__ import annotations
 
