@@ -27,6 +27,10 @@ UNKNOWN_SIZE = 0xFFFF_FF00
 """Sizes from here on are written by programs that do not know the length yet."""
 
 
+ENDLESS = 1 << 62
+"""Bytes of samples where no header tells their number."""
+
+
 class Block(NamedTuple):
     """Samples that follow each other at one rate."""
 
@@ -128,6 +132,43 @@ def _alaw_table() -> Samples:
 
 
 TABLES = {"mulaw": _mulaw_table(), "alaw": _alaw_table()}
+
+
+class SampleFeed:
+    """Plain samples, after a WAV header or without one. A sample that is cut in two at the end is dropped."""
+
+    def __init__(self, container: str, layout: WavLayout) -> None:
+        self.container = container
+        self._layout = layout
+        self._ahead = layout.first
+        """Bytes of the header that are still to come."""
+        self._left = ENDLESS if layout.size is None else layout.size
+        """Bytes of samples that are still to come; the bytes after them are not audio."""
+        self._rest = b""
+
+    def push(self, data: bytes) -> Iterator[Block]:
+        """The samples that are whole by now."""
+        skipped = min(self._ahead, len(data))
+        self._ahead -= skipped
+        data = data[skipped : skipped + self._left]
+        self._left -= len(data)
+        data = self._rest + data
+        layout, size = self._layout, self._layout.frame_bytes
+        whole = len(data) - len(data) % size
+        self._rest = data[whole:]
+        step = max(1, BLOCK // layout.channels) * size
+        view = memoryview(data)
+        for first in range(0, whole, step):
+            samples = decode_samples(view[first : min(first + step, whole)], layout.coding)
+            yield Block(samples.reshape(-1, layout.channels), layout.rate)
+
+    def finish(self) -> Iterator[Block]:
+        """Nothing: `push` gives all whole samples."""
+        yield from ()
+
+    def close(self) -> None:
+        """Forget the rest."""
+        self._rest = b""
 
 
 def join_blocks(blocks: Iterable[Block]) -> Iterator[Block]:
