@@ -246,7 +246,7 @@ def load_demo(model: object, folder: Path) -> None:
 def note_addresses(server: Server, addresses: Addresses) -> None:
     """Print the adapters and addresses of a started server."""
     base = server.service.base
-    entries = server.store.names()
+    entries = server.store.entries()
     usable = [entry.name for entry in entries if entry.state != "refused"]
     for entry in entries:
         if entry.state == "refused":

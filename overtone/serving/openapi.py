@@ -12,7 +12,7 @@ from overtone.version import __version__
 JSON_ERRORS = {"400": "mistaken", "401": "no valid token", "403": "not allowed", "429": "too much", "503": "closing"}
 
 
-def description(service: RecognitionService) -> dict[str, Any]:
+def describe_api(service: RecognitionService) -> dict[str, Any]:
     """Document at /openapi.json."""
     return {
         "openapi": "3.1.0",

@@ -56,7 +56,7 @@ class HttpServer:
 
     async def start(self) -> int:
         """Listen, and return the port. Raises UsageError where it cannot be had."""
-        self.socket = bound(*self.address)
+        self.socket = bind(*self.address)
         server = self.server
         server.config.load()
         server.lifespan = server.config.lifespan_class(server.config)
@@ -72,7 +72,7 @@ class HttpServer:
             await self.server.shutdown(sockets=[self.socket])
 
 
-def bound(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int) -> socket.socket:
     """Socket bound to an address. Raises UsageError."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
