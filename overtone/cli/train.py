@@ -51,7 +51,7 @@ def search(arguments: argparse.Namespace) -> int:
     """Train once for each combination of values; a table at the end, also after an interruption."""
     with fast_imports(kernels=TRAINING_CACHED_KERNELS):
         from overtone.cli.models import quiet_libraries
-        from overtone.training.sweep.grid import find_best, make_table, run_trials
+        from overtone.training.grid_search import find_best, make_table, run_trials
 
     trials = read_trials(arguments, arguments.settings)
     quiet_libraries()
