@@ -206,8 +206,10 @@ class Transcriber:
         if job.error is None:
             try:
                 rest = audio_duration(recording.path) - recording.offset
-                job.duration = rest if recording.duration is None else recording.duration
-                job.error = length_problem(recording.path, job.duration, rest)
+                job.duration = rest
+                if recording.duration is not None:
+                    job.duration = recording.duration
+                    job.error = length_problem(recording.path, recording.duration, rest)
             except OvertoneError as error:
                 job.error = str(error)
         if job.error is None:
