@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 import ssl
+from contextlib import suppress
 from functools import partial
 from typing import Any, cast
 
@@ -109,7 +110,8 @@ def refuse(protocol: H11Protocol, otherwise: Any, message: str) -> None:
     transport = protocol.transport
     transport.write(f"{head}Connection: close\r\n\r\n".encode() + content)
     if transport.can_write_eof():
-        transport.write_eof()
+        with suppress(OSError):  # the client is gone already
+            transport.write_eof()
     transport.set_protocol(cast(asyncio.Protocol, Lingering(protocol)))
     transport.resume_reading()
 
