@@ -12,9 +12,9 @@ from typing import Literal, Self
 
 import numpy as np
 
-from overtone.audio.feeds import ContainerFeed, Feed, HeldFeed, SampleFeed
+from overtone.audio.feeds import ContainerFeed, Feed, HeldFeed
 from overtone.audio.kinds import HEADER_BYTES, MP3, MP4, WAV, kind_of, mp4_is_streamable, tag_bytes
-from overtone.audio.pcm import EMPTY, Block, Resampler, Samples, WavLayout, join_blocks, read_wav_layout
+from overtone.audio.pcm import EMPTY, Block, Resampler, SampleFeed, Samples, WavLayout, join_blocks, read_wav_layout
 from overtone.errors import AudioError
 
 __all__ = ["AudioDecoder", "AudioFormat", "AudioLimits", "Encoding"]

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from overtone.cli.arguments import ADAPTER_HELP, add_decoder
-from overtone.startup import importing
+from overtone.startup import fast_imports
 from overtone.text_table import columns
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    with importing():
+    with fast_imports():
         from overtone.checkpoints.adapters import find_adapter
         from overtone.cli.models import load
         from overtone.evaluation.verify import verify

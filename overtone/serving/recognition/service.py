@@ -58,7 +58,7 @@ class HeldAudio:
         """Their length together, but for rounding."""
 
     @contextmanager
-    def holding(self, seconds: float) -> Iterator[None]:
+    def hold(self, seconds: float) -> Iterator[None]:
         """Count a recording while it is worked on. Raises OverloadError."""
         if self.recordings and self.seconds + seconds > self.max_seconds:
             raise OverloadError("The recordings that are being transcribed are too long together; try again later.")
@@ -135,7 +135,7 @@ class RecognitionService:
 
     async def lease(self, call: Call) -> Lease:
         """Lease the call's adapters. Raises AdapterError and OverloadError."""
-        if self.store.in_model(call.adapter.split("+") if call.adapter else ()):
+        if self.store.is_in_model(call.adapter.split("+") if call.adapter else ()):
             return self.store.acquire(call.adapter)
         return await asyncio.to_thread(self.store.acquire, call.adapter)
 
@@ -199,7 +199,7 @@ class RecognitionService:
         Raises AdapterError, OverloadError, DrainingError, DeadlineError and WorkerError.
         """
         decoding = await self.decoding(request, call)
-        with self.held.holding(call.audio_seconds), await self.lease(call) as lease:
+        with self.held.hold(call.audio_seconds), await self.lease(call) as lease:
             return await recognise(
                 self.engine, samples, lease=lease, decoding=decoding, deadline=deadline, group=call.tenant or None
             )
@@ -212,7 +212,7 @@ class RecognitionService:
         Raises the errors of `recognise`. Leaving the iteration frees the places in the queue.
         """
         decoding = await self.decoding(request, call)
-        with self.held.holding(call.audio_seconds), await self.lease(call) as lease:
+        with self.held.hold(call.audio_seconds), await self.lease(call) as lease:
             parts = recognise_in_parts(
                 self.engine, samples, lease=lease, decoding=decoding, deadline=deadline, group=call.tenant or None
             )
