@@ -67,7 +67,7 @@ class Readable(Protocol):
         """The place of the next byte."""
 
     def seekable(self) -> bool:
-        """Whether `seek` works."""
+        """True if `seek` works."""
 
 
 class Track:
@@ -78,7 +78,7 @@ class Track:
         self.kind = kind
         self._file = file
         self._has_jumped = False
-        """Whether the next frame may be any of the file's."""
+        """True if the next frame may be any of the file's."""
         limit_allocations()
         self._open()
 
@@ -285,12 +285,12 @@ class FileView:
         return self._file.seek(offset + (self._first if whence == os.SEEK_SET else 0), whence) - self._first
 
     def seekable(self) -> bool:
-        """Whether it can jump: always."""
+        """True if it can jump: always."""
         return True
 
 
 def is_chained(file: Readable) -> bool:
-    """Whether an Ogg file holds several recordings after each other: times begin anew in each of them."""
+    """True if an Ogg file holds several recordings after each other: times begin anew in each of them."""
     place = file.tell()
     file.seek(0)
     first = file.read(18)[14:18]

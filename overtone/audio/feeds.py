@@ -158,7 +158,7 @@ class Pieces:
     def __init__(self, kind: Kind) -> None:
         self.changed = threading.Condition()
         self.hungry = False
-        """Whether a read waits for bytes."""
+        """True if a read waits for bytes."""
         self.closed = False
         self._kind = kind
         self._data = bytearray()
@@ -190,7 +190,7 @@ class Pieces:
             self.changed.notify_all()
 
     def seekable(self) -> bool:
-        """Whether FFmpeg may ask for the size, and go back to where it is."""
+        """True if FFmpeg may ask for the size, and go back to where it is."""
         return self._kind is MP3
 
     def read(self, size: int) -> bytes:
