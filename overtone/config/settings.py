@@ -281,6 +281,14 @@ class OptimSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EncoderSettings:
+    """The encoder's attention, where the model leaves a choice."""
+
+    att_context_size: tuple[int, ...] | None = None
+    """[left, right] in encoder frames, one of those that the model was trained with; null: the first."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class InterCtcSettings:
     """CTC on the outputs of inner layers too (Lee and Watanabe 2021), with train=everything."""
 
@@ -343,6 +351,7 @@ class ModelSettings:
     """Ours: what to do with transcripts that the model cannot write."""
     log_prediction: bool = False
     """Print a reference and its hypothesis now and then."""
+    encoder: EncoderSettings = section(EncoderSettings)
     adapter: AdapterSettings = section(AdapterSettings)
     spec_augment: SpecAugmentSettings | None = section(SpecAugmentSettings)
     interctc: InterCtcSettings = section(InterCtcSettings)

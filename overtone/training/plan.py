@@ -66,6 +66,8 @@ class TrainingPlan:
     base: AsrModel | BasePlan
     adapter: AdapterPlan | None
     """The adapter to train; None trains every weight of the base."""
+    att_context_size: tuple[int, ...] | None
+    """The attention context of the base; None: the one that acts."""
     base_dropout: bool
     vocabulary_check: Literal["refuse", "drop", "keep"]
     train_data: DatasetSettings
@@ -114,6 +116,7 @@ def plan_training(
         name=settings.name,
         base=model if model is not None else plan_base(chosen),
         adapter=adapter,
+        att_context_size=chosen.encoder.att_context_size,
         base_dropout=chosen.base_dropout,
         vocabulary_check=chosen.vocabulary_check,
         train_data=chosen.train_ds,

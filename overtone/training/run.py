@@ -12,6 +12,7 @@ import torch
 from overtone.config import to_plain
 from overtone.errors import CheckpointError
 from overtone.models.asr_model import AsrModel
+from overtone.models.attention import attention_facts
 from overtone.training.console import Reporter
 from overtone.training.data import SpeechSet
 from overtone.training.plan import TrainingPlan
@@ -71,6 +72,7 @@ class Run:
         adapter = self.model.adapters[self.adapter]
         return {
             "base": self.model.fingerprint(),
+            **attention_facts(self.model),
             "kind": {"name": adapter.kind.name, **to_plain(adapter.kind)},
             "strategy": asdict(adapter.strategy),
             "modules": adapter.modules_text,

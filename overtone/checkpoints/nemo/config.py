@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from overtone.checkpoints.nemo.conformer import CONFORMER, write_conformer
 from overtone.checkpoints.nemo.keys import (
-    CONFORMER,
     CTC_DECODER,
     JOINT_NET,
     PREDICTION,
@@ -257,7 +257,7 @@ def describe(settings: Settings, tokenizer: Tokenizer) -> dict[str, Any]:
         "test_ds": {**data, "shuffle": False},
         "preprocessor": {"_target_": PREPROCESSOR.classes[0]} | preprocessor | {"frame_splicing": 1},
         "spec_augment": {"_target_": SPEC_AUGMENT.classes[0], "freq_masks": 0, "time_masks": 0},
-        "encoder": {"_target_": CONFORMER.classes[0]} | write_section(parts["encoder"], CONFORMER.keys),
+        "encoder": {"_target_": CONFORMER.classes[0]} | write_conformer(parts["encoder"]),
         **describe_heads(parts, tokenizer),
         **(write_transducer(settings) if "joint" in parts else {}),
         "optim": {"name": "adamw", "lr": 0.001, "betas": [0.9, 0.98], "weight_decay": 0.0},

@@ -17,6 +17,7 @@ from overtone.adapters.kinds.registry import known
 from overtone.config import to_plain
 from overtone.errors import ConfigError
 from overtone.models.asr_model import COMPUTE_DTYPES, AsrModel
+from overtone.models.attention import attention_facts
 from overtone.nets.subsampling import StackingSubsampling
 from overtone.training.plan import TrainingPlan
 from overtone.training.trainer import Machine, RunLength, base_dtype, lightning_precision
@@ -184,6 +185,7 @@ def describe_owner(plan: TrainingPlan, model: AsrModel, machine: Machine, cut: i
         "prepared": plan.compute_dtype != "float32",
         "precision": lightning_precision(plan.trainer),
         "cut": cut,
+        **attention_facts(model),
     }
 
 

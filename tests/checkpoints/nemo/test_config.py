@@ -105,9 +105,27 @@ def test_training_keys_are_accepted() -> None:
         "stochastic_depth_drop_prob": 0.3, "stochastic_depth_mode": "linear", "stochastic_depth_start_layer": 1,
         "reduction": None, "reduction_position": None, "reduction_factor": 1, "att_context_probs": None,
         "use_pytorch_sdpa": True, "subsampling_conv_chunking_factor": 1, "a_key_of_tomorrow": None,
+        "att_chunk_context_size": None, "conv_context_style": "regular", "rope_base": 10000.0, "rotary_fraction": 1.0,
+        "use_triton": None,
     }  # fmt: skip
     config["interctc"] = {"loss_weights": [], "apply_at_layers": []}
     config["optim"] = {"name": "anything"}
+    assert translate(config) == translate(char_config())
+
+
+def test_several_attention_contexts_are_kept_and_the_first_acts() -> None:
+    encoder = translate(changed("encoder.att_context_size", [[70, 13], [70, -1]])).settings["encoder"]
+    assert encoder["attention_context"] == [70, 13]
+    assert encoder["attention_contexts"] == [[70, 13], [70, -1]]
+    assert "attention_contexts" not in translate(changed("encoder.att_context_size", [70, 13])).settings["encoder"]
+
+
+def test_chunks_of_streams_leave_whole_recordings_alone() -> None:
+    config = char_config()
+    config["encoder"] |= {
+        "att_context_style": "chunked_limited_with_rc", "att_chunk_context_size": [[70], [1, 2], [0, 1]],
+        "conv_context_style": "dcc", "att_context_size": [-1, -1],
+    }  # fmt: skip
     assert translate(config) == translate(char_config())
 
 
@@ -119,6 +137,9 @@ def test_a_window_in_samples_is_that_many_samples() -> None:
 
 
 REFUSED = [
+    ("encoder.conv_context_style", "dcc", "regular"),
+    ("encoder.att_chunk_context_size", [[70], [1], [0]], "chunked_limited_with_rc"),
+    ("encoder.att_context_size", [[70, 13], [70]], "a list of such pairs"),
     ("target", "nemo.collections.asr.models.EncDecHATModel", "encoder-decoder type transducer (HAT)"),
     ("target", "nemo.collections.asr.models.EncDecMultiTaskModel", "attention encoder-decoder"),
     ("target", "my.package.Model", "encoder-decoder type Model is not supported yet"),
@@ -138,7 +159,7 @@ REFUSED = [
     ("encoder.conv_norm_type", "group_norm0", "group_norm0"),
     ("encoder.conv_kernel_size", 30, "an odd number"),
     ("encoder.conv_context_size", [3, 3], "add up to 30"),
-    ("encoder.att_context_style", "chunked_limited_with_rc", "regular, chunked_limited"),
+    ("encoder.att_context_style", "causal", "regular, chunked_limited, chunked_limited_with_rc"),
     ("encoder.att_context_size", [1, 2, 3], "[left, right]"),
     ("encoder.n_heads", 5, "a divisor of d_model 32"),
     ("encoder.n_layers", "two", "a whole number"),
