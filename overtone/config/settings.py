@@ -290,7 +290,7 @@ class EncoderSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class InterCtcSettings:
-    """CTC on the outputs of inner layers too (Lee and Watanabe 2021), with train=everything."""
+    """CTC on the outputs of inner layers too (Lee and Watanabe 2021); empty: as the checkpoint was trained."""
 
     loss_weights: tuple[float, ...] = ()
     """Share of each inner loss in the whole; the final one has the rest."""
@@ -354,7 +354,8 @@ class ModelSettings:
     encoder: EncoderSettings = section(EncoderSettings)
     adapter: AdapterSettings = section(AdapterSettings)
     spec_augment: SpecAugmentSettings | None = section(SpecAugmentSettings)
-    interctc: InterCtcSettings = section(InterCtcSettings)
+    interctc: InterCtcSettings | None = section(InterCtcSettings)
+    """null: no inner losses, even where the checkpoint was trained with some."""
     flat_start: FlatStartSettings = section(FlatStartSettings)
     prefix_cache: PrefixCacheSettings = section(PrefixCacheSettings)
     train_ds: DatasetSettings = section(DatasetSettings)

@@ -197,6 +197,17 @@ class ConformerEncoder(nn.Module):
         """A layer's output [B, T', D] -> the encoder's, which may have another width."""
         return x if self.out_proj is None else self.out_proj(x)
 
+    def within(self, mel: Tensor, lengths: Tensor, layers: Sequence[int]) -> tuple[list[Tensor], Tensor]:
+        """mel [B, F, T], lengths [B] -> the outputs [B, T', D] of inner layers, in rising order, then the encoder's
+        own; lengths [B].
+        """
+        x, lengths, context = self.embed(mel, lengths)
+        found, done = [], 0
+        for end in (*(layer + 1 for layer in layers), len(self.layers)):
+            x, done = self.run_layers(x, context, done, end), end
+            found.append(self.project(x))
+        return found, lengths
+
     def embed(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, TapContext]:
         """Everything below the first layer: x [B, T', D], lengths [B] and the context of every tap."""
         x, lengths = self.subsample(mel, lengths)

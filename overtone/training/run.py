@@ -43,6 +43,11 @@ class Run:
     prefix: PrefixPlan | None = None
     """The part of the base that is computed once for each utterance; None computes everything in every step."""
 
+    @property
+    def inner_losses(self) -> Mapping[int, float]:
+        """Share of the loss on the output of an inner layer, by the layer's index."""
+        return self.plan.inner_losses_of(self.model)
+
     def identity(self) -> dict[str, Any]:
         """Return what must not change between the parts of a resumed run."""
         batches = self.training.plan
@@ -62,6 +67,7 @@ class Run:
                 "accumulate": self.plan.trainer.accumulate_grad_batches,
             },
             "seed": self.plan.seed,
+            "inner_losses": [list(share) for share in self.inner_losses.items()],
             "prefix_cache": None if self.prefix is None else self.prefix.identity(),
         }
 

@@ -78,7 +78,7 @@ def plan_prefix(
     check_variants(plan)
     if chosen.enabled is False:
         return None
-    obstacle = find_obstacle(model, adapter)
+    obstacle = find_obstacle(plan, model, adapter)
     if chosen.enabled is True and (obstacle is not None or adapter is None):
         raise ConfigError(f"{KEY}.enabled: {obstacle} Leave it out, or give false.")
     if obstacle is not None or adapter is None:
@@ -139,10 +139,12 @@ def find_random(plan: TrainingPlan) -> dict[str, Any]:
     return found
 
 
-def find_obstacle(model: AsrModel, adapter: Adapter | None) -> str | None:
+def find_obstacle(plan: TrainingPlan, model: AsrModel, adapter: Adapter | None) -> str | None:
     """Return why nothing can be cached; None where something can."""
     if adapter is None:
         return "with model.train=everything no part of the base stays the same."
+    if plan.inner_losses_of(model):
+        return "the losses on inner layers (model.interctc, of the checkpoint) need the layers; null is without them."
     norms = any(isinstance(module, nn.GroupNorm) for module in model.encoder.modules())
     if norms or isinstance(model.encoder.pre_encode, StackingSubsampling):
         part = "group norm" if norms else "stacking subsampling"

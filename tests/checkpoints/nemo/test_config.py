@@ -129,6 +129,12 @@ def test_chunks_of_streams_leave_whole_recordings_alone() -> None:
     assert translate(config) == translate(char_config())
 
 
+def test_losses_on_inner_layers_are_read() -> None:
+    config = changed("interctc", {"loss_weights": [0.2, 0.3], "apply_at_layers": [1, 0]})
+    assert translate(config).settings["interctc"] == {"losses": {0: 0.3, 1: 0.2}}
+    assert "interctc" not in translate(char_config()).settings
+
+
 def test_a_window_in_samples_is_that_many_samples() -> None:
     for samples in (320, 399, 400, 401, 1023):
         config = char_config()
@@ -185,7 +191,11 @@ REFUSED = [
     ("decoder.add_blank", False, "add_blank is false"),
     ("decoder.vocabulary", "abc", "a list of symbols"),
     ("decoder.hidden", 7, "decoder.hidden is 7"),
-    ("interctc.loss_weights", [0.3], "no losses at intermediate layers"),
+    ("interctc", {"loss_weights": [0.3], "apply_at_layers": []}, "0 numbers"),
+    ("interctc", {"loss_weights": [0.3, 0.7], "apply_at_layers": [0, 1]}, "whose sum is less than 1"),
+    ("interctc", {"loss_weights": [0.3], "apply_at_layers": [99]}, "different layers, from 0 to"),
+    ("interctc", {"loss_weights": [0.3], "apply_at_layers": "all"}, "a list"),
+    ("interctc", {"loss_weights": [0.3], "apply_at_layers": [0], "more": 1}, None),
     ("encoder.reduction", "pooling", None),
 ]
 
