@@ -186,8 +186,10 @@ def main() -> None:
         figures = fuzz(Path(directory), arguments)
     content = section(figures)
     print(content)
-    for fault in figures["faults"]:
+    for fault in [*figures["faults"], *figures["log_faults"]]:
         print(fault)
+    if not figures["alive"]:
+        print(f"exit status {figures['status']}", *figures["last_words"], sep="\n")
     if arguments.page is not None:
         write_section(arguments.page, "fuzzing", content)
     write_json(arguments.json, figures)
@@ -226,6 +228,8 @@ def fuzz(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         "memory_mb": [weight.memory_mb for weight in weights],
         "files": [weight.files for weight in weights],
         "alive": bool(well and status == 0),
+        "status": status,
+        "last_words": log.read_text("utf-8", "replace").splitlines()[-20:],
     }
 
 

@@ -54,7 +54,7 @@ class RawFeatures:
 
 
 class Statistics(NamedTuple):
-    """What features are normalised with."""
+    """Mean and deviation that features are normalised with."""
 
     mean: npt.NDArray[Any]
     """[F, 1]"""
@@ -78,7 +78,7 @@ class StreamFeatures:
         self._counted = 0
         """Frames in the statistics."""
         self._sums = np.zeros((2, raw.mel.features))
-        """Of the values and of their squares."""
+        """Sums of the values and of their squares."""
         self._weight = 0.0
 
     def push(self, samples: Samples) -> None:
@@ -101,7 +101,7 @@ class StreamFeatures:
         return self._mel_from + int(self._mel.shape[1])
 
     def statistics(self, last: int) -> Statistics:
-        """Of everything before frame `last`; calls must not go back."""
+        """The statistics of everything before frame `last`; calls must not go back."""
         raw = self.raw
         if raw.kind == "NA":
             return Statistics(np.zeros(1, dtype=np.float32), np.ones(1, dtype=np.float32))

@@ -12,7 +12,7 @@ from overtone.cli.overrides import add_configuration, is_override, read_settings
 from overtone.cli.screen import note, progress_bar, results_console
 from overtone.errors import ConfigError, UsageError, did_you_mean
 from overtone.files import check_file
-from overtone.startup import importing
+from overtone.startup import fast_imports
 
 if TYPE_CHECKING:
     from overtone.evaluation.results import Evaluation
@@ -106,7 +106,7 @@ def measure(
     arguments: argparse.Namespace, source: str, manifests: list[str], adapters: list[str] | None, *, dtype: str
 ) -> Evaluation:
     """Evaluate a model and its adapters on manifests, which are all read before the model is loaded."""
-    with importing():
+    with fast_imports():
         from overtone.checkpoints.adapters import find_adapter
         from overtone.cli.models import load
         from overtone.evaluation.evaluate import evaluate, read_references

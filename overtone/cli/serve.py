@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from overtone.cli.arguments import add_attention, add_computing, add_decoder, number
 from overtone.cli.screen import note
 from overtone.errors import AdapterError, UsageError
-from overtone.startup import importing
+from overtone.startup import fast_imports
 
 if TYPE_CHECKING:
     from overtone.serving.server import Addresses, Server, ServerSettings
@@ -149,7 +149,7 @@ def context(text: str) -> tuple[float, float, float]:
 
 def run(arguments: argparse.Namespace) -> int:
     check_installed()
-    with importing():
+    with fast_imports():
         from overtone.cli.models import load, quiet_libraries
         from overtone.models.attention import attention_text
         from overtone.serving.metrics import set_up_logs, take_down
@@ -256,7 +256,7 @@ def load_demo(model: object, folder: Path) -> None:
 def note_addresses(server: Server, addresses: Addresses) -> None:
     """Print the adapters and addresses of a started server."""
     base = server.service.base
-    entries = server.store.names()
+    entries = server.store.entries()
     usable = [entry.name for entry in entries if entry.state != "refused"]
     for entry in entries:
         if entry.state == "refused":

@@ -7,7 +7,7 @@ import argparse
 from overtone.cli.arguments import ADAPTER_HELP, add_attention, add_computing, add_decoder, add_windows
 from overtone.cli.screen import note, progress_bar, shares_terminal_with_results
 from overtone.errors import OvertoneError
-from overtone.startup import importing
+from overtone.startup import fast_imports
 
 FORMATS = ("text", "jsonl", "srt", "vtt", "ctm")
 
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    with importing():
+    with fast_imports():
         from overtone.checkpoints.adapters import find_adapter
         from overtone.cli.models import computing_line, load
         from overtone.inference.recordings import find_recordings

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from overtone.cli.arguments import ADAPTER_HELP, add_attention, add_decoder
 from overtone.cli.screen import note
-from overtone.startup import importing
+from overtone.startup import fast_imports
 from overtone.text_table import columns
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    with importing():
+    with fast_imports():
         from overtone.checkpoints.adapters import find_adapter
         from overtone.cli.models import load
         from overtone.evaluation.verify import verify

@@ -35,7 +35,7 @@ class Prefix:
     """-1 at the root."""
     state: BoostState | None
     bonus: float
-    """What boosts give it while it may still grow."""
+    """The bonus of boosts while it may still grow."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ PADDING_BLIND_NORMS = ("batch_norm", "layer_norm")
 """Norms of the convolution whose outcome for a row does not depend on its padding."""
 
 MOST_THREADS = 4
-"""Where PyTorch may use more of them, they share every operation: parts would wait for Python's own lock."""
+"""Threads that share rows; more threads share every operation instead: parts would wait for Python's own lock."""
 
 R = TypeVar("R")
 A = TypeVar("A")
@@ -39,7 +39,7 @@ Recognise = Callable[[Tensor, Tensor], tuple[list[Tensor], Tensor]]
 
 
 def rows_are_independent(model: AsrModel, adapter: str | None) -> bool:
-    """Whether each row comes out the same in whatever group it is computed, on a device where that saves time."""
+    """True if each row comes out the same in whatever group it is computed, on a device where that saves time."""
     trained = model.training and not model.base_is_frozen  # batch norms look at the whole batch
     penalised = model.training and adapter is not None and model.adapters[adapter].strategy.l2_lambda > 0.0
     norm = model.setting("encoder", "conv_norm")
@@ -90,7 +90,7 @@ def filled(order: Sequence[int], lengths: Sequence[int], limit: int) -> list[lis
 def recognise_in_groups(
     recognise: Recognise, mel: Tensor, lengths: Tensor, *, factor: int
 ) -> tuple[list[Tensor], Tensor]:
-    """`recognise` for each group by itself; what it gives, side by side again in the order of the batch.
+    """Recognise each group by itself: mel [B, F, T], lengths [B] -> emissions and lengths in the order of the batch.
 
     factor: mel frames of one encoder frame. A group's frames are the batch's modulo it: some subsamplings count a
     row's frames by what is left over. Beyond that they are rounded up, as those of whole batches are.
@@ -191,7 +191,7 @@ class RowThreads:
         return torch.get_num_threads()
 
     def is_shared(self) -> bool:
-        """Whether batches of several rows are computed in parts."""
+        """True if batches of several rows are computed in parts."""
         if not 1 < self.count <= MOST_THREADS or isinstance(self.model.backend_in_use, OpenVinoEncoder):
             return False
         return rows_are_independent(self.model, None)

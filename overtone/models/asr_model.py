@@ -246,7 +246,7 @@ class AsrModel(nn.Module):
         return self
 
     def make_backend(self, dtype: str, *, prepared: bool = False) -> Backend | None:
-        """The backend for a dtype of `set_compute_dtype`, None for the encoder itself. Raises as that does."""
+        """The backend for a dtype of `set_compute_dtype`, None for the encoder itself. Raises ConfigError."""
         allowed = ("auto", *COMPUTE_DTYPES, OPENVINO)
         if dtype not in allowed:
             raise ConfigError(f"compute_dtype '{dtype}' is unknown. Allowed: {', '.join(allowed)}.")

@@ -36,10 +36,10 @@ GREEDY = DecodingOptions()
 
 
 class Head(Protocol):
-    """What makes a model's encoder a recogniser: emissions, a loss on them, and decoders that take them."""
+    """The part that makes an encoder a recogniser: emissions, a loss on them, and decoders that take them."""
 
     gives_log_probs: bool
-    """Whether emissions are log-probabilities of the vocabulary and blank: they may be averaged over windows."""
+    """True if emissions are log-probabilities of the vocabulary and blank: they may be averaged over windows."""
     reduction: Reduction
     """The sum of losses over a batch in the checkpoint's own training."""
     decodes_with_adapters: bool

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 Reduction = Literal["mean_batch", "mean_volume", "mean", "sum"]
 recomputing: contextvars.ContextVar[bool] = contextvars.ContextVar("overtone_recomputing", default=False)
-"""Whether a net runs for the second time, for a backward pass: what a forward records is recorded already."""
+"""True if a net runs for the second time, for a backward pass: what a forward records is recorded already."""
 
 BLOCK = 1 << 22
 """Elements of the dropout tape that are drawn at once; a mask begins in the first block."""
@@ -62,7 +62,7 @@ def pointwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def channels_last_is_safe(dtype: torch.dtype, channels: int) -> bool:
-    """Whether depthwise kernels may run channels-last.
+    """True if depthwise kernels may run channels-last.
 
     The bfloat16 kernel of torch 2.13's CPU library never returns for some shapes when channels ≡ 16 (mod 64).
     """

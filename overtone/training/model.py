@@ -89,7 +89,7 @@ def give_back(model: AsrModel) -> Iterator[None]:
         raise
     finally:
         model.eval().to(device)
-        model.backend, model.head_name = backend, head_name
+        model.backend, model.head_name = backend, head_name  # `train_base` computes with the encoder itself
         model.encoder.attention_context = attention
 
 

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 
 from overtone.config import to_plain
+from overtone.data.dataset import SpeechDataset
 from overtone.errors import CheckpointError
 from overtone.models.asr_model import AsrModel
 from overtone.models.attention import attention_facts
 from overtone.training.console import Reporter
-from overtone.training.data import SpeechSet
+from overtone.training.data import SpeechSet, worker_count
 from overtone.training.plan import TrainingPlan
 from overtone.training.prefix_cache.plan import PrefixPlan
 from overtone.training.run_folder import RunFolder
@@ -84,6 +85,20 @@ class Run:
             "modules": adapter.modules_text,
             "layers": to_plain(adapter.layers),
         }
+
+    def first_utterances(self) -> Iterator[tuple[SpeechDataset, int]]:
+        """Yield the utterances, by index, in the order in which a new training asks for them.
+
+        None where it may never ask: with a prefix cache, or where other processes read or take their share.
+        """
+        if self.prefix is not None or self.machine.processes > 1:
+            return
+        if worker_count(self.plan.train_data) == 0:
+            batches = self.training.plan.batches(0)[: self.length.batches]
+            yield from ((self.training.dataset, index) for batch in batches for index in batch)
+        if worker_count(self.plan.validation_data) == 0:
+            for speech in self.validation:
+                yield from ((speech.dataset, index) for index in range(len(speech.dataset)))
 
 
 # Resuming

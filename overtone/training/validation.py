@@ -79,7 +79,7 @@ def plan_base_scoring(run: Run, forward: TrainingForward) -> Callable[[], Valida
 
     def score() -> ValidationCounts:
         model, counts = run.model.eval(), ValidationCounts()
-        first.dataset.room = 0  # nothing is read twice here, nor kept as long as the process lives
+        first.dataset.stop_caching()  # nothing is read twice here, nor needed as long as the process lives
         with torch.no_grad():
             for indices in batches:
                 batch = collate([first.dataset[index] for index in indices])

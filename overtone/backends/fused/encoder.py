@@ -92,7 +92,7 @@ class FusedEncoder:
             self.state = state
 
     def is_fresh(self) -> bool:
-        """Whether the weights are derived from the base as it is now."""
+        """True if the weights are derived from the base as it is now."""
         return self.state is not None and self.state == self.base_state()
 
     def base_state(self) -> list[tuple[int, int | None]]:
@@ -250,7 +250,7 @@ class FusedLayer:
 
 
 class CastConvolution:
-    """x + convolution(norm(x)) as a plain copy in another dtype, for norms that do not fold into the kernel."""
+    """x [B, T, D] -> x + convolution(norm(x)), a plain copy in another dtype, for norms that do not fold."""
 
     def __init__(self, norm: nn.LayerNorm, module: ConvolutionModule, dropout: nn.Dropout, dtype: torch.dtype) -> None:
         self.norm = Norm(norm, dtype)
