@@ -172,20 +172,20 @@ class RecognitionService:
     async def decode(self, file: IO[bytes], request: RecognitionRequest, call: Call) -> Samples:
         """Decode a whole recording to [S] float32 at the model's rate, never empty.
 
-        Raises AudioError and UnsupportedError.
+        Decoding ends where the call is cancelled. Raises AudioError and UnsupportedError.
         """
-        samples = await self.in_thread(self._decode, file, request)
+        with self.audio_decoder(request) as decoder:
+            samples = await self.in_thread(self._decode, file, decoder, request)
         call.audio_seconds = samples.size / self.engine.sample_rate
         return samples
 
-    def _decode(self, file: IO[bytes], request: RecognitionRequest) -> Samples:
+    def _decode(self, file: IO[bytes], decoder: AudioDecoder, request: RecognitionRequest) -> Samples:
         parts = []
-        with self.audio_decoder(request) as decoder:
-            while data := file.read(PIECE):
-                parts.append(decoder.push(data))
-                request.check_format(decoder.format)
-            parts.append(decoder.finish())
+        while not decoder.closed and (data := file.read(PIECE)):
+            parts.append(decoder.push(data))
             request.check_format(decoder.format)
+        parts.append(decoder.finish())
+        request.check_format(decoder.format)
         samples = np.concatenate(parts)
         if not samples.size:
             raise AudioError("The audio is too short: it holds no sample at the model's rate.")
