@@ -11,6 +11,7 @@ import pytest
 import soundfile
 from numpy.typing import NDArray
 
+from overtone.audio.containers import Track
 from overtone.audio.load import SAMPLE_RATE, AudioReader, audio_duration, load_audio
 from overtone.errors import DataError
 from support.fixtures import fixture_file, speech_root
@@ -246,6 +247,25 @@ def test_a_part_far_into_a_file_is_that_of_the_whole(tmp_path: Path, kind: str) 
         part = load_audio(path, offset=offset, duration=1.0)
         first = round(offset * rate)
         np.testing.assert_allclose(part[400:-400], whole[first : first + rate][400:-400], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["wav16", "flac16", "vorbis", "opus", "mp3", "m4a", "webm", "aac", "wma"])
+def test_an_offset_past_the_end(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "sound"
+    path.write_bytes(packed(kind, seconds=3.0))
+    for offset in (3.5, 50.0, 1e8):
+        with pytest.raises(DataError, match=r"but the recording ends after (2\.9|3\.)\d+ s. Correct the offset"):
+            load_audio(path, offset=offset)
+    assert 0 < len(load_audio(path, offset=2.9, duration=5.0)) < 4_000
+
+
+@pytest.mark.parametrize("time", [2.5, float("inf")])
+def test_a_jump_that_goes_too_far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, time: float) -> None:
+    path = tmp_path / "sound"
+    path.write_bytes(packed("flac16", seconds=4.0))
+    whole = load_audio(path)
+    monkeypatch.setattr(Track, "_time", lambda track, frame: time)
+    np.testing.assert_array_equal(load_audio(path, offset=2.0), whole[32_000:])
 
 
 def test_flac_of_unknown_length(tmp_path: Path) -> None:
