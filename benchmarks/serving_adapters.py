@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Self
@@ -26,7 +26,7 @@ from overtone.audio.load import load_audio
 from overtone.checkpoints.load import load_model, save_model
 from overtone.data.manifest import read_manifest
 from overtone.decoding.ctc import GreedyDecoder, greedy
-from overtone.decoding.decoder import Decoder, DecodingOptions
+from overtone.decoding.decoder import Decoder, DecodingOptions, Scope
 from overtone.errors import AdapterError
 from overtone.evaluation.verify import PROMPTS
 from overtone.models.asr_model import AsrModel
@@ -250,7 +250,9 @@ class RecordingHead(CtcHead):
         super().__init__(model.decoder, model.tokenizer, seconds_per_frame=model.seconds_per_frame)
         self.made: list[RecordingDecoder] = []
 
-    def decoder(self, options: DecodingOptions = GREEDY, *, first_frame: int = 0) -> Decoder:
+    def decoder(
+        self, options: DecodingOptions = GREEDY, *, first_frame: int = 0, scope: Scope = nullcontext
+    ) -> Decoder:
         decoder = RecordingDecoder(
             self.tokenizer, seconds_per_frame=self.seconds_per_frame, first_frame=first_frame
         )  # fmt: skip

@@ -164,7 +164,7 @@ def prove_intact(stage: Stage) -> tuple[Check, ...]:
     """Compare the base after training and use of the adapter with what it was before."""
     model = stage.model
     with model.computing_in("float32"), model.evaluating(), torch.no_grad():
-        adapted = stage.emissions(ADAPTER)
+        adapted = stage.scores(ADAPTER)
         same = tensors_digest(model) == stage.digest
         count = len(model.base_state_dict())
         return (

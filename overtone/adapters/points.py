@@ -11,7 +11,7 @@ from torch import nn
 from overtone.errors import AdapterError, did_you_mean
 from overtone.nets.taps import Place, Position, Tap
 
-MODULES = ("encoder", "decoder", "joint")
+MODULES = ("encoder", "decoder", "joint", "ctc_decoder")
 LAYER = re.compile(r"^encoder\.(?:layers|encoder)\.(\d+)\.")
 
 Layers = str | int | Sequence[int]

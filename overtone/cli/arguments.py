@@ -70,6 +70,15 @@ def add_computing(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_decoder(parser: argparse.ArgumentParser) -> None:
+    """`--decoder`."""
+    parser.add_argument(
+        "--decoder",
+        choices=("rnnt", "ctc"),
+        help="the head of a hybrid model that recognises (default: rnnt where the model has it)",
+    )
+
+
 def add_windows(parser: argparse.ArgumentParser) -> None:
     """`--window`, `--overlap` and `--batch-seconds`."""
     parser.add_argument(

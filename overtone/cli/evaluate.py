@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from overtone.cli.arguments import ADAPTER_HELP, add_computing, add_windows
+from overtone.cli.arguments import ADAPTER_HELP, add_computing, add_decoder, add_windows
 from overtone.cli.overrides import add_configuration, is_override, read_settings
 from overtone.cli.screen import note, progress_bar, results_console
 from overtone.errors import ConfigError, UsageError, did_you_mean
@@ -45,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     add_windows(parser)
     add_computing(parser)
+    add_decoder(parser)
     add_configuration(parser)
 
 
@@ -109,7 +110,7 @@ def measure(
 
     for manifest in manifests:
         read_references(Path(manifest))
-    model = load(source, arguments.device)
+    model = load(source, arguments.device, decoder=arguments.decoder)
     choices = [None, *model.adapters.names] if adapters is None else [find_adapter(model, name) for name in adapters]
     with progress_bar("evaluating") as progress:
         return evaluate(

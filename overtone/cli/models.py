@@ -12,13 +12,19 @@ if TYPE_CHECKING:
     from overtone.models.asr_model import AsrModel
 
 
-def load(source: str, device: str = "auto") -> AsrModel:
-    """The model of that path or name on the device. Raises CheckpointError, or UsageError for an absent device."""
+def load(source: str, device: str = "auto", *, decoder: str | None = None) -> AsrModel:
+    """The model of that path or name on the device, recognising with the head that `decoder` names.
+
+    Raises CheckpointError, or UsageError for an absent device or head.
+    """
     from overtone.checkpoints.load import load_model
 
     quiet_libraries()
     chosen = find_device(device)
     model = load_model(source)
+    if decoder is not None:
+        model.check_head(decoder)
+        model.head_name = decoder
     return model if chosen == "cpu" else model.to(chosen)
 
 

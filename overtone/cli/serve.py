@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from overtone.cli.arguments import add_computing, number
+from overtone.cli.arguments import add_computing, add_decoder, number
 from overtone.cli.screen import note
 from overtone.errors import AdapterError, UsageError
 from overtone.startup import fast_imports
@@ -91,6 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--log", choices=("json", "text"), default="json", help="form of the log (default: json)")
     add_computing(parser)
+    add_decoder(parser)
 
 
 def add_security(parser: argparse.ArgumentParser) -> None:
@@ -155,7 +156,7 @@ def run(arguments: argparse.Namespace) -> int:
     quiet_libraries()
     settings = settings_of(arguments)
     demo = None if arguments.demo is None else demo_adapter(arguments.demo)
-    model = load(settings.model, arguments.device)
+    model = load(settings.model, arguments.device, decoder=arguments.decoder)
     if demo is not None:
         load_demo(model, demo)
     handler = set_up_logs(arguments.log)

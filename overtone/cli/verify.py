@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from overtone.cli.arguments import ADAPTER_HELP
+from overtone.cli.arguments import ADAPTER_HELP, add_decoder
 from overtone.startup import fast_imports
 from overtone.text_table import columns
 
@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a .nemo file, a model folder, or a name")
     parser.add_argument("audio", nargs="*", metavar="AUDIO", help="audio files, folders or manifests to hear")
     parser.add_argument("--adapter", action="append", metavar="NAME", help=f"{ADAPTER_HELP}; may be repeated")
+    add_decoder(parser)
     parser.add_argument("--json", action="store_true", help="as JSON")
 
 
@@ -43,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
         from overtone.cli.models import load
         from overtone.evaluation.verify import verify
 
-    model = load(arguments.model, "cpu")
+    model = load(arguments.model, "cpu", decoder=arguments.decoder)
     choices = [find_adapter(model, text) for text in arguments.adapter or ()]
     found = verify(model, arguments.audio or None, adapters=[choice for choice in choices if choice] or None)
     print(json.dumps(found.to_json(), indent=2, ensure_ascii=False) if arguments.json else as_text(found))

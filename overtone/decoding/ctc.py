@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from overtone.decoding.decoder import Emissions, Flags
-from overtone.decoding.hypothesis import Hypothesis, Word, shift
+from overtone.decoding.hypothesis import Hypothesis, make_hypothesis, shift
 from overtone.tokenizers import Tokenizer
 
 
@@ -132,29 +132,11 @@ def read_path(path: CtcPath, tokenizer: Tokenizer, *, seconds_per_frame: float) 
     spoken = path.ids[first] != path.blank
     ids: list[int] = path.ids[first][spoken].tolist()
     spans = list(zip(first[spoken].tolist(), last[spoken].tolist(), strict=True))
-    return Hypothesis(
-        text=tokenizer.decode(ids),
-        words=_words(ids, spans, probability[spoken].tolist(), tokenizer, seconds_per_frame),
+    return make_hypothesis(
+        ids,
+        spans,
+        probability[spoken].tolist(),
+        tokenizer,
+        seconds_per_frame=seconds_per_frame,
         score=float(path.log_probs.sum(dtype=np.float64)),
-        ids=tuple(ids),
-        spans=tuple(spans),
-    )
-
-
-def _words(
-    ids: list[int],
-    spans: list[tuple[int, int]],
-    probabilities: list[float],
-    tokenizer: Tokenizer,
-    seconds_per_frame: float,
-) -> tuple[Word, ...]:
-    """Words from tokens; a word lasts from its first token's first frame to the end of its last token."""
-    return tuple(
-        Word(
-            text=text,
-            start=round(spans[first][0] * seconds_per_frame, 3),
-            end=round(spans[last - 1][1] * seconds_per_frame, 3),
-            confidence=min(1.0, min(probabilities[first:last])),
-        )
-        for text, first, last in tokenizer.words(ids)
     )

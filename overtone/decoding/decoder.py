@@ -5,7 +5,8 @@ Legend: T encoder frames, C channels of an emission (V+1 log-probabilities for C
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, Self
 
@@ -18,6 +19,8 @@ from overtone.decoding.phrase_boost import BoostTree
 Emissions = npt.NDArray[np.float32]
 """[T, C]: the output of a head's net for T encoder frames of one recording, which its decoder takes."""
 Flags = npt.NDArray[np.bool_]
+Scope = Callable[[], AbstractContextManager[object]]
+"""A block in which the adapters of a recording act, entered anew for every computation of its decoder."""
 
 
 class Alignment(Protocol):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+
+from overtone.tokenizers import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,3 +58,29 @@ def shift(hypothesis: Hypothesis, frames: int, seconds_per_frame: float) -> Hypo
         ),
         spans=tuple((first + frames, last + frames) for first, last in hypothesis.spans),
     )
+
+
+def make_hypothesis(
+    ids: Sequence[int],
+    spans: Sequence[tuple[int, int]],
+    probabilities: Sequence[float],
+    tokenizer: Tokenizer,
+    *,
+    seconds_per_frame: float,
+    score: float,
+) -> Hypothesis:
+    """The reading of tokens whose frames are known.
+
+    spans: encoder frames of each token, first and one past the last. probabilities: of each token, in 0…1. A word
+    lasts from its first token's first frame to the end of its last token.
+    """
+    words = tuple(
+        Word(
+            text=text,
+            start=round(spans[first][0] * seconds_per_frame, 3),
+            end=round(spans[last - 1][1] * seconds_per_frame, 3),
+            confidence=min(1.0, min(probabilities[first:last])),
+        )
+        for text, first, last in tokenizer.words(list(ids))
+    )
+    return Hypothesis(text=tokenizer.decode(list(ids)), words=words, score=score, ids=tuple(ids), spans=tuple(spans))

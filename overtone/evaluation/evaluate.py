@@ -31,6 +31,7 @@ def evaluate(
     window: float | None = WINDOW_SECONDS,
     overlap: float = OVERLAP_SECONDS,
     compute_dtype: str | None = None,
+    decoder: str | None = None,
     level: float = 0.95,
     resamples: int = 1000,
     seed: int = 0,
@@ -39,7 +40,7 @@ def evaluate(
     """Measure word and character error rates of each adapter choice on each manifest.
 
     adapters: None (the base), "a", "a+b", "@file". With None among them the others are compared to the base.
-    batch_seconds, window, overlap, compute_dtype: as for `Transcriber`.
+    batch_seconds, window, overlap, compute_dtype, decoder: as for `Transcriber`.
     level, resamples, seed: of the bootstrap over utterances.
     progress: called with the seconds of audio that are done, and of all.
     Raises DataError for a manifest or recording that cannot be used, AdapterError for an unknown adapter, UsageError
@@ -56,7 +57,7 @@ def evaluate(
     bootstrap = _Bootstrap(level, resamples, seed)
     results: list[Result] = []
     with model.computing_in(compute_dtype):
-        transcriber = Transcriber(model, batch_seconds=batch_seconds, window=window, overlap=overlap)
+        transcriber = Transcriber(model, batch_seconds=batch_seconds, window=window, overlap=overlap, decoder=decoder)
         for path, lines in sets.items():
             found = []
             for choice in choices:

@@ -19,7 +19,7 @@ from overtone.checkpoints.nemo.adapters import StoredNemoAdapter, read_adapters_
 from overtone.checkpoints.nemo.adapters import read_kind as read_nemo_kind
 from overtone.errors import UsageError
 from overtone.models.asr_model import AsrModel
-from overtone.models.parts import PARTS, complete
+from overtone.models.parts import complete
 from overtone.text_table import bytes_text, columns, share_text
 
 NUMBER = re.compile(r"\.(\d+)(?=\.|$)")
@@ -151,7 +151,7 @@ def inspect_model(model: AsrModel, *, source: str = "") -> ModelInspection:
         bytes=size_on_disk(path) if path is not None and on_disk else None,
         architecture=architecture_of(model),
         parameters=sum(parameter.numel() for parameter in model.base_parameters()),
-        parts=tuple(inspect_part(model, part) for part in PARTS),
+        parts=tuple(inspect_part(model, part) for part in model.parts),
         fingerprint=model.fingerprint(),
         sample_rate=model.sample_rate,
         seconds_per_frame=model.seconds_per_frame,

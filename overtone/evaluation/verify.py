@@ -170,31 +170,34 @@ def hear(model: AsrModel, audio: Paths | None) -> tuple[list[str], Tensor, Tenso
 
 
 class Stage:
-    """A model, a batch of recordings, and the base's emissions before any adapter has acted."""
+    """A model, a batch of recordings, and the base's scores before any adapter has acted."""
 
     def __init__(self, model: AsrModel, names: list[str], waveforms: Tensor, lengths: Tensor) -> None:
         self.model, self.names = model, names
         self.waveforms, self.lengths = waveforms, lengths
         self.digest = tensors_digest(model)
-        self.base, self.frames = model(waveforms, lengths)  # [B, T, C], [B]
+        self.base, self.frames = self.compute(waveforms, lengths)  # [B, T, N], [B]
         self.valid = valid_frames(self.frames, self.base.size(1))  # [B, T]
 
-    def emissions(self, choice: str | list[str | None] | None) -> Tensor:
-        """[B, T, C] with the adapters of the choice."""
+    def compute(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """waveforms [B, S], lengths [B] -> the head's scores [B, T, N], lengths [B]."""
+        emissions, frames = self.model(waveforms, lengths)
+        return self.model.head.scores(emissions, frames), frames
+
+    def scores(self, choice: str | list[str | None] | None) -> Tensor:
+        """[B, T, N] with the adapters of the choice."""
         with self.model.adapters.use(choice):
-            emissions: Tensor = self.model(self.waveforms, self.lengths)[0]
-        return emissions
+            return self.compute(self.waveforms, self.lengths)[0]
 
     def row_alone(self, row: int, choice: str | None) -> Tensor:
-        """[1, T, C]: the row without the others, at the same padding."""
+        """[1, T, N]: the row without the others, at the same padding."""
         with self.model.adapters.use(choice):
-            emissions: Tensor = self.model(self.waveforms[row : row + 1], self.lengths[row : row + 1])[0]
-        return emissions
+            return self.compute(self.waveforms[row : row + 1], self.lengths[row : row + 1])[0]
 
-    def texts(self, emissions: Tensor) -> list[str]:
-        """Decode emissions [B, T, C] greedily: the text of each row."""
-        head = self.model.head
-        return [head.read(alignment).text for alignment in head.align(emissions, self.frames)]
+    def texts(self, choice: str | None) -> list[str]:
+        """The text of each row with the adapters of the choice."""
+        with self.model.adapters.use(choice):
+            return [hypothesis.text for hypothesis in self.model.transcribe(self.waveforms, self.lengths)]
 
 
 def tensors_digest(model: AsrModel) -> str:
@@ -209,9 +212,9 @@ def tensors_digest(model: AsrModel) -> str:
 def prove(stage: Stage, chain: str) -> AdapterProof:
     """Measure and check one chain of adapters."""
     adapted, effects = observe_chain(stage, chain)
-    change = (adapted - stage.base)[stage.valid].abs()  # [frames, C]
+    change = (adapted - stage.base)[stage.valid].abs()  # [frames, N]
     symbols = (adapted.argmax(-1) != stage.base.argmax(-1))[stage.valid]
-    pairs = zip(stage.names, stage.texts(stage.base), stage.texts(adapted), strict=True)
+    pairs = zip(stage.names, stage.texts(None), stage.texts(chain), strict=True)
     changed = [TextChange(recording=name, base=base, adapted=text) for name, base, text in pairs if base != text]
     largest = float(change.max())
     checks = (
@@ -233,7 +236,7 @@ def prove(stage: Stage, chain: str) -> AdapterProof:
 
 
 def observe_chain(stage: Stage, chain: str) -> tuple[Tensor, tuple[PointEffect, ...]]:
-    """Emissions [B, T, C] with the chain, and its effect at every point that it was applied at."""
+    """Scores [B, T, N] with the chain, and its effect at every point that it was applied at."""
     seen: dict[tuple[str, str], list[float]] = {}
 
     def observe(point: str, adapter: str, y: Tensor, delta: Tensor) -> None:
@@ -247,7 +250,7 @@ def observe_chain(stage: Stage, chain: str) -> tuple[Tensor, tuple[PointEffect, 
         ]
 
     with stage.model.adapters.use(chain, observe=observe):
-        emissions: Tensor = stage.model(stage.waveforms, stage.lengths)[0]
+        scores, _ = stage.compute(stage.waveforms, stage.lengths)
     effects = tuple(
         PointEffect(
             adapter=adapter,
@@ -257,7 +260,7 @@ def observe_chain(stage: Stage, chain: str) -> tuple[Tensor, tuple[PointEffect, 
         )
         for (adapter, point), (rows, before, added) in seen.items()
     )
-    return emissions, effects
+    return scores, effects
 
 
 def check_applied(model: AsrModel, chain: str, effects: Sequence[PointEffect]) -> Check:
@@ -273,7 +276,7 @@ def check_applied(model: AsrModel, chain: str, effects: Sequence[PointEffect]) -
 
 
 def check_change(chain: str, adapted: Tensor, largest: float) -> Check:
-    """Check that the emissions with the chain, adapted [B, T, C], are finite; largest: their largest change."""
+    """Check that the scores with the chain, adapted [B, T, N], are finite; largest: their largest change."""
     if not bool(adapted.isfinite().all()):
         return Check(name=f"{chain} changes the output", passed=False, detail="the output is not finite")
     detail = f"log-probabilities by up to {largest:.3g}"
@@ -290,7 +293,7 @@ def check_rows(stage: Stage, chain: str) -> Check:
 
 def check_mixed_rows(stage: Stage, name: str, choices: list[str | None]) -> Check:
     """Check that each row of a mixed batch is as it is alone; choices: one for each row."""
-    mixed = stage.emissions(choices)
+    mixed = stage.scores(choices)
     largest = 0.0
     for row, choice in enumerate(choices):
         frames = int(stage.frames[row])
@@ -307,7 +310,7 @@ def check_mixed_rows(stage: Stage, name: str, choices: list[str | None]) -> Chec
 
 def check_off(stage: Stage, name: str) -> Check:
     """Check that the base's outputs are bit for bit what they were before any adapter acted."""
-    same = torch.equal(stage.emissions(None), stage.base)
+    same = torch.equal(stage.scores(None), stage.base)
     detail = "log-probabilities equal, bit for bit" if same else "its log-probabilities have changed"
     return Check(name=name, passed=same, detail=detail)
 

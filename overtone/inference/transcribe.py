@@ -75,13 +75,19 @@ def transcribe(
     window: float | None = WINDOW_SECONDS,
     overlap: float = OVERLAP_SECONDS,
     compute_dtype: str | None = None,
+    decoder: str | None = None,
 ) -> list[Hypothesis]:
     """The hypotheses of all recordings, in order; the arguments are those of `Transcriber` and its `stream`.
 
     Raises DataError where a recording cannot be read. `Transcriber.stream` reports it and goes on with the rest.
     """
     transcriber = Transcriber(
-        model, batch_seconds=batch_seconds, window=window, overlap=overlap, compute_dtype=compute_dtype
+        model,
+        batch_seconds=batch_seconds,
+        window=window,
+        overlap=overlap,
+        compute_dtype=compute_dtype,
+        decoder=decoder,
     )
     return transcriber.transcribe(paths, adapter=adapter)
 
@@ -101,13 +107,15 @@ class Transcriber:
         window: float | None = WINDOW_SECONDS,
         overlap: float = OVERLAP_SECONDS,
         compute_dtype: str | None = None,
+        decoder: str | None = None,
     ) -> None:
         """
         batch_seconds: audio in one forward, padding included; None is 120 on a CPU and 960 on an accelerator.
         window: seconds heard at once; longer recordings are cut into overlapping windows. None never cuts.
         overlap: seconds that neighbouring windows share.
         compute_dtype: as `AsrModel.set_compute_dtype`, for these runs only; None takes the model as it is.
-        Raises UsageError for seconds that make no sense.
+        decoder: `rnnt` or `ctc`, the head of a hybrid model that recognises; None takes the model as it is.
+        Raises UsageError for seconds that make no sense, and for a head that the model does not have.
         """
         if window is not None and not 0 <= overlap < window:
             raise UsageError(f"overlap is {overlap:g} s and window {window:g} s; 0 <= overlap < window is needed.")
@@ -118,6 +126,9 @@ class Transcriber:
         self.model = model
         self.batch_seconds = batch_seconds
         self.compute_dtype = compute_dtype
+        self.decoder = model.head_in_use if decoder is None else decoder
+        if decoder is not None:
+            model.check_head(decoder)
         self.sample_rate = model.sample_rate
         self.seconds_per_frame = model.seconds_per_frame
         self.window_frames = None if window is None else max(2, int(window / self.seconds_per_frame))
@@ -290,8 +301,9 @@ class Transcriber:
         waveforms, lengths = pad_rows([waveform for _, waveform in batch], least=least)
         chains = [task.job.chain for task, _ in batch]
         choice = chains[0] if len(set(chains)) == 1 else chains
-        with self.model.computing_with(backend), self.model.adapters.use(choice):
-            return self.model.align(waveforms, lengths)
+        model = self.model
+        with model.computing_with(backend), model.decoding_with(self.decoder), model.adapters.use(choice):
+            return model.align(waveforms, lengths)
 
     def _result(self, job: _Job) -> Transcription:
         if job.error is not None:
@@ -299,7 +311,7 @@ class Transcriber:
         found = [alignment for alignment in job.alignments if alignment is not None]
         alignment = found[0] if len(found) == 1 else join_windows(job.windows, found)
         job.alignments = []
-        hypothesis = self.model.head.read(alignment)
+        hypothesis = self.model.heads[self.decoder].read(alignment)
         return Transcription(recording=job.recording, adapter=job.adapter, duration=job.duration, hypothesis=hypothesis)
 
 

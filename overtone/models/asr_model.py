@@ -23,10 +23,10 @@ from overtone.decoding.decoder import Alignment
 from overtone.decoding.hypothesis import Hypothesis
 from overtone.errors import ConfigError, UsageError
 from overtone.models.fingerprint import Fingerprint
-from overtone.models.heads import CtcHead, Head
-from overtone.models.parts import PARTS, Settings, complete
+from overtone.models.heads import Head, make_heads
+from overtone.models.parts import Settings, build_part, complete, parts_of
 from overtone.nets.conformer import ConformerEncoder
-from overtone.nets.ctc import CtcProjection, Reduction
+from overtone.nets.layers import Reduction
 from overtone.tokenizers import Tokenizer
 
 COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -36,6 +36,9 @@ OPENVINO = "openvino"
 Backend = FusedEncoder | OpenVinoEncoder
 """Another way to compute the encoder, with private copies of its weights."""
 NO_BACKENDS: Mapping[int, Backend | None] = MappingProxyType({})
+NO_HEADS: Mapping[int, str] = MappingProxyType({})
+heads_in_use: ContextVar[Mapping[int, str]] = ContextVar("overtone_heads", default=NO_HEADS)
+"""The name of the head of every model in a `decoding_with` block, by the identity of the model."""
 backends_in_use: ContextVar[Mapping[int, Backend | None]] = ContextVar("overtone_backends", default=NO_BACKENDS)
 """The backend of every model in a `computing_in` block, by the identity of the model."""
 
@@ -49,7 +52,6 @@ class AsrModel(nn.Module):
 
     preprocessor: LogMel
     encoder: ConformerEncoder
-    decoder: CtcProjection
 
     def __init__(
         self,
@@ -67,14 +69,19 @@ class AsrModel(nn.Module):
         self.checkpoint_files: dict[str, bytes] = {}
         """Further files of that checkpoint, by name, kept for writing back."""
         self.name = name
-        for part, build in PARTS.items():
-            setattr(self, part, build(**settings[part]))
-        reduction = cast(Reduction, str(self.config.get("ctc_reduction") or "mean_batch"))
-        self.heads: dict[str, Head] = {
-            "ctc": CtcHead(self.decoder, tokenizer, seconds_per_frame=self.seconds_per_frame, reduction=reduction)
-        }
+        self.parts = parts_of(settings)
+        """The names of the base's parts, in order."""
+        for part in self.parts:
+            setattr(self, part, build_part(part, settings[part]))
+        self.heads: dict[str, Head] = make_heads(
+            {part: getattr(self, part) for part in self.parts},
+            tokenizer,
+            seconds_per_frame=self.seconds_per_frame,
+            transducer=settings.get("transducer", {}),
+            ctc_reduction=cast(Reduction, str(self.config.get("ctc_reduction") or "mean_batch")),
+        )
         """Heads by name; a hybrid model has several."""
-        self.head_name = "ctc"
+        self.head_name = next(iter(self.heads))
         """The head that recognises."""
         self.adapters = AdapterSet(self)
         self.adapters.base_identity = BaseIdentity(fingerprint=self.fingerprint, tokenizer_digest=tokenizer.digest)
@@ -88,7 +95,37 @@ class AsrModel(nn.Module):
     @property
     def head(self) -> Head:
         """The head that recognises."""
-        return self.heads[self.head_name]
+        return self.heads[self.head_in_use]
+
+    @property
+    def head_in_use(self) -> str:
+        """The name of the head of the innermost `decoding_with` block around the caller, else `head_name`."""
+        return heads_in_use.get().get(id(self), self.head_name)
+
+    @contextmanager
+    def decoding_with(self, name: str | None) -> Iterator[Self]:
+        """Recognise with a head of the model by its name inside the block; None changes nothing.
+
+        The choice is a context variable: other threads do not see it. Raises UsageError for a head that the model
+        does not have.
+        """
+        if name is None:
+            yield self
+            return
+        self.check_head(name)
+        token = heads_in_use.set({**heads_in_use.get(), id(self): name})
+        try:
+            yield self
+        finally:
+            heads_in_use.reset(token)
+
+    def check_head(self, name: str) -> None:
+        """Raises UsageError for a head that the model does not have."""
+        own = [known for known in self.heads if known != "hybrid"]
+        if name not in own:
+            raise UsageError(
+                f"decoder is '{name}', and {self.name or 'this model'} has no such head. Allowed: {', '.join(own)}."
+            )
 
     def transcribe(self, waveforms: Tensor, lengths: Tensor) -> list[Hypothesis]:
         """Decode greedily: waveforms [B, S], lengths [B] -> one hypothesis for each row, with the adapters in use."""
@@ -159,7 +196,7 @@ class AsrModel(nn.Module):
         return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("adapters.")}
 
     def base_parameters(self) -> list[nn.Parameter]:
-        return [parameter for part in PARTS for parameter in getattr(self, part).parameters()]
+        return [parameter for part in self.parts for parameter in getattr(self, part).parameters()]
 
     def fingerprint(self) -> str:
         """SHA-256 of the base: every tensor as (key, shape, float32 values), and the settings that change numbers.
@@ -281,7 +318,7 @@ class AsrModel(nn.Module):
                 if isinstance(module, nn.BatchNorm2d):
                     module.train(mode)
         if self.base_is_frozen:
-            for part in PARTS:
+            for part in self.parts:
                 getattr(self, part).train(mode and self.base_dropout)
             for module in self.encoder.modules():
                 if isinstance(module, nn.BatchNorm2d):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from overtone.models.parts import PARTS, Settings, complete
+from overtone.models.parts import Settings, complete, parts_of
 
 NUMBERLESS = ("dither", "pad_to", "position_max_len")
 """Settings, besides all dropouts, that change no number of an inference."""
@@ -54,7 +54,7 @@ def canonical_text(settings: Settings) -> str:
             for name, value in complete(part, settings[part]).items()
             if name not in NUMBERLESS and not name.startswith("dropout")
         }
-        for part in PARTS
+        for part in parts_of(settings)
     }
     return json.dumps(meaningful, sort_keys=True, separators=(",", ":"))
 

@@ -7,16 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from overtone.nets.layers import pointwise_conv, valid_frames
+from overtone.nets.layers import Reduction, pointwise_conv, reduce_losses, valid_frames
 from overtone.nets.taps import Tap, TapContext
-
-Reduction = Literal["mean_batch", "mean_volume", "mean", "sum"]
 
 
 class CtcProjection(nn.Module):
@@ -50,8 +47,7 @@ def ctc_loss(
     """The negative log-likelihood of the targets, a scalar.
 
     log_probs [B, T, V+1] float32, lengths [B], targets [B, U] int64, target_lengths [B].
-    `mean_batch`: the sum over each utterance, averaged over utterances; `mean_volume`: the sum over all,
-    divided by the number of target tokens; `mean`: each utterance by its tokens, then averaged; `sum`.
+    reduction: as `reduce_losses`.
     An utterance whose targets do not fit into its frames counts as zero.
     """
     losses = F.ctc_loss(
@@ -63,10 +59,4 @@ def ctc_loss(
         reduction="none",
         zero_infinity=True,
     )  # [B]
-    if reduction == "mean_batch":
-        return losses.mean()
-    if reduction == "mean_volume":
-        return losses.sum() / target_lengths.sum().clamp(min=1)
-    if reduction == "mean":
-        return (losses / target_lengths.clamp(min=1)).mean()
-    return losses.sum()
+    return reduce_losses(losses, target_lengths, reduction)

@@ -9,13 +9,14 @@ import contextvars
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+Reduction = Literal["mean_batch", "mean_volume", "mean", "sum"]
 recomputing: contextvars.ContextVar[bool] = contextvars.ContextVar("overtone_recomputing", default=False)
 """True if a net runs for the second time, for a backward pass: what a forward records is recorded already."""
 
@@ -123,6 +124,24 @@ def draw_block(number: int, probability: float, dtype: torch.dtype) -> Tensor:
     scale = torch.tensor(1.0 / (1.0 - probability)).to(dtype).float().item()
     generator = torch.Generator().manual_seed(SEED + number)
     return torch.empty(BLOCK).bernoulli_(1.0 / scale, generator=generator).mul_(scale).to(dtype)
+
+
+# Losses
+
+
+def reduce_losses(losses: Tensor, target_lengths: Tensor, reduction: Reduction) -> Tensor:
+    """The losses of utterances, [B], as a scalar; target_lengths [B]: tokens of each.
+
+    `mean_batch`: averaged over utterances; `mean_volume`: the sum over all, divided by the number of target tokens;
+    `mean`: each utterance by its tokens, then averaged; `sum`.
+    """
+    if reduction == "mean_batch":
+        return losses.mean()
+    if reduction == "mean_volume":
+        return losses.sum() / target_lengths.sum().clamp(min=1)
+    if reduction == "mean":
+        return (losses / target_lengths.clamp(min=1)).mean()
+    return losses.sum()
 
 
 # Recomputation

@@ -61,9 +61,12 @@ def change_vocabulary(model: AsrModel, tokenizer: Tokenizer, *, seed: int) -> As
 def give_back(model: AsrModel) -> Iterator[None]:
     """Give the model back after the block as it came: for inference, on its device and in its compute dtype.
 
+    Inside, a hybrid model has the loss of both heads, unless its CTC head has been chosen.
     After an error also without a new adapter, with the parameters trainable as before, and the files' choice as before.
     """
-    backend, device, adapters = model.backend, model.device, model.adapters
+    backend, device, adapters, head_name = model.backend, model.device, model.adapters, model.head_name
+    if head_name == "rnnt" and "hybrid" in model.heads:
+        model.head_name = "hybrid"
     frozen, dropout, learns = (
         model.base_is_frozen,
         model.base_dropout,
@@ -85,7 +88,7 @@ def give_back(model: AsrModel) -> Iterator[None]:
         raise
     finally:
         model.eval().to(device)
-        model.backend = backend  # `train_base` computes with the encoder itself
+        model.backend, model.head_name = backend, head_name  # `train_base` computes with the encoder itself
 
 
 # Adapters

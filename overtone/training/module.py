@@ -78,7 +78,9 @@ class TrainingModule(LightningModule):
         torch.manual_seed(step_seed(self.seed, batch_idx, self.global_rank))
         heads, lengths, auxiliary = self.batch_forward.forward_batch(batch, base_alone=False)
         own = heads[-1]
-        loss = self.compute_loss(heads, lengths, batch) + auxiliary.to(own.device)
+        with self.model.adapters.use(self.adapter) as selection:  # some heads have points of their own
+            loss = self.compute_loss(heads, lengths, batch)
+            loss = loss + auxiliary.to(own.device) + selection.auxiliary_loss().to(own.device)
         self.last_loss = float(loss.detach())
         if not math.isfinite(self.last_loss):
             self.refuse_loss(f"The loss is {self.last_loss} in batch {batch_idx} ({batch.ids[0]}, …)")
@@ -101,7 +103,8 @@ class TrainingModule(LightningModule):
         emissions [B, T', C], lengths [B].
         """
         head = self.model.head
-        found = head.read(head.align(emissions[:1], lengths[:1])[0])
+        with self.model.adapters.use(self.adapter):
+            found = head.read(head.align(emissions[:1], lengths[:1])[0])
         return f"reference: {batch.texts[0]}\nhypothesis: {found.text}"
 
     def compute_loss(self, emissions: Sequence[Tensor], lengths: Tensor, batch: AnyBatch) -> Tensor:
@@ -147,7 +150,8 @@ class TrainingModule(LightningModule):
     def validation_step(self, batch: AnyBatch | DataError, batch_idx: int, dataloader_idx: int = 0) -> None:
         batch = require_batch(batch)
         (emissions,), lengths, _ = self.batch_forward.forward_batch(batch, base_alone=self.base_alone)
-        self.counts[dataloader_idx].add(self.model.head, batch, emissions, lengths)
+        with self.model.adapters.use(None if self.base_alone else self.adapter):
+            self.counts[dataloader_idx].add(self.model.head, batch, emissions, lengths)
 
     def on_validation_epoch_end(self) -> None:
         """Log `val_wer`, `val_cer`, `val_loss` of the first set, and of the others with their number.

@@ -20,8 +20,8 @@ from overtone.checkpoints.nemo.config import translate
 from overtone.models.asr_model import AsrModel, build_model
 from overtone.nets.attention import attend, relative_shift, split_heads
 from overtone.nets.conformer import ConformerEncoder
-from overtone.nets.ctc import CtcProjection, Reduction, ctc_loss
-from overtone.nets.layers import channels_last_is_safe, depthwise_conv, run_checkpointed, valid_frames
+from overtone.nets.ctc import CtcProjection, ctc_loss
+from overtone.nets.layers import Reduction, channels_last_is_safe, depthwise_conv, run_checkpointed, valid_frames
 from overtone.nets.taps import Tap, TapContext
 from overtone.tokenizers import CharTokenizer
 from support.families import ENCODERS, WIDTH, batch, family_model

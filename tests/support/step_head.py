@@ -4,6 +4,7 @@ state, and a token lies in a single frame."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Self
 
@@ -12,10 +13,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from overtone.decoding.decoder import DecodingOptions, Emissions, Flags
+from overtone.decoding.decoder import DecodingOptions, Emissions, Flags, Scope
 from overtone.decoding.hypothesis import Hypothesis, Word
 from overtone.models.asr_model import AsrModel
-from overtone.nets.ctc import Reduction
+from overtone.nets.layers import Reduction
 from overtone.tokenizers import Tokenizer
 
 
@@ -82,6 +83,7 @@ class StepHead:
     """
 
     gives_log_probs = False
+    decodes_with_adapters = False
     reduction: Reduction = "sum"
 
     def __init__(self, tokenizer: Tokenizer, *, seconds_per_frame: float, width: int = 1) -> None:
@@ -137,7 +139,13 @@ class StepHead:
         )
         return Hypothesis(text=self.tokenizer.decode(ids), words=words, ids=tuple(ids), spans=tuple(spans))
 
-    def decoder(self, options: DecodingOptions | None = None, *, first_frame: int = 0) -> StepDecoder:
+    def scores(self, emissions: Tensor, lengths: Tensor) -> Tensor:
+        """[B, T, V+2]"""
+        return emissions
+
+    def decoder(
+        self, options: DecodingOptions | None = None, *, first_frame: int = 0, scope: Scope = nullcontext
+    ) -> StepDecoder:
         return StepDecoder(self, first_frame)
 
 

@@ -49,6 +49,7 @@ class ToneModel(nn.Module):
         self.device = torch.device("cpu")
         self.name = "tones"
         self.head = CtcHead(nn.Identity(), self.tokenizer, seconds_per_frame=self.seconds_per_frame)
+        self.heads, self.head_in_use = {"ctc": self.head}, "ctc"
         self.backend_in_use: str | None = None
         """The name of a dtype, for a copy of the base in it."""
         self.batches: list[list[int]] = []
@@ -100,6 +101,11 @@ class ToneModel(nn.Module):
     def computing_in(self, dtype: str | None) -> Iterator[None]:
         with self.computing_with(self.backend_in_use if dtype is None else self.make_backend(dtype)):
             yield
+
+    @contextmanager
+    def decoding_with(self, name: str | None) -> Iterator[None]:
+        assert name in (None, "ctc")
+        yield
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

@@ -31,6 +31,8 @@ from overtone.files import write_failure
 from overtone.models.asr_model import AsrModel
 
 HELD = re.compile(r"^(?P<host>.+)\.adapter_layer\.(?P<name>[^.]+)\.(?P<parameter>.+)$")
+NEMO_MODULES = ("encoder", "decoder", "joint")
+"""Parts of a model that have adapters in NeMo."""
 NEMO_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
 
 HostTensors = Mapping[str, Mapping[str, Tensor]]
@@ -229,8 +231,14 @@ def nemo_form(adapter: Adapter) -> NemoForm:
 
 
 def check_nemo_can_hold(adapter: Adapter) -> None:
-    """Raises CheckpointError for a kind that NeMo does not have, and for a name that it cannot give to an adapter."""
+    """Raises CheckpointError for a kind or a place that NeMo does not have, and for a name that it cannot give."""
     nemo_form(adapter)
+    places = {adapter.at(point).point.module for point in adapter.points} - set(NEMO_MODULES)
+    if places:
+        raise CheckpointError(
+            f"Adapter '{adapter.name}' acts in {', '.join(sorted(places))}, where NeMo has no adapters (it has them in "
+            f"{', '.join(NEMO_MODULES)}). Save it as an adapter folder."
+        )
     taken = adapter.name == "global_cfg" or hasattr(nn.ModuleDict(), adapter.name)
     if taken or not NEMO_NAME.match(adapter.name):
         raise CheckpointError(

@@ -6,15 +6,20 @@ Settings that cannot be honoured are refused by key, with the value and the valu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from overtone.checkpoints.nemo.keys import (
     CONFORMER,
     CTC_DECODER,
+    JOINT_NET,
+    PREDICTION,
     PREPROCESSOR,
+    RNNT_DECODER,
+    RNNT_JOINT,
     SPEC_AUGMENT,
+    STATELESS_DECODER,
     Section,
 )
 from overtone.checkpoints.nemo.tokenizer import (
@@ -24,10 +29,11 @@ from overtone.checkpoints.nemo.tokenizer import (
     piece_source,
     tokenizer_files,
 )
+from overtone.checkpoints.nemo.transducer import read_transducer, write_transducer
 from overtone.checkpoints.nemo.yaml import refuse_resolvers, resolved
 from overtone.config.keys import refuse, shown, write_section
 from overtone.errors import CheckpointError
-from overtone.models.parts import Settings, complete
+from overtone.models.parts import Settings, complete, parts_of
 from overtone.tokenizers import CharTokenizer, Tokenizer
 
 MODELS = "nemo.collections.asr.models"
@@ -46,6 +52,8 @@ class Family:
     """The same over sentencepiece pieces."""
     sections: Mapping[str, tuple[Section, ...]]
     """For each part what its section may be, one table for each class of net. They are read in this order."""
+    more: Callable[[Mapping[str, Any], dict[str, dict[str, Any]], str], None] | None = None
+    """(configuration, settings of the parts, source): adds to the settings what other sections say."""
 
 
 CTC = Family(
@@ -54,7 +62,34 @@ CTC = Family(
     piece_models=(f"{MODELS}.EncDecCTCModelBPE", f"{MODELS}.ctc_bpe_models.EncDecCTCModelBPE"),
     sections={"preprocessor": (PREPROCESSOR,), "encoder": (CONFORMER,), "decoder": (CTC_DECODER,)},
 )
-FAMILIES = (CTC,)
+TRANSDUCER = Family(
+    words="transducers, RNNT and TDT (EncDecRNNTModel, EncDecRNNTBPEModel)",
+    character_models=(f"{MODELS}.EncDecRNNTModel", f"{MODELS}.rnnt_models.EncDecRNNTModel"),
+    piece_models=(f"{MODELS}.EncDecRNNTBPEModel", f"{MODELS}.rnnt_bpe_models.EncDecRNNTBPEModel"),
+    sections={
+        "preprocessor": (PREPROCESSOR,),
+        "encoder": (CONFORMER,),
+        "decoder": (RNNT_DECODER, STATELESS_DECODER),
+        "joint": (RNNT_JOINT,),
+    },
+    more=read_transducer,
+)
+HYBRID = Family(
+    words="hybrids with a transducer and a CTC head (EncDecHybridRNNTCTCModel, EncDecHybridRNNTCTCBPEModel)",
+    character_models=(
+        f"{MODELS}.EncDecHybridRNNTCTCModel",
+        f"{MODELS}.hybrid_rnnt_ctc_models.EncDecHybridRNNTCTCModel",
+    ),
+    piece_models=(
+        f"{MODELS}.EncDecHybridRNNTCTCBPEModel",
+        f"{MODELS}.hybrid_rnnt_ctc_bpe_models.EncDecHybridRNNTCTCBPEModel",
+    ),
+    sections={**TRANSDUCER.sections, "ctc_decoder": (CTC_DECODER,)},
+    more=read_transducer,
+)
+FAMILIES = (CTC, TRANSDUCER, HYBRID)
+PLACES = {"ctc_decoder": "aux_ctc.decoder"}
+"""Sections that lie elsewhere than under the name of their part."""
 OTHER_TYPES = (
     ("hybrid", "hybrid transducer-CTC"),
     ("tdt", "TDT transducer"),
@@ -107,8 +142,11 @@ def translate(config: Mapping[str, Any], source: str = "model_config.yaml") -> N
     refuse_intermediate_losses(config, source)
     settings: dict[str, dict[str, Any]] = {}
     for part, tables in family.sections.items():
-        table, section = find_section(config, part, tables, source)
-        settings[part] = table.to_settings(section, f"{source}: {part}", settings)
+        place = PLACES.get(part, part)
+        table, section = find_section(config, place, tables, source)
+        settings[part] = table.to_settings(section, f"{source}: {place}", settings)
+    if family.more is not None:
+        family.more(config, settings, source)
     return NemoDescription(
         settings=settings,
         tokenizer=piece_source(config, source) if vocabulary == "sentencepiece" else character_source(config, source),
@@ -126,11 +164,12 @@ def find_family(config: Mapping[str, Any], source: str) -> tuple[Family, Vocabul
             return family, "characters"
     told = f"target is {target}"
     if not target:
-        contents = {"aux_ctc": "Hybrid", "joint": "RNNT", "transf_decoder": "Transf", "transf_encoder": "Transf"}
-        found = next((key for key in contents if config.get(key) is not None), None)
+        vocabulary: Vocabulary = "sentencepiece" if config.get("tokenizer") else "characters"
+        found = next((key for key in ("transf_decoder", "transf_encoder") if config.get(key) is not None), None)
         if found is None:
-            return CTC, "sentencepiece" if config.get("tokenizer") else "characters"
-        target, told = contents[found], f"it has a section '{found}'"
+            hybrid, transducer = config.get("aux_ctc") is not None, config.get("joint") is not None
+            return (HYBRID if hybrid else TRANSDUCER if transducer else CTC), vocabulary
+        target, told = "Transf", f"it has a section '{found}'"
     name = target.rpartition(".")[2]
     words = next((words for sign, words in OTHER_TYPES if sign in name.lower()), name)
     raise CheckpointError(
@@ -146,7 +185,9 @@ def find_section(
 
     Raises CheckpointError where the section is missing, and for a class that no table has.
     """
-    if not isinstance(config.get(name), dict):
+    outer, _, inner = name.partition(".")
+    held = config.get(outer)
+    if not isinstance(held.get(inner) if inner and isinstance(held, dict) else held, dict):
         raise CheckpointError(f"{source} has no section '{name}'; it is no configuration of a speech recogniser.")
     section: dict[str, Any] = resolved(config, name, source)
     target = str(section.get("_target_"))
@@ -196,43 +237,83 @@ def read_adapters(section: Any, source: str) -> tuple[NemoAdapter, ...]:
 
 def describe(settings: Settings, tokenizer: Tokenizer) -> dict[str, Any]:
     """NeMo's configuration for a model of ours that never had one. Raises CheckpointError where NeMo has no place."""
-    parts = {part: complete(part, values) for part, values in settings.items()}
-    if parts["decoder"]["temperature"] != 1.0:
-        raise CheckpointError("NeMo's configuration has no place for the temperature of the CTC head; set it to 1.0.")
+    parts = {part: complete(part, settings[part]) for part in parts_of(settings)}
+    family = HYBRID if "ctc_decoder" in parts else TRANSDUCER if "joint" in parts else CTC
     preprocessor = write_section(parts["preprocessor"], PREPROCESSOR.keys)
     config: dict[str, Any] = {
         "sample_rate": preprocessor["sample_rate"],
         "log_prediction": True,
         "ctc_reduction": "mean_batch",
         "skip_nan_grad": False,
-        "train_ds": None,
-        "validation_ds": None,
-        "test_ds": None,
     }
-    vocabulary = vocabulary_keys(tokenizer)
+    # NeMo's own training scripts need these sections, and fill them.
+    data = {"manifest_filepath": None, "sample_rate": preprocessor["sample_rate"], "batch_size": 16, "num_workers": 0}
+    vocabulary = vocabulary_keys(tokenizer, family)
     target = vocabulary.pop("target")
+    data |= {key: value for key, value in vocabulary.items() if key == "labels"}
     config |= vocabulary | {
+        "train_ds": {**data, "shuffle": True},
+        "validation_ds": {**data, "shuffle": False},
+        "test_ds": {**data, "shuffle": False},
         "preprocessor": {"_target_": PREPROCESSOR.classes[0]} | preprocessor | {"frame_splicing": 1},
         "spec_augment": {"_target_": SPEC_AUGMENT.classes[0], "freq_masks": 0, "time_masks": 0},
         "encoder": {"_target_": CONFORMER.classes[0]} | write_section(parts["encoder"], CONFORMER.keys),
-        "decoder": {
-            "_target_": CTC_DECODER.classes[0],
-            "feat_in": parts["decoder"]["width"],
-            "num_classes": parts["decoder"]["classes"],
-            "vocabulary": tokenizer.vocabulary,
-        },
-        "optim": {"name": "adamw", "lr": 0.001},
+        **describe_heads(parts, tokenizer),
+        **(write_transducer(settings) if "joint" in parts else {}),
+        "optim": {"name": "adamw", "lr": 0.001, "betas": [0.9, 0.98], "weight_decay": 0.0},
         "target": target,
     }
     return config
 
 
-def vocabulary_keys(tokenizer: Tokenizer) -> dict[str, Any]:
+def describe_heads(parts: Settings, tokenizer: Tokenizer) -> dict[str, Any]:
+    """The sections of the heads. Raises CheckpointError for a CTC head with a temperature."""
+    sections: dict[str, Any] = {}
+    head = parts.get("ctc_decoder") or (None if "joint" in parts else parts["decoder"])
+    if head is not None:
+        if head["temperature"] != 1.0:
+            raise CheckpointError(
+                "NeMo's configuration has no place for the temperature of the CTC head; set it to 1.0."
+            )
+        section = {
+            "_target_": CTC_DECODER.classes[0],
+            "feat_in": head["width"],
+            "num_classes": head["classes"],
+            "vocabulary": tokenizer.vocabulary,
+        }
+        if "joint" not in parts:
+            return {"decoder": section}
+        sections["aux_ctc"] = {"ctc_loss_weight": 0.3, "ctc_reduction": "mean_batch", "decoder": section}
+    prediction, joint = parts["decoder"], parts["joint"]
+    stateless = prediction.get("kind") == "stateless"
+    network = {"layers": 1, "dropout": 0.0, **prediction}
+    sections["decoder"] = {
+        "_target_": (STATELESS_DECODER if stateless else RNNT_DECODER).classes[0],
+        "normalization_mode": "layer" if prediction.get("normalize") else None,
+        "blank_as_pad": True,
+        "vocab_size": prediction["classes"],
+        "prednet": write_section(network, PREDICTION),
+        **({"context_size": prediction["context"]} if stateless else {"random_state_sampling": False}),
+    }
+    sections["joint"] = {
+        "_target_": RNNT_JOINT.classes[0],
+        "log_softmax": None,
+        "preserve_memory": False,
+        "fuse_loss_wer": False,
+        "jointnet": write_section(joint, JOINT_NET),
+        "num_classes": joint["classes"],
+        "num_extra_outputs": len(joint["durations"]),
+        "vocabulary": tokenizer.vocabulary,
+    }
+    return sections
+
+
+def vocabulary_keys(tokenizer: Tokenizer, family: Family = CTC) -> dict[str, Any]:
     """The keys of a configuration that name the class of the model and its vocabulary.
 
     Raises CheckpointError for a tokenizer that NeMo could not read.
     """
     if isinstance(tokenizer, CharTokenizer):
-        return {"labels": tokenizer.vocabulary, "target": CTC.character_models[0]}
+        return {"labels": tokenizer.vocabulary, "target": family.character_models[0]}
     names = {key: f"{FILE_PREFIX}{name}" for key, (name, _) in tokenizer_files(tokenizer).items()}
-    return {"tokenizer": {"dir": "tokenizer", "type": "bpe", **names}, "target": CTC.piece_models[0]}
+    return {"tokenizer": {"dir": "tokenizer", "type": "bpe", **names}, "target": family.piece_models[0]}

@@ -152,7 +152,7 @@ def read_conformer(table: Section, section: dict[str, Any], where: str, parts: P
 
 def read_ctc_decoder(table: Section, section: dict[str, Any], where: str, parts: Parts) -> dict[str, Any]:
     """The settings of CtcProjection; `classes` is None where only the tokenizer knows. Raises CheckpointError."""
-    width = parts["encoder"]["output_width"] or parts["encoder"]["width"]
+    width = encoder_width(parts)
     for name, value in section.items():
         if name not in ("_target_", *table.idle) and value:
             raise CheckpointError(
@@ -171,6 +171,36 @@ def read_ctc_decoder(table: Section, section: dict[str, Any], where: str, parts:
     if classes < 1:
         classes = len(vocabulary) or None
     return {"width": width, "classes": classes}
+
+
+def encoder_width(parts: Parts) -> int:
+    """The width of the encoder's output."""
+    width: int = parts["encoder"]["output_width"] or parts["encoder"]["width"]
+    return width
+
+
+def read_prediction(table: Section, section: dict[str, Any], where: str, parts: Parts) -> dict[str, Any]:
+    """The settings of RecurrentPrediction or StatelessPrediction. Raises CheckpointError."""
+    nested = read_section(
+        section.pop("prednet", None), PREDICTION, f"{where}.prednet", fixed=PREDICTION_FIXED, idle=("t_max",)
+    )
+    settings = {**table.plain_settings(section, where), **nested}
+    if "context" in settings:
+        del settings["layers"], settings["dropout"]
+        settings["normalize"] = settings["normalize"] == "layer"
+        return {"kind": "stateless", **settings}
+    return {"kind": "rnnt", **settings}
+
+
+def read_joint(table: Section, section: dict[str, Any], where: str, parts: Parts) -> dict[str, Any]:
+    """The settings of Joint; its durations are read from the loss. Raises CheckpointError for other widths."""
+    nested = read_section(section.pop("jointnet", None), JOINT_NET, f"{where}.jointnet")
+    settings = {**table.plain_settings(section, where), **nested}
+    widths = {"encoder_width": encoder_width(parts), "prediction_width": parts["decoder"]["width"]}
+    for ours, theirs in (("encoder_width", "encoder_hidden"), ("prediction_width", "pred_hidden")):
+        if settings[ours] not in (None, widths[ours]):
+            refuse(f"{where}.jointnet", theirs, settings[ours], f"{widths[ours]}, the width of what it projects")
+    return {**settings, **widths}
 
 
 # Tables
@@ -269,6 +299,59 @@ CTC_DECODER = Section(
     keys=(),
     idle=("feat_in", "num_classes", "vocabulary", "init_mode", "add_blank"),
     read=read_ctc_decoder,
+)
+
+PREDICTION = (
+    Key("pred_hidden", "width", integer(at_most=65_536)),
+    Key("pred_rnn_layers", "layers", integer(at_most=100), 1),
+    Key("dropout", "dropout", number(0.0, 1.0), 0.0, float),
+)
+PREDICTION_FIXED: dict[str, tuple[Any, ...]] = {
+    "norm": (None,),
+    "rnn_hidden_size": (-1, 0, None),
+    "weights_init_scale": (1.0, None),
+    "hidden_hidden_bias_scale": (0.0, None),
+    "norm_first_rnn": (False, None),
+    "forget_gate_bias": (1.0, None),
+}
+JOINT_NET = (
+    Key("encoder_hidden", "encoder_width", optional(integer(at_most=65_536)), None),
+    Key("pred_hidden", "prediction_width", optional(integer(at_most=65_536)), None),
+    Key("joint_hidden", "width", integer(at_most=65_536)),
+    Key("activation", "activation", lambda value: one_of("relu", "sigmoid", "tanh")(str(value).lower()), "relu"),
+    Key("dropout", "dropout", number(0.0, 1.0), 0.0),
+)
+RNNT_DECODER = Section(
+    classes=(f"{MODULES}.RNNTDecoder", f"{MODULES}.rnnt.RNNTDecoder"),
+    keys=(Key("vocab_size", "classes", integer(at_most=10_000_000)),),
+    fixed={"normalization_mode": (None,), "random_state_sampling": (False, None), "blank_as_pad": (True,)},
+    read=read_prediction,
+)
+STATELESS_DECODER = Section(
+    classes=(f"{MODULES}.StatelessTransducerDecoder", f"{MODULES}.rnnt.StatelessTransducerDecoder"),
+    keys=(
+        Key("vocab_size", "classes", integer(at_most=10_000_000)),
+        Key("context_size", "context", integer(at_most=64), 1),
+        Key("normalization_mode", "normalize", optional(one_of("layer")), None),
+    ),
+    fixed={"blank_as_pad": (True,)},
+    read=read_prediction,
+)
+RNNT_JOINT = Section(
+    classes=(f"{MODULES}.RNNTJoint", f"{MODULES}.rnnt.RNNTJoint"),
+    keys=(Key("num_classes", "classes", integer(at_most=10_000_000)),),
+    fixed={"masking_prob": (-1.0, 0.0, None)},
+    # These are ways of a computation, or repeat what other keys say.
+    idle=(
+        "vocabulary",
+        "log_softmax",
+        "preserve_memory",
+        "fuse_loss_wer",
+        "fused_batch_size",
+        "experimental_fuse_loss_wer",
+        "num_extra_outputs",
+    ),
+    read=read_joint,
 )
 
 SPEC_AUGMENT = Section(

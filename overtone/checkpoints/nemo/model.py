@@ -31,7 +31,7 @@ from overtone.checkpoints.nemo.yaml import read_yaml, resolved, write_yaml
 from overtone.errors import CheckpointError, ConfigError
 from overtone.files import write_failure
 from overtone.models.asr_model import AsrModel, build_model
-from overtone.models.parts import PARTS
+from overtone.models.parts import build_part, parts_of
 from overtone.tokenizers import CharTokenizer, Tokenizer
 
 CONFIG = "model_config.yaml"
@@ -39,6 +39,10 @@ WEIGHTS = "model_weights.ckpt"
 KEY_PREFIXES = (
     ("preprocessor.", "preprocessor.featurizer."),
     ("decoder.projection.", "decoder.decoder_layers.0."),
+    ("ctc_decoder.projection.", "ctc_decoder.decoder_layers.0."),
+    ("decoder.embed.", "decoder.prediction.embed."),
+    ("decoder.embeds.", "decoder.prediction.embeds."),
+    ("decoder.lstm.", "decoder.prediction.dec_rnn.lstm."),
 )
 """Beginnings of our keys -> those of NeMo's, where they differ."""
 
@@ -124,12 +128,15 @@ def assemble(
     Raises CheckpointError where they contradict each other.
     """
     settings = description.settings
-    settings["decoder"]["classes"] = settings["decoder"]["classes"] or tokenizer.size
-    if settings["decoder"]["classes"] != tokenizer.size:
-        raise CheckpointError(
-            f"{source}: the head has {settings['decoder']['classes']} classes, the tokenizer {tokenizer.size} symbols; "
-            "they must be equal."
-        )
+    for part in ("decoder", "joint", "ctc_decoder"):
+        if part not in settings:
+            continue
+        settings[part]["classes"] = settings[part]["classes"] or tokenizer.size
+        if settings[part]["classes"] != tokenizer.size:
+            raise CheckpointError(
+                f"{source}: the head has {settings[part]['classes']} classes, the tokenizer {tokenizer.size} symbols; "
+                "they must be equal."
+            )
     try:
         check_sizes(settings, tensors, source)
         model = build_model(settings=settings, tokenizer=tokenizer, config=config, name=name)
@@ -203,12 +210,17 @@ def net_shapes(settings: Mapping[str, Mapping[str, Any]], source: str) -> dict[s
     """
     try:
         with torch.device("meta"):
-            encoder = PARTS["encoder"](**{**settings["encoder"], "layers": 1})
-            decoder = PARTS["decoder"](**settings["decoder"])
+            encoder = build_part("encoder", {**settings["encoder"], "layers": 1})
+            heads = {
+                part: build_part(part, settings[part])
+                for part in parts_of(settings)
+                if part not in ("preprocessor", "encoder")
+            }
     except RuntimeError as error:
         raise CheckpointError(f"{source}: its configuration asks for more than there can be: {error}.") from error
     shapes = {f"encoder.{name}": tensor.shape for name, tensor in encoder.state_dict().items()}
-    shapes |= {nemo_key(f"decoder.{name}"): tensor.shape for name, tensor in decoder.state_dict().items()}
+    for part, net in heads.items():
+        shapes |= {nemo_key(f"{part}.{name}"): tensor.shape for name, tensor in net.state_dict().items()}
     first = "encoder.layers.0."
     for name in [name for name in shapes if name.startswith(first)]:
         for layer in range(1, settings["encoder"]["layers"]):

@@ -51,7 +51,10 @@ def piece_source(config: Mapping[str, Any], source: str) -> TokenizerSource:
 def character_source(config: Mapping[str, Any], source: str) -> TokenizerSource:
     """The labels of a model over characters. Raises CheckpointError where there are none."""
     decoder = resolved(config, "decoder", source)
-    labels = decoder.get("vocabulary") or (resolved(config, "labels", source) if config.get("labels") else None)
+    joint = resolved(config, "joint", source) if isinstance(config.get("joint"), dict) else {}
+    labels = decoder.get("vocabulary") or joint.get("vocabulary")
+    if not labels and config.get("labels"):
+        labels = resolved(config, "labels", source)
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
         raise CheckpointError(f"{source}: decoder.vocabulary is {shown(labels)}; a list of characters is needed.")
     return TokenizerSource(kind="characters", labels=tuple(labels))

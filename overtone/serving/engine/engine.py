@@ -11,8 +11,9 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cached_property, partial
 from typing import Self
 
@@ -20,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from overtone.audio.stream_features import RawFeatures
-from overtone.decoding.decoder import Emissions
+from overtone.decoding.decoder import Emissions, Scope
 from overtone.inference.rows import RowThreads, use_threads
 from overtone.models.asr_model import AsrModel
 from overtone.serving.adapter_store.store import Lease
@@ -113,6 +114,21 @@ class Engine:
         """Queue normalised features mel [F, T], like a waveform."""
         seconds = mel.shape[1] * self.model.preprocessor.seconds_per_frame
         return self._submit(partial(Row, waveform=None, mel=mel), seconds, lease, priority, deadline, group)
+
+    def decoding_scope(self, lease: Lease | None) -> Scope:
+        """The adapters of a lease for decoders outside of the worker, where the model's head needs them there."""
+        choice = None if lease is None else lease.choice
+        if choice is None or not self.model.head.decodes_with_adapters:
+            return nullcontext
+
+        @contextmanager
+        def scope() -> Iterator[None]:
+            with ExitStack() as stack:
+                with self.lock:
+                    stack.enter_context(self.model.adapters.use(choice))
+                yield
+
+        return scope
 
     @cached_property
     def raw_features(self) -> RawFeatures:

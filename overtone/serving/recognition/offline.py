@@ -11,7 +11,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 
-from overtone.decoding.decoder import DecodingOptions, Emissions
+from overtone.decoding.decoder import Alignment, DecodingOptions, Emissions
 from overtone.decoding.hypothesis import Hypothesis
 from overtone.inference.windows import OVERLAP_SECONDS, WINDOW_SECONDS, Window, WindowJoiner, plan_windows
 from overtone.serving.adapter_store.store import Lease
@@ -106,13 +106,17 @@ def plan_recording(
     """Joiner of the windows of waveform [S], and the function that submits one of them."""
     samples_per_frame = engine.seconds_per_frame * engine.sample_rate
     windows = windows_of(engine, max(1, math.ceil(waveform.size / samples_per_frame - 1e-6)))
-    head = engine.model.head
+    head, scope = engine.model.head, engine.decoding_scope(lease)
+
+    def align(emissions: Emissions) -> Alignment:
+        with scope():
+            return head.align_row(emissions)
 
     def submit(window: Window) -> Future[Emissions]:
         part = waveform[round(window.start * samples_per_frame) : round(window.stop * samples_per_frame)]
         return engine.submit(part, lease=lease, deadline=deadline, group=group)
 
-    return WindowJoiner(windows, head.decoder(decoding), head.align_row), submit
+    return WindowJoiner(windows, head.decoder(decoding, scope=scope), align), submit
 
 
 def windows_of(engine: Engine, frames: int) -> list[Window]:

@@ -21,7 +21,7 @@ from typing import Literal, NamedTuple, Self
 import numpy as np
 
 from overtone.audio.stream_features import Statistics, StreamFeatures
-from overtone.decoding.decoder import Decoder, DecodingOptions, Emissions
+from overtone.decoding.decoder import Alignment, Decoder, DecodingOptions, Emissions
 from overtone.errors import UsageError
 from overtone.inference.windows import Window, WindowJoiner
 from overtone.serving.adapter_store.store import Lease
@@ -132,8 +132,19 @@ class Stream:
         self._last_step: tuple[_Step, Emissions] | None = None
         """Newest step that was decoded, and its emissions [T, C]."""
         self._decoding = decoding or DecodingOptions()
+        head, scope, options = engine.model.head, engine.decoding_scope(lease), self._decoding
+        self._scope = scope
+
+        def new_decoder(first_frame: int) -> Decoder:  # not a method: nothing that the stream has leads back to it
+            return head.decoder(options, first_frame=first_frame, scope=scope)
+
+        self._new_decoder = new_decoder
         self._utterances = Utterances(
-            engine, settings.endpointing, self._decoding, max_utterance=settings.max_utterance, lead=self.left
+            engine,
+            settings.endpointing,
+            self._new_decoder,
+            max_utterance=settings.max_utterance,
+            lead=self.left,
         )
         self._begun = self._over = False
 
@@ -297,12 +308,17 @@ class Stream:
                 results += self._decode_whole(each)
         return results
 
+    def _align(self, emissions: Emissions) -> Alignment:
+        """Greedy alignment of emissions [T, C]."""
+        with self._scope():
+            return self.engine.model.head.align_row(emissions)
+
     def _decode_whole(self, ended: Ended) -> list[Event | Ended]:
         """Final result of an utterance whose context lies within the last step; else the utterance as it is."""
         step, emissions = self._newest()
         if step.start > max(0, ended.begin - self.left):
             return [ended]
-        decoder = self.engine.model.head.decoder(self._decoding, first_frame=ended.begin)
+        decoder = self._new_decoder(ended.begin)
         decoder.push(emissions[ended.begin - step.start : ended.end - step.start])
         return [*self._final(ended, decoder)]
 
@@ -328,11 +344,10 @@ class Stream:
     async def _second_pass(self, ended: Ended) -> list[Final]:
         """Final result of an utterance that is computed in one piece."""
         step, _ = self._newest()
-        head = self.engine.model.head
         start, stop = max(0, ended.begin - self.left), min(ended.end + self.right, step.stop)
-        decoder = head.decoder(self._decoding, first_frame=ended.begin)
+        decoder = self._new_decoder(ended.begin)
         windows = windows_of(self.engine, stop - start)
-        joiner = WindowJoiner(windows, decoder, head.align_row, first=ended.begin - start, last=ended.end - start)
+        joiner = WindowJoiner(windows, decoder, self._align, first=ended.begin - start, last=ended.end - start)
 
         def submit(window: Window) -> Future[Emissions]:
             return self._submit(start + window.start, start + window.stop, step.statistics)

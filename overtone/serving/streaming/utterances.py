@@ -5,11 +5,12 @@ Legend: T frames, C channels of an emission, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from overtone.decoding.decoder import Decoder, DecodingOptions, Emissions, Flags
+from overtone.decoding.decoder import Decoder, Emissions, Flags
 from overtone.decoding.hypothesis import Hypothesis, Word
 from overtone.serving.engine.engine import Engine
 from overtone.serving.recognition.request import Endpointing
@@ -134,11 +135,20 @@ class Utterances:
     """Decoder and endpointer of one stream."""
 
     def __init__(
-        self, engine: Engine, endpointing: Endpointing, decoding: DecodingOptions, *, max_utterance: float, lead: int
+        self,
+        engine: Engine,
+        endpointing: Endpointing,
+        new_decoder: Callable[[int], Decoder],
+        *,
+        max_utterance: float,
+        lead: int,
     ) -> None:
-        """max_utterance: seconds. lead: frames of silence that an utterance begins with, where there are so many."""
+        """new_decoder: makes a decoder of the frames from a number on. max_utterance: seconds.
+
+        lead: frames of silence that an utterance begins with, where there are so many.
+        """
         self.engine = engine
-        self.decoding = decoding
+        self.new_decoder = new_decoder
         self.lead = lead
         self.endpointer = Endpointer(endpointing, engine.seconds_per_frame)
         self.longest = max(1, round(max_utterance / engine.seconds_per_frame))
@@ -146,7 +156,7 @@ class Utterances:
         """Frames of the stream so far."""
         self.begin = 0
         """First frame of the current utterance."""
-        self.decoder = self._new_decoder()
+        self.decoder = self.new_decoder(self.frames)
         self.has_words = False
         """True once the current utterance has a frame with a token."""
         self.early = self.longest - min(round(LATE_SECONDS / engine.seconds_per_frame), self.longest // 2)
@@ -183,10 +193,6 @@ class Utterances:
         self.endpointer.reset()
         return self._end(seconds)
 
-    def _new_decoder(self) -> Decoder:
-        """Make a decoder of the frames from here on."""
-        return self.engine.model.head.decoder(self.decoding, first_frame=self.frames)
-
     def _cut(self, emissions: Emissions, seconds: float) -> list[Ended]:
         """End the utterance in a pause, before these frames or among them; the frames after it begin the next one."""
         if self._before is not None:
@@ -203,7 +209,7 @@ class Utterances:
     def _decode(self, emissions: Emissions, silent: Flags) -> None:
         self.frames += len(emissions)
         if not self.has_words and silent.all():  # silence before an utterance is not kept
-            self.decoder = self._new_decoder()
+            self.decoder = self.new_decoder(self.frames)
             self.begin = max(self.begin, self.frames - self.lead)
             return
         self.has_words = True
@@ -229,7 +235,7 @@ class Utterances:
         ended = Ended(begin=self.begin, end=self.frames, decoder=self.decoder, audio_processed=seconds)
         has_words, self.has_words = self.has_words, False
         self._before, self._late = None, []
-        self.decoder = self._new_decoder()
+        self.decoder = self.new_decoder(self.frames)
         self.begin = self.frames
         return [ended] if has_words else []
 

@@ -1,0 +1,279 @@
+"""Greedy decoding of transducers, with and without durations: frames and predictions -> tokens, frame by frame.
+
+All rows of a batch go at once, each at a frame of its own (label looping, arXiv:2406.06220): a row moves on over blanks
+until it says a token, and only then its prediction network is asked again. The rules are those of NeMo's
+`greedy_batch`: at most `max_symbols` tokens in a frame, then the next frame; a TDT model's durations say how far to go.
+
+Legend: B batch, T encoder frames, J joint width, H prediction width, N scores.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from overtone.decoding.decoder import Emissions, Flags, Scope
+from overtone.decoding.hypothesis import Hypothesis, make_hypothesis, shift
+from overtone.nets.transducer import Joint, PredictionNet, State
+from overtone.tokenizers import Tokenizer
+
+MAX_SYMBOLS = 10
+"""Tokens in one frame, where a checkpoint does not say."""
+LOOKAHEAD = 4
+"""Frames whose scores are computed at once with the same prediction, where blanks go one frame on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransducerPath:
+    """The tokens of one recording and the frames in which they are said; nothing else is said in its `frames`."""
+
+    ids: npt.NDArray[np.int64]
+    """[U] tokens."""
+
+    places: npt.NDArray[np.int64]
+    """[U] frame of each token, not falling."""
+
+    durations: npt.NDArray[np.int64]
+    """[U] frames that each token lasts, as its model says; 0 where it does not say."""
+
+    log_probs: npt.NDArray[np.float32]
+    """[U] natural logarithm of each token's probability."""
+
+    frames: int
+    """Encoder frames T of the recording."""
+
+    score: float = 0.0
+    """Natural logarithm of the probability of all tokens and blanks."""
+
+    def __len__(self) -> int:
+        return self.frames
+
+    @property
+    def silent(self) -> Flags:
+        """[T] bool, true on frames without a token; those that a token lasts count as its own."""
+        flags = np.ones(self.frames, dtype=np.bool_)
+        for place, duration in zip(self.places.tolist(), self.durations.tolist(), strict=True):
+            flags[place : place + max(1, duration)] = False
+        return flags
+
+    def cut(self, start: int, stop: int) -> TransducerPath:
+        """The tokens of the frames [start, stop); the score becomes that of these tokens alone."""
+        kept = (self.places >= start) & (self.places < stop)
+        if kept.all() and start == 0 and stop == self.frames:
+            return self
+        return TransducerPath(
+            ids=self.ids[kept],
+            places=self.places[kept] - start,
+            durations=self.durations[kept],
+            log_probs=self.log_probs[kept],
+            frames=stop - start,
+            score=float(self.log_probs[kept].sum(dtype=np.float64)),
+        )
+
+    def join(self, later: Sequence[TransducerPath]) -> TransducerPath:
+        """These frames, followed by later ones in order."""
+        if not later:
+            return self
+        paths = [self, *later]
+        begins = np.cumsum([0, *(path.frames for path in paths)]).tolist()
+        return TransducerPath(
+            ids=np.concatenate([path.ids for path in paths]),
+            places=np.concatenate([path.places + begin for path, begin in zip(paths, begins, strict=False)]),
+            durations=np.concatenate([path.durations for path in paths]),
+            log_probs=np.concatenate([path.log_probs for path in paths]),
+            frames=begins[-1],
+            score=sum(path.score for path in paths),
+        )
+
+
+@dataclass
+class Cursor:
+    """Where the decoding of every row stands."""
+
+    prediction: Tensor
+    """[B, J] projected output of the prediction network."""
+    state: State
+    """Memory of the prediction network."""
+    time: Tensor
+    """[B] int64: the frame that comes next."""
+    symbols: Tensor
+    """[B] int64: tokens said in that frame so far."""
+    score: Tensor
+    """[B] float64."""
+    said: list[tuple[Tensor, ...]] = field(default_factory=list)
+    """Rows, tokens, frames, durations and log-probabilities of every round."""
+
+    def fork(self) -> Cursor:
+        """An independent copy; tensors are replaced, never written to."""
+        return replace(self, said=list(self.said))
+
+
+class TransducerSearch:
+    """The greedy search of one model."""
+
+    def __init__(self, joint: Joint, prediction: PredictionNet, *, max_symbols: int = MAX_SYMBOLS) -> None:
+        self.joint = joint
+        self.prediction = prediction
+        self.max_symbols = max_symbols
+        self.lookahead = 1 if joint.durations else LOOKAHEAD
+
+    def begin(self, rows: int) -> Cursor:
+        """Before the first frame of so many rows."""
+        output, state = self.prediction.begin(rows)
+        none = torch.zeros(rows, dtype=torch.int64, device=output.device)
+        return Cursor(self.joint.pred(output), state, none, none, none.double())
+
+    def run(self, frames: Tensor, lengths: Tensor, cursor: Cursor) -> None:
+        """Move the cursor to the end of the projected frames [B, T, J]; lengths [B]."""
+        rows = torch.arange(frames.size(0), device=frames.device)
+        ahead = torch.arange(self.lookahead, device=frames.device)
+        while bool((cursor.time < lengths).any()):
+            place = cursor.time[:, None] + ahead  # [B, K]
+            inside = place < lengths[:, None]
+            part = frames[rows[:, None], place.clamp(max=frames.size(1) - 1)]  # [B, K, J]
+            scores = self.joint(part, cursor.prediction.unsqueeze(1))[:, :, 0].float()  # [B, K, N]
+            tokens = scores[..., : self.joint.blank + 1]
+            best, symbol = tokens.max(dim=-1)
+            log_probs = best - tokens.logsumexp(dim=-1)  # [B, K]
+            speaks = inside & (symbol != self.joint.blank)
+            found = speaks.any(dim=1)
+            first = torch.where(found, speaks.int().argmax(dim=1), 0)  # [B]
+            until = torch.where(found, first, self.lookahead)
+            cursor.score = cursor.score + (log_probs.double() * (inside & (ahead <= until[:, None]))).sum(dim=1)
+            passed, lasts = self.steps(scores[:, 0], inside, found, first)
+            time = cursor.time + passed
+            symbols = torch.where(passed > 0, 0, cursor.symbols) + found
+            if bool(found.any()):
+                chosen = torch.where(found, symbol[rows, first], self.joint.blank)
+                said = (rows, chosen, time, lasts, log_probs[rows, first])
+                cursor.said.append(tuple(each[found] for each in said))
+                output, state = self.prediction.step(chosen, cursor.state)
+                cursor.prediction = torch.where(found[:, None], self.joint.pred(output), cursor.prediction)
+                cursor.state = tuple(choose(found, new, old) for new, old in zip(state, cursor.state, strict=True))
+            full = (lasts == 0) & (symbols >= self.max_symbols)
+            cursor.time = time + lasts + full
+            cursor.symbols = torch.where((lasts > 0) | full, 0, symbols)
+
+    def steps(self, scores: Tensor, inside: Tensor, found: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
+        """Frames passed over without a token, [B], and frames that the token lasts, [B].
+
+        scores [B, N] of the frame at hand, inside [B, K]: frames before the end, found [B]: whether a token was found,
+        first [B]: the frame of it among those ahead.
+        """
+        if not self.joint.durations:
+            return torch.where(found, first, inside.sum(dim=1)), torch.zeros_like(first)
+        durations = torch.tensor(self.joint.durations, device=scores.device)
+        lasting = durations[scores[:, self.joint.blank + 1 :].argmax(dim=-1)]
+        passed = torch.where(found | ~inside[:, 0], 0, lasting.clamp(min=1))
+        return passed, torch.where(found, lasting, 0)
+
+    def paths(self, frames: Tensor, lengths: Tensor) -> list[TransducerPath]:
+        """Projected frames [B, T, J], lengths [B] -> the tokens of each row."""
+        with torch.no_grad():
+            cursor = self.begin(frames.size(0))
+            self.run(frames, lengths.to(frames.device), cursor)
+        return collect(cursor, lengths.tolist())
+
+
+def choose(found: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """The memory `new` [·, B, …] of rows that have a new token, found [B]; the memory `old` of the others."""
+    return torch.where(found.view(1, -1, *[1] * (new.dim() - 2)), new, old)
+
+
+def collect(cursor: Cursor, lengths: Sequence[int]) -> list[TransducerPath]:
+    """The tokens of each row so far."""
+    names = ("ids", "places", "durations", "log_probs")
+    if cursor.said:
+        rows, *columns = (torch.cat(column).cpu().numpy() for column in zip(*cursor.said, strict=True))
+    else:
+        rows, columns = np.zeros(0, dtype=np.int64), [np.zeros(0, dtype=np.int64)] * 3 + [np.zeros(0, dtype=np.float32)]
+    scores = cursor.score.tolist()
+    paths = []
+    for row, length in enumerate(lengths):
+        own = rows == row
+        values = {name: column[own] for name, column in zip(names, columns, strict=True)}
+        paths.append(TransducerPath(**values, frames=length, score=scores[row]))
+    return paths
+
+
+def read_path(path: TransducerPath, tokenizer: Tokenizer, *, seconds_per_frame: float) -> Hypothesis:
+    """The text of a path, with words and times."""
+    spans = [
+        (place, min(place + max(1, duration), max(path.frames, place + 1)))
+        for place, duration in zip(path.places.tolist(), path.durations.tolist(), strict=True)
+    ]
+    return make_hypothesis(
+        path.ids.tolist(),
+        spans,
+        np.exp(path.log_probs, dtype=np.float64).tolist(),
+        tokenizer,
+        seconds_per_frame=seconds_per_frame,
+        score=path.score,
+    )
+
+
+class TransducerDecoder:
+    """Greedy decoding of one recording as its frames come: the same as of all frames together."""
+
+    def __init__(
+        self,
+        search: TransducerSearch,
+        tokenizer: Tokenizer,
+        *,
+        seconds_per_frame: float,
+        first_frame: int = 0,
+        scope: Scope = nullcontext,
+    ) -> None:
+        """first_frame: the number of the first frame pushed; spans and word times count from frame 0.
+
+        scope: the adapters of the recording.
+        """
+        self.search = search
+        self.tokenizer = tokenizer
+        self.seconds_per_frame = seconds_per_frame
+        self.first_frame = first_frame
+        self.scope = scope
+        self.frames = 0
+        with torch.no_grad(), scope():
+            self.cursor = search.begin(1)
+
+    def push(self, emissions: Emissions) -> None:
+        """Decode the next T projected frames, emissions [T, J]."""
+        self._run(emissions, self.cursor)
+        self.frames += len(emissions)
+
+    def silent(self, emissions: Emissions) -> Flags:
+        """[T] bool: the frames without a token, if emissions [T, J] were pushed next."""
+        ahead = self.cursor.fork()
+        self._run(emissions, ahead)
+        whole = self.frames + len(emissions)
+        return collect(ahead, [whole])[0].silent[self.frames :]
+
+    def fork(self) -> Self:
+        twin = copy.copy(self)
+        twin.cursor = self.cursor.fork()
+        return twin
+
+    def hypotheses(self, count: int = 1) -> list[Hypothesis]:
+        """The one reading there is."""
+        path = collect(self.cursor, [self.frames])[0]
+        found = read_path(path, self.tokenizer, seconds_per_frame=self.seconds_per_frame)
+        return [shift(found, self.first_frame, self.seconds_per_frame)]
+
+    def _run(self, emissions: Emissions, cursor: Cursor) -> None:
+        """Frames are numbered from the beginning of the decoding; those before these are never looked at again."""
+        part = torch.from_numpy(np.ascontiguousarray(emissions)).unsqueeze(0)
+        cursor.time = cursor.time - self.frames
+        said = len(cursor.said)
+        with torch.no_grad(), self.scope():
+            self.search.run(part, torch.tensor([len(emissions)]), cursor)
+        cursor.time = cursor.time + self.frames
+        cursor.said[said:] = [(*each[:2], each[2] + self.frames, *each[3:]) for each in cursor.said[said:]]
