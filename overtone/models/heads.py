@@ -43,7 +43,7 @@ class Head(Protocol):
     reduction: Reduction
     """The sum of losses over a batch in the checkpoint's own training."""
     decodes_with_adapters: bool
-    """Whether adapters may act in the head's decoders too, which then need their scope."""
+    """True if adapters may act in the head's decoders too, which then need their scope."""
 
     def emit(self, x: Tensor, lengths: Tensor) -> Tensor:
         """x [B, T, D], lengths [B] -> emissions [B, T, C] float32, which loss and decoders take."""
