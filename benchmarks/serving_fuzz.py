@@ -46,7 +46,7 @@ OUR_FAULTS = ("INTERNAL", "UNKNOWN", "DATA_LOSS", "UNAVAILABLE", "DEADLINE_EXCEE
 PARTS = 5
 """Memory is looked at after each."""
 MEMORY_GROWTH = 0.10
-"""What the last part may add."""
+"""Share of its memory that the last part may add."""
 NAMES = [adapter_name(index) for index in range(3)]
 VICTIM = "victim"
 """The name of uploads."""
@@ -58,7 +58,7 @@ class Outcome:
     kind: str
     status: str
     fault: str = ""
-    """What was wrong with the server's answer; empty where all is well."""
+    """Fault of the server's answer; empty where all is well."""
     seconds: float = 0.0
 
 

@@ -68,7 +68,7 @@ class Mutations:
 
     seed: int
     names: Sequence[str] = ("base",)
-    """Of adapters that exist."""
+    """Names of adapters that exist."""
     adapter: Path | None = None
     """A good adapter's folder, for damaged uploads."""
     generator: random.Random = field(init=False)
@@ -243,7 +243,7 @@ class Mutations:
     # WebSocket
 
     def session_messages(self, session: Any) -> list[str | bytes]:
-        """What a client of a realtime session sends."""
+        """Messages of a client of a realtime session."""
         sound = self.sound()
         update = {"type": "transcription_session.update", "session": session}
         append = {"type": "input_audio_buffer.append", "audio": base64.b64encode(sound).decode()}

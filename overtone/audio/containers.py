@@ -14,6 +14,7 @@ import struct
 from collections.abc import Iterator
 from fractions import Fraction
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol, cast
 
@@ -89,17 +90,21 @@ class Track:
     def blocks(self, start: float = 0.0) -> Iterator[Block]:
         """The samples from `start` seconds to the end, a block for each of FFmpeg's frames. Raises AudioError."""
         self._has_jumped = start > RUN_UP_SECONDS and self.kind.jumps and self._jump(start - RUN_UP_SECONDS)
-        ahead = None if self._has_jumped else round(start * self._stream.codec_context.sample_rate)
-        for frame in self._frames():
-            if ahead is None:
-                ahead = round((start - self._time(frame)) * frame.sample_rate)
-                if ahead < 0:  # FFmpeg went too far
-                    self._open()
-                    yield from self.blocks(start)
-                    return
-            if ahead < frame.samples:
-                yield Block(frame_samples(frame)[ahead:], frame.sample_rate)
-            ahead = max(0, ahead - frame.samples)
+        frames = self._frames()
+        first = next(frames, None)
+        ahead = start
+        if first is not None and self._has_jumped:
+            ahead = start - self._time(first)
+            if ahead < 0:  # FFmpeg went too far: decode from the beginning
+                self._open()
+                frames, ahead = self._frames(), start
+                first = next(frames, None)
+        left = None
+        for frame in frames if first is None else chain((first,), frames):
+            left = round(ahead * frame.sample_rate) if left is None else left
+            if left < frame.samples:
+                yield Block(frame_samples(frame)[left:], frame.sample_rate)
+            left = max(0, left - frame.samples)
 
     def seconds(self) -> float:
         """Seconds of sound, counted over the packets of the whole file. Raises AudioError."""
@@ -124,6 +129,7 @@ class Track:
         try:
             if self._file.seekable():
                 self._file.seek(0)
+            self._has_jumped = False
             self._container = av.open(
                 self._file,
                 "r",
@@ -198,7 +204,7 @@ class Track:
                 is_continuous = self.kind is FLAC
                 end = begin + length
                 yield frame
-        if not end:
+        if not end and not self._has_jumped:
             raise self._error("nothing in it can be decoded")
         whole = float((self._stream.duration or 0) * self._time_base)
         if self.kind is FLAC and end < whole - 1e-4:

@@ -87,7 +87,7 @@ class AudioDecoder:
         self._has_tag = False
         self._feed: Feed | None = None
         self.closed = False
-        """Whether it was told to give up."""
+        """True if it was told to give up."""
         self._resampler = Resampler(target_rate)
         self._bytes = 0
         self._seconds = 0.0

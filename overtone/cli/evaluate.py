@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from overtone.cli.arguments import ADAPTER_HELP, add_computing, add_decoder, add_windows
+from overtone.cli.arguments import ADAPTER_HELP, add_attention, add_computing, add_decoder, add_windows
 from overtone.cli.overrides import add_configuration, is_override, read_settings
 from overtone.cli.screen import note, progress_bar, results_console
 from overtone.errors import ConfigError, UsageError, did_you_mean
@@ -46,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_windows(parser)
     add_computing(parser)
     add_decoder(parser)
+    add_attention(parser)
     add_configuration(parser)
 
 
@@ -85,6 +86,8 @@ def by_settings(arguments: argparse.Namespace) -> Evaluation:
         name, _ = split_name(name, None)
     if arguments.device == "auto":
         arguments.device = device_of(settings.trainer.accelerator)
+    if arguments.att_context_size is None:
+        arguments.att_context_size = settings.model.encoder.att_context_size
     dtype = arguments.dtype if arguments.dtype != "auto" else settings.compute_dtype
     return measure(arguments, model, list(manifest_paths(settings.model.test_ds)), [name], dtype=dtype)
 
@@ -110,7 +113,7 @@ def measure(
 
     for manifest in manifests:
         read_references(Path(manifest))
-    model = load(source, arguments.device, decoder=arguments.decoder)
+    model = load(source, arguments.device, decoder=arguments.decoder, att_context_size=arguments.att_context_size)
     choices = [None, *model.adapters.names] if adapters is None else [find_adapter(model, name) for name in adapters]
     with progress_bar("evaluating") as progress:
         return evaluate(

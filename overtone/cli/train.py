@@ -77,4 +77,6 @@ def next_command(settings: Settings, result: TrainingResult) -> str:
     """Return the command that measures the adapter."""
     model = str(settings.model.nemo_model or settings.model.pretrained_model)
     words = ["overtone", "evaluate", model, "TEST_MANIFEST", "--adapter", "null", "--adapter", str(result.best)]
+    if context := settings.model.encoder.att_context_size:
+        words += ["--att-context-size", ",".join(map(str, context))]
     return f"Next: {shlex.join(words)}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from overtone.cli.arguments import ADAPTER_HELP, add_computing, add_decoder, add_windows
+from overtone.cli.arguments import ADAPTER_HELP, add_attention, add_computing, add_decoder, add_windows
 from overtone.cli.screen import note, progress_bar, shares_terminal_with_results
 from overtone.errors import OvertoneError
 from overtone.startup import fast_imports
@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_windows(parser)
     add_computing(parser)
     add_decoder(parser)
+    add_attention(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -46,7 +47,12 @@ def run(arguments: argparse.Namespace) -> int:
     writer = TranscriptWriter(
         style, output=arguments.output, several=len(recordings) > 1, inputs=[recording.path for recording in recordings]
     )
-    model = load(arguments.model, arguments.device, decoder=arguments.decoder)
+    model = load(
+        arguments.model,
+        arguments.device,
+        decoder=arguments.decoder,
+        att_context_size=arguments.att_context_size,
+    )
     choice = find_adapter(model, arguments.adapter)
     transcriber = Transcriber(
         model,

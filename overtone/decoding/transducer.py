@@ -96,7 +96,7 @@ class TransducerPath:
 
 @dataclass
 class Cursor:
-    """Where the decoding of every row stands."""
+    """The state of the decoding of every row."""
 
     prediction: Tensor
     """[B, J] projected output of the prediction network."""

@@ -161,18 +161,22 @@ class AsrModel(nn.Module):
         return self.head.emit(self.encoder_in_use.above(x, lengths, cut), lengths)
 
     def recognise_within(self, mel: Tensor, lengths: Tensor, layers: Sequence[int]) -> tuple[list[Tensor], Tensor]:
-        """mel [B, F, T], lengths [B] -> emissions [B, T', C] on the outputs of inner layers, in rising order, then the
-        model's own; lengths [B].
+        """mel [B, F, T], lengths [B] -> emissions [B, T', C] of the inner head on the outputs of inner layers, in
+        rising order, then the model's own; lengths [B].
         """
         if not layers:
             emissions, lengths = self.recognise(mel, lengths)
             return [emissions], lengths
-        encoder, found, done = self.encoder, [], 0
-        x, lengths, context = encoder.embed(mel, lengths)
-        for end in (*(layer + 1 for layer in layers), len(encoder.layers)):
-            x, done = encoder.run_layers(x, context, done, end), end
-            found.append(self.head.emit(encoder.project(x), lengths))
-        return found, lengths
+        head, inner = self.head, self.head.inner
+        assert inner is not None, "the training has checked that the head can stand on inner layers"
+        (*outputs, last), lengths = self.encoder_in_use.within(mel, lengths, layers)
+        return [*(inner.emit(x, lengths) for x in outputs), head.emit(last, lengths)], lengths
+
+    @property
+    def inner_losses(self) -> Mapping[int, float]:
+        """The checkpoint's own losses on inner layers: the share of each in the whole loss, by the layer's index."""
+        losses: Mapping[int, float] = self.settings.get("interctc", {}).get("losses", {})
+        return losses
 
     @property
     def device(self) -> torch.device:

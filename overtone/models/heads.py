@@ -43,7 +43,11 @@ class Head(Protocol):
     reduction: Reduction
     """The sum of losses over a batch in the checkpoint's own training."""
     decodes_with_adapters: bool
-    """Whether adapters may act in the head's decoders too, which then need their scope."""
+    """True if adapters may act in the head's decoders too, which then need their scope."""
+
+    @property
+    def inner(self) -> Head | None:
+        """The head that stands on the outputs of inner layers in training; None where none does."""
 
     def emit(self, x: Tensor, lengths: Tensor) -> Tensor:
         """x [B, T, D], lengths [B] -> emissions [B, T, C] float32, which loss and decoders take."""
@@ -107,6 +111,11 @@ class CtcHead:
         self.seconds_per_frame = seconds_per_frame
         self.reduction: Reduction = reduction
 
+    @property
+    def inner(self) -> Head | None:
+        """The head itself."""
+        return self
+
     def emit(self, x: Tensor, lengths: Tensor) -> Tensor:
         """x [B, T, D], lengths [B] -> log-probabilities [B, T, V+1] float32."""
         log_probs: Tensor = self.net(x, lengths)
@@ -165,6 +174,7 @@ class TransducerHead:
 
     gives_log_probs = False
     decodes_with_adapters = True
+    inner = None
 
     def __init__(
         self,
@@ -273,6 +283,7 @@ class HybridHead:
         self.transducer = transducer
         self.ctc = ctc
         self.ctc_weight = ctc_weight
+        self.inner = ctc
         self.width = transducer.joint.width
         self.reduction = transducer.reduction
 

@@ -13,6 +13,7 @@ from overtone.config import to_plain
 from overtone.data.dataset import SpeechDataset
 from overtone.errors import CheckpointError
 from overtone.models.asr_model import AsrModel
+from overtone.models.attention import attention_facts
 from overtone.training.console import Reporter
 from overtone.training.data import SpeechSet, worker_count
 from overtone.training.plan import TrainingPlan
@@ -43,6 +44,11 @@ class Run:
     prefix: PrefixPlan | None = None
     """The part of the base that is computed once for each utterance; None computes everything in every step."""
 
+    @property
+    def inner_losses(self) -> Mapping[int, float]:
+        """Share of the loss on the output of an inner layer, by the layer's index."""
+        return self.plan.inner_losses_of(self.model)
+
     def identity(self) -> dict[str, Any]:
         """Return what must not change between the parts of a resumed run."""
         batches = self.training.plan
@@ -62,6 +68,7 @@ class Run:
                 "accumulate": self.plan.trainer.accumulate_grad_batches,
             },
             "seed": self.plan.seed,
+            "inner_losses": [list(share) for share in self.inner_losses.items()],
             "prefix_cache": None if self.prefix is None else self.prefix.identity(),
         }
 
@@ -72,6 +79,7 @@ class Run:
         adapter = self.model.adapters[self.adapter]
         return {
             "base": self.model.fingerprint(),
+            **attention_facts(self.model),
             "kind": {"name": adapter.kind.name, **to_plain(adapter.kind)},
             "strategy": asdict(adapter.strategy),
             "modules": adapter.modules_text,

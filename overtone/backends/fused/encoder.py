@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -134,6 +134,17 @@ class FusedEncoder:
             positions, shared = self.surroundings(lengths, x.size(1))
             x = self.enter(x, positions) if cut == 0 else self.layers[cut - 1].layer.after_block(x, x, shared.taps)
             return self.project(self.run_layers(x, shared, first=cut))
+
+    def within(self, mel: Tensor, lengths: Tensor, layers: Sequence[int]) -> tuple[list[Tensor], Tensor]:
+        """The same as `ConformerEncoder.within`: mel [B, F, T], lengths [B] -> [B, T', D] float32 each, lengths [B]."""
+        self.refresh()
+        with torch.autocast(mel.device.type, enabled=False):
+            x, lengths, shared = self.embed(mel, lengths)
+            found, done = [], 0
+            for end in (*(layer + 1 for layer in layers), len(self.layers)):
+                x, done = self.run_layers(x, shared, done, end), end
+                found.append(self.project(x))
+            return found, lengths
 
     def embed(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, SharedContext]:
         """Everything below the first layer: mel [B, F, T], lengths [B] -> x [B, T', D], lengths [B], shared context."""

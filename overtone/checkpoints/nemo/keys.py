@@ -62,34 +62,6 @@ def unset_below_one(value: Any) -> int | None:
     return width if width > 0 else None
 
 
-def convolution_norm(value: Any) -> str:
-    """A norm of the convolution module by its name."""
-    name = str(value)
-    groups = name.removeprefix("group_norm")
-    if name in ("batch_norm", "layer_norm") or (name != groups and groups.isdigit() and int(groups) > 0):
-        return name
-    raise NotSupportedError("batch_norm, layer_norm, group_normN with the number N of groups")
-
-
-def convolution_context(value: Any) -> Any:
-    """Frames to the left and to the right of the depthwise convolution."""
-    if value is None or value == "causal":
-        return value
-    if isinstance(value, list) and len(value) == 2:
-        return [integer(0)(side) for side in value]
-    raise NotSupportedError("null, causal, or the frames to the left and to the right")
-
-
-def attention_context(value: Any) -> list[int]:
-    """[left, right]; the first of several that the model was trained for."""
-    context = value or [-1, -1]
-    if isinstance(context, list) and isinstance(context[0], list):
-        context = context[0]
-    if not isinstance(context, list) or len(context) != 2:
-        raise NotSupportedError("[left, right] in frames, -1 for all, or a list of such pairs")
-    return [integer(-1)(side) for side in context]
-
-
 def log_guard(value: Any) -> float | str:
     return str(value) if value in ("tiny", "eps") else number(0.0)(value)
 
@@ -118,35 +90,6 @@ def read_preprocessor(table: Section, section: dict[str, Any], where: str, parts
         if samples:
             # Half a sample more, as whole samples are cut from the seconds.
             settings[in_seconds] = (int(samples) + 0.5) / settings["sample_rate"]
-    return settings
-
-
-def read_conformer(table: Section, section: dict[str, Any], where: str, parts: Parts) -> dict[str, Any]:
-    """The settings of ConformerEncoder. Raises CheckpointError for values that contradict each other."""
-    reduction = section.pop("reduction", None)
-    if reduction and section.get("reduction_factor", 1) != 1:
-        refuse(where, "reduction", reduction, "null, or reduction_factor 1")
-    settings = table.plain_settings(section, where)
-    if settings["features"] != parts["preprocessor"]["features"]:
-        raise CheckpointError(
-            f"{where}.feat_in is {settings['features']}, preprocessor.features is {parts['preprocessor']['features']}; "
-            "they must be equal."
-        )
-    width, heads, kernel = settings["width"], settings["heads"], settings["kernel_size"]
-    if width % heads:
-        refuse(where, "n_heads", heads, f"a divisor of d_model {width}")
-    if kernel % 2 == 0:
-        refuse(where, "conv_kernel_size", kernel, "an odd number")
-    factor = settings["subsampling_factor"]
-    if factor & (factor - 1) and "striding" in settings["subsampling"]:
-        refuse(where, "subsampling_factor", factor, "a power of 2")
-    if settings["conv_context"] == "causal":
-        settings["conv_context"] = [kernel - 1, 0]
-    if settings["conv_context"] is not None and sum(settings["conv_context"]) + 1 != kernel:
-        refuse(where, "conv_context_size", settings["conv_context"], f"two numbers that add up to {kernel - 1}")
-    left, right = settings["attention_context"]
-    if settings["attention_context_style"] == "chunked_limited" and (right < 0 or (left > 0 and left % (right + 1))):
-        refuse(where, "att_context_size", [left, right], "a left context that is a multiple of the right one + 1")
     return settings
 
 
@@ -240,59 +183,6 @@ PREPROCESSOR = Section(
     idle=("nb_max_freq", "use_torchaudio", "stft_exact_pad", "stft_conv"),
     read=read_preprocessor,
 )
-
-CONFORMER = Section(
-    classes=(
-        f"{MODULES}.ConformerEncoder",
-        f"{MODULES}.ConformerEncoderAdapter",
-        f"{MODULES}.conformer_encoder.ConformerEncoder",
-        f"{MODULES}.conformer_encoder.ConformerEncoderAdapter",
-    ),
-    keys=(
-        Key("feat_in", "features", integer()),
-        Key("d_model", "width", integer(at_most=65_536)),
-        Key("n_layers", "layers", integer(at_most=1000)),
-        Key("n_heads", "heads", integer(at_most=1024), 4),
-        Key("ff_expansion_factor", "feed_forward_expansion", integer(at_most=64), 4),
-        Key("conv_kernel_size", "kernel_size", integer(at_most=1025), 31),
-        Key("subsampling", "subsampling", one_of("striding", "dw_striding", "stacking", "stacking_norm"), "striding"),
-        Key("subsampling_factor", "subsampling_factor", integer(2, 1024), 4),
-        Key("subsampling_conv_channels", "subsampling_channels", unset_below_one, -1, lambda value: value or -1),
-        Key("causal_downsampling", "causal_downsampling", flag, False),
-        Key("self_attention_model", "position", one_of("rel_pos", "abs_pos"), "rel_pos"),
-        Key("xscaling", "scale_input", flag, True),
-        Key("untie_biases", "untie_biases", flag, True),
-        Key("use_bias", "use_bias", flag, True),
-        Key("conv_norm_type", "conv_norm", convolution_norm, "batch_norm"),
-        Key("conv_context_size", "conv_context", convolution_context, None),
-        Key("att_context_size", "attention_context", attention_context, None, list),
-        Key("att_context_style", "attention_context_style", one_of("regular", "chunked_limited"), "regular"),
-        Key("feat_out", "output_width", unset_below_one, -1, lambda value: value or -1),
-        Key("dropout", "dropout", number(0.0, 1.0), 0.1),
-        Key("dropout_pre_encoder", "dropout_pre_encoder", number(0.0, 1.0), 0.1),
-        Key("dropout_emb", "dropout_emb", number(0.0, 1.0), 0.1),
-        Key("dropout_att", "dropout_att", number(0.0, 1.0), 0.0),
-        Key("pos_emb_max_len", "position_max_len", integer(), 5000),
-    ),
-    fixed={"global_tokens": (0, None), "global_attn_separate": (False, None), "conv_dual_mode": (False, None)},
-    # These act in the training of the base alone, or change the way of a computation and not its result.
-    idle=(
-        "subsampling_conv_chunking_factor",
-        "reduction_position",
-        "reduction_factor",
-        "att_context_probs",
-        "stochastic_depth_drop_prob",
-        "stochastic_depth_mode",
-        "stochastic_depth_start_layer",
-        "global_tokens_spacing",
-        "use_pytorch_sdpa",
-        "use_pytorch_sdpa_backends",
-        "sync_max_audio_length",
-    ),
-    read=read_conformer,
-)
-ADAPTABLE_CONFORMER = f"{MODULES}.conformer_encoder.ConformerEncoderAdapter"
-"""The class of an encoder that has adapters."""
 
 CTC_DECODER = Section(
     classes=(f"{MODULES}.ConvASRDecoder", f"{MODULES}.conv_asr.ConvASRDecoder"),

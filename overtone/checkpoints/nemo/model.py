@@ -24,7 +24,7 @@ from overtone.checkpoints.nemo.config import (
     translate,
     vocabulary_keys,
 )
-from overtone.checkpoints.nemo.keys import ADAPTABLE_CONFORMER
+from overtone.checkpoints.nemo.conformer import ADAPTABLE_CONFORMER
 from overtone.checkpoints.nemo.pickles import read_state_dict
 from overtone.checkpoints.nemo.tokenizer import FILE_PREFIX, read_tokenizer, tokenizer_files
 from overtone.checkpoints.nemo.yaml import read_yaml, resolved, write_yaml

@@ -17,6 +17,7 @@ from overtone.adapters.kinds.registry import known
 from overtone.config import to_plain
 from overtone.errors import ConfigError
 from overtone.models.asr_model import COMPUTE_DTYPES, AsrModel
+from overtone.models.attention import attention_facts
 from overtone.nets.subsampling import StackingSubsampling
 from overtone.training.plan import TrainingPlan
 from overtone.training.trainer import Machine, RunLength, base_dtype, lightning_precision
@@ -77,7 +78,7 @@ def plan_prefix(
     check_variants(plan)
     if chosen.enabled is False:
         return None
-    obstacle = find_obstacle(model, adapter)
+    obstacle = find_obstacle(plan, model, adapter)
     if chosen.enabled is True and (obstacle is not None or adapter is None):
         raise ConfigError(f"{KEY}.enabled: {obstacle} Leave it out, or give false.")
     if obstacle is not None or adapter is None:
@@ -138,10 +139,12 @@ def find_random(plan: TrainingPlan) -> dict[str, Any]:
     return found
 
 
-def find_obstacle(model: AsrModel, adapter: Adapter | None) -> str | None:
+def find_obstacle(plan: TrainingPlan, model: AsrModel, adapter: Adapter | None) -> str | None:
     """Return why nothing can be cached; None where something can."""
     if adapter is None:
         return "with model.train=everything no part of the base stays the same."
+    if plan.inner_losses_of(model):
+        return "the losses on inner layers (model.interctc, of the checkpoint) need the layers; null is without them."
     norms = any(isinstance(module, nn.GroupNorm) for module in model.encoder.modules())
     if norms or isinstance(model.encoder.pre_encode, StackingSubsampling):
         part = "group norm" if norms else "stacking subsampling"
@@ -184,6 +187,7 @@ def describe_owner(plan: TrainingPlan, model: AsrModel, machine: Machine, cut: i
         "prepared": plan.compute_dtype != "float32",
         "precision": lightning_precision(plan.trainer),
         "cut": cut,
+        **attention_facts(model),
     }
 
 

@@ -105,10 +105,34 @@ def test_training_keys_are_accepted() -> None:
         "stochastic_depth_drop_prob": 0.3, "stochastic_depth_mode": "linear", "stochastic_depth_start_layer": 1,
         "reduction": None, "reduction_position": None, "reduction_factor": 1, "att_context_probs": None,
         "use_pytorch_sdpa": True, "subsampling_conv_chunking_factor": 1, "a_key_of_tomorrow": None,
+        "att_chunk_context_size": None, "conv_context_style": "regular", "rope_base": 10000.0, "rotary_fraction": 1.0,
+        "use_triton": None,
     }  # fmt: skip
     config["interctc"] = {"loss_weights": [], "apply_at_layers": []}
     config["optim"] = {"name": "anything"}
     assert translate(config) == translate(char_config())
+
+
+def test_several_attention_contexts_are_kept_and_the_first_acts() -> None:
+    encoder = translate(changed("encoder.att_context_size", [[70, 13], [70, -1]])).settings["encoder"]
+    assert encoder["attention_context"] == [70, 13]
+    assert encoder["attention_contexts"] == [[70, 13], [70, -1]]
+    assert "attention_contexts" not in translate(changed("encoder.att_context_size", [70, 13])).settings["encoder"]
+
+
+def test_chunks_of_streams_leave_whole_recordings_alone() -> None:
+    config = char_config()
+    config["encoder"] |= {
+        "att_context_style": "chunked_limited_with_rc", "att_chunk_context_size": [[70], [1, 2], [0, 1]],
+        "conv_context_style": "dcc", "att_context_size": [-1, -1],
+    }  # fmt: skip
+    assert translate(config) == translate(char_config())
+
+
+def test_losses_on_inner_layers_are_read() -> None:
+    config = changed("interctc", {"loss_weights": [0.2, 0.3], "apply_at_layers": [1, 0]})
+    assert translate(config).settings["interctc"] == {"losses": {0: 0.3, 1: 0.2}}
+    assert "interctc" not in translate(char_config()).settings
 
 
 def test_a_window_in_samples_is_that_many_samples() -> None:
@@ -119,6 +143,9 @@ def test_a_window_in_samples_is_that_many_samples() -> None:
 
 
 REFUSED = [
+    ("encoder.conv_context_style", "dcc", "regular"),
+    ("encoder.att_chunk_context_size", [[70], [1], [0]], "chunked_limited_with_rc"),
+    ("encoder.att_context_size", [[70, 13], [70]], "a list of such pairs"),
     ("target", "nemo.collections.asr.models.EncDecHATModel", "encoder-decoder type transducer (HAT)"),
     ("target", "nemo.collections.asr.models.EncDecMultiTaskModel", "attention encoder-decoder"),
     ("target", "my.package.Model", "encoder-decoder type Model is not supported yet"),
@@ -138,7 +165,7 @@ REFUSED = [
     ("encoder.conv_norm_type", "group_norm0", "group_norm0"),
     ("encoder.conv_kernel_size", 30, "an odd number"),
     ("encoder.conv_context_size", [3, 3], "add up to 30"),
-    ("encoder.att_context_style", "chunked_limited_with_rc", "regular, chunked_limited"),
+    ("encoder.att_context_style", "causal", "regular, chunked_limited, chunked_limited_with_rc"),
     ("encoder.att_context_size", [1, 2, 3], "[left, right]"),
     ("encoder.n_heads", 5, "a divisor of d_model 32"),
     ("encoder.n_layers", "two", "a whole number"),
@@ -164,7 +191,11 @@ REFUSED = [
     ("decoder.add_blank", False, "add_blank is false"),
     ("decoder.vocabulary", "abc", "a list of symbols"),
     ("decoder.hidden", 7, "decoder.hidden is 7"),
-    ("interctc.loss_weights", [0.3], "no losses at intermediate layers"),
+    ("interctc", {"loss_weights": [0.3], "apply_at_layers": []}, "0 numbers"),
+    ("interctc", {"loss_weights": [0.3, 0.7], "apply_at_layers": [0, 1]}, "whose sum is less than 1"),
+    ("interctc", {"loss_weights": [0.3], "apply_at_layers": [99]}, "different layers, from 0 to"),
+    ("interctc", {"loss_weights": [0.3], "apply_at_layers": "all"}, "a list"),
+    ("interctc", {"loss_weights": [0.3], "apply_at_layers": [0], "more": 1}, None),
     ("encoder.reduction", "pooling", None),
 ]
 
