@@ -14,7 +14,6 @@ from typing import TypeVar
 
 from overtone.adapters.adapter_set import FILE_CHOICE
 from overtone.audio.load import AudioReader, Waveform, audio_duration
-from overtone.data.batching import pad_rows
 from overtone.data.manifest import length_problem
 from overtone.decoding.decoder import Alignment
 from overtone.decoding.hypothesis import Hypothesis
@@ -23,6 +22,7 @@ from overtone.inference.recordings import Recording, find_recordings
 from overtone.inference.rows import RowThreads
 from overtone.inference.windows import OVERLAP_SECONDS, WINDOW_SECONDS, Window, join_windows, plan_windows
 from overtone.models.asr_model import AsrModel, Backend
+from overtone.nets.layers import pad_rows
 
 __all__ = ["Recording", "Transcriber", "Transcription", "transcribe"]
 

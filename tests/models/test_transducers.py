@@ -14,11 +14,11 @@ import torch
 
 from overtone.adapters.kinds.linear import LinearAdapter
 from overtone.checkpoints.load import load_model, save_model
+from overtone.decoding.transducer import TransducerHead
 from overtone.errors import AdapterError, CheckpointError, UsageError
 from overtone.evaluation.verify import verify
 from overtone.inference.transcribe import Transcriber, transcribe
 from overtone.models.asr_model import AsrModel, build_model
-from overtone.models.heads import TransducerHead
 from overtone.serving.adapter_store.store import AdapterStore
 from overtone.serving.engine.engine import Engine, EngineSettings
 from overtone.serving.recognition.offline import recognise
