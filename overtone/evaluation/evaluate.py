@@ -22,7 +22,7 @@ __all__ = ["Evaluation", "evaluate"]
 
 Progress = Callable[[float, float], None]
 BASE_ALONE: tuple[Choice, ...] = (None,)
-"""What is evaluated where nothing is named."""
+"""The default of `adapters`: no adapter, nothing else."""
 
 
 def evaluate(
