@@ -170,14 +170,10 @@ def inspect_model(model: AsrModel, *, source: str = "") -> ModelInspection:
 
 def architecture_of(model: AsrModel) -> str:
     """`FastConformer-CTC: 8 layers of width 176, …`"""
-    encoder = complete("encoder", model.settings["encoder"])
-    factor = encoder["subsampling_factor"]
-    fast = encoder["subsampling"] == "dw_striding" and factor == 8
-    return (
-        f"{'FastConformer-CTC' if fast else 'Conformer-CTC'}: {encoder['layers']} layers of width {encoder['width']}, "
-        f"{encoder['heads']} heads ({encoder['position']}), kernel {encoder['kernel_size']}, "
-        f"{encoder['subsampling']} subsampling {factor}×"
-    )
+    name, sizes = model.encoder.describe()
+    transducer = "TDT" if model.settings.get("joint", {}).get("durations") else "RNNT"
+    heads = [transducer if head == "rnnt" else head.upper() for head in model.heads if head != "hybrid"]
+    return f"{'-'.join((name, *heads))}: {sizes}"
 
 
 def inspect_part(model: AsrModel, part: str) -> PartInspection:

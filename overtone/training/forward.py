@@ -101,11 +101,9 @@ def make_augmentation(settings: SpecAugmentSettings | None) -> SpecAugment | Non
 
 
 def check_inner_layers(model: AsrModel, losses: Mapping[int, float]) -> None:
-    """Raises ConfigError for layers that the encoder does not have, and for its last one."""
-    last = len(model.encoder.layers) - 1
+    """Raises ConfigError for layers that the encoder does not have, for its last one, and for those of other sizes."""
+    inner = model.encoder.inner_layers
+    allowed = f"allowed are {inner[0]} to {inner[-1]}" if inner else "this encoder has none of its output's size"
     for layer in losses:
-        if not 0 <= layer < last:
-            raise ConfigError(
-                f"model.interctc.apply_at_layers: {layer} is no inner layer of this encoder; "
-                f"allowed are 0 to {last - 1}."
-            )
+        if layer not in inner:
+            raise ConfigError(f"model.interctc.apply_at_layers: {layer} is no inner layer of this encoder; {allowed}.")

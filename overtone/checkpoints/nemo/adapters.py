@@ -193,7 +193,10 @@ def adapter_config(adapter: Adapter) -> dict[str, Any]:
     """One adapter's own section: what the file said, or what NeMo would have written."""
     if adapter.nemo is not None:
         return {**adapter.nemo["config"], "enabled": adapter.nemo["enabled"]}
-    form, point = nemo_form(adapter), adapter.at(adapter.points[0]).point
+    form, first = nemo_form(adapter), adapter.at(adapter.points[0]).point
+    # NeMo leaves the width of the last layer there, where layers have different ones.
+    own = [adapter.at(name).point for name in adapter.points]
+    point = [other for other in own if other.module == first.module][-1]
     return {
         **write_section({**vars(adapter.kind), WIDTH: point.out_width}, form.keys),
         "adapter_strategy": {**write_section(vars(adapter.strategy), STRATEGY), "_target_": form.strategy_target},

@@ -13,6 +13,8 @@ from typing import Any, Literal
 from overtone.checkpoints.nemo.keys import (
     CONFORMER,
     CTC_DECODER,
+    ENCODERS,
+    JASPER,
     JOINT_NET,
     PREDICTION,
     PREPROCESSOR,
@@ -57,10 +59,10 @@ class Family:
 
 
 CTC = Family(
-    words="Conformer-CTC and FastConformer-CTC (EncDecCTCModel, EncDecCTCModelBPE)",
+    words="CTC models: Conformer, FastConformer, Citrinet, QuartzNet, Jasper (EncDecCTCModel, EncDecCTCModelBPE)",
     character_models=(f"{MODELS}.EncDecCTCModel", f"{MODELS}.ctc_models.EncDecCTCModel"),
     piece_models=(f"{MODELS}.EncDecCTCModelBPE", f"{MODELS}.ctc_bpe_models.EncDecCTCModelBPE"),
-    sections={"preprocessor": (PREPROCESSOR,), "encoder": (CONFORMER,), "decoder": (CTC_DECODER,)},
+    sections={"preprocessor": (PREPROCESSOR,), "encoder": (CONFORMER, JASPER), "decoder": (CTC_DECODER,)},
 )
 TRANSDUCER = Family(
     words="transducers, RNNT and TDT (EncDecRNNTModel, EncDecRNNTBPEModel)",
@@ -68,7 +70,7 @@ TRANSDUCER = Family(
     piece_models=(f"{MODELS}.EncDecRNNTBPEModel", f"{MODELS}.rnnt_bpe_models.EncDecRNNTBPEModel"),
     sections={
         "preprocessor": (PREPROCESSOR,),
-        "encoder": (CONFORMER,),
+        "encoder": (CONFORMER, JASPER),
         "decoder": (RNNT_DECODER, STATELESS_DECODER),
         "joint": (RNNT_JOINT,),
     },
@@ -240,6 +242,7 @@ def describe(settings: Settings, tokenizer: Tokenizer) -> dict[str, Any]:
     parts = {part: complete(part, settings[part]) for part in parts_of(settings)}
     family = HYBRID if "ctc_decoder" in parts else TRANSDUCER if "joint" in parts else CTC
     preprocessor = write_section(parts["preprocessor"], PREPROCESSOR.keys)
+    encoder = ENCODERS[parts["encoder"].get("kind", "conformer")]
     config: dict[str, Any] = {
         "sample_rate": preprocessor["sample_rate"],
         "log_prediction": True,
@@ -257,7 +260,7 @@ def describe(settings: Settings, tokenizer: Tokenizer) -> dict[str, Any]:
         "test_ds": {**data, "shuffle": False},
         "preprocessor": {"_target_": PREPROCESSOR.classes[0]} | preprocessor | {"frame_splicing": 1},
         "spec_augment": {"_target_": SPEC_AUGMENT.classes[0], "freq_masks": 0, "time_masks": 0},
-        "encoder": {"_target_": CONFORMER.classes[0]} | write_section(parts["encoder"], CONFORMER.keys),
+        "encoder": {"_target_": encoder.classes[0]} | write_section(parts["encoder"], encoder.keys),
         **describe_heads(parts, tokenizer),
         **(write_transducer(settings) if "joint" in parts else {}),
         "optim": {"name": "adamw", "lr": 0.001, "betas": [0.9, 0.98], "weight_decay": 0.0},

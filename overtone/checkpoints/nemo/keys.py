@@ -6,11 +6,12 @@ its sections here, and names them in `config.FAMILIES`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from overtone.config.keys import (
+    Check,
     Key,
     NotSupportedError,
     flag,
@@ -18,11 +19,14 @@ from overtone.config.keys import (
     number,
     one_of,
     optional,
+    read_key,
     read_section,
     refuse,
     shown,
+    write_section,
 )
 from overtone.errors import CheckpointError
+from overtone.nets.jasper import ACTIVATIONS
 
 MODULES = "nemo.collections.asr.modules"
 
@@ -39,6 +43,8 @@ class Section:
     keys: tuple[Key, ...]
     fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     """Keys with the only values that are supported."""
+    adaptable: str = ""
+    """The class of an encoder of this kind that has adapters."""
     idle: tuple[str, ...] = ()
     """Keys that may hold anything, since they change no number of an inference."""
     read: Callable[[Section, dict[str, Any], str, Parts], dict[str, Any]] | None = None
@@ -90,6 +96,28 @@ def attention_context(value: Any) -> list[int]:
     return [integer(-1)(side) for side in context]
 
 
+def single(check: Check) -> Check:
+    """A check of the one number in a list, or of a number by itself."""
+
+    def check_one(value: Any) -> Any:
+        if isinstance(value, list) and len(value) != 1:
+            raise NotSupportedError("one number")
+        return check(value[0] if isinstance(value, list) else value)
+
+    return check_one
+
+
+def in_list(value: Any) -> list[Any]:
+    return [value]
+
+
+def list_of_sections(value: Any) -> list[dict[str, Any]]:
+    """The blocks of an encoder, each a mapping of keys."""
+    if not isinstance(value, list) or not value or not all(isinstance(entry, dict) for entry in value):
+        raise NotSupportedError("a list of blocks")
+    return value
+
+
 def log_guard(value: Any) -> float | str:
     return str(value) if value in ("tiny", "eps") else number(0.0)(value)
 
@@ -127,11 +155,7 @@ def read_conformer(table: Section, section: dict[str, Any], where: str, parts: P
     if reduction and section.get("reduction_factor", 1) != 1:
         refuse(where, "reduction", reduction, "null, or reduction_factor 1")
     settings = table.plain_settings(section, where)
-    if settings["features"] != parts["preprocessor"]["features"]:
-        raise CheckpointError(
-            f"{where}.feat_in is {settings['features']}, preprocessor.features is {parts['preprocessor']['features']}; "
-            "they must be equal."
-        )
+    check_features(settings, where, parts)
     width, heads, kernel = settings["width"], settings["heads"], settings["kernel_size"]
     if width % heads:
         refuse(where, "n_heads", heads, f"a divisor of d_model {width}")
@@ -148,6 +172,41 @@ def read_conformer(table: Section, section: dict[str, Any], where: str, parts: P
     if settings["attention_context_style"] == "chunked_limited" and (right < 0 or (left > 0 and left % (right + 1))):
         refuse(where, "att_context_size", [left, right], "a left context that is a multiple of the right one + 1")
     return settings
+
+
+def read_jasper(table: Section, section: dict[str, Any], where: str, parts: Parts) -> dict[str, Any]:
+    """The settings of JasperEncoder. Raises CheckpointError for values that contradict each other.
+
+    As in NeMo a block without a residual mode has that of the block before.
+    """
+    mode = read_key(section, Key("residual_mode", "residual_mode", RESIDUAL_MODES, "add"), where)
+    section.pop("residual_mode", None)
+    settings = table.plain_settings(section, where)
+    check_features(settings, where, parts)
+    blocks = []
+    for index, entry in enumerate(settings["blocks"]):
+        inside = f"{where}.jasper[{index}]"
+        block = read_section(
+            {"residual_mode": mode, **entry}, BLOCK, inside, fixed={"heads": (-1, None)}, idle=BLOCK_IDLE
+        )
+        mode = block["residual_mode"]
+        kernel = max(int(block["kernel"] * block.pop(KERNEL_FACTOR)), 1)
+        blocks.append({**block, "kernel": kernel + 1 - kernel % 2})
+    return {"kind": "jasper", **settings, "blocks": blocks}
+
+
+def write_blocks(blocks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The value of `encoder.jasper` for these blocks."""
+    return [write_section({KERNEL_FACTOR: 1.0, **block}, BLOCK) for block in blocks]
+
+
+def check_features(settings: Mapping[str, Any], where: str, parts: Parts) -> None:
+    """Raises CheckpointError unless the encoder takes what the preprocessor gives."""
+    if settings["features"] != parts["preprocessor"]["features"]:
+        raise CheckpointError(
+            f"{where}.feat_in is {settings['features']}, preprocessor.features is {parts['preprocessor']['features']}; "
+            "they must be equal."
+        )
 
 
 def read_ctc_decoder(table: Section, section: dict[str, Any], where: str, parts: Parts) -> dict[str, Any]:
@@ -175,7 +234,10 @@ def read_ctc_decoder(table: Section, section: dict[str, Any], where: str, parts:
 
 def encoder_width(parts: Parts) -> int:
     """The width of the encoder's output."""
-    width: int = parts["encoder"]["output_width"] or parts["encoder"]["width"]
+    encoder = parts["encoder"]
+    width: int = (
+        encoder["blocks"][-1]["filters"] if "blocks" in encoder else encoder["output_width"] or encoder["width"]
+    )
     return width
 
 
@@ -205,6 +267,9 @@ def read_joint(table: Section, section: dict[str, Any], where: str, parts: Parts
 
 # Tables
 
+KERNEL_FACTOR = "kernel_factor"
+"""A factor of the kernel, which is multiplied with it when the section is read."""
+RESIDUAL_MODES = one_of("add", "stride_add", "max")
 PREPROCESSOR = Section(
     classes=(
         f"{MODULES}.AudioToMelSpectrogramPreprocessor",
@@ -289,10 +354,56 @@ CONFORMER = Section(
         "use_pytorch_sdpa_backends",
         "sync_max_audio_length",
     ),
+    adaptable=f"{MODULES}.conformer_encoder.ConformerEncoderAdapter",
     read=read_conformer,
 )
-ADAPTABLE_CONFORMER = f"{MODULES}.conformer_encoder.ConformerEncoderAdapter"
-"""The class of an encoder that has adapters."""
+
+BLOCK = (
+    Key("filters", "filters", integer(at_most=65_536)),
+    Key("repeat", "repeat", integer(at_most=1000)),
+    Key("kernel", "kernel", single(integer(at_most=65_536)), back=in_list),
+    Key("kernel_size_factor", KERNEL_FACTOR, number(0.0, 1000.0), 1.0),
+    Key("stride", "stride", single(integer(at_most=1024)), back=in_list),
+    Key("dilation", "dilation", single(integer(at_most=1024)), back=in_list),
+    Key("dropout", "dropout", number(0.0, 1.0)),
+    Key("residual", "residual", flag),
+    Key("residual_dense", "dense", flag, False),
+    Key("residual_mode", "residual_mode", RESIDUAL_MODES, "add"),
+    Key("groups", "groups", integer(at_most=65_536), 1),
+    Key("separable", "separable", flag, False),
+    Key("se", "squeeze_excite", flag, False),
+    Key("se_reduction_ratio", "reduction", integer(at_most=65_536), 8),
+    Key("stride_last", "stride_last", flag, False),
+    Key("future_context", "future", integer(-1, 65_536), -1),
+)
+"""One entry of `encoder.jasper`."""
+BLOCK_IDLE = ("se_context_size", "se_interpolation_mode")
+"""NeMo draws a random context of the squeeze in training only, and interpolates nothing."""
+JASPER = Section(
+    classes=(
+        f"{MODULES}.ConvASREncoder",
+        f"{MODULES}.ConvASREncoderAdapter",
+        f"{MODULES}.conv_asr.ConvASREncoder",
+        f"{MODULES}.conv_asr.ConvASREncoderAdapter",
+    ),
+    keys=(
+        Key("feat_in", "features", integer()),
+        Key("activation", "activation", one_of(*ACTIVATIONS)),
+        Key("jasper", "blocks", list_of_sections, back=write_blocks),
+    ),
+    fixed={
+        "normalization_mode": ("batch", None),
+        "conv_mask": (True,),
+        "frame_splicing": (1,),
+        "quantize": (False,),
+    },
+    # The way of fresh weights, and the groups of a norm that is refused.
+    idle=("init_mode", "norm_groups"),
+    adaptable=f"{MODULES}.conv_asr.ConvASREncoderAdapter",
+    read=read_jasper,
+)
+ENCODERS = {"conformer": CONFORMER, "jasper": JASPER}
+"""The sections of encoders, by their kind in our settings."""
 
 CTC_DECODER = Section(
     classes=(f"{MODULES}.ConvASRDecoder", f"{MODULES}.conv_asr.ConvASRDecoder"),
