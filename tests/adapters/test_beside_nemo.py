@@ -27,6 +27,7 @@ TRANSDUCERS = (
     "fastconformer_cache_aware_hybrid_bpe",
     "fastconformer_tdt_bpe",
     "conformer_tdt_stateless_bpe",
+    "contextnet_rnnt_bpe",
 )
 VARIANTS = ("linear_zero", "linear_nonzero", "linear_l2", "relmha", "relmha_nonzero")
 CASES = [

@@ -123,7 +123,7 @@ REFUSED = [
     ("target", "nemo.collections.asr.models.EncDecMultiTaskModel", "attention encoder-decoder"),
     ("target", "my.package.Model", "encoder-decoder type Model is not supported yet"),
     ("target", "os.system", "not supported yet"),
-    ("encoder._target_", f"{MODULES}.ConvASREncoder", "encoder type ConvASREncoder is not supported yet"),
+    ("encoder._target_", f"{MODULES}.RNNEncoder", "encoder type RNNEncoder is not supported yet"),
     ("encoder._target_", "my.ConformerEncoder", "my.ConformerEncoder"),
     ("preprocessor._target_", f"{MODULES}.AudioToMFCCPreprocessor", "AudioToMFCCPreprocessor"),
     ("decoder._target_", f"{MODULES}.LSTMDecoder", "LSTMDecoder"),
@@ -182,7 +182,67 @@ def test_unsupported_values_are_refused_by_name(path: str, value: Any, words: st
     assert (words or "Supported: null, or reduction_factor 1") in message
 
 
-@pytest.mark.parametrize("model", ["citrinet_ctc_bpe", "contextnet_rnnt_bpe", "canary_aed"])
+def block(**keys: Any) -> dict[str, Any]:
+    """A block of a convolutional encoder, with the keys that NeMo needs."""
+    needed = {"filters": 32, "repeat": 1, "kernel": [5], "stride": [1], "dilation": [1], "dropout": 0.0}
+    return {**needed, "residual": False, **keys}
+
+
+def convolutional(*blocks: dict[str, Any], **keys: Any) -> dict[str, Any]:
+    config = char_config()
+    config["encoder"] = {
+        "_target_": f"{MODULES}.ConvASREncoder", "feat_in": 80, "activation": "relu", "jasper": list(blocks), **keys
+    }  # fmt: skip
+    return config
+
+
+def test_blocks_of_convolutions_are_read() -> None:
+    """Kernels are multiplied and made odd; a block without a residual mode has that of the block before."""
+    config = convolutional(
+        block(kernel=11, se_context_size=64, residual_dense=False),
+        block(kernel=[11], kernel_size_factor=0.25, stride=[2], residual=True, residual_mode="stride_add", se=True),
+        block(kernel=[12], residual=True, se_reduction_ratio=4, future_context=2),
+        init_mode="tds_uniform", norm_groups=4, conv_mask=True, normalization_mode="batch",
+    )  # fmt: skip
+    settings = translate(config).settings["encoder"]
+    first, second, third = settings.pop("blocks")
+    assert settings == {"kind": "jasper", "features": 80, "activation": "relu"}
+    plain = {
+        "filters": 32, "repeat": 1, "kernel": 11, "stride": 1, "dilation": 1, "dropout": 0.0, "residual": False,
+        "dense": False, "residual_mode": "add", "groups": 1, "separable": False, "squeeze_excite": False,
+        "reduction": 8, "stride_last": False, "future": -1,
+    }  # fmt: skip
+    assert first == plain
+    changes = {"kernel": 3, "stride": 2, "residual": True, "residual_mode": "stride_add", "squeeze_excite": True}
+    assert second == {**plain, **changes}
+    assert third == {
+        **plain, "kernel": 13, "residual": True, "residual_mode": "stride_add", "reduction": 4, "future": 2
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"conv_mask": False}, "encoder.conv_mask is false"),
+        ({"normalization_mode": "group"}, "encoder.normalization_mode is group"),
+        ({"frame_splicing": 2}, "frame_splicing is 2"),
+        ({"quantize": True}, "quantize is true"),
+        ({"activation": "mish"}, "activation is mish"),
+        ({"feat_in": 64}, "they must be equal"),
+        ({"jasper": []}, "a list of blocks"),
+        ({"jasper": [block(heads=4)]}, r"jasper\[0\].heads is 4"),
+        ({"jasper": [block(), block(kernel=[3, 5])]}, r"jasper\[1\].kernel is \[3, 5\].*one number"),
+        ({"jasper": [block(residual_mode="cat")]}, "residual_mode is cat"),
+        ({"jasper": [block(aggregation_mode="sum")]}, "aggregation_mode is sum; this key is unknown"),
+        ({"jasper": [{"filters": 32}]}, r"jasper\[0\].repeat is missing"),
+    ],
+)
+def test_blocks_that_cannot_be_honoured_are_refused_by_name(keys: dict[str, Any], words: str) -> None:
+    with pytest.raises(CheckpointError, match=words):
+        translate(convolutional(block(), **keys))
+
+
+@pytest.mark.parametrize("model", ["canary_aed"])
 def test_reference_models_of_other_types_are_refused_by_name(model: str) -> None:
     path = fixture_file(f"{model}/model_config.yaml")
     with pytest.raises(CheckpointError, match=r"type .* is not supported yet"):
