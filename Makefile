@@ -27,7 +27,7 @@ check: .venv/installed-dev
 	$(bin)/ruff format --check .
 	$(bin)/ruff check .
 	$(bin)/mypy --strict overtone recipes
-	$(bin)/python -m pytest -q tests/test_architecture.py tests/test_exports.py
+	$(bin)/python -m pytest -q tests/test_architecture.py tests/test_docstrings.py tests/test_exports.py
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -17,7 +17,7 @@ from overtone.nets.ctc import ctc_loss
 from overtone.tokenizers import CharTokenizer, Tokenizer
 from overtone.training.forward import TrainingForward
 from overtone.training.optim import make_optimiser
-from overtone.training.row_parallel.processes import RowProcesses
+from overtone.training.row_processes import RowProcesses
 
 ADAPTER = "timed"
 PREPARED_FLOAT32 = "float32 prepared"

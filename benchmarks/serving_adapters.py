@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Self
@@ -25,12 +25,11 @@ from overtone.adapters.kinds.linear import LinearAdapter
 from overtone.audio.load import load_audio
 from overtone.checkpoints.load import load_model, save_model
 from overtone.data.manifest import read_manifest
-from overtone.decoding.ctc import GreedyDecoder, greedy
-from overtone.decoding.decoder import Decoder, DecodingOptions
+from overtone.decoding.ctc import CtcHead, GreedyDecoder, greedy
+from overtone.decoding.decoder import GREEDY, Decoder, DecodingOptions, Scope
 from overtone.errors import AdapterError
 from overtone.evaluation.verify import PROMPTS
 from overtone.models.asr_model import AsrModel
-from overtone.models.heads import GREEDY, CtcHead
 from overtone.serving.adapter_store.store import AdapterStore, Lease
 from overtone.serving.engine.engine import Engine, EngineSettings, Samples
 from overtone.serving.streaming.stream import Event, Final, Stream, StreamSettings
@@ -250,7 +249,9 @@ class RecordingHead(CtcHead):
         super().__init__(model.decoder, model.tokenizer, seconds_per_frame=model.seconds_per_frame)
         self.made: list[RecordingDecoder] = []
 
-    def decoder(self, options: DecodingOptions = GREEDY, *, first_frame: int = 0) -> Decoder:
+    def decoder(
+        self, options: DecodingOptions = GREEDY, *, first_frame: int = 0, scope: Scope = nullcontext
+    ) -> Decoder:
         decoder = RecordingDecoder(
             self.tokenizer, seconds_per_frame=self.seconds_per_frame, first_frame=first_frame
         )  # fmt: skip

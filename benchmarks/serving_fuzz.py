@@ -46,7 +46,7 @@ OUR_FAULTS = ("INTERNAL", "UNKNOWN", "DATA_LOSS", "UNAVAILABLE", "DEADLINE_EXCEE
 PARTS = 5
 """Memory is looked at after each."""
 MEMORY_GROWTH = 0.10
-"""What the last part may add."""
+"""Share of its memory that the last part may add."""
 NAMES = [adapter_name(index) for index in range(3)]
 VICTIM = "victim"
 """The name of uploads."""
@@ -58,7 +58,7 @@ class Outcome:
     kind: str
     status: str
     fault: str = ""
-    """What was wrong with the server's answer; empty where all is well."""
+    """Fault of the server's answer; empty where all is well."""
     seconds: float = 0.0
 
 
@@ -186,8 +186,10 @@ def main() -> None:
         figures = fuzz(Path(directory), arguments)
     content = section(figures)
     print(content)
-    for fault in figures["faults"]:
+    for fault in [*figures["faults"], *figures["log_faults"]]:
         print(fault)
+    if not figures["alive"]:
+        print(f"exit status {figures['status']}", *figures["last_words"], sep="\n")
     if arguments.page is not None:
         write_section(arguments.page, "fuzzing", content)
     write_json(arguments.json, figures)
@@ -226,6 +228,8 @@ def fuzz(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         "memory_mb": [weight.memory_mb for weight in weights],
         "files": [weight.files for weight in weights],
         "alive": bool(well and status == 0),
+        "status": status,
+        "last_words": log.read_text("utf-8", "replace").splitlines()[-20:],
     }
 
 

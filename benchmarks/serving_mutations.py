@@ -14,7 +14,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
+import numpy.typing as npt
 import soundfile
 
 from overtone.serving.riva import protobuf
@@ -22,6 +24,11 @@ from overtone.serving.riva import protobuf
 RATE = 16_000
 FORMATS = (("WAV", "PCM_16"), ("WAV", "FLOAT"), ("WAV", "ULAW"), ("FLAC", "PCM_16"), ("OGG", "VORBIS"), ("OGG", "OPUS"),
            ("MP3", "MPEG_LAYER_III"))  # fmt: skip
+RECORDERS: tuple[tuple[str, str, str], ...] = (
+    ("webm", "libopus", ""), ("matroska", "aac", ""), ("mp4", "aac", "frag_keyframe+empty_moov"), ("mov", "alac", ""),
+    ("ipod", "aac", ""), ("adts", "aac", ""), ("ogg", "flac", ""),
+)  # fmt: skip
+"""Container, coding and movflags of what browsers, phones and editors write."""
 EXTREMES = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 ODD_VALUES: tuple[Any, ...] = (
     None, True, -1, 0, 1, 2**31, -(2**63), 2**70, 1e308, -1e308, float("nan"), float("inf"), "", "x" * 300, "ä\0\ud7ff",
@@ -32,14 +39,27 @@ PHRASES = ("metoprolol", "", "a" * 500, "ä", "the the", "\0", "x y z")
 
 @cache
 def sounds() -> list[bytes]:
-    """A second of noise, bare and in every format that can be written here."""
+    """A second of noise, bare and in every format that is decoded in pieces."""
     noise = np.random.default_rng(0).standard_normal((RATE, 2)).astype(np.float32) * 0.1
     found = [noise[:, 0].astype("<i2").tobytes()]
     for index, (format, subtype) in enumerate(FORMATS):
         file = io.BytesIO()
         soundfile.write(file, noise[:, : 1 + index % 2], RATE, format=format, subtype=subtype)
         found.append(file.getvalue())
-    return found
+    return found + [recorded(noise[:, 0], *recorder) for recorder in RECORDERS]
+
+
+def recorded(samples: npt.NDArray[np.float32], form: str, coding: str, movflags: str) -> bytes:
+    """Samples [S] as a file of FFmpeg's."""
+    file = io.BytesIO()
+    with av.open(file, "w", format=form, options={"movflags": movflags} if movflags else {}) as container:
+        stream = container.add_stream(coding, rate=RATE, layout="mono")
+        frame = av.AudioFrame.from_ndarray((samples * 32767).astype(np.int16)[None], format="s16", layout="mono")
+        frame.sample_rate, frame.pts = RATE, 0
+        fitting = av.AudioResampler(format=stream.format.name, layout="mono", rate=stream.rate, frame_size=1024)
+        for part in [*fitting.resample(frame), *fitting.resample(None), None]:
+            container.mux(stream.encode(part))
+    return file.getvalue()
 
 
 @dataclass(kw_only=True)
@@ -48,7 +68,7 @@ class Mutations:
 
     seed: int
     names: Sequence[str] = ("base",)
-    """Of adapters that exist."""
+    """Names of adapters that exist."""
     adapter: Path | None = None
     """A good adapter's folder, for damaged uploads."""
     generator: random.Random = field(init=False)
@@ -223,7 +243,7 @@ class Mutations:
     # WebSocket
 
     def session_messages(self, session: Any) -> list[str | bytes]:
-        """What a client of a realtime session sends."""
+        """Messages of a client of a realtime session."""
         sound = self.sound()
         update = {"type": "transcription_session.update", "session": session}
         append = {"type": "input_audio_buffer.append", "audio": base64.b64encode(sound).decode()}

@@ -25,7 +25,7 @@ def limit_kernel_caches(kernels: tuple[int, int] = CACHED_KERNELS) -> None:
 
 
 @contextmanager
-def importing(*, kernels: tuple[int, int] = CACHED_KERNELS) -> Iterator[None]:
+def fast_imports(*, kernels: tuple[int, int] = CACHED_KERNELS) -> Iterator[None]:
     """Import without garbage collection: half a million objects come with PyTorch and Lightning, and all stay.
 
     Later collections leave out the imported objects. So does the one at the exit of the process, together with later

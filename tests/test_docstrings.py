@@ -1,4 +1,4 @@
-"""The rules for docstrings, tried on samples that break them and on samples that do not."""
+"""The rules for docstrings and words: the package keeps them, and samples that break them are seen."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from support.docstring_rules import error_bases
 from support.house_faults import DOCSTRING_RULES
-from support.house_rules import Source
+from support.house_rules import Source, project_sources
 
 BAD_SAMPLES: dict[str, tuple[str, str, str]] = {
     "module without": ("docstrings", "X = 1", "the module has no docstring"),
@@ -96,6 +96,17 @@ class Net:
     def forward(self, x: Tensor):
         raise error
 '''
+
+
+@pytest.fixture(scope="module")
+def package() -> list[Source]:
+    return [source for source in project_sources() if source.in_package]
+
+
+@pytest.mark.parametrize("rule", DOCSTRING_RULES)
+def test_the_package_keeps_the_rule(rule: str, package: list[Source]) -> None:
+    faults = [fault for source in package for fault in DOCSTRING_RULES[rule](source)]
+    assert not faults, "\n" + "\n".join(faults)
 
 
 @pytest.mark.parametrize("rule", DOCSTRING_RULES)

@@ -10,13 +10,13 @@ import sys
 import pytest
 import torch
 
-from overtone.startup import CACHED_KERNELS, KERNEL_CACHES, importing, limit_kernel_caches, pause_garbage_collection
+from overtone.startup import CACHED_KERNELS, KERNEL_CACHES, fast_imports, limit_kernel_caches, pause_garbage_collection
 
 SCRIPT = """
 import gc
 import os
-from overtone.startup import importing
-with importing():
+from overtone.startup import fast_imports
+with fast_imports():
     assert not gc.isenabled()
     import torch
 assert os.environ["LRU_CACHE_CAPACITY"]
@@ -31,7 +31,7 @@ def test_imports_are_left_out_of_later_searches() -> None:
 def test_nothing_changes_where_pytorch_is_there_already() -> None:
     assert torch.__name__ in sys.modules
     frozen = gc.get_freeze_count()
-    with importing():
+    with fast_imports():
         assert gc.isenabled()
     assert gc.get_freeze_count() == frozen
 

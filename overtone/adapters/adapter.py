@@ -160,7 +160,7 @@ class Adapter(nn.Module):
         self.nemo: dict[str, Any] | None = None
         """Its configuration as NeMo wrote it, kept for writing back."""
         self.frozen = False
-        """Whether its parameters are never written any more."""
+        """True if its parameters are never written any more."""
         self.stacks: dict[tuple[torch.dtype, torch.device], Tensors | None] = {}
         """Results of `inference_stack`."""
         if values is None:

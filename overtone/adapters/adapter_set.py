@@ -48,7 +48,7 @@ class PointPlug:
         return selection.apply(self.point, x, y, context, in_place=in_place)
 
     def acts(self) -> bool:
-        """Whether any row uses an adapter with a place here."""
+        """True if any row uses an adapter with a place here."""
         selection = self.adapters.selection
         return selection is not None and not selection.is_base and selection.acts_at(self.point)
 

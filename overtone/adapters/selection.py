@@ -46,7 +46,7 @@ class Group:
     index: Tensor | None
     """[rows] int64; None where they are the whole batch."""
     alike: bool
-    """Whether it is the same adapter for all."""
+    """True if it is the same adapter for all."""
 
 
 class Selection:
@@ -78,7 +78,7 @@ class Selection:
         self.penalties: list[Tensor] = []
         self.used = frozenset(name for chain in (self.rows or (self.chain,)) for name in chain)
         self.is_base = not self.used and self.row_count is None
-        """Whether no adapter acts, on a batch of any size."""
+        """True if no adapter acts, on a batch of any size."""
         self.trainable = [name for name in self.used if not self.adapters[name].frozen]
         """The adapters in use that may be in training."""
         self.stages: dict[frozenset[str], list[Stage]] = {}
@@ -160,7 +160,7 @@ class Selection:
         )
 
     def acts_at(self, point: str) -> bool:
-        """Whether any row uses an adapter with a place at the point."""
+        """True if any row uses an adapter with a place at the point."""
         return point in self.names_by_point
 
     @cached_property
@@ -274,7 +274,7 @@ class Selection:
         return stack_rows([each[name] for name in names])
 
     def stacked_points(self, group: Group, y: Tensor) -> Mapping[str, Tensors] | None:
-        """The same for all points at once, for adapters that are frozen and have the same ones; else None."""
+        """`stacked_rows` of all points at once, y [B, T, D]; None unless the adapters are frozen at the same points."""
         key = (group, y.dtype, y.device)
         if key not in self.stacked:
             adapters = tuple(self.adapters[name] for name in group.names)

@@ -21,6 +21,7 @@ class ResidualAdd:
     """Weight of the penalty: the mean over the batch of the summed squares of what the adapter added."""
 
     def __post_init__(self) -> None:
+        """Raises AdapterError for values that are out of range."""
         if not 0.0 <= self.stochastic_depth <= 1.0:
             raise AdapterError(f"stochastic_depth={self.stochastic_depth} must lie between 0 and 1.")
         if not 0.0 <= self.l2_lambda < math.inf:

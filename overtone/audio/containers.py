@@ -14,13 +14,14 @@ import struct
 from collections.abc import Iterator
 from fractions import Fraction
 from functools import cache
+from itertools import chain
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Protocol, cast
+from typing import IO, TYPE_CHECKING, Any, Protocol, cast
 
-import numpy as np
+from numpy.typing import NDArray
 
 from overtone.audio.kinds import FLAC, MP3, OGG, Kind
-from overtone.audio.pcm import Block, Samples
+from overtone.audio.pcm import Block
 from overtone.errors import AudioError
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class Readable(Protocol):
         """The place of the next byte."""
 
     def seekable(self) -> bool:
-        """Whether `seek` works."""
+        """True if `seek` works."""
 
 
 class Track:
@@ -77,6 +78,8 @@ class Track:
         """Raises AudioError."""
         self.kind = kind
         self._file = file
+        self._has_jumped = False
+        """True if the next frame may be any of the file's."""
         limit_allocations()
         self._open()
 
@@ -86,18 +89,22 @@ class Track:
 
     def blocks(self, start: float = 0.0) -> Iterator[Block]:
         """The samples from `start` seconds to the end, a block for each of FFmpeg's frames. Raises AudioError."""
-        has_jumped = start > RUN_UP_SECONDS and self.kind.jumps and self._jump(start - RUN_UP_SECONDS)
-        ahead = None if has_jumped else round(start * self._stream.codec_context.sample_rate)
-        for frame in self._frames():
-            if ahead is None:
-                ahead = round((start - self._time(frame)) * frame.sample_rate)
-                if ahead < 0:  # FFmpeg went too far
-                    self._open()
-                    yield from self.blocks(start)
-                    return
-            if ahead < frame.samples:
-                yield Block(frame_samples(frame)[ahead:], frame.sample_rate)
-            ahead = max(0, ahead - frame.samples)
+        self._has_jumped = start > RUN_UP_SECONDS and self.kind.jumps and self._jump(start - RUN_UP_SECONDS)
+        frames = self._frames()
+        first = next(frames, None)
+        ahead = start
+        if first is not None and self._has_jumped:
+            ahead = start - self._time(first)
+            if ahead < 0:  # FFmpeg went too far: decode from the beginning
+                self._open()
+                frames, ahead = self._frames(), start
+                first = next(frames, None)
+        left = None
+        for frame in frames if first is None else chain((first,), frames):
+            left = round(ahead * frame.sample_rate) if left is None else left
+            if left < frame.samples:
+                yield Block(frame_samples(frame)[left:], frame.sample_rate)
+            left = max(0, left - frame.samples)
 
     def seconds(self) -> float:
         """Seconds of sound, counted over the packets of the whole file. Raises AudioError."""
@@ -122,6 +129,7 @@ class Track:
         try:
             if self._file.seekable():
                 self._file.seek(0)
+            self._has_jumped = False
             self._container = av.open(
                 self._file,
                 "r",
@@ -142,6 +150,8 @@ class Track:
             name = "unknown" if codec is None else codec.name
             raise AudioError(f"The coding of the {self.kind.name} file ({name}) is not supported.", fault="unsupported")
         self._codec = libopus(codec, self._time_base) if codec.name == "opus" else codec
+        if codec.name == "flac":
+            codec.options = {"err_detect": "crccheck+explode"}
 
     def _jump(self, seconds: float) -> bool:
         """Go to a place before so many seconds; whether FFmpeg could."""
@@ -164,17 +174,18 @@ class Track:
 
     def _packets(self) -> Iterator[Packet[AudioStream]]:
         """The packets that are left. Raises AudioError."""
-        seconds = 0.0
+        last = 0
         try:
             for packet in self._container.demux(self._stream):
-                seconds = float((packet.pts or 0) * self._time_base)
+                last = packet.pts or last
                 yield packet
         except Exception as error:
-            raise self._error(error, seconds) from error
+            raise self._error(error, float(last * self._time_base)) from error
 
     def _frames(self) -> Iterator[AudioFrame]:
         """The frames that are left. Raises AudioError."""
         end, page = 0.0, VorbisPage()
+        is_continuous = self.kind is FLAC and not self._has_jumped
         for packet in self._packets():
             try:
                 if self.kind is OGG:
@@ -185,13 +196,15 @@ class Track:
                     raise self._error(error, end) from error
                 continue
             for frame in frames:
-                page.note(frame)
+                if self.kind is OGG:
+                    page.note(frame)
                 begin, length = frame.time or 0.0, frame.samples / frame.sample_rate
-                if self.kind is FLAC and end and abs(begin - end) > length / 2:  # FFmpeg leaves out damaged frames
+                if is_continuous and abs(begin - end) > length / 2:  # FFmpeg leaves out damaged frames
                     raise self._error("it is damaged", end)
+                is_continuous = self.kind is FLAC
                 end = begin + length
                 yield frame
-        if not end:
+        if not end and not self._has_jumped:
             raise self._error("nothing in it can be decoded")
         whole = float((self._stream.duration or 0) * self._time_base)
         if self.kind is FLAC and end < whole - 1e-4:
@@ -278,12 +291,12 @@ class FileView:
         return self._file.seek(offset + (self._first if whence == os.SEEK_SET else 0), whence) - self._first
 
     def seekable(self) -> bool:
-        """Whether it can jump: always."""
+        """True if it can jump: always."""
         return True
 
 
 def is_chained(file: Readable) -> bool:
-    """Whether an Ogg file holds several recordings after each other: times begin anew in each of them."""
+    """True if an Ogg file holds several recordings after each other: times begin anew in each of them."""
     place = file.tell()
     file.seek(0)
     first = file.read(18)[14:18]
@@ -294,16 +307,11 @@ def is_chained(file: Readable) -> bool:
     return first != last
 
 
-def frame_samples(frame: AudioFrame) -> Samples:
-    """[S, C] of one of FFmpeg's frames, full scale 1."""
-    array = frame.to_ndarray()
-    array = array.T if frame.format.is_planar else array.reshape(-1, frame.layout.nb_channels)
-    if array.dtype == np.uint8:
-        return (array.astype(np.float32) - 128) / np.float32(128)
-    if array.dtype.kind == "i":
-        return array.astype(np.float32) / np.float32(2.0 ** (8 * array.itemsize - 1))
-    with np.errstate(over="ignore", invalid="ignore"):
-        return array.astype(np.float32, copy=False)
+def frame_samples(frame: AudioFrame) -> NDArray[Any]:
+    """[S, C] of one of FFmpeg's frames, of the decoder's type."""
+    array = frame.to_ndarray()  # planar [C, S], else [1, S * C]
+    is_planar = frame.format.is_planar and len(array) > 1
+    return array.T if is_planar else array.reshape(-1, frame.layout.nb_channels)
 
 
 @cache

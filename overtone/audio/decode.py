@@ -12,9 +12,9 @@ from typing import Literal, Self
 
 import numpy as np
 
-from overtone.audio.feeds import ContainerFeed, Feed, HeldFeed, SampleFeed
+from overtone.audio.feeds import ContainerFeed, Feed, HeldFeed
 from overtone.audio.kinds import HEADER_BYTES, MP3, MP4, WAV, kind_of, mp4_is_streamable, tag_bytes
-from overtone.audio.pcm import EMPTY, Block, Resampler, Samples, WavLayout, join_blocks, read_wav_layout
+from overtone.audio.pcm import EMPTY, Block, Resampler, SampleFeed, Samples, WavLayout, join_blocks, read_wav_layout
 from overtone.errors import AudioError
 
 __all__ = ["AudioDecoder", "AudioFormat", "AudioLimits", "Encoding"]
@@ -86,7 +86,8 @@ class AudioDecoder:
         """Bytes so far, as long as they do not tell what they are."""
         self._has_tag = False
         self._feed: Feed | None = None
-        self._closed = False
+        self.closed = False
+        """True if it was told to give up."""
         self._resampler = Resampler(target_rate)
         self._bytes = 0
         self._seconds = 0.0
@@ -128,7 +129,7 @@ class AudioDecoder:
 
     def close(self) -> None:
         """Give up; harmless after `finish`."""
-        self._closed = True
+        self.closed = True
         if self._feed is not None:
             self._feed.close()
 
@@ -136,7 +137,7 @@ class AudioDecoder:
         """Choose the feed, once the first bytes tell which."""
         feed = self._choose(ended=ended)
         self._feed = feed
-        if feed is not None and self._closed:  # meanwhile, and there was nothing to close yet
+        if feed is not None and self.closed:  # meanwhile, and there was nothing to close yet
             feed.close()
 
     def _choose(self, *, ended: bool) -> Feed | None:

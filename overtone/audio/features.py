@@ -135,7 +135,7 @@ class LogMel(nn.Module):
         """Waveforms [B, S] in -1..1, samples of each [B] -> features [B, F, T] float32, frames of each [B] int64.
 
         T is one more than the frames of S samples, then a multiple of `pad_to`; frames past a row's own hold
-        `pad_value`.
+        `pad_value`. Raises UsageError for a length that is longer than the batch.
         """
         device = self.fb.device.type
         with torch.no_grad(), torch.autocast(device_type=device, enabled=False):

@@ -1,4 +1,4 @@
-"""Readers of audio that comes in pieces: plain samples, and containers that FFmpeg decodes as they come or whole.
+"""Readers of containers that come in pieces: decoded by FFmpeg as they come, or whole.
 
 Legend: S samples.
 """
@@ -13,11 +13,9 @@ from typing import Protocol
 
 from overtone.audio.containers import FileView, Track
 from overtone.audio.kinds import AAC, MP3, Kind, check_tracks
-from overtone.audio.pcm import BLOCK, Block, WavLayout, decode_samples
+from overtone.audio.pcm import Block
 from overtone.errors import AudioError
 
-ENDLESS = 1 << 62
-"""Bytes of samples where no header tells their number."""
 PUSH_SAMPLES = 1 << 20
 """Samples of all channels that one push decodes at most, so that it is short; the rest comes with the next ones."""
 AHEAD_SAMPLES = 1 << 18
@@ -41,43 +39,6 @@ class Feed(Protocol):
 
     def close(self) -> None:
         """Give up."""
-
-
-class SampleFeed:
-    """Plain samples, after a WAV header or without one. A sample that is cut in two at the end is dropped."""
-
-    def __init__(self, container: str, layout: WavLayout) -> None:
-        self.container = container
-        self._layout = layout
-        self._ahead = layout.first
-        """Bytes of the header that are still to come."""
-        self._left = ENDLESS if layout.size is None else layout.size
-        """Bytes of samples that are still to come; the bytes after them are not audio."""
-        self._rest = b""
-
-    def push(self, data: bytes) -> Iterator[Block]:
-        """The samples that are whole by now."""
-        skipped = min(self._ahead, len(data))
-        self._ahead -= skipped
-        data = data[skipped : skipped + self._left]
-        self._left -= len(data)
-        data = self._rest + data
-        layout, size = self._layout, self._layout.frame_bytes
-        whole = len(data) - len(data) % size
-        self._rest = data[whole:]
-        step = max(1, BLOCK // layout.channels) * size
-        view = memoryview(data)
-        for first in range(0, whole, step):
-            samples = decode_samples(view[first : min(first + step, whole)], layout.coding)
-            yield Block(samples.reshape(-1, layout.channels), layout.rate)
-
-    def finish(self) -> Iterator[Block]:
-        """Nothing: `push` gives all whole samples."""
-        yield from ()
-
-    def close(self) -> None:
-        """Forget the rest."""
-        self._rest = b""
 
 
 class HeldFeed:
@@ -197,7 +158,7 @@ class Pieces:
     def __init__(self, kind: Kind) -> None:
         self.changed = threading.Condition()
         self.hungry = False
-        """Whether a read waits for bytes."""
+        """True if a read waits for bytes."""
         self.closed = False
         self._kind = kind
         self._data = bytearray()
@@ -229,7 +190,7 @@ class Pieces:
             self.changed.notify_all()
 
     def seekable(self) -> bool:
-        """Whether FFmpeg may ask for the size, and go back to where it is."""
+        """True if FFmpeg may ask for the size, and go back to where it is."""
         return self._kind is MP3
 
     def read(self, size: int) -> bytes:

@@ -17,16 +17,16 @@ class Kind(NamedTuple):
     """A kind of container."""
 
     name: str
-    """What messages call it."""
+    """The name in messages."""
     demuxer: str
     """FFmpeg's name."""
     streams: bool = False
-    """Whether it is decoded while its bytes come, from anybody. The others need the whole file, and are read from
+    """True if it is decoded while its bytes come, from anybody. The others need the whole file, and are read from
     disk only: their demuxers unpack compressed tags of any size."""
     jumps: bool = False
-    """Whether the timestamps after a jump are exact."""
+    """True if the timestamps after a jump are exact."""
     is_lossless: bool = False
-    """Whether a packet that cannot be decoded is an error; lossy codecs go on with the next one."""
+    """True if a packet that cannot be decoded is an error; lossy codecs go on with the next one."""
 
 
 MP3 = Kind("MP3", "mp3", streams=True, jumps=True)
@@ -83,7 +83,7 @@ def tag_bytes(start: bytes | bytearray) -> int:
 
 
 def mp4_is_streamable(start: bytes | bytearray) -> bool | None:
-    """Whether the description of an MP4 file comes before its samples; None where `start` does not tell yet.
+    """True if the description of an MP4 file comes before its samples; None where `start` does not tell yet.
 
     Raises AudioError for more tracks than a recording has.
     """

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from overtone.audio.containers import FileView, Track
-from overtone.audio.kinds import HEADER_BYTES, MP3, WAV, kind_of, tag_bytes
+from overtone.audio.kinds import HEADER_BYTES, MP3, kind_of, tag_bytes
 from overtone.audio.pcm import BLOCK, EMPTY, Block, Resampler, WavLayout, decode_samples, join_blocks, read_wav_layout
 from overtone.errors import AudioError, DataError
 
@@ -109,7 +109,8 @@ class AudioReader:
             end += chunk.size
             while parts and begin + parts[0].size <= first:
                 begin += parts.popleft().size
-        held = np.concatenate(parts) if len(parts) > 1 else parts[0] if parts else EMPTY
+        filled = [part for part in parts if part.size]
+        held = np.concatenate(filled) if len(filled) > 1 else filled[0] if filled else EMPTY
         self._held, self._first = held[max(0, first - begin) :], max(begin, min(first, end))
         if not self._held.size:
             ends = self.offset + end / self.sample_rate
@@ -232,6 +233,10 @@ def open_source(path: Path) -> Iterator[Source]:
 def _source(file: IO[bytes]) -> Source:
     """The reader of a file, chosen by its first bytes."""
     first, start = 0, file.read(HEADER_BYTES)
+    if start[:4] in (b"RIFF", b"RF64") and start[8:12] == b"WAVE":
+        layout = _wav_layout(file, start)
+        if layout is not None and layout.coding:
+            return WavFile(file, layout)
     while skipped := tag_bytes(start):
         first += skipped
         file.seek(first)
@@ -239,14 +244,19 @@ def _source(file: IO[bytes]) -> Source:
     kind = kind_of(start) or (MP3 if first or start[:3] == b"ID3" else None)
     if kind is None:
         raise AudioError("nothing in its first bytes is known")
-    if kind is WAV and start[:4] != b"RIFX":
-        start += file.read(LONGEST_WAV_HEADER)
-        layout = read_wav_layout(start)
-        if layout is None and len(start) < LONGEST_WAV_HEADER:
-            raise AudioError("it ends before its samples begin")
-        if layout is not None and layout.coding:
-            return WavFile(file, layout)
     return Track(FileView(file, first, has_size=kind is not MP3), kind)
+
+
+def _wav_layout(file: IO[bytes], start: bytes) -> WavLayout | None:
+    """The layout of a WAV file, read as far as needed; None where its header is longer than ours are."""
+    start += file.read(4096 - len(start))
+    layout = read_wav_layout(start)
+    if layout is None:
+        start += file.read(LONGEST_WAV_HEADER - len(start))
+        layout = read_wav_layout(start)
+    if layout is None and len(start) < LONGEST_WAV_HEADER:
+        raise AudioError("it ends before its samples begin")
+    return layout
 
 
 def _status(path: Path) -> os.stat_result:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,11 +27,15 @@ UNKNOWN_SIZE = 0xFFFF_FF00
 """Sizes from here on are written by programs that do not know the length yet."""
 
 
+ENDLESS = 1 << 62
+"""Bytes of samples where no header tells their number."""
+
+
 class Block(NamedTuple):
     """Samples that follow each other at one rate."""
 
-    samples: Samples
-    """[S, C], full scale 1"""
+    samples: npt.NDArray[Any]
+    """[S, C]: floats with full scale 1, or integers of a decoder's, which `join_blocks` makes such floats"""
     rate: int
     """Hz"""
 
@@ -130,19 +134,71 @@ def _alaw_table() -> Samples:
 TABLES = {"mulaw": _mulaw_table(), "alaw": _alaw_table()}
 
 
+class SampleFeed:
+    """Plain samples, after a WAV header or without one. A sample that is cut in two at the end is dropped."""
+
+    def __init__(self, container: str, layout: WavLayout) -> None:
+        self.container = container
+        self._layout = layout
+        self._ahead = layout.first
+        """Bytes of the header that are still to come."""
+        self._left = ENDLESS if layout.size is None else layout.size
+        """Bytes of samples that are still to come; the bytes after them are not audio."""
+        self._rest = b""
+
+    def push(self, data: bytes) -> Iterator[Block]:
+        """The samples that are whole by now."""
+        skipped = min(self._ahead, len(data))
+        self._ahead -= skipped
+        data = data[skipped : skipped + self._left]
+        self._left -= len(data)
+        data = self._rest + data
+        layout, size = self._layout, self._layout.frame_bytes
+        whole = len(data) - len(data) % size
+        self._rest = data[whole:]
+        step = max(1, BLOCK // layout.channels) * size
+        view = memoryview(data)
+        for first in range(0, whole, step):
+            samples = decode_samples(view[first : min(first + step, whole)], layout.coding)
+            yield Block(samples.reshape(-1, layout.channels), layout.rate)
+
+    def finish(self) -> Iterator[Block]:
+        """Nothing: `push` gives all whole samples."""
+        yield from ()
+
+    def close(self) -> None:
+        """Forget the rest."""
+        self._rest = b""
+
+
 def join_blocks(blocks: Iterable[Block]) -> Iterator[Block]:
-    """The same samples in fewer blocks: neighbours of one rate and channel count, up to BLOCK samples together."""
-    held: list[Samples] = []
+    """The same samples as float32 in fewer blocks: neighbours of one kind, up to BLOCK samples together."""
+    held: list[npt.NDArray[Any]] = []
     rate = size = 0
-    for block in blocks:
-        fits = held and block.rate == rate and block.samples.shape[1] == held[0].shape[1] and size < BLOCK
-        if held and not fits:
-            yield Block(np.concatenate(held) if len(held) > 1 else held[0], rate)
+    for samples, own_rate in blocks:
+        if held and (
+            own_rate != rate
+            or size >= BLOCK
+            or samples.shape[1] != held[0].shape[1]
+            or samples.dtype is not held[0].dtype
+        ):
+            yield Block(_joined(held), rate)
             held, size = [], 0
-        held.append(block.samples)
-        rate, size = block.rate, size + block.samples.size
+        held.append(samples)
+        rate, size = own_rate, size + samples.size
     if held:
-        yield Block(np.concatenate(held) if len(held) > 1 else held[0], rate)
+        yield Block(_joined(held), rate)
+
+
+def _joined(parts: list[npt.NDArray[Any]]) -> Samples:
+    """Parts [S, C] of one type -> [S', C] float32, full scale 1."""
+    whole = np.concatenate(parts) if len(parts) > 1 else parts[0]
+    if whole.dtype == np.uint8:
+        return (whole.astype(np.float32) - 128) / np.float32(128)
+    if whole.dtype.kind == "i":
+        return whole.astype(np.float32) / np.float32(2.0 ** (8 * whole.itemsize - 1))
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused later
+        return whole.astype(np.float32, copy=False)
 
 
 class Resampler:

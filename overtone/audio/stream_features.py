@@ -1,4 +1,4 @@
-"""Features of a stream as it comes: each mel frame is computed once, and normalised when a buffer is sent off.
+"""Features of a live stream: each mel frame is computed once, and normalised when a buffer is sent off.
 
 Offline, a recording is normalised by the statistics of its whole length. A buffer of a few seconds has others: where
 it holds little but silence, its noise is blown up to the strength of speech. The statistics here are those of the
@@ -21,7 +21,7 @@ Mel = npt.NDArray[np.float32]
 Samples = npt.NDArray[np.float32]
 
 MEMORY_SECONDS = 60.0
-"""So much audio counts evenly, as in a recording; what was so long ago before it, 1/e of that."""
+"""Seconds of audio that count evenly, as in a recording; audio as much older counts 1/e of that."""
 MARGIN = 4
 """Frames computed before the first that is wanted, so that it does not feel the cut."""
 
@@ -54,7 +54,7 @@ class RawFeatures:
 
 
 class Statistics(NamedTuple):
-    """What features are normalised with."""
+    """Mean and deviation that features are normalised with."""
 
     mean: npt.NDArray[Any]
     """[F, 1]"""
@@ -74,11 +74,11 @@ class StreamFeatures:
         self._mel: Mel = np.zeros((raw.mel.features, 0), dtype=np.float32)
         self._mel_from = 0
         self._whole = 0
-        """Frames whose window lies within what has come."""
+        """Frames whose window lies within the samples so far."""
         self._counted = 0
         """Frames in the statistics."""
         self._sums = np.zeros((2, raw.mel.features))
-        """Of the values and of their squares."""
+        """Sums of the values and of their squares."""
         self._weight = 0.0
 
     def push(self, samples: Samples) -> None:
@@ -101,7 +101,7 @@ class StreamFeatures:
         return self._mel_from + int(self._mel.shape[1])
 
     def statistics(self, last: int) -> Statistics:
-        """Of everything before frame `last`; calls must not go back."""
+        """The statistics of everything before frame `last`; calls must not go back."""
         raw = self.raw
         if raw.kind == "NA":
             return Statistics(np.zeros(1, dtype=np.float32), np.ones(1, dtype=np.float32))
@@ -121,7 +121,7 @@ class StreamFeatures:
         return np.asarray((mel - statistics.mean) / statistics.deviation, dtype=np.float32)
 
     def forget(self, first: int) -> None:
-        """Frames before `first`, which lie in the statistics, will not be asked for any more."""
+        """Drop the frames before `first`, which the statistics hold; they must not be asked for any more."""
         gone = min(first, self._whole) - self._mel_from
         if gone > 0:
             self._mel, self._mel_from = self._mel[:, gone:].copy(), self._mel_from + gone

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -46,6 +46,12 @@ class CastEncoder:
         with torch.autocast(mel.device.type, enabled=False):
             x, lengths = self.current()(mel.to(self.dtype), lengths)
         return x.float(), lengths
+
+    def within(self, mel: Tensor, lengths: Tensor, layers: Sequence[int]) -> tuple[list[Tensor], Tensor]:
+        """The same as `Encoder.within`: mel [B, F, T], lengths [B] -> outputs [B, T', D] float32, lengths [B]."""
+        with torch.autocast(mel.device.type, enabled=False):
+            outputs, lengths = self.current().within(mel.to(self.dtype), lengths, layers)
+        return [x.float() for x in outputs], lengths
 
     def below(self, mel: Tensor, lengths: Tensor, cut: int) -> tuple[Tensor, Tensor]:
         """The same as `Encoder.below`: mel [B, F, T], lengths [B] -> x [B, frames, width] in `dtype`, lengths [B]."""

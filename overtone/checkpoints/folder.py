@@ -51,7 +51,7 @@ STORAGES: Mapping[str, torch.dtype] = {
 
 
 def is_native(folder: Path) -> bool:
-    """Whether a folder holds a model in our own format."""
+    """True if a folder holds a model in our own format."""
     return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from overtone.checkpoints.folder import Storage, is_native, read_native, write_n
 from overtone.checkpoints.nemo.model import read_nemo, write_nemo
 from overtone.errors import CheckpointError, did_you_mean
 from overtone.models.asr_model import AsrModel
+from overtone.models.attention import choose_attention
 
 EMBEDDED = ("fundamental",)
 """Models that come with the package."""
@@ -22,8 +24,19 @@ HUB_FILES = (["*.nemo"], ["*.yaml", "*.safetensors", "*.model", "*.vocab", "*.tx
 """Patterns of the files that are fetched from a hub: a `.nemo`, or else those of a model folder."""
 
 
-def load_model(source: str | Path, *, adapters: bool = True) -> AsrModel:
+def load_model(source: str | Path, *, adapters: bool = True, att_context_size: Sequence[int] | None = None) -> AsrModel:
     """Load a model in float32 with its adapters, none of them in use; `adapters=False` leaves them in the file.
+
+    att_context_size: of a model that was trained with several attention contexts the one that acts, [left, right] in
+    encoder frames; the first unless given. Raises UsageError for one that it was not trained with.
+    """
+    model = find_model(source, adapters=adapters)
+    choose_attention(model, att_context_size)
+    return model
+
+
+def find_model(source: str | Path, *, adapters: bool = True) -> AsrModel:
+    """Load a model as its file has it.
 
     `source`: the path of a `.nemo` or of a model folder, the name of an embedded model (`fundamental`; a folder of
     that name is `./fundamental`), of one in the cache, or a hub's (`nvidia/stt_en_conformer_ctc_small`).

@@ -79,6 +79,26 @@ def add_decoder(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_attention(parser: argparse.ArgumentParser) -> None:
+    """`--att-context-size`."""
+    parser.add_argument(
+        "--att-context-size",
+        type=attention_context,
+        metavar="LEFT,RIGHT",
+        help="encoder frames that a frame sees, one of the pairs that a cache-aware model was trained with "
+        "(default: its first)",
+    )
+
+
+def attention_context(text: str) -> tuple[int, ...]:
+    """An argument type: `12,1`, also in brackets, as (12, 1)."""
+    try:
+        left, right = map(int, text.strip("[] ").split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not of the form 12,1") from None
+    return left, right
+
+
 def add_windows(parser: argparse.ArgumentParser) -> None:
     """`--window`, `--overlap` and `--batch-seconds`."""
     parser.add_argument(

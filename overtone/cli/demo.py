@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from overtone.cli.screen import results_console
-from overtone.startup import TRAINING_CACHED_KERNELS, importing
+from overtone.startup import TRAINING_CACHED_KERNELS, fast_imports
 
 DEFAULT_FOLDER = "overtone_demo"
 
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    with importing(kernels=TRAINING_CACHED_KERNELS):
+    with fast_imports(kernels=TRAINING_CACHED_KERNELS):
         from overtone.cli.models import quiet_libraries
         from overtone.demo import demo
         from overtone.evaluation.report.writer import print_table

@@ -7,12 +7,12 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from overtone.cli.arguments import ADAPTER_HELP, add_computing, add_decoder, add_windows
+from overtone.cli.arguments import ADAPTER_HELP, add_attention, add_computing, add_decoder, add_windows
 from overtone.cli.overrides import add_configuration, is_override, read_settings
 from overtone.cli.screen import note, progress_bar, results_console
 from overtone.errors import ConfigError, UsageError, did_you_mean
 from overtone.files import check_file
-from overtone.startup import importing
+from overtone.startup import fast_imports
 
 if TYPE_CHECKING:
     from overtone.evaluation.results import Evaluation
@@ -46,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_windows(parser)
     add_computing(parser)
     add_decoder(parser)
+    add_attention(parser)
     add_configuration(parser)
 
 
@@ -85,6 +86,8 @@ def by_settings(arguments: argparse.Namespace) -> Evaluation:
         name, _ = split_name(name, None)
     if arguments.device == "auto":
         arguments.device = device_of(settings.trainer.accelerator)
+    if arguments.att_context_size is None:
+        arguments.att_context_size = settings.model.encoder.att_context_size
     dtype = arguments.dtype if arguments.dtype != "auto" else settings.compute_dtype
     return measure(arguments, model, list(manifest_paths(settings.model.test_ds)), [name], dtype=dtype)
 
@@ -103,14 +106,14 @@ def measure(
     arguments: argparse.Namespace, source: str, manifests: list[str], adapters: list[str] | None, *, dtype: str
 ) -> Evaluation:
     """Evaluate a model and its adapters on manifests, which are all read before the model is loaded."""
-    with importing():
+    with fast_imports():
         from overtone.checkpoints.adapters import find_adapter
         from overtone.cli.models import load
         from overtone.evaluation.evaluate import evaluate, read_references
 
     for manifest in manifests:
         read_references(Path(manifest))
-    model = load(source, arguments.device, decoder=arguments.decoder)
+    model = load(source, arguments.device, decoder=arguments.decoder, att_context_size=arguments.att_context_size)
     choices = [None, *model.adapters.names] if adapters is None else [find_adapter(model, name) for name in adapters]
     with progress_bar("evaluating") as progress:
         return evaluate(

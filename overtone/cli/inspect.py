@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from overtone.startup import importing
+from overtone.startup import fast_imports
 
 EXAMPLES = """examples:
   overtone inspect fundamental
@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    with importing():
+    with fast_imports():
         from overtone.cli.models import quiet_libraries
         from overtone.evaluation.inspect import as_text, inspect
 

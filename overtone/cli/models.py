@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from overtone.errors import UsageError
@@ -12,16 +13,22 @@ if TYPE_CHECKING:
     from overtone.models.asr_model import AsrModel
 
 
-def load(source: str, device: str = "auto", *, decoder: str | None = None) -> AsrModel:
+def load(
+    source: str,
+    device: str = "auto",
+    *,
+    decoder: str | None = None,
+    att_context_size: Sequence[int] | None = None,
+) -> AsrModel:
     """The model of that path or name on the device, recognising with the head that `decoder` names.
 
-    Raises CheckpointError, or UsageError for an absent device or head.
+    att_context_size: as `load_model`. Raises CheckpointError, or UsageError for an absent device, head or context.
     """
     from overtone.checkpoints.load import load_model
 
     quiet_libraries()
     chosen = find_device(device)
-    model = load_model(source)
+    model = load_model(source, att_context_size=att_context_size)
     if decoder is not None:
         model.check_head(decoder)
         model.head_name = decoder
@@ -45,11 +52,14 @@ def find_device(device: str) -> str:
 
 
 def computing_line(model: AsrModel, arguments: argparse.Namespace, choice: str | None) -> str:
-    """A line for the user: the model, its adapter, both dtypes and the device."""
+    """A line for the user: the model, its adapter, both dtypes, the device, and the choice among several contexts."""
+    from overtone.models.attention import attention_text
+
     with model.computing_in(arguments.dtype):
         dtype = model.compute_dtype
     adapter = f"adapter {choice}" if choice else "no adapter"
-    return f"{model.name or 'model'} · {adapter} · base in {dtype}, adapters in float32, on {model.device}"
+    parts = [model.name or "model", adapter, f"base in {dtype}, adapters in float32, on {model.device}"]
+    return " · ".join([*parts, *filter(None, [attention_text(model)])])
 
 
 def quiet_libraries() -> None:

@@ -12,7 +12,7 @@ from overtone.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
     from overtone.config import Purpose, Settings
-    from overtone.training.sweep.grid import Trial
+    from overtone.training.grid_search import Trial
 
 OVERRIDE = re.compile(r"^(\+{0,2}[A-Za-z_][\w./@-]*(\[[^=]*\])?=|~[A-Za-z_])")
 
@@ -52,7 +52,7 @@ def read_settings(arguments: argparse.Namespace, overrides: Sequence[str], purpo
 def read_trials(arguments: argparse.Namespace, overrides: Sequence[str]) -> list[Trial]:
     """Read the trainings of a search; all are checked before the first begins. Raises UsageError and ConfigError."""
     from overtone.config import combinations, load_settings
-    from overtone.training.sweep.grid import Trial, separate
+    from overtone.training.grid_search import Trial, separate
 
     check_overrides(overrides)
     trials = []

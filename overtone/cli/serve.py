@@ -11,10 +11,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from overtone.cli.arguments import add_computing, add_decoder, number
+from overtone.cli.arguments import add_attention, add_computing, add_decoder, number
 from overtone.cli.screen import note
 from overtone.errors import AdapterError, UsageError
-from overtone.startup import importing
+from overtone.startup import fast_imports
 
 if TYPE_CHECKING:
     from overtone.serving.server import Addresses, Server, ServerSettings
@@ -92,6 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--log", choices=("json", "text"), default="json", help="form of the log (default: json)")
     add_computing(parser)
     add_decoder(parser)
+    add_attention(parser)
 
 
 def add_security(parser: argparse.ArgumentParser) -> None:
@@ -148,15 +149,23 @@ def context(text: str) -> tuple[float, float, float]:
 
 def run(arguments: argparse.Namespace) -> int:
     check_installed()
-    with importing():
+    with fast_imports():
         from overtone.cli.models import load, quiet_libraries
+        from overtone.models.attention import attention_text
         from overtone.serving.metrics import set_up_logs, take_down
         from overtone.serving.server import serve
 
     quiet_libraries()
     settings = settings_of(arguments)
     demo = None if arguments.demo is None else demo_adapter(arguments.demo)
-    model = load(settings.model, arguments.device, decoder=arguments.decoder)
+    model = load(
+        settings.model,
+        arguments.device,
+        decoder=arguments.decoder,
+        att_context_size=arguments.att_context_size,
+    )
+    if attention := attention_text(model):
+        note(f"{model.name or 'model'} · {attention}")
     if demo is not None:
         load_demo(model, demo)
     handler = set_up_logs(arguments.log)
@@ -247,7 +256,7 @@ def load_demo(model: object, folder: Path) -> None:
 def note_addresses(server: Server, addresses: Addresses) -> None:
     """Print the adapters and addresses of a started server."""
     base = server.service.base
-    entries = server.store.names()
+    entries = server.store.entries()
     usable = [entry.name for entry in entries if entry.state != "refused"]
     for entry in entries:
         if entry.state == "refused":

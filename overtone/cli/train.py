@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from overtone.cli.overrides import add_configuration, read_settings, read_trials
 from overtone.cli.screen import note
-from overtone.startup import TRAINING_CACHED_KERNELS, importing
+from overtone.startup import TRAINING_CACHED_KERNELS, fast_imports
 
 if TYPE_CHECKING:
     from overtone.config import Settings
@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.multirun:
         return search(arguments)
     settings = read_settings(arguments, arguments.settings, "train")
-    with importing(kernels=TRAINING_CACHED_KERNELS):
+    with fast_imports(kernels=TRAINING_CACHED_KERNELS):
         from overtone.cli.models import quiet_libraries
         from overtone.training.train import run_training
 
@@ -49,9 +49,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def search(arguments: argparse.Namespace) -> int:
     """Train once for each combination of values; a table at the end, also after an interruption."""
-    with importing(kernels=TRAINING_CACHED_KERNELS):
+    with fast_imports(kernels=TRAINING_CACHED_KERNELS):
         from overtone.cli.models import quiet_libraries
-        from overtone.training.sweep.grid import find_best, make_table, run_trials
+        from overtone.training.grid_search import find_best, make_table, run_trials
 
     trials = read_trials(arguments, arguments.settings)
     quiet_libraries()
@@ -77,4 +77,6 @@ def next_command(settings: Settings, result: TrainingResult) -> str:
     """Return the command that measures the adapter."""
     model = str(settings.model.nemo_model or settings.model.pretrained_model)
     words = ["overtone", "evaluate", model, "TEST_MANIFEST", "--adapter", "null", "--adapter", str(result.best)]
+    if context := settings.model.encoder.att_context_size:
+        words += ["--att-context-size", ",".join(map(str, context))]
     return f"Next: {shlex.join(words)}"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 
-from overtone.cli.arguments import ADAPTER_HELP, add_computing, add_decoder, add_windows
+from overtone.cli.arguments import ADAPTER_HELP, add_attention, add_computing, add_decoder, add_windows
 from overtone.cli.screen import note, progress_bar, shares_terminal_with_results
 from overtone.errors import OvertoneError
-from overtone.startup import importing
+from overtone.startup import fast_imports
 
 FORMATS = ("text", "jsonl", "srt", "vtt", "ctm")
 
@@ -31,10 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_windows(parser)
     add_computing(parser)
     add_decoder(parser)
+    add_attention(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    with importing():
+    with fast_imports():
         from overtone.checkpoints.adapters import find_adapter
         from overtone.cli.models import computing_line, load
         from overtone.inference.recordings import find_recordings
@@ -46,7 +47,12 @@ def run(arguments: argparse.Namespace) -> int:
     writer = TranscriptWriter(
         style, output=arguments.output, several=len(recordings) > 1, inputs=[recording.path for recording in recordings]
     )
-    model = load(arguments.model, arguments.device, decoder=arguments.decoder)
+    model = load(
+        arguments.model,
+        arguments.device,
+        decoder=arguments.decoder,
+        att_context_size=arguments.att_context_size,
+    )
     choice = find_adapter(model, arguments.adapter)
     transcriber = Transcriber(
         model,

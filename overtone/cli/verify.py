@@ -12,8 +12,9 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from overtone.cli.arguments import ADAPTER_HELP, add_decoder
-from overtone.startup import importing
+from overtone.cli.arguments import ADAPTER_HELP, add_attention, add_decoder
+from overtone.cli.screen import note
+from overtone.startup import fast_imports
 from overtone.text_table import columns
 
 if TYPE_CHECKING:
@@ -35,18 +36,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("audio", nargs="*", metavar="AUDIO", help="audio files, folders or manifests to hear")
     parser.add_argument("--adapter", action="append", metavar="NAME", help=f"{ADAPTER_HELP}; may be repeated")
     add_decoder(parser)
+    add_attention(parser)
     parser.add_argument("--json", action="store_true", help="as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    with importing():
+    with fast_imports():
         from overtone.checkpoints.adapters import find_adapter
         from overtone.cli.models import load
         from overtone.evaluation.verify import verify
+        from overtone.models.attention import attention_text
 
-    model = load(arguments.model, "cpu", decoder=arguments.decoder)
+    model = load(arguments.model, "cpu", decoder=arguments.decoder, att_context_size=arguments.att_context_size)
     choices = [find_adapter(model, text) for text in arguments.adapter or ()]
     found = verify(model, arguments.audio or None, adapters=[choice for choice in choices if choice] or None)
+    if attention := attention_text(model):
+        note(f"{model.name or 'model'} · {attention}")
     print(json.dumps(found.to_json(), indent=2, ensure_ascii=False) if arguments.json else as_text(found))
     return 0 if found.passed else 1
 

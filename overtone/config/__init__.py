@@ -175,7 +175,8 @@ def _check_model(model: ModelSettings, findings: Findings) -> None:
 
 def _check_new_base(model: ModelSettings, findings: Findings) -> None:
     """Check the settings that help a base that is trained as a whole."""
-    inner, weights = model.interctc.apply_at_layers, model.interctc.loss_weights
+    inner_losses = model.interctc or InterCtcSettings()
+    inner, weights = inner_losses.apply_at_layers, inner_losses.loss_weights
     for key, given in (("interctc.apply_at_layers", bool(inner)), ("flat_start.steps", model.flat_start.steps > 0)):
         if given and model.train != "everything":
             findings.add(f"model.{key}", "is for model.train=everything; leave it out for an adapter.")

@@ -65,6 +65,13 @@ def flag(value: Any) -> bool:
     return value
 
 
+def a_list(value: Any) -> list[Any]:
+    """Check for a list; null is an empty one."""
+    if not isinstance(value, list | tuple | None):
+        raise NotSupportedError("a list")
+    return list(value or ())
+
+
 def one_of(*allowed: str) -> Check:
     """Make a check for a word out of a list."""
 

@@ -281,8 +281,16 @@ class OptimSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EncoderSettings:
+    """The encoder's attention, where the model leaves a choice."""
+
+    att_context_size: tuple[int, ...] | None = None
+    """[left, right] in encoder frames, one of those that the model was trained with; null: the first."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class InterCtcSettings:
-    """CTC on the outputs of inner layers too (Lee and Watanabe 2021), with train=everything."""
+    """CTC on the outputs of inner layers too (Lee and Watanabe 2021); empty: as the checkpoint was trained."""
 
     loss_weights: tuple[float, ...] = ()
     """Share of each inner loss in the whole; the final one has the rest."""
@@ -343,9 +351,11 @@ class ModelSettings:
     """Ours: what to do with transcripts that the model cannot write."""
     log_prediction: bool = False
     """Print a reference and its hypothesis now and then."""
+    encoder: EncoderSettings = section(EncoderSettings)
     adapter: AdapterSettings = section(AdapterSettings)
     spec_augment: SpecAugmentSettings | None = section(SpecAugmentSettings)
-    interctc: InterCtcSettings = section(InterCtcSettings)
+    interctc: InterCtcSettings | None = section(InterCtcSettings)
+    """null: no inner losses, even where the checkpoint was trained with some."""
     flat_start: FlatStartSettings = section(FlatStartSettings)
     prefix_cache: PrefixCacheSettings = section(PrefixCacheSettings)
     train_ds: DatasetSettings = section(DatasetSettings)

@@ -22,9 +22,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from overtone.audio.load import Waveform, audio_duration, load_audio
-from overtone.data.batching import Draw, pad_rows
+from overtone.data.batching import Draw
 from overtone.data.manifest import Utterance, length_problem
 from overtone.errors import DataError
+from overtone.nets.layers import pad_rows
 
 Perturb = Callable[[Waveform, np.random.Generator], Waveform]
 """A random change of a waveform [S]; it may become longer or shorter."""
@@ -128,8 +129,8 @@ def unusable_transcripts(
 def audio_problems(utterances: Sequence[Utterance], *, how: AudioCheck, sample_rate: int) -> dict[int, str]:
     """Check the recordings: index -> the fault.
 
-    how: `headers` opens every file (missing, empty, no audio, shorter than the manifest says), `full` decodes every
-    utterance (damage inside, samples that are NaN or infinite).
+    how: `headers` counts the seconds of every file (missing, empty, no audio, shorter than the manifest says), `full`
+    decodes every utterance (damage inside, samples that are NaN or infinite).
     """
     if how == "none":
         return {}
@@ -234,6 +235,10 @@ class SpeechDataset(Dataset[Any]):
         with suppress(DataError):
             self.load(index)
         return True
+
+    def stop_caching(self) -> None:
+        """Read every further waveform from disk each time."""
+        self.room = 0
 
     def load(self, index: int) -> NDArray[np.float32]:
         """The samples [S] of one utterance."""

@@ -24,7 +24,7 @@ from overtone.tokenizers import WORD_BOUNDARY, Tokenizer
 NATS_PER_CHARACTER = 0.05
 LARGEST_BOOST = 100.0
 MAX_CHARACTERS = 200_000
-"""Of all phrases of one request together; more are ignored."""
+"""Characters of all phrases of one request together; more are ignored."""
 
 Tokens = npt.NDArray[np.int64]
 
@@ -51,7 +51,7 @@ class Place:
     end: float = 0.0
     """The bonus of the phrase that ends here; 0 where none does."""
     tokens: list[int] = field(default_factory=list)
-    """Of a place in the vocabulary: the ids that are spelt so."""
+    """The ids that are spelt so, for a place in the vocabulary."""
 
     def follow(self, character: str) -> Place:
         if character not in self.children:
@@ -61,12 +61,12 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class BoostState:
-    """What a prefix has earned, and the phrases that it is in the middle of."""
+    """The bonus of a prefix, and the phrases that it is in the middle of."""
 
     active: tuple[tuple[Place, float], ...]
-    """Where it is in the tree, and what has been paid for good on the way there."""
+    """Its places in the tree, each with the bonus that was paid for good on the way there."""
     fresh: bool
-    """Whether a word begins here."""
+    """True if a word begins here."""
     earned: float
     """Bonus of completed phrases."""
     bonus: float
@@ -138,7 +138,7 @@ class BoostTree:
         return earned, tuple(onward)
 
     def final(self, state: BoostState) -> float:
-        """What a prefix has earned if it ends here."""
+        """The bonus of a prefix that ends here."""
         return state.earned if state.fresh else self._end_word(state.active, state.earned)[0]
 
     def onward(self, state: BoostState) -> Tokens:
@@ -173,7 +173,7 @@ def common(tokens: Place, phrases: Place) -> list[int]:
 
 
 class Spellings:
-    """How every token is written, with spaces where words begin."""
+    """The spelling of every token, with spaces where words begin."""
 
     def __init__(self, vocabulary: Sequence[str]) -> None:
         self.texts = [piece.replace(WORD_BOUNDARY, " ") for piece in vocabulary]

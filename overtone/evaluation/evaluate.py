@@ -15,6 +15,7 @@ from overtone.inference.recordings import recordings_of
 from overtone.inference.transcribe import Choice, Transcriber, resolve_choice
 from overtone.inference.windows import OVERLAP_SECONDS, WINDOW_SECONDS
 from overtone.models.asr_model import AsrModel
+from overtone.models.attention import attention_text
 from overtone.wer import bootstrap_interval, character_errors, paired_difference_interval, word_errors
 
 __all__ = ["Evaluation", "evaluate"]
@@ -77,6 +78,7 @@ def evaluate(
         seed=seed,
         created=datetime.now().astimezone().isoformat(timespec="seconds"),
         results=tuple(results),
+        attention=attention_text(model),
     )
 
 

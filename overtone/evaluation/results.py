@@ -213,11 +213,14 @@ class Evaluation:
     created: str
     """The time of the evaluation in ISO 8601 with the zone."""
     results: tuple[Result, ...]
+    attention: str = ""
+    """The choice among several attention contexts of the model."""
 
     @property
     def numbers(self) -> str:
-        """One line on dtypes and device."""
-        return f"base {self.compute_dtype}, adapters float32, on {self.device}"
+        """One line on dtypes and device, and on the attention where there is a choice."""
+        line = f"base {self.compute_dtype}, adapters float32, on {self.device}"
+        return f"{line}, {self.attention}" if self.attention else line
 
     def to_json(self) -> dict[str, Any]:
         """Plain data under stable keys; rates are fractions, times seconds."""
@@ -225,7 +228,12 @@ class Evaluation:
             "schema": SCHEMA,
             "created": self.created,
             "model": {"name": self.model, "fingerprint": self.fingerprint},
-            "numbers": {"base": self.compute_dtype, "adapters": "float32", "device": self.device},
+            "numbers": {
+                "base": self.compute_dtype,
+                "adapters": "float32",
+                "device": self.device,
+                **({"attention": self.attention} if self.attention else {}),
+            },
             "intervals": {"level": self.level, "resamples": self.resamples, "seed": self.seed},
             "results": [result.to_json() for result in self.results],
         }

@@ -17,8 +17,8 @@ AUDIO_SUFFIXES = frozenset(
         ".voc",
     )
 )
-"""What counts as audio inside a folder, the sound of films included; a file that is named by itself is tried whatever
-its suffix."""
+"""Suffixes of audio inside a folder, the sound of films included; a file that is named by itself is tried whatever its
+suffix."""
 
 OTHER_MEDIA_SUFFIXES = frozenset(
     (

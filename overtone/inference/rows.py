@@ -20,14 +20,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from overtone.backends.openvino.encoder import OpenVinoEncoder
-from overtone.data.batching import round_up
 from overtone.models.asr_model import AsrModel
+from overtone.nets.layers import round_up
 
 WORTH_FRAMES = 600
 """Mel frames of padding that one more pass through a net has to save: what its many small calls take."""
 
 MOST_THREADS = 4
-"""Where PyTorch may use more of them, they share every operation: parts would wait for Python's own lock."""
+"""Threads that share rows; more threads share every operation instead: parts would wait for Python's own lock."""
 
 R = TypeVar("R")
 A = TypeVar("A")
@@ -36,7 +36,7 @@ Recognise = Callable[[Tensor, Tensor], tuple[list[Tensor], Tensor]]
 
 
 def rows_are_independent(model: AsrModel, adapter: str | None) -> bool:
-    """Whether each row comes out the same in whatever group it is computed, on a device where that saves time."""
+    """True if each row comes out the same in whatever group it is computed, on a device where that saves time."""
     trained = model.training and not model.base_is_frozen  # batch norms look at the whole batch
     penalised = model.training and adapter is not None and model.adapters[adapter].strategy.l2_lambda > 0.0
     return model.device.type == "cpu" and not trained and not penalised and model.encoder.rows_are_independent
@@ -86,7 +86,7 @@ def filled(order: Sequence[int], lengths: Sequence[int], limit: int) -> list[lis
 def recognise_in_groups(
     recognise: Recognise, mel: Tensor, lengths: Tensor, *, factor: int
 ) -> tuple[list[Tensor], Tensor]:
-    """`recognise` for each group by itself; what it gives, side by side again in the order of the batch.
+    """Recognise each group by itself: mel [B, F, T], lengths [B] -> emissions and lengths in the order of the batch.
 
     factor: mel frames of one encoder frame. A group's frames are the batch's modulo it: some subsamplings count a
     row's frames by what is left over. Beyond that they are rounded up, as those of whole batches are.
@@ -187,7 +187,7 @@ class RowThreads:
         return torch.get_num_threads()
 
     def is_shared(self) -> bool:
-        """Whether batches of several rows are computed in parts."""
+        """True if batches of several rows are computed in parts."""
         if not 1 < self.count <= MOST_THREADS or isinstance(self.model.backend_in_use, OpenVinoEncoder):
             return False
         return rows_are_independent(self.model, None)

@@ -14,7 +14,6 @@ from typing import TypeVar
 
 from overtone.adapters.adapter_set import FILE_CHOICE
 from overtone.audio.load import AudioReader, Waveform, audio_duration
-from overtone.data.batching import pad_rows
 from overtone.data.manifest import length_problem
 from overtone.decoding.decoder import Alignment
 from overtone.decoding.hypothesis import Hypothesis
@@ -23,6 +22,7 @@ from overtone.inference.recordings import Recording, find_recordings
 from overtone.inference.rows import RowThreads
 from overtone.inference.windows import OVERLAP_SECONDS, WINDOW_SECONDS, Window, join_windows, plan_windows
 from overtone.models.asr_model import AsrModel, Backend
+from overtone.nets.layers import pad_rows
 
 __all__ = ["Recording", "Transcriber", "Transcription", "transcribe"]
 
@@ -44,10 +44,10 @@ LEAST_FRAMES = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Transcription:
-    """What became of one recording: a hypothesis or an error."""
+    """The result of one recording: a hypothesis or an error."""
 
     recording: Recording
-    """Which audio."""
+    """The recording that was transcribed."""
 
     adapter: str | None
     """The adapter choice it was decoded with; None is the base."""
@@ -115,6 +115,7 @@ class Transcriber:
         overlap: seconds that neighbouring windows share.
         compute_dtype: as `AsrModel.set_compute_dtype`, for these runs only; None takes the model as it is.
         decoder: `rnnt` or `ctc`, the head of a hybrid model that recognises; None takes the model as it is.
+        Raises UsageError for seconds that make no sense, and for a head that the model does not have.
         """
         if window is not None and not 0 <= overlap < window:
             raise UsageError(f"overlap is {overlap:g} s and window {window:g} s; 0 <= overlap < window is needed.")
@@ -216,8 +217,10 @@ class Transcriber:
         if job.error is None:
             try:
                 rest = audio_duration(recording.path) - recording.offset
-                job.duration = rest if recording.duration is None else recording.duration
-                job.error = length_problem(recording.path, job.duration, rest)
+                job.duration = rest
+                if recording.duration is not None:
+                    job.duration = recording.duration
+                    job.error = length_problem(recording.path, recording.duration, rest)
             except OvertoneError as error:
                 job.error = str(error)
         if job.error is None:

@@ -20,11 +20,11 @@ from overtone.audio.features import LogMel
 from overtone.backends.cast import CastEncoder, copy_encoder
 from overtone.backends.fused.encoder import FusedEncoder, fast_dtype
 from overtone.backends.openvino.encoder import OpenVinoEncoder
-from overtone.decoding.decoder import Alignment
+from overtone.decoding.decoder import Alignment, Head
 from overtone.decoding.hypothesis import Hypothesis
 from overtone.errors import ConfigError, UsageError
 from overtone.models.fingerprint import Fingerprint
-from overtone.models.heads import Head, make_heads
+from overtone.models.heads import make_heads
 from overtone.models.parts import Settings, build_part, complete, parts_of
 from overtone.nets.encoder import Encoder
 from overtone.nets.layers import Reduction
@@ -71,6 +71,8 @@ class AsrModel(nn.Module):
         """Further files of that checkpoint, by name, kept for writing back."""
         self.name = name
         self.parts = parts_of(settings)
+        self.whole_settings = {part: complete(part, settings[part]) for part in self.parts}
+        """The settings of every part with its defaults filled in."""
         """The names of the base's parts, in order."""
         for part in self.parts:
             setattr(self, part, build_part(part, settings[part]))
@@ -163,14 +165,22 @@ class AsrModel(nn.Module):
         return self.head.emit(x, lengths), lengths
 
     def recognise_within(self, mel: Tensor, lengths: Tensor, layers: Sequence[int]) -> tuple[list[Tensor], Tensor]:
-        """mel [B, F, T], lengths [B] -> emissions [B, T', C] on the outputs of inner layers, in rising order, then the
-        model's own; lengths [B].
+        """mel [B, F, T], lengths [B] -> emissions [B, T', C] of the inner head on the outputs of inner layers, in
+        rising order, then the model's own; lengths [B].
         """
         if not layers:
             emissions, lengths = self.recognise(mel, lengths)
             return [emissions], lengths
-        outputs, lengths = self.encoder.outputs(mel, lengths, layers)
-        return [self.head.emit(x, lengths) for x in outputs], lengths
+        head, inner = self.head, self.head.inner
+        assert inner is not None, "the training has checked that the head can stand on inner layers"
+        (*outputs, last), lengths = self.encoder_in_use.within(mel, lengths, layers)
+        return [*(inner.emit(x, lengths) for x in outputs), head.emit(last, lengths)], lengths
+
+    @property
+    def inner_losses(self) -> Mapping[int, float]:
+        """The checkpoint's own losses on inner layers: the share of each in the whole loss, by the layer's index."""
+        losses: Mapping[int, float] = self.settings.get("interctc", {}).get("losses", {})
+        return losses
 
     @property
     def device(self) -> torch.device:
@@ -187,7 +197,7 @@ class AsrModel(nn.Module):
 
     def setting(self, part: str, key: str) -> Any:
         """A keyword argument of a part, its default where the settings do not name it."""
-        return complete(part, self.settings[part])[key]
+        return self.whole_settings[part][key]
 
     def base_state_dict(self) -> dict[str, Tensor]:
         """The tensors of the base alone, the same objects whatever adapters come and go."""
@@ -240,7 +250,7 @@ class AsrModel(nn.Module):
         return self
 
     def make_backend(self, dtype: str, *, prepared: bool = False) -> Backend | None:
-        """The backend for a dtype of `set_compute_dtype`, None for the encoder itself. Raises as that does."""
+        """The backend for a dtype of `set_compute_dtype`, None for the encoder itself. Raises ConfigError."""
         allowed = ("auto", *COMPUTE_DTYPES, OPENVINO)
         if dtype not in allowed:
             raise ConfigError(f"compute_dtype '{dtype}' is unknown. Allowed: {', '.join(allowed)}.")

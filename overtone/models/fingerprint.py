@@ -12,8 +12,8 @@ from torch import Tensor
 
 from overtone.models.parts import Settings, complete, parts_of
 
-NUMBERLESS = ("dither", "pad_to", "position_max_len")
-"""Settings, besides all dropouts, that change no number of an inference."""
+NUMBERLESS = ("dither", "pad_to", "position_max_len", "attention_contexts")
+"""Settings, besides all dropouts, that change no number of an inference with the base as it is loaded."""
 
 
 class Fingerprint:

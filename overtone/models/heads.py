@@ -1,262 +1,26 @@
-"""Heads: the part of a model that turns the encoder's output into text, one class for each kind of recogniser.
+"""The heads of a model: those that its parts make, and both of a hybrid together.
 
-A head joins a net of the model, its loss and its decoders. The rest of the package knows heads by this protocol alone.
-
-Legend: B batch, T encoder frames, D width, C channels of an emission, U target tokens, V vocabulary.
+Legend: B batch, T encoder frames, D width, J joint width, U target tokens, V vocabulary, N scores.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from overtone.decoding.ctc import CtcPath, GreedyDecoder, best_path, path_of, read_path
-from overtone.decoding.ctc_beam import BeamDecoder
-from overtone.decoding.decoder import Alignment, Decoder, DecodingOptions, Emissions, Scope
+from overtone.decoding.ctc import CtcHead
+from overtone.decoding.decoder import GREEDY, Alignment, Decoder, DecodingOptions, Emissions, Head, Scope
 from overtone.decoding.hypothesis import Hypothesis
-from overtone.decoding.transducer import (
-    MAX_SYMBOLS,
-    TransducerDecoder,
-    TransducerPath,
-    TransducerSearch,
-)
-from overtone.decoding.transducer import read_path as read_transducer_path
-from overtone.nets.ctc import CtcProjection, ctc_loss, frames_needed
-from overtone.nets.layers import Reduction, reduce_losses
+from overtone.decoding.transducer import TransducerHead
+from overtone.nets.ctc import CtcProjection
+from overtone.nets.layers import Reduction
 from overtone.nets.transducer import Joint, PredictionNet
-from overtone.nets.transducer_loss import transducer_losses
 from overtone.tokenizers import Tokenizer
-
-GREEDY = DecodingOptions()
-
-
-class Head(Protocol):
-    """What makes a model's encoder a recogniser: emissions, a loss on them, and decoders that take them."""
-
-    gives_log_probs: bool
-    """Whether emissions are log-probabilities of the vocabulary and blank: they may be averaged over windows."""
-    reduction: Reduction
-    """The sum of losses over a batch in the checkpoint's own training."""
-    decodes_with_adapters: bool
-    """Whether adapters may act in the head's decoders too, which then need their scope."""
-
-    def emit(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """x [B, T, D], lengths [B] -> emissions [B, T, C] float32, which loss and decoders take."""
-
-    def loss(
-        self,
-        emissions: Tensor,
-        lengths: Tensor,
-        targets: Tensor,
-        target_lengths: Tensor,
-        *,
-        reduction: Reduction | None = None,
-    ) -> Tensor:
-        """The negative log-likelihood of the targets, a scalar.
-
-        emissions [B, T, C], lengths [B], targets [B, U] int64, target_lengths [B]; reduction: the checkpoint's own
-        unless given.
-        """
-
-    def frames_needed(self, tokens: Sequence[int]) -> int:
-        """The fewest encoder frames that a transcript of these tokens can be learnt from."""
-
-    def align(self, emissions: Tensor, lengths: Tensor) -> list[Alignment]:
-        """Decode greedily: emissions [B, T, C], lengths [B] -> for each row its frames, cut to its length."""
-
-    def align_row(self, emissions: Emissions) -> Alignment:
-        """Decode one row greedily: emissions [T, C], already cut to its length."""
-
-    def read(self, alignment: Alignment) -> Hypothesis:
-        """The text of an alignment, with words and times."""
-
-    def scores(self, emissions: Tensor, lengths: Tensor) -> Tensor:
-        """Scores [B, T, N] that show what adapters change: emissions [B, T, C], lengths [B]."""
-
-    def decoder(
-        self, options: DecodingOptions = GREEDY, *, first_frame: int = 0, scope: Scope = nullcontext
-    ) -> Decoder:
-        """A new incremental decoder.
-
-        first_frame: the number of the first frame pushed, from which times count. scope: the adapters of the recording.
-        """
-
-
-class CtcHead:
-    """Connectionist temporal classification: emissions are log-probabilities [B, T, V+1], blank last."""
-
-    gives_log_probs = True
-    decodes_with_adapters = False
-
-    def __init__(
-        self,
-        net: CtcProjection,
-        tokenizer: Tokenizer,
-        *,
-        seconds_per_frame: float,
-        reduction: Reduction = "mean_batch",
-    ) -> None:
-        """seconds_per_frame: from one encoder frame to the next. reduction: of the checkpoint's own training."""
-        self.net = net
-        self.tokenizer = tokenizer
-        self.seconds_per_frame = seconds_per_frame
-        self.reduction: Reduction = reduction
-
-    def emit(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """x [B, T, D], lengths [B] -> log-probabilities [B, T, V+1] float32."""
-        log_probs: Tensor = self.net(x, lengths)
-        return log_probs
-
-    def loss(
-        self,
-        emissions: Tensor,
-        lengths: Tensor,
-        targets: Tensor,
-        target_lengths: Tensor,
-        *,
-        reduction: Reduction | None = None,
-    ) -> Tensor:
-        """As `ctc_loss`: emissions [B, T, V+1], lengths [B], targets [B, U], target_lengths [B] -> a scalar."""
-        chosen = reduction or self.reduction
-        return ctc_loss(emissions.float(), lengths, targets, target_lengths, reduction=chosen)
-
-    def frames_needed(self, tokens: Sequence[int]) -> int:
-        """A frame for each token, and one for the blank between two equal tokens."""
-        return frames_needed(tokens)
-
-    def align(self, emissions: Tensor, lengths: Tensor) -> list[Alignment]:
-        """The best path of each row: emissions [B, T, V+1], lengths [B]."""
-        return cast(list[Alignment], best_path(emissions, lengths))
-
-    def align_row(self, emissions: Emissions) -> Alignment:
-        """The best path of one row, emissions [T, V+1]."""
-        return path_of(emissions)
-
-    def read(self, alignment: Alignment) -> Hypothesis:
-        path = cast(CtcPath, alignment)
-        return read_path(path, self.tokenizer, seconds_per_frame=self.seconds_per_frame)
-
-    def scores(self, emissions: Tensor, lengths: Tensor) -> Tensor:
-        """The log-probabilities [B, T, V+1] themselves; lengths [B]."""
-        return emissions
-
-    def decoder(
-        self, options: DecodingOptions = GREEDY, *, first_frame: int = 0, scope: Scope = nullcontext
-    ) -> Decoder:
-        """Greedy, or a prefix beam search where the options ask for it."""
-        if options.is_greedy:
-            return GreedyDecoder(self.tokenizer, seconds_per_frame=self.seconds_per_frame, first_frame=first_frame)
-        return BeamDecoder(
-            self.tokenizer,
-            seconds_per_frame=self.seconds_per_frame,
-            settings=options.beam,
-            boosts=options.boosts,
-            first_frame=first_frame,
-        )
-
-
-class TransducerHead:
-    """A prediction network and a joint: emissions are the encoder's output as the joint projects it, [B, T, J]."""
-
-    gives_log_probs = False
-    decodes_with_adapters = True
-
-    def __init__(
-        self,
-        joint: Joint,
-        prediction: PredictionNet,
-        tokenizer: Tokenizer,
-        *,
-        seconds_per_frame: float,
-        reduction: Reduction = "mean_batch",
-        max_symbols: int = MAX_SYMBOLS,
-        sigma: float = 0.0,
-        omega: float = 0.0,
-        fastemit: float = 0.0,
-    ) -> None:
-        """seconds_per_frame: from one encoder frame to the next. max_symbols: the most tokens in one frame.
-        reduction, sigma, omega, fastemit: of the checkpoint's own training, as `transducer_losses`.
-        """
-        self.joint = joint
-        self.prediction = prediction
-        self.tokenizer = tokenizer
-        self.seconds_per_frame = seconds_per_frame
-        self.reduction: Reduction = reduction
-        self.sigma, self.omega, self.fastemit = sigma, omega, fastemit
-        self.search = TransducerSearch(joint, prediction, max_symbols=max_symbols)
-
-    def emit(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """x [B, T, D], lengths [B] -> projected frames [B, T, J] float32."""
-        frames: Tensor = self.joint.enc(x.float())
-        return frames
-
-    def loss(
-        self,
-        emissions: Tensor,
-        lengths: Tensor,
-        targets: Tensor,
-        target_lengths: Tensor,
-        *,
-        reduction: Reduction | None = None,
-    ) -> Tensor:
-        """As `transducer_losses`: emissions [B, T, J], lengths [B], targets [B, U], target_lengths [B] -> a scalar.
-
-        Adapters of the prediction network and of the joint act in it: it belongs inside their `use` block.
-        """
-        used = int(target_lengths.max()) if target_lengths.numel() else 0
-        targets = targets[:, :used]
-        losses = transducer_losses(
-            self.joint,
-            emissions.float(),
-            self.joint.pred(self.prediction(targets)),
-            lengths,
-            targets,
-            target_lengths,
-            sigma=self.sigma,
-            omega=self.omega,
-            fastemit=self.fastemit,
-        )
-        return reduce_losses(losses, target_lengths, reduction or self.reduction)
-
-    def frames_needed(self, tokens: Sequence[int]) -> int:
-        """One frame: a transducer may say many tokens in it."""
-        return 1
-
-    def align(self, emissions: Tensor, lengths: Tensor) -> list[Alignment]:
-        """Decode greedily: emissions [B, T, J], lengths [B]."""
-        return cast(list[Alignment], self.search.paths(emissions.float(), lengths))
-
-    def align_row(self, emissions: Emissions) -> Alignment:
-        """Decode one row greedily: emissions [T, J]."""
-        frames = torch.from_numpy(emissions).unsqueeze(0).to(self.joint.enc.weight.device)
-        return self.search.paths(frames, torch.tensor([len(emissions)]))[0]
-
-    def read(self, alignment: Alignment) -> Hypothesis:
-        path = cast(TransducerPath, alignment)
-        return read_transducer_path(path, self.tokenizer, seconds_per_frame=self.seconds_per_frame)
-
-    def scores(self, emissions: Tensor, lengths: Tensor) -> Tensor:
-        """The joint's scores of every frame before the first token, [B, T, N]: emissions [B, T, J], lengths [B]."""
-        output, _ = self.prediction.begin(emissions.size(0))
-        scores: Tensor = self.joint(emissions, self.joint.pred(output).unsqueeze(1))
-        return scores[:, :, 0].float()
-
-    def decoder(
-        self, options: DecodingOptions = GREEDY, *, first_frame: int = 0, scope: Scope = nullcontext
-    ) -> Decoder:
-        """Greedy."""
-        return TransducerDecoder(
-            self.search,
-            self.tokenizer,
-            seconds_per_frame=self.seconds_per_frame,
-            first_frame=first_frame,
-            scope=scope,
-        )
 
 
 class HybridHead:
@@ -273,6 +37,7 @@ class HybridHead:
         self.transducer = transducer
         self.ctc = ctc
         self.ctc_weight = ctc_weight
+        self.inner = ctc
         self.width = transducer.joint.width
         self.reduction = transducer.reduction
 

@@ -81,6 +81,7 @@ class SelfAttention(nn.Module):
         self.k = Tap("linear", width)
         self.v = Tap("linear", width)
         self.out = Tap("linear", width)
+        self.position: Position = position
         self.relative = position == "rel_pos"
         if self.relative:
             self.linear_pos = nn.Linear(width, width, bias=False)

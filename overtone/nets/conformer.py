@@ -7,8 +7,9 @@ Legend: B batch, T time, F mel bins, D width.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -51,9 +52,7 @@ class FeedForward(nn.Module):
 class ConvolutionModule(nn.Module):
     """x [B, T, D] -> [B, T, D]: gate, depthwise convolution over time, norm, Swish, projection."""
 
-    def __init__(
-        self, width: int, kernel_size: int, *, norm: str, context: Sequence[int] | None, use_bias: bool
-    ) -> None:
+    def __init__(self, width: int, kernel_size: int, norm: str, context: Sequence[int] | None, use_bias: bool) -> None:
         super().__init__()
         self.left, self.right = context or ((kernel_size - 1) // 2, (kernel_size - 1) // 2)
         self.pointwise_conv1 = nn.Conv1d(width, 2 * width, 1, bias=use_bias)
@@ -87,35 +86,24 @@ class ConformerLayer(nn.Module):
         width: int,
         *,
         inner: int,
-        heads: int,
-        kernel_size: int,
-        position: Position,
-        conv_norm: str,
-        conv_context: Sequence[int] | None,
+        attention: Callable[[], SelfAttention],
+        convolution: Callable[[], ConvolutionModule],
         use_bias: bool,
         dropout: float,
-        dropout_att: float,
-        position_biases: tuple[nn.Parameter, nn.Parameter] | None,
     ) -> None:
+        """inner: width of the feed-forward parts. attention, convolution: make these parts."""
         super().__init__()
         self.norm_feed_forward1 = nn.LayerNorm(width)
         self.feed_forward1 = FeedForward(width, inner, dropout=dropout, use_bias=use_bias)
         self.norm_conv = nn.LayerNorm(width)
-        self.conv = ConvolutionModule(width, kernel_size, norm=conv_norm, context=conv_context, use_bias=use_bias)
+        self.conv = convolution()
         self.norm_self_att = nn.LayerNorm(width)
-        self.self_attn = SelfAttention(
-            width,
-            heads,
-            position=position,
-            use_bias=use_bias,
-            dropout=dropout_att,
-            position_biases=position_biases,
-        )
+        self.self_attn = attention()
         self.norm_feed_forward2 = nn.LayerNorm(width)
         self.feed_forward2 = FeedForward(width, inner, dropout=dropout, use_bias=use_bias)
         self.norm_out = nn.LayerNorm(width)
         self.dropout = nn.Dropout(dropout)
-        self.after_attention = Tap("after_attention", width, attention=position)
+        self.after_attention = Tap("after_attention", width, attention=self.self_attn.position)
         self.after_block = Tap("after_block", width)
 
     def forward(self, block_input: Tensor, context: TapContext) -> Tensor:
@@ -134,6 +122,10 @@ class ConformerEncoder(nn.Module):
 
     gradient_checkpointing = False
     """Compute every layer's activations again in the backward pass: less memory, a third more time."""
+    attention_context: tuple[int, int]
+    """The frames to the left and to the right that a frame sees; -1: all."""
+    attention_contexts: tuple[tuple[int, int], ...]
+    """The contexts that the encoder was trained with."""
 
     def __init__(
         self,
@@ -155,6 +147,7 @@ class ConformerEncoder(nn.Module):
         conv_norm: str = "batch_norm",
         conv_context: Sequence[int] | None = None,
         attention_context: Sequence[int] = (-1, -1),
+        attention_contexts: Sequence[Sequence[int]] = (),
         attention_context_style: ContextStyle = "regular",
         output_width: int | None = None,
         dropout: float = 0.1,
@@ -166,17 +159,13 @@ class ConformerEncoder(nn.Module):
         super().__init__()
         self.subsampling_factor = subsampling_factor
         self.width, self.output_width, self.depth = width, output_width or width, layers
+        self.sizes = f"{heads} heads ({position}), kernel {kernel_size}"
+        self.subsampling, self.conv_norm = subsampling, conv_norm
         self.dropout_rate = max(dropout, dropout_pre_encoder, dropout_emb, dropout_att)
-        self.sizes = (
-            f"{heads} heads ({position}), kernel {kernel_size}, {subsampling} subsampling {subsampling_factor}×"
-        )
-        self.is_fast = subsampling == "dw_striding" and subsampling_factor == 8
-        self.rows_are_independent = conv_norm in PADDING_BLIND_NORMS
-        self.uncut = find_leak(conv_norm, subsampling)
-        self.inner_layers: Sequence[int] = range(layers - 1)
         self.scale = math.sqrt(width) if scale_input else 1.0
         self.relative = position == "rel_pos"
         self.attention_context = (attention_context[0], attention_context[1])
+        self.attention_contexts = tuple((left, right) for left, right in attention_contexts or [attention_context])
         self.attention_context_style = attention_context_style
         channels = subsampling_channels or width
         self.pre_encode = build_subsampling(
@@ -186,22 +175,11 @@ class ConformerEncoder(nn.Module):
         self.dropout_pre_encoder = nn.Dropout(dropout_pre_encoder)
         self.dropout_emb = nn.Dropout(dropout_emb if self.relative else 0.0)
         shared = None if untie_biases or not self.relative else new_position_biases(width, heads)
-        self.layers = nn.ModuleList(
-            ConformerLayer(
-                width,
-                inner=width * feed_forward_expansion,
-                heads=heads,
-                kernel_size=kernel_size,
-                position=position,
-                conv_norm=conv_norm,
-                conv_context=conv_context,
-                use_bias=use_bias,
-                dropout=dropout,
-                dropout_att=dropout_att,
-                position_biases=shared,
-            )
-            for _ in range(layers)
-        )
+        biases: dict[str, Any] = {"use_bias": use_bias, "position_biases": shared}
+        attention = partial(SelfAttention, width, heads, position=position, dropout=dropout_att, **biases)
+        convolution = partial(ConvolutionModule, width, kernel_size, conv_norm, conv_context, use_bias)
+        layer = partial(ConformerLayer, width, inner=width * feed_forward_expansion, use_bias=use_bias, dropout=dropout)
+        self.layers = nn.ModuleList(layer(attention=attention, convolution=convolution) for _ in range(layers))
         self.out_proj = None if output_width in (None, width) else nn.Linear(width, self.output_width)
 
     def forward(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -210,19 +188,27 @@ class ConformerEncoder(nn.Module):
 
     def describe(self) -> tuple[str, str]:
         """The name of the architecture, and its sizes in words."""
-        name = "FastConformer" if self.is_fast else "Conformer"
-        return name, f"{self.depth} layers of width {self.width}, {self.sizes}"
+        fast = self.subsampling == "dw_striding" and self.subsampling_factor == 8
+        return (
+            "FastConformer" if fast else "Conformer",
+            f"{self.depth} layers of width {self.width}, {self.sizes}, {self.subsampling} subsampling "
+            f"{self.subsampling_factor}×",
+        )
 
-    def outputs(self, mel: Tensor, lengths: Tensor, layers: Sequence[int]) -> tuple[list[Tensor], Tensor]:
-        """mel [B, F, T], lengths [B] -> the outputs [B, T', D] of inner layers in rising order, then the encoder's
-        own; lengths [B].
-        """
-        x, lengths, context = self.embed(mel, lengths)
-        found, done = [], 0
-        for end in (*(layer + 1 for layer in layers), self.depth):
-            x, done = self.run_layers(x, context, done, end), end
-            found.append(self.project(x))
-        return found, lengths
+    @property
+    def inner_layers(self) -> Sequence[int]:
+        return range(self.depth - 1)
+
+    @property
+    def rows_are_independent(self) -> bool:
+        return self.conv_norm in PADDING_BLIND_NORMS
+
+    @property
+    def uncut(self) -> str:
+        """The part, as a clause, that gives an utterance other values or another length by its padding; else empty."""
+        part = "" if self.rows_are_independent else "group norm"
+        part = part or ("stacking subsampling" if self.subsampling.startswith("stacking") else "")
+        return part and f"the {part} of this base gives an utterance other values in every batch, by its padding"
 
     def stem(self) -> str:
         return "subsampling"
@@ -234,6 +220,17 @@ class ConformerEncoder(nn.Module):
     def project(self, x: Tensor) -> Tensor:
         """A layer's output [B, T', D] -> the encoder's, which may have another width."""
         return x if self.out_proj is None else self.out_proj(x)
+
+    def within(self, mel: Tensor, lengths: Tensor, layers: Sequence[int]) -> tuple[list[Tensor], Tensor]:
+        """mel [B, F, T], lengths [B] -> the outputs [B, T', D] of inner layers, in rising order, then the encoder's
+        own; lengths [B].
+        """
+        x, lengths, context = self.embed(mel, lengths)
+        found, done = [], 0
+        for end in (*(layer + 1 for layer in layers), self.depth):
+            x, done = self.run_layers(x, context, done, end), end
+            found.append(self.project(x))
+        return found, lengths
 
     def embed(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, TapContext]:
         """Everything below the first layer: x [B, T', D], lengths [B] and the context of every tap."""
@@ -304,12 +301,3 @@ class ConformerEncoder(nn.Module):
         if right >= 0 and self.attention_context_style == "regular":
             seen &= -distance <= right
         return seen
-
-
-def find_leak(conv_norm: str, subsampling: Subsampling) -> str:
-    """The part, as a clause, that gives an utterance other values or another length by its padding; else empty."""
-    norms = conv_norm not in PADDING_BLIND_NORMS
-    if not norms and not subsampling.startswith("stacking"):
-        return ""
-    part = "group norm" if norms else "stacking subsampling"
-    return f"the {part} of this base gives an utterance other values in every batch, by its padding"

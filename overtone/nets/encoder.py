@@ -26,19 +26,31 @@ class Encoder(Protocol):
     """The largest probability of any dropout."""
     gradient_checkpointing: bool
     """Compute every layer's activations again in the backward pass."""
-    rows_are_independent: bool
-    """Whether a row's frames come out the same whatever its padding is, with the stored statistics of norms."""
-    uncut: str
-    """The reason why the encoder is not computed in two parts, as a clause; empty where it can be."""
-    inner_layers: Sequence[int]
-    """Layers before the last whose outputs have the frames and the width of the encoder's own."""
+    attention_context: tuple[int, int]
+    """Frames to the left and to the right that a frame sees; -1 for all."""
+
+    @property
+    def attention_contexts(self) -> Sequence[tuple[int, int]]:
+        """The contexts that may act; none where there is no attention."""
+
+    @property
+    def rows_are_independent(self) -> bool:
+        """True if a row's frames come out the same whatever its padding is, with the stored statistics of norms."""
+
+    @property
+    def uncut(self) -> str:
+        """The reason why the encoder is not computed in two parts, as a clause; empty where it can be."""
+
+    @property
+    def inner_layers(self) -> Sequence[int]:
+        """Layers before the last whose outputs have the frames and the width of the encoder's own."""
 
     def __call__(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]: ...
 
     def describe(self) -> tuple[str, str]:
         """The name of the architecture, and its sizes in words."""
 
-    def outputs(self, mel: Tensor, lengths: Tensor, layers: Sequence[int]) -> tuple[list[Tensor], Tensor]:
+    def within(self, mel: Tensor, lengths: Tensor, layers: Sequence[int]) -> tuple[list[Tensor], Tensor]:
         """mel [B, F, T], lengths [B] -> the outputs [B, T', D] of some of `inner_layers` in rising order, then the
         encoder's own; lengths [B].
         """

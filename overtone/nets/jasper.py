@@ -155,10 +155,8 @@ class JasperBlock(nn.Module):
         super().__init__()
         self.dense = residual and dense
         self.groups, self.residual_mode = groups, residual_mode
-        self.activation = activation
-        self.kernel = kernel
+        self.activation, self.kernel, self.width = activation, kernel, filters
         self.subsampling_factor = stride if stride_last else stride**repeat
-        self.width = filters
         self.units: list[tuple[list[str], str]] = []
         """Places in `mconv` of each repetition's convolutions, and of its norm."""
         self.mconv = nn.ModuleDict()
@@ -166,33 +164,24 @@ class JasperBlock(nn.Module):
         for number in range(repeat):
             steps = 1 if stride_last and number < repeat - 1 else stride
             over_time = {"kernel": kernel, "stride": steps, "dilation": dilation, "future": future}
-            if separable:
-                convs = [
-                    MaskedConv(width, width, groups=width, **over_time),
-                    MaskedConv(width, filters, groups=groups),
-                ]
-            else:
-                convs = [MaskedConv(width, filters, groups=groups, **over_time)]
+            convs = make_convs(width, filters, separable=separable, groups=groups, **over_time)
             names = [str(place + step) for step in range(len(convs))]
             place += len(convs)
             self.mconv.update(dict(zip(names, convs, strict=True)))
             self.mconv[str(place)] = nn.BatchNorm2d(filters, eps=NORM_EPSILON)
             self.units.append((names, str(place)))
-            place += 1 + (groups > 1)
-            if number < repeat - 1:
-                place += 2  # activation and dropout, which have no tensors
+            # NeMo numbers the shuffle of groups, the activation and the dropout too, which have no tensors.
+            place += 1 + (groups > 1) + 2 * (number < repeat - 1)
             width = filters
         self.squeeze = str(place) if squeeze_excite else ""
         if squeeze_excite:
             self.mconv[self.squeeze] = SqueezeExcite(filters, reduction=reduction, activation=activation)
         steps = stride if residual_mode == "stride_add" else 1
-        if residual:
-            self.res = nn.ModuleList(
-                nn.ModuleList([MaskedConv(width, filters, stride=steps), nn.BatchNorm2d(filters, eps=NORM_EPSILON)])
-                for width in (inputs if dense else inputs[-1:])
-            )
-        else:
-            self.res = nn.ModuleList()
+        added = (inputs if dense else inputs[-1:]) if residual else ()
+        self.res = nn.ModuleList(
+            nn.ModuleList([MaskedConv(width, filters, stride=steps), nn.BatchNorm2d(filters, eps=NORM_EPSILON)])
+            for width in added
+        )
         self.dropout = nn.Dropout(dropout)
         self.after_block = Tap("after_block", filters)
 
@@ -221,6 +210,13 @@ class JasperBlock(nn.Module):
         return apply_dropout(ACTIVATIONS[self.activation](x), self.dropout)
 
 
+def make_convs(width: int, filters: int, *, separable: bool, groups: int, **over_time: int) -> list[MaskedConv]:
+    """A convolution over time, or one over time and one over channels. over_time: arguments of MaskedConv."""
+    if separable:
+        return [MaskedConv(width, width, groups=width, **over_time), MaskedConv(width, filters, groups=groups)]
+    return [MaskedConv(width, filters, groups=groups, **over_time)]
+
+
 def shuffle_channels(x: Tensor, groups: int) -> Tensor:
     """x [B, T, D] -> [B, T, D]: the first channel of each group, the second of each, …"""
     return x if groups == 1 else x.unflatten(-1, (groups, -1)).transpose(-1, -2).flatten(-2)
@@ -232,6 +228,8 @@ class JasperEncoder(nn.Module):
     gradient_checkpointing = False
     """Compute every block's activations again in the backward pass: less memory, a third more time."""
     rows_are_independent = True
+    attention_contexts: Sequence[tuple[int, int]] = ()
+    attention_context = (-1, -1)
 
     def __init__(self, *, features: int = 80, blocks: Sequence[Mapping[str, Any]], activation: str = "relu") -> None:
         """blocks: keyword arguments of JasperBlock. Raises ConfigError where they do not fit together."""
@@ -264,7 +262,7 @@ class JasperEncoder(nn.Module):
         return cast(Sequence[JasperBlock], self.encoder)
 
     def forward(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        (x,), lengths = self.outputs(mel, lengths, ())
+        (x,), lengths = self.within(mel, lengths, ())
         return x, lengths
 
     def describe(self) -> tuple[str, str]:
@@ -280,7 +278,7 @@ class JasperEncoder(nn.Module):
             f"subsampling {self.subsampling_factor}×",
         )
 
-    def outputs(self, mel: Tensor, lengths: Tensor, layers: Sequence[int]) -> tuple[list[Tensor], Tensor]:
+    def within(self, mel: Tensor, lengths: Tensor, layers: Sequence[int]) -> tuple[list[Tensor], Tensor]:
         """mel [B, F, T], lengths [B] -> the outputs [B, T', D] of blocks among `inner_layers`, then the last;
         lengths [B].
         """

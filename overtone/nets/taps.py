@@ -74,7 +74,7 @@ class Chains:
     by_row: tuple[tuple[PluggedAdapter, ...], ...]
     """The adapters of each row of the batch, in the order in which they act; one entry where all rows share it."""
     observed: bool
-    """Whether somebody is shown every delta."""
+    """True if somebody is shown every delta."""
 
 
 NO_CHAINS = Chains(by_row=((),), observed=False)
@@ -92,7 +92,7 @@ class Plug(Protocol):
         ...
 
     def acts(self) -> bool:
-        """Whether a call now may change anything: fast paths fuse parts around a tap that does not act."""
+        """True if a call now may change anything: fast paths fuse parts around a tap that does not act."""
         ...
 
     def chains(self, rows: int) -> Chains:
@@ -125,7 +125,7 @@ class Tap(nn.Module):
         return y if self.plug is None else self.plug(x, y, context, in_place=True)
 
     def acts(self) -> bool:
-        """Whether a call now may change anything."""
+        """True if a call now may change anything."""
         return self.plug is not None and self.plug.acts()
 
     def chains(self, rows: int) -> Chains:

@@ -22,7 +22,7 @@ from overtone.serving.http.page import Page
 from overtone.serving.http.requests import HttpRequests, metadata_of
 from overtone.serving.metrics import Observer
 from overtone.serving.openai.endpoints import Models, Transcriptions
-from overtone.serving.openapi import description
+from overtone.serving.openapi import describe_api
 from overtone.serving.realtime.endpoint import Realtime
 from overtone.serving.recognition.request import Call
 from overtone.version import __version__
@@ -58,35 +58,35 @@ def build_app(requests: HttpRequests, observer: Observer) -> ASGIApp:
         Route(f"{adapter}/unload", admin.unload, methods=["POST"]),
     ]
     handlers: dict[Any, Any] = {
-        HTTPException: routing_error,
-        ClientDisconnect: client_gone,
-        OvertoneError: failed,
-        Exception: failed,
+        HTTPException: answer_routing_error,
+        ClientDisconnect: answer_gone,
+        OvertoneError: answer_error,
+        Exception: answer_error,
     }
     return ObservedApp(Starlette(routes=routes, exception_handlers=handlers), observer, routes)
 
 
 class Pages:
-    """Index, description, health and metrics."""
+    """Index, description of the API, health and metrics."""
 
     def __init__(self, requests: HttpRequests, observer: Observer) -> None:
         self.requests = requests
         self.observer = observer
 
     async def index(self, request: Request) -> Response:
-        paths = description(self.requests.service)["paths"]
+        paths = describe_api(self.requests.service)["paths"]
         endpoints = {path: sorted(method.upper() for method in methods) for path, methods in paths.items()}
         return JSONResponse({"service": "overtone", "version": __version__, "endpoints": endpoints})
 
     async def openapi(self, request: Request) -> Response:
-        return JSONResponse(description(self.requests.service))
+        return JSONResponse(describe_api(self.requests.service))
 
     async def live(self, request: Request) -> Response:
         return JSONResponse({"object": "health.response", "message": "live", "status": "live"})
 
     async def ready(self, request: Request) -> Response:
         """Readiness of the engine. Raises HttpError 503 where it is not ready."""
-        problem = unready(self.requests.service.engine.state(), self.requests.closing)
+        problem = unready_reason(self.requests.service.engine.state(), self.requests.closing)
         if problem:
             raise HttpError(503, f"Not ready: {problem}.", code="not_ready")
         return JSONResponse({"object": "health.response", "message": "ready", "status": "ready"})
@@ -96,7 +96,7 @@ class Pages:
         return Response(self.observer.text(), headers={"Content-Type": PROMETHEUS})
 
 
-def unready(state: EngineState, closing: bool) -> str:
+def unready_reason(state: EngineState, closing: bool) -> str:
     """Reason why no request should be sent here; empty where all is well."""
     if closing or state.draining:
         return "the server is shutting down"
@@ -107,7 +107,7 @@ def unready(state: EngineState, closing: bool) -> str:
     return ""
 
 
-async def routing_error(request: Request, error: Exception) -> Response:
+async def answer_routing_error(request: Request, error: Exception) -> Response:
     """Answer of the router itself: 404 and 405."""
     assert isinstance(error, HTTPException)
     message = {404: "There is nothing here; / lists what there is."}.get(error.status_code, error.detail)
@@ -116,12 +116,12 @@ async def routing_error(request: Request, error: Exception) -> Response:
     return response
 
 
-async def client_gone(request: Request, error: Exception) -> Response:
+async def answer_gone(request: Request, error: Exception) -> Response:
     """Answer that nobody reads, for the log."""
     return error_response(HttpError(CLIENT_GONE, "The client went away."))
 
 
-async def failed(request: Request, error: Exception) -> Response:
+async def answer_error(request: Request, error: Exception) -> Response:
     """Answer with the error's status."""
     return error_response(error, with_detail=request.url.path.startswith("/v1/realtime"))
 

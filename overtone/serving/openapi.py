@@ -12,7 +12,7 @@ from overtone.version import __version__
 JSON_ERRORS = {"400": "mistaken", "401": "no valid token", "403": "not allowed", "429": "too much", "503": "closing"}
 
 
-def description(service: RecognitionService) -> dict[str, Any]:
+def describe_api(service: RecognitionService) -> dict[str, Any]:
     """Document at /openapi.json."""
     return {
         "openapi": "3.1.0",
@@ -78,7 +78,11 @@ def transcription(service: RecognitionService) -> dict[str, Any]:
     base = model_name(service.base, ())
     text = {"type": "string"}
     fields = {
-        "file": {**text, "format": "binary", "description": "WAV, FLAC, Ogg (Opus, Vorbis) or MP3, of any rate."},
+        "file": {
+            **text,
+            "format": "binary",
+            "description": "WAV, FLAC, Ogg, MP3, M4A/MP4, WebM, AAC or AMR, of any rate; of films, the sound.",
+        },
         "model": {**text, "default": base, "description": f"{base}, {base}+ADAPTER, or an adapter's name."},
         "adapter": {**text, "description": "The adapter, where the model's name cannot say it."},
         "language": {**text, "default": service.language},

@@ -48,11 +48,11 @@ class Addresses:
 
     @property
     def http(self) -> str:
-        return f"{'https' if self.tls else 'http'}://{bracketed(self.host)}:{self.http_port}"
+        return f"{'https' if self.tls else 'http'}://{bracket(self.host)}:{self.http_port}"
 
     @property
     def grpc(self) -> str:
-        return f"{bracketed(self.host)}:{self.grpc_port}"
+        return f"{bracket(self.host)}:{self.grpc_port}"
 
 
 class Server:
@@ -128,7 +128,7 @@ class Server:
         self.service.close()
 
 
-def bracketed(host: str) -> str:
+def bracket(host: str) -> str:
     """Host in an address: IPv6 in brackets."""
     return f"[{host}]" if ":" in host else host
 

@@ -14,9 +14,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from overtone.data.batching import BatchPlan, Place, place_of
 from overtone.training.console import ProgressLine, Reporter, format_duration
+from overtone.training.interruption import StopRequest
 from overtone.training.module import TrainingModule
 from overtone.training.run_folder import explain_write_errors
-from overtone.training.signals import StopRequest
 from overtone.training.weights import WeightsStore
 
 CHECKPOINT_SECONDS = 600.0

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from bisect import insort
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -233,6 +235,25 @@ def worker_count(chosen: DatasetSettings) -> int:
     """Return how many processes read audio: as many as asked for, and at most one for each processor."""
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(chosen.num_workers, processors)
+
+
+@contextmanager
+def read_ahead(utterances: Iterable[tuple[SpeechDataset, int]]) -> Iterator[None]:
+    """Read utterances of data sets, by index, into memory in a thread, as far as there is room."""
+    stop = threading.Event()
+
+    def read() -> None:
+        for dataset, index in utterances:
+            if stop.is_set() or not dataset.read_ahead(index):
+                return
+
+    thread = threading.Thread(target=read, name="reading ahead", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 def check_rate(model: AsrModel, chosen: DatasetSettings, key: str) -> None:

@@ -77,13 +77,13 @@ class TrainingForward:
 
 
 def make_forward(run: Run) -> TrainingForward:
-    """Raises ConfigError for inner losses at layers that the encoder does not have."""
-    check_inner_layers(run.model, run.plan.inner_losses)
+    """Raises ConfigError for inner losses at layers that the encoder does not have, or of a head that takes none."""
+    check_inner_layers(run.model, run.plan.inner_losses or {})
     return TrainingForward(
         model=run.model,
         adapter=run.adapter,
         augment=make_augmentation(run.plan.spec_augment),
-        inner=tuple(run.plan.inner_losses),
+        inner=tuple(run.inner_losses),
     )
 
 
@@ -101,7 +101,11 @@ def make_augmentation(settings: SpecAugmentSettings | None) -> SpecAugment | Non
 
 
 def check_inner_layers(model: AsrModel, losses: Mapping[int, float]) -> None:
-    """Raises ConfigError for layers that the encoder does not have, for its last one, and for those of other sizes."""
+    """Raises ConfigError for layers that the encoder does not have, for its last one, for those of other sizes than its
+    output, and for a head without CTC.
+    """
+    if losses and model.head.inner is None:
+        raise ConfigError("model.interctc.apply_at_layers: this model has no CTC head; leave it out.")
     inner = model.encoder.inner_layers
     allowed = f"allowed are {inner[0]} to {inner[-1]}" if inner else "this encoder has none of its output's size"
     for layer in losses:

@@ -21,11 +21,12 @@ from overtone.training.console import ProgressLine
 from overtone.training.data import SpeechSet, validation_batches, worker_count
 from overtone.training.flat_start import FlatStart
 from overtone.training.forward import make_augmentation, make_forward
+from overtone.training.interruption import explain_worker_death
 from overtone.training.module import TrainingModule
 from overtone.training.optim import choose_schedule
 from overtone.training.prefix_cache.forward import PrefixForward
 from overtone.training.prefix_cache.loader import cycle_variants
-from overtone.training.row_parallel.processes import RowProcesses
+from overtone.training.row_processes import RowProcesses
 from overtone.training.run import Run, TrainingResult
 from overtone.training.run_folder import (
     LOG_FILE,
@@ -38,7 +39,6 @@ from overtone.training.summary import conclude, describe_early_end, introduce, m
 from overtone.training.trainer import trainer_options
 from overtone.training.validation import ValidationCounts
 from overtone.training.weights import WeightsStore, check_finite, remove
-from overtone.training.workers import explain_worker_death
 
 PLAIN_PATH = re.compile(r"[\w./~-]+")
 """A path that is an override's value as it is, without quotes around it."""
@@ -150,7 +150,7 @@ def make_module(run: Run, prefix: PrefixForward | None, processes: RowProcesses 
         batch_forward=prefix or processes or make_forward(run),
         optim=plan.optimiser,
         schedule=choose_schedule(plan.optimiser, max_steps=run.length.steps, width=model.encoder.width),
-        inner_losses=plan.inner_losses,
+        inner_losses=run.inner_losses,
         flat_start=None if plan.flat_start is None else FlatStart.for_model(model, plan.flat_start),
         seed=plan.seed,
         validation_sets=len(run.validation),

@@ -53,7 +53,7 @@ class TrainingModule(LightningModule):
         self.optim = optim
         self.schedule = schedule
         self.inner_losses = inner_losses
-        """Share of the CTC loss on the output of an inner layer, by the layer's index."""
+        """Share of the inner head's loss on the output of an inner layer, by the layer's index."""
         self.flat_start = flat_start
         self.seed = seed
         self.base_alone = False
@@ -110,10 +110,14 @@ class TrainingModule(LightningModule):
     def compute_loss(self, emissions: Sequence[Tensor], lengths: Tensor, batch: AnyBatch) -> Tensor:
         """Return the scalar loss of the model's own emissions, those of inner layers beside it by their shares.
 
-        emissions: [B, T', C] each. lengths [B].
+        emissions: [B, T', C] each; of inner layers those of the inner head. lengths [B].
         """
         head = self.model.head
-        losses = [head.loss(each, lengths, batch.targets, batch.target_lengths) for each in emissions]
+        heads = [*(head.inner or head for _ in emissions[1:]), head]
+        losses = [
+            each.loss(found, lengths, batch.targets, batch.target_lengths)
+            for each, found in zip(heads, emissions, strict=True)
+        ]
         shares = (*self.inner_losses.values(), 1.0 - sum(self.inner_losses.values()))
         whole = torch.stack([share * loss for share, loss in zip(shares, losses, strict=True)]).sum()
         if self.flat_start is None:

@@ -16,6 +16,7 @@ from overtone.config import (
     DatasetSettings,
     ExperimentSettings,
     FlatStartSettings,
+    InterCtcSettings,
     KindSettings,
     ModelSettings,
     OptimSettings,
@@ -66,14 +67,16 @@ class TrainingPlan:
     base: AsrModel | BasePlan
     adapter: AdapterPlan | None
     """The adapter to train; None trains every weight of the base."""
+    att_context_size: tuple[int, ...] | None
+    """The attention context of the base; None: the one that acts."""
     base_dropout: bool
     vocabulary_check: Literal["refuse", "drop", "keep"]
     train_data: DatasetSettings
     validation_data: DatasetSettings
     spec_augment: SpecAugmentSettings | None
     """Masks on the features of training utterances."""
-    inner_losses: Mapping[int, float]
-    """Share of the CTC loss on the output of an inner layer, by the layer's index."""
+    inner_losses: Mapping[int, float] | None
+    """Share of the CTC loss on the output of an inner layer, by the layer's index; None: those of the checkpoint."""
     flat_start: FlatStartSettings | None
     prefix_cache: PrefixCacheSettings
     optimiser: OptimSettings
@@ -95,6 +98,15 @@ class TrainingPlan:
         """The base has no weights of a checkpoint, so that its WER says nothing."""
         return isinstance(self.base, BasePlan) and self.base.config is not None
 
+    def inner_losses_of(self, model: AsrModel) -> Mapping[int, float]:
+        """Share of the loss on the output of an inner layer, by its index: the settings', else the checkpoint's.
+
+        A transducer alone has no head for them, and ignores what its checkpoint says, as NeMo does.
+        """
+        if self.inner_losses is not None:
+            return self.inner_losses
+        return {} if model.head.inner is None else model.inner_losses
+
 
 def plan_training(
     settings: Settings, *, model: AsrModel | None = None, adapter: AdapterPlan | None = None
@@ -114,12 +126,13 @@ def plan_training(
         name=settings.name,
         base=model if model is not None else plan_base(chosen),
         adapter=adapter,
+        att_context_size=chosen.encoder.att_context_size,
         base_dropout=chosen.base_dropout,
         vocabulary_check=chosen.vocabulary_check,
         train_data=chosen.train_ds,
         validation_data=chosen.validation_ds,
         spec_augment=chosen.spec_augment,
-        inner_losses=dict(sorted(zip(chosen.interctc.apply_at_layers, chosen.interctc.loss_weights, strict=True))),
+        inner_losses=plan_inner_losses(chosen.interctc),
         flat_start=flat_start if flat_start.steps > 0 and flat_start.weight > 0 else None,
         prefix_cache=chosen.prefix_cache,
         optimiser=chosen.optim,
@@ -133,6 +146,13 @@ def plan_training(
         delete_checkpoint=settings.delete_ckpt_after_train,
         record=to_plain(settings),
     )
+
+
+def plan_inner_losses(chosen: InterCtcSettings | None) -> Mapping[int, float] | None:
+    """Take the shares of inner losses from the settings: none for null, None where the settings say nothing."""
+    if chosen is None:
+        return {}
+    return dict(sorted(zip(chosen.apply_at_layers, chosen.loss_weights, strict=True))) or None
 
 
 def plan_base(chosen: ModelSettings) -> BasePlan:

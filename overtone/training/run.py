@@ -10,10 +10,12 @@ from typing import Any
 import torch
 
 from overtone.config import to_plain
+from overtone.data.dataset import SpeechDataset
 from overtone.errors import CheckpointError
 from overtone.models.asr_model import AsrModel
+from overtone.models.attention import attention_facts
 from overtone.training.console import Reporter
-from overtone.training.data import SpeechSet
+from overtone.training.data import SpeechSet, worker_count
 from overtone.training.plan import TrainingPlan
 from overtone.training.prefix_cache.plan import PrefixPlan
 from overtone.training.run_folder import RunFolder
@@ -42,6 +44,11 @@ class Run:
     prefix: PrefixPlan | None = None
     """The part of the base that is computed once for each utterance; None computes everything in every step."""
 
+    @property
+    def inner_losses(self) -> Mapping[int, float]:
+        """Share of the loss on the output of an inner layer, by the layer's index."""
+        return self.plan.inner_losses_of(self.model)
+
     def identity(self) -> dict[str, Any]:
         """Return what must not change between the parts of a resumed run."""
         batches = self.training.plan
@@ -61,6 +68,7 @@ class Run:
                 "accumulate": self.plan.trainer.accumulate_grad_batches,
             },
             "seed": self.plan.seed,
+            "inner_losses": [list(share) for share in self.inner_losses.items()],
             "prefix_cache": None if self.prefix is None else self.prefix.identity(),
         }
 
@@ -71,11 +79,26 @@ class Run:
         adapter = self.model.adapters[self.adapter]
         return {
             "base": self.model.fingerprint(),
+            **attention_facts(self.model),
             "kind": {"name": adapter.kind.name, **to_plain(adapter.kind)},
             "strategy": asdict(adapter.strategy),
             "modules": adapter.modules_text,
             "layers": to_plain(adapter.layers),
         }
+
+    def first_utterances(self) -> Iterator[tuple[SpeechDataset, int]]:
+        """Yield the utterances, by index, in the order in which a new training asks for them.
+
+        None where it may never ask: with a prefix cache, or where other processes read or take their share.
+        """
+        if self.prefix is not None or self.machine.processes > 1:
+            return
+        if worker_count(self.plan.train_data) == 0:
+            batches = self.training.plan.batches(0)[: self.length.batches]
+            yield from ((self.training.dataset, index) for batch in batches for index in batch)
+        if worker_count(self.plan.validation_data) == 0:
+            for speech in self.validation:
+                yield from ((speech.dataset, index) for index in range(len(speech.dataset)))
 
 
 # Resuming

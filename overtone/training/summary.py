@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from overtone.config import ExperimentSettings
+from overtone.models.attention import attention_facts, attention_text
 from overtone.training.callback import Progress
 from overtone.training.run import Run, TrainingResult
 from overtone.training.trainer import TRAINED_DTYPES, base_dtype, lightning_precision
@@ -30,6 +31,8 @@ def introduce(run: Run, notes: Sequence[str]) -> None:
     else:
         frozen = base_dtype(run.plan, run.machine)
         say(f"Base '{model.name}': frozen, in {frozen}; adapter '{run.adapter}': trained, in {dtype}")
+    if attention := attention_text(model):
+        say(f"The base has {attention}")
     total = base if run.adapter is None else base + trained
     say(f"Trainable parameters: {trained:,} of {total:,} ({trained / total:.2%})")
     chosen = run.plan.train_data
@@ -93,6 +96,7 @@ def make_card(run: Run, step: int, metrics: Mapping[str, float], wer_before: flo
         },
         "optimiser": {"name": plan.optimiser.name, "learning_rate": plan.optimiser.lr},
         "seed": plan.seed,
+        **attention_facts(run.model),
         "versions": {
             "overtone": __version__,
             "torch": str(torch.__version__),

@@ -26,13 +26,14 @@ from overtone.config import (
     split_name,
 )
 from overtone.models.asr_model import AsrModel
+from overtone.models.attention import choose_attention
 from overtone.startup import pause_garbage_collection
 from overtone.training.console import Reporter
-from overtone.training.data import read_training_set, read_validation_sets
+from overtone.training.data import read_ahead, read_training_set, read_validation_sets
 from overtone.training.model import add_adapter, give_back, load_base
 from overtone.training.plan import AdapterPlan, BasePlan, TrainingPlan, plan_training
 from overtone.training.prefix_cache.plan import plan_prefix
-from overtone.training.row_parallel.processes import start_row_processes
+from overtone.training.row_processes import start_row_processes
 from overtone.training.run import Run, TrainingResult, check_same_run, read_state
 from overtone.training.run_folder import (
     check_folder_is_free,
@@ -42,7 +43,6 @@ from overtone.training.run_folder import (
     process_rank,
 )
 from overtone.training.trainer import find_machine, lightning_precision, plan_length
-from overtone.training.workers import read_ahead
 
 __all__ = ["TrainingResult", "run_training", "train"]
 
@@ -186,6 +186,7 @@ def run_plan(plan: TrainingPlan, reporter: Reporter) -> TrainingResult:
         validation = read_validation_sets(model, plan, reporter)
         length = plan_length(plan.trainer, training.plan, processes=machine.processes, validates=bool(validation))
         with give_back(model):
+            choose_attention(model, plan.att_context_size)
             adapter = None
             if plan.adapter is None:
                 model.train_base(base_dropout=plan.base_dropout)
@@ -209,7 +210,10 @@ def run_plan(plan: TrainingPlan, reporter: Reporter) -> TrainingResult:
             if checkpoint is not None and state is not None:
                 check_same_run(checkpoint, state["identity"], run.identity())
             several = machine.row_processes > 1
-            with start_row_processes(run) if several else nullcontext() as processes, read_ahead(run):
+            with (
+                start_row_processes(run) if several else nullcontext() as processes,
+                read_ahead(run.first_utterances()),
+            ):
                 with pause_garbage_collection():
                     from overtone.training.loop import fit  # Lightning, imported beside the processes' first work
                 return fit(run, processes)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from overtone.data.dataset import Batch, collate
+from overtone.decoding.decoder import Head
 from overtone.errors import DataError
-from overtone.models.heads import Head
 from overtone.training.data import validation_batches
 from overtone.training.forward import TrainingForward
 from overtone.training.prefix_cache.loader import PrefixBatch
@@ -79,7 +79,7 @@ def plan_base_scoring(run: Run, forward: TrainingForward) -> Callable[[], Valida
 
     def score() -> ValidationCounts:
         model, counts = run.model.eval(), ValidationCounts()
-        first.dataset.room = 0  # nothing is read twice here, nor kept as long as the process lives
+        first.dataset.stop_caching()  # nothing is read twice here, nor needed as long as the process lives
         with torch.no_grad():
             for indices in batches:
                 batch = collate([first.dataset[index] for index in indices])

@@ -52,10 +52,15 @@ class WeightsStore:
     best: SavedStep | None = None
     top: list[SavedStep] = field(default_factory=list)
     nemo_obstacle: str | None = field(init=False)
-    """Reason why NeMo's formats cannot hold what is trained; None where they can."""
+    """Reason why NeMo's formats cannot hold what is trained; None where they can, or need not."""
 
     def __post_init__(self) -> None:
-        self.nemo_obstacle = find_nemo_obstacle(self.model)
+        self.nemo_obstacle = find_nemo_obstacle(self.model) if self.wants_nemo else None
+
+    @property
+    def wants_nemo(self) -> bool:
+        """Files for NeMo are asked for."""
+        return self.settings.always_save_nemo or self.settings.save_nemo_on_train_end or self.adapters_file is not None
 
     @property
     def notes(self) -> list[str]:

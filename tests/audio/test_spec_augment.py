@@ -17,7 +17,7 @@ def mel() -> torch.Tensor:
 
 
 def masked(augment: SpecAugment, seed: int, lengths: torch.Tensor = LENGTHS) -> torch.Tensor:
-    """Where masks lie, [B, F, T]."""
+    """Places of the masks, [B, F, T]."""
     return augment(mel(), lengths, torch.Generator().manual_seed(seed)) == augment.mask_value
 
 

@@ -24,6 +24,13 @@ def test_startup() -> None:
     assert "first transcription, bfloat16: peak memory" in output
 
 
+def test_audio(tmp_path: Path) -> None:
+    output = run("benchmarks.audio", "--smoke", "--threads", "1", "--json", str(tmp_path / "figures.json"))
+    for expected in ("| 5.wav |", "| 60.mp3 |", "| 60.webm |", "windows in order"):
+        assert expected in output
+    assert '"last window alone"' in (tmp_path / "figures.json").read_text("utf-8")
+
+
 def test_prefix(tmp_path: Path) -> None:
     output = run("benchmarks.prefix", "--smoke", "--threads", "1", "--json", str(tmp_path / "figures.json"))
     assert "| top half, cached |" in output

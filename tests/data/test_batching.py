@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from overtone.data.batching import SIZES_PER_OCTAVE, pad_rows, round_up
+from overtone.nets.layers import SIZES_PER_OCTAVE, pad_rows, round_up
 
 
 @given(st.integers(1, 10_000_000))
@@ -17,7 +17,7 @@ def test_a_length_grows_by_a_sixteenth_at_most(size: int) -> None:
 
 
 def test_lengths_are_few() -> None:
-    """Of all recordings between one and thirty-two seconds."""
+    """All recordings between one and thirty-two seconds."""
     assert len({round_up(size) for size in range(16_384, 524_288, 16)}) == 5 * SIZES_PER_OCTAVE + 1
 
 

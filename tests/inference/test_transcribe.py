@@ -7,6 +7,7 @@ import json
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import overtone
-from overtone.audio.load import load_audio
+from overtone.audio import load
+from overtone.audio.load import load_audio, open_source
 from overtone.decoding.ctc import CtcPath, greedy
 from overtone.errors import AdapterError, DataError, UsageError
 from overtone.inference.recordings import find_recordings
@@ -24,6 +26,7 @@ from overtone.inference.transcribe import Transcriber, transcribe
 from overtone.inference.windows import Window, join_windows, plan_windows
 from overtone.wer import character_errors
 from support.fixtures import fixture_file
+from support.media import write_media
 from support.small_models import small_model
 from support.tone_model import FRAME, SAMPLE_RATE, ToneModel, spoken
 
@@ -159,6 +162,60 @@ def test_folders_are_searched_at_any_depth_in_order(record: Callable[..., Path],
     (tmp_path / "notes.txt").write_text("no audio")
     (found,) = find_recordings(tmp_path)
     assert [recording.name for recording in found] == ["a.ogg", "b.wav", "deep/er/a.flac"]
+
+
+def test_folders_find_the_sound_of_phones_and_films_and_name_what_is_not_read(
+    model: ToneModel, record: Callable[..., Path], tmp_path: Path
+) -> None:
+    samples = soundfile.read(record("ref.wav", "abc fed", rate=16_000), dtype="float32", always_2d=True)[0]
+    for name, form, coding in (("a.m4a", "ipod", "alac"), ("b.webm", "webm", "libopus"), ("c.MOV", "mov", "pcm_s16le")):
+        write_media(tmp_path / name, samples, 16_000, form=form, coding=coding, options={}, video=name == "c.MOV")
+    (tmp_path / "old.avi").write_bytes(b"RIFF")
+    results = list(Transcriber(model).stream(tmp_path))
+    assert [result.recording.name for result in results] == ["a.m4a", "b.webm", "c.MOV", "old.avi", "ref.wav"]
+    assert [result.hypothesis and result.hypothesis.text for result in results] == [*["abc fed"] * 3, None, "abc fed"]
+    assert "old.avi: .avi files are not read. Convert it" in str(results[3].error)
+
+
+@pytest.mark.parametrize("duration", [9.0, 31.0, 3285.0])
+def test_a_manifest_that_says_more_than_there_is(
+    model: ToneModel, record: Callable[..., Path], tmp_path: Path, duration: float
+) -> None:
+    record("short.wav", "abc fed")
+    line = {"audio_filepath": "short.wav", "duration": duration, "offset": 0.2}
+    (tmp_path / "set.json").write_text(json.dumps(line))
+    (result,) = Transcriber(model, window=6.0).stream(tmp_path / "set.json")
+    assert f"the manifest says {duration:g} s, but {tmp_path / 'short.wav'} holds 1.2" in str(result.error)
+
+
+@pytest.mark.parametrize("name", ["talk.mp3", "talk.m4a", "talk.flac", "talk.wav"])
+def test_a_long_recording_is_read_once_from_start_to_end(
+    model: ToneModel, record: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    text = sentence(160)
+    samples = soundfile.read(record("ref.wav", text), dtype="float32", always_2d=True)[0]
+    path, other = record(name.replace("m4a", "flac"), text).with_name(name), record("short.wav", "abc")
+    if name.endswith("m4a"):
+        write_media(path, samples, SAMPLE_RATE, form="ipod", coding="alac", options={})
+    opened: list[str] = []
+
+    def counting(path: Path) -> Any:
+        opened.append(path.name)
+        return open_source(path)
+
+    monkeypatch.setattr(load, "open_source", counting)
+    results = list(Transcriber(model, window=6.0, overlap=2.0, batch_seconds=13.0).stream([other, path, other]))
+    assert [result.hypothesis and result.hypothesis.text for result in results] == ["abc", text, "abc"]
+    assert opened.count(name) == 2, "counted, and read"
+
+
+def test_files_are_closed_where_nobody_waits_for_the_rest(model: ToneModel, record: Callable[..., Path]) -> None:
+    path = record("talk.flac", sentence(160))
+    open_files = {link.resolve() for link in Path("/proc/self/fd").iterdir()}
+    results = Transcriber(model, window=6.0, overlap=2.0, batch_seconds=13.0).stream([record("a.wav", "abc"), path])
+    next(results)
+    results.close()  # type: ignore[attr-defined]
+    assert {link.resolve() for link in Path("/proc/self/fd").iterdir()} - open_files == set()
 
 
 def test_manifest_lines_are_stretches_of_files(model: ToneModel, record: Callable[..., Path], tmp_path: Path) -> None:

@@ -283,7 +283,7 @@ def test_inner_outputs_are_those_of_the_same_size() -> None:
     assert list(encoder.inner_layers) == [1, 2]
     mel, lengths = torch.randn(1, 20, 31), torch.tensor([31])
     with torch.no_grad():
-        (first, last), frames = encoder.outputs(mel, lengths, [1])
+        (first, last), frames = encoder.within(mel, lengths, [1])
         assert torch.equal(first, encoder.below(mel, lengths, 2)[0])
         assert torch.equal(last, encoder(mel, lengths)[0])
     assert frames.tolist() == [16]

@@ -243,12 +243,12 @@ def test_overload_is_told_at_once(tmp_path: Path) -> None:
     with web_service(tmp_path, adapters=(), max_requests=1) as narrow:
         audio = file_of(np.tile(spoken("abc"), 60))
         requests = narrow.server.requests
-        with requests.running():
+        with requests.begin():
             answer = narrow.transcribe(audio)
             assert answer.status == 429
             assert answer.headers["retry-after"] == "1"
             assert answer.error["type"] == "rate_limit_error"
-        with narrow.server.service.held.holding(narrow.server.service.held.max_seconds):
+        with narrow.server.service.held.hold(narrow.server.service.held.max_seconds):
             answer = narrow.transcribe(audio)
             assert (answer.status, answer.error["code"]) == (429, "rate_limit_exceeded")
         assert narrow.transcribe(audio).status == 200

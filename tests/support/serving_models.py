@@ -56,7 +56,7 @@ def store_of(model: AsrModel, folder: Path | None, **options: object) -> Adapter
 
 
 def states(store: AdapterStore) -> dict[str, str]:
-    return {entry.name: entry.state for entry in store.names()}
+    return {entry.name: entry.state for entry in store.entries()}
 
 
 def noise(seconds: float, seed: int = 0, rate: int = 16_000) -> np.ndarray:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from overtone.adapters.adapter_set import AdapterSet
+from overtone.decoding.ctc import CtcHead
 from overtone.decoding.decoder import Alignment
-from overtone.models.heads import CtcHead
 from overtone.nets.taps import Tap
 from overtone.tokenizers import CharTokenizer
 

@@ -20,13 +20,20 @@ from support.small_models import small_model
 TEXTS = ("one", "two words", "a third line", "four", "and five", "six")
 SAMPLE_RATE = 16_000
 SCRIPT = """
-import sys
+import os, signal, sys
 from overtone.training.train import run_training
 from overtone.checkpoints.load import load_model
+from overtone.training.console import Reporter
 from pathlib import Path
 from support.train_samples import settings_for
-folder = Path(sys.argv[1])
-run_training(settings_for(folder, *sys.argv[2:]), model=load_model(folder / "base"))
+folder, reporter = Path(sys.argv[1]), Reporter()
+say, last = reporter.say, os.environ.get("LAST_LINE")
+def say_or_die(text):
+    say(text)
+    if last is not None and text.startswith(last):
+        os.killpg(0, signal.SIGKILL)
+reporter.say = say_or_die
+run_training(settings_for(folder, *sys.argv[2:]), model=load_model(folder / "base"), reporter=reporter)
 """
 
 
@@ -98,20 +105,15 @@ def environment() -> dict[str, str]:
 
 
 def kill_at_step(folder: Path, overrides: list[str], *, at_step: int) -> None:
-    """Begin a run in a process of its own and kill it once it has shown the step."""
-    process = subprocess.Popen(
+    """Run a training in processes of its own, which are all killed once the step has been shown."""
+    finished = subprocess.run(
         script(folder, overrides),
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment(),
+        env={**environment(), "LAST_LINE": f"step {at_step}/"},
+        stdout=subprocess.DEVNULL,
         start_new_session=True,
+        check=False,
     )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith(f"step {at_step}/"):
-            os.killpg(process.pid, signal.SIGKILL)
-            break
-    assert process.wait() == -signal.SIGKILL
+    assert finished.returncode == -signal.SIGKILL
 
 
 def same_adapters(first: Path, second: Path) -> bool:

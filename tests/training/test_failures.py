@@ -26,9 +26,9 @@ from overtone.errors import AdapterError, ConfigError, DataError, OvertoneError
 from overtone.models.asr_model import AsrModel
 from overtone.training.callback import TrainingCallback
 from overtone.training.console import Reporter
-from overtone.training.row_parallel.processes import PROCESS_NAME
+from overtone.training.interruption import explain_worker_death
+from overtone.training.row_processes import PROCESS_NAME
 from overtone.training.train import run_training
-from overtone.training.workers import explain_worker_death
 from support.small_models import add_trained, small_model
 from support.train_samples import settings_for, write_corpus
 

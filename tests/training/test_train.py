@@ -19,7 +19,7 @@ from overtone.config import AdapterSettings, LinearSettings
 from overtone.models.asr_model import AsrModel
 from overtone.training.callback import Progress, TrainingCallback
 from overtone.training.console import Reporter, format_duration
-from overtone.training.row_parallel.processes import RowProcesses
+from overtone.training.row_processes import RowProcesses
 from overtone.training.train import run_training, train
 from support.small_models import add_trained, small_model
 from support.train_samples import environment, losses, script, settings_for, write_corpus

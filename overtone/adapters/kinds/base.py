@@ -40,7 +40,7 @@ class Kind(Protocol):
     def __hash__(self) -> int: ...
 
     def acts_at(self, point: Point) -> bool:
-        """Whether this kind has a place at the point."""
+        """True if this kind has a place at the point."""
         ...
 
     def parts(self, point: Point) -> dict[str, nn.Module | nn.Parameter]:
@@ -104,7 +104,7 @@ class KnownKind:
     bottleneck: Callable[[Any, Tensors, torch.dtype], Bottleneck | None] | None = None
     """(kind, tensors, dtype) -> the adapter for engines outside of PyTorch; or None."""
     reads_output_alone: bool = False
-    """Whether `delta` looks at `y` alone, never at `x`: what lies below `y` may then be cached."""
+    """True if `delta` looks at `y` alone, never at `x`: what lies below `y` may then be cached."""
     shown_in_parameters: tuple[str, ...] = ()
     """Settings that the names of the parameters show, so that a digest need not hold them."""
     section: SectionForm | None = None

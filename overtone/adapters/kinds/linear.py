@@ -57,6 +57,7 @@ class LinearAdapter:
     """On the delta, in training."""
 
     def __post_init__(self) -> None:
+        """Raises AdapterError for settings that are not allowed."""
         check_size("linear", dim=self.dim)
         check_dropout("linear", self.dropout)
         if self.activation not in ACTIVATIONS:
@@ -79,6 +80,7 @@ class LinearAdapter:
         return {"norm": norm, "down": down, "up": up}
 
     def delta(self, tensors: Tensors, x: Tensor, y: Tensor, context: TapContext, training: bool) -> Tensor:
+        """x, y [B, T, D] -> the change of y [B, T, D]."""
         delta = linear(self.inner(tensors, y), tensors["up.weight"])
         if self.norm_position == "post":
             delta = layer_norm(delta, tensors["norm.weight"], tensors["norm.bias"])

@@ -48,9 +48,10 @@ class LoraAdapter:
     dropout: float = 0.0
     """On the input, in training."""
     targets: tuple[str, ...] = ("q", "k", "v", "out", "feed_forward")
-    """Which Linears: `q`, `k`, `v`, `out` of the attention, `feed_forward` for all four of the feed-forwards."""
+    """The projections: `q`, `k`, `v`, `out` of the attention, `feed_forward` for all four of the feed-forwards."""
 
     def __post_init__(self) -> None:
+        """Raises AdapterError for settings that are not allowed."""
         object.__setattr__(self, "targets", tuple(self.targets))
         check_size("lora", rank=self.rank)
         check_number("lora", alpha=self.alpha)
@@ -73,6 +74,7 @@ class LoraAdapter:
         return {"down": down, "up": up}
 
     def delta(self, tensors: Tensors, x: Tensor, y: Tensor, context: TapContext, training: bool) -> Tensor:
+        """x [B, T, in_width], y [B, T, out_width] -> the change of y [B, T, out_width]."""
         x = F.dropout(x.to(tensors["down.weight"].dtype), self.dropout, training)
         inner = linear(x, tensors["down.weight"])  # [B, T, R]
         return linear(inner, tensors["up.weight"]) * (self.alpha / self.rank)

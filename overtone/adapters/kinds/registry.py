@@ -88,7 +88,7 @@ def check_kind(kind: object) -> None:
 
 
 def is_same_class(one: type, other: type) -> bool:
-    """Whether both are the same class, or the same made anew by its module."""
+    """True if both are the same class, or the same made anew by its module."""
     return one is other or (one.__module__, one.__qualname__) == (other.__module__, other.__qualname__)
 
 

@@ -51,6 +51,7 @@ class TinyAttentionAdapter:
     """`rel_pos`, `abs_pos` or `auto`: what the model's own attention uses."""
 
     def __post_init__(self) -> None:
+        """Raises AdapterError for settings that are not allowed."""
         check_size("tiny_attn", heads=self.heads)
         check_dropout("tiny_attn", self.dropout)
         if self.position not in ("auto", "rel_pos", "abs_pos"):
@@ -103,6 +104,7 @@ class TinyAttentionAdapter:
         return "rel_pos" if "rel_pos" in (self.position, point.attention) and self.position != "abs_pos" else "abs_pos"
 
     def delta(self, tensors: Tensors, x: Tensor, y: Tensor, context: TapContext, training: bool) -> Tensor:
+        """x, y [B, T, D] -> the change of y [B, T, D]."""
         normed = layer_norm(y, tensors["norm.weight"], tensors["norm.bias"])
         query, key, value = (
             split_heads(linear(normed, tensors[f"{part}.weight"], tensors[f"{part}.bias"]), self.heads)

@@ -35,7 +35,7 @@ the products: the kernels for narrow numbers take longer to call, and to build f
 
 
 def attends_wide(batch: int, frames: int, device: torch.device) -> bool:
-    """Whether a forward attends in float32: only where something is learnt.
+    """True if a forward attends in float32: only where something is learnt.
 
     Elsewhere the output of a row must not depend on how many other rows there are.
     """
@@ -43,7 +43,7 @@ def attends_wide(batch: int, frames: int, device: torch.device) -> bool:
 
 
 class AttentionPart:
-    """x + attention(norm(x)).
+    """x [B, T, D] -> x + attention(norm(x)).
 
     Queries, keys and values come from one product whose heads are padded to P columns. One of the padding columns
     is one in every query: through it the keys carry the mask of the padding, and the encodings of the distances

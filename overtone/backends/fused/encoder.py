@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -92,7 +92,7 @@ class FusedEncoder:
             self.state = state
 
     def is_fresh(self) -> bool:
-        """Whether the weights are derived from the base as it is now."""
+        """True if the weights are derived from the base as it is now."""
         return self.state is not None and self.state == self.base_state()
 
     def base_state(self) -> list[tuple[int, int | None]]:
@@ -134,6 +134,17 @@ class FusedEncoder:
             positions, shared = self.surroundings(lengths, x.size(1))
             x = self.enter(x, positions) if cut == 0 else self.layers[cut - 1].layer.after_block(x, x, shared.taps)
             return self.project(self.run_layers(x, shared, first=cut)), lengths
+
+    def within(self, mel: Tensor, lengths: Tensor, layers: Sequence[int]) -> tuple[list[Tensor], Tensor]:
+        """The same as `ConformerEncoder.within`: mel [B, F, T], lengths [B] -> [B, T', D] float32 each, lengths [B]."""
+        self.refresh()
+        with torch.autocast(mel.device.type, enabled=False):
+            x, lengths, shared = self.embed(mel, lengths)
+            found, done = [], 0
+            for end in (*(layer + 1 for layer in layers), len(self.layers)):
+                x, done = self.run_layers(x, shared, done, end), end
+                found.append(self.project(x))
+            return found, lengths
 
     def embed(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, SharedContext]:
         """Everything below the first layer: mel [B, F, T], lengths [B] -> x [B, T', D], lengths [B], shared context."""
@@ -239,7 +250,7 @@ class FusedLayer:
 
 
 class CastConvolution:
-    """x + convolution(norm(x)) as a plain copy in another dtype, for norms that do not fold into the kernel."""
+    """x [B, T, D] -> x + convolution(norm(x)), a plain copy in another dtype, for norms that do not fold."""
 
     def __init__(self, norm: nn.LayerNorm, module: ConvolutionModule, dropout: nn.Dropout, dtype: torch.dtype) -> None:
         self.norm = Norm(norm, dtype)

@@ -101,7 +101,7 @@ class Filter:
 
 
 def has_own_layout(weight: Tensor) -> bool:
-    """Whether the kernels for a weight, of any shape, want it in an order of their own: bfloat16 on a CPU."""
+    """True if the kernels for a weight, of any shape, want it in an order of their own: bfloat16 on a CPU."""
     return (
         weight.dtype is torch.bfloat16
         and weight.device.type == "cpu"
@@ -125,7 +125,7 @@ class SharedContext:
     positions: Tensor | None
     """[1, 2T-1, D] float32 if this forward has position encodings of its own (dropout), else None."""
     attends_wide: bool
-    """Whether queries, keys and values are float32, whatever the dtype of the products."""
+    """True if queries, keys and values are float32, whatever the dtype of the products."""
 
 
 class Part(Protocol):
@@ -144,7 +144,7 @@ class Part(Protocol):
 
 
 class FrozenPart(torch.autograd.Function):
-    """One part as one node of the autograd graph."""
+    """One part as one node of the autograd graph: x [B, T, D] -> y [B, T, D]."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, part: Part, shared: SharedContext) -> Tensor:
@@ -168,7 +168,7 @@ def run_part(part: Part, x: Tensor, shared: SharedContext) -> Tensor:
 
 
 class PartChain:
-    """Parts one after the other."""
+    """Parts one after the other: x [B, T, D] -> y [B, T, D]."""
 
     def __init__(self, *parts: Part) -> None:
         self.parts = parts
@@ -190,7 +190,7 @@ class PartChain:
 
 
 class Norm:
-    """Layer norm from the stream to the dtype of the products."""
+    """Layer norm of the stream x [B, T, D] in the dtype of the products; its mean and scale are [B, T, 1]."""
 
     def __init__(self, norm: nn.LayerNorm, dtype: torch.dtype) -> None:
         self.shape = list(norm.normalized_shape)
@@ -216,7 +216,7 @@ class Norm:
 
 
 class NormPart:
-    """norm(x), in the dtype of the stream."""
+    """x [B, T, D] -> norm(x) in the dtype of the stream."""
 
     saved_count = 3
 
@@ -244,7 +244,7 @@ def cast_product(module: nn.Linear | nn.Conv1d, dtype: torch.dtype, scale: float
 
 
 def draw_mask(dropout: nn.Dropout, like: Tensor) -> Tensor | None:
-    """A dropout mask of the shape of `like`, whatever that is; None where the module's dropout is not active."""
+    """A dropout mask for a tensor `like` of any shape; None where the module's dropout is not active."""
     if not dropout.training or dropout.p == 0.0:
         return None
     return dropout_mask(tuple(like.shape), dropout.p, like.dtype, like.device)
@@ -264,7 +264,7 @@ def part_gradient(grad: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tens
 
 
 class FeedForwardPart:
-    """x + ½ · feed_forward(norm(x))."""
+    """x [B, T, D] -> x + ½ · feed_forward(norm(x))."""
 
     saved_count = 6
 
@@ -310,7 +310,7 @@ class FeedForwardPart:
 
 
 class ConvolutionPart:
-    """x + convolution(norm(x)), the batch norm folded into the depthwise kernel."""
+    """x [B, T, D] -> x + convolution(norm(x)), the batch norm folded into the depthwise kernel."""
 
     saved_count = 6
 

@@ -17,14 +17,14 @@ from overtone.nets.layers import channels_last_is_safe
 from overtone.nets.subsampling import KERNEL, STRIDE, ConvSubsampling
 
 GROUPS = (4, 2, 1)
-"""How many neighbouring output bins of the first convolution may be computed from one patch."""
+"""Numbers of neighbouring output bins that the first convolution may compute from one patch."""
 CHUNK_BYTES = 1 << 23
 """Rows are subsampled together as long as the largest activation stays below: it remains in the cache, and the
 memory it lies in is used again instead of being asked from the system anew."""
 
 
 class CastSubsampling:
-    """A plain copy in another dtype, for the kinds that take no time anyway."""
+    """mel [B, T, F], lengths [B] -> x [B, T', D] by a plain copy in another dtype, for kinds that take little time."""
 
     def __init__(self, module: nn.Module, dtype: torch.dtype, scale: float) -> None:
         self.copy = copy.deepcopy(module).to(dtype).requires_grad_(False)

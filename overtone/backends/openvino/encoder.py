@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.util import find_spec
 from typing import Any, Self
@@ -94,6 +94,10 @@ class OpenVinoEncoder:
     def above(self, x: Tensor, lengths: Tensor, cut: int) -> tuple[Tensor, Tensor]:
         """The same as `Encoder.above`, by PyTorch: x [B, T', D], lengths [B] -> the output [B, T', D], lengths [B]."""
         return self.encoder.above(x, lengths, cut)
+
+    def within(self, mel: Tensor, lengths: Tensor, layers: Sequence[int]) -> tuple[list[Tensor], Tensor]:
+        """The same as `ConformerEncoder.within`, computed by PyTorch: mel [B, F, T], lengths [B] -> [B, T', D] each."""
+        return self.encoder.within(mel, lengths, layers)
 
     @property
     def pre_encode(self) -> ConvSubsampling:

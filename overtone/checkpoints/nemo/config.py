@@ -10,11 +10,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from overtone.checkpoints.nemo.conformer import CONFORMER
+from overtone.checkpoints.nemo.jasper import JASPER
 from overtone.checkpoints.nemo.keys import (
-    CONFORMER,
     CTC_DECODER,
-    ENCODERS,
-    JASPER,
     JOINT_NET,
     PREDICTION,
     PREPROCESSOR,
@@ -33,7 +32,7 @@ from overtone.checkpoints.nemo.tokenizer import (
 )
 from overtone.checkpoints.nemo.transducer import read_transducer, write_transducer
 from overtone.checkpoints.nemo.yaml import refuse_resolvers, resolved
-from overtone.config.keys import refuse, shown, write_section
+from overtone.config.keys import Key, a_list, read_section, refuse, shown, write_section
 from overtone.errors import CheckpointError
 from overtone.models.parts import Settings, complete, parts_of
 from overtone.tokenizers import CharTokenizer, Tokenizer
@@ -90,6 +89,9 @@ HYBRID = Family(
     more=read_transducer,
 )
 FAMILIES = (CTC, TRANSDUCER, HYBRID)
+INNER_LOSSES = tuple(Key(name, name, a_list, ()) for name in ("apply_at_layers", "loss_weights"))
+ENCODERS = {"conformer": CONFORMER, "jasper": JASPER}
+"""The sections of encoders, by their kind in our settings."""
 PLACES = {"ctc_decoder": "aux_ctc.decoder"}
 """Sections that lie elsewhere than under the name of their part."""
 OTHER_TYPES = (
@@ -141,7 +143,6 @@ def translate(config: Mapping[str, Any], source: str = "model_config.yaml") -> N
     """
     refuse_resolvers(config, source)
     family, vocabulary = find_family(config, source)
-    refuse_intermediate_losses(config, source)
     settings: dict[str, dict[str, Any]] = {}
     for part, tables in family.sections.items():
         place = PLACES.get(part, part)
@@ -149,6 +150,8 @@ def translate(config: Mapping[str, Any], source: str = "model_config.yaml") -> N
         settings[part] = table.to_settings(section, f"{source}: {place}", settings)
     if family.more is not None:
         family.more(config, settings, source)
+    if losses := read_inner_losses(config, settings["encoder"], source):
+        settings["interctc"] = {"losses": losses}
     return NemoDescription(
         settings=settings,
         tokenizer=piece_source(config, source) if vocabulary == "sentencepiece" else character_source(config, source),
@@ -203,12 +206,28 @@ def find_section(
     return table, section
 
 
-def refuse_intermediate_losses(config: Mapping[str, Any], source: str) -> None:
-    """Raises CheckpointError for a model that was trained with losses on inner layers."""
-    section = config.get("interctc")
-    for key, value in section.items() if isinstance(section, dict) else ():
-        if value:
-            refuse(f"{source}: interctc", key, value, "an empty list (no losses at intermediate layers)")
+def read_inner_losses(config: Mapping[str, Any], encoder: Mapping[str, Any], source: str) -> dict[int, float]:
+    """The losses on inner layers that a model was trained with: the share of each, by the layer's index.
+
+    Raises CheckpointError for layers that the encoder does not have, and for shares that add up to everything.
+    """
+    if not config.get("interctc"):
+        return {}
+    where, layers = f"{source}: interctc", encoder["layers"] if "layers" in encoder else len(encoder["blocks"])
+    values = read_section(resolved(config, "interctc", source), INNER_LOSSES, where)
+    chosen, shares = values["apply_at_layers"], values["loss_weights"]
+    if any(type(layer) is not int or not 0 <= layer < layers for layer in chosen) or len(set(chosen)) < len(chosen):
+        refuse(where, "apply_at_layers", chosen, f"different layers, from 0 to {layers - 1}")
+    numbers = all(type(share) in (int, float) and share >= 0 for share in shares)
+    if len(shares) != len(chosen) or not numbers or not sum(shares) < 1:
+        refuse(where, "loss_weights", shares, f"{len(chosen)} numbers from 0 on, whose sum is less than 1")
+    return {layer: float(share) for layer, share in sorted(zip(chosen, shares, strict=True))}
+
+
+def write_inner_losses(losses: Mapping[int, float]) -> dict[str, Any]:
+    """The section `interctc` for such losses; no section for none."""
+    lists = {"apply_at_layers": list(losses), "loss_weights": list(losses.values())}
+    return {"interctc": lists} if losses else {}
 
 
 def translate_spec_augment(config: Mapping[str, Any], source: str = "model_config.yaml") -> dict[str, Any] | None:
@@ -260,9 +279,10 @@ def describe(settings: Settings, tokenizer: Tokenizer) -> dict[str, Any]:
         "test_ds": {**data, "shuffle": False},
         "preprocessor": {"_target_": PREPROCESSOR.classes[0]} | preprocessor | {"frame_splicing": 1},
         "spec_augment": {"_target_": SPEC_AUGMENT.classes[0], "freq_masks": 0, "time_masks": 0},
-        "encoder": {"_target_": encoder.classes[0]} | write_section(parts["encoder"], encoder.keys),
+        "encoder": encoder.to_section(parts["encoder"]),
         **describe_heads(parts, tokenizer),
         **(write_transducer(settings) if "joint" in parts else {}),
+        **write_inner_losses(settings.get("interctc", {}).get("losses", {})),
         "optim": {"name": "adamw", "lr": 0.001, "betas": [0.9, 0.98], "weight_decay": 0.0},
         "target": target,
     }

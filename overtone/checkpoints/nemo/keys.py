@@ -6,12 +6,11 @@ its sections here, and names them in `config.FAMILIES`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from overtone.config.keys import (
-    Check,
     Key,
     NotSupportedError,
     flag,
@@ -19,14 +18,12 @@ from overtone.config.keys import (
     number,
     one_of,
     optional,
-    read_key,
     read_section,
     refuse,
     shown,
     write_section,
 )
 from overtone.errors import CheckpointError
-from overtone.nets.jasper import ACTIVATIONS
 
 MODULES = "nemo.collections.asr.modules"
 
@@ -49,10 +46,17 @@ class Section:
     """Keys that may hold anything, since they change no number of an inference."""
     read: Callable[[Section, dict[str, Any], str, Parts], dict[str, Any]] | None = None
     """(table, section, where, parts before) -> keyword arguments, for a section whose keys depend on each other."""
+    write: Callable[[Section, Mapping[str, Any]], dict[str, Any]] | None = None
+    """(table, keyword arguments) -> section, for one that is not written key by key."""
 
     def to_settings(self, section: dict[str, Any], where: str, parts: Parts) -> dict[str, Any]:
         """The keyword arguments that a section stands for. Raises CheckpointError for what is not supported."""
         return self.plain_settings(section, where) if self.read is None else self.read(self, section, where, parts)
+
+    def to_section(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """The section that stands for these keyword arguments, with its class."""
+        keys = write_section(settings, self.keys) if self.write is None else self.write(self, settings)
+        return {"_target_": self.classes[0], **keys}
 
     def plain_settings(self, section: Mapping[str, Any], where: str) -> dict[str, Any]:
         """The same by its keys alone."""
@@ -66,56 +70,6 @@ def unset_below_one(value: Any) -> int | None:
     """NeMo's -1: as wide as the encoder."""
     width = integer(-1)(value)
     return width if width > 0 else None
-
-
-def convolution_norm(value: Any) -> str:
-    """A norm of the convolution module by its name."""
-    name = str(value)
-    groups = name.removeprefix("group_norm")
-    if name in ("batch_norm", "layer_norm") or (name != groups and groups.isdigit() and int(groups) > 0):
-        return name
-    raise NotSupportedError("batch_norm, layer_norm, group_normN with the number N of groups")
-
-
-def convolution_context(value: Any) -> Any:
-    """Frames to the left and to the right of the depthwise convolution."""
-    if value is None or value == "causal":
-        return value
-    if isinstance(value, list) and len(value) == 2:
-        return [integer(0)(side) for side in value]
-    raise NotSupportedError("null, causal, or the frames to the left and to the right")
-
-
-def attention_context(value: Any) -> list[int]:
-    """[left, right]; the first of several that the model was trained for."""
-    context = value or [-1, -1]
-    if isinstance(context, list) and isinstance(context[0], list):
-        context = context[0]
-    if not isinstance(context, list) or len(context) != 2:
-        raise NotSupportedError("[left, right] in frames, -1 for all, or a list of such pairs")
-    return [integer(-1)(side) for side in context]
-
-
-def single(check: Check) -> Check:
-    """A check of the one number in a list, or of a number by itself."""
-
-    def check_one(value: Any) -> Any:
-        if isinstance(value, list) and len(value) != 1:
-            raise NotSupportedError("one number")
-        return check(value[0] if isinstance(value, list) else value)
-
-    return check_one
-
-
-def in_list(value: Any) -> list[Any]:
-    return [value]
-
-
-def list_of_sections(value: Any) -> list[dict[str, Any]]:
-    """The blocks of an encoder, each a mapping of keys."""
-    if not isinstance(value, list) or not value or not all(isinstance(entry, dict) for entry in value):
-        raise NotSupportedError("a list of blocks")
-    return value
 
 
 def log_guard(value: Any) -> float | str:
@@ -147,57 +101,6 @@ def read_preprocessor(table: Section, section: dict[str, Any], where: str, parts
             # Half a sample more, as whole samples are cut from the seconds.
             settings[in_seconds] = (int(samples) + 0.5) / settings["sample_rate"]
     return settings
-
-
-def read_conformer(table: Section, section: dict[str, Any], where: str, parts: Parts) -> dict[str, Any]:
-    """The settings of ConformerEncoder. Raises CheckpointError for values that contradict each other."""
-    reduction = section.pop("reduction", None)
-    if reduction and section.get("reduction_factor", 1) != 1:
-        refuse(where, "reduction", reduction, "null, or reduction_factor 1")
-    settings = table.plain_settings(section, where)
-    check_features(settings, where, parts)
-    width, heads, kernel = settings["width"], settings["heads"], settings["kernel_size"]
-    if width % heads:
-        refuse(where, "n_heads", heads, f"a divisor of d_model {width}")
-    if kernel % 2 == 0:
-        refuse(where, "conv_kernel_size", kernel, "an odd number")
-    factor = settings["subsampling_factor"]
-    if factor & (factor - 1) and "striding" in settings["subsampling"]:
-        refuse(where, "subsampling_factor", factor, "a power of 2")
-    if settings["conv_context"] == "causal":
-        settings["conv_context"] = [kernel - 1, 0]
-    if settings["conv_context"] is not None and sum(settings["conv_context"]) + 1 != kernel:
-        refuse(where, "conv_context_size", settings["conv_context"], f"two numbers that add up to {kernel - 1}")
-    left, right = settings["attention_context"]
-    if settings["attention_context_style"] == "chunked_limited" and (right < 0 or (left > 0 and left % (right + 1))):
-        refuse(where, "att_context_size", [left, right], "a left context that is a multiple of the right one + 1")
-    return settings
-
-
-def read_jasper(table: Section, section: dict[str, Any], where: str, parts: Parts) -> dict[str, Any]:
-    """The settings of JasperEncoder. Raises CheckpointError for values that contradict each other.
-
-    As in NeMo a block without a residual mode has that of the block before.
-    """
-    mode = read_key(section, Key("residual_mode", "residual_mode", RESIDUAL_MODES, "add"), where)
-    section.pop("residual_mode", None)
-    settings = table.plain_settings(section, where)
-    check_features(settings, where, parts)
-    blocks = []
-    for index, entry in enumerate(settings["blocks"]):
-        inside = f"{where}.jasper[{index}]"
-        block = read_section(
-            {"residual_mode": mode, **entry}, BLOCK, inside, fixed={"heads": (-1, None)}, idle=BLOCK_IDLE
-        )
-        mode = block["residual_mode"]
-        kernel = max(int(block["kernel"] * block.pop(KERNEL_FACTOR)), 1)
-        blocks.append({**block, "kernel": kernel + 1 - kernel % 2})
-    return {"kind": "jasper", **settings, "blocks": blocks}
-
-
-def write_blocks(blocks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The value of `encoder.jasper` for these blocks."""
-    return [write_section({KERNEL_FACTOR: 1.0, **block}, BLOCK) for block in blocks]
 
 
 def check_features(settings: Mapping[str, Any], where: str, parts: Parts) -> None:
@@ -267,9 +170,6 @@ def read_joint(table: Section, section: dict[str, Any], where: str, parts: Parts
 
 # Tables
 
-KERNEL_FACTOR = "kernel_factor"
-"""A factor of the kernel, which is multiplied with it when the section is read."""
-RESIDUAL_MODES = one_of("add", "stride_add", "max")
 PREPROCESSOR = Section(
     classes=(
         f"{MODULES}.AudioToMelSpectrogramPreprocessor",
@@ -305,105 +205,6 @@ PREPROCESSOR = Section(
     idle=("nb_max_freq", "use_torchaudio", "stft_exact_pad", "stft_conv"),
     read=read_preprocessor,
 )
-
-CONFORMER = Section(
-    classes=(
-        f"{MODULES}.ConformerEncoder",
-        f"{MODULES}.ConformerEncoderAdapter",
-        f"{MODULES}.conformer_encoder.ConformerEncoder",
-        f"{MODULES}.conformer_encoder.ConformerEncoderAdapter",
-    ),
-    keys=(
-        Key("feat_in", "features", integer()),
-        Key("d_model", "width", integer(at_most=65_536)),
-        Key("n_layers", "layers", integer(at_most=1000)),
-        Key("n_heads", "heads", integer(at_most=1024), 4),
-        Key("ff_expansion_factor", "feed_forward_expansion", integer(at_most=64), 4),
-        Key("conv_kernel_size", "kernel_size", integer(at_most=1025), 31),
-        Key("subsampling", "subsampling", one_of("striding", "dw_striding", "stacking", "stacking_norm"), "striding"),
-        Key("subsampling_factor", "subsampling_factor", integer(2, 1024), 4),
-        Key("subsampling_conv_channels", "subsampling_channels", unset_below_one, -1, lambda value: value or -1),
-        Key("causal_downsampling", "causal_downsampling", flag, False),
-        Key("self_attention_model", "position", one_of("rel_pos", "abs_pos"), "rel_pos"),
-        Key("xscaling", "scale_input", flag, True),
-        Key("untie_biases", "untie_biases", flag, True),
-        Key("use_bias", "use_bias", flag, True),
-        Key("conv_norm_type", "conv_norm", convolution_norm, "batch_norm"),
-        Key("conv_context_size", "conv_context", convolution_context, None),
-        Key("att_context_size", "attention_context", attention_context, None, list),
-        Key("att_context_style", "attention_context_style", one_of("regular", "chunked_limited"), "regular"),
-        Key("feat_out", "output_width", unset_below_one, -1, lambda value: value or -1),
-        Key("dropout", "dropout", number(0.0, 1.0), 0.1),
-        Key("dropout_pre_encoder", "dropout_pre_encoder", number(0.0, 1.0), 0.1),
-        Key("dropout_emb", "dropout_emb", number(0.0, 1.0), 0.1),
-        Key("dropout_att", "dropout_att", number(0.0, 1.0), 0.0),
-        Key("pos_emb_max_len", "position_max_len", integer(), 5000),
-    ),
-    fixed={"global_tokens": (0, None), "global_attn_separate": (False, None), "conv_dual_mode": (False, None)},
-    # These act in the training of the base alone, or change the way of a computation and not its result.
-    idle=(
-        "subsampling_conv_chunking_factor",
-        "reduction_position",
-        "reduction_factor",
-        "att_context_probs",
-        "stochastic_depth_drop_prob",
-        "stochastic_depth_mode",
-        "stochastic_depth_start_layer",
-        "global_tokens_spacing",
-        "use_pytorch_sdpa",
-        "use_pytorch_sdpa_backends",
-        "sync_max_audio_length",
-    ),
-    adaptable=f"{MODULES}.conformer_encoder.ConformerEncoderAdapter",
-    read=read_conformer,
-)
-
-BLOCK = (
-    Key("filters", "filters", integer(at_most=65_536)),
-    Key("repeat", "repeat", integer(at_most=1000)),
-    Key("kernel", "kernel", single(integer(at_most=65_536)), back=in_list),
-    Key("kernel_size_factor", KERNEL_FACTOR, number(0.0, 1000.0), 1.0),
-    Key("stride", "stride", single(integer(at_most=1024)), back=in_list),
-    Key("dilation", "dilation", single(integer(at_most=1024)), back=in_list),
-    Key("dropout", "dropout", number(0.0, 1.0)),
-    Key("residual", "residual", flag),
-    Key("residual_dense", "dense", flag, False),
-    Key("residual_mode", "residual_mode", RESIDUAL_MODES, "add"),
-    Key("groups", "groups", integer(at_most=65_536), 1),
-    Key("separable", "separable", flag, False),
-    Key("se", "squeeze_excite", flag, False),
-    Key("se_reduction_ratio", "reduction", integer(at_most=65_536), 8),
-    Key("stride_last", "stride_last", flag, False),
-    Key("future_context", "future", integer(-1, 65_536), -1),
-)
-"""One entry of `encoder.jasper`."""
-BLOCK_IDLE = ("se_context_size", "se_interpolation_mode")
-"""NeMo draws a random context of the squeeze in training only, and interpolates nothing."""
-JASPER = Section(
-    classes=(
-        f"{MODULES}.ConvASREncoder",
-        f"{MODULES}.ConvASREncoderAdapter",
-        f"{MODULES}.conv_asr.ConvASREncoder",
-        f"{MODULES}.conv_asr.ConvASREncoderAdapter",
-    ),
-    keys=(
-        Key("feat_in", "features", integer()),
-        Key("activation", "activation", one_of(*ACTIVATIONS)),
-        Key("jasper", "blocks", list_of_sections, back=write_blocks),
-    ),
-    fixed={
-        "normalization_mode": ("batch", None),
-        "conv_mask": (True,),
-        "frame_splicing": (1,),
-        "quantize": (False,),
-    },
-    # The way of fresh weights, and the groups of a norm that is refused.
-    idle=("init_mode", "norm_groups"),
-    adaptable=f"{MODULES}.conv_asr.ConvASREncoderAdapter",
-    read=read_jasper,
-)
-ENCODERS = {"conformer": CONFORMER, "jasper": JASPER}
-"""The sections of encoders, by their kind in our settings."""
 
 CTC_DECODER = Section(
     classes=(f"{MODULES}.ConvASRDecoder", f"{MODULES}.conv_asr.ConvASRDecoder"),

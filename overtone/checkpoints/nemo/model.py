@@ -19,12 +19,12 @@ from overtone.checkpoints.nemo.adapters import (
 )
 from overtone.checkpoints.nemo.archive import LIMITS, Archive, open_archive, write_archive
 from overtone.checkpoints.nemo.config import (
+    ENCODERS,
     NemoDescription,
     describe,
     translate,
     vocabulary_keys,
 )
-from overtone.checkpoints.nemo.keys import ENCODERS
 from overtone.checkpoints.nemo.pickles import read_state_dict
 from overtone.checkpoints.nemo.tokenizer import FILE_PREFIX, read_tokenizer, tokenizer_files
 from overtone.checkpoints.nemo.yaml import read_yaml, resolved, write_yaml

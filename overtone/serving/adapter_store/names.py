@@ -38,13 +38,13 @@ def chosen_adapters(model: str, adapter: str, base: str) -> tuple[str, ...]:
     of_adapter = adapter_names(adapter, base)
     if of_model and of_adapter != of_model:
         raise UsageError(
-            f"The model '{model}' means {described(of_model)}, the adapter '{adapter}' means {described(of_adapter)}. "
+            f"The model '{model}' means {describe(of_model)}, the adapter '{adapter}' means {describe(of_adapter)}. "
             "Name it in one place, or the same in both."
         )
     return of_adapter
 
 
-def described(names: Sequence[str]) -> str:
+def describe(names: Sequence[str]) -> str:
     """Adapters in words, for a message."""
     return f"the adapter '{'+'.join(names)}'" if names else "the base alone"
 
@@ -54,9 +54,9 @@ def model_name(base: str, names: Sequence[str]) -> str:
     return "+".join((base or "base", *names))
 
 
-def visible(store: AdapterStore, guard: Guard, metadata: Metadata) -> Iterator[AdapterEntry]:
+def visible_adapters(store: AdapterStore, guard: Guard, metadata: Metadata) -> Iterator[AdapterEntry]:
     """Usable adapters that the caller may use. Raises AccessError where the token itself is not valid."""
-    for entry in store.names():
+    for entry in store.entries():
         if entry.state == "refused":
             continue
         try:
@@ -70,5 +70,8 @@ def visible(store: AdapterStore, guard: Guard, metadata: Metadata) -> Iterator[A
 
 def list_visible(store: AdapterStore, guard: Guard, metadata: Metadata, *, base: str) -> str:
     """Names of the base and of the adapters that the caller may use, for a message. base: the base's name."""
-    names = [model_name(base, ()), *(model_name(base, [entry.name]) for entry in visible(store, guard, metadata))]
+    names = [
+        model_name(base, ()),
+        *(model_name(base, [entry.name]) for entry in visible_adapters(store, guard, metadata)),
+    ]
     return ", ".join(names[:LISTED]) + (f" … {len(names)} in all" if len(names) > LISTED else "")

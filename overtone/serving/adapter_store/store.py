@@ -127,18 +127,18 @@ class AdapterStore:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def names(self) -> list[AdapterEntry]:
+    def entries(self) -> list[AdapterEntry]:
         """Entries in the order of their names, refused ones included."""
         with self._lock:
-            return [self._shown(name) for name in sorted({*self._own, *self._entries})]
+            return [self._entry_of(name) for name in sorted({*self._own, *self._entries})]
 
     def entry(self, name: str) -> AdapterEntry:
         """Entry of a name. Raises AdapterError, listing what exists, for an unknown one."""
         with self._lock:
             self._check_known(name)
-            return self._shown(name)
+            return self._entry_of(name)
 
-    def in_model(self, names: Sequence[str]) -> bool:
+    def is_in_model(self, names: Sequence[str]) -> bool:
         """Tell whether all of these are in the model, so that `acquire` is quick unless one is evicted this moment."""
         with self._lock:
             entries = [self._entries.get(name) for name in names]
@@ -260,7 +260,7 @@ class AdapterStore:
             listed = ", ".join(known[:20]) + (f" … {len(known)} in all" if len(known) > 20 else "") or "none"
             raise AdapterError(f"Adapter '{name}' is unknown.{did_you_mean(name, known)} Available: {listed}.")
 
-    def _shown(self, name: str) -> AdapterEntry:
+    def _entry_of(self, name: str) -> AdapterEntry:
         if name not in self._entries:
             return self._own_entries[name]
         entry = self._entries[name]

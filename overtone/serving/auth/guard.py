@@ -82,7 +82,7 @@ class Guard:
     def __init__(self, *, tenants: Mapping[str, Tenant] | None = None, admin_token: str = "") -> None:
         """tenants: by the hash of their tokens; None for a server without tokens."""
         self.tenants = tenants
-        self._admin = hashed(admin_token) if admin_token else ""
+        self._admin = hash_token(admin_token) if admin_token else ""
         self._lock = threading.Lock()
         self._allowances = {
             tenant.name: (Allowance(tenant.requests_per_minute), Allowance(tenant.audio_seconds_per_minute))
@@ -118,14 +118,14 @@ class Guard:
         """Raises AccessError without the administrator's token."""
         if not self._admin:
             raise AccessError("This server has no administration; start it with an admin token file.")
-        if not any(hmac.compare_digest(hashed(token), self._admin) for token in presented(metadata)):
+        if not self._is_admin(metadata):
             raise AccessError("The administrator's token is needed.", fault="unauthenticated")
 
     def authorise_metrics(self, metadata: Metadata) -> None:
         """Raises AccessError, except for the administrator, tenants of all adapters, and servers without tokens."""
         if self.tenants is None:
             return
-        if self._admin and any(hmac.compare_digest(hashed(token), self._admin) for token in presented(metadata)):
+        if self._is_admin(metadata):
             return
         if self._tenant(metadata).adapters is not None:
             raise AccessError("Metrics tell of all adapters; a token that may use all of them is needed.")
@@ -139,16 +139,20 @@ class Guard:
             allowances[0].take(requests)
             allowances[1].take(audio_seconds)
 
+    def _is_admin(self, metadata: Metadata) -> bool:
+        hashes = [hash_token(token) for token in presented_tokens(metadata)]
+        return bool(self._admin) and any(hmac.compare_digest(each, self._admin) for each in hashes)
+
     def _tenant(self, metadata: Metadata) -> Tenant:
-        tokens = presented(metadata)
+        tokens = presented_tokens(metadata)
         assert self.tenants is not None
-        found = self.tenants.get(hashed(next(iter(tokens)))) if len(tokens) == 1 else None
+        found = self.tenants.get(hash_token(next(iter(tokens)))) if len(tokens) == 1 else None
         if found is None:
             raise AccessError("A valid token is needed: Authorization: Bearer TOKEN.", fault="unauthenticated")
         return found
 
 
-def presented(metadata: Metadata) -> set[str]:
+def presented_tokens(metadata: Metadata) -> set[str]:
     """Tokens in the headers of a request; some clients send the same header twice."""
     tokens = set()
     for name, value in metadata:
@@ -162,7 +166,7 @@ def presented(metadata: Metadata) -> set[str]:
     return tokens
 
 
-def hashed(token: str) -> str:
+def hash_token(token: str) -> str:
     """`sha256:…` of a token, as the file of tokens has it."""
     return f"sha256:{hashlib.sha256(token.encode('utf-8', 'surrogateescape')).hexdigest()}"
 

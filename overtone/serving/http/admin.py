@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 from overtone.adapters.adapter import check_name
 from overtone.errors import AdapterError
 from overtone.serving.adapter_store.store import AdapterEntry
-from overtone.serving.http.bodies import body_of, file_of, form_of
+from overtone.serving.http.bodies import form_file, read_body, read_form
 from overtone.serving.http.errors import HttpError
 from overtone.serving.http.requests import HttpRequests, metadata_of
 
@@ -36,36 +36,36 @@ class Administration:
     async def list(self, request: Request) -> Response:
         """GET /v1/admin/adapters; refused ones included, with the reason."""
         self.admit(request)
-        entries = await asyncio.to_thread(self.store.names)
-        return JSONResponse({"object": "list", "data": [shown(entry) for entry in entries]})
+        entries = await asyncio.to_thread(self.store.entries)
+        return JSONResponse({"object": "list", "data": [entry_json(entry) for entry in entries]})
 
     async def one(self, request: Request) -> Response:
         """GET, PUT (or POST) and DELETE /v1/admin/adapters/NAME."""
         name = self.admit(request)
         if request.method in ("GET", "HEAD"):
-            return JSONResponse(shown(await self.known(name)))
+            return JSONResponse(entry_json(await self.known(name)))
         if request.method == "DELETE":
             await self.known(name)
-            await asyncio.to_thread(checked, self.store.remove, name)
+            await asyncio.to_thread(run_or_400, self.store.remove, name)
             return Response(status_code=204)
         archive = await self.archive(request)
-        entry = await asyncio.to_thread(checked, self.store.put, name, archive)
-        return JSONResponse(shown(entry), 201)
+        entry = await asyncio.to_thread(run_or_400, self.store.put, name, archive)
+        return JSONResponse(entry_json(entry), 201)
 
     async def load(self, request: Request) -> Response:
         """POST /v1/admin/adapters/NAME/load: into the model, before the first request asks for it."""
         name = self.admit(request)
         await self.known(name)
-        lease = await asyncio.to_thread(checked, self.store.acquire, name)
+        lease = await asyncio.to_thread(run_or_400, self.store.acquire, name)
         lease.release()
-        return JSONResponse(shown(await self.known(name)))
+        return JSONResponse(entry_json(await self.known(name)))
 
     async def unload(self, request: Request) -> Response:
         """POST /v1/admin/adapters/NAME/unload: out of the model; requests that name it load it again."""
         name = self.admit(request)
         await self.known(name)
-        await asyncio.to_thread(checked, self.store.unload, name)
-        return JSONResponse(shown(await self.known(name)))
+        await asyncio.to_thread(run_or_400, self.store.unload, name)
+        return JSONResponse(entry_json(await self.known(name)))
 
     async def scan(self, request: Request) -> Response:
         """POST /v1/admin/scan: look at the folder now."""
@@ -77,7 +77,7 @@ class Administration:
         """Name in the path of an administrator's request; empty where it has none. Raises AccessError or HttpError."""
         self.guard.authorise_admin(metadata_of(request))
         name: str = request.path_params.get("name", "")
-        return checked(check_name, name) if name else ""
+        return run_or_400(check_name, name) if name else ""
 
     async def known(self, name: str) -> AdapterEntry:
         """Entry of a name. Raises AdapterError, which is 404."""
@@ -87,12 +87,12 @@ class Administration:
         """Body of a request, or file of its form: a zip or tar(.gz)."""
         most, seconds = self.settings.max_adapter_bytes, self.settings.idle_seconds
         if not request.headers.get("content-type", "").startswith("multipart/form-data"):
-            return await body_of(request, most=most, seconds=seconds)
-        async with form_of(request, most=most, seconds=seconds) as (_, form):
-            return await file_of(form).read()
+            return await read_body(request, most=most, seconds=seconds)
+        async with read_form(request, most=most, seconds=seconds) as (_, form):
+            return await form_file(form).read()
 
 
-def checked(work: Any, *arguments: Any) -> Any:
+def run_or_400(work: Any, *arguments: Any) -> Any:
     """Result of the work. Raises HttpError 400 for an AdapterError, which would be 404: the administrator's mistake."""
     try:
         return work(*arguments)
@@ -100,7 +100,7 @@ def checked(work: Any, *arguments: Any) -> Any:
         raise HttpError(400, str(error), code="invalid_adapter") from error
 
 
-def shown(entry: AdapterEntry) -> dict[str, Any]:
+def entry_json(entry: AdapterEntry) -> dict[str, Any]:
     """JSON of an entry."""
     content: dict[str, Any] = {
         "object": "adapter",

@@ -25,7 +25,7 @@ LINGERING = 2**24
 LINGERING_SECONDS = 5.0
 
 
-async def limited(request: Request, *, most: int, seconds: float) -> Request:
+async def limit_body(request: Request, *, most: int, seconds: float) -> Request:
     """The same request, with limits of its body's bytes and pauses.
 
     Raises HttpError; reading the body raises HttpError and IdleError.
@@ -34,7 +34,7 @@ async def limited(request: Request, *, most: int, seconds: float) -> Request:
     if declared.isdecimal() and int(declared) > most:
         if int(declared) <= most + LINGERING:
             await discard(request.receive)
-        raise too_large(most)
+        raise too_large_error(most)
     return Request(request.scope, count_bytes(request.receive, most, seconds))
 
 
@@ -57,7 +57,7 @@ def count_bytes(receive: Receive, most: int, seconds: float) -> Receive:
         if received > most:
             if not ended:
                 await discard(receive)
-            raise too_large(most)
+            raise too_large_error(most)
         return message
 
     return count
@@ -75,17 +75,17 @@ async def discard(receive: Receive) -> None:
                     return
 
 
-def too_large(most: int) -> HttpError:
+def too_large_error(most: int) -> HttpError:
     return HttpError(413, f"The request is larger than the {most} bytes allowed.")
 
 
-async def body_of(request: Request, *, most: int, seconds: float) -> bytes:
+async def read_body(request: Request, *, most: int, seconds: float) -> bytes:
     """Body of a request. Raises HttpError and IdleError."""
-    return await (await limited(request, most=most, seconds=seconds)).body()
+    return await (await limit_body(request, most=most, seconds=seconds)).body()
 
 
 @asynccontextmanager
-async def form_of(request: Request, *, most: int, seconds: float) -> AsyncIterator[tuple[Request, FormData]]:
+async def read_form(request: Request, *, most: int, seconds: float) -> AsyncIterator[tuple[Request, FormData]]:
     """Multipart form of a request, its file in a temporary one; and the request, to go on with.
 
     Raises RequestError, HttpError and IdleError.
@@ -94,7 +94,7 @@ async def form_of(request: Request, *, most: int, seconds: float) -> AsyncIterat
         raise RequestError(
             "The request must be a form, Content-Type: multipart/form-data, with the audio in 'file'.", "file"
         )
-    request = await limited(request, most=most + ENVELOPE, seconds=seconds)
+    request = await limit_body(request, most=most + ENVELOPE, seconds=seconds)
     try:
         form = await request.form(max_files=1, max_fields=MAX_FIELDS, max_part_size=ENVELOPE)
     except (HTTPException, FormParserError) as error:
@@ -105,7 +105,7 @@ async def form_of(request: Request, *, most: int, seconds: float) -> AsyncIterat
         await form.close()
 
 
-def file_of(form: FormData) -> UploadFile:
+def form_file(form: FormData) -> UploadFile:
     """The one file of a form, its field `file`. Raises RequestError."""
     files = [value for name, value in form.multi_items() if name == "file" and isinstance(value, UploadFile)]
     if len(files) != 1:
@@ -116,7 +116,7 @@ def file_of(form: FormData) -> UploadFile:
 async def while_connected(request: Request, work: Coroutine[Any, Any, R]) -> R:
     """Result of the work. Raises HttpError, and cancels it, when the client goes away; the body has been read."""
     task = asyncio.ensure_future(work)
-    watcher = asyncio.ensure_future(gone(request))
+    watcher = asyncio.ensure_future(wait_for_disconnect(request))
     try:
         await asyncio.wait((task, watcher), return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
@@ -128,7 +128,7 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, R]) -> R:
         await asyncio.gather(task, watcher, return_exceptions=True)
 
 
-async def gone(request: Request) -> None:
+async def wait_for_disconnect(request: Request) -> None:
     """Wait until the client goes away."""
     while (await request.receive())["type"] != "http.disconnect":
         pass

@@ -27,7 +27,7 @@ class HttpRequests:
         """New ones are refused."""
 
     @contextmanager
-    def running(self) -> Iterator[None]:
+    def begin(self) -> Iterator[None]:
         """Count a transcription or a session while it runs. Raises DrainingError or OverloadError."""
         if self.closing:
             raise DrainingError()

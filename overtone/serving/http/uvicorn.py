@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 import ssl
+from contextlib import suppress
 from functools import partial
 from typing import Any, cast
 
@@ -56,7 +57,7 @@ class HttpServer:
 
     async def start(self) -> int:
         """Listen, and return the port. Raises UsageError where it cannot be had."""
-        self.socket = bound(*self.address)
+        self.socket = bind(*self.address)
         server = self.server
         server.config.load()
         server.lifespan = server.config.lifespan_class(server.config)
@@ -72,7 +73,7 @@ class HttpServer:
             await self.server.shutdown(sockets=[self.socket])
 
 
-def bound(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int) -> socket.socket:
     """Socket bound to an address. Raises UsageError."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
@@ -109,7 +110,8 @@ def refuse(protocol: H11Protocol, otherwise: Any, message: str) -> None:
     transport = protocol.transport
     transport.write(f"{head}Connection: close\r\n\r\n".encode() + content)
     if transport.can_write_eof():
-        transport.write_eof()
+        with suppress(OSError):  # the client is gone already
+            transport.write_eof()
     transport.set_protocol(cast(asyncio.Protocol, Lingering(protocol)))
     transport.resume_reading()
 

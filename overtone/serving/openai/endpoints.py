@@ -15,10 +15,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from overtone.decoding.phrase_boost import Boost
-from overtone.serving.adapter_store.names import adapter_names, model_name, visible
+from overtone.serving.adapter_store.names import adapter_names, model_name, visible_adapters
 from overtone.serving.adapter_store.store import AdapterEntry
 from overtone.serving.errors import RequestError
-from overtone.serving.http.bodies import file_of, form_of, while_connected
+from overtone.serving.http.bodies import form_file, read_form, while_connected
 from overtone.serving.http.errors import envelope
 from overtone.serving.http.requests import HttpRequests, metadata_of
 from overtone.serving.openai.responses import FORMATS, answer, event, events
@@ -130,13 +130,13 @@ class Transcriptions:
         requests, service, settings = self.requests, self.requests.service, self.requests.settings
         call = requests.admit(request)
         async with AsyncExitStack() as running:
-            running.enter_context(requests.running())
+            running.enter_context(requests.begin())
             most, seconds = settings.limits.max_bytes, settings.idle_seconds
-            async with form_of(request, most=most, seconds=seconds) as (request, form):
+            async with read_form(request, most=most, seconds=seconds) as (request, form):
                 asked, options = recognition_request(form), answer_options(form)
                 service.check(asked, metadata_of(request), call)
                 service.guard.charge(call.tenant, requests=1)
-                samples = await service.decode(file_of(form).file, asked, call)
+                samples = await service.decode(form_file(form).file, asked, call)
             deadline, mask = time.monotonic() + settings.request_seconds, service.mask(asked)
             if not options.stream:
                 work = service.recognise(samples, asked, call, deadline=deadline)
@@ -149,12 +149,12 @@ class Transcriptions:
                     mask=mask,
                 )
             recognitions = service.recognise_in_parts(samples, asked, call, deadline=deadline)
-            chunks = with_errors(events(recognitions, mask), running.pop_all())
+            chunks = add_error_event(events(recognitions, mask), running.pop_all())
             first = await anext(chunks)
-            return StreamingResponse(rejoined(first, chunks), media_type="text/event-stream")
+            return StreamingResponse(prepend(first, chunks), media_type="text/event-stream")
 
 
-async def with_errors(chunks: AsyncGenerator[bytes], running: AsyncExitStack) -> AsyncGenerator[bytes]:
+async def add_error_event(chunks: AsyncGenerator[bytes], running: AsyncExitStack) -> AsyncGenerator[bytes]:
     """Chunks of an answer; an error after the first of them becomes an event. running: closed at the end."""
     has_begun = False
     async with running, aclosing(chunks):
@@ -168,7 +168,7 @@ async def with_errors(chunks: AsyncGenerator[bytes], running: AsyncExitStack) ->
             yield event(envelope(error))
 
 
-async def rejoined(first: bytes, rest: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
+async def prepend(first: bytes, rest: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
     """Iterator over `first` and the rest."""
     yield first
     async for chunk in rest:
@@ -186,24 +186,24 @@ class Models:
     async def list(self, request: Request) -> Response:
         self.requests.admit(request)
         entries = await asyncio.to_thread(self.visible, request)
-        return JSONResponse({"object": "list", "data": [self.shown(entry) for entry in (None, *entries)]})
+        return JSONResponse({"object": "list", "data": [self.model_json(entry) for entry in (None, *entries)]})
 
     async def retrieve(self, request: Request) -> Response:
         self.requests.admit(request)
         name = request.path_params["name"]
         names = adapter_names(name, self.service.base)
         if not names:
-            return JSONResponse(self.shown(None))
+            return JSONResponse(self.model_json(None))
         for entry in self.visible(request):
             if names == (entry.name,):
-                return JSONResponse(self.shown(entry))
+                return JSONResponse(self.model_json(entry))
         raise self.service.unknown_model(name, metadata_of(request))
 
     def visible(self, request: Request) -> tuple[AdapterEntry, ...]:
         """Usable adapters that the caller may use. Raises AccessError."""
-        return tuple(visible(self.service.store, self.service.guard, metadata_of(request)))
+        return tuple(visible_adapters(self.service.store, self.service.guard, metadata_of(request)))
 
-    def shown(self, entry: AdapterEntry | None) -> dict[str, Any]:
+    def model_json(self, entry: AdapterEntry | None) -> dict[str, Any]:
         """JSON of a model; entry: None for the base."""
         base = model_name(self.service.base, ())
         names = () if entry is None else (entry.name,)

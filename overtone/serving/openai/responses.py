@@ -25,7 +25,7 @@ def answer(
 ) -> Response:
     """Answer in one of FORMATS. granularities: `word` and `segment`, for verbose_json. language: of the model."""
     best = recognition.hypotheses[0]
-    words = masked_words(best.words, mask)
+    words = mask_each(best.words, mask)
     text = mask(best.text).strip()
     if format == "text":
         return PlainTextResponse(f"{text}\n")
@@ -44,16 +44,16 @@ def answer(
         if "segment" in granularities:
             content["segments"] = segments(words)
         if "word" in granularities:
-            content["words"] = [timed(word) for word in words]
+            content["words"] = [word_json(word) for word in words]
     return JSONResponse({**content, "usage": usage(recognition)})
 
 
-def masked_words(words: Sequence[Word], mask: Mask) -> list[Word]:
+def mask_each(words: Sequence[Word], mask: Mask) -> list[Word]:
     """Words with masked texts."""
     return [replace(word, text=mask(word.text)) for word in words]
 
 
-def timed(word: Word) -> dict[str, Any]:
+def word_json(word: Word) -> dict[str, Any]:
     """JSON of a word, with seconds from the beginning of the audio; `confidence` 0…1 is an addition of ours."""
     return {
         "word": word.text,

@@ -23,11 +23,11 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 from overtone.serving.adapter_store.names import model_name
 from overtone.serving.auth.guard import Metadata
 from overtone.serving.errors import AccessError, RequestError
-from overtone.serving.http.bodies import body_of
+from overtone.serving.http.bodies import read_body
 from overtone.serving.http.errors import envelope, error_response, status_of
 from overtone.serving.http.requests import HttpRequests, call_of, metadata_of
 from overtone.serving.realtime.events import SessionEvents
-from overtone.serving.realtime.session import Secrets, new_session, recognition_request, updated
+from overtone.serving.realtime.session import Secrets, new_session, recognition_request, update_session
 from overtone.serving.recognition.request import Call, RecognitionRequest
 from overtone.serving.streaming.session import Inbox, open_session
 
@@ -62,8 +62,8 @@ class Realtime:
     async def mint(self, request: Request) -> Response:
         """POST /v1/realtime/transcription_sessions: a session with the server's defaults, changed by the body."""
         self.requests.admit(request)
-        body = await body_of(request, most=MAX_BODY, seconds=self.settings.idle_seconds)
-        session = updated(self.new_session(self.secret_for(request)), json_of(body) if body.strip() else {})
+        body = await read_body(request, most=MAX_BODY, seconds=self.settings.idle_seconds)
+        session = update_session(self.new_session(self.secret_for(request)), json_of(body) if body.strip() else {})
         recognition_request(session, self.settings.stream.endpointing)
         return JSONResponse(session)
 
@@ -83,7 +83,7 @@ class Realtime:
         try:
             metadata = self.credentials(websocket)
             self.service.admit(metadata, call)
-            with self.requests.running():
+            with self.requests.begin():
                 offered = websocket.scope.get("subprotocols", [])
                 await websocket.accept(SUBPROTOCOL if SUBPROTOCOL in offered else None)
                 await self.converse(websocket, metadata, call)
@@ -140,15 +140,15 @@ class Realtime:
                 if not arrived or arrived[0].kind == "done":
                     break
                 if arrived[0].kind == "update":
-                    session = updated(session, arrived[0].session)
-                    self.checked(session, metadata, call)
+                    session = update_session(session, arrived[0].session)
+                    self.check(session, metadata, call)
                     await send(websocket, {"type": "transcription_session.updated", "session": session})
                 else:
                     waiting += arrived
             await self.transcribe(websocket, session, inbox, waiting, metadata, call)
         await websocket.close()
 
-    def checked(self, session: dict[str, Any], metadata: Metadata, call: Call) -> RecognitionRequest:
+    def check(self, session: dict[str, Any], metadata: Metadata, call: Call) -> RecognitionRequest:
         """Request of a session that may be followed. Raises errors of `recognition_request` and of the service."""
         request = recognition_request(session, self.settings.stream.endpointing)
         self.service.check(request, metadata, call)
@@ -164,19 +164,19 @@ class Realtime:
         call: Call,
     ) -> None:
         """Transcribe from the first audio to the client's `done`. waiting: messages taken from the inbox already."""
-        request = self.checked(session, metadata, call)
+        request = self.check(session, metadata, call)
         self.service.guard.charge(call.tenant, requests=1)
         async with open_session(self.service, request, call, self.settings.stream) as stream:
             mask = self.service.mask(request)
             events = SessionEvents(send=lambda content: send(websocket, content), session=stream, mask=mask)
             while waiting and waiting[-1].kind != "done":
                 await take(events, waiting)
-                waiting = until_done(await inbox.take())
+                waiting = cut_at_done(await inbox.take())
             await take(events, [message for message in waiting if message.kind != "done"])
             await events.end()
 
 
-def until_done(messages: list[ClientMessage]) -> list[ClientMessage]:
+def cut_at_done(messages: list[ClientMessage]) -> list[ClientMessage]:
     """Messages up to the client's `done`; later ones have no meaning."""
     done = next((count for count, message in enumerate(messages, start=1) if message.kind == "done"), len(messages))
     return messages[:done]

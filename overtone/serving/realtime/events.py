@@ -74,12 +74,12 @@ class SessionEvents:
                 "transcript": " ".join(self.utterances),
                 "utterance": utterance,
                 "is_last_result": is_last,
-                "words_info": {"words": [self.timed(word) for word in timed]},
+                "words_info": {"words": [self.word_json(word) for word in timed]},
             }
         )
         self.item = ""
 
-    def timed(self, word: Word) -> dict[str, Any]:
+    def word_json(self, word: Word) -> dict[str, Any]:
         """JSON of a word, with milliseconds from the beginning of the session's audio, as in Riva's gRPC interface."""
         return {
             "word": self.mask(word.text),

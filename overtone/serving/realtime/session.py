@@ -65,7 +65,7 @@ def new_session(*, language: str, model: str, sample_rate: int, secret: dict[str
     }
 
 
-def updated(session: Mapping[str, Any], changes: Any) -> dict[str, Any]:
+def update_session(session: Mapping[str, Any], changes: Any) -> dict[str, Any]:
     """Session with a client's changes; keys that mean nothing here are left out. Raises RequestError."""
     result = copy.deepcopy(dict(session))
     for key, value in json_object(changes, "session").items():

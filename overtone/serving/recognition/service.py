@@ -58,7 +58,7 @@ class HeldAudio:
         """Their length together, but for rounding."""
 
     @contextmanager
-    def holding(self, seconds: float) -> Iterator[None]:
+    def hold(self, seconds: float) -> Iterator[None]:
         """Count a recording while it is worked on. Raises OverloadError."""
         if self.recordings and self.seconds + seconds > self.max_seconds:
             raise OverloadError("The recordings that are being transcribed are too long together; try again later.")
@@ -135,7 +135,7 @@ class RecognitionService:
 
     async def lease(self, call: Call) -> Lease:
         """Lease the call's adapters. Raises AdapterError and OverloadError."""
-        if self.store.in_model(call.adapter.split("+") if call.adapter else ()):
+        if self.store.is_in_model(call.adapter.split("+") if call.adapter else ()):
             return self.store.acquire(call.adapter)
         return await asyncio.to_thread(self.store.acquire, call.adapter)
 
@@ -172,20 +172,20 @@ class RecognitionService:
     async def decode(self, file: IO[bytes], request: RecognitionRequest, call: Call) -> Samples:
         """Decode a whole recording to [S] float32 at the model's rate, never empty.
 
-        Raises AudioError and UnsupportedError.
+        Decoding ends where the call is cancelled. Raises AudioError and UnsupportedError.
         """
-        samples = await self.in_thread(self._decode, file, request)
+        with self.audio_decoder(request) as decoder:
+            samples = await self.in_thread(self._decode, file, decoder, request)
         call.audio_seconds = samples.size / self.engine.sample_rate
         return samples
 
-    def _decode(self, file: IO[bytes], request: RecognitionRequest) -> Samples:
+    def _decode(self, file: IO[bytes], decoder: AudioDecoder, request: RecognitionRequest) -> Samples:
         parts = []
-        with self.audio_decoder(request) as decoder:
-            while data := file.read(PIECE):
-                parts.append(decoder.push(data))
-                request.check_format(decoder.format)
-            parts.append(decoder.finish())
+        while not decoder.closed and (data := file.read(PIECE)):
+            parts.append(decoder.push(data))
             request.check_format(decoder.format)
+        parts.append(decoder.finish())
+        request.check_format(decoder.format)
         samples = np.concatenate(parts)
         if not samples.size:
             raise AudioError("The audio is too short: it holds no sample at the model's rate.")
@@ -199,7 +199,7 @@ class RecognitionService:
         Raises AdapterError, OverloadError, DrainingError, DeadlineError and WorkerError.
         """
         decoding = await self.decoding(request, call)
-        with self.held.holding(call.audio_seconds), await self.lease(call) as lease:
+        with self.held.hold(call.audio_seconds), await self.lease(call) as lease:
             return await recognise(
                 self.engine, samples, lease=lease, decoding=decoding, deadline=deadline, group=call.tenant or None
             )
@@ -212,7 +212,7 @@ class RecognitionService:
         Raises the errors of `recognise`. Leaving the iteration frees the places in the queue.
         """
         decoding = await self.decoding(request, call)
-        with self.held.holding(call.audio_seconds), await self.lease(call) as lease:
+        with self.held.hold(call.audio_seconds), await self.lease(call) as lease:
             parts = recognise_in_parts(
                 self.engine, samples, lease=lease, decoding=decoding, deadline=deadline, group=call.tenant or None
             )

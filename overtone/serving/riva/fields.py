@@ -242,7 +242,7 @@ def tables() -> str:
     return "\n".join(lines)
 
 
-def renewed(page: str) -> str:
+def renew_tables(page: str) -> str:
     """Page with its tables written anew. Raises ValueError for one without their marks."""
     before, _, rest = page.partition(BEGIN)
     _, mark, after = rest.partition(END)
@@ -253,4 +253,4 @@ def renewed(page: str) -> str:
 
 if __name__ == "__main__":
     target = Path(sys.argv[1])
-    target.write_text(renewed(target.read_text("utf-8")), "utf-8")
+    target.write_text(renew_tables(target.read_text("utf-8")), "utf-8")

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import grpc
 
-from overtone.serving.adapter_store.names import adapter_names, model_name, visible
+from overtone.serving.adapter_store.names import adapter_names, model_name, visible_adapters
 from overtone.serving.adapter_store.store import AdapterEntry
 from overtone.serving.auth.guard import Metadata
 from overtone.serving.errors import LanguageError, RequestError, UnknownModelError
@@ -101,7 +101,7 @@ class RivaServicer:
             metadata = self.admit(call, context)
             asked = readable(message).model_name
             response = ConfigResponse()
-            for entry in [None, *visible(service.store, service.guard, metadata)]:
+            for entry in [None, *visible_adapters(service.store, service.guard, metadata)]:
                 names = () if entry is None else (entry.name,)
                 if asked and adapter_names(asked, service.base) != names:
                     continue

@@ -65,7 +65,7 @@ class PrefixForward:
         room = max(settings.memory_gb, settings.disk_gb if folder is not None else 0.0) * 1e9
         if needed <= room:
             for speech in (training, *validation):
-                speech.dataset.room = 0  # decoded audio is needed once for each draw, and not cached beside it
+                speech.dataset.stop_caching()  # decoded audio is needed once for each draw, and not cached beside it
         where = f"in memory up to {settings.memory_gb:g} GB" + (f" and in {folder}" if folder is not None else "")
         short = "" if needed <= room else "; what does not fit is computed every time"
         store = PrefixStore(

@@ -16,6 +16,7 @@ from overtone.adapters.kinds.registry import known
 from overtone.config import to_plain
 from overtone.errors import ConfigError
 from overtone.models.asr_model import COMPUTE_DTYPES, AsrModel
+from overtone.models.attention import attention_facts
 from overtone.training.plan import TrainingPlan
 from overtone.training.trainer import Machine, RunLength, base_dtype, lightning_precision
 from overtone.version import __version__
@@ -74,7 +75,7 @@ def plan_prefix(
     check_variants(plan)
     if chosen.enabled is False:
         return None
-    obstacle = find_obstacle(model, adapter)
+    obstacle = find_obstacle(plan, model, adapter)
     if chosen.enabled is True and (obstacle is not None or adapter is None):
         raise ConfigError(f"{KEY}.enabled: {obstacle} Leave it out, or give false.")
     if obstacle is not None or adapter is None:
@@ -135,10 +136,12 @@ def find_random(plan: TrainingPlan) -> dict[str, Any]:
     return found
 
 
-def find_obstacle(model: AsrModel, adapter: Adapter | None) -> str | None:
+def find_obstacle(plan: TrainingPlan, model: AsrModel, adapter: Adapter | None) -> str | None:
     """Return why nothing can be cached; None where something can."""
     if adapter is None:
         return "with model.train=everything no part of the base stays the same."
+    if plan.inner_losses_of(model):
+        return "the losses on inner layers (model.interctc, of the checkpoint) need the layers; null is without them."
     if model.encoder.uncut:
         return f"{model.encoder.uncut}."
     return None
@@ -180,6 +183,7 @@ def describe_owner(plan: TrainingPlan, model: AsrModel, machine: Machine, cut: i
         "prepared": plan.compute_dtype != "float32",
         "precision": lightning_precision(plan.trainer),
         "cut": cut,
+        **attention_facts(model),
     }
 
 

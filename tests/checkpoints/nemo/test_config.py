@@ -105,10 +105,34 @@ def test_training_keys_are_accepted() -> None:
         "stochastic_depth_drop_prob": 0.3, "stochastic_depth_mode": "linear", "stochastic_depth_start_layer": 1,
         "reduction": None, "reduction_position": None, "reduction_factor": 1, "att_context_probs": None,
         "use_pytorch_sdpa": True, "subsampling_conv_chunking_factor": 1, "a_key_of_tomorrow": None,
+        "att_chunk_context_size": None, "conv_context_style": "regular", "rope_base": 10000.0, "rotary_fraction": 1.0,
+        "use_triton": None,
     }  # fmt: skip
     config["interctc"] = {"loss_weights": [], "apply_at_layers": []}
     config["optim"] = {"name": "anything"}
     assert translate(config) == translate(char_config())
+
+
+def test_several_attention_contexts_are_kept_and_the_first_acts() -> None:
+    encoder = translate(changed("encoder.att_context_size", [[70, 13], [70, -1]])).settings["encoder"]
+    assert encoder["attention_context"] == [70, 13]
+    assert encoder["attention_contexts"] == [[70, 13], [70, -1]]
+    assert "attention_contexts" not in translate(changed("encoder.att_context_size", [70, 13])).settings["encoder"]
+
+
+def test_chunks_of_streams_leave_whole_recordings_alone() -> None:
+    config = char_config()
+    config["encoder"] |= {
+        "att_context_style": "chunked_limited_with_rc", "att_chunk_context_size": [[70], [1, 2], [0, 1]],
+        "conv_context_style": "dcc", "att_context_size": [-1, -1],
+    }  # fmt: skip
+    assert translate(config) == translate(char_config())
+
+
+def test_losses_on_inner_layers_are_read() -> None:
+    config = changed("interctc", {"loss_weights": [0.2, 0.3], "apply_at_layers": [1, 0]})
+    assert translate(config).settings["interctc"] == {"losses": {0: 0.3, 1: 0.2}}
+    assert "interctc" not in translate(char_config()).settings
 
 
 def test_a_window_in_samples_is_that_many_samples() -> None:
@@ -119,6 +143,9 @@ def test_a_window_in_samples_is_that_many_samples() -> None:
 
 
 REFUSED = [
+    ("encoder.conv_context_style", "dcc", "regular"),
+    ("encoder.att_chunk_context_size", [[70], [1], [0]], "chunked_limited_with_rc"),
+    ("encoder.att_context_size", [[70, 13], [70]], "a list of such pairs"),
     ("target", "nemo.collections.asr.models.EncDecHATModel", "encoder-decoder type transducer (HAT)"),
     ("target", "nemo.collections.asr.models.EncDecMultiTaskModel", "attention encoder-decoder"),
     ("target", "my.package.Model", "encoder-decoder type Model is not supported yet"),
@@ -138,7 +165,7 @@ REFUSED = [
     ("encoder.conv_norm_type", "group_norm0", "group_norm0"),
     ("encoder.conv_kernel_size", 30, "an odd number"),
     ("encoder.conv_context_size", [3, 3], "add up to 30"),
-    ("encoder.att_context_style", "chunked_limited_with_rc", "regular, chunked_limited"),
+    ("encoder.att_context_style", "causal", "regular, chunked_limited, chunked_limited_with_rc"),
     ("encoder.att_context_size", [1, 2, 3], "[left, right]"),
     ("encoder.n_heads", 5, "a divisor of d_model 32"),
     ("encoder.n_layers", "two", "a whole number"),
@@ -164,7 +191,11 @@ REFUSED = [
     ("decoder.add_blank", False, "add_blank is false"),
     ("decoder.vocabulary", "abc", "a list of symbols"),
     ("decoder.hidden", 7, "decoder.hidden is 7"),
-    ("interctc.loss_weights", [0.3], "no losses at intermediate layers"),
+    ("interctc", {"loss_weights": [0.3], "apply_at_layers": []}, "0 numbers"),
+    ("interctc", {"loss_weights": [0.3, 0.7], "apply_at_layers": [0, 1]}, "whose sum is less than 1"),
+    ("interctc", {"loss_weights": [0.3], "apply_at_layers": [99]}, "different layers, from 0 to"),
+    ("interctc", {"loss_weights": [0.3], "apply_at_layers": "all"}, "a list"),
+    ("interctc", {"loss_weights": [0.3], "apply_at_layers": [0], "more": 1}, "interctc.more is 1; this key is unknown"),
     ("encoder.reduction", "pooling", None),
 ]
 
@@ -180,66 +211,6 @@ def test_unsupported_values_are_refused_by_name(path: str, value: Any, words: st
     assert message.startswith("a.nemo: model_config.yaml")
     assert path.rpartition(".")[2] in message
     assert (words or "Supported: null, or reduction_factor 1") in message
-
-
-def block(**keys: Any) -> dict[str, Any]:
-    """A block of a convolutional encoder, with the keys that NeMo needs."""
-    needed = {"filters": 32, "repeat": 1, "kernel": [5], "stride": [1], "dilation": [1], "dropout": 0.0}
-    return {**needed, "residual": False, **keys}
-
-
-def convolutional(*blocks: dict[str, Any], **keys: Any) -> dict[str, Any]:
-    config = char_config()
-    config["encoder"] = {
-        "_target_": f"{MODULES}.ConvASREncoder", "feat_in": 80, "activation": "relu", "jasper": list(blocks), **keys
-    }  # fmt: skip
-    return config
-
-
-def test_blocks_of_convolutions_are_read() -> None:
-    """Kernels are multiplied and made odd; a block without a residual mode has that of the block before."""
-    config = convolutional(
-        block(kernel=11, se_context_size=64, residual_dense=False),
-        block(kernel=[11], kernel_size_factor=0.25, stride=[2], residual=True, residual_mode="stride_add", se=True),
-        block(kernel=[12], residual=True, se_reduction_ratio=4, future_context=2),
-        init_mode="tds_uniform", norm_groups=4, conv_mask=True, normalization_mode="batch",
-    )  # fmt: skip
-    settings = translate(config).settings["encoder"]
-    first, second, third = settings.pop("blocks")
-    assert settings == {"kind": "jasper", "features": 80, "activation": "relu"}
-    plain = {
-        "filters": 32, "repeat": 1, "kernel": 11, "stride": 1, "dilation": 1, "dropout": 0.0, "residual": False,
-        "dense": False, "residual_mode": "add", "groups": 1, "separable": False, "squeeze_excite": False,
-        "reduction": 8, "stride_last": False, "future": -1,
-    }  # fmt: skip
-    assert first == plain
-    changes = {"kernel": 3, "stride": 2, "residual": True, "residual_mode": "stride_add", "squeeze_excite": True}
-    assert second == {**plain, **changes}
-    assert third == {
-        **plain, "kernel": 13, "residual": True, "residual_mode": "stride_add", "reduction": 4, "future": 2
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("keys", "words"),
-    [
-        ({"conv_mask": False}, "encoder.conv_mask is false"),
-        ({"normalization_mode": "group"}, "encoder.normalization_mode is group"),
-        ({"frame_splicing": 2}, "frame_splicing is 2"),
-        ({"quantize": True}, "quantize is true"),
-        ({"activation": "mish"}, "activation is mish"),
-        ({"feat_in": 64}, "they must be equal"),
-        ({"jasper": []}, "a list of blocks"),
-        ({"jasper": [block(heads=4)]}, r"jasper\[0\].heads is 4"),
-        ({"jasper": [block(), block(kernel=[3, 5])]}, r"jasper\[1\].kernel is \[3, 5\].*one number"),
-        ({"jasper": [block(residual_mode="cat")]}, "residual_mode is cat"),
-        ({"jasper": [block(aggregation_mode="sum")]}, "aggregation_mode is sum; this key is unknown"),
-        ({"jasper": [{"filters": 32}]}, r"jasper\[0\].repeat is missing"),
-    ],
-)
-def test_blocks_that_cannot_be_honoured_are_refused_by_name(keys: dict[str, Any], words: str) -> None:
-    with pytest.raises(CheckpointError, match=words):
-        translate(convolutional(block(), **keys))
 
 
 @pytest.mark.parametrize("model", ["canary_aed"])

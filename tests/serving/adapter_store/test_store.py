@@ -64,13 +64,13 @@ def test_the_base_is_a_lease_on_nothing(model: AsrModel, folder: Path, name: str
 
 def test_what_is_in_the_model_is_in_model(model: AsrModel, folder: Path) -> None:
     store = store_of(model, folder, capacity=1)
-    assert store.in_model(())
+    assert store.is_in_model(())
     for name, other in (("voice0", "voice1"), ("voice1", "voice0")):
         store.acquire(name).release()
-        assert store.in_model((name,))
-        assert not store.in_model((other,))
-        assert not store.in_model((name, other))
-    assert not store.in_model(("unknown",))
+        assert store.is_in_model((name,))
+        assert not store.is_in_model((other,))
+        assert not store.is_in_model((name, other))
+    assert not store.is_in_model(("unknown",))
 
 
 def test_a_chain_is_one_lease(model: AsrModel, folder: Path) -> None:
@@ -254,7 +254,7 @@ def test_what_cannot_be_used_is_refused_with_its_reason_and_the_rest_is_served(m
     (folder / "empty").mkdir()
     (folder / "notes.txt").write_text("hello")
     store = store_of(model, folder)
-    refused = {entry.name: entry.reason for entry in store.names() if entry.state == "refused"}
+    refused = {entry.name: entry.reason for entry in store.entries() if entry.state == "refused"}
     assert refused.keys() == {"foreign", "nonsense", "cut", "lone", "un named"}
     assert other.fingerprint() in refused["foreign"]
     assert model.fingerprint() in refused["foreign"]

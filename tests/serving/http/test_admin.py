@@ -113,9 +113,9 @@ def test_odd_cards_and_names_do_not_keep_others_from_being_listed(
     deep["deep"] = [deep]
     numbers = [math.nan, math.inf, 2**80, 1.5]
     card = {"when": date(2026, 1, 2), "numbers": numbers, 7: "\ud800", "deep": deep}
-    names = service.server.store.names
-    odd = replace(names()[0], name="odd\udcff", card=card)
-    monkeypatch.setattr(service.server.store, "names", lambda: [*names(), odd])
+    entries = service.server.store.entries
+    odd = replace(entries()[0], name="odd\udcff", card=card)
+    monkeypatch.setattr(service.server.store, "entries", lambda: [*entries(), odd])
     answer = service.get("/v1/admin/adapters", token=ADMIN)
     assert answer.status == 200
     assert [entry["name"] for entry in answer.json["data"]] == ["other", "swap", "odd?"]

@@ -38,7 +38,9 @@ def from_riva(**config: Any) -> RecognitionRequest:
 
 def from_realtime(**changes: Any) -> RecognitionRequest:
     session = realtime.new_session(language="", model="", sample_rate=0, secret=None)
-    return realtime.recognition_request(realtime.updated(session, {"input_audio_format": "none", **changes}), DEFAULT)
+    return realtime.recognition_request(
+        realtime.update_session(session, {"input_audio_format": "none", **changes}), DEFAULT
+    )
 
 
 def from_openai(**fields: str) -> RecognitionRequest:

@@ -15,7 +15,7 @@ import pytest
 grpc = pytest.importorskip("grpc", reason="the serving extra is not installed")
 
 from overtone.errors import UsageError  # noqa: E402
-from overtone.serving.auth.guard import Guard, Tenant, hashed  # noqa: E402
+from overtone.serving.auth.guard import Guard, Tenant, hash_token  # noqa: E402
 from overtone.serving.auth.tls import ServerKeys  # noqa: E402
 from overtone.serving.riva import protobuf  # noqa: E402
 from overtone.serving.riva.server import RivaServer  # noqa: E402
@@ -30,7 +30,7 @@ def two_tenants() -> Guard:
     """Tokens are their tenants' names; `swap` is Anna's alone."""
     anna = Tenant(name="anna", adapters=None)
     bert = Tenant(name="bert", adapters=frozenset({"other"}))
-    return Guard(tenants={hashed("anna"): anna, hashed("bert"): bert})
+    return Guard(tenants={hash_token("anna"): anna, hash_token("bert"): bert})
 
 
 def test_access(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from overtone.serving.riva.fields import (  # noqa: E402
     RESPONSE_FIELDS,
     Field,
     full_descriptor,
-    renewed,
+    renew_tables,
 )
 from overtone.serving.riva.requests import ENCODINGS  # noqa: E402
 from overtone.serving.settings import ServerSettings  # noqa: E402
@@ -62,7 +62,7 @@ def test_every_encoding_is_known() -> None:
 
 def test_the_page_shows_the_table() -> None:
     page = PAGE.read_text("utf-8")
-    assert page == renewed(page), "write it anew: python -m overtone.serving.riva.fields docs/riva.md"
+    assert page == renew_tables(page), "write it anew: python -m overtone.serving.riva.fields docs/riva.md"
 
 
 CONFIGS: dict[tuple[str, str], dict[str, Any]] = {

@@ -169,7 +169,7 @@ def test_a_message_may_be_larger_than_4_megabytes(service: Service) -> None:
 def test_recordings_that_are_too_long_together_are_refused(tmp_path: Path) -> None:
     held = HeldAudio(max_seconds=10.0)
     with riva_service(tmp_path, adapters=(), settings=SETTINGS, held=held) as narrow:
-        with held.holding(10.0):
+        with held.hold(10.0):
             code, details = refusal(lambda: narrow.text(pcm16(spoken("abc"))))
         assert code is Code.RESOURCE_EXHAUSTED
         assert "too long together" in details
@@ -179,13 +179,13 @@ def test_recordings_that_are_too_long_together_are_refused(tmp_path: Path) -> No
 
 def test_a_recording_by_itself_is_never_too_long() -> None:
     held = HeldAudio(max_seconds=0.5)
-    first, second = held.holding(0.1), held.holding(0.2)
+    first, second = held.hold(0.1), held.hold(0.2)
     first.__enter__()
     second.__enter__()
     first.__exit__(None, None, None)
     second.__exit__(None, None, None)
     assert held.seconds != 0.0  # what rounding leaves
-    with held.holding(9.0):
+    with held.hold(9.0):
         assert held.recordings == 1
 
 

@@ -1,6 +1,6 @@
 /** Something that went wrong, told to the person: what it is, and what to do about it. */
 
-const KINDS = "WAV, FLAC, Ogg (Opus, Vorbis) and MP3 are understood.";
+const KINDS = "WAV, FLAC, Ogg (Opus, Vorbis), MP3, M4A/MP4 and WebM are understood.";
 
 const AGAIN = new Set([0, 408, 429, 500, 502, 503, 504]);
 /** Statuses after which the same request may succeed. */

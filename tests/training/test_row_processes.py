@@ -22,12 +22,12 @@ from overtone.config import OptimSettings
 from overtone.errors import ConfigError, DataError, OvertoneError, UsageError
 from overtone.inference.rows import equal_parts
 from overtone.models.asr_model import AsrModel
+from overtone.training import row_processes
 from overtone.training.callback import TrainingCallback
 from overtone.training.console import Reporter
 from overtone.training.forward import TrainingForward
 from overtone.training.optim import OPTIMISERS, make_optimiser
-from overtone.training.row_parallel import processes as row_processes
-from overtone.training.row_parallel.processes import PROCESS_NAME, RowProcesses
+from overtone.training.row_processes import PROCESS_NAME, RowProcesses
 from overtone.training.run import Run
 from overtone.training.run_folder import LOG_FILE
 from overtone.training.train import run_training

@@ -1,15 +1,24 @@
-"""Ctrl-C and SIGTERM during a training: noted when they come, followed between two steps."""
+"""Ends of a training before its time: Ctrl-C and SIGTERM, noted between two steps, and a killed worker process."""
 
 from __future__ import annotations
 
+import re
 import signal
 import threading
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from torch.multiprocessing import reductions
+from torch.utils.data._utils import signal_handling
+
+from overtone.errors import DataError
+
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+WORKER_DEATH = re.compile(r"DataLoader worker .*(exited unexpectedly|is killed by signal)|Pin memory thread exited")
+"""PyTorch's messages about it."""
 
 
 @dataclass(kw_only=True)
@@ -57,3 +66,34 @@ class StopRequest:
         if self.number == signal.SIGTERM:
             return SystemExit(128 + signal.SIGTERM)
         return KeyboardInterrupt()
+
+
+@contextmanager
+def explain_worker_death(set_name: Callable[[], str]) -> Iterator[None]:
+    """Raises one DataError for the death of a worker inside the block, where the next batch is read.
+
+    PyTorch would also raise from a signal handler, in the middle of a step or of a file that is being written. Its
+    handler is left out here: the loader looks after its workers every few seconds while it waits for a batch.
+
+    set_name: gives the set that was being read, such as `model.train_ds`.
+    """
+    installed = signal_handling._SIGCHLD_handler_set
+    signal_handling._SIGCHLD_handler_set = True
+    try:
+        yield
+    except (RuntimeError, OSError, EOFError) as error:
+        if not (WORKER_DEATH.search(str(error)) if isinstance(error, RuntimeError) else arose_in_unpacking(error)):
+            raise
+        raise DataError(
+            f"A process that reads {set_name()} was killed; the system does so where memory runs out (in a container, "
+            f"also where /dev/shm is small). Let the training read by itself, with {set_name()}.num_workers=0, or give "
+            "it more memory."
+        ) from error
+    finally:
+        signal_handling._SIGCHLD_handler_set = installed
+
+
+def arose_in_unpacking(error: BaseException) -> bool:
+    """Return whether the error arose while tensors of another process were unpacked, which asks it for their memory."""
+    names = (frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__))
+    return reductions.__file__ in names

@@ -10,8 +10,8 @@ from overtone import cli
 from overtone.checkpoints.load import save_model
 from overtone.config import ExperimentSettings, Settings, combinations, load_settings
 from overtone.errors import ConfigError, UsageError
+from overtone.training.grid_search import Trial, run_trials, separate
 from overtone.training.run_folder import plan_folder
-from overtone.training.sweep.grid import Trial, run_trials, separate
 from support.small_models import add_trained, small_model
 from support.train_samples import write_corpus
 
@@ -142,5 +142,5 @@ def test_an_unexpected_failure_does_not_stop_the_others(monkeypatch: pytest.Monk
     def fail(settings: Settings) -> None:
         raise MemoryError("no more of it")
 
-    monkeypatch.setattr("overtone.training.sweep.grid.run_training", fail)
+    monkeypatch.setattr("overtone.training.grid_search.run_training", fail)
     assert [outcome.error for outcome in run_trials(trials())] == ["MemoryError: no more of it"] * 2

@@ -23,7 +23,7 @@ from overtone.training.console import Reporter
 from overtone.training.loop import resume_overrides
 from overtone.training.module import TrainingModule
 from overtone.training.plan import plan_training
-from overtone.training.row_parallel.processes import RowProcesses
+from overtone.training.row_processes import RowProcesses
 from overtone.training.train import run_training
 from support.small_models import small_model
 from support.train_samples import environment, losses, script, settings_for
