@@ -17,7 +17,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import overtone
-from overtone.adapters.kinds.linear import LinearAdapter
 from overtone.audio import load
 from overtone.audio.load import load_audio, open_source
 from overtone.decoding.ctc import CtcPath, greedy
@@ -387,16 +386,3 @@ def test_each_path_goes_through_its_own_adapters() -> None:
     ]
     assert [hypothesis.text for hypothesis in transcribe(model, [wav] * 4, adapter=choices)] == expected
     assert transcribe(model, wav, adapter="an4+two")[0].text == expected[2]
-
-
-def test_a_use_block_and_a_missing_adapter_contradict_each_other(model: ToneModel, record: Any) -> None:
-    path = record("a.wav", "abc")
-    model.adapters.add("swap", LinearAdapter(dim=2))
-    with model.adapters.use("swap"):
-        with pytest.raises(UsageError, match=r"A `use` block has swap act, and `adapter` was not given"):
-            transcribe(model, path)
-        assert transcribe(model, path, adapter="swap")[0].text == "bac"
-        assert transcribe(model, [path], adapter=[None])[0].text == "abc"
-    with model.adapters.use(None):
-        assert transcribe(model, path)[0].text == "abc"
-    assert transcribe(model, path)[0].text == "abc"
