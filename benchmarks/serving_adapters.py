@@ -25,12 +25,11 @@ from overtone.adapters.kinds.linear import LinearAdapter
 from overtone.audio.load import load_audio
 from overtone.checkpoints.load import load_model, save_model
 from overtone.data.manifest import read_manifest
-from overtone.decoding.ctc import GreedyDecoder, greedy
-from overtone.decoding.decoder import Decoder, DecodingOptions, Scope
+from overtone.decoding.ctc import CtcHead, GreedyDecoder, greedy
+from overtone.decoding.decoder import GREEDY, Decoder, DecodingOptions, Scope
 from overtone.errors import AdapterError
 from overtone.evaluation.verify import PROMPTS
 from overtone.models.asr_model import AsrModel
-from overtone.models.heads import GREEDY, CtcHead
 from overtone.serving.adapter_store.store import AdapterStore, Lease
 from overtone.serving.engine.engine import Engine, EngineSettings, Samples
 from overtone.serving.streaming.stream import Event, Final, Stream, StreamSettings

@@ -44,6 +44,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
 
 NEIGHBOURS: set[tuple[str, str]] = {
     ("config", "safe_yaml"),
+    ("data", "nets"),
     ("__main__", "cli"),
 }
 """Rooms of one floor of which the first may import the second. `errors` is open to all rooms, and the modules

@@ -22,9 +22,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from overtone.audio.load import Waveform, audio_duration, load_audio
-from overtone.data.batching import Draw, pad_rows
+from overtone.data.batching import Draw
 from overtone.data.manifest import Utterance, length_problem
 from overtone.errors import DataError
+from overtone.nets.layers import pad_rows
 
 Perturb = Callable[[Waveform, np.random.Generator], Waveform]
 """A random change of a waveform [S]; it may become longer or shorter."""

@@ -1,4 +1,4 @@
-"""Greedy CTC decoding (Graves et al. 2006, section 3.2): log-probabilities -> best path -> text.
+"""CTC: the head, and greedy decoding (Graves et al. 2006, section 3.2): log-probabilities -> best path -> text.
 
 The likeliest symbol of every frame is taken, repeats are merged, blanks are dropped. The two halves are separate:
 `best_path` reduces [B, T, V+1] to two numbers a frame on the model's device, and `read_path` turns a path of any
@@ -8,16 +8,29 @@ length into a `Hypothesis`. The windows of a long recording are joined between t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Self
+from typing import Self, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from overtone.decoding.decoder import Emissions, Flags
+from overtone.decoding.ctc_beam import BeamDecoder
+from overtone.decoding.decoder import (
+    GREEDY,
+    Alignment,
+    Decoder,
+    DecodingOptions,
+    Emissions,
+    Flags,
+    Head,
+    Scope,
+)
 from overtone.decoding.hypothesis import Hypothesis, make_hypothesis, shift
+from overtone.nets.ctc import CtcProjection, ctc_loss, frames_needed
+from overtone.nets.layers import Reduction
 from overtone.tokenizers import Tokenizer
 
 
@@ -140,3 +153,81 @@ def read_path(path: CtcPath, tokenizer: Tokenizer, *, seconds_per_frame: float) 
         seconds_per_frame=seconds_per_frame,
         score=float(path.log_probs.sum(dtype=np.float64)),
     )
+
+
+class CtcHead:
+    """Connectionist temporal classification: emissions are log-probabilities [B, T, V+1], blank last."""
+
+    gives_log_probs = True
+    decodes_with_adapters = False
+
+    def __init__(
+        self,
+        net: CtcProjection,
+        tokenizer: Tokenizer,
+        *,
+        seconds_per_frame: float,
+        reduction: Reduction = "mean_batch",
+    ) -> None:
+        """seconds_per_frame: from one encoder frame to the next. reduction: of the checkpoint's own training."""
+        self.net = net
+        self.tokenizer = tokenizer
+        self.seconds_per_frame = seconds_per_frame
+        self.reduction: Reduction = reduction
+
+    @property
+    def inner(self) -> Head | None:
+        """The head itself."""
+        return self
+
+    def emit(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """x [B, T, D], lengths [B] -> log-probabilities [B, T, V+1] float32."""
+        log_probs: Tensor = self.net(x, lengths)
+        return log_probs
+
+    def loss(
+        self,
+        emissions: Tensor,
+        lengths: Tensor,
+        targets: Tensor,
+        target_lengths: Tensor,
+        *,
+        reduction: Reduction | None = None,
+    ) -> Tensor:
+        """As `ctc_loss`: emissions [B, T, V+1], lengths [B], targets [B, U], target_lengths [B] -> a scalar."""
+        chosen = reduction or self.reduction
+        return ctc_loss(emissions.float(), lengths, targets, target_lengths, reduction=chosen)
+
+    def frames_needed(self, tokens: Sequence[int]) -> int:
+        """A frame for each token, and one for the blank between two equal tokens."""
+        return frames_needed(tokens)
+
+    def align(self, emissions: Tensor, lengths: Tensor) -> list[Alignment]:
+        """The best path of each row: emissions [B, T, V+1], lengths [B]."""
+        return cast(list[Alignment], best_path(emissions, lengths))
+
+    def align_row(self, emissions: Emissions) -> Alignment:
+        """The best path of one row, emissions [T, V+1]."""
+        return path_of(emissions)
+
+    def read(self, alignment: Alignment) -> Hypothesis:
+        path = cast(CtcPath, alignment)
+        return read_path(path, self.tokenizer, seconds_per_frame=self.seconds_per_frame)
+
+    def scores(self, emissions: Tensor, lengths: Tensor) -> Tensor:
+        """The log-probabilities [B, T, V+1] themselves; lengths [B]."""
+        return emissions
+
+    def decoder(
+        self, options: DecodingOptions = GREEDY, *, first_frame: int = 0, scope: Scope = nullcontext
+    ) -> Decoder:
+        """Greedy, or a prefix beam search where the options ask for it."""
+        if options.is_greedy:
+            return GreedyDecoder(self.tokenizer, seconds_per_frame=self.seconds_per_frame, first_frame=first_frame)
+        return BeamDecoder(
+            self.tokenizer,
+            seconds_per_frame=self.seconds_per_frame,
+            settings=options.beam,
+            boosts=options.boosts,
+            first_frame=first_frame,
+        )

@@ -10,16 +10,15 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
-from overtone.decoding.ctc import CtcPath, blank_frames, read_path
 from overtone.decoding.decoder import BeamSettings, Emissions, Flags
-from overtone.decoding.hypothesis import Hypothesis, shift
+from overtone.decoding.hypothesis import Hypothesis, make_hypothesis, shift
 from overtone.decoding.phrase_boost import BoostState, BoostTree
 from overtone.tokenizers import Tokenizer
 
@@ -105,7 +104,8 @@ class BeamDecoder:
 
     def silent(self, emissions: Emissions) -> Flags:
         """[T] bool: blank frames of log-probabilities [T, V+1]."""
-        return blank_frames(emissions)
+        flags: Flags = emissions.argmax(axis=-1) == emissions.shape[-1] - 1
+        return flags
 
     def fork(self) -> Self:
         """An independent copy, for a look ahead."""
@@ -205,18 +205,22 @@ class BeamDecoder:
         return self.boosts.final(prefix.state) if self.boosts and prefix.state else 0.0
 
     def _read(self, score: Score) -> Hypothesis:
-        """The path of a prefix as text with times, by way of the frames that it stands for."""
-        blank = self.tokenizer.size
-        ids = np.full(self.frames, blank, dtype=np.int64)
-        values = np.zeros(ids.size, dtype=np.float32)
+        """The path of a prefix as text with times."""
+        found: list[Span] = []
         span = score.best()[1]
         while span is not None:
-            ids[span.start : span.end] = span.token
-            values[span.start : span.end] = math.log(max(span.probability / (span.end - span.start), 1e-30))
+            found.append(span)
             span = span.before
-        path = CtcPath(ids=ids, log_probs=values, blank=blank)
-        hypothesis = read_path(path, self.tokenizer, seconds_per_frame=self.seconds_per_frame)
-        return shift(replace(hypothesis, score=self._total(score)), self.first_frame, self.seconds_per_frame)
+        found.reverse()
+        hypothesis = make_hypothesis(
+            [span.token for span in found],
+            [(span.start, span.end) for span in found],
+            [span.probability / (span.end - span.start) for span in found],
+            self.tokenizer,
+            seconds_per_frame=self.seconds_per_frame,
+            score=self._total(score),
+        )
+        return shift(hypothesis, self.first_frame, self.seconds_per_frame)
 
 
 def longer(span: Span | None, value: float) -> Span | None:

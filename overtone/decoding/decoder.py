@@ -1,20 +1,25 @@
-"""Decoders: protocols that the decoders of every head keep, and the options of decoding.
+"""Heads and decoders: the protocols that every kind of recogniser keeps, and the options of decoding.
 
-Legend: T encoder frames, C channels of an emission (V+1 log-probabilities for CTC).
+A head joins a net of the model, its loss and its decoders. The rest of the package knows heads by their protocol alone.
+
+Legend: B batch, T encoder frames, D width, U target tokens, N scores, C channels of an emission (V+1
+log-probabilities for CTC).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from overtone.decoding.hypothesis import Hypothesis
 from overtone.decoding.phrase_boost import BoostTree
+from overtone.nets.layers import Reduction
 
 Emissions = npt.NDArray[np.float32]
 """[T, C]: the output of a head's net for T encoder frames of one recording, which its decoder takes."""
@@ -100,3 +105,62 @@ class DecodingOptions:
         """Options without effect, for the log; it names no phrases."""
         phrases = 0 if self.boosts is None else len(self.boosts.ignored)
         return (f"{phrases} phrase{'' if phrases == 1 else 's'}",) if phrases else ()
+
+
+GREEDY = DecodingOptions()
+
+
+class Head(Protocol):
+    """The part that makes an encoder a recogniser: emissions, a loss on them, and decoders that take them."""
+
+    gives_log_probs: bool
+    """True if emissions are log-probabilities of the vocabulary and blank: they may be averaged over windows."""
+    reduction: Reduction
+    """The sum of losses over a batch in the checkpoint's own training."""
+    decodes_with_adapters: bool
+    """True if adapters may act in the head's decoders too, which then need their scope."""
+
+    @property
+    def inner(self) -> Head | None:
+        """The head that stands on the outputs of inner layers in training; None where none does."""
+
+    def emit(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """x [B, T, D], lengths [B] -> emissions [B, T, C] float32, which loss and decoders take."""
+
+    def loss(
+        self,
+        emissions: Tensor,
+        lengths: Tensor,
+        targets: Tensor,
+        target_lengths: Tensor,
+        *,
+        reduction: Reduction | None = None,
+    ) -> Tensor:
+        """The negative log-likelihood of the targets, a scalar.
+
+        emissions [B, T, C], lengths [B], targets [B, U] int64, target_lengths [B]; reduction: the checkpoint's own
+        unless given.
+        """
+
+    def frames_needed(self, tokens: Sequence[int]) -> int:
+        """The fewest encoder frames that a transcript of these tokens can be learnt from."""
+
+    def align(self, emissions: Tensor, lengths: Tensor) -> list[Alignment]:
+        """Decode greedily: emissions [B, T, C], lengths [B] -> for each row its frames, cut to its length."""
+
+    def align_row(self, emissions: Emissions) -> Alignment:
+        """Decode one row greedily: emissions [T, C], already cut to its length."""
+
+    def read(self, alignment: Alignment) -> Hypothesis:
+        """The text of an alignment, with words and times."""
+
+    def scores(self, emissions: Tensor, lengths: Tensor) -> Tensor:
+        """Scores [B, T, N] that show what adapters change: emissions [B, T, C], lengths [B]."""
+
+    def decoder(
+        self, options: DecodingOptions = GREEDY, *, first_frame: int = 0, scope: Scope = nullcontext
+    ) -> Decoder:
+        """A new incremental decoder.
+
+        first_frame: the number of the first frame pushed, from which times count. scope: the adapters of the recording.
+        """

@@ -1,4 +1,4 @@
-"""Greedy decoding of transducers, with and without durations: frames and predictions -> tokens, frame by frame.
+"""Transducers: the head, and greedy decoding with and without durations: frames and predictions -> tokens.
 
 All rows of a batch go at once, each at a frame of its own (label looping, arXiv:2406.06220): a row moves on over blanks
 until it says a token, and only then its prediction network is asked again. The rules are those of NeMo's
@@ -13,16 +13,18 @@ import copy
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import Self, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from overtone.decoding.decoder import Emissions, Flags, Scope
+from overtone.decoding.decoder import GREEDY, Alignment, Decoder, DecodingOptions, Emissions, Flags, Scope
 from overtone.decoding.hypothesis import Hypothesis, make_hypothesis, shift
+from overtone.nets.layers import Reduction, reduce_losses
 from overtone.nets.transducer import Joint, PredictionNet, State
+from overtone.nets.transducer_loss import transducer_losses
 from overtone.tokenizers import Tokenizer
 
 MAX_SYMBOLS = 10
@@ -277,3 +279,103 @@ class TransducerDecoder:
             self.search.run(part, torch.tensor([len(emissions)]), cursor)
         cursor.time = cursor.time + self.frames
         cursor.said[said:] = [(*each[:2], each[2] + self.frames, *each[3:]) for each in cursor.said[said:]]
+
+
+class TransducerHead:
+    """A prediction network and a joint: emissions are the encoder's output as the joint projects it, [B, T, J]."""
+
+    gives_log_probs = False
+    decodes_with_adapters = True
+    inner = None
+
+    def __init__(
+        self,
+        joint: Joint,
+        prediction: PredictionNet,
+        tokenizer: Tokenizer,
+        *,
+        seconds_per_frame: float,
+        reduction: Reduction = "mean_batch",
+        max_symbols: int = MAX_SYMBOLS,
+        sigma: float = 0.0,
+        omega: float = 0.0,
+        fastemit: float = 0.0,
+    ) -> None:
+        """seconds_per_frame: from one encoder frame to the next. max_symbols: the most tokens in one frame.
+        reduction, sigma, omega, fastemit: of the checkpoint's own training, as `transducer_losses`.
+        """
+        self.joint = joint
+        self.prediction = prediction
+        self.tokenizer = tokenizer
+        self.seconds_per_frame = seconds_per_frame
+        self.reduction: Reduction = reduction
+        self.sigma, self.omega, self.fastemit = sigma, omega, fastemit
+        self.search = TransducerSearch(joint, prediction, max_symbols=max_symbols)
+
+    def emit(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """x [B, T, D], lengths [B] -> projected frames [B, T, J] float32."""
+        frames: Tensor = self.joint.enc(x.float())
+        return frames
+
+    def loss(
+        self,
+        emissions: Tensor,
+        lengths: Tensor,
+        targets: Tensor,
+        target_lengths: Tensor,
+        *,
+        reduction: Reduction | None = None,
+    ) -> Tensor:
+        """As `transducer_losses`: emissions [B, T, J], lengths [B], targets [B, U], target_lengths [B] -> a scalar.
+
+        Adapters of the prediction network and of the joint act in it: it belongs inside their `use` block.
+        """
+        used = int(target_lengths.max()) if target_lengths.numel() else 0
+        targets = targets[:, :used]
+        losses = transducer_losses(
+            self.joint,
+            emissions.float(),
+            self.joint.pred(self.prediction(targets)),
+            lengths,
+            targets,
+            target_lengths,
+            sigma=self.sigma,
+            omega=self.omega,
+            fastemit=self.fastemit,
+        )
+        return reduce_losses(losses, target_lengths, reduction or self.reduction)
+
+    def frames_needed(self, tokens: Sequence[int]) -> int:
+        """One frame: a transducer may say many tokens in it."""
+        return 1
+
+    def align(self, emissions: Tensor, lengths: Tensor) -> list[Alignment]:
+        """Decode greedily: emissions [B, T, J], lengths [B]."""
+        return cast(list[Alignment], self.search.paths(emissions.float(), lengths))
+
+    def align_row(self, emissions: Emissions) -> Alignment:
+        """Decode one row greedily: emissions [T, J]."""
+        frames = torch.from_numpy(emissions).unsqueeze(0).to(self.joint.enc.weight.device)
+        return self.search.paths(frames, torch.tensor([len(emissions)]))[0]
+
+    def read(self, alignment: Alignment) -> Hypothesis:
+        path = cast(TransducerPath, alignment)
+        return read_path(path, self.tokenizer, seconds_per_frame=self.seconds_per_frame)
+
+    def scores(self, emissions: Tensor, lengths: Tensor) -> Tensor:
+        """The joint's scores of every frame before the first token, [B, T, N]: emissions [B, T, J], lengths [B]."""
+        output, _ = self.prediction.begin(emissions.size(0))
+        scores: Tensor = self.joint(emissions, self.joint.pred(output).unsqueeze(1))
+        return scores[:, :, 0].float()
+
+    def decoder(
+        self, options: DecodingOptions = GREEDY, *, first_frame: int = 0, scope: Scope = nullcontext
+    ) -> Decoder:
+        """Greedy."""
+        return TransducerDecoder(
+            self.search,
+            self.tokenizer,
+            seconds_per_frame=self.seconds_per_frame,
+            first_frame=first_frame,
+            scope=scope,
+        )

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from overtone.backends.openvino.encoder import OpenVinoEncoder
-from overtone.data.batching import round_up
 from overtone.models.asr_model import AsrModel
+from overtone.nets.layers import round_up
 
 WORTH_FRAMES = 600
 """Mel frames of padding that one more pass through a net has to save: what its many small calls take."""

@@ -19,11 +19,11 @@ from overtone.adapters.storage import BaseIdentity
 from overtone.audio.features import LogMel
 from overtone.backends.fused.encoder import FusedEncoder, fast_dtype
 from overtone.backends.openvino.encoder import OpenVinoEncoder
-from overtone.decoding.decoder import Alignment
+from overtone.decoding.decoder import Alignment, Head
 from overtone.decoding.hypothesis import Hypothesis
 from overtone.errors import ConfigError, UsageError
 from overtone.models.fingerprint import Fingerprint
-from overtone.models.heads import Head, make_heads
+from overtone.models.heads import make_heads
 from overtone.models.parts import Settings, build_part, complete, parts_of
 from overtone.nets.conformer import ConformerEncoder
 from overtone.nets.layers import Reduction
@@ -70,6 +70,8 @@ class AsrModel(nn.Module):
         """Further files of that checkpoint, by name, kept for writing back."""
         self.name = name
         self.parts = parts_of(settings)
+        self.whole_settings = {part: complete(part, settings[part]) for part in self.parts}
+        """The settings of every part with its defaults filled in."""
         """The names of the base's parts, in order."""
         for part in self.parts:
             setattr(self, part, build_part(part, settings[part]))
@@ -193,7 +195,7 @@ class AsrModel(nn.Module):
 
     def setting(self, part: str, key: str) -> Any:
         """A keyword argument of a part, its default where the settings do not name it."""
-        return complete(part, self.settings[part])[key]
+        return self.whole_settings[part][key]
 
     def base_state_dict(self) -> dict[str, Tensor]:
         """The tensors of the base alone, the same objects whatever adapters come and go."""

@@ -8,9 +8,11 @@ from __future__ import annotations
 import contextvars
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -124,6 +126,31 @@ def draw_block(number: int, probability: float, dtype: torch.dtype) -> Tensor:
     scale = torch.tensor(1.0 / (1.0 - probability)).to(dtype).float().item()
     generator = torch.Generator().manual_seed(SEED + number)
     return torch.empty(BLOCK).bernoulli_(1.0 / scale, generator=generator).mul_(scale).to(dtype)
+
+
+# Padding
+
+SIZES_PER_OCTAVE = 16
+"""Lengths between one power of two and the next: at most 1/16 of a batch is rounding, a fortieth on average."""
+
+
+def round_up(size: int) -> int:
+    """The next of the lengths that batches may have.
+
+    Processors build a kernel for every product of a new shape and keep it: a batch of a new length costs as long as a
+    good part of its computation, and some megabytes.
+    """
+    grain = max(1, (1 << (size.bit_length() - 1)) // SIZES_PER_OCTAVE) if size > 0 else 1
+    return -(-size // grain) * grain
+
+
+def pad_rows(arrays: Sequence[npt.NDArray[np.float32]], *, least: int = 1) -> tuple[Tensor, Tensor]:
+    """Arrays [..., N] -> one tensor [B, ..., N] filled up with zeros, and their lengths [B] int64, `least` at least."""
+    lengths = torch.tensor([max(least, array.shape[-1]) for array in arrays])
+    whole = torch.zeros(len(arrays), *arrays[0].shape[:-1], round_up(int(lengths.max())))
+    for row, array in enumerate(arrays):
+        whole[row, ..., : array.shape[-1]] = torch.from_numpy(np.ascontiguousarray(array))
+    return whole, lengths
 
 
 # Losses

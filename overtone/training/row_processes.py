@@ -24,10 +24,10 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from overtone.data.batching import round_up
 from overtone.data.dataset import Batch
 from overtone.errors import DataError, OvertoneError
 from overtone.inference.rows import equal_parts, joined_rows
+from overtone.nets.layers import round_up
 from overtone.training.forward import TrainingForward, make_forward
 from overtone.training.run import Run
 from overtone.training.trainer import MOST_ROW_PROCESSES, lightning_precision

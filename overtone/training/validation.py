@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from overtone.data.dataset import Batch, collate
+from overtone.decoding.decoder import Head
 from overtone.errors import DataError
-from overtone.models.heads import Head
 from overtone.training.data import validation_batches
 from overtone.training.forward import TrainingForward
 from overtone.training.prefix_cache.loader import PrefixBatch

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from overtone.data.batching import SIZES_PER_OCTAVE, pad_rows, round_up
+from overtone.nets.layers import SIZES_PER_OCTAVE, pad_rows, round_up
 
 
 @given(st.integers(1, 10_000_000))

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from overtone.data.batching import BatchPlan, Place, StepSampler, bare_cuts, place_of, round_up, step_seed
+from overtone.data.batching import BatchPlan, Place, StepSampler, bare_cuts, place_of, step_seed
 from overtone.data.dataset import (
     Batch,
     SpeechDataset,
@@ -27,6 +27,7 @@ from overtone.data.dataset import (
 from overtone.data.manifest import Utterance, read_manifest
 from overtone.errors import DataError
 from overtone.nets.ctc import frames_needed
+from overtone.nets.layers import round_up
 from overtone.training.data import batch_bounds
 from support.train_samples import write_corpus
 

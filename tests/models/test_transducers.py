@@ -14,14 +14,15 @@ import torch
 
 from overtone.adapters.kinds.linear import LinearAdapter
 from overtone.checkpoints.load import load_model, save_model
+from overtone.decoding.transducer import TransducerHead
 from overtone.errors import AdapterError, CheckpointError, UsageError
 from overtone.evaluation.verify import verify
 from overtone.inference.transcribe import Transcriber, transcribe
 from overtone.models.asr_model import AsrModel, build_model
-from overtone.models.heads import TransducerHead
 from overtone.serving.adapter_store.store import AdapterStore
 from overtone.serving.engine.engine import Engine, EngineSettings
 from overtone.serving.recognition.offline import recognise
+from overtone.serving.recognition.request import Endpointing
 from overtone.serving.streaming.stream import Stream, StreamSettings
 from overtone.tokenizers import CharTokenizer
 from overtone.training.console import Reporter
@@ -283,13 +284,20 @@ def test_the_server_decodes_with_the_adapters_of_each_request(name: str, tmp_pat
         model.adapters.save(f"a{number}", tmp_path / f"a{number}")
         model.adapters.remove(f"a{number}")
     assert len(set(expected.values())) >= 4
-    with Engine(model, EngineSettings(max_wait=0.0)) as engine:
+    with Engine(model, EngineSettings(max_wait=0.0, threads=1)) as engine:
         store = AdapterStore(model, tmp_path, lock=engine.lock, poll_seconds=0)
         for choice, text in expected.items():
             with store.acquire(choice) as lease:
                 found = run(recognise(engine, waveform.numpy(), lease=lease))
             assert found.hypotheses[0].text == text, choice
-            settings = StreamSettings(chunk=4.0, left=0.0, right=0.0, normalisation="buffer", interim=False)
+            settings = StreamSettings(
+                chunk=4.0,
+                left=0.0,
+                right=0.0,
+                normalisation="buffer",
+                interim=False,
+                endpointing=Endpointing(stop_history=0),
+            )
             stream = Stream(engine, store.acquire(choice), settings=settings)
             whole = run(stream_all(stream, waveform.numpy()))
             assert " ".join(final.text for final in finals(whole)).split() == text.split(), choice

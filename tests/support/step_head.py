@@ -84,6 +84,7 @@ class StepHead:
 
     gives_log_probs = False
     decodes_with_adapters = False
+    inner = None
     reduction: Reduction = "sum"
 
     def __init__(self, tokenizer: Tokenizer, *, seconds_per_frame: float, width: int = 1) -> None:

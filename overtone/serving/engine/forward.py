@@ -11,10 +11,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from overtone.data.batching import pad_rows
 from overtone.decoding.decoder import Emissions
 from overtone.inference.rows import RowThreads
 from overtone.models.asr_model import AsrModel
+from overtone.nets.layers import pad_rows
 from overtone.serving.engine.queue import Row
 
 LEAST_FRAMES = 2
