@@ -58,10 +58,17 @@ class ConvolutionModule(nn.Module):
         self.pointwise_conv2 = nn.Conv1d(width, width, 1, bias=use_bias)
 
     def forward(self, x: Tensor, valid: Tensor) -> Tensor:
+        return self.convolve(self.gate(x, valid), left=self.left, right=self.right)
+
+    def gate(self, x: Tensor, valid: Tensor) -> Tensor:
+        """x [B, T, D], valid [B, T] bool -> the input of the convolution over time [B, T, D], zero on padding."""
         x = F.glu(pointwise_conv(x, self.pointwise_conv1.weight, self.pointwise_conv1.bias), dim=-1)
-        x = x.masked_fill(~valid.unsqueeze(-1), 0.0)
+        return x.masked_fill(~valid.unsqueeze(-1), 0.0)
+
+    def convolve(self, x: Tensor, *, left: int, right: int) -> Tensor:
+        """The rest: x [B, T, D], filled up with zero frames left and right -> [B, left + T + right - K + 1, D]."""
         conv = self.depthwise_conv
-        x = depthwise_conv(x, conv.weight, conv.bias, left=self.left, right=self.right)
+        x = depthwise_conv(x, conv.weight, conv.bias, left=left, right=right)
         if isinstance(self.batch_norm, nn.LayerNorm):
             x = self.batch_norm(x)
         else:
@@ -261,9 +268,12 @@ class ConformerEncoder(nn.Module):
         allowed = valid.unsqueeze(2) & valid.unsqueeze(1) & self.visible(frames, lengths.device)
         return TapContext(valid=valid, attention=allowed.unsqueeze(1), positions=positions)
 
-    def visible(self, frames: int, device: torch.device) -> Tensor:
-        """[T, T] bool: which frames (second axis) a frame (first axis) sees under the limited context."""
-        left, right = self.attention_context
+    def visible(self, frames: int, device: torch.device, context: tuple[int, int] | None = None) -> Tensor:
+        """[T, T] bool: which frames (second axis) a frame (first axis) sees under the limited context.
+
+        context: the encoder's own `attention_context` unless given.
+        """
+        left, right = context or self.attention_context
         steps = torch.arange(frames, device=device)
         if self.attention_context_style == "chunked_limited" and right >= 0:
             chunk = steps // (right + 1)
