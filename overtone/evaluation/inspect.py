@@ -23,6 +23,12 @@ from overtone.models.parts import complete
 from overtone.text_table import bytes_text, columns, share_text
 
 NUMBER = re.compile(r"\.(\d+)(?=\.|$)")
+TOKENIZERS = {
+    "SentencePieceTokenizer": "sentencepiece",
+    "AggregateTokenizer": "sentencepiece for each language",
+    "WordPieceTokenizer": "WordPiece",
+    "CharTokenizer": "characters",
+}
 MODEL_CARDS = ("MODEL_CARD.md", "README.md")
 
 
@@ -358,7 +364,7 @@ def value_text(value: object) -> str:
 
 def vocabulary_text(tokenizer: Mapping[str, Any]) -> str:
     """One line on the vocabulary."""
-    kind = {"SentencePieceTokenizer": "sentencepiece", "CharTokenizer": "characters"}.get(tokenizer["kind"], "")
+    kind = TOKENIZERS.get(tokenizer["kind"], "")
     return f"{tokenizer['size']} symbols ({kind}): {' '.join(tokenizer['first'])} …"
 
 

@@ -24,11 +24,10 @@ from overtone.checkpoints.nemo.keys import (
     Section,
 )
 from overtone.checkpoints.nemo.tokenizer import (
-    FILE_PREFIX,
     TokenizerSource,
     character_source,
     piece_source,
-    tokenizer_files,
+    tokenizer_section,
 )
 from overtone.checkpoints.nemo.transducer import read_transducer, write_transducer
 from overtone.checkpoints.nemo.yaml import refuse_resolvers, resolved
@@ -38,7 +37,7 @@ from overtone.models.parts import Settings, complete, parts_of
 from overtone.tokenizers import CharTokenizer, Tokenizer
 
 MODELS = "nemo.collections.asr.models"
-Vocabulary = Literal["sentencepiece", "characters"]
+Vocabulary = Literal["pieces", "characters"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +49,7 @@ class Family:
     character_models: tuple[str, ...]
     """Classes of models over characters; the first is written."""
     piece_models: tuple[str, ...]
-    """The same over sentencepiece pieces."""
+    """The same over pieces."""
     sections: Mapping[str, tuple[Section, ...]]
     """For each part what its section may be, one table for each class of net. They are read in this order."""
     more: Callable[[Mapping[str, Any], dict[str, dict[str, Any]], str], None] | None = None
@@ -154,7 +153,7 @@ def translate(config: Mapping[str, Any], source: str = "model_config.yaml") -> N
         settings["interctc"] = {"losses": losses}
     return NemoDescription(
         settings=settings,
-        tokenizer=piece_source(config, source) if vocabulary == "sentencepiece" else character_source(config, source),
+        tokenizer=piece_source(config, source) if vocabulary == "pieces" else character_source(config, source),
         adapters=read_adapters(resolved(config, "adapters", source) if config.get("adapters") else {}, source),
     )
 
@@ -164,12 +163,12 @@ def find_family(config: Mapping[str, Any], source: str) -> tuple[Family, Vocabul
     target = str(config.get("target") or config.get("_target_") or "")
     for family in FAMILIES:
         if target in family.piece_models:
-            return family, "sentencepiece"
+            return family, "pieces"
         if target in family.character_models:
             return family, "characters"
     told = f"target is {target}"
     if not target:
-        vocabulary: Vocabulary = "sentencepiece" if config.get("tokenizer") else "characters"
+        vocabulary: Vocabulary = "pieces" if config.get("tokenizer") else "characters"
         found = next((key for key in ("transf_decoder", "transf_encoder") if config.get(key) is not None), None)
         if found is None:
             hybrid, transducer = config.get("aux_ctc") is not None, config.get("joint") is not None
@@ -338,5 +337,4 @@ def vocabulary_keys(tokenizer: Tokenizer, family: Family = CTC) -> dict[str, Any
     """
     if isinstance(tokenizer, CharTokenizer):
         return {"labels": tokenizer.vocabulary, "target": family.character_models[0]}
-    names = {key: f"{FILE_PREFIX}{name}" for key, (name, _) in tokenizer_files(tokenizer).items()}
-    return {"tokenizer": {"dir": "tokenizer", "type": "bpe", **names}, "target": family.piece_models[0]}
+    return {"tokenizer": tokenizer_section(tokenizer), "target": family.piece_models[0]}

@@ -26,7 +26,7 @@ from overtone.checkpoints.nemo.config import (
     vocabulary_keys,
 )
 from overtone.checkpoints.nemo.pickles import read_state_dict
-from overtone.checkpoints.nemo.tokenizer import FILE_PREFIX, read_tokenizer, tokenizer_files
+from overtone.checkpoints.nemo.tokenizer import FILE_PREFIX, read_tokenizer, tokenizer_files, tokenizers_of
 from overtone.checkpoints.nemo.yaml import read_yaml, resolved, write_yaml
 from overtone.errors import CheckpointError, ConfigError
 from overtone.files import write_failure
@@ -270,10 +270,12 @@ def model_files(model: AsrModel, config: Mapping[str, Any]) -> dict[str, bytes]:
     files = dict(model.checkpoint_files)
     section = config.get("tokenizer")
     if isinstance(section, dict) and not isinstance(model.tokenizer, CharTokenizer):
-        for key, (name, content) in tokenizer_files(model.tokenizer).items():
-            path = str(section.get(key) or "")
-            if path.startswith(FILE_PREFIX) or not files:
-                files.setdefault(path.removeprefix(FILE_PREFIX) or name, content)
+        own = bool(files)
+        for tokenizer, part in tokenizers_of(model.tokenizer, section):
+            for key, (name, content) in tokenizer_files(tokenizer).items():
+                path = str(part.get(key) or "")
+                if path.startswith(FILE_PREFIX) or not own:
+                    files.setdefault(path.removeprefix(FILE_PREFIX) or name, content)
     return files
 
 
