@@ -13,10 +13,11 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from overtone.errors import AdapterError, UsageError
 from overtone.nets.conformer import ConformerEncoder, ConformerLayer
+from overtone.nets.encoder import Encoder
 from overtone.nets.layers import valid_frames
 from overtone.nets.subsampling import ConvSubsampling
 from overtone.nets.taps import TapContext
@@ -54,16 +55,16 @@ class StepSizes:
     """Encoder frames C of the cache, at most."""
 
 
-def step_sizes(encoder: ConformerEncoder, context: Sequence[int] | None = None) -> StepSizes:
+def step_sizes(encoder: Encoder, context: Sequence[int] | None = None) -> StepSizes:
     """The sizes under one of the encoder's attention contexts, its present one unless given.
 
     Raises UsageError for an encoder or a context that cannot be computed step by step.
     """
-    check_encoder(encoder, context)
+    conformer = check_encoder(encoder, context)
     left, right = context or encoder.attention_context
-    chunked = encoder.attention_context_style == "chunked_limited"
+    chunked = conformer.attention_context_style == "chunked_limited"
     factor = encoder.subsampling_factor
-    look = right if chunked else right * len(encoder.layers)
+    look = right if chunked else right * len(conformer.layers)
     drop = 0 if chunked else look
     shift = factor * (1 + look - drop)
     return StepSizes(
@@ -79,18 +80,20 @@ def step_sizes(encoder: ConformerEncoder, context: Sequence[int] | None = None) 
     )
 
 
-def check_encoder(encoder: nn.Module, context: Sequence[int] | None = None) -> None:
-    """Raises UsageError for an encoder that cannot be computed step by step under a context, its present one unless
-    given.
+def check_encoder(encoder: Encoder, context: Sequence[int] | None = None) -> ConformerEncoder:
+    """The encoder, as the one family that can be computed step by step, under a context, its present one unless given.
+
+    Raises UsageError for others.
     """
     reasons = ["it is no Conformer"]
     if isinstance(encoder, ConformerEncoder):
         left, right = context or encoder.attention_context
         reasons = reasons_against(encoder, left, right)
-    if reasons:
-        raise UsageError(
-            f"This model was not trained for cache-aware streaming: {'; '.join(reasons)}. Buffered streaming takes any."
-        )
+        if not reasons:
+            return encoder
+    raise UsageError(
+        f"This model was not trained for cache-aware streaming: {'; '.join(reasons)}. Buffered streaming takes any."
+    )
 
 
 def reasons_against(encoder: ConformerEncoder, left: int, right: int) -> list[str]:
@@ -109,7 +112,7 @@ def reasons_against(encoder: ConformerEncoder, left: int, right: int) -> list[st
     return reasons
 
 
-def is_made_for_streams(encoder: nn.Module) -> bool:
+def is_made_for_streams(encoder: Encoder) -> bool:
     """True for an encoder that computes every frame of a stream once: it was trained with chunked attention."""
     return (
         isinstance(encoder, ConformerEncoder)
@@ -167,16 +170,16 @@ def split_cache(cache: EncoderCache) -> list[EncoderCache]:
 class CachedEncoder:
     """The steps of an encoder under one attention context; its taps and weights are the encoder's own."""
 
-    def __init__(self, encoder: ConformerEncoder, context: Sequence[int] | None = None) -> None:
+    def __init__(self, encoder: Encoder, context: Sequence[int] | None = None) -> None:
         """context: one that the encoder was trained with; its present one unless given.
 
         Raises UsageError for an encoder or a context that cannot be computed step by step.
         """
+        self.encoder = check_encoder(encoder, context)
         self.sizes = step_sizes(encoder, context)
-        self.encoder = encoder
         left, right = context or encoder.attention_context
         self.context = (left, right)
-        self.layers = conformer_layers(encoder)
+        self.layers = conformer_layers(self.encoder)
 
     def begin(self, streams: int = 1) -> EncoderCache:
         """The state of so many streams before their first step."""
