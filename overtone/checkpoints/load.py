@@ -121,7 +121,7 @@ def read_path(path: Path, *, adapters: bool = True) -> AsrModel:
     cause = (
         f"{len(inside)} .nemo files lie in it; name one"
         if inside
-        else "model_config.yaml (or config.json) and model.safetensors are missing"
+        else "model_config.yaml and model.safetensors are missing, and config.json of the Hugging Face layout"
     )
     raise CheckpointError(f"{path} is no model folder: {cause}.")
 
