@@ -73,18 +73,18 @@ class Rooms:
     def training(self) -> int:
         return sum(room.startswith("training/") for room in self.functions)
 
-    def excesses(self, aim: Aim) -> list[str]:
-        """How far the aim is missed, in words; empty where it is reached."""
+    def excesses(self, aim: Aim) -> dict[str, str]:
+        """The measures of the aim that are missed, each with its figures in words; empty where it is reached."""
         measured = {
             "rooms": (len(self.functions), aim.rooms),
             "lines": (sum(self.lines.values()), aim.lines),
             "rooms of training": (self.training, aim.training),
         }
-        return [
-            f"{count:,} {what}, at most {most:,}"
+        return {
+            what: f"{count:,} {what}, at most {most:,}"
             for what, (count, most) in measured.items()
             if most is not None and count > most
-        ]
+        }
 
 
 class Tracer:
@@ -275,7 +275,7 @@ def page(way: str, rooms: Rooms) -> str:
     listing = [
         f"  {lines[room]:4} {len(names):3}  {room}{few(names)}" for room, names in sorted(rooms.functions.items())
     ]
-    missed = [f"  above the aim: {excess}" for excess in rooms.excesses(AIMS[way])]
+    missed = [f"  above the aim: {excess}" for excess in rooms.excesses(AIMS[way]).values()]
     return "\n".join([title, "  lines functions", *listing, *missed, ""])
 
 

@@ -12,7 +12,7 @@ from overtone.data.manifest import Utterance, read_manifest
 from overtone.errors import DataError, UsageError
 from overtone.evaluation.results import Difference, Evaluation, Result, UtteranceResult
 from overtone.inference.recordings import recordings_of
-from overtone.inference.transcribe import Choice, Transcriber, resolve_choice
+from overtone.inference.transcribe import Choice, Transcriber, refuse_selection, resolve_choice
 from overtone.inference.windows import OVERLAP_SECONDS, WINDOW_SECONDS
 from overtone.models.asr_model import AsrModel
 from overtone.models.attention import attention_text
@@ -21,13 +21,15 @@ from overtone.wer import bootstrap_interval, character_errors, paired_difference
 __all__ = ["Evaluation", "evaluate"]
 
 Progress = Callable[[float, float], None]
+BASE_ALONE: tuple[Choice, ...] = (None,)
+"""The default of `adapters`: no adapter, nothing else."""
 
 
 def evaluate(
     model: AsrModel,
     manifests: str | Path | Sequence[str | Path],
     *,
-    adapters: Sequence[Choice] = (None,),
+    adapters: Sequence[Choice] = BASE_ALONE,
     batch_seconds: float | None = None,
     window: float | None = WINDOW_SECONDS,
     overlap: float = OVERLAP_SECONDS,
@@ -45,8 +47,10 @@ def evaluate(
     level, resamples, seed: of the bootstrap over utterances.
     progress: called with the seconds of audio that are done, and of all.
     Raises DataError for a manifest or recording that cannot be used, AdapterError for an unknown adapter, UsageError
-    where there is nothing to evaluate.
+    where there is nothing to evaluate, and where a `use` block says another thing than `adapters`.
     """
+    if adapters is BASE_ALONE:
+        refuse_selection(model)
     paths = [Path(path) for path in ([manifests] if isinstance(manifests, str | Path) else manifests)]
     choices = list(dict.fromkeys(adapters))
     if not paths or not choices:

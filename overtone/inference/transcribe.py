@@ -155,8 +155,11 @@ class Transcriber:
         paths: files, folders (searched for audio at any depth), manifests (.json, .jsonl, .manifest).
         adapter: one choice for all, or a list with one for each of `paths`.
         progress: called with the seconds of audio that are done, and of all.
-        Raises AdapterError for an unknown adapter, UsageError for a list that does not fit, before reading audio.
+        Raises AdapterError for an unknown adapter, UsageError for a list that does not fit and where a `use` block
+        says another thing than `adapter`, before reading audio.
         """
+        if adapter is None:
+            refuse_selection(self.model)
         found = find_recordings(paths)
         if adapter is None or isinstance(adapter, str):
             adapters: list[Choice] = [adapter] * len(found)
@@ -341,6 +344,17 @@ class _Task:
     job: _Job
     index: int
     seconds: float
+
+
+def refuse_selection(model: AsrModel) -> None:
+    """Raises UsageError where a `use` block around the caller has adapters act, and `adapter` was not given."""
+    selection = model.adapters.selection
+    if selection is not None and not selection.is_base:
+        names = "+".join(selection.chain) or "another adapter for each row"
+        raise UsageError(
+            f"A `use` block has {names} act, and `adapter` was not given, which means the base. Name the adapter here, "
+            "as adapter=…, or leave the block; inside it, [None] for each path is the base."
+        )
 
 
 def resolve_choice(model: AsrModel, choice: Choice) -> Choice:

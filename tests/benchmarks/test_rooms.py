@@ -12,8 +12,8 @@ from overtone.wer import align_words, character_errors, word_errors
 from support.small_models import small_model
 from support.train_samples import write_corpus
 
-REACHED: set[str] = set()
-"""The runs of `AIMS` that may open no more than their aim."""
+REACHED = {"training step": {"rooms of training"}}
+"""The measures of `AIMS` that a run must keep: `rooms`, `lines`, `rooms of training`."""
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +41,10 @@ def test_a_file_is_loaded_and_a_step_computes_a_loss(traces: dict[str, Rooms]) -
     assert "ctc_loss" not in traces["file to text"].functions["nets/ctc.py"]
 
 
-@pytest.mark.parametrize("way", sorted(REACHED))
+@pytest.mark.parametrize("way", REACHED)
 def test_a_run_opens_no_more_than_its_aim(way: str, traces: dict[str, Rooms]) -> None:
-    assert traces[way].excesses(AIMS[way]) == []
+    excesses = traces[way].excesses(AIMS[way])
+    assert [excesses[measure] for measure in REACHED[way] & excesses.keys()] == []
 
 
 def test_functions_count_only_while_recording_and_in_threads_too() -> None:
@@ -78,9 +79,9 @@ def test_lines_are_those_of_the_whole_file() -> None:
     lengths = {room: len((PACKAGE / room).read_text("utf-8").splitlines()) for room in rooms.functions}
     assert rooms.lines == lengths
     total = sum(lengths.values())
-    assert rooms.excesses(Aim(rooms=2, lines=total, training=1)) == []
-    assert rooms.excesses(Aim(rooms=1, lines=total - 1, training=0)) == [
-        "2 rooms, at most 1",
-        f"{total:,} lines, at most {total - 1:,}",
-        "1 rooms of training, at most 0",
-    ]
+    assert rooms.excesses(Aim(rooms=2, lines=total, training=1)) == {}
+    assert rooms.excesses(Aim(rooms=1, lines=total - 1, training=0)) == {
+        "rooms": "2 rooms, at most 1",
+        "lines": f"{total:,} lines, at most {total - 1:,}",
+        "rooms of training": "1 rooms of training, at most 0",
+    }

@@ -199,3 +199,18 @@ def test_bad_input_is_one_error_with_its_line(model: ToneModel, tmp_path: Path) 
         evaluate(model, manifest, adapters=["swop"])
     with pytest.raises(UsageError, match="Nothing to evaluate"):
         evaluate(model, [])
+
+
+def test_a_use_block_and_a_missing_adapter_contradict_each_other(model: ToneModel, manifest: Path) -> None:
+    """Neither silently wins: a list that names the base is the way to ask for it inside a block."""
+    path = manifest.parent / "0.wav"
+    with model.adapters.use("swap"):
+        for work in (lambda: transcribe(model, path), lambda: evaluate(model, manifest)):
+            with pytest.raises(UsageError, match=r"A `use` block has swap act, and `adapter` was not given"):
+                work()
+        assert transcribe(model, path, adapter="swap")[0].text == "bac fed"
+        assert transcribe(model, [path], adapter=[None])[0].text == "abc fed"
+        assert evaluate(model, manifest, adapters=[None]).results[0].wer == 6 / 14
+    with model.adapters.use(None):
+        assert transcribe(model, path)[0].text == "abc fed"
+        assert evaluate(model, manifest).results[0].wer == 6 / 14

@@ -43,6 +43,7 @@ class ToneModel(nn.Module):
         self.tokenizer = CharTokenizer(list(LETTERS))
         layer = nn.ModuleDict({"after_block": Tap("after_block", len(LETTERS))})
         self.encoder = nn.ModuleDict({"layers": nn.ModuleList([layer])})
+        self.encoder.attention_contexts = ((-1, -1),)  # type: ignore[assignment]
         self.adapters = AdapterSet(self)
         self.sample_rate = SAMPLE_RATE
         self.seconds_per_frame = FRAME / SAMPLE_RATE
