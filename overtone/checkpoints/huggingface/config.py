@@ -115,6 +115,7 @@ RNNT_KEYS = (
 )
 TDT_KEYS = (*RNNT_KEYS, Key("durations", "durations", a_list, (0, 1, 2, 3, 4), list))
 
+
 @dataclass(frozen=True, kw_only=True)
 class ModelType:
     """A type of model by the name that `model_type` has for it."""
@@ -212,7 +213,7 @@ def translate(config: Mapping[str, Any], features: Mapping[str, Any], source: st
     if values["blank"] != values["symbols"] - 1:
         refuse(where, "the blank's token id", values["blank"], f"{values['symbols'] - 1}, the last of vocab_size")
     settings = {"preprocessor": read_preprocessor(dict(features), f"{source}: feature extractor")}
-    settings["encoder"] = read_encoder(config.get("encoder_config") or {}, f"{where}: encoder_config")
+    settings["encoder"] = read_encoder(config.get("encoder_config", {}), f"{where}: encoder_config")
     if settings["encoder"]["features"] != settings["preprocessor"]["features"]:
         raise CheckpointError(
             f"{source}: encoder_config.num_mel_bins is {settings['encoder']['features']}, the feature extractor's "

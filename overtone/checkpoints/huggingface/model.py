@@ -177,7 +177,7 @@ def write_huggingface(
         raise CheckpointError(f"{folder} exists already; choose another folder, or allow overwriting.")
     if folder.exists() and not is_huggingface(folder):
         raise CheckpointError(
-            f"{folder} is no folder of a model in the Hugging Face layout, so it is not overwritten; choose another one."
+            f"{folder} is no folder of a model in the Hugging Face layout, so it is not overwritten; choose another."
         )
     tensors = stored_tensors(model, storage)
     if len(model.adapters) and not has_same_values(model, tensors):

@@ -25,7 +25,7 @@ from overtone.checkpoints.folder import read_file, read_tensors, replace_folder,
 from overtone.checkpoints.nemo.archive import LIMITS
 from overtone.checkpoints.nemo.model import listed, size_of
 from overtone.config.keys import Key, flag, integer, number, read_section, refuse, shown
-from overtone.errors import AdapterError, CheckpointError
+from overtone.errors import CheckpointError
 from overtone.models.asr_model import AsrModel
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -48,7 +48,7 @@ KEYS = (
     Key("lora_dropout", "dropout", number(0.0, 0.999_999), 0.0),
     Key("use_rslora", "root", flag, False),
 )
-NOTHING = (None, False, [], {}, "")
+NOTHING: tuple[Any, ...] = (None, False, [], {}, "")
 FIXED: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "bias": ("none",),
@@ -204,7 +204,9 @@ def sort_matrices(tensors: Mapping[str, Tensor], path: Path) -> dict[str, dict[s
         found.setdefault(match["module"], {})[match["matrix"]] = tensor
     single = sorted(module for module, matrices in found.items() if len(matrices) < 2)
     if single or not found:
-        raise CheckpointError(f"{path} holds no pair of matrices A and B for {listed(single) if single else 'anything'}.")
+        raise CheckpointError(
+            f"{path} holds no pair of matrices A and B for {listed(single) if single else 'anything'}."
+        )
     return found
 
 

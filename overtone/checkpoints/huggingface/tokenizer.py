@@ -37,7 +37,7 @@ def read_pieces(content: Mapping[str, Any], size: int, where: str) -> SentencePi
         refuse(where, "model.type", kind, f"BPE and Unigram, {HINT}")
     charsmap = read_normalizer(content.get("normalizer"), where)
     splitting = str(content.get("pre_tokenizer")) + str(content.get("decoder"))
-    if "Metaspace" not in splitting and WORD_BOUNDARY not in splitting or "ByteLevel" in splitting:
+    if ("Metaspace" not in splitting and WORD_BOUNDARY not in splitting) or "ByteLevel" in splitting:
         refuse(where, "pre_tokenizer", content.get("pre_tokenizer"), f"Metaspace, {HINT}")
     try:
         added = {int(token["id"]): token for token in content.get("added_tokens") or ()}
