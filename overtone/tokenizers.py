@@ -1,4 +1,4 @@
-"""Tokenizers: text to ids and back, by a sentencepiece model or a character vocabulary, without the CTC blank."""
+"""Tokenizers: text to ids and back by sentencepiece models, WordPiece or characters, without the CTC blank."""
 
 from __future__ import annotations
 
@@ -6,15 +6,28 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterable, Sequence
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import sentencepiece
 
-from overtone.errors import CheckpointError
+from overtone.errors import CheckpointError, UsageError
 
 WORD_BOUNDARY = "▁"
 """U+2581, sentencepiece's visible space."""
+
+UNKNOWN_WORD = "[UNK]"
+MARKS = (UNKNOWN_WORD, "[SEP]", "[PAD]", "[CLS]", "[MASK]")
+"""Marks of WordPiece that stand for no text."""
+CONTINUATION = "##"
+"""The beginning of a WordPiece that goes on in a word."""
+LONGEST_WORD = 100
+"""Characters of a word that WordPiece takes apart; a longer one is unknown."""
+CJK = re.compile(
+    "[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002a6df\U0002a700-\U0002ceaf\U0002f800-\U0002fa1f]"
+)
+"""A Chinese character."""
 
 _WORD = re.compile(r"\S+")
 
@@ -30,8 +43,16 @@ class Tokenizer(Protocol):
     def size(self) -> int:
         """The number of pieces, without the blank."""
 
-    def encode(self, text: str) -> list[int]:
-        """Encode the text as ids."""
+    @property
+    def spelled(self) -> list[str]:
+        """Every piece as it is written, with a space where a word begins."""
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """The languages that `encode` tells apart, none where one vocabulary serves all."""
+
+    def encode(self, text: str, language: str | None = None) -> list[int]:
+        """Encode the text as ids; of several languages the first unless one is given."""
 
     def decode(self, ids: Sequence[int]) -> str:
         """Decode the ids to text."""
@@ -42,8 +63,11 @@ class Tokenizer(Protocol):
     def words(self, ids: Sequence[int]) -> list[tuple[str, int, int]]:
         """The words of `decode(ids)`, each with the range of the ids that write its letters: first, one past last."""
 
-    def unwritable(self, text: str) -> list[str]:
-        """The characters of the text that no piece can write, in order, each as often as it occurs."""
+    def unwritable(self, text: str, language: str | None = None) -> list[str]:
+        """The characters of the text that no piece can write, in order, each as often as it occurs.
+
+        language: as for `encode`.
+        """
 
     def starts_word(self, piece_id: int) -> bool:
         """True if the piece begins a new word or is the space itself."""
@@ -54,6 +78,8 @@ class Tokenizer(Protocol):
 
 class SentencePieceTokenizer:
     """A sentencepiece model (BPE or unigram), given as the bytes of its file."""
+
+    languages: tuple[str, ...] = ()
 
     def __init__(self, model_bytes: bytes) -> None:
         """Raises CheckpointError where the bytes are not a sentencepiece model."""
@@ -79,7 +105,11 @@ class SentencePieceTokenizer:
     def size(self) -> int:
         return len(self._vocabulary)
 
-    def encode(self, text: str) -> list[int]:
+    @property
+    def spelled(self) -> list[str]:
+        return [piece.replace(WORD_BOUNDARY, " ") for piece in self._vocabulary]
+
+    def encode(self, text: str, language: str | None = None) -> list[int]:
         ids: list[int] = self._processor.encode_as_ids(text)
         return ids
 
@@ -96,7 +126,7 @@ class SentencePieceTokenizer:
         decoded = self._processor.decode([int(piece_id) for piece_id in ids], return_type="offset_mapping")
         return _words(decoded["text"], decoded["offsets"])
 
-    def unwritable(self, text: str) -> list[str]:
+    def unwritable(self, text: str, language: str | None = None) -> list[str]:
         encoded = self._processor.encode(text, return_type="offset_mapping")
         unknown = self._processor.unk_id()
         ranges = [
@@ -111,8 +141,169 @@ class SentencePieceTokenizer:
         return _digest("sentencepiece", self._vocabulary)
 
 
+class AggregateTokenizer:
+    """A sentencepiece model for each of several languages; their ids follow one another in the order of the languages.
+
+    Text is written as NeMo writes it, the pieces side by side: it begins with a space.
+    """
+
+    def __init__(self, parts: Mapping[str, SentencePieceTokenizer]) -> None:
+        """parts: by language. Raises CheckpointError where there is none."""
+        if not parts:
+            raise CheckpointError("The tokenizer of several languages holds none; one for each language is needed.")
+        self.parts = dict(parts)
+        sizes = [part.size for part in parts.values()]
+        self.offsets = dict(zip(parts, itertools.accumulate([0, *sizes[:-1]]), strict=True))
+        """The first id of each language."""
+        self._vocabulary = [piece for part in parts.values() for piece in part.vocabulary]
+        self._spelled = [piece.replace(WORD_BOUNDARY, " ") for piece in self._vocabulary]
+
+    @property
+    def vocabulary(self) -> list[str]:
+        return list(self._vocabulary)
+
+    @property
+    def size(self) -> int:
+        return len(self._vocabulary)
+
+    @property
+    def spelled(self) -> list[str]:
+        return list(self._spelled)
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        return tuple(self.parts)
+
+    def encode(self, text: str, language: str | None = None) -> list[int]:
+        """Raises UsageError for a language that the tokenizer does not have."""
+        language = self.check_language(language)
+        return [self.offsets[language] + piece_id for piece_id in self.parts[language].encode(text)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(self._spelled[piece_id] for piece_id in ids)
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        return [self._vocabulary[piece_id] for piece_id in ids]
+
+    def words(self, ids: Sequence[int]) -> list[tuple[str, int, int]]:
+        return _words_of_spellings([self._spelled[piece_id] for piece_id in ids])
+
+    def unwritable(self, text: str, language: str | None = None) -> list[str]:
+        """Raises UsageError for a language that the tokenizer does not have."""
+        return self.parts[self.check_language(language)].unwritable(text)
+
+    def check_language(self, language: str | None) -> str:
+        """Return the language, the first for None. Raises UsageError for one that the tokenizer does not have."""
+        chosen = next(iter(self.parts)) if language is None else language
+        if chosen not in self.parts:
+            raise UsageError(f"language '{chosen}' is none of this model's: {', '.join(self.parts)}.")
+        return chosen
+
+    def starts_word(self, piece_id: int) -> bool:
+        return self._vocabulary[piece_id].startswith(WORD_BOUNDARY)
+
+    def digest(self) -> str:
+        return _digest("aggregate", [text for name, part in self.parts.items() for text in (name, part.digest())])
+
+
+class WordPieceTokenizer:
+    """WordPiece with BERT's rules for words, cased, given as the bytes of its `vocab.txt`.
+
+    A word is the longest piece of the vocabulary from its start on, then the longest that goes on (`##`), and so forth;
+    punctuation is a word of its own. Marks such as [UNK] are never written.
+    """
+
+    languages: tuple[str, ...] = ()
+
+    def __init__(self, vocabulary_bytes: bytes) -> None:
+        """Raises CheckpointError where a line is empty or double, and where the mark for unknown words is missing."""
+        self.vocabulary_bytes = bytes(vocabulary_bytes)
+        try:
+            lines = self.vocabulary_bytes.decode("utf-8").removesuffix("\n").split("\n")
+        except UnicodeDecodeError as error:
+            raise CheckpointError(f"The vocabulary of the tokenizer is no UTF-8 text: {error}.") from error
+        self._vocabulary = [line.removesuffix("\r") for line in lines]
+        self._ids = {piece: piece_id for piece_id, piece in enumerate(self._vocabulary)}
+        if "" in self._ids or len(self._ids) < len(self._vocabulary) or UNKNOWN_WORD not in self._ids:
+            raise CheckpointError(
+                f"The vocabulary of the tokenizer holds an empty or a double line, or no {UNKNOWN_WORD}; "
+                "it is damaged or of another kind."
+            )
+
+    @property
+    def vocabulary(self) -> list[str]:
+        return list(self._vocabulary)
+
+    @property
+    def size(self) -> int:
+        return len(self._vocabulary)
+
+    @property
+    def spelled(self) -> list[str]:
+        return [self._spell(piece_id) for piece_id in range(self.size)]
+
+    def encode(self, text: str, language: str | None = None) -> list[int]:
+        return [piece_id for word in _bert_words(text) for piece_id in self._encode_word(word)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(self._spellings(ids)).strip()
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        return [self._vocabulary[piece_id] for piece_id in ids]
+
+    def words(self, ids: Sequence[int]) -> list[tuple[str, int, int]]:
+        return _words_of_spellings(self._spellings(ids))
+
+    def unwritable(self, text: str, language: str | None = None) -> list[str]:
+        """The characters without a piece of their own in words that cannot be written, or all that such a word has."""
+        found = []
+        for word in _bert_words(text):
+            if self._encode_word(word) == [self._ids[UNKNOWN_WORD]] and word != UNKNOWN_WORD:
+                strange = [sign for sign in word if sign not in self._ids and f"{CONTINUATION}{sign}" not in self._ids]
+                found += strange or list(word)
+        return found
+
+    def starts_word(self, piece_id: int) -> bool:
+        return self._spell(piece_id).startswith(" ")
+
+    def digest(self) -> str:
+        return _digest("wordpiece", self._vocabulary)
+
+    def _encode_word(self, word: str) -> list[int]:
+        """The ids of a word, those of the mark for unknown ones where no pieces write it."""
+        if word in MARKS or len(word) > LONGEST_WORD:
+            return [self._ids.get(word, self._ids[UNKNOWN_WORD])]
+        ids: list[int] = []
+        start = 0
+        while start < len(word):
+            prefix = CONTINUATION if start else ""
+            end = next((end for end in range(len(word), start, -1) if prefix + word[start:end] in self._ids), None)
+            if end is None:
+                return [self._ids[UNKNOWN_WORD]]
+            ids.append(self._ids[prefix + word[start:end]])
+            start = end
+        return ids
+
+    def _spell(self, piece_id: int) -> str:
+        """A piece as it is written inside of a text."""
+        piece = self._vocabulary[piece_id]
+        if piece in MARKS:
+            return ""
+        return piece.removeprefix(CONTINUATION) if piece.startswith(CONTINUATION) else f" {piece}"
+
+    def _spellings(self, ids: Sequence[int]) -> list[str]:
+        """Each piece as it is written; the first keeps its sign of continuation, as there is nothing before it."""
+        spellings = [self._spell(piece_id) for piece_id in ids]
+        first = next((place for place, piece_id in enumerate(ids) if self._vocabulary[piece_id] not in MARKS), None)
+        if first is not None and not spellings[first].startswith(" "):
+            spellings[first] = self._vocabulary[ids[first]]
+        return spellings
+
+
 class CharTokenizer:
     """One id a character; a label of several characters writes the word that it spells, as in NeMo."""
+
+    languages: tuple[str, ...] = ()
 
     def __init__(self, labels: Sequence[str]) -> None:
         """Raises CheckpointError where labels are missing, empty or double."""
@@ -131,7 +322,11 @@ class CharTokenizer:
     def size(self) -> int:
         return len(self.labels)
 
-    def encode(self, text: str) -> list[int]:
+    @property
+    def spelled(self) -> list[str]:
+        return list(self.labels)
+
+    def encode(self, text: str, language: str | None = None) -> list[int]:
         """Characters that have no label are left out; `unwritable` names them."""
         return [self._ids[symbol] for symbol in self._symbols(text) if symbol in self._ids]
 
@@ -142,11 +337,9 @@ class CharTokenizer:
         return [self.labels[piece_id] for piece_id in ids]
 
     def words(self, ids: Sequence[int]) -> list[tuple[str, int, int]]:
-        pieces = self.pieces(ids)
-        ends = list(itertools.accumulate(map(len, pieces)))
-        return _words("".join(pieces), list(zip([0, *ends], ends, strict=False)))
+        return _words_of_spellings(self.pieces(ids))
 
-    def unwritable(self, text: str) -> list[str]:
+    def unwritable(self, text: str, language: str | None = None) -> list[str]:
         return [symbol for symbol in self._symbols(text) if symbol not in self._ids]
 
     def starts_word(self, piece_id: int) -> bool:
@@ -164,6 +357,33 @@ class CharTokenizer:
                 yield word
             else:
                 yield from word
+
+
+def _bert_words(text: str) -> Iterator[str]:
+    """The words of a text by BERT's rules: punctuation and each Chinese character stand alone."""
+    for word in "".join(map(_plain, unicodedata.normalize("NFC", text))).split():
+        parted = word if word in MARKS else "".join(f" {sign} " if _stands_alone(sign) else sign for sign in word)
+        yield from parted.split()
+
+
+def _plain(sign: str) -> str:
+    """A space for white space, nothing for signs of control, else the sign itself."""
+    kind = unicodedata.category(sign)
+    if sign in "\t\n\r" or kind == "Zs":
+        return " "
+    return "" if sign == "\ufffd" or kind.startswith("C") else sign
+
+
+def _stands_alone(sign: str) -> bool:
+    """True for a Chinese character and for punctuation, which is every ASCII sign that is no letter, digit or space."""
+    visible = sign.isascii() and sign.isprintable() and not sign.isalnum() and sign != " "
+    return visible or unicodedata.category(sign).startswith("P") or CJK.match(sign) is not None
+
+
+def _words_of_spellings(pieces: Sequence[str]) -> list[tuple[str, int, int]]:
+    """The words of the pieces side by side, each with the range of pieces that hold its characters."""
+    ends = list(itertools.accumulate(map(len, pieces)))
+    return _words("".join(pieces), list(zip([0, *ends], ends, strict=False)))
 
 
 def _words(text: str, spans: Sequence[tuple[int, int]]) -> list[tuple[str, int, int]]:

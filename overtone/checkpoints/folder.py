@@ -153,7 +153,10 @@ def file_names(folder: Path, own: Mapping[str, Any], config: Mapping[str, Any]) 
     """The files beside configuration and weights that belong to the model; a README or a licence does not."""
     listed = [plain_name(folder, str(name)) for name in own.get("files") or ()]
     section = config.get("tokenizer") if not listed else None
-    values = section.values() if isinstance(section, dict) else ()
+    section = section if isinstance(section, dict) else {}
+    languages = section.get("langs") if isinstance(section.get("langs"), dict) else {}
+    sections = [section, *(part for part in (languages or {}).values() if isinstance(part, dict))]
+    values = [value for part in sections for value in part.values()]
     named = {str(value).rpartition("/")[2].removeprefix(FILE_PREFIX) for value in values} | {"tokenizer.model"}
     return listed or sorted(path.name for path in folder.iterdir() if path.is_file() and path.name in named)
 

@@ -43,6 +43,9 @@ class Utterance:
     speaker: str | None = None
     """The speaker, where the manifest names one."""
 
+    language: str | None = None
+    """The language of the transcript, where the manifest names one under `lang`."""
+
     line: int
     """The line of the manifest, from 1."""
 
@@ -80,8 +83,10 @@ def read_manifests(paths: str | Path | Sequence[str | Path], *, need_text: bool 
     return [utterance for path in paths for utterance in read_manifest(path, need_text=need_text)]
 
 
-def manifest_digest(utterances: Iterable[Utterance]) -> str:
+def manifest_digest(utterances: Iterable[Utterance], *, languages: bool = False) -> str:
     """`sha256:` of what decides batches: each utterance's recording, stretch and transcript, in order.
+
+    languages: count those of the transcripts too.
 
     Recordings are named relative to their manifest's folder, so that a moved corpus keeps its digest.
     """
@@ -91,6 +96,7 @@ def manifest_digest(utterances: Iterable[Utterance]) -> str:
         below = utterance.audio_path.is_relative_to(folder)
         name = utterance.audio_path.relative_to(folder) if below else utterance.audio_path
         row = [name.as_posix(), utterance.offset, utterance.duration, utterance.text]
+        row += [utterance.language] if languages else []
         digest.update(json.dumps(row, ensure_ascii=True).encode("ascii") + b"\n")
     return "sha256:" + digest.hexdigest()
 
@@ -128,6 +134,7 @@ def _utterance(line: bytes, number: int, manifest: Path, need_text: bool) -> Utt
             text=_text(entry, need_text),
             offset=offset or 0.0,
             speaker=_speaker(entry),
+            language=entry["lang"] if isinstance(entry.get("lang"), str) else None,
             line=number,
             manifest=manifest,
         )

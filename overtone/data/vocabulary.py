@@ -51,17 +51,27 @@ class VocabularyReport:
         return "\n".join(lines)
 
 
+def check_languages(tokenizer: Tokenizer, utterances: Sequence[Utterance]) -> None:
+    """Raises DataError, naming the line, for a language that a tokenizer of several languages does not have."""
+    for utterance in utterances if tokenizer.languages else ():
+        if utterance.language is not None and utterance.language not in tokenizer.languages:
+            raise DataError(
+                f"{utterance.manifest}:{utterance.line}: 'lang' is '{utterance.language}'; the model writes "
+                f"{', '.join(tokenizer.languages)}. Correct it, or leave it out for {tokenizer.languages[0]}."
+            )
+
+
 def check_vocabulary(tokenizer: Tokenizer, utterances: Sequence[Utterance]) -> VocabularyReport | None:
     """Report the characters that cannot be written; None if all can."""
     counts: Counter[str] = Counter()
     found: list[int] = []
     lower = 0
     for index, utterance in enumerate(utterances):
-        unwritable = tokenizer.unwritable(utterance.text or "")
+        unwritable = tokenizer.unwritable(utterance.text or "", utterance.language)
         if unwritable:
             counts.update(unwritable)
             found.append(index)
-            lower += not tokenizer.unwritable((utterance.text or "").lower())
+            lower += not tokenizer.unwritable((utterance.text or "").lower(), utterance.language)
     if not found:
         return None
     examples = (utterances[index] for index in found[:SHOWN])

@@ -19,7 +19,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from overtone.tokenizers import WORD_BOUNDARY, Tokenizer
+from overtone.tokenizers import Tokenizer
 
 NATS_PER_CHARACTER = 0.05
 LARGEST_BOOST = 100.0
@@ -91,7 +91,7 @@ class BoostTree:
             for phrase in boost.phrases:
                 text = " ".join(self.vocabulary.cased(phrase).split())
                 characters += len(text)
-                if not text or characters > MAX_CHARACTERS or tokenizer.unwritable(text):
+                if not text or characters > MAX_CHARACTERS or not can_write(tokenizer, text):
                     ignored.append(phrase)
                 else:
                     self._add(text, value)
@@ -175,8 +175,8 @@ def common(tokens: Place, phrases: Place) -> list[int]:
 class Spellings:
     """The spelling of every token, with spaces where words begin."""
 
-    def __init__(self, vocabulary: Sequence[str]) -> None:
-        self.texts = [piece.replace(WORD_BOUNDARY, " ") for piece in vocabulary]
+    def __init__(self, spelled: Sequence[str]) -> None:
+        self.texts = list(spelled)
         self.root = Place()
         self.longest = max(map(len, self.texts), default=0)
         signs = set(itertools.chain.from_iterable(self.texts))
@@ -196,9 +196,14 @@ class Spellings:
 
 
 def spellings(tokenizer: Tokenizer) -> Spellings:
-    return spellings_of(tuple(tokenizer.vocabulary))
+    return spellings_of(tuple(tokenizer.spelled))
+
+
+def can_write(tokenizer: Tokenizer, text: str) -> bool:
+    """True if the tokenizer can write the text, in one of its languages."""
+    return any(not tokenizer.unwritable(text, language) for language in tokenizer.languages or (None,))
 
 
 @lru_cache(maxsize=16)
-def spellings_of(vocabulary: tuple[str, ...]) -> Spellings:
-    return Spellings(vocabulary)
+def spellings_of(spelled: tuple[str, ...]) -> Spellings:
+    return Spellings(spelled)

@@ -23,6 +23,12 @@ from overtone.models.parts import complete
 from overtone.text_table import bytes_text, columns, share_text
 
 NUMBER = re.compile(r"\.(\d+)(?=\.|$)")
+TOKENIZERS = {
+    "SentencePieceTokenizer": "sentencepiece",
+    "AggregateTokenizer": "sentencepiece for each language",
+    "WordPieceTokenizer": "WordPiece",
+    "CharTokenizer": "characters",
+}
 MODEL_CARDS = ("MODEL_CARD.md", "README.md")
 
 
@@ -170,14 +176,10 @@ def inspect_model(model: AsrModel, *, source: str = "") -> ModelInspection:
 
 def architecture_of(model: AsrModel) -> str:
     """`FastConformer-CTC: 8 layers of width 176, …`"""
-    encoder = complete("encoder", model.settings["encoder"])
-    factor = encoder["subsampling_factor"]
-    fast = encoder["subsampling"] == "dw_striding" and factor == 8
-    return (
-        f"{'FastConformer-CTC' if fast else 'Conformer-CTC'}: {encoder['layers']} layers of width {encoder['width']}, "
-        f"{encoder['heads']} heads ({encoder['position']}), kernel {encoder['kernel_size']}, "
-        f"{encoder['subsampling']} subsampling {factor}×"
-    )
+    name, sizes = model.encoder.describe()
+    transducer = "TDT" if model.settings.get("joint", {}).get("durations") else "RNNT"
+    heads = [transducer if head == "rnnt" else head.upper() for head in model.heads if head != "hybrid"]
+    return f"{'-'.join((name, *heads))}: {sizes}"
 
 
 def inspect_part(model: AsrModel, part: str) -> PartInspection:
@@ -362,7 +364,7 @@ def value_text(value: object) -> str:
 
 def vocabulary_text(tokenizer: Mapping[str, Any]) -> str:
     """One line on the vocabulary."""
-    kind = {"SentencePieceTokenizer": "sentencepiece", "CharTokenizer": "characters"}.get(tokenizer["kind"], "")
+    kind = TOKENIZERS.get(tokenizer["kind"], "")
     return f"{tokenizer['size']} symbols ({kind}): {' '.join(tokenizer['first'])} …"
 
 

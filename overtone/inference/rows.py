@@ -26,9 +26,6 @@ from overtone.nets.layers import round_up
 WORTH_FRAMES = 600
 """Mel frames of padding that one more pass through a net has to save: what its many small calls take."""
 
-PADDING_BLIND_NORMS = ("batch_norm", "layer_norm")
-"""Norms of the convolution whose outcome for a row does not depend on its padding."""
-
 MOST_THREADS = 4
 """Threads that share rows; more threads share every operation instead: parts would wait for Python's own lock."""
 
@@ -42,8 +39,7 @@ def rows_are_independent(model: AsrModel, adapter: str | None) -> bool:
     """True if each row comes out the same in whatever group it is computed, on a device where that saves time."""
     trained = model.training and not model.base_is_frozen  # batch norms look at the whole batch
     penalised = model.training and adapter is not None and model.adapters[adapter].strategy.l2_lambda > 0.0
-    norm = model.setting("encoder", "conv_norm")
-    return model.device.type == "cpu" and not trained and not penalised and norm in PADDING_BLIND_NORMS
+    return model.device.type == "cpu" and not trained and not penalised and model.encoder.rows_are_independent
 
 
 def length_groups(lengths: Sequence[int], worth: int = WORTH_FRAMES) -> list[list[int]]:

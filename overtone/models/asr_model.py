@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from overtone.adapters.adapter_set import AdapterSet
 from overtone.adapters.storage import BaseIdentity
 from overtone.audio.features import LogMel
+from overtone.backends.cast import CastEncoder, copy_encoder
 from overtone.backends.fused.encoder import FusedEncoder, fast_dtype
 from overtone.backends.openvino.encoder import OpenVinoEncoder
 from overtone.decoding.decoder import Alignment, Head
@@ -25,7 +26,7 @@ from overtone.errors import ConfigError, UsageError
 from overtone.models.fingerprint import Fingerprint
 from overtone.models.heads import make_heads
 from overtone.models.parts import Settings, build_part, complete, parts_of
-from overtone.nets.conformer import ConformerEncoder
+from overtone.nets.encoder import Encoder
 from overtone.nets.layers import Reduction
 from overtone.tokenizers import Tokenizer
 
@@ -33,7 +34,7 @@ COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 OPENVINO = "openvino"
 """The further value of `set_compute_dtype`, besides these and `auto`."""
 
-Backend = FusedEncoder | OpenVinoEncoder
+Backend = FusedEncoder | CastEncoder | OpenVinoEncoder
 """Another way to compute the encoder, with private copies of its weights."""
 NO_BACKENDS: Mapping[int, Backend | None] = MappingProxyType({})
 NO_HEADS: Mapping[int, str] = MappingProxyType({})
@@ -51,7 +52,7 @@ class AsrModel(nn.Module):
     """
 
     preprocessor: LogMel
-    encoder: ConformerEncoder
+    encoder: Encoder
 
     def __init__(
         self,
@@ -158,9 +159,10 @@ class AsrModel(nn.Module):
         x, lengths = self.encoder_in_use(mel, lengths)  # [B, T', D]
         return self.head.emit(x, lengths), lengths
 
-    def recognise_above(self, x: Tensor, lengths: Tensor, cut: int) -> Tensor:
-        """The input x [B, T', D] of the layer `cut`, lengths [B] -> emissions [B, T', C] float32."""
-        return self.head.emit(self.encoder_in_use.above(x, lengths, cut), lengths)
+    def recognise_above(self, x: Tensor, lengths: Tensor, cut: int) -> tuple[Tensor, Tensor]:
+        """The input x [B, frames, width] of the layer `cut`, lengths [B] -> emissions [B, T', C] float32, lengths."""
+        x, lengths = self.encoder_in_use.above(x, lengths, cut)
+        return self.head.emit(x, lengths), lengths
 
     def recognise_within(self, mel: Tensor, lengths: Tensor, layers: Sequence[int]) -> tuple[list[Tensor], Tensor]:
         """mel [B, F, T], lengths [B] -> emissions [B, T', C] of the inner head on the outputs of inner layers, in
@@ -219,7 +221,7 @@ class AsrModel(nn.Module):
         return backends_in_use.get().get(id(self), self.backend)
 
     @property
-    def encoder_in_use(self) -> ConformerEncoder | Backend:
+    def encoder_in_use(self) -> Encoder | Backend:
         """The encoder, or the backend that computes in its place."""
         return self.backend_in_use or self.encoder
 
@@ -235,11 +237,11 @@ class AsrModel(nn.Module):
     def set_compute_dtype(self, dtype: str, *, prepared: bool = False) -> Self:
         """Compute the frozen base in `float32`, `bfloat16`, or the faster of both on this machine (`auto`).
 
-        The weights stay as they are; the base computes with a private copy made from them, whose products are
-        fused for frozen weights. In `float32` it computes with the weights themselves unless `prepared` asks for
-        such a copy: a quarter faster or more, equal to 1e-5. `openvino` is `auto` computed by OpenVINO, for inference
-        with linear adapters. On `mps`, which has no float64 to make a copy with, the base computes in float32 with
-        the weights themselves.
+        The weights stay as they are; the base computes with a private copy made from them, whose products are fused
+        for frozen weights where the encoder is a Conformer. In `float32` it computes with the weights themselves
+        unless `prepared` asks for such a fused copy: a quarter faster or more, equal to 1e-5. `openvino` is `auto`
+        computed by OpenVINO, for inference with linear adapters. On `mps`, which has no float64 to make a copy with,
+        the base computes in float32 with the weights themselves.
 
         Raises ConfigError for an unknown dtype, UsageError where OpenVINO is not installed or does not know the
         encoder.
@@ -260,7 +262,7 @@ class AsrModel(nn.Module):
             if chosen is not torch.float32:
                 raise ConfigError(f"compute_dtype '{dtype}' is not for the device mps. Use float32 or auto there.")
             copied = False
-        return FusedEncoder(self.encoder, chosen) if copied else None
+        return copy_encoder(self.encoder, chosen) if copied else None
 
     @contextmanager
     def computing_in(self, dtype: str | None) -> Iterator[Self]:

@@ -27,7 +27,7 @@ def choose_attention(model: AsrModel, context: Sequence[int] | None) -> None:
 
 def contexts_text(contexts: Sequence[Sequence[int]]) -> str:
     """`[70, 13], [70, 1]`."""
-    return ", ".join(str(list(each)) for each in contexts)
+    return ", ".join(str(list(each)) for each in contexts) or "none, as it has no attention"
 
 
 def attention_text(model: AsrModel) -> str:

@@ -48,21 +48,18 @@ def sum_bits(tensor: Tensor) -> int:
 
 def canonical_text(settings: Settings) -> str:
     """The settings that change numbers, complete with defaults, as one line of JSON."""
-    meaningful = {
-        part: {
-            name: canonical(value)
-            for name, value in complete(part, settings[part]).items()
-            if name not in NUMBERLESS and not name.startswith("dropout")
-        }
-        for part in parts_of(settings)
-    }
+    meaningful = {part: canonical(complete(part, settings[part])) for part in parts_of(settings)}
     return json.dumps(meaningful, sort_keys=True, separators=(",", ":"))
 
 
 def canonical(value: Any) -> Any:
-    """Equal numbers and equal sequences in one form, whatever type they came in."""
+    """Equal numbers and equal sequences in one form, whatever type they came in, without what changes no number."""
     if isinstance(value, Mapping):
-        return {key: canonical(item) for key, item in value.items()}
+        return {
+            key: canonical(item)
+            for key, item in value.items()
+            if key not in NUMBERLESS and not key.startswith("dropout")
+        }
     if isinstance(value, list | tuple):
         return [canonical(item) for item in value]
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value

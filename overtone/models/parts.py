@@ -15,6 +15,7 @@ from overtone.audio.features import LogMel
 from overtone.errors import ConfigError
 from overtone.nets.conformer import ConformerEncoder
 from overtone.nets.ctc import CtcProjection
+from overtone.nets.jasper import JasperBlock, JasperEncoder
 from overtone.nets.transducer import Joint, RecurrentPrediction, StatelessPrediction
 
 Settings = Mapping[str, Mapping[str, Any]]
@@ -22,12 +23,14 @@ Settings = Mapping[str, Mapping[str, Any]]
 
 PARTS: dict[str, dict[str, type[nn.Module]]] = {
     "preprocessor": {"log_mel": LogMel},
-    "encoder": {"conformer": ConformerEncoder},
+    "encoder": {"conformer": ConformerEncoder, "jasper": JasperEncoder},
     "decoder": {"ctc": CtcProjection, "rnnt": RecurrentPrediction, "stateless": StatelessPrediction},
     "joint": {"joint": Joint},
     "ctc_decoder": {"ctc": CtcProjection},
 }
 """Every part that a model may have, in order, and the classes of each by `kind`."""
+NESTED: dict[str, type[nn.Module]] = {"blocks": JasperBlock}
+"""Settings that are lists of keyword arguments of a class of their own."""
 
 
 def class_of(part: str, settings: Mapping[str, Any]) -> type[nn.Module]:
@@ -47,9 +50,18 @@ def build_part(part: str, settings: Mapping[str, Any]) -> nn.Module:
 
 def complete(part: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a part with its defaults filled in. Raises ConfigError for an unknown kind."""
-    parameters = inspect.signature(class_of(part, settings)).parameters
-    defaults = {name: parameter.default for name, parameter in parameters.items()}
-    return {**defaults, **settings}
+    full = {**defaults_of(class_of(part, settings)), **settings}
+    for name in NESTED.keys() & full.keys():
+        defaults = {
+            key: value for key, value in defaults_of(NESTED[name]).items() if value is not inspect.Parameter.empty
+        }
+        full[name] = [{**defaults, **each} for each in full[name]]
+    return full
+
+
+def defaults_of(part: type[nn.Module]) -> dict[str, Any]:
+    """The arguments of a class with their defaults; `inspect.Parameter.empty` for those that have none."""
+    return {name: parameter.default for name, parameter in inspect.signature(part).parameters.items()}
 
 
 def parts_of(settings: Settings) -> list[str]:

@@ -16,15 +16,15 @@ from overtone.nets.taps import Position, Tap, TapContext
 
 
 def relative_shift(scores: Tensor) -> Tensor:
-    """[B, H, T, 2T-1] scores by distance -> [B, H, T, T] scores by key: out[i, j] = in[i, T-1-i+j].
+    """[B, H, T, N+T-1] scores by distance -> [B, H, T, N] scores by key: out[i, j] = in[i, T-1-i+j].
 
-    A strided view of the contiguous product: nothing is copied.
+    The queries are the last T of N frames, or all of them. A strided view of the contiguous product: nothing is copied.
     """
     batch, heads, frames, distances = scores.shape
     scores = scores.contiguous()
     strides = (heads * frames * distances, frames * distances, distances - 1, 1)
     offset = scores.storage_offset() + frames - 1
-    return scores.as_strided((batch, heads, frames, frames), strides, offset)
+    return scores.as_strided((batch, heads, frames, distances - frames + 1), strides, offset)
 
 
 def attend(
@@ -35,12 +35,12 @@ def attend(
     allowed: Tensor | None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """softmax(query·key / √K + bias)·value, each [B, H, T, K] -> [B, T, H*K].
+    """softmax(query·key / √K + bias)·value, query [B, H, T, K], key and value [B, H, N, K] -> [B, T, H*K].
 
-    `bias` [B, H, T, T] is scaled like the product; `allowed` [B, 1, T, T] bool. A query that may look at
+    `bias` [B, H, T, N] is scaled like the product; `allowed` [B, 1, T, N] bool. A query that may look at
     nothing gets zeros.
     """
-    scores = query @ key.transpose(-2, -1)  # [B, H, T, T]
+    scores = query @ key.transpose(-2, -1)  # [B, H, T, N]
     if bias is not None:
         scores = scores + bias
     scores = scores / math.sqrt(query.size(-1))
@@ -90,13 +90,20 @@ class SelfAttention(nn.Module):
             self.pos_bias_v = bias_v
 
     def forward(self, x: Tensor, context: TapContext) -> Tensor:
+        return self.look(x, x, context)
+
+    def look(self, x: Tensor, source: Tensor, context: TapContext) -> Tensor:
+        """x [B, T, D] attends to source [B, N, D], whose last T frames it is -> [B, T, D].
+
+        context: attention [B, 1, T, N], positions [1, N+T-1, D]; `valid` is of no use to adapters of the projections.
+        """
         query = split_heads(self.q(x, self.linear_q(x), context), self.heads)  # [B, H, T, K]
-        key = split_heads(self.k(x, self.linear_k(x), context), self.heads)
-        value = split_heads(self.v(x, self.linear_v(x), context), self.heads)
+        key = split_heads(self.k(source, self.linear_k(source), context), self.heads)  # [B, H, N, K]
+        value = split_heads(self.v(source, self.linear_v(source), context), self.heads)
         bias = None
         if self.relative:
             assert context.positions is not None
-            distance = split_heads(self.linear_pos(context.positions), self.heads)  # [1, H, 2T-1, K]
+            distance = split_heads(self.linear_pos(context.positions), self.heads)  # [1, H, N+T-1, K]
             bias = relative_shift((query + self.pos_bias_v.unsqueeze(1)) @ distance.transpose(-2, -1))
             query = query + self.pos_bias_u.unsqueeze(1)
         dropout = self.dropout if self.training else 0.0

@@ -18,15 +18,18 @@ from torch import Tensor, nn
 from overtone.nets.attention import PositionTable, SelfAttention, new_position_biases
 from overtone.nets.layers import (
     apply_dropout,
-    depthwise_conv,
+    normalise_image,
     pointwise_conv,
     run_checkpointed,
+    time_conv,
     valid_frames,
 )
 from overtone.nets.subsampling import Subsampling, build_subsampling
 from overtone.nets.taps import Position, Tap, TapContext
 
 ContextStyle = Literal["regular", "chunked_limited"]
+PADDING_BLIND_NORMS = ("batch_norm", "layer_norm")
+"""Norms of the convolution whose outcome for a row does not depend on its padding."""
 
 
 class FeedForward(nn.Module):
@@ -58,15 +61,18 @@ class ConvolutionModule(nn.Module):
         self.pointwise_conv2 = nn.Conv1d(width, width, 1, bias=use_bias)
 
     def forward(self, x: Tensor, valid: Tensor) -> Tensor:
+        return self.convolve(self.gate(x, valid), left=self.left, right=self.right)
+
+    def gate(self, x: Tensor, valid: Tensor) -> Tensor:
+        """x [B, T, D], valid [B, T] bool -> the input of the convolution over time [B, T, D], zero on padding."""
         x = F.glu(pointwise_conv(x, self.pointwise_conv1.weight, self.pointwise_conv1.bias), dim=-1)
-        x = x.masked_fill(~valid.unsqueeze(-1), 0.0)
+        return x.masked_fill(~valid.unsqueeze(-1), 0.0)
+
+    def convolve(self, x: Tensor, *, left: int, right: int) -> Tensor:
+        """The rest: x [B, T, D], filled up with zero frames left and right -> [B, left + T + right - K + 1, D]."""
         conv = self.depthwise_conv
-        x = depthwise_conv(x, conv.weight, conv.bias, left=self.left, right=self.right)
-        if isinstance(self.batch_norm, nn.LayerNorm):
-            x = self.batch_norm(x)
-        else:
-            image = x.transpose(1, 2).unsqueeze(2)  # [B, D, 1, T], channels last in memory
-            x = self.batch_norm(image).squeeze(2).transpose(1, 2)
+        x = time_conv(x, conv.weight, conv.bias, left=left, right=right)
+        x = self.batch_norm(x) if isinstance(self.batch_norm, nn.LayerNorm) else normalise_image(x, self.batch_norm)
         return pointwise_conv(F.silu(x), self.pointwise_conv2.weight, self.pointwise_conv2.bias)
 
 
@@ -159,7 +165,10 @@ class ConformerEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.subsampling_factor = subsampling_factor
-        self.output_width = output_width or width
+        self.width, self.output_width, self.depth = width, output_width or width, layers
+        self.sizes = f"{heads} heads ({position}), kernel {kernel_size}"
+        self.subsampling, self.conv_norm = subsampling, conv_norm
+        self.dropout_rate = max(dropout, dropout_pre_encoder, dropout_emb, dropout_att)
         self.scale = math.sqrt(width) if scale_input else 1.0
         self.relative = position == "rel_pos"
         self.attention_context = (attention_context[0], attention_context[1])
@@ -176,22 +185,44 @@ class ConformerEncoder(nn.Module):
         biases: dict[str, Any] = {"use_bias": use_bias, "position_biases": shared}
         attention = partial(SelfAttention, width, heads, position=position, dropout=dropout_att, **biases)
         convolution = partial(ConvolutionModule, width, kernel_size, conv_norm, conv_context, use_bias)
-        self.layers = nn.ModuleList(
-            ConformerLayer(
-                width,
-                inner=width * feed_forward_expansion,
-                attention=attention,
-                convolution=convolution,
-                use_bias=use_bias,
-                dropout=dropout,
-            )
-            for _ in range(layers)
-        )
+        layer = partial(ConformerLayer, width, inner=width * feed_forward_expansion, use_bias=use_bias, dropout=dropout)
+        self.layers = nn.ModuleList(layer(attention=attention, convolution=convolution) for _ in range(layers))
         self.out_proj = None if output_width in (None, width) else nn.Linear(width, self.output_width)
 
     def forward(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         x, lengths, context = self.embed(mel, lengths)
         return self.project(self.run_layers(x, context)), lengths
+
+    def describe(self) -> tuple[str, str]:
+        """The name of the architecture, and its sizes in words."""
+        fast = self.subsampling == "dw_striding" and self.subsampling_factor == 8
+        return (
+            "FastConformer" if fast else "Conformer",
+            f"{self.depth} layers of width {self.width}, {self.sizes}, {self.subsampling} subsampling "
+            f"{self.subsampling_factor}×",
+        )
+
+    @property
+    def inner_layers(self) -> Sequence[int]:
+        return range(self.depth - 1)
+
+    @property
+    def rows_are_independent(self) -> bool:
+        return self.conv_norm in PADDING_BLIND_NORMS
+
+    @property
+    def uncut(self) -> str:
+        """The part, as a clause, that gives an utterance other values or another length by its padding; else empty."""
+        part = "" if self.rows_are_independent else "group norm"
+        part = part or ("stacking subsampling" if self.subsampling.startswith("stacking") else "")
+        return part and f"the {part} of this base gives an utterance other values in every batch, by its padding"
+
+    def stem(self) -> str:
+        return "subsampling"
+
+    def size_at(self, cut: int) -> tuple[int, int]:
+        """Width and mel frames of one frame of the input of the layer `cut`: those of every layer."""
+        return self.width, self.subsampling_factor
 
     def project(self, x: Tensor) -> Tensor:
         """A layer's output [B, T', D] -> the encoder's, which may have another width."""
@@ -203,7 +234,7 @@ class ConformerEncoder(nn.Module):
         """
         x, lengths, context = self.embed(mel, lengths)
         found, done = [], 0
-        for end in (*(layer + 1 for layer in layers), len(self.layers)):
+        for end in (*(layer + 1 for layer in layers), self.depth):
             x, done = self.run_layers(x, context, done, end), end
             found.append(self.project(x))
         return found, lengths
@@ -239,14 +270,15 @@ class ConformerEncoder(nn.Module):
         positions, context = self.surroundings(lengths, x.size(1))
         return self.run_layers(self.enter(x, positions), context, last=cut), lengths
 
-    def above(self, x: Tensor, lengths: Tensor, cut: int) -> Tensor:
-        """The rest of the encoder: above(*below(mel, lengths, cut), cut) is forward(mel, lengths)[0].
+    def above(self, x: Tensor, lengths: Tensor, cut: int) -> tuple[Tensor, Tensor]:
+        """The rest of the encoder: above(*below(mel, lengths, cut), cut) is the output x [B, T', D] and lengths [B].
 
-        Adapters behind the layer before the cut act here: they must look at that layer's output alone.
+        x [B, T', D], lengths [B]: of `below`. Adapters behind the layer before the cut act here: they must look at
+        that layer's output alone.
         """
         positions, context = self.surroundings(lengths, x.size(1))
         x = self.enter(x, positions) if cut == 0 else self.layers[cut - 1].get_submodule("after_block")(x, x, context)
-        return self.project(self.run_layers(x, context, first=cut))
+        return self.project(self.run_layers(x, context, first=cut)), lengths
 
     def run_layers(self, x: Tensor, context: TapContext, first: int = 0, last: int | None = None) -> Tensor:
         """x [B, T', D] -> [B, T', D] through the layers first … last-1."""
@@ -261,9 +293,12 @@ class ConformerEncoder(nn.Module):
         allowed = valid.unsqueeze(2) & valid.unsqueeze(1) & self.visible(frames, lengths.device)
         return TapContext(valid=valid, attention=allowed.unsqueeze(1), positions=positions)
 
-    def visible(self, frames: int, device: torch.device) -> Tensor:
-        """[T, T] bool: which frames (second axis) a frame (first axis) sees under the limited context."""
-        left, right = self.attention_context
+    def visible(self, frames: int, device: torch.device, context: tuple[int, int] | None = None) -> Tensor:
+        """[T, T] bool: which frames (second axis) a frame (first axis) sees under the limited context.
+
+        context: the encoder's own `attention_context` unless given.
+        """
+        left, right = context or self.attention_context
         steps = torch.arange(frames, device=device)
         if self.attention_context_style == "chunked_limited" and right >= 0:
             chunk = steps // (right + 1)

@@ -34,23 +34,27 @@ def valid_frames(lengths: Tensor, frames: int) -> Tensor:
     return torch.arange(frames, device=lengths.device) < lengths.unsqueeze(1)
 
 
-def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None, *, left: int, right: int) -> Tensor:
-    """Convolution over time, one kernel a channel.
+def time_conv(
+    x: Tensor, weight: Tensor, bias: Tensor | None, *, left: int, right: int, stride: int = 1, dilation: int = 1
+) -> Tensor:
+    """Convolution over time, of one kernel a channel or of groups of channels.
 
-    x [B, T, D], weight [D, 1, K] with K = left + right + 1 -> [B, T, D]. Read as a channels-last image of
-    height one, which needs no copies and is many times faster on CPUs than [B, D, T].
+    x [B, T, D], weight [E, D / groups, K] with dilation · (K - 1) = left + right, bias [E] -> [B, T', E],
+    T' = T / stride, rounded up. Read as a channels-last image of height one, which needs no copies and is many times
+    faster on CPUs than [B, D, T].
     """
-    if torch.is_autocast_enabled(x.device.type):
+    groups = x.size(-1) // weight.size(1)
+    if groups > 1 and torch.is_autocast_enabled(x.device.type):
         # Under autocast the weights are trained, and the reduced kernels' weight gradients are the slower ones.
         with torch.autocast(x.device.type, enabled=False):
-            return depthwise_conv(x.float(), weight, bias, left=left, right=right)
+            return time_conv(x.float(), weight, bias, left=left, right=right, stride=stride, dilation=dilation)
     if left != right:
         x = F.pad(x, (0, 0, left, right))
         left = 0
-    if not channels_last_is_safe(x.dtype, x.size(-1)):
-        return F.conv1d(x.transpose(1, 2), weight, bias, padding=left, groups=x.size(-1)).transpose(1, 2)
-    image = x.transpose(1, 2).unsqueeze(2)  # [B, D, 1, T], channels last in memory
-    image = F.conv2d(image, weight.unsqueeze(2), bias, padding=(0, left), groups=x.size(-1))
+    image = x.transpose(1, 2)  # [B, D, T], channels last in memory
+    if groups > 1 and not channels_last_is_safe(x.dtype, x.size(-1)):
+        return F.conv1d(image, weight, bias, stride, left, dilation, groups).transpose(1, 2)
+    image = F.conv2d(image.unsqueeze(2), weight.unsqueeze(2), bias, (1, stride), (0, left), (1, dilation), groups)
     return image.squeeze(2).transpose(1, 2)
 
 
@@ -61,6 +65,12 @@ def pointwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     weight requires a gradient: freezing the base would change its output.
     """
     return F.linear(x.contiguous(), weight.flatten(1), bias)
+
+
+def normalise_image(x: Tensor, norm: nn.Module) -> Tensor:
+    """x [B, T, D] -> [B, T, D] by a norm over channels, as a channels-last image of height one."""
+    image: Tensor = norm(x.transpose(1, 2).unsqueeze(2))
+    return image.squeeze(2).transpose(1, 2)
 
 
 def channels_last_is_safe(dtype: torch.dtype, channels: int) -> bool:

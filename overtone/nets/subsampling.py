@@ -113,7 +113,7 @@ class ConvSubsampling(nn.Module):
     def strided(self, x: Tensor, conv: nn.Conv2d) -> Tensor:
         """[B, C, T, F] -> [B, C, T/2, F/2], channels last in memory."""
         if conv.groups > 1 and torch.is_autocast_enabled(x.device.type):
-            with torch.autocast(x.device.type, enabled=False):  # as in layers.depthwise_conv
+            with torch.autocast(x.device.type, enabled=False):  # as in layers.time_conv
                 return self.strided(x.float(), conv)
         if self.before != self.after:
             x = F.pad(x, (self.before, self.after, self.before, self.after))

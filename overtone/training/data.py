@@ -28,7 +28,7 @@ from overtone.data.dataset import (
     unusable_transcripts,
 )
 from overtone.data.manifest import Utterance, manifest_digest, read_manifest
-from overtone.data.vocabulary import apply_policy, check_vocabulary
+from overtone.data.vocabulary import apply_policy, check_languages, check_vocabulary
 from overtone.errors import ConfigError, DataError
 from overtone.models.asr_model import AsrModel
 from overtone.training.console import Reporter
@@ -74,7 +74,7 @@ def read_training_set(model: AsrModel, plan: TrainingPlan, reporter: Reporter) -
     utterances = apply_policy(report, utterances, policy)
     if report is not None:
         reporter.say(f"{report.message}\nvocabulary_check={policy}: {_consequence(policy, report.utterances)}")
-    tokens = [model.tokenizer.encode(utterance.text or "") for utterance in utterances]
+    tokens = [model.tokenizer.encode(utterance.text or "", utterance.language) for utterance in utterances]
     problems = unusable_transcripts(
         utterances, tokens, seconds_per_frame=model.seconds_per_frame, frames_needed=model.head.frames_needed
     )
@@ -106,7 +106,7 @@ def read_validation_sets(model: AsrModel, plan: TrainingPlan, reporter: Reporter
         report = check_vocabulary(model.tokenizer, utterances)
         if report is not None:
             reporter.say(f"Validation set: {report.message}")
-        tokens = [model.tokenizer.encode(utterance.text or "") for utterance in utterances]
+        tokens = [model.tokenizer.encode(utterance.text or "", utterance.language) for utterance in utterances]
         sets.append(make_set(model, chosen, utterances, tokens, plan.seed, shuffle=False))
     return sets
 
@@ -125,6 +125,7 @@ def choose_utterances(
                 raise DataError(f"{path}:{utterance.line}: the key 'text' is missing. Write the transcript there.")
             utterances.append(utterance)
     utterances = utterances[: chosen.max_utts or None]
+    check_languages(model.tokenizer, utterances)
     kept = keep_durations(
         utterances,
         minimum=_limit(model, chosen.min_duration, key, "min_duration"),
@@ -183,7 +184,7 @@ def make_set(
             limit=limit,
             seed=seed,
         ),
-        digest=manifest_digest(utterances),
+        digest=manifest_digest(utterances, languages=bool(model.tokenizer.languages)),
     )
 
 

@@ -101,13 +101,13 @@ def make_augmentation(settings: SpecAugmentSettings | None) -> SpecAugment | Non
 
 
 def check_inner_layers(model: AsrModel, losses: Mapping[int, float]) -> None:
-    """Raises ConfigError for layers that the encoder does not have, for its last one, and for a head without CTC."""
+    """Raises ConfigError for layers that the encoder does not have, for its last one, for those of other sizes than its
+    output, and for a head without CTC.
+    """
     if losses and model.head.inner is None:
         raise ConfigError("model.interctc.apply_at_layers: this model has no CTC head; leave it out.")
-    last = len(model.encoder.layers) - 1
+    inner = model.encoder.inner_layers
+    allowed = f"allowed are {inner[0]} to {inner[-1]}" if inner else "this encoder has none of its output's size"
     for layer in losses:
-        if not 0 <= layer < last:
-            raise ConfigError(
-                f"model.interctc.apply_at_layers: {layer} is no inner layer of this encoder; "
-                f"allowed are 0 to {last - 1}."
-            )
+        if layer not in inner:
+            raise ConfigError(f"model.interctc.apply_at_layers: {layer} is no inner layer of this encoder; {allowed}.")

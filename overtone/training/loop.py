@@ -149,7 +149,7 @@ def make_module(run: Run, prefix: PrefixForward | None, processes: RowProcesses 
         run.adapter,
         batch_forward=prefix or processes or make_forward(run),
         optim=plan.optimiser,
-        schedule=choose_schedule(plan.optimiser, max_steps=run.length.steps, width=model.setting("encoder", "width")),
+        schedule=choose_schedule(plan.optimiser, max_steps=run.length.steps, width=model.encoder.width),
         inner_losses=run.inner_losses,
         flat_start=None if plan.flat_start is None else FlatStart.for_model(model, plan.flat_start),
         seed=plan.seed,

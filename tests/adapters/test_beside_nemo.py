@@ -27,11 +27,17 @@ TRANSDUCERS = (
     "fastconformer_cache_aware_hybrid_bpe",
     "fastconformer_tdt_bpe",
     "conformer_tdt_stateless_bpe",
+    "contextnet_rnnt_bpe",
+)
+FURTHER_CTC_MODELS = (
+    "conformer_cache_aware_regular_ctc_bpe",
+    "conformer_ctc_bpe_multilang",
+    "fastconformer_cache_aware_ctc_bpe",
 )
 VARIANTS = ("linear_zero", "linear_nonzero", "linear_l2", "relmha", "relmha_nonzero")
 CASES = [
     (model, variant)
-    for model in (*CTC_MODELS, *TRANSDUCERS)
+    for model in (*CTC_MODELS, *FURTHER_CTC_MODELS, *TRANSDUCERS)
     for variant in VARIANTS
     if any((folder / model / "train" / f"{variant}.npz").exists() for folder in fixture_folders())
 ]

@@ -14,7 +14,7 @@ from overtone.checkpoints.load import load_model, save_model
 from overtone.errors import AdapterError, ConfigError
 from overtone.models.asr_model import AsrModel, build_model
 from overtone.nets.subsampling import StackingSubsampling
-from support.families import ENCODERS, KIND_CASES, add_trained, batch, family_model
+from support.families import ENCODERS, FAMILIES, KIND_CASES, add_trained, batch, family_model
 from support.fixtures import fixture_file
 
 SIGNAL = (8_000, 6_000)
@@ -89,7 +89,7 @@ def test_training_the_base() -> None:
     "changes", [{}, {"conv_norm": "group_norm4"}, {"use_bias": False}, {"subsampling": "dw_striding"}]
 )
 def test_freezing_the_base_does_not_change_a_bit(changes: dict[str, object]) -> None:
-    for family in ENCODERS:
+    for family in ENCODERS if changes else FAMILIES:
         model = family_model(family, **changes)
         outputs = [model.requires_grad_(flag)(*batch(*SIGNAL))[0].detach() for flag in (True, False)]
         with torch.no_grad():
@@ -102,7 +102,7 @@ def test_freezing_the_base_does_not_change_a_bit(changes: dict[str, object]) -> 
 # Numbers
 
 
-@pytest.mark.parametrize("family", ENCODERS)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_the_base_in_bfloat16_is_near(family: str) -> None:
     model = family_model(family)
     add_trained(model, "a", KIND_CASES["linear_pre"])
@@ -141,7 +141,7 @@ def test_a_device_without_float64_computes_with_the_weights_themselves(monkeypat
 
 
 def test_what_it_says_of_itself() -> None:
-    for family, seconds in {"conformer": 0.04, "fastconformer": 0.08}.items():
+    for family, seconds in {"conformer": 0.04, "fastconformer": 0.08, "citrinet": 0.04, "jasper": 0.02}.items():
         model = family_model(family)
         assert model.seconds_per_frame == pytest.approx(seconds)
         assert model.sample_rate == 16_000

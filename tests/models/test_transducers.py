@@ -36,6 +36,7 @@ from support.train_samples import settings_for
 NEMO_MODELS = (
     "conformer_rnnt_char",
     "conformer_tdt_stateless_bpe",
+    "contextnet_rnnt_bpe",
     "fastconformer_cache_aware_hybrid_bpe",
     "fastconformer_hybrid_rnnt_ctc_bpe",
     "fastconformer_hybrid_tdt_ctc_bpe",

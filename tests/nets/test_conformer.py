@@ -21,7 +21,7 @@ from overtone.models.asr_model import AsrModel, build_model
 from overtone.nets.attention import attend, relative_shift, split_heads
 from overtone.nets.conformer import ConformerEncoder
 from overtone.nets.ctc import CtcProjection, ctc_loss
-from overtone.nets.layers import Reduction, channels_last_is_safe, depthwise_conv, run_checkpointed, valid_frames
+from overtone.nets.layers import Reduction, channels_last_is_safe, run_checkpointed, time_conv, valid_frames
 from overtone.nets.taps import Tap, TapContext
 from overtone.tokenizers import CharTokenizer
 from support.families import ENCODERS, WIDTH, batch, family_model
@@ -290,7 +290,7 @@ def test_depthwise_convolution(left: int, right: int, channels: int, dtype: torc
     weight, bias = torch.randn(channels, 1, 5, generator=generator), torch.randn(channels, generator=generator)
     padded = F.pad(x.transpose(1, 2), (left, right))
     expected = F.conv1d(padded, weight, bias, groups=channels).transpose(1, 2)
-    output = depthwise_conv(x.to(dtype), weight.to(dtype), bias.to(dtype), left=left, right=right)
+    output = time_conv(x.to(dtype), weight.to(dtype), bias.to(dtype), left=left, right=right)
     torch.testing.assert_close(output.float(), expected, rtol=0, atol=1e-5 if dtype is torch.float32 else 0.1)
     assert channels_last_is_safe(torch.float32, 80)
     assert not channels_last_is_safe(torch.bfloat16, 80)

@@ -33,6 +33,38 @@ ENCODERS: dict[str, dict[str, Any]] = {
     },
 }
 
+SEPARABLE = {"separable": True, "squeeze_excite": True, "reduction": 4}
+CONVOLUTIONAL: dict[str, dict[str, Any]] = {
+    "citrinet": {
+        "activation": "swish",
+        "blocks": [
+            {"filters": 16, "kernel": 5, "residual": False, **SEPARABLE},
+            {
+                "filters": 12,
+                "repeat": 2,
+                "kernel": 7,
+                "stride": 2,
+                "stride_last": True,
+                "residual_mode": "stride_add",
+                "dropout": 0.1,
+                **SEPARABLE,
+            },
+            {"filters": 12, "repeat": 2, "kernel": 5, **SEPARABLE},
+            {"filters": WIDTH, "kernel": 3, "stride": 2, "residual": False, **SEPARABLE},
+        ],
+    },
+    "jasper": {
+        "blocks": [
+            {"filters": 16, "kernel": 5, "stride": 2, "residual": False},
+            {"filters": 12, "repeat": 2, "kernel": 3, "dense": True, "dropout": 0.1},
+            {"filters": WIDTH, "repeat": 2, "kernel": 5, "dense": True},
+            {"filters": WIDTH, "kernel": 5, "dilation": 2, "residual": False},
+        ],
+    },
+}
+"""Convolutional encoders; adapters of the linear kind have places there."""
+FAMILIES = (*ENCODERS, *CONVOLUTIONAL)
+
 
 @dataclass(frozen=True, kw_only=True)
 class KindCase:
@@ -60,19 +92,32 @@ KIND_CASES = {
     "lora_query_value": KindCase(kind=LoraAdapter(rank=3, alpha=6.0, targets=("q", "v")), last=("up.weight",)),
 }
 
+PAIRS = [
+    (family, name)
+    for family in FAMILIES
+    for name, case in KIND_CASES.items()
+    if family in ENCODERS or case.kind.name == "linear"
+]
+"""Every family with the names of the cases of every kind that has places there."""
+
 
 def family_model(family: str = "conformer", *, seed: int = 0, layers: int = 2, **changes: Any) -> AsrModel:
-    encoder = {
-        "features": 20,
-        "width": WIDTH,
-        "layers": layers,
-        "heads": 4,
-        "feed_forward_expansion": 2,
-        "kernel_size": 5,
-        "subsampling_channels": 8,
-        **ENCODERS[family],
-        **changes,
-    }
+    convolutional = CONVOLUTIONAL.get(family)
+    encoder = (
+        {"kind": "jasper", "features": 20, **convolutional, **changes}
+        if convolutional
+        else {
+            "features": 20,
+            "width": WIDTH,
+            "layers": layers,
+            "heads": 4,
+            "feed_forward_expansion": 2,
+            "kernel_size": 5,
+            "subsampling_channels": 8,
+            **ENCODERS[family],
+            **changes,
+        }
+    )
     settings = {
         "preprocessor": {"features": 20, "dither": 0.0},
         "encoder": encoder,
@@ -80,13 +125,14 @@ def family_model(family: str = "conformer", *, seed: int = 0, layers: int = 2, *
     }
     model = build_model(settings=settings, tokenizer=CharTokenizer(LABELS), name=family)
     generator = torch.Generator().manual_seed(seed)
+    norms = {name for name, module in model.named_modules() if isinstance(module, torch.nn.BatchNorm2d)}
     with torch.no_grad():
         for name, tensor in model.base_state_dict().items():
             if tensor.is_floating_point() and not name.startswith("preprocessor."):
                 noise = torch.randn(tensor.shape, generator=generator)
                 if name.endswith("running_var"):
                     tensor.copy_(0.5 + noise.square())
-                elif "norm" in name and name.endswith("weight"):
+                elif name.endswith("weight") and ("norm" in name or name.removesuffix(".weight") in norms):
                     tensor.copy_(1.0 + 0.2 * noise)
                 else:
                     tensor.copy_(0.2 * noise if tensor.dim() < 2 else noise / tensor[0].numel() ** 0.5)

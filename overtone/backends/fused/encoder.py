@@ -118,7 +118,7 @@ class FusedEncoder:
         self.out_proj = None if encoder.out_proj is None else cast_product(encoder.out_proj, self.dtype)
 
     def below(self, mel: Tensor, lengths: Tensor, cut: int) -> tuple[Tensor, Tensor]:
-        """The same as `ConformerEncoder.below`: mel [B, F, T], lengths [B] -> x [B, T', D] in the stream's dtype."""
+        """The same as `Encoder.below`: mel [B, F, T], lengths [B] -> x [B, T', D] in the stream's dtype."""
         self.refresh()
         with torch.autocast(mel.device.type, enabled=False):
             x, lengths = self.subsample(mel, lengths)
@@ -127,13 +127,13 @@ class FusedEncoder:
             positions, shared = self.surroundings(lengths, x.size(1))
             return self.run_layers(self.enter(x, positions), shared, last=cut), lengths
 
-    def above(self, x: Tensor, lengths: Tensor, cut: int) -> Tensor:
-        """The same as `ConformerEncoder.above`: x [B, T', D], lengths [B] -> the encoder's output [B, T', D]."""
+    def above(self, x: Tensor, lengths: Tensor, cut: int) -> tuple[Tensor, Tensor]:
+        """The same as `Encoder.above`: x [B, T', D], lengths [B] -> the encoder's output [B, T', D], lengths [B]."""
         self.refresh()
         with torch.autocast(x.device.type, enabled=False):
             positions, shared = self.surroundings(lengths, x.size(1))
             x = self.enter(x, positions) if cut == 0 else self.layers[cut - 1].layer.after_block(x, x, shared.taps)
-            return self.project(self.run_layers(x, shared, first=cut))
+            return self.project(self.run_layers(x, shared, first=cut)), lengths
 
     def within(self, mel: Tensor, lengths: Tensor, layers: Sequence[int]) -> tuple[list[Tensor], Tensor]:
         """The same as `ConformerEncoder.within`: mel [B, F, T], lengths [B] -> [B, T', D] float32 each, lengths [B]."""

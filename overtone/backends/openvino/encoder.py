@@ -25,6 +25,7 @@ from overtone.backends.openvino.adapters import OTHERWISE, BottleneckInputs, bot
 from overtone.backends.openvino.graph import EncoderGraph
 from overtone.errors import UsageError
 from overtone.nets.conformer import ConformerEncoder
+from overtone.nets.encoder import Encoder
 from overtone.nets.layers import valid_frames
 from overtone.nets.subsampling import ConvSubsampling
 from overtone.nets.taps import Tap
@@ -55,12 +56,11 @@ class OpenVinoEncoder:
     that the graph does not know, where openvino is not installed, and in training.
     """
 
-    def __init__(self, encoder: ConformerEncoder, dtype: torch.dtype) -> None:
+    def __init__(self, encoder: Encoder, dtype: torch.dtype) -> None:
         check_installed()
-        check_encoder(encoder)
-        self.encoder = encoder
+        self.encoder = check_encoder(encoder)
         self.dtype = dtype
-        self.source = FusedEncoder(encoder, torch.float32)
+        self.source = FusedEncoder(self.encoder, torch.float32)
         """It derives the weights and notices when the base has changed, and holds none of them in between."""
         self.made_from: tuple[object, int] | None = None
         self.lock = threading.Lock()
@@ -88,11 +88,11 @@ class OpenVinoEncoder:
             return self.infer(inputs, mel.size(2)), self.halvings(lengths)[-1]
 
     def below(self, mel: Tensor, lengths: Tensor, cut: int) -> tuple[Tensor, Tensor]:
-        """The same as `ConformerEncoder.below`, computed by PyTorch: mel [B, F, T], lengths [B] -> x [B, T', D]."""
+        """The same as `Encoder.below`, computed by PyTorch: mel [B, F, T], lengths [B] -> x [B, T', D]."""
         return self.encoder.below(mel, lengths, cut)
 
-    def above(self, x: Tensor, lengths: Tensor, cut: int) -> Tensor:
-        """The same as `ConformerEncoder.above`, computed by PyTorch: x [B, T', D], lengths [B] -> [B, T', D]."""
+    def above(self, x: Tensor, lengths: Tensor, cut: int) -> tuple[Tensor, Tensor]:
+        """The same as `Encoder.above`, by PyTorch: x [B, T', D], lengths [B] -> the output [B, T', D], lengths [B]."""
         return self.encoder.above(x, lengths, cut)
 
     def within(self, mel: Tensor, lengths: Tensor, layers: Sequence[int]) -> tuple[list[Tensor], Tensor]:
@@ -232,8 +232,12 @@ def check_installed() -> None:
         )
 
 
-def check_encoder(encoder: ConformerEncoder) -> None:
-    """Raises UsageError for an encoder that the graph does not know."""
+def check_encoder(encoder: Encoder) -> ConformerEncoder:
+    """The encoder itself. Raises UsageError for one that the graph does not know."""
+    if not isinstance(encoder, ConformerEncoder):
+        raise UsageError(
+            f"OpenVINO cannot compute this model: it knows Conformer encoders, not {encoder.describe()[0]}. {OTHERWISE}"
+        )
     device = next(encoder.parameters()).device
     known = {
         f"computing on a CPU, not on {device}": device.type == "cpu",
@@ -246,3 +250,4 @@ def check_encoder(encoder: ConformerEncoder) -> None:
     missing = [name for name, holds in known.items() if not holds]
     if missing:
         raise UsageError(f"OpenVINO cannot compute this model; it needs {'; '.join(missing)}. {OTHERWISE}")
+    return encoder

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from overtone.adapters.adapter import Adapter, parameter_shapes
+from overtone.adapters.adapter import Adapter, PointAdapter, parameter_shapes
 from overtone.adapters.kinds.base import WIDTH, Kind, NemoForm
 from overtone.adapters.kinds.registry import KINDS, known
 from overtone.adapters.points import Point, parse_modules
@@ -161,10 +161,10 @@ def adapter_hosts(model: AsrModel, adapter: Adapter) -> dict[str, dict[str, Tens
     Raises CheckpointError for a kind or name that NeMo does not have.
     """
     check_nemo_can_hold(adapter)
-    form, sample = nemo_form(adapter), adapter.points[0]
+    form = nemo_form(adapter)
     hosts: dict[str, dict[str, Tensor]] = {}
     for point in points_of(model, adapter.kind, adapter.modules_text):
-        own = adapter.at(point.name if point.name in adapter else sample).tensors()
+        own = adapter.at(point.name).tensors() if point.name in adapter else stand_in(adapter, point)
         names = parameter_names(adapter.kind, point)
         tensors = hosts[host_of(point)] = {
             theirs: own[ours].detach().float().cpu().clone() for ours, theirs in names.items()
@@ -173,6 +173,17 @@ def adapter_hosts(model: AsrModel, adapter: Adapter) -> dict[str, dict[str, Tens
             for ours in form.last(adapter.kind):
                 tensors[names[ours]].zero_()
     return hosts
+
+
+def stand_in(adapter: Adapter, point: Point) -> dict[str, Tensor]:
+    """Tensors for a point that the adapter leaves out: those of a point of the same shapes, else fresh ones."""
+    shapes = parameter_shapes(adapter.kind, point)
+    for name in adapter.points:
+        if parameter_shapes(adapter.kind, adapter.at(name).point) == shapes:
+            return adapter.at(name).tensors()
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        return PointAdapter(adapter.name, adapter.kind, point).tensors()
 
 
 def adapters_section(model: AsrModel, names: Iterable[str]) -> dict[str, Any]:
@@ -193,7 +204,10 @@ def adapter_config(adapter: Adapter) -> dict[str, Any]:
     """One adapter's own section: what the file said, or what NeMo would have written."""
     if adapter.nemo is not None:
         return {**adapter.nemo["config"], "enabled": adapter.nemo["enabled"]}
-    form, point = nemo_form(adapter), adapter.at(adapter.points[0]).point
+    form, first = nemo_form(adapter), adapter.at(adapter.points[0]).point
+    # NeMo leaves the width of the last layer there, where layers have different ones.
+    own = [adapter.at(name).point for name in adapter.points]
+    point = [other for other in own if other.module == first.module][-1]
     return {
         **write_section({**vars(adapter.kind), WIDTH: point.out_width}, form.keys),
         "adapter_strategy": {**write_section(vars(adapter.strategy), STRATEGY), "_target_": form.strategy_target},

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from overtone.checkpoints.nemo.conformer import CONFORMER, write_conformer
+from overtone.checkpoints.nemo.conformer import CONFORMER
+from overtone.checkpoints.nemo.jasper import JASPER
 from overtone.checkpoints.nemo.keys import (
     CTC_DECODER,
     JOINT_NET,
@@ -23,11 +24,10 @@ from overtone.checkpoints.nemo.keys import (
     Section,
 )
 from overtone.checkpoints.nemo.tokenizer import (
-    FILE_PREFIX,
     TokenizerSource,
     character_source,
     piece_source,
-    tokenizer_files,
+    tokenizer_section,
 )
 from overtone.checkpoints.nemo.transducer import read_transducer, write_transducer
 from overtone.checkpoints.nemo.yaml import refuse_resolvers, resolved
@@ -37,7 +37,7 @@ from overtone.models.parts import Settings, complete, parts_of
 from overtone.tokenizers import CharTokenizer, Tokenizer
 
 MODELS = "nemo.collections.asr.models"
-Vocabulary = Literal["sentencepiece", "characters"]
+Vocabulary = Literal["pieces", "characters"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class Family:
     character_models: tuple[str, ...]
     """Classes of models over characters; the first is written."""
     piece_models: tuple[str, ...]
-    """The same over sentencepiece pieces."""
+    """The same over pieces."""
     sections: Mapping[str, tuple[Section, ...]]
     """For each part what its section may be, one table for each class of net. They are read in this order."""
     more: Callable[[Mapping[str, Any], dict[str, dict[str, Any]], str], None] | None = None
@@ -57,10 +57,10 @@ class Family:
 
 
 CTC = Family(
-    words="Conformer-CTC and FastConformer-CTC (EncDecCTCModel, EncDecCTCModelBPE)",
+    words="CTC models: Conformer, FastConformer, Citrinet, QuartzNet, Jasper (EncDecCTCModel, EncDecCTCModelBPE)",
     character_models=(f"{MODELS}.EncDecCTCModel", f"{MODELS}.ctc_models.EncDecCTCModel"),
     piece_models=(f"{MODELS}.EncDecCTCModelBPE", f"{MODELS}.ctc_bpe_models.EncDecCTCModelBPE"),
-    sections={"preprocessor": (PREPROCESSOR,), "encoder": (CONFORMER,), "decoder": (CTC_DECODER,)},
+    sections={"preprocessor": (PREPROCESSOR,), "encoder": (CONFORMER, JASPER), "decoder": (CTC_DECODER,)},
 )
 TRANSDUCER = Family(
     words="transducers, RNNT and TDT (EncDecRNNTModel, EncDecRNNTBPEModel)",
@@ -68,7 +68,7 @@ TRANSDUCER = Family(
     piece_models=(f"{MODELS}.EncDecRNNTBPEModel", f"{MODELS}.rnnt_bpe_models.EncDecRNNTBPEModel"),
     sections={
         "preprocessor": (PREPROCESSOR,),
-        "encoder": (CONFORMER,),
+        "encoder": (CONFORMER, JASPER),
         "decoder": (RNNT_DECODER, STATELESS_DECODER),
         "joint": (RNNT_JOINT,),
     },
@@ -89,6 +89,8 @@ HYBRID = Family(
 )
 FAMILIES = (CTC, TRANSDUCER, HYBRID)
 INNER_LOSSES = tuple(Key(name, name, a_list, ()) for name in ("apply_at_layers", "loss_weights"))
+ENCODERS = {"conformer": CONFORMER, "jasper": JASPER}
+"""The sections of encoders, by their kind in our settings."""
 PLACES = {"ctc_decoder": "aux_ctc.decoder"}
 """Sections that lie elsewhere than under the name of their part."""
 OTHER_TYPES = (
@@ -151,7 +153,7 @@ def translate(config: Mapping[str, Any], source: str = "model_config.yaml") -> N
         settings["interctc"] = {"losses": losses}
     return NemoDescription(
         settings=settings,
-        tokenizer=piece_source(config, source) if vocabulary == "sentencepiece" else character_source(config, source),
+        tokenizer=piece_source(config, source) if vocabulary == "pieces" else character_source(config, source),
         adapters=read_adapters(resolved(config, "adapters", source) if config.get("adapters") else {}, source),
     )
 
@@ -161,12 +163,12 @@ def find_family(config: Mapping[str, Any], source: str) -> tuple[Family, Vocabul
     target = str(config.get("target") or config.get("_target_") or "")
     for family in FAMILIES:
         if target in family.piece_models:
-            return family, "sentencepiece"
+            return family, "pieces"
         if target in family.character_models:
             return family, "characters"
     told = f"target is {target}"
     if not target:
-        vocabulary: Vocabulary = "sentencepiece" if config.get("tokenizer") else "characters"
+        vocabulary: Vocabulary = "pieces" if config.get("tokenizer") else "characters"
         found = next((key for key in ("transf_decoder", "transf_encoder") if config.get(key) is not None), None)
         if found is None:
             hybrid, transducer = config.get("aux_ctc") is not None, config.get("joint") is not None
@@ -210,7 +212,7 @@ def read_inner_losses(config: Mapping[str, Any], encoder: Mapping[str, Any], sou
     """
     if not config.get("interctc"):
         return {}
-    where, layers = f"{source}: interctc", encoder.get("layers", 0)
+    where, layers = f"{source}: interctc", encoder["layers"] if "layers" in encoder else len(encoder["blocks"])
     values = read_section(resolved(config, "interctc", source), INNER_LOSSES, where)
     chosen, shares = values["apply_at_layers"], values["loss_weights"]
     if any(type(layer) is not int or not 0 <= layer < layers for layer in chosen) or len(set(chosen)) < len(chosen):
@@ -258,6 +260,7 @@ def describe(settings: Settings, tokenizer: Tokenizer) -> dict[str, Any]:
     parts = {part: complete(part, settings[part]) for part in parts_of(settings)}
     family = HYBRID if "ctc_decoder" in parts else TRANSDUCER if "joint" in parts else CTC
     preprocessor = write_section(parts["preprocessor"], PREPROCESSOR.keys)
+    encoder = ENCODERS[parts["encoder"].get("kind", "conformer")]
     config: dict[str, Any] = {
         "sample_rate": preprocessor["sample_rate"],
         "log_prediction": True,
@@ -275,7 +278,7 @@ def describe(settings: Settings, tokenizer: Tokenizer) -> dict[str, Any]:
         "test_ds": {**data, "shuffle": False},
         "preprocessor": {"_target_": PREPROCESSOR.classes[0]} | preprocessor | {"frame_splicing": 1},
         "spec_augment": {"_target_": SPEC_AUGMENT.classes[0], "freq_masks": 0, "time_masks": 0},
-        "encoder": {"_target_": CONFORMER.classes[0]} | write_conformer(parts["encoder"]),
+        "encoder": encoder.to_section(parts["encoder"]),
         **describe_heads(parts, tokenizer),
         **(write_transducer(settings) if "joint" in parts else {}),
         **write_inner_losses(settings.get("interctc", {}).get("losses", {})),
@@ -337,5 +340,4 @@ def vocabulary_keys(tokenizer: Tokenizer, family: Family = CTC) -> dict[str, Any
     """
     if isinstance(tokenizer, CharTokenizer):
         return {"labels": tokenizer.vocabulary, "target": family.character_models[0]}
-    names = {key: f"{FILE_PREFIX}{name}" for key, (name, _) in tokenizer_files(tokenizer).items()}
-    return {"tokenizer": {"dir": "tokenizer", "type": "bpe", **names}, "target": family.piece_models[0]}
+    return {"tokenizer": tokenizer_section(tokenizer), "target": family.piece_models[0]}

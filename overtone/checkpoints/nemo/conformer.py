@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from overtone.checkpoints.nemo.keys import MODULES, Parts, Section, unset_below_one
+from overtone.checkpoints.nemo.keys import MODULES, Parts, Section, check_features, unset_below_one
 from overtone.config.keys import (
     Key,
     NotSupportedError,
@@ -16,7 +16,6 @@ from overtone.config.keys import (
     refuse,
     write_section,
 )
-from overtone.errors import CheckpointError
 
 WITH_RIGHT_CONTEXT = "chunked_limited_with_rc"
 """The style of attention whose chunks see frames on their right: of streams alone."""
@@ -71,11 +70,7 @@ def read_conformer(table: Section, section: dict[str, Any], where: str, parts: P
     if reduction and section.get("reduction_factor", 1) != 1:
         refuse(where, "reduction", reduction, "null, or reduction_factor 1")
     settings = table.plain_settings(section, where)
-    if settings["features"] != parts["preprocessor"]["features"]:
-        raise CheckpointError(
-            f"{where}.feat_in is {settings['features']}, preprocessor.features is {parts['preprocessor']['features']}; "
-            "they must be equal."
-        )
+    check_features(settings, where, parts)
     width, heads, kernel = settings["width"], settings["heads"], settings["kernel_size"]
     if width % heads:
         refuse(where, "n_heads", heads, f"a divisor of d_model {width}")
@@ -106,6 +101,15 @@ def read_attention(settings: dict[str, Any], where: str) -> None:
     settings["attention_context"] = contexts[0]
     if len(contexts) > 1:
         settings["attention_contexts"] = contexts
+
+
+def write_conformer(table: Section, encoder: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of the section; one attention context is written as a pair, several as a list."""
+    contexts = encoder["attention_contexts"] or [encoder["attention_context"]]
+    section = write_section({**encoder, "attention_contexts": contexts}, table.keys)
+    if len(contexts) == 1:
+        section["att_context_size"] = section["att_context_size"][0]
+    return section
 
 
 CONFORMER = Section(
@@ -159,16 +163,7 @@ CONFORMER = Section(
         "rope_base",
         "rotary_fraction",
     ),
+    adaptable=f"{MODULES}.conformer_encoder.ConformerEncoderAdapter",
     read=read_conformer,
+    write=write_conformer,
 )
-ADAPTABLE_CONFORMER = f"{MODULES}.conformer_encoder.ConformerEncoderAdapter"
-"""The class of an encoder that has adapters."""
-
-
-def write_conformer(encoder: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of the encoder's section; one attention context is written as a pair, several as a list."""
-    contexts = encoder["attention_contexts"] or [encoder["attention_context"]]
-    section = write_section({**encoder, "attention_contexts": contexts}, CONFORMER.keys)
-    if len(contexts) == 1:
-        section["att_context_size"] = section["att_context_size"][0]
-    return section

@@ -21,6 +21,7 @@ from overtone.config.keys import (
     read_section,
     refuse,
     shown,
+    write_section,
 )
 from overtone.errors import CheckpointError
 
@@ -39,14 +40,23 @@ class Section:
     keys: tuple[Key, ...]
     fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     """Keys with the only values that are supported."""
+    adaptable: str = ""
+    """The class of an encoder of this kind that has adapters."""
     idle: tuple[str, ...] = ()
     """Keys that may hold anything, since they change no number of an inference."""
     read: Callable[[Section, dict[str, Any], str, Parts], dict[str, Any]] | None = None
     """(table, section, where, parts before) -> keyword arguments, for a section whose keys depend on each other."""
+    write: Callable[[Section, Mapping[str, Any]], dict[str, Any]] | None = None
+    """(table, keyword arguments) -> section, for one that is not written key by key."""
 
     def to_settings(self, section: dict[str, Any], where: str, parts: Parts) -> dict[str, Any]:
         """The keyword arguments that a section stands for. Raises CheckpointError for what is not supported."""
         return self.plain_settings(section, where) if self.read is None else self.read(self, section, where, parts)
+
+    def to_section(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """The section that stands for these keyword arguments, with its class."""
+        keys = write_section(settings, self.keys) if self.write is None else self.write(self, settings)
+        return {"_target_": self.classes[0], **keys}
 
     def plain_settings(self, section: Mapping[str, Any], where: str) -> dict[str, Any]:
         """The same by its keys alone."""
@@ -93,6 +103,15 @@ def read_preprocessor(table: Section, section: dict[str, Any], where: str, parts
     return settings
 
 
+def check_features(settings: Mapping[str, Any], where: str, parts: Parts) -> None:
+    """Raises CheckpointError unless the encoder takes what the preprocessor gives."""
+    if settings["features"] != parts["preprocessor"]["features"]:
+        raise CheckpointError(
+            f"{where}.feat_in is {settings['features']}, preprocessor.features is {parts['preprocessor']['features']}; "
+            "they must be equal."
+        )
+
+
 def read_ctc_decoder(table: Section, section: dict[str, Any], where: str, parts: Parts) -> dict[str, Any]:
     """The settings of CtcProjection; `classes` is None where only the tokenizer knows. Raises CheckpointError."""
     width = encoder_width(parts)
@@ -118,7 +137,10 @@ def read_ctc_decoder(table: Section, section: dict[str, Any], where: str, parts:
 
 def encoder_width(parts: Parts) -> int:
     """The width of the encoder's output."""
-    width: int = parts["encoder"]["output_width"] or parts["encoder"]["width"]
+    encoder = parts["encoder"]
+    width: int = (
+        encoder["blocks"][-1]["filters"] if "blocks" in encoder else encoder["output_width"] or encoder["width"]
+    )
     return width
 
 

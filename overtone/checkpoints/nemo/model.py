@@ -19,14 +19,14 @@ from overtone.checkpoints.nemo.adapters import (
 )
 from overtone.checkpoints.nemo.archive import LIMITS, Archive, open_archive, write_archive
 from overtone.checkpoints.nemo.config import (
+    ENCODERS,
     NemoDescription,
     describe,
     translate,
     vocabulary_keys,
 )
-from overtone.checkpoints.nemo.conformer import ADAPTABLE_CONFORMER
 from overtone.checkpoints.nemo.pickles import read_state_dict
-from overtone.checkpoints.nemo.tokenizer import FILE_PREFIX, read_tokenizer, tokenizer_files
+from overtone.checkpoints.nemo.tokenizer import FILE_PREFIX, read_tokenizer, tokenizer_files, tokenizers_of
 from overtone.checkpoints.nemo.yaml import read_yaml, resolved, write_yaml
 from overtone.errors import CheckpointError, ConfigError
 from overtone.files import write_failure
@@ -176,7 +176,7 @@ def load_base(model: AsrModel, tensors: Mapping[str, Tensor], source: str) -> No
             if tensor.is_floating_point() != own[key].is_floating_point():
                 raise CheckpointError(f"{source}: {key} holds {tensor.dtype}, expected {own[key].dtype}.")
             own[key].copy_(tensor)
-        for key in tensors if model.setting("encoder", "untie_biases") is False else ():
+        for key in tensors if model.settings["encoder"].get("untie_biases") is False else ():
             if not torch.equal(own[key], tensors[key].to(own[key].dtype)):
                 raise CheckpointError(f"{source}: {key} differs between layers, although untie_biases is false.")
 
@@ -187,9 +187,10 @@ def check_sizes(settings: Mapping[str, Mapping[str, Any]], tensors: Mapping[str,
     Raises CheckpointError where it asks for others, ConfigError where it contradicts itself.
     """
     encoder, preprocessor = settings["encoder"], settings["preprocessor"]
-    if encoder["layers"] > len(tensors):
+    layers = encoder["layers"] if "layers" in encoder else sum(block["repeat"] for block in encoder["blocks"])
+    if layers > len(tensors):
         raise CheckpointError(
-            f"{source}: its {len(tensors)} tensors cannot be the {encoder['layers']} layers of its configuration."
+            f"{source}: its {len(tensors)} tensors cannot be the {layers} layers of its configuration."
         )
     window = int(preprocessor["window_size"] * preprocessor["sample_rate"])
     bins = (preprocessor["n_fft"] or 2 ** max(window - 1, 0).bit_length()) // 2 + 1
@@ -204,13 +205,14 @@ def check_sizes(settings: Mapping[str, Mapping[str, Any]], tensors: Mapping[str,
 
 
 def net_shapes(settings: Mapping[str, Mapping[str, Any]], source: str) -> dict[str, torch.Size]:
-    """The shapes of encoder and head by NeMo's keys, from one layer without values: all layers are alike.
+    """The shapes of encoder and head by NeMo's keys, without values; from one layer where all are alike.
 
     Raises CheckpointError for sizes that cannot be.
     """
     try:
         with torch.device("meta"):
-            encoder = build_part("encoder", {**settings["encoder"], "layers": 1})
+            alike = {"layers": 1} if "layers" in settings["encoder"] else {}
+            encoder = build_part("encoder", {**settings["encoder"], **alike})
             heads = {
                 part: build_part(part, settings[part])
                 for part in parts_of(settings)
@@ -223,7 +225,7 @@ def net_shapes(settings: Mapping[str, Mapping[str, Any]], source: str) -> dict[s
         shapes |= {nemo_key(f"{part}.{name}"): tensor.shape for name, tensor in net.state_dict().items()}
     first = "encoder.layers.0."
     for name in [name for name in shapes if name.startswith(first)]:
-        for layer in range(1, settings["encoder"]["layers"]):
+        for layer in range(1, settings["encoder"].get("layers", 1)):
             shapes[f"encoder.layers.{layer}.{name.removeprefix(first)}"] = shapes[name]
     return shapes
 
@@ -253,7 +255,8 @@ def nemo_config(model: AsrModel, adapters: Iterable[str] | None = None) -> dict[
     config.pop("adapters", None)
     if names:
         config["adapters"] = adapters_section(model, names)
-        config["encoder"] = {**config["encoder"], "_target_": ADAPTABLE_CONFORMER}
+        adaptable = ENCODERS[model.settings["encoder"].get("kind", "conformer")].adaptable
+        config["encoder"] = {**config["encoder"], "_target_": adaptable}
     return config
 
 
@@ -267,10 +270,12 @@ def model_files(model: AsrModel, config: Mapping[str, Any]) -> dict[str, bytes]:
     files = dict(model.checkpoint_files)
     section = config.get("tokenizer")
     if isinstance(section, dict) and not isinstance(model.tokenizer, CharTokenizer):
-        for key, (name, content) in tokenizer_files(model.tokenizer).items():
-            path = str(section.get(key) or "")
-            if path.startswith(FILE_PREFIX) or not files:
-                files.setdefault(path.removeprefix(FILE_PREFIX) or name, content)
+        own = bool(files)
+        for tokenizer, part in tokenizers_of(model.tokenizer, section):
+            for key, (name, content) in tokenizer_files(tokenizer).items():
+                path = str(part.get(key) or "")
+                if path.startswith(FILE_PREFIX) or not own:
+                    files.setdefault(path.removeprefix(FILE_PREFIX) or name, content)
     return files
 
 

@@ -94,7 +94,7 @@ class PrefixForward:
         """Compute the part above the cut with the adapters that are in use: emissions [B, T', C], lengths [B]."""
         x, lengths = self.activations(batch)  # [B, T', D], or features [B, T, F]
         if self.plan.cut > FEATURES:
-            return self.model.recognise_above(x, lengths, self.plan.cut), lengths
+            return self.model.recognise_above(x, lengths, self.plan.cut)
         mel = x.transpose(1, 2)
         if self.augment is not None and self.model.training:
             mel = self.augment(mel, lengths)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from overtone.adapters.adapter import Adapter
 from overtone.adapters.kinds.registry import known
@@ -18,7 +17,6 @@ from overtone.config import to_plain
 from overtone.errors import ConfigError
 from overtone.models.asr_model import COMPUTE_DTYPES, AsrModel
 from overtone.models.attention import attention_facts
-from overtone.nets.subsampling import StackingSubsampling
 from overtone.training.plan import TrainingPlan
 from overtone.training.trainer import Machine, RunLength, base_dtype, lightning_precision
 from overtone.version import __version__
@@ -27,7 +25,6 @@ FEATURES = -1
 """The cut between the features and the encoder."""
 FORMAT = 1
 """Version of the files and of their values."""
-DROPOUTS = ("dropout", "dropout_pre_encoder", "dropout_emb", "dropout_att")
 KEY = "model.prefix_cache"
 
 
@@ -85,7 +82,7 @@ def plan_prefix(
         return None
     random = find_random(plan)
     dithered = model.preprocessor.dither > 0.0
-    drops = plan.base_dropout and any(model.setting("encoder", name) > 0.0 for name in DROPOUTS)
+    drops = plan.base_dropout and model.encoder.dropout_rate > 0.0
     cut = find_cut(model, adapter)
     if chosen.enabled == "auto":
         again = length.batches > length.batches_per_epoch or chosen.folder is not None
@@ -100,7 +97,7 @@ def plan_prefix(
         cut=cut,
         variants=chosen.variants,
         seed=plan.seed,
-        width=model.preprocessor.features if cut == FEATURES else int(model.setting("encoder", "width")),
+        width=model.preprocessor.features if cut == FEATURES else model.encoder.size_at(cut)[0],
         bytes_per_second=bytes_per_second(model, cut, base_dtype(plan, machine)),
         owner=digest(describe_owner(plan, model, machine, cut)) if chosen.folder is not None else "",
         draws=digest(random) if chosen.variants > 1 else "",
@@ -145,10 +142,8 @@ def find_obstacle(plan: TrainingPlan, model: AsrModel, adapter: Adapter | None) 
         return "with model.train=everything no part of the base stays the same."
     if plan.inner_losses_of(model):
         return "the losses on inner layers (model.interctc, of the checkpoint) need the layers; null is without them."
-    norms = any(isinstance(module, nn.GroupNorm) for module in model.encoder.modules())
-    if norms or isinstance(model.encoder.pre_encode, StackingSubsampling):
-        part = "group norm" if norms else "stacking subsampling"
-        return f"the {part} of this base gives an utterance other values in every batch, by its padding."
+    if model.encoder.uncut:
+        return f"{model.encoder.uncut}."
     return None
 
 
@@ -160,7 +155,7 @@ def find_cut(model: AsrModel, adapter: Adapter) -> int:
     points = [adapter.at(name).point for name in adapter.points]
     layers = [point.layer for point in points if point.layer is not None]
     if not layers:
-        return len(model.encoder.layers)
+        return model.encoder.depth
     first = [point for point in points if point.layer == min(layers)]
     kind = known(adapter.kind)
     reads_output_alone = kind is not None and kind.reads_output_alone
@@ -171,7 +166,8 @@ def bytes_per_second(model: AsrModel, cut: int, dtype: str) -> float:
     """Return the memory that is cached for a second of audio."""
     if cut == FEATURES:
         return 4 * model.preprocessor.features / model.preprocessor.seconds_per_frame
-    return int(model.setting("encoder", "width")) * COMPUTE_DTYPES[dtype].itemsize / model.seconds_per_frame
+    width, factor = model.encoder.size_at(cut)
+    return width * COMPUTE_DTYPES[dtype].itemsize / (model.preprocessor.seconds_per_frame * factor)
 
 
 def describe_owner(plan: TrainingPlan, model: AsrModel, machine: Machine, cut: int) -> dict[str, Any]:
@@ -197,9 +193,10 @@ def digest(content: Any) -> str:
 
 def make_note(model: AsrModel, cut: int, left_out: Sequence[str], variants: int) -> str:
     """Describe for the user what is computed once."""
-    layers = len(model.encoder.layers)
-    parts = {FEATURES: "the features, before their masks,", 0: "features and subsampling"}
-    part = parts.get(cut, f"features, subsampling and {cut} of {layers} layers")
+    stem = model.encoder.stem()
+    parts = {FEATURES: "the features, before their masks,", 0: f"features and {stem}" if stem else "features"}
+    below = f"features, {stem} and" if stem else "features and"
+    part = parts.get(cut, f"{below} {cut} of {model.encoder.depth} layers")
     how = f"once for each utterance, in {variants} draws" if variants > 1 else "once for each utterance"
     without = f", without {' and '.join(left_out)} there" if left_out else ""
     return f"Prefix cache: {part} are computed {how}{without}"
