@@ -61,7 +61,7 @@ class CacheAwareStream:
         self.lease = lease
         self.settings = settings = settings or StreamSettings()
         self.group = group
-        self.encoder = CachedEncoder(engine.model.encoder, settings.attention_context)
+        self.encoder = CachedEncoder(engine.step_weights, settings.attention_context)
         self._cache = self.encoder.begin()
         self._features = StreamFeatures(engine.raw_features)
         self._begin = 0
@@ -241,6 +241,12 @@ def check_mode(settings: StreamSettings, model: AsrModel) -> None:
     settings.frames(model.seconds_per_frame)
     if settings.mode == "cache_aware":
         check_encoder(model.encoder, settings.attention_context)
+
+
+def prepare_steps(settings: StreamSettings, engine: Engine) -> None:
+    """Make the weights of the steps ahead of the first stream, where streams are computed so."""
+    if settings.mode == "cache_aware" or (settings.mode == "auto" and is_made_for_streams(engine.model.encoder)):
+        CachedEncoder(engine.step_weights, settings.attention_context)
 
 
 def check_adapters(engine: Engine, lease: Lease | None) -> None:
