@@ -99,6 +99,9 @@ def check_encoder(encoder: Encoder, context: Sequence[int] | None = None) -> Con
 def reasons_against(encoder: ConformerEncoder, left: int, right: int) -> list[str]:
     """The reasons why an encoder cannot be computed step by step under an attention context [left, right], if any."""
     reasons = []
+    if (left, right) not in encoder.attention_contexts:
+        allowed = ", ".join(str(list(each)) for each in encoder.attention_contexts)
+        reasons.append(f"not with the attention context [{left}, {right}], but with {allowed}")
     if right < 0:
         reasons.append(f"its attention context [{left}, {right}] has no limit on the right")
     elif encoder.attention_context_style == "chunked_limited" and left % (right + 1) and left >= 0:

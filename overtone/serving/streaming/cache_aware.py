@@ -54,18 +54,14 @@ class CacheAwareStream:
         settings: StreamSettings | None = None,
         decoding: DecodingOptions | None = None,
         group: str | None = None,
-        context: tuple[int, int] | None = None,
     ) -> None:
-        """Take the lease over. context: one of the model's attention contexts; its present one unless given.
-
-        Raises UsageError for a model or adapters that cannot be computed step by step.
-        """
+        """Take the lease over. Raises UsageError for a model or adapters that cannot be computed step by step."""
         check_adapters(engine, lease)
         self.engine = engine
         self.lease = lease
         self.settings = settings = settings or StreamSettings()
         self.group = group
-        self.encoder = CachedEncoder(engine.model.encoder, context)
+        self.encoder = CachedEncoder(engine.model.encoder, settings.attention_context)
         self._cache = self.encoder.begin()
         self._features = StreamFeatures(engine.raw_features)
         self._begin = 0
@@ -234,6 +230,8 @@ def open_stream(
     if settings.mode == "auto":
         cached = is_made_for_streams(engine.model.encoder) and not attention_adapters(engine, lease)
     if not cached:
+        if settings.attention_context is not None:
+            raise UsageError("att_context_size is for cache-aware streams; this stream is buffered. Leave it out.")
         return Stream(engine, lease, settings=settings, decoding=decoding, group=group)
     return CacheAwareStream(engine, lease, settings=settings, decoding=decoding, group=group)
 
@@ -242,7 +240,7 @@ def check_mode(settings: StreamSettings, model: AsrModel) -> None:
     """Raises UsageError for settings of streams that do not fit a model."""
     settings.frames(model.seconds_per_frame)
     if settings.mode == "cache_aware":
-        check_encoder(model.encoder)
+        check_encoder(model.encoder, settings.attention_context)
 
 
 def check_adapters(engine: Engine, lease: Lease | None) -> None:

@@ -139,9 +139,10 @@ async def open_session(
 ) -> AsyncIterator[StreamSession]:
     """Session on the call's adapters, which it leases until it ends; the call is told how much audio it was.
 
-    settings: of the server; the request's own endpointing and interim results replace theirs.
+    settings: of the server; the request's own endpointing, interim results and attention context replace theirs.
     """
-    settings = replace(settings, endpointing=request.endpointing, interim=request.interim)
+    context = request.attention_context or settings.attention_context
+    settings = replace(settings, endpointing=request.endpointing, interim=request.interim, attention_context=context)
     decoding = await service.decoding(request, call)
     lease = await service.lease(call)
     stream = open_stream(service.engine, lease, settings=settings, decoding=decoding, group=call.tenant or None)

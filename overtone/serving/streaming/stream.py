@@ -66,6 +66,8 @@ class StreamSettings:
     """Final results are decoded from the utterance, computed once more as a whole, or from its chunks."""
     max_utterance: float = 60.0
     """Seconds after which an utterance is ended, in the longest pause of the last ones."""
+    attention_context: tuple[int, int] | None = None
+    """Attention context of cache-aware streams, one that the model was trained with; None is the present one."""
     mode: Literal["auto", "buffered", "cache_aware"] = "auto"
     """`buffered`: chunks with context, for every model; `cache_aware`: each chunk once, with the model's own chunks and
     context, for models that were trained for it; `auto`: that where model and adapters allow it."""

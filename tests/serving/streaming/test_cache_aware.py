@@ -131,8 +131,7 @@ def test_streams_of_different_adapters_at_once_are_each_alone(engine: Engine, st
 
 def test_streams_of_different_contexts_run_side_by_side(engine: Engine) -> None:
     waveforms, contexts = [noise(SECONDS, seed) for seed in range(3)], [(4, 1), (4, 3), (8, 1)]
-    settings = StreamSettings(endpointing=ONE)
-    streams = [CacheAwareStream(engine, settings=settings, context=context) for context in contexts]
+    streams = [cached(engine, attention_context=context) for context in contexts]
     for context, waveform, found in zip(contexts, waveforms, run(all_frames(streams, waveforms)), strict=True):
         np.testing.assert_allclose(found, offline(streaming_model(context), waveform), rtol=0, atol=1e-4)
 
@@ -261,6 +260,11 @@ def test_the_mode_follows_the_model_and_the_adapters(engine: Engine, store: Adap
     assert mode("linear", mode="cache_aware") is CacheAwareStream
     with pytest.raises(UsageError, match="linear or LoRA"):
         mode("attention", mode="cache_aware")
+    assert mode(None, attention_context=(8, 1)) is CacheAwareStream
+    with pytest.raises(UsageError, match=r"not with the attention context \[6, 1\]"):
+        mode(None, attention_context=(6, 1))
+    with pytest.raises(UsageError, match="this stream is buffered"):
+        mode("attention", attention_context=(8, 1))
 
 
 def test_other_models_are_buffered() -> None:
