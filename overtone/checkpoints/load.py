@@ -11,6 +11,7 @@ from typing import Literal
 
 from overtone.checkpoints.folder import Storage, is_native, read_native, write_native
 from overtone.checkpoints.huggingface.model import is_huggingface, read_huggingface, write_huggingface
+from overtone.checkpoints.huggingface.peft import is_peft
 from overtone.checkpoints.nemo.model import read_nemo, write_nemo
 from overtone.errors import CheckpointError, did_you_mean
 from overtone.models.asr_model import AsrModel
@@ -118,6 +119,8 @@ def read_path(path: Path, *, adapters: bool = True) -> AsrModel:
         return read_nemo(inside[0], adapters=adapters)
     if not inside and is_huggingface(path):
         return read_huggingface(path, adapters=adapters)
+    if is_peft(path):
+        raise CheckpointError(f"{path} holds an adapter of PEFT's and no model; load its base, and give it as adapter.")
     cause = (
         f"{len(inside)} .nemo files lie in it; name one"
         if inside

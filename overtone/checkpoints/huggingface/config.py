@@ -203,7 +203,7 @@ def translate(config: Mapping[str, Any], features: Mapping[str, Any], source: st
     Raises CheckpointError, beginning with `source`, for whatever is missing, malformed or not supported.
     """
     name = config.get("model_type")
-    if name not in MODEL_TYPES:
+    if not isinstance(name, str) or name not in MODEL_TYPES:
         raise CheckpointError(
             f"{source}: model_type is {shown(name)}, which is not supported yet. Supported: {', '.join(MODEL_TYPES)}."
         )
@@ -302,8 +302,11 @@ def describe(settings: Settings, dtype: str) -> tuple[dict[str, Any], dict[str, 
 def model_type_of(parts: Settings) -> str:
     """The type of a model with these parts. Raises CheckpointError for heads that the layout does not have."""
     decoder, joint = parts["decoder"], parts.get("joint")
-    if "ctc_decoder" in parts or decoder.get("kind") == "stateless":
-        what = "a hybrid of two heads" if "ctc_decoder" in parts else "a stateless prediction network"
+    encoder = parts["encoder"].get("kind", "conformer")
+    what = "a hybrid of two heads" if "ctc_decoder" in parts else ""
+    what = "a stateless prediction network" if decoder.get("kind") == "stateless" else what
+    what = f"an encoder of kind {encoder}" if encoder != "conformer" else what
+    if what:
         raise CheckpointError(f"The Hugging Face layout has no place for {what}; save a .nemo or a native folder.")
     if joint is None:
         return "parakeet_ctc"

@@ -19,7 +19,7 @@ from torch import Tensor
 from overtone.adapters.adapter import Adapter
 from overtone.adapters.kinds.base import LARGEST
 from overtone.adapters.kinds.lora import LORA_TAPS, LoraAdapter
-from overtone.adapters.points import Layers
+from overtone.adapters.points import Layers, Point
 from overtone.adapters.strategies import ResidualAdd
 from overtone.checkpoints.folder import read_file, read_tensors, replace_folder, write_tensors
 from overtone.checkpoints.nemo.archive import LIMITS
@@ -41,6 +41,10 @@ MODULES = {
 }
 """The last part of a tap's name -> the module there that LoRA stands beside."""
 KEY = re.compile(r"(?P<module>encoder\.layers\.(?P<layer>\d+)\.\w+\.\w+)\.lora_(?P<matrix>[AB])\.weight")
+PATTERN = re.compile(r"\^?[\w.]+")
+"""A module's name or its end: regular expressions of a file are not run."""
+LARGEST_GROWTH = 64
+"""The largest ratio of the numbers that an adapter holds here to those in its file."""
 
 KEYS = (
     Key("r", "rank", integer(at_most=LARGEST), 8),
@@ -138,40 +142,48 @@ def read_peft(model: AsrModel, folder: Path) -> StoredLora:
     strange = sorted(set(found) - set(taps))
     if strange:
         raise CheckpointError(
-            f"{folder}: {listed(strange)}: no LoRA of this model stands there. It may stand beside "
-            f"{', '.join(sorted(set(MODULES.values())))} of the encoder's {model.setting('encoder', 'layers')} layers."
+            f"{folder}: {listed(strange)}: no LoRA of this model stands there. It may stand beside {listed(taps)}."
         )
-    rank = max(matrices["A"].size(0) for matrices in found.values())
-    if rank > LARGEST:
-        refuse(str(path), "r", rank, f"ranks from 1 to {LARGEST}")
-    alpha = values["alpha"] * (math.sqrt(values["rank"]) if values["root"] else 1.0)
-    patterns = {key: dict(config.get(key) or {}) for key in ("rank_pattern", "alpha_pattern")}
-    alike = not any(patterns.values()) and rank == values["rank"]
+    ranks = {matrices["A"].size(0) for matrices in found.values()}
+    rank = max(ranks)
+    alike = ranks == {values["rank"]} and not config.get("alpha_pattern")
+    alpha = values["alpha"] * (math.sqrt(rank) if values["root"] else 1.0) if alike else float(rank)
     ends = {taps[module].rpartition(".")[2] for module in found}
     targets = tuple(target for target, names in LORA_TAPS.items() if ends & set(names))
+    kind = LoraAdapter(rank=rank, alpha=alpha, dropout=values["dropout"], targets=targets)
     layers = sorted({int(taps[module].split(".")[2]) for module in found})
-    kind = LoraAdapter(
-        rank=rank, alpha=alpha if alike else float(rank), dropout=values["dropout"], targets=targets or ("q",)
-    )
+    points = {module: model.adapters.points[name] for module, name in taps.items()}
+    places = {module: point for module, point in points.items() if kind.acts_at(point) and point.layer in layers}
+    held = sum(tensor.numel() for matrices in found.values() for tensor in matrices.values())
+    if rank * sum(point.in_width + point.out_width for point in places.values()) > LARGEST_GROWTH * held:
+        refuse(str(path), "rank_pattern", sorted(ranks), "ranks of one size, since all are filled up to the largest")
     tensors: dict[str, Tensor] = {}
-    for module, name in taps.items():
-        point = model.adapters.points[name]
-        if not kind.acts_at(point) or point.layer not in layers:
-            continue
-        down, up = torch.zeros(rank, point.in_width), torch.zeros(point.out_width, rank)
-        if module in found:
-            first, second = found[module]["A"], found[module]["B"]
-            own = first.size(0)
-            if first.shape != (own, point.in_width) or second.shape != (point.out_width, own):
-                raise CheckpointError(
-                    f"{folder}: {module} has A {list(first.shape)} and B {list(second.shape)}, this model needs "
-                    f"[R, {point.in_width}] and [{point.out_width}, R]; it was made for another model."
-                )
-            down[:own] = first
-            up[:, :own] = second if alike else second * scale_of(module, values, patterns, own)
-        tensors |= {f"{name}.down.weight": down, f"{name}.up.weight": up}
+    for module, point in places.items():
+        scale = 1.0 if alike else scale_of(module, values, config, found)
+        down, up = filled_up(found.get(module), point, rank, scale, f"{folder}: {module}")
+        tensors |= {f"{point.name}.down.weight": down, f"{point.name}.up.weight": up}
     everywhere = len(layers) == model.setting("encoder", "layers")
     return StoredLora(kind=kind, layers="all" if everywhere else layers, tensors=tensors)
+
+
+def filled_up(
+    pair: Mapping[str, Tensor] | None, point: Point, rank: int, scale: float, source: str
+) -> tuple[Tensor, Tensor]:
+    """The matrices A [R, in] and scale times B [out, R] of a module in the rank of all, both zero where it has none.
+
+    Raises CheckpointError for shapes of another model.
+    """
+    down, up = torch.zeros(rank, point.in_width), torch.zeros(point.out_width, rank)
+    if pair is not None:
+        first, second = pair["A"], pair["B"]
+        own = first.size(0)
+        if first.shape != (own, point.in_width) or second.shape != (point.out_width, own):
+            raise CheckpointError(
+                f"{source} has A {list(first.shape)} and B {list(second.shape)}, this model needs "
+                f"[R, {point.in_width}] and [{point.out_width}, R]; it was made for another model."
+            )
+        down[:own], up[:, :own] = first, second * scale
+    return down, up
 
 
 def read_adapter_config(path: Path) -> dict[str, Any]:
@@ -185,8 +197,9 @@ def read_adapter_config(path: Path) -> dict[str, Any]:
     known = {*(key.theirs for key in KEYS), *FIXED, *IDLE}
     for key in ("rank_pattern", "alpha_pattern"):
         pattern = config.get(key) or {}
-        if not isinstance(pattern, dict) or not all(type(value) in (int, float) for value in pattern.values()):
-            refuse(str(path), key, pattern, "a mapping of modules to numbers")
+        numbers = isinstance(pattern, dict) and all(type(each) in (int, float) for each in pattern.values())
+        if not numbers or not all(PATTERN.fullmatch(name) and math.isfinite(each) for name, each in pattern.items()):
+            refuse(str(path), key, pattern, "a mapping of modules' names, or their ends, to numbers")
     return {key: value for key, value in config.items() if key in known or value not in NOTHING}
 
 
@@ -210,14 +223,19 @@ def sort_matrices(tensors: Mapping[str, Tensor], path: Path) -> dict[str, dict[s
     return found
 
 
-def scale_of(module: str, values: Mapping[str, Any], patterns: Mapping[str, Mapping[str, Any]], rank: int) -> float:
+def scale_of(
+    module: str, values: Mapping[str, Any], config: Mapping[str, Any], found: Mapping[str, Mapping[str, Tensor]]
+) -> float:
     """The factor of a module's product: alpha / R, or alpha / √R; its alpha may stand in the pattern."""
-    alpha = values["alpha"]
-    for pattern, other in patterns["alpha_pattern"].items():
-        if module == pattern or module.endswith(f".{pattern}") or pattern.removeprefix("^") == module:
-            alpha = other
-            break
-    return float(alpha) / (math.sqrt(rank) if values["root"] else rank)
+    if module not in found:
+        return 0.0
+    rank, patterns = found[module]["A"].size(0), config.get("alpha_pattern") or {}
+    own = (
+        alpha
+        for pattern, alpha in patterns.items()
+        if pattern.removeprefix("^") == module or module.endswith(f".{pattern}")
+    )
+    return float(next(own, values["alpha"])) / (math.sqrt(rank) if values["root"] else rank)
 
 
 def module_of(tap: str) -> str:

@@ -35,7 +35,10 @@ def read_pieces(content: Mapping[str, Any], size: int, where: str) -> SentencePi
     if not isinstance(model, dict) or model.get("type") not in ("BPE", "Unigram"):
         kind = model.get("type") if isinstance(model, dict) else model
         refuse(where, "model.type", kind, f"BPE and Unigram, {HINT}")
-    charsmap = read_normalizer(content.get("normalizer"), where)
+    try:
+        charsmap = read_normalizer(content.get("normalizer"), where)
+    except RecursionError as error:
+        raise CheckpointError(f"{where}: its normalizers stand in each other too deeply.") from error
     splitting = str(content.get("pre_tokenizer")) + str(content.get("decoder"))
     if ("Metaspace" not in splitting and WORD_BOUNDARY not in splitting) or "ByteLevel" in splitting:
         refuse(where, "pre_tokenizer", content.get("pre_tokenizer"), f"Metaspace, {HINT}")
@@ -45,7 +48,7 @@ def read_pieces(content: Mapping[str, Any], size: int, where: str) -> SentencePi
         texts = {token: text for token, (text, _) in scores.items()}
         texts |= {token: str(each["content"]) for token, each in added.items()}
         unknown = model.get("unk_token") if model["type"] == "BPE" else texts.get(model.get("unk_id") or 0)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise CheckpointError(f"{where} is malformed ({type(error).__name__}: {error}).") from error
     missing = [token for token in range(size) if token not in texts]
     if missing:
@@ -61,7 +64,7 @@ def read_pieces(content: Mapping[str, Any], size: int, where: str) -> SentencePi
         pieces.append((text, scores[token][1] if token in scores else 0.0, kind))
     try:
         return SentencePieceTokenizer(write_model(pieces, BPE if model["type"] == "BPE" else UNIGRAM, charsmap))
-    except (CheckpointError, UnicodeEncodeError) as error:
+    except (CheckpointError, UnicodeEncodeError, OverflowError) as error:
         raise CheckpointError(
             f"{where} makes no sentencepiece model: tokens must be different, and one of them the unknown token "
             f"{shown(unknown)}; needed is that, {HINT}."
@@ -89,7 +92,10 @@ def read_normalizer(section: Any, where: str) -> bytes:
     if kind not in PLAIN_NORMALIZERS:
         refuse(where, "normalizer.type", kind, f"{', '.join(PLAIN_NORMALIZERS)}, {HINT}")
     if kind == "Sequence":
-        return b"".join(read_normalizer(each, where) for each in section.get("normalizers") or ())
+        steps = section.get("normalizers") or []
+        if not isinstance(steps, list):
+            refuse(where, "normalizer.normalizers", steps, "a list")
+        return b"".join(read_normalizer(each, where) for each in steps)
     if kind == "Replace" and section.get("content") not in (" ", "", WORD_BOUNDARY, 2 * WORD_BOUNDARY):
         refuse(where, "normalizer.content", section.get("content"), f"spaces, {HINT}")
     try:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,12 @@ from torch import Tensor
 
 from overtone.adapters.kinds.linear import LinearAdapter
 from overtone.adapters.kinds.lora import LoraAdapter
-from overtone.checkpoints.huggingface.model import KEYS, layout_key
+from overtone.checkpoints.huggingface.model import KEYS, layout_key, read_huggingface
+from overtone.checkpoints.huggingface.peft import read_peft
 from overtone.checkpoints.huggingface.tokenizer import write_model
 from overtone.checkpoints.load import load_model, save_model
 from overtone.checkpoints.nemo.model import nemo_key
-from overtone.errors import CheckpointError
+from overtone.errors import CheckpointError, OvertoneError
 from overtone.models.asr_model import AsrModel
 from support.families import family_model
 from support.fixtures import HERE, fixture_file
@@ -181,6 +184,7 @@ def test_half_precision_is_written_and_read(tmp_path: Path) -> None:
     ("keys", "value", "words"),
     [
         (("model_type",), "wav2vec2", "Supported: parakeet_ctc, parakeet_rnnt, parakeet_tdt"),
+        (("model_type",), ["parakeet_ctc"], "Supported: parakeet_ctc"),
         (("vocab_size",), "many", "config.json.vocab_size is many"),
         (("pad_token_id",), 3, "the last of vocab_size"),
         (("strange",), 1, "config.json.strange is 1; this key is unknown"),
@@ -274,6 +278,56 @@ def test_what_the_layout_has_no_place_for_is_not_written(tmp_path: Path) -> None
     with pytest.raises(CheckpointError, match=r"layout 'onnx' is unknown. Allowed: huggingface"):
         save_model(model, tmp_path / "no", layout="onnx")  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("citrinet_ctc_bpe", "no place for an encoder of kind jasper"),
+        ("conformer_tdt_stateless_bpe", "no place for a stateless prediction network"),
+        ("fastconformer_hybrid_rnnt_ctc_bpe", "no place for a hybrid of two heads"),
+        ("fastconformer_cache_aware_ctc_bpe", "which the Hugging Face layout has no place for"),
+    ],
+)
+def test_models_that_the_layout_does_not_have_are_not_written(name: str, words: str, tmp_path: Path) -> None:
+    model = load_model(fixture_file(f"{name}/model.nemo"))
+    with pytest.raises(CheckpointError, match=words):
+        save_model(model, tmp_path / "no", layout="huggingface")
+
+
+def places_in(content: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The keys that lead to every value, the first of a long mapping or list."""
+    entries = list(content.items()) if isinstance(content, dict) else list(enumerate(content))
+    for key, value in entries[:25] if len(place) < 2 else entries[:4]:
+        yield (*place, key)
+        if isinstance(value, dict | list):
+            yield from places_in(value, (*place, key))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("tdt", "config.json"),
+        ("ctc", "processor_config.json"),
+        ("ctc", "tokenizer.json"),
+        ("lora", "adapter_config.json"),
+    ],
+)
+def test_whatever_a_key_holds_the_error_is_ours(kind: str, name: str, tmp_path: Path) -> None:
+    folder, base = copy_of(kind, tmp_path), load_model(FOLDER / "ctc")
+    original, refused = json.loads((folder / name).read_text()), 0
+    for place in places_in(original):
+        for value in (None, [], {}, -1, 3.5, float("inf"), "x", 2**70, [{}]):
+            changed = inner = copy.deepcopy(original)
+            for key in place[:-1]:
+                inner = inner[key]
+            inner[place[-1]] = value
+            (folder / name).write_text(json.dumps(changed))
+            try:
+                read_peft(base, folder) if kind == "lora" else read_huggingface(folder)
+            except OvertoneError as error:
+                refused += str(folder) in str(error)
+    assert refused > 20
 
 
 def test_existing_folders_are_kept(tmp_path: Path) -> None:

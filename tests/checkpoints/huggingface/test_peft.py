@@ -126,6 +126,7 @@ def test_some_layers_and_some_modules(model: AsrModel, folder: Path) -> None:
         ("r", 0, "r is 0"),
         ("lora_alpha", "much", "lora_alpha is much"),
         ("rank_pattern", [3], "rank_pattern is .3."),
+        ("alpha_pattern", {"(a+)+$": 3}, "a mapping of modules' names"),
         ("something_new", "yes", "something_new is yes; this key is unknown"),
     ],
 )
@@ -170,6 +171,21 @@ def test_a_matrix_alone_and_other_shapes_are_refused(model: AsrModel, folder: Pa
     save_file({}, folder / WEIGHTS)
     with pytest.raises(CheckpointError, match="for anything"):
         load_peft(model, folder)
+
+
+def test_ranks_that_would_fill_the_memory_are_refused(model: AsrModel, folder: Path) -> None:
+    tensors = {
+        key: tensor[:1] if "lora_A" in key else tensor[:, :1] for key, tensor in load_file(folder / WEIGHTS).items()
+    }
+    tensors[f"{Q}.lora_A.weight"], tensors[f"{Q}.lora_B.weight"] = torch.zeros(60_000, 1), torch.zeros(1, 60_000)
+    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, folder / WEIGHTS)
+    with pytest.raises(CheckpointError, match=r"rank_pattern is .1, 60000."):
+        load_peft(model, folder)
+
+
+def test_a_folder_of_peft_is_no_model(folder: Path) -> None:
+    with pytest.raises(CheckpointError, match="an adapter of PEFT's and no model"):
+        load_model(folder)
 
 
 def test_a_folder_is_found_by_the_words_that_a_user_types(model: AsrModel, folder: Path) -> None:

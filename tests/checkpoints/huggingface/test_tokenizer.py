@@ -106,6 +106,7 @@ def test_bytes_of_a_model_are_read_as_they_are_written() -> None:
         (("model", "type"), "WordPiece", "model.type is WordPiece.*Supported: BPE and Unigram"),
         (("model",), None, "model.type is null"),
         (("normalizer",), {"type": "Lowercase"}, "normalizer.type is Lowercase.*tokenizer.model beside it"),
+        (("normalizer", "normalizers"), 3, "normalizer.normalizers is 3"),
         (("normalizer",), {"type": "Replace", "content": "x"}, "normalizer.content is x"),
         (("normalizer",), {"type": "Precompiled", "precompiled_charsmap": "?"}, "precompiled_charsmap is damaged"),
         (("pre_tokenizer",), {"type": "ByteLevel"}, "pre_tokenizer is .*ByteLevel.*Supported: Metaspace"),
@@ -121,3 +122,11 @@ def test_other_rules_are_refused(content: dict[str, Any], keys: tuple[str, ...],
     place[keys[-1]] = value
     with pytest.raises(CheckpointError, match=f"tokenizer.json.*{words}"):
         read_pieces(changed, 128, "tokenizer.json")
+
+
+def test_normalizers_that_stand_in_each_other_without_end_are_refused(content: dict[str, Any]) -> None:
+    nested: dict[str, Any] = {"type": "Strip"}
+    for _ in range(5000):
+        nested = {"type": "Sequence", "normalizers": [nested]}
+    with pytest.raises(CheckpointError, match="too deeply"):
+        read_pieces({**content, "normalizer": nested}, 128, "tokenizer.json")
