@@ -27,7 +27,8 @@ from overtone.serving.adapter_store.store import AdapterStore
 from overtone.serving.engine.engine import Engine, EngineSettings
 from overtone.serving.errors import WorkerError
 from overtone.serving.recognition.request import Endpointing
-from overtone.serving.streaming.cache_aware import CacheAwareStream, check_mode, open_stream
+from overtone.serving.streaming.cache_aware import CacheAwareStream, check_mode
+from overtone.serving.streaming.session import open_stream
 from overtone.serving.streaming.stream import Interim, Stream, StreamSettings
 from support.families import family_model
 from support.fixtures import fixture_file
