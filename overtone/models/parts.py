@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from overtone.audio.features import LogMel
 from overtone.errors import ConfigError
@@ -46,6 +47,18 @@ def build_part(part: str, settings: Mapping[str, Any]) -> nn.Module:
     """A part with fresh weights. Raises ConfigError for settings that cannot be honoured."""
     arguments = {name: value for name, value in settings.items() if name != "kind"}
     return class_of(part, settings)(**arguments)
+
+
+class UnsetWeights(TorchFunctionMode):
+    """While it is entered, new nets draw no random weights: their memory is untouched until values are loaded."""
+
+    DRAWING = frozenset(("uniform_", "normal_", "kaiming_uniform_"))
+    """The functions by which the nets here, and those of torch that they are made of, draw."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in self.DRAWING:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def complete(part: str, settings: Mapping[str, Any]) -> dict[str, Any]:

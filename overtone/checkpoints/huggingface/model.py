@@ -37,6 +37,7 @@ from overtone.checkpoints.nemo.model import check_keys, check_shape, load_base, 
 from overtone.config.keys import refuse
 from overtone.errors import AdapterError, CheckpointError, ConfigError
 from overtone.models.asr_model import AsrModel, build_model
+from overtone.models.parts import UnsetWeights
 from overtone.tokenizers import SentencePieceTokenizer
 
 WEIGHTS = "model.safetensors"
@@ -89,11 +90,12 @@ def read_huggingface(folder: Path | str, *, adapters: bool = True) -> AsrModel:
     tensors = read_weights(folder)
     try:
         check_layout(settings, tensors, str(folder))
-        model = build_model(settings=settings, tokenizer=tokenizer, name=folder.name)
+        with UnsetWeights():
+            model = build_model(settings=settings, tokenizer=tokenizer, name=folder.name)
     except ConfigError as error:
         raise CheckpointError(f"{folder}: {error}") from error
     base = {nemo_key(name): tensor for name, tensor in model.base_state_dict().items()}
-    own = {key: base[key] if key.startswith(FEATURES) else tensors[layout_key(key)] for key in base}
+    own = {key: base[key] if key.startswith(FEATURES) else tensors.pop(layout_key(key)) for key in base}
     load_base(model, own, str(folder))
     for place in sorted((folder / ADAPTERS).glob(f"*/{ADAPTER_CONFIG}")) if adapters else ():
         try:

@@ -31,7 +31,7 @@ from overtone.checkpoints.nemo.yaml import read_yaml, resolved, write_yaml
 from overtone.errors import CheckpointError, ConfigError
 from overtone.files import write_failure
 from overtone.models.asr_model import AsrModel, build_model
-from overtone.models.parts import build_part, parts_of
+from overtone.models.parts import UnsetWeights, build_part, parts_of
 from overtone.tokenizers import CharTokenizer, Tokenizer
 
 CONFIG = "model_config.yaml"
@@ -59,8 +59,7 @@ def read_nemo(path: Path | str, *, adapters: bool = True) -> AsrModel:
         files = {name: archive.read(name) for name in archive.names if name not in (CONFIG, WEIGHTS)}
         tokenizer = read_tokenizer(description.tokenizer, files, str(path))
         with archive.open(WEIGHTS) if WEIGHTS in archive else _no_weights(archive) as weights:
-            tensors = read_state_dict(weights, f"{path}: {WEIGHTS}")
-    base, held = split_adapters(tensors)
+            base, held = split_adapters(read_state_dict(weights, f"{path}: {WEIGHTS}"))
     model = assemble(description, config, tokenizer, base, source=str(path), name=path.stem)
     keep_files(model, files)
     described = {adapter.name for adapter in description.adapters}
@@ -118,12 +117,12 @@ def assemble(
     description: NemoDescription,
     config: Mapping[str, Any],
     tokenizer: Tokenizer,
-    tensors: Mapping[str, Tensor],
+    tensors: dict[str, Tensor],
     *,
     source: str,
     name: str,
 ) -> AsrModel:
-    """Build a model from its parts; `tensors` are the base's by NeMo's keys, all of them and no other.
+    """Build a model from its parts; `tensors` are the base's by NeMo's keys, all of them and no other, and are used up.
 
     Raises CheckpointError where they contradict each other.
     """
@@ -139,7 +138,8 @@ def assemble(
             )
     try:
         check_sizes(settings, tensors, source)
-        model = build_model(settings=settings, tokenizer=tokenizer, config=config, name=name)
+        with UnsetWeights():
+            model = build_model(settings=settings, tokenizer=tokenizer, config=config, name=name)
     except ConfigError as error:
         raise CheckpointError(f"{source}: {error}") from error
     load_base(model, tensors, source)
@@ -166,19 +166,25 @@ def build_fresh(path: Path, tokenizer: Tokenizer, *, seed: int) -> AsrModel:
     return build_model(settings=settings, tokenizer=tokenizer, config=described, name=path.stem)
 
 
-def load_base(model: AsrModel, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Copy the base's values. Raises CheckpointError unless exactly its keys, shapes and types are there."""
+def load_base(model: AsrModel, tensors: dict[str, Tensor], source: str) -> None:
+    """Move the values into the base; `tensors` is emptied on the way, so that no more than one is in memory twice.
+
+    Raises CheckpointError unless exactly the base's keys, shapes and types are there.
+    """
     own = {nemo_key(name): tensor for name, tensor in model.base_state_dict().items()}
     check_keys(own.keys(), tensors.keys(), source)
+    shared = model.settings["encoder"].get("untie_biases") is False
     with torch.no_grad():
-        for key, tensor in tensors.items():
+        for key in list(tensors):
+            tensor = tensors[key] if shared else tensors.pop(key)
             check_shape(key, tensor, own[key].shape, source)
             if tensor.is_floating_point() != own[key].is_floating_point():
                 raise CheckpointError(f"{source}: {key} holds {tensor.dtype}, expected {own[key].dtype}.")
             own[key].copy_(tensor)
-        for key in tensors if model.settings["encoder"].get("untie_biases") is False else ():
+        for key in tensors:
             if not torch.equal(own[key], tensors[key].to(own[key].dtype)):
                 raise CheckpointError(f"{source}: {key} differs between layers, although untie_biases is false.")
+        tensors.clear()
 
 
 def check_sizes(settings: Mapping[str, Mapping[str, Any]], tensors: Mapping[str, Tensor], source: str) -> None:

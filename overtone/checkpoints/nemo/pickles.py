@@ -7,6 +7,7 @@ Tensors are made from the zip's own bytes; omegaconf's objects become records th
 
 from __future__ import annotations
 
+import mmap
 import struct
 import zipfile
 from collections.abc import Callable
@@ -25,6 +26,8 @@ PLAIN_DEPTH = 100
 DIMENSIONS = 64
 REPEATED = 4
 """The largest ratio of a model's tensors to the numbers in its file: tied tensors are few and small."""
+MAPPED_BYTES = PIECE_BYTES = 2**20
+"""Members from the first size on get a mapping of their own; they are read in pieces of the second."""
 OLD_FORMAT = (b"\x80\x02\x8a", b"\x80\x02.")
 
 DAMAGES = (LookupError, ValueError, TypeError, ArithmeticError, RuntimeError, EOFError, OSError, struct.error)
@@ -162,6 +165,20 @@ def _checked_root(archive: zipfile.ZipFile, length: int) -> str:
     return roots[0]
 
 
+def read_member(archive: zipfile.ZipFile, name: str) -> bytearray | mmap.mmap:
+    """The bytes of a member; many are in a mapping of their own, which goes back to the system with the last tensor."""
+    size = archive.getinfo(name).file_size
+    content = mmap.mmap(-1, size) if size >= MAPPED_BYTES else bytearray(size)
+    at = 0
+    with archive.open(name) as file, memoryview(content) as view:
+        while piece := file.read(PIECE_BYTES):  # to the end, where the checksum is compared
+            view[at : at + len(piece)] = piece
+            at += len(piece)
+    if at != size:
+        raise zipfile.BadZipFile(f"{name} has {at} of {size} bytes")
+    return content
+
+
 class Storages:
     """The numbers of the tensors: flat tensors [numbers], read when first asked for."""
 
@@ -180,10 +197,10 @@ class Storages:
             raise RefusedError(f"a tensor of storage {shown(kind)} is not supported; supported: {', '.join(DTYPES)}.")
         dtype = DTYPES[name]
         if key not in self.read:
-            content = bytearray(self.archive.read(f"{self.root}/data/{key}"))
+            content = read_member(self.archive, f"{self.root}/data/{key}")
             if len(content) != count * dtype.itemsize:
                 raise RefusedError(f"storage {key} has {len(content)} bytes, {count * dtype.itemsize} are announced.")
-            self.read[key] = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
+            self.read[key] = torch.frombuffer(content, dtype=dtype) if len(content) else torch.empty(0, dtype=dtype)
         storage = self.read[key]
         if storage.dtype != dtype or storage.numel() != count:
             raise RefusedError(f"storage {key} is announced in two ways.")

@@ -16,7 +16,7 @@ from overtone.adapters.kinds.linear import LinearAdapter
 from overtone.adapters.kinds.lora import LoraAdapter
 from overtone.adapters.kinds.tiny_attention import TinyAttentionAdapter
 from overtone.checkpoints.load import load_model, save_model
-from overtone.checkpoints.nemo.model import read_nemo, write_nemo
+from overtone.checkpoints.nemo.model import load_base, nemo_key, read_nemo, write_nemo
 from overtone.errors import CheckpointError
 from support.disk import full_disk
 from support.fixtures import fixture_file
@@ -390,3 +390,11 @@ def test_save_model_keeps_what_exists(tmp_path: Path) -> None:
         save_model(model, tmp_path / "h.nemo", storage="float16")
     with pytest.raises(CheckpointError, match=r"not written as \.pt"):
         save_model(model, tmp_path / "m.pt")
+
+
+def test_values_that_were_moved_into_the_model_are_no_longer_held() -> None:
+    model = small_model()
+    values = {nemo_key(name): torch.full_like(value, 2) for name, value in model.base_state_dict().items()}
+    load_base(model, values, "somewhere")
+    assert not values
+    assert all((value == 2).all() for value in model.base_state_dict().values())
