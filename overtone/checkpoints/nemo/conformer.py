@@ -108,6 +108,9 @@ def read_attention(settings: dict[str, Any], where: str) -> None:
             refuse(where, "att_context_size", contexts, f"[left, right] in frames, from 0 on, for {LOCAL}")
         if tokens["tokens"] or tokens["separate"]:
             settings["global_attention"] = tokens
+    elif tokens["tokens"] or tokens["separate"]:
+        key = "global_tokens" if tokens["tokens"] else "global_attn_separate"
+        refuse(where, key, tokens["tokens"] or True, f"0 and false, or self_attention_model {LOCAL}")
     settings["attention_context"] = contexts[0]
     if len(contexts) > 1:
         settings["attention_contexts"] = contexts
