@@ -202,7 +202,11 @@ def read_description(folder: Path) -> dict[str, Any]:
             raise AdapterError(f"{path} is larger than {LARGEST_DESCRIPTION} bytes; it is no adapter description.")
         description = read_values(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise AdapterError(f"{folder} holds no adapter: {DESCRIPTION} is missing.") from error
+        is_peft = (folder / "adapter_config.json").exists()
+        loader = " PEFT's folders are loaded by overtone.checkpoints.huggingface.peft.load_peft(model, path)."
+        raise AdapterError(
+            f"{folder} holds no adapter: {DESCRIPTION} is missing.{loader if is_peft else ''}"
+        ) from error
     except (OSError, ValueError) as error:
         raise AdapterError(f"{path} cannot be read: {error}.") from error
     if not isinstance(description, dict) or description.get("format") != FORMAT:

@@ -100,6 +100,11 @@ class StreamFeatures:
         """Frames so far; the last ones may still change."""
         return self._mel_from + int(self._mel.shape[1])
 
+    @property
+    def settled(self) -> int:
+        """Frames so far that no later sample changes."""
+        return self._whole
+
     def statistics(self, last: int) -> Statistics:
         """The statistics of everything before frame `last`; calls must not go back."""
         raw = self.raw

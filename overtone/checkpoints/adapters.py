@@ -6,6 +6,7 @@ from pathlib import Path
 
 from overtone.adapters.adapter import adapter_digest, parameters_digest
 from overtone.adapters.storage import DESCRIPTION, described_digest, read_description
+from overtone.checkpoints.huggingface.peft import ADAPTER_CONFIG, is_peft, load_peft, read_peft
 from overtone.checkpoints.nemo.adapters import add_nemo_adapter, hosts_in, own_tensors, read_adapters_pt, read_kind
 from overtone.errors import AdapterError, did_you_mean
 from overtone.models.asr_model import AsrModel
@@ -40,7 +41,7 @@ def find_names(model: AsrModel, part: str) -> list[str]:
     near = did_you_mean(part, model.adapters.names)
     path = Path(part)
     if path.exists():
-        expected = f"a folder with {DESCRIPTION}, or a {NEMO_SUFFIX} file of NeMo"
+        expected = f"a folder with {DESCRIPTION} or PEFT's {ADAPTER_CONFIG}, or a {NEMO_SUFFIX} file of NeMo"
         raise AdapterError(f"{part} is not an adapter; expected {expected}.{below(path)}")
     raise AdapterError(
         f"Adapter '{part}' is neither in the model nor a folder.{near} Adapters of this model: {present}. "
@@ -55,15 +56,17 @@ def below(folder: Path) -> str:
 
 
 def is_stored(text: str) -> bool:
-    """True if a path leads to an adapter's folder or to a file of NeMo's."""
+    """True if a path leads to an adapter's folder, ours or PEFT's, or to a file of NeMo's."""
     path = Path(text)
-    return (path / DESCRIPTION).is_file() or (path.suffix == NEMO_SUFFIX and path.is_file())
+    return (path / DESCRIPTION).is_file() or is_peft(path) or (path.suffix == NEMO_SUFFIX and path.is_file())
 
 
 def load_stored(model: AsrModel, text: str) -> list[str]:
     """Load what a path leads to; the names that the adapters have in the model."""
     path = Path(text)
-    return [load_folder(model, path)] if path.is_dir() else load_file(model, path)
+    if not path.is_dir():
+        return load_file(model, path)
+    return [load_folder(model, path) if (path / DESCRIPTION).is_file() else load_peft_folder(model, path)]
 
 
 def load_folder(model: AsrModel, folder: Path) -> str:
@@ -71,6 +74,14 @@ def load_folder(model: AsrModel, folder: Path) -> str:
     description = read_description(folder)
     name = place_for(model, str(description["name"]), described_digest(folder, description))
     return name if name in model.adapters else model.adapters.load(folder, name=name).name
+
+
+def load_peft_folder(model: AsrModel, folder: Path) -> str:
+    """Load a LoRA of PEFT's, named after its folder as those of our own folders are."""
+    stored = read_peft(model, folder)
+    digest = adapter_digest(stored.kind, stored.strategy, parameters_digest(stored.tensors))
+    name = place_for(model, folder.resolve().name, digest)
+    return name if name in model.adapters else load_peft(model, folder, name=name).name
 
 
 def load_file(model: AsrModel, path: Path) -> list[str]:

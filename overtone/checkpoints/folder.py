@@ -7,7 +7,7 @@ is a folder of its own that can be copied in, out and away.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -89,17 +89,25 @@ def write_native(model: AsrModel, folder: Path | str, *, storage: Storage = "flo
     if folder.exists() and not is_native(folder):
         raise CheckpointError(f"{folder} is no folder of a model, so it is not overwritten; choose another one.")
     tensors = stored_tensors(model, storage)
-    if len(model.adapters) and not _same_values(model, tensors):
+    if len(model.adapters) and not has_same_values(model, tensors):
         raise CheckpointError(
             f"Storing {model.name or 'the model'} in {storage} would change its base, and its adapters would no longer "
             "belong to it; use storage float32, or store the base alone and train the adapters on that."
         )
+    replace_folder(folder, lambda fresh: _write_parts(model, fresh, tensors), needed=size_of(tensors))
+
+
+def replace_folder(folder: Path, fill: Callable[[Path], None], *, needed: int) -> None:
+    """Put a folder that `fill` writes in the place of another or of none: it appears whole or not at all.
+
+    needed: the bytes to write. Raises CheckpointError where that fails.
+    """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as place:
             fresh = Path(place) / "new"
             fresh.mkdir()
-            _write_parts(model, fresh, tensors)
+            fill(fresh)
             if folder.exists():
                 folder.rename(Path(place) / "old")
             try:
@@ -109,7 +117,7 @@ def write_native(model: AsrModel, folder: Path | str, *, storage: Storage = "flo
                     (Path(place) / "old").rename(folder)
                 raise
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(write_failure(folder, error, needed=size_of(tensors))) from error
+        raise CheckpointError(write_failure(folder, error, needed=needed)) from error
 
 
 def stored_tensors(model: AsrModel, storage: Storage) -> dict[str, Tensor]:
@@ -137,6 +145,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} does not exist.") from error
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} is truncated, damaged or no safetensors file: {error}.") from error
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write a safetensors file, with the permissions that the umask leaves: safetensors writes for the owner alone."""
+    path.touch()
+    mode = path.stat().st_mode & 0o777
+    save_file(dict(tensors), path, metadata={"format": "pt"})
+    path.chmod(mode)
 
 
 def read_file(path: Path, at_most: int) -> bytes:
@@ -178,8 +194,7 @@ def _write_parts(model: AsrModel, folder: Path, tensors: Mapping[str, Tensor]) -
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
     (folder / CONFIG).write_text(write_yaml(config), encoding="utf-8")
-    save_file(dict(tensors), folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode & 0o777)  # safetensors writes for the owner alone
+    write_tensors(tensors, folder / WEIGHTS)
     for name in model.adapters.names:
         model.adapters.save(name, folder / ADAPTERS / name)
 
@@ -207,6 +222,7 @@ def _nemo_form(adapter: Adapter, entry: NemoAdapter, source: str) -> dict[str, A
     return {"modules": told.modules, "enabled": entry.enabled, "config": dict(told.config)}
 
 
-def _same_values(model: AsrModel, tensors: Mapping[str, Tensor]) -> bool:
+def has_same_values(model: AsrModel, tensors: Mapping[str, Tensor]) -> bool:
+    """True if tensors in the precision of storage, by NeMo's keys, are the base's very values."""
     base = {nemo_key(name): tensor for name, tensor in model.base_state_dict().items()}
     return all(torch.equal(base[key].cpu(), tensor.to(base[key].dtype)) for key, tensor in tensors.items())

@@ -7,8 +7,11 @@ import re
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import Literal
 
 from overtone.checkpoints.folder import Storage, is_native, read_native, write_native
+from overtone.checkpoints.huggingface.model import is_huggingface, read_huggingface, write_huggingface
+from overtone.checkpoints.huggingface.peft import is_peft
 from overtone.checkpoints.nemo.model import read_nemo, write_nemo
 from overtone.errors import CheckpointError, did_you_mean
 from overtone.models.asr_model import AsrModel
@@ -16,11 +19,13 @@ from overtone.models.attention import choose_attention
 
 EMBEDDED = ("fundamental",)
 """Models that come with the package."""
+Layout = Literal["huggingface"]
+HUGGINGFACE: Layout = "huggingface"
 HUB_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*$")
 PLAIN_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
 NEMO_NAMES = re.compile(r"^(stt_[a-z]{2,3}_\w+|parakeet-ctc-[\w.-]+)$")
 """Names that NeMo knows without an organisation: all are NVIDIA's."""
-HUB_FILES = (["*.nemo"], ["*.yaml", "*.safetensors", "*.model", "*.vocab", "*.txt"])
+HUB_FILES = (["*.nemo"], ["*.yaml", "*.json", "*.safetensors", "*.model", "*.vocab", "*.txt"])
 """Patterns of the files that are fetched from a hub: a `.nemo`, or else those of a model folder."""
 
 
@@ -72,17 +77,31 @@ def find_model(source: str | Path, *, adapters: bool = True) -> AsrModel:
     )
 
 
-def save_model(model: AsrModel, path: str | Path, *, overwrite: bool = False, storage: Storage = "float32") -> Path:
+def save_model(
+    model: AsrModel,
+    path: str | Path,
+    *,
+    overwrite: bool = False,
+    storage: Storage = "float32",
+    layout: Layout | None = None,
+) -> Path:
     """Write the model with all its adapters: a path ending in `.nemo` for NeMo, any other becomes a model folder.
 
     Whole or not at all; what exists is kept unless `overwrite`. `storage` (float16, bfloat16) is for folders.
-    Raises CheckpointError.
+    layout: "huggingface" makes a folder that transformers reads. Raises CheckpointError.
     """
     path = Path(path).expanduser()
     if path.suffix in (".pt", ".ckpt", ".safetensors", ".yaml"):
         raise CheckpointError(
             f"A whole model is not written as {path.suffix}: end the path in .nemo, or give a folder without a suffix."
         )
+    if layout not in (None, HUGGINGFACE):
+        raise CheckpointError(f"layout '{layout}' is unknown. Allowed: {HUGGINGFACE}, or None for NeMo's and our own.")
+    if layout is not None:
+        if path.suffix == ".nemo":
+            raise CheckpointError(f"{path.name} would be a .nemo; the layout {layout} is a folder without that suffix.")
+        write_huggingface(model, path, storage=storage, overwrite=overwrite)
+        return path
     if path.suffix != ".nemo":
         write_native(model, path, storage=storage, overwrite=overwrite)
         return path
@@ -95,7 +114,10 @@ def save_model(model: AsrModel, path: str | Path, *, overwrite: bool = False, st
 
 
 def read_path(path: Path, *, adapters: bool = True) -> AsrModel:
-    """Load a `.nemo`, a model folder, or a folder around a single `.nemo`. Raises CheckpointError for others."""
+    """Load a `.nemo`, a folder around a single one, a model folder, or one in the Hugging Face layout.
+
+    Raises CheckpointError for others.
+    """
     if not path.is_dir():
         return read_nemo(path, adapters=adapters)
     if is_native(path):
@@ -103,10 +125,14 @@ def read_path(path: Path, *, adapters: bool = True) -> AsrModel:
     inside = sorted(path.glob("*.nemo"))
     if len(inside) == 1:
         return read_nemo(inside[0], adapters=adapters)
+    if not inside and is_huggingface(path):
+        return read_huggingface(path, adapters=adapters)
+    if is_peft(path):
+        raise CheckpointError(f"{path} holds an adapter of PEFT's and no model; load its base, and give it as adapter.")
     cause = (
         f"{len(inside)} .nemo files lie in it; name one"
         if inside
-        else "model_config.yaml and model.safetensors are missing"
+        else "model_config.yaml and model.safetensors are missing, and config.json of the Hugging Face layout"
     )
     raise CheckpointError(f"{path} is no model folder: {cause}.")
 

@@ -136,6 +136,13 @@ def add_streams(parser: argparse.ArgumentParser) -> None:
         help="whole: an utterance of a stream is computed once more in one piece when it has ended; chunks: it is not, "
         "which takes a fifth less computation and loses accuracy (default: whole)",
     )
+    group.add_argument(
+        "--stream-mode",
+        choices=("auto", "buffered", "cache_aware"),
+        default="auto",
+        help="cache_aware: each chunk of a stream is computed once, with the model's own chunks and context in place "
+        "of these; auto: that for models that were trained for it (default: auto)",
+    )
 
 
 def context(text: str) -> tuple[float, float, float]:
@@ -219,7 +226,7 @@ def settings_of(arguments: argparse.Namespace) -> ServerSettings:
         origins=frozenset(origin.rstrip("/") for origin in arguments.origin),
         compute_dtype=arguments.dtype,
         engine=replace(EngineSettings(), max_batch=arguments.max_batch, max_queue=arguments.max_queue),
-        stream=StreamSettings(chunk=chunk, left=left, right=right, finals=arguments.finals),
+        stream=StreamSettings(chunk=chunk, left=left, right=right, finals=arguments.finals, mode=arguments.stream_mode),
         limits=limits,
         grace_seconds=arguments.grace,
     )

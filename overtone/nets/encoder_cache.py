@@ -17,12 +17,18 @@ from torch import Tensor
 
 from overtone.errors import AdapterError, UsageError
 from overtone.nets.conformer import ConformerEncoder, ConformerLayer
+from overtone.nets.encoder import Encoder
 from overtone.nets.layers import valid_frames
 from overtone.nets.subsampling import ConvSubsampling
 from overtone.nets.taps import TapContext
 
 UNLIMITED = 10_000
 """Frames that the cache grows to where the context on the left has no limit."""
+
+ATTENTION_ADAPTER = (
+    "An adapter in use acts after the attention and looks at other frames, of which a step of cache-aware streaming "
+    "has few: it was trained on whole recordings. Use a linear or LoRA adapter, or buffered streaming."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,16 +55,16 @@ class StepSizes:
     """Encoder frames C of the cache, at most."""
 
 
-def step_sizes(encoder: ConformerEncoder, context: Sequence[int] | None = None) -> StepSizes:
+def step_sizes(encoder: Encoder, context: Sequence[int] | None = None) -> StepSizes:
     """The sizes under one of the encoder's attention contexts, its present one unless given.
 
     Raises UsageError for an encoder or a context that cannot be computed step by step.
     """
+    conformer = check_encoder(encoder, context)
     left, right = context or encoder.attention_context
-    chunked = encoder.attention_context_style == "chunked_limited"
-    check_encoder(encoder, left, right)
+    chunked = conformer.attention_context_style == "chunked_limited"
     factor = encoder.subsampling_factor
-    look = right if chunked else right * len(encoder.layers)
+    look = right if chunked else right * len(conformer.layers)
     drop = 0 if chunked else look
     shift = factor * (1 + look - drop)
     return StepSizes(
@@ -74,9 +80,28 @@ def step_sizes(encoder: ConformerEncoder, context: Sequence[int] | None = None) 
     )
 
 
-def check_encoder(encoder: ConformerEncoder, left: int, right: int) -> None:
-    """Raises UsageError for an encoder or an attention context [left, right] that cannot be computed step by step."""
+def check_encoder(encoder: Encoder, context: Sequence[int] | None = None) -> ConformerEncoder:
+    """The encoder, as the one family that can be computed step by step, under a context, its present one unless given.
+
+    Raises UsageError for others.
+    """
+    reasons = ["it is no Conformer"]
+    if isinstance(encoder, ConformerEncoder):
+        left, right = context or encoder.attention_context
+        reasons = reasons_against(encoder, left, right)
+        if not reasons:
+            return encoder
+    raise UsageError(
+        f"This model was not trained for cache-aware streaming: {'; '.join(reasons)}. Buffered streaming takes any."
+    )
+
+
+def reasons_against(encoder: ConformerEncoder, left: int, right: int) -> list[str]:
+    """The reasons why an encoder cannot be computed step by step under an attention context [left, right], if any."""
     reasons = []
+    if (left, right) not in encoder.attention_contexts:
+        allowed = ", ".join(str(list(each)) for each in encoder.attention_contexts)
+        reasons.append(f"not with the attention context [{left}, {right}], but with {allowed}")
     if right < 0:
         reasons.append(f"its attention context [{left}, {right}] has no limit on the right")
     elif encoder.attention_context_style == "chunked_limited" and left % (right + 1) and left >= 0:
@@ -89,8 +114,17 @@ def check_encoder(encoder: ConformerEncoder, left: int, right: int) -> None:
         reasons.append("its attention is local")
     if not encoder.relative:
         reasons.append("its positions are absolute")
-    if reasons:
-        raise UsageError(f"This model was not trained for cache-aware streaming: {'; '.join(reasons)}.")
+    return reasons
+
+
+def is_made_for_streams(encoder: Encoder) -> bool:
+    """True for an encoder that computes every frame of a stream once: it was trained with chunked attention."""
+    return (
+        isinstance(encoder, ConformerEncoder)
+        and encoder.attention_context_style == "chunked_limited"
+        and encoder.attention_context[0] >= 0
+        and not reasons_against(encoder, *encoder.attention_context)
+    )
 
 
 def conformer_layers(encoder: ConformerEncoder) -> list[ConformerLayer]:
@@ -141,16 +175,16 @@ def split_cache(cache: EncoderCache) -> list[EncoderCache]:
 class CachedEncoder:
     """The steps of an encoder under one attention context; its taps and weights are the encoder's own."""
 
-    def __init__(self, encoder: ConformerEncoder, context: Sequence[int] | None = None) -> None:
+    def __init__(self, encoder: Encoder, context: Sequence[int] | None = None) -> None:
         """context: one that the encoder was trained with; its present one unless given.
 
         Raises UsageError for an encoder or a context that cannot be computed step by step.
         """
-        self.encoder = encoder
+        self.encoder = check_encoder(encoder, context)
+        self.sizes = step_sizes(encoder, context)
         left, right = context or encoder.attention_context
         self.context = (left, right)
-        self.sizes = step_sizes(encoder, self.context)
-        self.layers = conformer_layers(encoder)
+        self.layers = conformer_layers(self.encoder)
 
     def begin(self, streams: int = 1) -> EncoderCache:
         """The state of so many streams before their first step."""
@@ -232,11 +266,7 @@ class CachedEncoder:
     def check_adapters(self) -> None:
         """Raises AdapterError where an adapter in use looks at other frames."""
         if any(layer.after_attention.acts() for layer in self.layers):
-            raise AdapterError(
-                "An adapter in use acts after the attention and looks at other frames, of which a step of cache-aware "
-                "streaming has few: it was trained on whole recordings. Use a linear or LoRA adapter, or buffered "
-                "streaming."
-            )
+            raise AdapterError(ATTENTION_ADAPTER)
 
 
 def shift_in(held: Tensor, new: Tensor, drop: int, most: int) -> Tensor:

@@ -38,11 +38,14 @@ class PredictionNet(Protocol):
 
 
 class RecurrentPrediction(nn.Module):
-    """An embedding and LSTM layers; adapters may act on the output. The blank's embedding is zero."""
+    """An embedding and LSTM layers; adapters may act on the output.
+
+    The blank's embedding stands before the first token. It is zero, and is not trained; a checkpoint may have another.
+    """
 
     def __init__(self, *, classes: int, width: int, layers: int = 1, dropout: float = 0.0) -> None:
         super().__init__()
-        self.width = width
+        self.width, self.blank = width, classes
         self.embed = nn.Embedding(classes + 1, width, padding_idx=classes)
         self.lstm = nn.LSTM(width, width, layers, batch_first=True, dropout=dropout if layers > 1 else 0.0)
         self.dropout = nn.Dropout(dropout)
@@ -50,14 +53,13 @@ class RecurrentPrediction(nn.Module):
 
     def forward(self, targets: Tensor) -> Tensor:
         """targets [B, U] int64 -> [B, U+1, H]"""
-        x = self.embed(targets)  # [B, U, H]
-        x = torch.cat((x.new_zeros(x.size(0), 1, self.width), x), dim=1)
+        x = self.embed(nn.functional.pad(targets, (1, 0), value=self.blank))  # [B, U+1, H]
         y, _ = self.lstm(x)
         return self.adapted(self.dropout(y))
 
     def begin(self, rows: int) -> tuple[Tensor, State]:
         """The output before the first token, [rows, H], and the memory."""
-        y, state = self.lstm(self.embed.weight.new_zeros(rows, 1, self.width))
+        y, state = self.lstm(self.embed(torch.full((rows, 1), self.blank, device=self.embed.weight.device)))
         return self.adapted(y)[:, 0], state
 
     def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:

@@ -30,6 +30,7 @@ from overtone.serving.metrics import Observer
 from overtone.serving.recognition.service import RecognitionService
 from overtone.serving.riva.server import RivaServer
 from overtone.serving.settings import ServerSettings
+from overtone.serving.streaming.cache_aware import check_mode
 
 __all__ = ["Addresses", "Server", "ServerSettings", "serve"]
 
@@ -68,7 +69,7 @@ class Server:
         )
         if settings.adapters is not None and not settings.adapters.is_dir():
             raise UsageError(f"{settings.adapters} is no folder. Make it, and put adapter folders into it.")
-        settings.stream.frames(model.seconds_per_frame)
+        check_mode(settings.stream, model)
         self.engine = Engine(model, settings.engine)
         try:
             self.store = AdapterStore(

@@ -31,6 +31,13 @@ def test_audio(tmp_path: Path) -> None:
     assert '"last window alone"' in (tmp_path / "figures.json").read_text("utf-8")
 
 
+def test_transducers() -> None:
+    output = run("benchmarks.transducers", "--smoke", "--threads", "1")
+    assert "TDT loss and gradient" in output
+    assert "NOT COMPARED with NeMo" in output
+    assert output.count("greedy decoding of 4 × 10 frames") == 2
+
+
 def test_prefix(tmp_path: Path) -> None:
     output = run("benchmarks.prefix", "--smoke", "--threads", "1", "--json", str(tmp_path / "figures.json"))
     assert "| top half, cached |" in output

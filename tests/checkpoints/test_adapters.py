@@ -104,7 +104,10 @@ def test_a_name_of_the_model_comes_before_a_folder_of_that_name(
 def test_neither_name_nor_path(model: AsrModel, tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match="Did you mean 'medical'"):
         find_adapter(model, "medcal")
-    with pytest.raises(AdapterError, match=r"expected a folder with adapter\.yaml, or a \.pt file of NeMo\.$"):
+    with pytest.raises(
+        AdapterError,
+        match=r"expected a folder with adapter\.yaml or PEFT's adapter_config\.json, or a \.pt file of NeMo\.$",
+    ):
         find_adapter(model, str(tmp_path))
 
 

@@ -66,7 +66,7 @@ def test_options_become_settings(tmp_path: Path) -> None:
         "--tokens", "t", "--admin-token-file", "a", "--tls-cert", "c", "--tls-key", "k", "--client-ca", "ca",
         "--max-batch", "4", "--max-queue", "32", "--max-seconds", "60", "--max-megabytes", "3", "--grace", "5",
         "--capacity", "8", "--dtype", "float32", "--language", "de-DE", "--origin", "https://example.org/",
-        "--stream", "0.16/1.92/1.92", "--finals", "chunks",
+        "--stream", "0.16/1.92/1.92", "--finals", "chunks", "--stream-mode", "buffered",
     )  # fmt: skip
     assert (found.model, found.adapters, found.host) == ("base.nemo", tmp_path, "0.0.0.0")
     assert (found.grpc_port, found.http_port, found.language) == (1, 2, "de-DE")
@@ -76,7 +76,7 @@ def test_options_become_settings(tmp_path: Path) -> None:
     assert (found.limits.max_seconds, found.limits.max_bytes) == (60.0, 3 * 2**20)
     assert (found.grace_seconds, found.capacity, found.compute_dtype) == (5.0, 8, "float32")
     assert (found.stream.chunk, found.stream.left, found.stream.right) == (0.16, 1.92, 1.92)
-    assert found.stream.finals == "chunks"
+    assert (found.stream.finals, found.stream.mode) == ("chunks", "buffered")
     assert found.origins == {"https://example.org"}
     plain = settings()
     assert plain.stream == StreamSettings()

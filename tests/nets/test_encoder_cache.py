@@ -233,3 +233,8 @@ def test_an_adapter_of_attention_is_refused() -> None:
 def test_a_model_that_was_not_trained_for_it_is_refused(changes: dict[str, Any], reason: str) -> None:
     with pytest.raises(UsageError, match=reason):
         CachedEncoder(family_model("streaming", **changes).encoder)
+
+
+def test_a_context_that_the_model_was_not_trained_with_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"not with the attention context \[2, 1\], but with \[4, 1\]"):
+        CachedEncoder(family_model("streaming").encoder, [2, 1])

@@ -136,9 +136,10 @@ def riva_service(
     held: HeldAudio | None = None,
     keys: ServerKeys | None = None,
     grace: float = 0.0,
+    model: Any = None,
 ) -> Iterator[Service]:
-    """grace: seconds for running calls at the end."""
-    model = SpeakingModel()
+    """grace: seconds for running calls at the end. model: a SpeakingModel unless given."""
+    model = model or SpeakingModel()
     for name in adapters:
         put_adapter(model, name, folder)
     with Engine(model) as engine, AdapterStore(model, folder, lock=engine.lock, poll_seconds=0) as store:

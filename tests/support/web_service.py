@@ -133,10 +133,14 @@ def web_service(
     adapters: Sequence[str] = ("swap", "other"),
     grace: float = 0.0,
     tls: ssl.SSLContext | None = None,
+    model: Any = None,
     **options: Any,
 ) -> Iterator[WebService]:
-    """folder: of the adapters. grace: seconds for what runs at the end. options: of ServerSettings."""
-    model = SpeakingModel()
+    """folder: of the adapters. grace: seconds for what runs at the end. model: a SpeakingModel unless given.
+
+    options: of ServerSettings.
+    """
+    model = model or SpeakingModel()
     for name in adapters if folder is not None else ():
         put_adapter(model, name, folder)  # type: ignore[arg-type]
     server = Server(replace(SETTINGS, adapters=folder, **options), model)

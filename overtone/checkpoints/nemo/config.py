@@ -312,10 +312,13 @@ def describe_heads(parts: Settings, tokenizer: Tokenizer) -> dict[str, Any]:
     sections["decoder"] = {
         "_target_": (STATELESS_DECODER if stateless else RNNT_DECODER).classes[0],
         "normalization_mode": "layer" if prediction.get("normalize") else None,
-        "blank_as_pad": True,
         "vocab_size": prediction["classes"],
         "prednet": write_section(network, PREDICTION),
-        **({"context_size": prediction["context"]} if stateless else {"random_state_sampling": False}),
+        **(
+            {"context_size": prediction["context"]}
+            if stateless
+            else {"random_state_sampling": False, "blank_as_pad": True}
+        ),
     }
     sections["joint"] = {
         "_target_": RNNT_JOINT.classes[0],

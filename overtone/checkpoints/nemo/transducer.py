@@ -106,16 +106,23 @@ def read_max_symbols(decoding: Mapping[str, Any], where: str) -> int:
 
 def write_transducer(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """The sections `loss`, `decoding` and `model_defaults`, and the reduction, for a model that never had any."""
-    options, durations = settings.get("transducer", {}), list(settings["joint"].get("durations", ()))
+    options, joint = settings.get("transducer", {}), settings["joint"]
+    durations = list(joint.get("durations", ()))
     values = {key.theirs: options.get(key.ours, key.default) for key in OPTIONS}
     greedy = {"max_symbols": options.get("max_symbols", MAX_SYMBOLS)}
-    written: dict[str, Any] = {REDUCTION.theirs: options.get(REDUCTION.ours, REDUCTION.default)}
+    # NeMo's models take the widths from here.
+    defaults = {
+        "enc_hidden": joint["encoder_width"],
+        "pred_hidden": joint["prediction_width"],
+        "joint_hidden": joint["width"],
+    }
     if durations:
-        written["model_defaults"] = {"tdt_durations": durations, "num_tdt_durations": len(durations)}
+        defaults |= {"tdt_durations": durations, "num_tdt_durations": len(durations)}
         loss = {"loss_name": "tdt", "tdt_kwargs": {"durations": durations, "clamp": -1.0, **values}}
         decoding = {"strategy": "greedy_batch", "model_type": "tdt", "durations": durations, "greedy": greedy}
     else:
         numba = {"fastemit_lambda": values["fastemit_lambda"], "clamp": -1.0}
         loss = {"loss_name": "default", "warprnnt_numba_kwargs": numba}
         decoding = {"strategy": "greedy_batch", "greedy": greedy}
-    return {**written, "loss": loss, "decoding": decoding}
+    reduction = {REDUCTION.theirs: options.get(REDUCTION.ours, REDUCTION.default)}
+    return {**reduction, "model_defaults": defaults, "loss": loss, "decoding": decoding}

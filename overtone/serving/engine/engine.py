@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cached_property, partial
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +25,18 @@ from overtone.decoding.decoder import Emissions, Scope
 from overtone.inference.rows import RowThreads, use_threads
 from overtone.models.asr_model import AsrModel
 from overtone.serving.adapter_store.store import Lease
-from overtone.serving.engine.forward import forward
-from overtone.serving.engine.queue import Priority, Row, Samples, WaitingRows, answer_row, refuse_row, strip
+from overtone.serving.engine.forward import Answer, forward
+from overtone.serving.engine.queue import (
+    Priority,
+    Row,
+    Samples,
+    StepAnswer,
+    StreamStep,
+    WaitingRows,
+    answer_row,
+    refuse_row,
+    strip,
+)
 from overtone.serving.engine.stats import Counts, EngineSettings, EngineState
 from overtone.serving.errors import DeadlineError, DrainingError, OverloadError, WorkerError
 
@@ -115,6 +125,14 @@ class Engine:
         seconds = mel.shape[1] * self.model.preprocessor.seconds_per_frame
         return self._submit(partial(Row, waveform=None, mel=mel), seconds, lease, priority, deadline, group)
 
+    def submit_step(
+        self, step: StreamStep, *, lease: Lease | None = None, deadline: float | None = None, group: str | None = None
+    ) -> Future[StepAnswer]:
+        """Queue a step of a stream with a state, like a waveform; the state is the caller's, and stays as it is."""
+        seconds = step.mel.shape[1] * self.model.preprocessor.seconds_per_frame
+        make = partial(Row, waveform=None, mel=None, step=step)
+        return self._submit(make, seconds, lease, "stream", deadline, group)
+
     def decoding_scope(self, lease: Lease | None) -> Scope:
         """The adapters of a lease for decoders outside of the worker, where the model's head needs them there."""
         choice = None if lease is None else lease.choice
@@ -177,7 +195,7 @@ class Engine:
         priority: Priority,
         deadline: float | None,
         group: str | None,
-    ) -> Future[Emissions]:
+    ) -> Future[Any]:
         row = make(
             seconds=seconds,
             choice=None if lease is None else lease.choice,
@@ -215,7 +233,7 @@ class Engine:
         """Rough time until the queue is empty, 0.1 … 30 seconds."""
         return min(30.0, max(0.1, self._cost * sum(row.seconds for row in self._waiting.rows())))
 
-    def _forget(self, reference: weakref.ref[Row], future: Future[Emissions]) -> None:
+    def _forget(self, reference: weakref.ref[Row], future: Future[Any]) -> None:
         """Take a cancelled row out of the queue. A future keeps its callbacks: the row itself would be a cycle."""
         if future.cancelled():
             with self._changed:
@@ -339,7 +357,7 @@ class Engine:
             self._running = [row for row in self._running if not row.future.done()]
             self._changed.notify_all()
 
-    def _forward(self, rows: Sequence[Row]) -> list[Emissions]:
+    def _forward(self, rows: Sequence[Row]) -> list[Answer]:
         padded_seconds = len(rows) * max(row.seconds for row in rows)
         is_long = self._effort * padded_seconds > LONG
         threads = self._threads.spread(is_long)

@@ -1,4 +1,4 @@
-"""One forward of the model for rows of any adapters, as waveforms or as features."""
+"""One forward of the model for rows of any adapters: waveforms, features, or steps of streams with a state."""
 
 from __future__ import annotations
 
@@ -14,17 +14,19 @@ from torch import Tensor
 from overtone.decoding.decoder import Emissions
 from overtone.inference.rows import RowThreads
 from overtone.models.asr_model import AsrModel
+from overtone.nets.encoder_cache import join_caches, split_cache
 from overtone.nets.layers import pad_rows
-from overtone.serving.engine.queue import Row
+from overtone.serving.engine.queue import Row, StepAnswer, StreamStep
 
+Answer = Emissions | StepAnswer
 LEAST_FRAMES = 2
 """A shorter row is filled up with silence to so many encoder frames."""
 
 
 def forward(
     model: AsrModel, rows: Sequence[Row], lock: AbstractContextManager[object], threads: RowThreads | None
-) -> list[Emissions]:
-    """Emissions [T, C] of each row, in the order of the rows.
+) -> list[Answer]:
+    """The answer to each row, in the order of the rows, which are of one kind.
 
     lock: guards `model.adapters` while the choices are read. threads: share the rows; None computes them here.
     """
@@ -33,17 +35,38 @@ def forward(
     return threads(partial(compute_rows, model, lock), rows, [round(1000 * row.seconds) for row in rows])
 
 
-def compute_rows(model: AsrModel, lock: AbstractContextManager[object], rows: Sequence[Row]) -> list[Emissions]:
+def compute_rows(model: AsrModel, lock: AbstractContextManager[object], rows: Sequence[Row]) -> list[Answer]:
     """Compute rows in this thread, in the order of their adapters, for which the last stack is kept."""
     order = sorted(range(len(rows)), key=lambda index: rows[index].choice or "")
     ordered = [rows[index] for index in order]
+    steps = [row.step for row in ordered if row.step is not None]
     with torch.no_grad(), ExitStack() as stack:
         with lock:
             stack.enter_context(model.adapters.use([row.choice for row in ordered]))
-        emissions, lengths = run_model(model, ordered)  # [B, T', C]
-        values, frames = emissions.float().cpu().numpy(), lengths.tolist()
-    answers = {row: values[index, : frames[index]].copy() for index, row in enumerate(order)}
+        found = run_steps(model, steps) if steps else compute_whole(model, ordered)
+    answers = dict(zip(order, found, strict=True))
     return [answers[row] for row in range(len(rows))]
+
+
+def compute_whole(model: AsrModel, rows: Sequence[Row]) -> Sequence[Answer]:
+    """Emissions [T, C] of waveforms or features."""
+    emissions, lengths = run_model(model, rows)  # [B, T', C]
+    values, frames = emissions.float().cpu().numpy(), lengths.tolist()
+    return [values[row, : frames[row]].copy() for row in range(len(rows))]
+
+
+def run_steps(model: AsrModel, steps: Sequence[StreamStep]) -> Sequence[Answer]:
+    """Compute steps of one kind, each with the state of its own stream, in float32 with the weights of the base."""
+    encoder = steps[0].encoder
+    mel = torch.from_numpy(np.stack([step.mel for step in steps])).to(model.device)  # [B, F, T]
+    lengths = torch.tensor([step.frames for step in steps], device=model.device)
+    x, lengths, cache = encoder.step(mel, lengths, join_caches([step.cache for step in steps]), last=True)
+    emissions, frames = model.head.emit(x, lengths).float().cpu().numpy(), lengths.tolist()
+    answers = []
+    for row, (step, own) in enumerate(zip(steps, split_cache(cache), strict=True)):
+        kept = frames[row] if step.last else min(frames[row], encoder.sizes.keep)
+        answers.append(StepAnswer(emissions=emissions[row, :kept].copy(), cache=own))
+    return answers
 
 
 def run_model(model: AsrModel, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:

@@ -10,12 +10,13 @@ from collections import OrderedDict, deque
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from traceback import format_exception
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from overtone.decoding.decoder import Emissions
+from overtone.nets.encoder_cache import CachedEncoder, EncoderCache
 
 Samples = npt.NDArray[np.float32]
 Priority = Literal["stream", "offline"]
@@ -24,6 +25,36 @@ SHORTEST, LONGEST = 0.6, 1.3
 """Lengths of the rows that share a batch with a row, relative to its own."""
 PATIENCE = 1.0
 """Seconds after which a recording no longer waits for all streams."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StreamStep:
+    """One step of a stream that is computed with a state."""
+
+    encoder: CachedEncoder
+    mel: npt.NDArray[np.float32]
+    """[F, T]: as many frames as a whole step has, filled up at the end of the stream."""
+    frames: int
+    """Valid ones of these."""
+    cache: EncoderCache
+    """State of this stream before the step."""
+    last: bool
+    """True if no further step is to come, so that all frames are given."""
+
+    @property
+    def kind(self) -> object:
+        """Steps of one kind may share a batch: they are of one shape and under one attention context."""
+        return self.encoder.context, self.cache.started
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StepAnswer:
+    """The answer to a step."""
+
+    emissions: Emissions
+    """[T, C]"""
+    cache: EncoderCache
+    """State of the stream after the step."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -41,15 +72,27 @@ class Row:
     priority: Priority
     deadline: float | None
     arrived: float
-    future: Future[Emissions] = field(default_factory=Future)
+    step: StreamStep | None = None
+    """In place of both: a step of a stream with a state."""
+    future: Future[Any] = field(default_factory=Future)
+    """Emissions [T, C], or for a step a StepAnswer."""
     started: bool = False
     """The worker has begun with it; it can no longer be cancelled."""
     failures: int = 0
 
+    @property
+    def kind(self) -> object:
+        """Rows of one kind may share a batch."""
+        return None if self.step is None else self.step.kind
 
-def answer_row(row: Row, answer: Emissions) -> None:
-    """Set the answer [T, C] of a row, and free its input."""
-    row.waveform = row.mel = None  # it may be a view of a whole recording
+    def free(self) -> None:
+        """Forget the input, which may be a view of a whole recording."""
+        self.waveform = self.mel = self.step = None
+
+
+def answer_row(row: Row, answer: Emissions | StepAnswer) -> None:
+    """Set the answer of a row, and free its input."""
+    row.free()
     try:
         row.future.set_result(answer)
     except InvalidStateError:
@@ -58,7 +101,7 @@ def answer_row(row: Row, answer: Emissions) -> None:
 
 def refuse_row(row: Row, error: Exception) -> None:
     """Set the error of a row, and free its input."""
-    row.waveform = row.mel = None
+    row.free()
     try:
         row.future.set_exception(error)
     except InvalidStateError:
@@ -151,7 +194,7 @@ class WaitingRows:
         for priority in ("stream", "offline") if lead.priority == "stream" else ("offline", "stream"):
             for row in self.groups[group][priority]:
                 alike = SHORTEST * lead.seconds <= row.seconds <= LONGEST * lead.seconds
-                if alike and max(longest, row.seconds) <= room:
+                if alike and row.kind == lead.kind and max(longest, row.seconds) <= room:
                     return row
         return None
 

@@ -19,6 +19,7 @@ from overtone.serving.recognition.request import (
     RecognitionRequest,
     changed_endpointing,
     custom_adapter,
+    custom_context,
     json_boosts,
     unknown_keys,
 )
@@ -107,6 +108,7 @@ def recognition_request(session: Mapping[str, Any], endpointing: Endpointing) ->
             word_times=of_kind(bool, options, "enable_word_time_offsets"),
             mask_profanity=of_kind(bool, options, "enable_profanity_filter"),
             endpointing=changed_endpointing(endpointing, given_endpointing(session["endpointing_config"])),
+            attention_context=custom_context(custom),
             ignored=(*ignored_fields(session), *unknown_keys(custom)),
         )
     except (TypeError, ValueError, OverflowError) as error:

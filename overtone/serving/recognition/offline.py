@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 from overtone.decoding.decoder import Alignment, DecodingOptions, Emissions
 from overtone.decoding.hypothesis import Hypothesis
@@ -27,6 +28,7 @@ REST = 0.05
 TRIES = 100
 """Tries for a place in the queue."""
 
+A = TypeVar("A")
 Submit = Callable[[Window], Future[Emissions]]
 
 
@@ -149,7 +151,7 @@ async def window_answers(
             waiting.popleft().cancel()
 
 
-async def place(submit: Callable[[], Future[Emissions]], *, begins: bool) -> Future[Emissions]:
+async def place(submit: Callable[[], Future[A]], *, begins: bool) -> Future[A]:
     """Submit a row. Where the queue is full, work that `begins` is refused at once; other work tries for a while.
 
     Raises OverloadError, and other errors of `Engine.submit`.

@@ -27,7 +27,7 @@ UNSET_BOOST = 4.0
 
 KNOWN_KEYS = frozenset(
     {
-        "adapter", "adapter_scale", "apply_partial_itn", "enable_automatic_language_detection",
+        "adapter", "adapter_scale", "apply_partial_itn", "att_context_size", "enable_automatic_language_detection",
         "enable_vad_endpointing", "get_vad_probabilities", "source_language", "stop_history_eou",
     }
 )  # fmt: skip
@@ -103,6 +103,8 @@ class RecognitionRequest:
     """Beginning and end of a stream's utterances."""
     interim: bool = True
     """A stream's results include interim ones."""
+    attention_context: tuple[int, int] | None = None
+    """Attention context of a cache-aware stream, one that the model was trained with; None is the server's."""
     ignored: tuple[str, ...] = ()
     """Fields of the client's message that were set and have no effect, for the log."""
 
@@ -210,6 +212,21 @@ def custom_adapter(custom: Mapping[str, str]) -> str:
     if "adapter_scale" in custom:
         raise RequestError("custom_configuration 'adapter_scale' is not supported: an adapter acts as it was trained.")
     return custom.get("adapter", "")
+
+
+def custom_context(custom: Mapping[str, str]) -> tuple[int, int] | None:
+    """`att_context_size` in custom_configuration, `70/1`, `70,1` or `[70,1]`; None where it has none.
+
+    Raises RequestError.
+    """
+    text = custom.get("att_context_size", "")
+    if not text:
+        return None
+    try:
+        left, right = map(int, text.strip("[] ").replace("/", ",").split(","))
+    except ValueError:
+        raise RequestError(f"custom_configuration 'att_context_size' is {text[:40]!r}; 70/1 is the form.") from None
+    return left, right
 
 
 def is_known_key(key: str) -> bool:

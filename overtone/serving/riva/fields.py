@@ -189,6 +189,11 @@ CUSTOM_KEYS = [
         name="adapter", treatment="honoured", note="Like `model`; where that names an adapter, it must mean the same."
     ),
     CustomKey(name="adapter_scale", treatment="rejected", note="INVALID_ARGUMENT: an adapter acts as it was trained."),
+    CustomKey(
+        name="att_context_size",
+        treatment="honoured",
+        note="Streams of a cache-aware model: one of its attention contexts, as `70/1`; recordings refuse it.",
+    ),
     *(
         CustomKey(name=name, treatment="ignored", note=note)
         for name, note in (

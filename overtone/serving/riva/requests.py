@@ -15,6 +15,7 @@ from overtone.serving.recognition.request import (
     RecognitionRequest,
     changed_endpointing,
     custom_adapter,
+    custom_context,
     phrase_boosts,
     unknown_keys,
 )
@@ -68,6 +69,7 @@ def recognition_request(config: Any, *, endpointing: Endpointing, interim: bool 
         mask_profanity=config.profanity_filter,
         endpointing=changed_endpointing(endpointing, given_endpointing(config.endpointing_config)),
         interim=interim,
+        attention_context=custom_context(config.custom_configuration),
         ignored=ignored_fields(config),
     )
 

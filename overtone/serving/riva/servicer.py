@@ -17,7 +17,7 @@ from overtone.serving.adapter_store.names import adapter_names, model_name, visi
 from overtone.serving.adapter_store.store import AdapterEntry
 from overtone.serving.auth.guard import Metadata
 from overtone.serving.errors import LanguageError, RequestError, UnknownModelError
-from overtone.serving.recognition.request import Call, RecognitionRequest
+from overtone.serving.recognition.request import Call, RecognitionRequest, unsupported
 from overtone.serving.recognition.service import RecognitionService
 from overtone.serving.riva.errors import RivaError, abort, status_of, unavailable
 from overtone.serving.riva.protobuf import ConfigResponse, RecognizeResponse, StreamingRecognizeResponse
@@ -57,6 +57,8 @@ class RivaServicer:
             metadata = self.admit(call, context)
             request = recognition_request(readable(message).config, endpointing=self.settings.stream.endpointing)
             self.check(request, "offline", metadata, call)
+            if request.attention_context is not None:
+                raise unsupported("custom_configuration 'att_context_size'", "it is for streams")
             if not message.audio:
                 raise RequestError("empty audio: the field 'audio' holds no bytes")
             samples = await self.service.decode(io.BytesIO(message.audio), request, call)

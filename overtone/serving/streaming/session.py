@@ -16,7 +16,8 @@ from overtone.serving.engine.engine import Samples
 from overtone.serving.errors import IdleError
 from overtone.serving.recognition.request import Call, RecognitionRequest
 from overtone.serving.recognition.service import RecognitionService
-from overtone.serving.streaming.stream import Event, Stream, StreamSettings
+from overtone.serving.streaming.cache_aware import AnyStream, open_stream
+from overtone.serving.streaming.stream import Event, StreamSettings
 
 M = TypeVar("M")
 
@@ -93,7 +94,7 @@ class StreamSession:
 
     service: RecognitionService
     request: RecognitionRequest
-    stream: Stream
+    stream: AnyStream
     decoder: AudioDecoder
     samples: int = 0
     """Samples given to the stream so far, at the model's rate."""
@@ -138,12 +139,13 @@ async def open_session(
 ) -> AsyncIterator[StreamSession]:
     """Session on the call's adapters, which it leases until it ends; the call is told how much audio it was.
 
-    settings: of the server; the request's own endpointing and interim results replace theirs.
+    settings: of the server; the request's own endpointing, interim results and attention context replace theirs.
     """
-    settings = replace(settings, endpointing=request.endpointing, interim=request.interim)
+    context = request.attention_context or settings.attention_context
+    settings = replace(settings, endpointing=request.endpointing, interim=request.interim, attention_context=context)
     decoding = await service.decoding(request, call)
     lease = await service.lease(call)
-    stream = Stream(service.engine, lease, settings=settings, decoding=decoding, group=call.tenant or None)
+    stream = open_stream(service.engine, lease, settings=settings, decoding=decoding, group=call.tenant or None)
     with stream, service.audio_decoder(request) as decoder:
         session = StreamSession(service=service, request=request, stream=stream, decoder=decoder)
         try:

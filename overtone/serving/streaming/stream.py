@@ -66,13 +66,14 @@ class StreamSettings:
     """Final results are decoded from the utterance, computed once more as a whole, or from its chunks."""
     max_utterance: float = 60.0
     """Seconds after which an utterance is ended, in the longest pause of the last ones."""
-    mode: Literal["buffered", "cache_aware"] = "buffered"
-    """Only `buffered` exists yet: models trained for cached activations are given context as well."""
+    attention_context: tuple[int, int] | None = None
+    """Attention context of cache-aware streams, one that the model was trained with; None is the present one."""
+    mode: Literal["auto", "buffered", "cache_aware"] = "auto"
+    """`buffered`: chunks with context, for every model; `cache_aware`: each chunk once, with the model's own chunks and
+    context, for models that were trained for it; `auto`: that where model and adapters allow it."""
 
     def frames(self, seconds_per_frame: float) -> StreamFrames:
-        """Chunk and context in encoder frames. Raises UsageError for settings that do not fit."""
-        if self.mode != "buffered":
-            raise UsageError("Cache-aware streaming is not there yet; use mode='buffered', which any model can do.")
+        """Chunk and context of buffers in encoder frames. Raises UsageError for settings that do not fit."""
         for name in StreamFrames._fields:
             seconds = getattr(self, name)
             if not 0.0 <= seconds <= LONGEST_SECONDS:
@@ -98,9 +99,9 @@ class _Step:
 
 
 class Stream:
-    """One client's stream, on the adapter versions that its lease held when it began. Not thread-safe: one caller.
+    """One client's buffered stream, on the adapter versions that its lease held when it began.
 
-    A context manager; leaving it cancels what is in flight and releases the lease.
+    Not thread-safe: one caller. A context manager; leaving it cancels what is in flight and releases the lease.
     """
 
     def __init__(
@@ -112,7 +113,7 @@ class Stream:
         decoding: DecodingOptions | None = None,
         group: str | None = None,
     ) -> None:
-        """Take the lease over. Raises UsageError for settings that do not fit (cache-aware streaming too)."""
+        """Take the lease over. Raises UsageError for settings that do not fit."""
         self.engine = engine
         self.lease = lease
         self.settings = settings = settings or StreamSettings()

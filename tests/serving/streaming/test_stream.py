@@ -334,9 +334,7 @@ def test_a_stream_that_has_begun_waits_for_a_place_and_one_that_begins_does_not(
         del engine.submit  # type: ignore[method-assign]
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"chunk": 0.0}, {"left": -1.0}, {"right": 100.0}, {"chunk": float("nan")}, {"mode": "cache_aware"}]
-)
+@pytest.mark.parametrize("wrong", [{"chunk": 0.0}, {"left": -1.0}, {"right": 100.0}, {"chunk": float("nan")}])
 def test_settings_that_do_not_fit_are_refused(engine: Engine, wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         Stream(engine, settings=StreamSettings(**{"normalisation": "buffer", **wrong}))
