@@ -101,6 +101,23 @@ class CastEncoder:
         ]
 
 
+def cast_conformer(encoder: ConformerEncoder, dtype: torch.dtype) -> ConformerEncoder:
+    """A frozen copy of an encoder in `dtype` as it is now, norms included, that shares its taps and dropouts.
+
+    Steps of cache-aware streaming are computed with it. The statistics of batch norms stay in float32. In float32 it is
+    the encoder itself.
+    """
+    if dtype is torch.float32:
+        return encoder
+    shared = {id(own): own for own in encoder.modules() if isinstance(own, Tap | nn.Dropout)}
+    with torch.inference_mode(False), torch.no_grad():
+        made = copy.deepcopy(encoder, shared).requires_grad_(False)
+        for module in made.modules():
+            if not isinstance(module, Tap | nn.BatchNorm2d):
+                module._apply(lambda tensor: tensor.to(dtype), recurse=False)
+    return made
+
+
 def copy_encoder(encoder: Encoder, dtype: torch.dtype) -> FusedEncoder | CastEncoder | None:
     """The copy that computes an encoder in a dtype; None where a copy in float32 would be no faster than it."""
     if isinstance(encoder, ConformerEncoder):

@@ -173,7 +173,7 @@ def split_cache(cache: EncoderCache) -> list[EncoderCache]:
 
 
 class CachedEncoder:
-    """The steps of an encoder under one attention context; its taps and weights are the encoder's own."""
+    """The steps of an encoder under one attention context, in the dtype of its weights; the taps are its own."""
 
     def __init__(self, encoder: Encoder, context: Sequence[int] | None = None) -> None:
         """context: one that the encoder was trained with; its present one unless given.
@@ -185,6 +185,7 @@ class CachedEncoder:
         left, right = context or encoder.attention_context
         self.context = (left, right)
         self.layers = conformer_layers(self.encoder)
+        self.dtype = self.layers[0].norm_out.weight.dtype
 
     def begin(self, streams: int = 1) -> EncoderCache:
         """The state of so many streams before their first step."""
@@ -200,7 +201,7 @@ class CachedEncoder:
     def step(
         self, mel: Tensor, lengths: Tensor, cache: EncoderCache, *, last: bool = False
     ) -> tuple[Tensor, Tensor, EncoderCache]:
-        """mel [B, F, T of mel frames], lengths [B] -> x [B, T, D], lengths [B], the state after it.
+        """mel [B, F, T of mel frames], lengths [B] -> x [B, T, D] float32, lengths [B], the state after it.
 
         mel: `sizes.first` frames, or `sizes.front` frames again and `sizes.later` new ones; at the end of a stream
         fewer, or as many of which `lengths` counts the valid ones. last: nothing follows, so that no frame waits for
@@ -209,7 +210,7 @@ class CachedEncoder:
         self.check_adapters()
         sizes, encoder = self.sizes, self.encoder
         with torch.no_grad():
-            x, lengths = encoder.subsample(mel, lengths)
+            x, lengths = encoder.subsample(mel.to(self.dtype), lengths)
             if cache.started:
                 x, lengths = x[:, sizes.skip :], (lengths - sizes.skip).clamp(min=0)
             context = self.surroundings(lengths, x.size(1), cache)
@@ -225,7 +226,7 @@ class CachedEncoder:
                 lengths=(cache.lengths + kept).clamp(min=0, max=sizes.frames),
                 started=True,
             )
-            x = encoder.project(x)
+            x = encoder.project(x).float()
             if not last:
                 x, lengths = x[:, : sizes.keep], lengths.clamp(max=sizes.keep)
             return x, lengths, after
@@ -260,7 +261,7 @@ class CachedEncoder:
         keys = torch.cat((known, valid), dim=1)  # [B, C+T]
         visible = self.encoder.visible(whole, lengths.device, self.context)[held:]
         allowed = valid.unsqueeze(2) & keys.unsqueeze(1) & visible
-        positions = self.encoder.positions(whole, lengths.device)[:, : whole + frames - 1]
+        positions = self.encoder.positions(whole, lengths.device)[:, : whole + frames - 1].to(self.dtype)
         return TapContext(valid=valid, attention=allowed.unsqueeze(1), positions=positions)
 
     def check_adapters(self) -> None:

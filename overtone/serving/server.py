@@ -30,7 +30,7 @@ from overtone.serving.metrics import Observer
 from overtone.serving.recognition.service import RecognitionService
 from overtone.serving.riva.server import RivaServer
 from overtone.serving.settings import ServerSettings
-from overtone.serving.streaming.cache_aware import check_mode
+from overtone.serving.streaming.cache_aware import check_mode, prepare_steps
 
 __all__ = ["Addresses", "Server", "ServerSettings", "serve"]
 
@@ -72,6 +72,7 @@ class Server:
         check_mode(settings.stream, model)
         self.engine = Engine(model, settings.engine)
         try:
+            prepare_steps(settings.stream, self.engine)
             self.store = AdapterStore(
                 model,
                 settings.adapters,

@@ -21,9 +21,12 @@ import numpy as np
 import numpy.typing as npt
 
 from overtone.audio.stream_features import RawFeatures
+from overtone.backends.cast import cast_conformer
 from overtone.decoding.decoder import Emissions, Scope
 from overtone.inference.rows import RowThreads, use_threads
 from overtone.models.asr_model import AsrModel
+from overtone.nets.conformer import ConformerEncoder
+from overtone.nets.encoder_cache import check_encoder
 from overtone.serving.adapter_store.store import Lease
 from overtone.serving.engine.forward import Answer, forward
 from overtone.serving.engine.queue import (
@@ -152,6 +155,12 @@ class Engine:
     def raw_features(self) -> RawFeatures:
         """Features before normalisation, for streams."""
         return RawFeatures(self.model.preprocessor, per_encoder_frame=self.model.encoder.subsampling_factor)
+
+    @cached_property
+    def step_weights(self) -> ConformerEncoder:
+        """The encoder that computes steps of streams, in the model's dtype. Raises UsageError for one that cannot."""
+        encoder, backend = check_encoder(self.model.encoder), self.model.backend
+        return encoder if backend is None else cast_conformer(encoder, backend.dtype)
 
     def state(self) -> EngineState:
         with self._changed:

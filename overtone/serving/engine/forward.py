@@ -56,7 +56,7 @@ def compute_whole(model: AsrModel, rows: Sequence[Row]) -> Sequence[Answer]:
 
 
 def run_steps(model: AsrModel, steps: Sequence[StreamStep]) -> Sequence[Answer]:
-    """Compute steps of one kind, each with the state of its own stream, in float32 with the weights of the base."""
+    """Compute steps of one kind, each with the state of its own stream."""
     encoder = steps[0].encoder
     mel = torch.from_numpy(np.stack([step.mel for step in steps])).to(model.device)  # [B, F, T]
     lengths = torch.tensor([step.frames for step in steps], device=model.device)

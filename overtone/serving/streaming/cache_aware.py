@@ -25,7 +25,7 @@ from overtone.serving.adapter_store.store import Lease
 from overtone.serving.engine.engine import Engine, Samples
 from overtone.serving.engine.queue import StepAnswer, StreamStep
 from overtone.serving.recognition.offline import place
-from overtone.serving.streaming.stream import Stream, StreamSettings
+from overtone.serving.streaming.stream import StreamSettings
 from overtone.serving.streaming.utterances import Ended, Event, Interim, Utterances
 
 
@@ -61,7 +61,7 @@ class CacheAwareStream:
         self.lease = lease
         self.settings = settings = settings or StreamSettings()
         self.group = group
-        self.encoder = CachedEncoder(engine.model.encoder, settings.attention_context)
+        self.encoder = CachedEncoder(engine.step_weights, settings.attention_context)
         self._cache = self.encoder.begin()
         self._features = StreamFeatures(engine.raw_features)
         self._begin = 0
@@ -211,36 +211,17 @@ class CacheAwareStream:
         return results
 
 
-AnyStream = Stream | CacheAwareStream
-
-
-def open_stream(
-    engine: Engine,
-    lease: Lease | None = None,
-    *,
-    settings: StreamSettings,
-    decoding: DecodingOptions | None = None,
-    group: str | None = None,
-) -> AnyStream:
-    """Begin a stream in the mode that its settings ask for; `auto` takes what model and adapters allow.
-
-    The stream takes the lease over. Raises UsageError for settings, a model or adapters that do not fit.
-    """
-    cached = settings.mode == "cache_aware"
-    if settings.mode == "auto":
-        cached = is_made_for_streams(engine.model.encoder) and not attention_adapters(engine, lease)
-    if not cached:
-        if settings.attention_context is not None:
-            raise UsageError("att_context_size is for cache-aware streams; this stream is buffered. Leave it out.")
-        return Stream(engine, lease, settings=settings, decoding=decoding, group=group)
-    return CacheAwareStream(engine, lease, settings=settings, decoding=decoding, group=group)
-
-
 def check_mode(settings: StreamSettings, model: AsrModel) -> None:
     """Raises UsageError for settings of streams that do not fit a model."""
     settings.frames(model.seconds_per_frame)
     if settings.mode == "cache_aware":
         check_encoder(model.encoder, settings.attention_context)
+
+
+def prepare_steps(settings: StreamSettings, engine: Engine) -> None:
+    """Make the weights of the steps ahead of the first stream, where streams are computed so."""
+    if settings.mode == "cache_aware" or (settings.mode == "auto" and is_made_for_streams(engine.model.encoder)):
+        CachedEncoder(engine.step_weights, settings.attention_context)
 
 
 def check_adapters(engine: Engine, lease: Lease | None) -> None:

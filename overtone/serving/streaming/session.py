@@ -12,14 +12,19 @@ from typing import Generic, Self, TypeVar
 import numpy as np
 
 from overtone.audio.decode import AudioDecoder
-from overtone.serving.engine.engine import Samples
+from overtone.decoding.decoder import DecodingOptions
+from overtone.errors import UsageError
+from overtone.nets.encoder_cache import is_made_for_streams
+from overtone.serving.adapter_store.store import Lease
+from overtone.serving.engine.engine import Engine, Samples
 from overtone.serving.errors import IdleError
 from overtone.serving.recognition.request import Call, RecognitionRequest
 from overtone.serving.recognition.service import RecognitionService
-from overtone.serving.streaming.cache_aware import AnyStream, open_stream
-from overtone.serving.streaming.stream import Event, StreamSettings
+from overtone.serving.streaming.cache_aware import CacheAwareStream, attention_adapters
+from overtone.serving.streaming.stream import Event, Stream, StreamSettings
 
 M = TypeVar("M")
+AnyStream = Stream | CacheAwareStream
 
 MOST_MESSAGES = 256
 MOST_TAKEN = 64
@@ -131,6 +136,28 @@ class StreamSession:
             self.request.check_format(self.decoder.format)
             events = await self.push()
         return [*events, *await self.stream.finish()]
+
+
+def open_stream(
+    engine: Engine,
+    lease: Lease | None = None,
+    *,
+    settings: StreamSettings,
+    decoding: DecodingOptions | None = None,
+    group: str | None = None,
+) -> AnyStream:
+    """Begin a stream in the mode that its settings ask for; `auto` takes what model and adapters allow.
+
+    The stream takes the lease over. Raises UsageError for settings, a model or adapters that do not fit.
+    """
+    cached = settings.mode == "cache_aware"
+    if settings.mode == "auto":
+        cached = is_made_for_streams(engine.model.encoder) and not attention_adapters(engine, lease)
+    if not cached:
+        if settings.attention_context is not None:
+            raise UsageError("att_context_size is for cache-aware streams; this stream is buffered. Leave it out.")
+        return Stream(engine, lease, settings=settings, decoding=decoding, group=group)
+    return CacheAwareStream(engine, lease, settings=settings, decoding=decoding, group=group)
 
 
 @asynccontextmanager

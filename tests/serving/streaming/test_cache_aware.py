@@ -7,6 +7,7 @@ import gc
 import itertools
 import weakref
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,8 @@ from overtone.serving.adapter_store.store import AdapterStore
 from overtone.serving.engine.engine import Engine, EngineSettings
 from overtone.serving.errors import WorkerError
 from overtone.serving.recognition.request import Endpointing
-from overtone.serving.streaming.cache_aware import CacheAwareStream, check_mode, open_stream
+from overtone.serving.streaming.cache_aware import CacheAwareStream, check_mode
+from overtone.serving.streaming.session import open_stream
 from overtone.serving.streaming.stream import Interim, Stream, StreamSettings
 from support.families import family_model
 from support.fixtures import fixture_file
@@ -108,6 +110,27 @@ def test_transducers_and_other_contexts_stream_too(name: str, adapter: str | Non
         (final,) = finals(stream_all(cached(engine, store_of(model, None), adapter), waveform, 4000))
     assert final.text.split() == expected.text.split()
     assert [word.start for word in final.words] == pytest.approx([word.start for word in expected.words])
+
+
+def test_steps_are_computed_in_the_dtype_of_the_server(tmp_path: Path) -> None:
+    model, waveform = streaming_model(), noise(SECONDS)
+    exact = step_loop(model, waveform)
+    make_adapter(model, tmp_path / "linear", seed=0)
+    model.set_compute_dtype("bfloat16")
+    with (
+        Engine(model, EngineSettings(max_wait=0.0, threads=1)) as engine,
+        AdapterStore(model, tmp_path, lock=engine.lock, poll_seconds=0) as adapters,
+    ):
+        stream = cached(engine)
+        assert stream._cache.inputs.dtype is torch.bfloat16
+        found = frames_of(stream, waveform, 1600)
+        adapted = frames_of(cached(engine, adapters, "linear"), waveform, 1600)
+        whole = offline(model, waveform)
+        with adapters.acquire("linear") as lease, model.adapters.use(lease.choice):
+            expected = step_loop(model, waveform)
+    noise_floor = np.abs(whole[: len(exact)] - exact).mean()
+    assert 0.0 < np.abs(found[: len(exact)] - exact).mean() < 3 * noise_floor
+    assert np.abs(adapted[: len(exact)] - expected).mean() < 3 * noise_floor
 
 
 # Several at once
