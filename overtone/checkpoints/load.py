@@ -29,14 +29,22 @@ HUB_FILES = (["*.nemo"], ["*.yaml", "*.json", "*.safetensors", "*.model", "*.voc
 """Patterns of the files that are fetched from a hub: a `.nemo`, or else those of a model folder."""
 
 
-def load_model(source: str | Path, *, adapters: bool = True, att_context_size: Sequence[int] | None = None) -> AsrModel:
+def load_model(
+    source: str | Path,
+    *,
+    adapters: bool = True,
+    att_context_size: Sequence[int] | None = None,
+    attention: str | None = None,
+) -> AsrModel:
     """Load a model in float32 with its adapters, none of them in use; `adapters=False` leaves them in the file.
 
     att_context_size: of a model that was trained with several attention contexts the one that acts, [left, right] in
     encoder frames; the first unless given. Raises UsageError for one that it was not trained with.
+    attention: `rel_pos_local_attn` lets full attention become local, with att_context_size as its window, so that hours
+    are recognised in one piece; `rel_pos` lets local attention become full.
     """
     model = find_model(source, adapters=adapters)
-    choose_attention(model, att_context_size)
+    choose_attention(model, att_context_size, attention)
     return model
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from overtone.errors import UsageError, did_you_mean
 
 DTYPES = ("auto", "float32", "bfloat16", "openvino")
+ATTENTIONS = {"local": "rel_pos_local_attn", "full": "rel_pos"}
+"""Kinds of attention, and NeMo's names for them."""
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
@@ -80,13 +82,19 @@ def add_decoder(parser: argparse.ArgumentParser) -> None:
 
 
 def add_attention(parser: argparse.ArgumentParser) -> None:
-    """`--att-context-size`."""
+    """`--att-context-size` and `--attention`."""
     parser.add_argument(
         "--att-context-size",
         type=attention_context,
         metavar="LEFT,RIGHT",
         help="encoder frames that a frame sees, one of the pairs that a cache-aware model was trained with "
-        "(default: its first)",
+        "(default: its first), or any for local attention",
+    )
+    parser.add_argument(
+        "--attention",
+        choices=tuple(ATTENTIONS),
+        help="local: attention to neighbours alone, of which --att-context-size tells the number, such as 128,128; "
+        "hours are then recognised in one piece (--window 0). full: the contrary (default: as the model was trained)",
     )
 
 
@@ -99,14 +107,20 @@ def attention_context(text: str) -> tuple[int, ...]:
     return left, right
 
 
+def attention_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The two options as arguments of `cli.models.load`."""
+    kind = None if arguments.attention is None else ATTENTIONS[arguments.attention]
+    return {"att_context_size": arguments.att_context_size, "attention": kind}
+
+
 def add_windows(parser: argparse.ArgumentParser) -> None:
     """`--window`, `--overlap` and `--batch-seconds`."""
     parser.add_argument(
         "--window",
-        type=number(above=0),
+        type=number(at_least=0),
         default=30.0,
         metavar="SECONDS",
-        help="longer recordings are heard in overlapping windows of this length (default: 30)",
+        help="longer recordings are heard in overlapping windows of this length; 0: in one piece (default: 30)",
     )
     parser.add_argument(
         "--overlap",

@@ -7,7 +7,15 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from overtone.cli.arguments import ADAPTER_HELP, add_attention, add_computing, add_decoder, add_windows
+from overtone.cli.arguments import (
+    ADAPTER_HELP,
+    ATTENTIONS,
+    add_attention,
+    add_computing,
+    add_decoder,
+    add_windows,
+    attention_options,
+)
 from overtone.cli.overrides import add_configuration, is_override, read_settings
 from overtone.cli.screen import note, progress_bar, results_console
 from overtone.errors import ConfigError, UsageError, did_you_mean
@@ -86,8 +94,11 @@ def by_settings(arguments: argparse.Namespace) -> Evaluation:
         name, _ = split_name(name, None)
     if arguments.device == "auto":
         arguments.device = device_of(settings.trainer.accelerator)
+    encoder = settings.model.encoder
     if arguments.att_context_size is None:
-        arguments.att_context_size = settings.model.encoder.att_context_size
+        arguments.att_context_size = encoder.att_context_size
+    if arguments.attention is None and encoder.self_attention_model is not None:
+        arguments.attention = next(name for name, kind in ATTENTIONS.items() if kind == encoder.self_attention_model)
     dtype = arguments.dtype if arguments.dtype != "auto" else settings.compute_dtype
     return measure(arguments, model, list(manifest_paths(settings.model.test_ds)), [name], dtype=dtype)
 
@@ -113,14 +124,14 @@ def measure(
 
     for manifest in manifests:
         read_references(Path(manifest))
-    model = load(source, arguments.device, decoder=arguments.decoder, att_context_size=arguments.att_context_size)
+    model = load(source, arguments.device, decoder=arguments.decoder, **attention_options(arguments))
     choices = [None, *model.adapters.names] if adapters is None else [find_adapter(model, name) for name in adapters]
     with progress_bar("evaluating") as progress:
         return evaluate(
             model,
             manifests,
             adapters=choices,
-            window=arguments.window,
+            window=arguments.window or None,
             overlap=arguments.overlap,
             batch_seconds=arguments.batch_seconds,
             compute_dtype=dtype,

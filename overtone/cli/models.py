@@ -19,16 +19,18 @@ def load(
     *,
     decoder: str | None = None,
     att_context_size: Sequence[int] | None = None,
+    attention: str | None = None,
 ) -> AsrModel:
     """The model of that path or name on the device, recognising with the head that `decoder` names.
 
-    att_context_size: as `load_model`. Raises CheckpointError, or UsageError for an absent device, head or context.
+    att_context_size, attention: as `load_model`. Raises CheckpointError, or UsageError for an absent device, head or
+    context.
     """
     from overtone.checkpoints.load import load_model
 
     quiet_libraries()
     chosen = find_device(device)
-    model = load_model(source, att_context_size=att_context_size)
+    model = load_model(source, att_context_size=att_context_size, attention=attention)
     if decoder is not None:
         model.check_head(decoder)
         model.head_name = decoder

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from overtone.cli.arguments import add_attention, add_computing, add_decoder, number
+from overtone.cli.arguments import add_attention, add_computing, add_decoder, attention_options, number
 from overtone.cli.screen import note
 from overtone.errors import AdapterError, UsageError
 from overtone.startup import fast_imports
@@ -169,7 +169,7 @@ def run(arguments: argparse.Namespace) -> int:
         settings.model,
         arguments.device,
         decoder=arguments.decoder,
-        att_context_size=arguments.att_context_size,
+        **attention_options(arguments),
     )
     if attention := attention_text(model):
         note(f"{model.name or 'model'} · {attention}")

@@ -79,4 +79,6 @@ def next_command(settings: Settings, result: TrainingResult) -> str:
     words = ["overtone", "evaluate", model, "TEST_MANIFEST", "--adapter", "null", "--adapter", str(result.best)]
     if context := settings.model.encoder.att_context_size:
         words += ["--att-context-size", ",".join(map(str, context))]
+    if kind := settings.model.encoder.self_attention_model:
+        words += ["--attention", "local" if kind == "rel_pos_local_attn" else "full"]
     return f"Next: {shlex.join(words)}"

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-from overtone.cli.arguments import ADAPTER_HELP, add_attention, add_computing, add_decoder, add_windows
+from overtone.cli.arguments import (
+    ADAPTER_HELP,
+    add_attention,
+    add_computing,
+    add_decoder,
+    add_windows,
+    attention_options,
+)
 from overtone.cli.screen import note, progress_bar, shares_terminal_with_results
 from overtone.errors import OvertoneError
 from overtone.startup import fast_imports
@@ -51,12 +58,12 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.model,
         arguments.device,
         decoder=arguments.decoder,
-        att_context_size=arguments.att_context_size,
+        **attention_options(arguments),
     )
     choice = find_adapter(model, arguments.adapter)
     transcriber = Transcriber(
         model,
-        window=arguments.window,
+        window=arguments.window or None,
         overlap=arguments.overlap,
         batch_seconds=arguments.batch_seconds,
         compute_dtype=arguments.dtype,

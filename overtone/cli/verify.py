@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from overtone.cli.arguments import ADAPTER_HELP, add_attention, add_decoder
+from overtone.cli.arguments import ADAPTER_HELP, add_attention, add_decoder, attention_options
 from overtone.cli.screen import note
 from overtone.startup import fast_imports
 from overtone.text_table import columns
@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
         from overtone.evaluation.verify import verify
         from overtone.models.attention import attention_text
 
-    model = load(arguments.model, "cpu", decoder=arguments.decoder, att_context_size=arguments.att_context_size)
+    model = load(arguments.model, "cpu", decoder=arguments.decoder, **attention_options(arguments))
     choices = [find_adapter(model, text) for text in arguments.adapter or ()]
     found = verify(model, arguments.audio or None, adapters=[choice for choice in choices if choice] or None)
     if attention := attention_text(model):

@@ -286,6 +286,8 @@ class EncoderSettings:
 
     att_context_size: tuple[int, ...] | None = None
     """[left, right] in encoder frames, one of those that the model was trained with; null: the first."""
+    self_attention_model: Literal["rel_pos_local_attn", "rel_pos"] | None = None
+    """Local attention in the place of full, with any att_context_size, or the contrary; null: as it was trained."""
 
 
 @dataclass(frozen=True, kw_only=True)

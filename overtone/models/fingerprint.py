@@ -14,6 +14,8 @@ from overtone.models.parts import Settings, complete, parts_of
 
 NUMBERLESS = ("dither", "pad_to", "position_max_len", "attention_contexts")
 """Settings, besides all dropouts, that change no number of an inference with the base as it is loaded."""
+LATER = ("global_attention",)
+"""Settings that came later than the first fingerprints: None is as good as absent."""
 
 
 class Fingerprint:
@@ -58,7 +60,7 @@ def canonical(value: Any) -> Any:
         return {
             key: canonical(item)
             for key, item in value.items()
-            if key not in NUMBERLESS and not key.startswith("dropout")
+            if key not in NUMBERLESS and not key.startswith("dropout") and not (key in LATER and item is None)
         }
     if isinstance(value, list | tuple):
         return [canonical(item) for item in value]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from overtone.nets.layers import drop
+from overtone.nets.local_attention import attend_globally, attend_locally, global_frames, mix_queries
 from overtone.nets.taps import Position, Tap, TapContext
 
 
@@ -69,7 +70,9 @@ class SelfAttention(nn.Module):
         use_bias: bool = True,
         dropout: float = 0.0,
         position_biases: tuple[nn.Parameter, nn.Parameter] | None = None,
+        separate: bool = False,
     ) -> None:
+        """separate: global frames of local attention have projections of their own."""
         super().__init__()
         self.heads = heads
         self.dropout = dropout
@@ -81,8 +84,13 @@ class SelfAttention(nn.Module):
         self.k = Tap("linear", width)
         self.v = Tap("linear", width)
         self.out = Tap("linear", width)
+        self.separate = separate
+        if separate:
+            self.global_q = nn.Linear(width, width, bias=use_bias)
+            self.global_k = nn.Linear(width, width, bias=use_bias)
+            self.global_v = nn.Linear(width, width, bias=use_bias)
         self.position: Position = position
-        self.relative = position == "rel_pos"
+        self.relative = position != "abs_pos"
         if self.relative:
             self.linear_pos = nn.Linear(width, width, bias=False)
             bias_u, bias_v = position_biases or new_position_biases(width, heads)
@@ -100,6 +108,8 @@ class SelfAttention(nn.Module):
         query = split_heads(self.q(x, self.linear_q(x), context), self.heads)  # [B, H, T, K]
         key = split_heads(self.k(source, self.linear_k(source), context), self.heads)  # [B, H, N, K]
         value = split_heads(self.v(source, self.linear_v(source), context), self.heads)
+        if context.window is not None:
+            return self.out_of(self.look_around(query, key, value, x, context), context)
         bias = None
         if self.relative:
             assert context.positions is not None
@@ -107,9 +117,43 @@ class SelfAttention(nn.Module):
             bias = relative_shift((query + self.pos_bias_v.unsqueeze(1)) @ distance.transpose(-2, -1))
             query = query + self.pos_bias_u.unsqueeze(1)
         dropout = self.dropout if self.training else 0.0
-        attended = attend(query, key, value, bias, context.attention, dropout)
+        return self.out_of(attend(query, key, value, bias, context.attention, dropout), context)
+
+    def out_of(self, attended: Tensor, context: TapContext) -> Tensor:
+        """attended [B, T, D] -> its projection [B, T, D]."""
         result: Tensor = self.out(attended, self.linear_out(attended), context)
         return result
+
+    def look_around(self, query: Tensor, key: Tensor, value: Tensor, x: Tensor, context: TapContext) -> Tensor:
+        """query, key, value [B, H, T, K] of x [B, T, D] -> what a frame sees in its window [B, T, D]."""
+        window, valid = context.window, context.valid
+        assert window is not None
+        assert context.positions is not None
+        encodings = split_heads(self.linear_pos(context.positions), self.heads)  # [1, H, N, K]
+        dropout = self.dropout if self.training else 0.0
+        chosen, beyond = global_frames(window, valid), None
+        queries, keys, values = query, key, value
+        if chosen is not None:
+            if self.separate:
+                projections = (self.global_q(x), self.global_k(x), self.global_v(x))
+                queries, keys, values = (split_heads(each, self.heads) for each in projections)
+            scores = queries @ keys[:, :, chosen].transpose(-2, -1) / math.sqrt(query.size(-1))  # [B, H, T, G]
+            beyond = scores.masked_fill(~valid[:, None, None, chosen], -10000.0), value[:, :, chosen]
+        attended = attend_locally(
+            query + self.pos_bias_u.unsqueeze(1),
+            key,
+            value,
+            (query + self.pos_bias_v.unsqueeze(1), encodings),
+            valid,
+            window,
+            beyond=beyond,
+            dropout=dropout,
+        )
+        if chosen is not None:
+            mixed = mix_queries(queries[:, :, chosen], valid[:, chosen].sum(1).tolist())
+            outputs = attend_globally(mixed, keys, values, valid, dropout=dropout)
+            attended = attended.index_copy(2, chosen, outputs)
+        return attended.transpose(1, 2).flatten(2).masked_fill(~valid.unsqueeze(-1), 0.0)
 
 
 def new_position_biases(width: int, heads: int) -> tuple[nn.Parameter, nn.Parameter]:
@@ -124,7 +168,7 @@ class PositionTable(nn.Module):
     def __init__(self, width: int, position: Position) -> None:
         super().__init__()
         self.width = width
-        self.relative = position == "rel_pos"
+        self.relative = position != "abs_pos"
         self.table = torch.zeros(0, width)
         """No buffer: it is no part of the weights, and of another length in every process."""
 

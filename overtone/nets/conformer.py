@@ -7,7 +7,7 @@ Legend: B batch, T time, F mel bins, D width.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -24,8 +24,9 @@ from overtone.nets.layers import (
     time_conv,
     valid_frames,
 )
+from overtone.nets.local_attention import select_encodings
 from overtone.nets.subsampling import Subsampling, build_subsampling
-from overtone.nets.taps import Position, Tap, TapContext
+from overtone.nets.taps import LOCAL, Position, Tap, TapContext, Window
 
 ContextStyle = Literal["regular", "chunked_limited"]
 PADDING_BLIND_NORMS = ("batch_norm", "layer_norm")
@@ -133,6 +134,8 @@ class ConformerEncoder(nn.Module):
     """The frames to the left and to the right that a frame sees; -1: all."""
     attention_contexts: tuple[tuple[int, int], ...]
     """The contexts that the encoder was trained with."""
+    window: Window | None
+    """The window of local attention; None: attention as `attention_context` says."""
 
     def __init__(
         self,
@@ -156,6 +159,7 @@ class ConformerEncoder(nn.Module):
         attention_context: Sequence[int] = (-1, -1),
         attention_contexts: Sequence[Sequence[int]] = (),
         attention_context_style: ContextStyle = "regular",
+        global_attention: Mapping[str, Any] | None = None,
         output_width: int | None = None,
         dropout: float = 0.1,
         dropout_pre_encoder: float = 0.1,
@@ -170,7 +174,12 @@ class ConformerEncoder(nn.Module):
         self.subsampling, self.conv_norm = subsampling, conv_norm
         self.dropout_rate = max(dropout, dropout_pre_encoder, dropout_emb, dropout_att)
         self.scale = math.sqrt(width) if scale_input else 1.0
-        self.relative = position == "rel_pos"
+        self.relative = position != "abs_pos"
+        tokens = {"tokens": 0, "spacing": 1, "separate": False, **(global_attention or {})}
+        separate = tokens.pop("separate")
+        self.window = None
+        if position == LOCAL:
+            self.window = Window(left=attention_context[0], right=attention_context[1], **tokens)
         self.attention_context = (attention_context[0], attention_context[1])
         self.attention_contexts = tuple((left, right) for left, right in attention_contexts or [attention_context])
         self.attention_context_style = attention_context_style
@@ -179,11 +188,11 @@ class ConformerEncoder(nn.Module):
             subsampling, features, width, factor=subsampling_factor, channels=channels, causal=causal_downsampling
         )
         self.positions = PositionTable(width, position)
-        self.dropout_pre_encoder = nn.Dropout(dropout_pre_encoder)
+        self.dropout_pre_encoder = nn.Dropout(dropout if position == LOCAL else dropout_pre_encoder)
         self.dropout_emb = nn.Dropout(dropout_emb if self.relative else 0.0)
-        shared = None if untie_biases or not self.relative else new_position_biases(width, heads)
-        biases: dict[str, Any] = {"use_bias": use_bias, "position_biases": shared}
-        attention = partial(SelfAttention, width, heads, position=position, dropout=dropout_att, **biases)
+        shared = None if untie_biases or position != "rel_pos" else new_position_biases(width, heads)
+        options: dict[str, Any] = {"use_bias": use_bias, "position_biases": shared, "separate": separate}
+        attention = partial(SelfAttention, width, heads, position=position, dropout=dropout_att, **options)
         convolution = partial(ConvolutionModule, width, kernel_size, conv_norm, conv_context, use_bias)
         layer = partial(ConformerLayer, width, inner=width * feed_forward_expansion, use_bias=use_bias, dropout=dropout)
         self.layers = nn.ModuleList(layer(attention=attention, convolution=convolution) for _ in range(layers))
@@ -252,8 +261,15 @@ class ConformerEncoder(nn.Module):
 
     def surroundings(self, lengths: Tensor, frames: int) -> tuple[Tensor, TapContext]:
         """lengths [B] -> position encodings [1, 2T'-1 or T', D], and the context of every tap."""
-        positions = apply_dropout(self.positions(frames, lengths.device), self.dropout_emb)
+        positions = apply_dropout(self.encodings(frames, lengths.device), self.dropout_emb)
         return positions, self.tap_context(lengths, frames, positions if self.relative else None)
+
+    def encodings(self, frames: int, device: torch.device) -> Tensor:
+        """Position encodings [1, 2T'-1 or T', D] of so many frames; under local attention [1, N, D] of its window."""
+        if self.window is None:
+            encodings: Tensor = self.positions(frames, device)
+            return encodings
+        return select_encodings(self.positions(1 + max(self.window.left, self.window.right), device), self.window)
 
     def enter(self, x: Tensor, positions: Tensor) -> Tensor:
         """The output of the subsampling [B, T', D] -> the input of the first layer [B, T', D]."""
@@ -290,6 +306,8 @@ class ConformerEncoder(nn.Module):
     def tap_context(self, lengths: Tensor, frames: int, positions: Tensor | None) -> TapContext:
         """lengths [B], positions [1, 2T'-1, D] -> masks and positions for every tap."""
         valid = valid_frames(lengths, frames)
+        if self.window is not None:
+            return TapContext(valid=valid, positions=positions, window=self.window)
         allowed = valid.unsqueeze(2) & valid.unsqueeze(1) & self.visible(frames, lengths.device)
         return TapContext(valid=valid, attention=allowed.unsqueeze(1), positions=positions)
 

@@ -10,6 +10,8 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from overtone.nets.taps import Window
+
 
 class Encoder(Protocol):
     """mel [B, F, T], lengths [B] -> x [B, T', D], lengths [B]; a module, a stack of numbered layers."""
@@ -28,6 +30,10 @@ class Encoder(Protocol):
     """Compute every layer's activations again in the backward pass."""
     attention_context: tuple[int, int]
     """Frames to the left and to the right that a frame sees; -1 for all."""
+    window: Window | None
+    """The window of local attention; None for any other."""
+    relative: bool
+    """True if attention has relative positions, so that it may become local or cease to be."""
 
     @property
     def attention_contexts(self) -> Sequence[tuple[int, int]]:

@@ -110,6 +110,8 @@ def reasons_against(encoder: ConformerEncoder, left: int, right: int) -> list[st
         reasons.append("its convolutions see later frames")
     if not isinstance(encoder.pre_encode, ConvSubsampling) or encoder.pre_encode.before == encoder.pre_encode.after:
         reasons.append("its subsampling is not causal")
+    if encoder.window is not None:
+        reasons.append("its attention is local")
     if not encoder.relative:
         reasons.append("its positions are absolute")
     return reasons

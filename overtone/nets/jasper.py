@@ -24,7 +24,7 @@ from overtone.nets.layers import (
     time_conv,
     valid_frames,
 )
-from overtone.nets.taps import Tap, TapContext
+from overtone.nets.taps import Tap, TapContext, Window
 
 Residual = Literal["add", "stride_add", "max"]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -230,6 +230,8 @@ class JasperEncoder(nn.Module):
     rows_are_independent = True
     attention_contexts: Sequence[tuple[int, int]] = ()
     attention_context = (-1, -1)
+    window: Window | None = None
+    relative = False
 
     def __init__(self, *, features: int = 80, blocks: Sequence[Mapping[str, Any]], activation: str = "relu") -> None:
         """blocks: keyword arguments of JasperBlock. Raises ConfigError where they do not fit together."""

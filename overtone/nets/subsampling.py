@@ -8,6 +8,7 @@ Legend: B batch, T mel frames, T' encoder frames, F mel bins, C channels, D widt
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -21,6 +22,12 @@ KERNEL = 3
 STRIDE = 2
 CACHE_BYTES = 1 << 23
 """Rows are subsampled together as long as the largest activation stays below."""
+LONG_BYTES = 1 << 28
+"""A recording whose largest activation would be larger is subsampled in pieces."""
+HALO = 2
+"""Encoder frames on each side of a piece that are computed for its edges."""
+Subsample = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""mel [B, T, F], lengths [B] -> x [B, T', D], lengths [B]."""
 
 
 class ConvSubsampling(nn.Module):
@@ -67,6 +74,10 @@ class ConvSubsampling(nn.Module):
         return torch.div(lengths + self.before + self.after - KERNEL, STRIDE, rounding_mode="floor") + 1
 
     def forward(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        return subsample_in_pieces(self, mel, lengths, self.subsample_rows)
+
+    def subsample_rows(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """mel [B, T, F], lengths [B] -> x [B, T', D], lengths [B], as many rows at once as a cache has room for."""
         rows = self.rows_at_once(mel)
         parts = [self.subsample(*part) for part in zip(mel.split(rows), lengths.split(rows), strict=True)]
         outputs, counts = zip(*parts, strict=True)
@@ -134,6 +145,30 @@ class ConvSubsampling(nn.Module):
         channels, bins = x.size(3), x.size(2)
         weight = self.out.weight.unflatten(1, (channels, bins)).transpose(1, 2).flatten(1)
         return F.linear(x.flatten(2), weight, self.out.bias)
+
+
+def subsample_in_pieces(
+    module: ConvSubsampling, mel: Tensor, lengths: Tensor, subsample: Subsample
+) -> tuple[Tensor, Tensor]:
+    """mel [B, T, F], lengths [B] -> x [B, T', D], lengths [B], a long recording in pieces.
+
+    subsample: computes a piece. Frames at its edges that another piece knows better are left out.
+    """
+    largest = mel[0].numel() // STRIDE**2 * module.channels * mel.element_size()  # behind the first stage
+    if largest <= LONG_BYTES:
+        return subsample(mel, lengths)
+    factor, whole, counts = STRIDE**module.stages, mel.size(1), lengths
+    frames = max(HALO, whole * LONG_BYTES // largest // factor)
+    for _ in range(module.stages):
+        whole, counts = module.halved(whole), module.halved_lengths(counts)
+    found = []
+    for first in range(0, whole, frames):
+        begin = max(0, first - HALO) * factor
+        piece = mel[:, begin : (first + frames + HALO) * factor]
+        x, _ = subsample(piece, (lengths - begin).clamp(max=piece.size(1)))
+        skipped = first - begin // factor
+        found.append(x[:, skipped : skipped + frames])
+    return torch.cat(found, dim=1), counts
 
 
 class StackingSubsampling(nn.Module):

@@ -12,7 +12,21 @@ import torch
 from torch import Tensor, nn
 
 Place = Literal["after_block", "after_attention", "linear", "input"]
-Position = Literal["rel_pos", "abs_pos"]
+Position = Literal["rel_pos", "abs_pos", "rel_pos_local_attn"]
+LOCAL: Position = "rel_pos_local_attn"
+"""Relative positions, and attention to neighbours alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """The frames that a frame sees under local attention."""
+
+    left: int
+    right: int
+    tokens: int = 0
+    """Number of global frames, which see all and are seen by all."""
+    spacing: int = 1
+    """Frames from one global frame to the next; the first is the first frame."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +38,9 @@ class TapContext:
     attention: Tensor | None = None
     """[B, 1, T, T] bool, true where a query frame (third axis) may look at a key frame (fourth)."""
     positions: Tensor | None = None
-    """[1, 2T-1, D] encodings of the distances T-1 … -(T-1), where attention is relative."""
+    """[1, 2T-1, D] encodings of the distances T-1 … -(T-1), where attention is relative; [1, N, D] of a window's N."""
+    window: Window | None = None
+    """The window of local attention, which has no `attention`."""
 
     def rows(self, index: Tensor) -> TapContext:
         """The same for the given rows of the batch only; `index` is [rows] int64."""

@@ -65,7 +65,6 @@ def give_back(model: AsrModel) -> Iterator[None]:
     After an error also without a new adapter, with the parameters trainable as before, and the files' choice as before.
     """
     backend, device, adapters, head_name = model.backend, model.device, model.adapters, model.head_name
-    attention = model.encoder.attention_context
     if head_name == "rnnt" and "hybrid" in model.heads:
         model.head_name = "hybrid"
     frozen, dropout, learns = (
@@ -90,7 +89,6 @@ def give_back(model: AsrModel) -> Iterator[None]:
     finally:
         model.eval().to(device)
         model.backend, model.head_name = backend, head_name  # `train_base` computes with the encoder itself
-        model.encoder.attention_context = attention
 
 
 # Adapters

@@ -69,6 +69,8 @@ class TrainingPlan:
     """The adapter to train; None trains every weight of the base."""
     att_context_size: tuple[int, ...] | None
     """The attention context of the base; None: the one that acts."""
+    attention: str | None
+    """The kind of the base's attention by NeMo's name; None: as it is."""
     base_dropout: bool
     vocabulary_check: Literal["refuse", "drop", "keep"]
     train_data: DatasetSettings
@@ -127,6 +129,7 @@ def plan_training(
         base=model if model is not None else plan_base(chosen),
         adapter=adapter,
         att_context_size=chosen.encoder.att_context_size,
+        attention=chosen.encoder.self_attention_model,
         base_dropout=chosen.base_dropout,
         vocabulary_check=chosen.vocabulary_check,
         train_data=chosen.train_ds,

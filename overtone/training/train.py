@@ -26,7 +26,7 @@ from overtone.config import (
     split_name,
 )
 from overtone.models.asr_model import AsrModel
-from overtone.models.attention import choose_attention
+from overtone.models.attention import choose_attention, keep_attention
 from overtone.startup import pause_garbage_collection
 from overtone.training.console import Reporter
 from overtone.training.data import read_ahead, read_training_set, read_validation_sets
@@ -185,8 +185,8 @@ def run_plan(plan: TrainingPlan, reporter: Reporter) -> TrainingResult:
         training = read_training_set(model, plan, reporter)
         validation = read_validation_sets(model, plan, reporter)
         length = plan_length(plan.trainer, training.plan, processes=machine.processes, validates=bool(validation))
-        with give_back(model):
-            choose_attention(model, plan.att_context_size)
+        with give_back(model), keep_attention(model):
+            choose_attention(model, plan.att_context_size, plan.attention)
             adapter = None
             if plan.adapter is None:
                 model.train_base(base_dropout=plan.base_dropout)

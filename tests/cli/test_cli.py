@@ -110,7 +110,7 @@ def test_python_m_is_the_same_command() -> None:
         (["transcribe", "--formt", "srt"], "Unknown option '--formt'. Did you mean '--format'?"),
         (["transcribe", "--format", "doc"], "invalid choice: 'doc'"),
         (["transcribe", "--window", "long"], "'long' is no number"),
-        (["transcribe", "--window", "0"], "0 is too small"),
+        (["transcribe", "--window=-1"], "-1 is too small"),
         (["transcribe"], "Nothing to transcribe"),
         (["evaluate"], "A model and at least one manifest are needed"),
         (["evaluate", "a.nemo", "model.nemo_model=b.nemo"], "give either settings or MODEL MANIFEST"),

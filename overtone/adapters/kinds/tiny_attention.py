@@ -34,7 +34,7 @@ from overtone.config.targets import (
 )
 from overtone.errors import AdapterError
 from overtone.nets.attention import attend, new_position_biases, relative_shift, split_heads
-from overtone.nets.taps import Position, TapContext
+from overtone.nets.taps import LOCAL, Position, TapContext
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ class TinyAttentionAdapter:
                 )
 
     def acts_at(self, point: Point) -> bool:
-        return point.place == "after_attention"
+        return point.place == "after_attention" and point.attention != LOCAL
 
     def parts(self, point: Point) -> dict[str, nn.Module | nn.Parameter]:
         width, inner = point.out_width, self.inner_width(point)
@@ -104,7 +104,9 @@ class TinyAttentionAdapter:
         return "rel_pos" if "rel_pos" in (self.position, point.attention) and self.position != "abs_pos" else "abs_pos"
 
     def delta(self, tensors: Tensors, x: Tensor, y: Tensor, context: TapContext, training: bool) -> Tensor:
-        """x, y [B, T, D] -> the change of y [B, T, D]."""
+        """x, y [B, T, D] -> the change of y [B, T, D]. Raises AdapterError where the model's attention is local."""
+        if context.window is not None:
+            raise AdapterError("A tiny_attn adapter does not act under local attention; use a linear or LoRA adapter.")
         normed = layer_norm(y, tensors["norm.weight"], tensors["norm.bias"])
         query, key, value = (
             split_heads(linear(normed, tensors[f"{part}.weight"], tensors[f"{part}.bias"]), self.heads)

@@ -96,8 +96,10 @@ class FusedEncoder:
         return self.state is not None and self.state == self.base_state()
 
     def base_state(self) -> list[tuple[int, int | None]]:
-        """For each tensor of the base its address, and how often it has been written to."""
-        return [
+        """For each tensor of the base its address, and how often it has been written to; before these, whether the
+        attention is local.
+        """
+        return [(int(self.encoder.window is not None), None)] + [
             (tensor.data_ptr(), None if tensor.is_inference() else tensor._version)
             for held in self.holders
             for tensor in held.values()
@@ -113,7 +115,7 @@ class FusedEncoder:
         else:
             self.pre_encode = CastSubsampling(encoder.pre_encode, self.dtype, encoder.scale)
         layers = [module for module in encoder.layers if isinstance(module, ConformerLayer)]
-        self.layers = [FusedLayer(layer, self.dtype) for layer in layers]
+        self.layers = [FusedLayer(layer, self.dtype, local=encoder.window is not None) for layer in layers]
         self.longest = 0
         self.out_proj = None if encoder.out_proj is None else cast_product(encoder.out_proj, self.dtype)
 
@@ -160,21 +162,20 @@ class FusedEncoder:
     def surroundings(self, lengths: Tensor, frames: int) -> tuple[Tensor, SharedContext]:
         """lengths [B] -> position encodings [1, 2T'-1 or T', D], and the context that the layers share."""
         encoder = self.encoder
-        positions: Tensor = encoder.positions(frames, lengths.device)
+        positions = encoder.encodings(frames, lengths.device)
         mask = draw_mask(encoder.dropout_emb, positions)
         if mask is not None:
             positions = positions * mask
-        elif encoder.relative:
+        elif encoder.relative and encoder.window is None:
             self.encode_distances(frames, lengths.device)
         context = encoder.tap_context(lengths, frames, positions if encoder.relative else None)
-        assert context.attention is not None
         keep = context.valid.unsqueeze(-1).to(self.dtype) if int(lengths.min()) < frames else None
-        limited = encoder.attention_context != (-1, -1)
+        limited = context.attention is not None and encoder.attention_context != (-1, -1)
         return positions, SharedContext(
             taps=context,
             keep=keep,
             marks=None if keep is None else (1.0 - keep.squeeze(-1)) * FORBIDDEN,
-            forbidden=~context.attention.squeeze(1) if limited else None,
+            forbidden=~context.attention.squeeze(1) if context.attention is not None and limited else None,
             positions=positions if mask is not None and encoder.relative else None,
             attends_wide=attends_wide(len(lengths), frames, lengths.device),
         )
@@ -221,7 +222,8 @@ class FusedLayer:
     The layer is one node of the autograd graph unless a tap inside it acts; then each part without such a tap is one.
     """
 
-    def __init__(self, layer: ConformerLayer, dtype: torch.dtype) -> None:
+    def __init__(self, layer: ConformerLayer, dtype: torch.dtype, *, local: bool = False) -> None:
+        """local: the attention sees neighbours alone, and is computed by the layer's own module in float32."""
         self.layer = layer
         self.feed_forward1 = FeedForwardPart(layer.norm_feed_forward1, layer.feed_forward1, layer.dropout, dtype)
         self.feed_forward2 = FeedForwardPart(layer.norm_feed_forward2, layer.feed_forward2, layer.dropout, dtype)
@@ -229,8 +231,9 @@ class FusedLayer:
         convolution = ConvolutionPart if isinstance(layer.conv.batch_norm, nn.BatchNorm2d) else CastConvolution
         self.convolution = convolution(layer.norm_conv, layer.conv, layer.dropout, dtype)
         self.norm_out = Norm(layer.norm_out, dtype)
+        self.local = local
         self.whole: PartChain | None = None
-        if isinstance(self.convolution, ConvolutionPart):
+        if isinstance(self.convolution, ConvolutionPart) and not local:
             self.whole = PartChain(
                 self.feed_forward1, self.attention, self.convolution, self.feed_forward2, NormPart(self.norm_out)
             )
@@ -243,10 +246,19 @@ class FusedLayer:
             y = run_part(self.whole, block_input, shared)
         else:
             x = self.feed_forward1(block_input, shared)
-            x = layer.after_attention(x, self.attention(x, shared), context)
+            x = layer.after_attention(x, self.attend(x, shared), context)
             x = self.convolution(x, shared)
             y = self.norm_out(self.feed_forward2(x, shared))
         return layer.after_block.apply_in_place(block_input, y, context)
+
+    def attend(self, x: Tensor, shared: SharedContext) -> Tensor:
+        """x [B, T, D] -> x and what attention adds [B, T, D]."""
+        if not self.local:
+            return self.attention(x, shared)
+        layer = self.layer
+        part: Tensor = layer.self_attn(layer.norm_self_att(x.float()), shared.taps)
+        part = part.to(x.dtype)
+        return add_part(x, part, draw_mask(layer.dropout, part))
 
 
 class CastConvolution:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from overtone.backends.fused.parts import Product
 from overtone.nets.layers import channels_last_is_safe
-from overtone.nets.subsampling import KERNEL, STRIDE, ConvSubsampling
+from overtone.nets.subsampling import KERNEL, STRIDE, ConvSubsampling, subsample_in_pieces
 
 GROUPS = (4, 2, 1)
 """Numbers of neighbouring output bins that the first convolution may compute from one patch."""
@@ -62,6 +62,10 @@ class FusedSubsampling:
         self.out = Product((weight.double() * scale).to(dtype).contiguous(), out_bias)
 
     def __call__(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        return subsample_in_pieces(self.module, mel, lengths, self.subsample_rows)
+
+    def subsample_rows(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """mel [B, T, F], lengths [B] -> x [B, T', D], lengths [B], as many rows at once as a cache has room for."""
         chunk = mel.size(0)
         if mel.device.type == "cpu":
             row_bytes = mel[0].numel() // STRIDE**2 * self.channels * self.dtype.itemsize
@@ -69,7 +73,7 @@ class FusedSubsampling:
         halves = [lengths]
         for _ in range(1 + len(self.stages)):
             halves.append(self.module.halved_lengths(halves[-1]))
-        counts = torch.stack(halves, dim=1).tolist()  # [B][stages + 1]
+        counts = torch.stack(halves, dim=1).clamp(min=0).tolist()  # [B][stages + 1]
         rows = mel.to(self.dtype, copy=True).split(chunk)
         x = torch.cat([self.subsample(part, counts[chunk * i : chunk * (i + 1)]) for i, part in enumerate(rows)])
         return self.out(x), halves[-1]

@@ -80,6 +80,8 @@ class OpenVinoEncoder:
         return type(self)(copy.deepcopy(self.encoder, memo), self.dtype)
 
     def __call__(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        if self.encoder.window is not None:
+            raise UsageError(f"OpenVINO does not compute local attention. {OTHERWISE}")
         if self.encoder.training:
             raise UsageError(f"OpenVINO computes no gradients; the model is in training mode. {OTHERWISE}")
         with self.lock, torch.no_grad():
@@ -243,6 +245,7 @@ def check_encoder(encoder: Encoder) -> ConformerEncoder:
         f"computing on a CPU, not on {device}": device.type == "cpu",
         "subsampling by convolutions (striding, dw_striding)": isinstance(encoder.pre_encode, ConvSubsampling),
         "relative positions (rel_pos)": encoder.relative,
+        "attention that is not local": encoder.window is None,
         "batch norm in the convolutions (batch_norm)": all(
             isinstance(layer.get_submodule("conv.batch_norm"), nn.BatchNorm2d) for layer in encoder.layers
         ),

@@ -233,8 +233,10 @@ def text_files(
     pieces = write_pieces(tokenizer, blank)
     unknown = pieces["model"].get("unk_token", tokenizer.vocabulary[pieces["model"].get("unk_id") or 0])
     processor = {"processor_class": "ParakeetProcessor"}
+    start = {} if kind == "parakeet_ctc" else {"decoder_start_token_id": config["pad_token_id"]}
     return {
         CONFIG: config,
+        "generation_config.json": {"pad_token_id": config["pad_token_id"], **start},
         TOKENIZER: pieces,
         "tokenizer_config.json": {
             **processor,

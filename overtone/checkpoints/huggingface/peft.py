@@ -198,7 +198,10 @@ def read_adapter_config(path: Path) -> dict[str, Any]:
     for key in ("rank_pattern", "alpha_pattern"):
         pattern = config.get(key) or {}
         numbers = isinstance(pattern, dict) and all(type(each) in (int, float) for each in pattern.values())
-        if not numbers or not all(PATTERN.fullmatch(name) and math.isfinite(each) for name, each in pattern.items()):
+        plain = numbers and (
+            key == "rank_pattern" or all(map(PATTERN.fullmatch, pattern))
+        )  # the tensors tell the ranks
+        if not plain or not all(map(math.isfinite, pattern.values())):
             refuse(str(path), key, pattern, "a mapping of modules' names, or their ends, to numbers")
     return {key: value for key, value in config.items() if key in known or value not in NOTHING}
 

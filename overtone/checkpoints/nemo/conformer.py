@@ -13,12 +13,16 @@ from overtone.config.keys import (
     integer,
     number,
     one_of,
+    optional,
     refuse,
     write_section,
 )
+from overtone.nets.taps import LOCAL
 
 WITH_RIGHT_CONTEXT = "chunked_limited_with_rc"
 """The style of attention whose chunks see frames on their right: of streams alone."""
+NO_TOKENS = {"tokens": 0, "spacing": 1, "separate": False}
+"""The global frames of local attention that has none."""
 CONTEXT_STYLES = ("regular", "chunked_limited", WITH_RIGHT_CONTEXT)
 
 
@@ -98,6 +102,15 @@ def read_attention(settings: dict[str, Any], where: str) -> None:
     for left, right in contexts if style == "chunked_limited" else ():
         if (right < 0 and len(contexts) == 1) or (left > 0 and right >= 0 and left % (right + 1)):
             refuse(where, "att_context_size", [left, right], "a left context that is a multiple of the right one + 1")
+    tokens = {key: settings.pop(key) or default for key, default in NO_TOKENS.items()}
+    if settings["position"] == LOCAL:
+        if len(contexts) > 1 or min(contexts[0]) < 0 or max(contexts[0]) == 0:
+            refuse(where, "att_context_size", contexts, f"[left, right] in frames, from 0 on, for {LOCAL}")
+        if tokens["tokens"] or tokens["separate"]:
+            settings["global_attention"] = tokens
+    elif tokens["tokens"] or tokens["separate"]:
+        key = "global_tokens" if tokens["tokens"] else "global_attn_separate"
+        refuse(where, key, tokens["tokens"] or True, f"0 and false, or self_attention_model {LOCAL}")
     settings["attention_context"] = contexts[0]
     if len(contexts) > 1:
         settings["attention_contexts"] = contexts
@@ -106,7 +119,8 @@ def read_attention(settings: dict[str, Any], where: str) -> None:
 def write_conformer(table: Section, encoder: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of the section; one attention context is written as a pair, several as a list."""
     contexts = encoder["attention_contexts"] or [encoder["attention_context"]]
-    section = write_section({**encoder, "attention_contexts": contexts}, table.keys)
+    tokens = {**NO_TOKENS, **(encoder["global_attention"] or {})}
+    section = write_section({**encoder, **tokens, "attention_contexts": contexts}, table.keys)
     if len(contexts) == 1:
         section["att_context_size"] = section["att_context_size"][0]
     return section
@@ -130,7 +144,7 @@ CONFORMER = Section(
         Key("subsampling_factor", "subsampling_factor", integer(2, 1024), 4),
         Key("subsampling_conv_channels", "subsampling_channels", unset_below_one, -1, lambda value: value or -1),
         Key("causal_downsampling", "causal_downsampling", flag, False),
-        Key("self_attention_model", "position", one_of("rel_pos", "abs_pos"), "rel_pos"),
+        Key("self_attention_model", "position", one_of("rel_pos", "abs_pos", LOCAL), "rel_pos"),
         Key("xscaling", "scale_input", flag, True),
         Key("untie_biases", "untie_biases", flag, True),
         Key("use_bias", "use_bias", flag, True),
@@ -138,6 +152,9 @@ CONFORMER = Section(
         Key("conv_context_size", "conv_context", convolution_context, None),
         Key("att_context_size", "attention_contexts", attention_contexts, None, lambda value: [list(x) for x in value]),
         Key("att_context_style", "attention_context_style", one_of(*CONTEXT_STYLES), "regular"),
+        Key("global_tokens", "tokens", optional(integer(0)), 0),
+        Key("global_tokens_spacing", "spacing", optional(integer()), 1),
+        Key("global_attn_separate", "separate", optional(flag), False),
         Key("feat_out", "output_width", unset_below_one, -1, lambda value: value or -1),
         Key("dropout", "dropout", number(0.0, 1.0), 0.1),
         Key("dropout_pre_encoder", "dropout_pre_encoder", number(0.0, 1.0), 0.1),
@@ -145,7 +162,7 @@ CONFORMER = Section(
         Key("dropout_att", "dropout_att", number(0.0, 1.0), 0.0),
         Key("pos_emb_max_len", "position_max_len", integer(), 5000),
     ),
-    fixed={"global_tokens": (0, None), "global_attn_separate": (False, None), "conv_dual_mode": (False, None)},
+    fixed={"conv_dual_mode": (False, None)},
     # These act in the training of the base alone, or change the way of a computation and not its result.
     idle=(
         "subsampling_conv_chunking_factor",
@@ -155,7 +172,6 @@ CONFORMER = Section(
         "stochastic_depth_drop_prob",
         "stochastic_depth_mode",
         "stochastic_depth_start_layer",
-        "global_tokens_spacing",
         "use_pytorch_sdpa",
         "use_pytorch_sdpa_backends",
         "sync_max_audio_length",

@@ -62,6 +62,11 @@ class CacheAwareStream:
         self.settings = settings = settings or StreamSettings()
         self.group = group
         self.encoder = CachedEncoder(engine.step_weights, settings.attention_context)
+        if self.encoder.context[0] < 0:
+            raise UsageError(
+                f"The attention context {list(self.encoder.context)} has no limit on the left: a stream's state "
+                "would grow with it. Choose another, or buffered streaming."
+            )
         self._cache = self.encoder.begin()
         self._features = StreamFeatures(engine.raw_features)
         self._begin = 0

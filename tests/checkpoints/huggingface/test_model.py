@@ -369,6 +369,10 @@ def test_transformers_reads_what_is_written(kind: str, tmp_path: Path, expected:
         encoded = theirs.eval().encoder(inputs["input_features"], inputs["attention_mask"]).last_hidden_state
         own, _ = model.encoder(expected["features"].transpose(1, 2), expected["frames"])
     assert_rows_equal(encoded, own)
+    for row, hypothesis in enumerate(model.transcribe(expected["waves"], expected["samples"])):
+        generated = theirs.generate(**processor(waves[row], sampling_rate=16_000), max_new_tokens=400)
+        tokens = generated if kind == "ctc" else generated.sequences
+        assert processor.decode(tokens[0], skip_special_tokens=True) == hypothesis.text
     text = "the doctor said nine more words"
     assert processor.tokenizer(text).input_ids == model.tokenizer.encode(text)
     assert processor.tokenizer.decode(model.tokenizer.encode(text), group_tokens=False) == text

@@ -154,7 +154,7 @@ REFUSED = [
     ("encoder._target_", "my.ConformerEncoder", "my.ConformerEncoder"),
     ("preprocessor._target_", f"{MODULES}.AudioToMFCCPreprocessor", "AudioToMFCCPreprocessor"),
     ("decoder._target_", f"{MODULES}.LSTMDecoder", "LSTMDecoder"),
-    ("encoder.self_attention_model", "rel_pos_local_attn", "Supported: rel_pos, abs_pos"),
+    ("encoder.self_attention_model", "rope", "Supported: rel_pos, abs_pos, rel_pos_local_attn"),
     ("encoder.subsampling", "vggnet", "Supported: striding, dw_striding, stacking, stacking_norm"),
     ("encoder.subsampling", "striding_conv1d", "striding_conv1d"),
     ("encoder.subsampling", "dw_striding_conv1d", "dw_striding_conv1d"),

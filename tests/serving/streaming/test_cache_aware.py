@@ -302,6 +302,15 @@ def test_other_models_are_buffered() -> None:
             check_mode(StreamSettings(), engine.model)
 
 
+def test_a_state_that_would_grow_for_ever_is_refused() -> None:
+    model = family_model("streaming", attention_context=[-1, 1])
+    with Engine(model, EngineSettings(max_wait=0.0, threads=1)) as engine:
+        with open_stream(engine, settings=StreamSettings()) as stream:
+            assert type(stream) is Stream
+        with pytest.raises(UsageError, match="no limit on the left"):
+            open_stream(engine, settings=StreamSettings(mode="cache_aware"))
+
+
 def test_a_regular_context_is_buffered_unless_asked() -> None:
     model = family_model("streaming", attention_context_style="regular")
     with Engine(model, EngineSettings(max_wait=0.0, threads=1)) as engine:
