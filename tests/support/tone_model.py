@@ -44,6 +44,8 @@ class ToneModel(nn.Module):
         layer = nn.ModuleDict({"after_block": Tap("after_block", len(LETTERS))})
         self.encoder = nn.ModuleDict({"layers": nn.ModuleList([layer])})
         self.encoder.attention_contexts = ((-1, -1),)  # type: ignore[assignment]
+        self.encoder.window = None  # type: ignore[assignment]
+        self.settings: dict[str, dict[str, object]] = {"encoder": {}}
         self.adapters = AdapterSet(self)
         self.sample_rate = SAMPLE_RATE
         self.seconds_per_frame = FRAME / SAMPLE_RATE
