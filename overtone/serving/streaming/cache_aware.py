@@ -17,7 +17,7 @@ from typing import Self
 import numpy as np
 
 from overtone.audio.stream_features import StreamFeatures
-from overtone.decoding.decoder import Decoder, DecodingOptions
+from overtone.decoding.decoder import DecodingOptions
 from overtone.errors import UsageError
 from overtone.models.asr_model import AsrModel
 from overtone.nets.encoder_cache import ATTENTION_ADAPTER, CachedEncoder, check_encoder, is_made_for_streams
@@ -26,7 +26,7 @@ from overtone.serving.engine.engine import Engine, Samples
 from overtone.serving.engine.queue import StepAnswer, StreamStep
 from overtone.serving.recognition.offline import place
 from overtone.serving.streaming.stream import StreamSettings
-from overtone.serving.streaming.utterances import Ended, Event, Interim, Utterances
+from overtone.serving.streaming.utterances import Ended, Event, Interim, Utterances, decoders_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,11 +77,7 @@ class CacheAwareStream:
         """Encoder frames that are decoded for good."""
         self._flight: Future[StepAnswer] | None = None
         self._decoding = decoding or DecodingOptions()
-        head, scope, options = engine.model.head, engine.decoding_scope(lease), self._decoding
-
-        def new_decoder(first_frame: int) -> Decoder:  # not a method: nothing that the stream has leads back to it
-            return head.decoder(options, first_frame=first_frame, scope=scope)
-
+        new_decoder = decoders_of(engine.model.head, self._decoding, engine.decoding_scope(lease))
         self._utterances = Utterances(
             engine, settings.endpointing, new_decoder, max_utterance=settings.max_utterance, lead=0
         )

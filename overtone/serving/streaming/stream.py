@@ -28,7 +28,7 @@ from overtone.serving.adapter_store.store import Lease
 from overtone.serving.engine.engine import Engine, Samples
 from overtone.serving.recognition.offline import place, window_answers, windows_of
 from overtone.serving.recognition.request import Endpointing
-from overtone.serving.streaming.utterances import Ended, Event, Final, Interim, Overlap, Utterances
+from overtone.serving.streaming.utterances import Ended, Event, Final, Interim, Overlap, Utterances, decoders_of
 
 __all__ = ["Event", "Final", "Interim", "Stream", "StreamSettings"]
 
@@ -133,13 +133,8 @@ class Stream:
         self._last_step: tuple[_Step, Emissions] | None = None
         """Newest step that was decoded, and its emissions [T, C]."""
         self._decoding = decoding or DecodingOptions()
-        head, scope, options = engine.model.head, engine.decoding_scope(lease), self._decoding
-        self._scope = scope
-
-        def new_decoder(first_frame: int) -> Decoder:  # not a method: nothing that the stream has leads back to it
-            return head.decoder(options, first_frame=first_frame, scope=scope)
-
-        self._new_decoder = new_decoder
+        self._scope = engine.decoding_scope(lease)
+        self._new_decoder = decoders_of(engine.model.head, self._decoding, self._scope)
         self._utterances = Utterances(
             engine,
             settings.endpointing,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from overtone.decoding.decoder import Decoder, Emissions, Flags
+from overtone.decoding.decoder import Decoder, DecodingOptions, Emissions, Flags, Head, Scope
 from overtone.decoding.hypothesis import Hypothesis, Word
 from overtone.serving.engine.engine import Engine
 from overtone.serving.recognition.request import Endpointing
@@ -238,6 +238,15 @@ class Utterances:
         self.decoder = self.new_decoder(self.frames)
         self.begin = self.frames
         return [ended] if has_words else []
+
+
+def decoders_of(head: Head, options: DecodingOptions, scope: Scope) -> Callable[[int], Decoder]:
+    """Return what makes a decoder of the frames from a number on. Nothing in it leads back to a stream."""
+
+    def new_decoder(first_frame: int) -> Decoder:
+        return head.decoder(options, first_frame=first_frame, scope=scope)
+
+    return new_decoder
 
 
 def pause(silent: Flags) -> int:
