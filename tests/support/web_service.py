@@ -105,7 +105,7 @@ class WebService:
         return str(answer.json["text"])
 
 
-def eventually(true: Callable[[], bool], seconds: float = 10.0) -> None:
+def eventually(true: Callable[[], bool], seconds: float = 60.0) -> None:
     """Wait for what happens in another thread."""
     until = time.monotonic() + seconds
     while not true():
