@@ -199,10 +199,12 @@ class AdapterSet(nn.Module):
     def copy(self, name: str, new: str) -> Adapter:
         """Add a copy of an adapter under another name. Raises AdapterError for a name that cannot be."""
         own = self[name]
+        if own.kind == WORDS_ALONE and own.words is not None:
+            return self.add_words(new, own.words)
         layers, modules = own.layers, own.modules_text
         made = self.add(new, own.kind, modules=modules, layers=layers, strategy=own.strategy)
         made.load_tensors(own.tensors())
-        made.card, made.nemo = copy.deepcopy(own.card), copy.deepcopy(own.nemo)
+        made.card, made.nemo, made.words = copy.deepcopy(own.card), copy.deepcopy(own.nemo), own.words
         return made
 
     def parameters_of(self, name: str) -> list[nn.Parameter]:

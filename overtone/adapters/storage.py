@@ -77,7 +77,8 @@ def stored_copy(adapter: Adapter) -> StoredAdapter:
 
 def stored_digest(stored: StoredAdapter) -> str:
     """The digest (`Adapter.digest`) of an adapter outside of a model."""
-    return adapter_digest(stored.kind, stored.strategy, parameters_digest(stored.tensors))
+    words = None if stored.words is None else stored.words.digest()
+    return adapter_digest(stored.kind, stored.strategy, parameters_digest(stored.tensors), words)
 
 
 def write_folder(adapter: Adapter, folder: Path, identity: BaseIdentity, *, overwrite: bool = False) -> Path:

@@ -10,8 +10,16 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from overtone.adapters.storage import DESCRIPTION, PARAMETERS, WORDS, described_digest, read_description
-from overtone.adapters.words import WordPart
+from overtone.adapters.storage import (
+    DESCRIPTION,
+    PARAMETERS,
+    WORDS,
+    described_digest,
+    read_description,
+    read_folder,
+    stored_digest,
+)
+from overtone.adapters.words import WordPart, words_digest
 from overtone.checkpoints.load import load_model, save_model
 from overtone.checkpoints.nemo.adapters import save_adapters
 from overtone.decoding.ngram_counts import build_ngram
@@ -78,8 +86,6 @@ def test_words_alone_are_an_adapter_that_leaves_every_forward_as_it_was(tmp_path
 
 
 def test_a_frozen_adapter_has_its_words(folder: Path) -> None:
-    from overtone.adapters.storage import read_folder
-
     model = small_model()
     adapter = model.adapters.make_frozen("m", read_folder(folder, model.adapters.identity()))
     assert same(adapter.words, words(model))
@@ -105,6 +111,15 @@ def test_the_digest_knows_words_and_weights(folder: Path) -> None:
     assert adapter.digest() != first
     adapter.words = adapter.words.weighted(0.5, 0.25)
     assert adapter.digest() == first
+
+
+def test_copies_have_the_words(folder: Path) -> None:
+    model = small_model()
+    first = model.adapters.load(folder)
+    model.adapters.add_words("notes", words(model))
+    for name in ("medical", "notes"):
+        assert model.adapters.copy(name, f"{name}-2").digest() == model.adapters[name].digest()
+    assert stored_digest(read_folder(folder, model.adapters.identity())) == first.digest()
 
 
 def test_model_folders_hold_words(tmp_path: Path) -> None:
@@ -191,8 +206,6 @@ CONTENTS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("content", CONTENTS)
 def test_a_hostile_file_under_its_own_digest_is_refused(content: str, folder: Path) -> None:
-    from overtone.adapters.words import words_digest
-
     harm, message = CONTENTS[content]
     harm(folder / WORDS)
     path = folder / DESCRIPTION

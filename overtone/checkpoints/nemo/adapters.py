@@ -163,8 +163,7 @@ def adapter_hosts(model: AsrModel, adapter: Adapter) -> dict[str, dict[str, Tens
     check_nemo_can_hold(adapter)
     if adapter.words is not None:
         raise CheckpointError(
-            f"Adapter '{adapter.name}' has a word part, which NeMo's files cannot hold. Save it as an adapter folder, "
-            "or set its `words` to None for a file with the acoustic part alone."
+            f"Adapter '{adapter.name}' has a word part, which NeMo's files cannot hold. Save a folder, or drop its words."
         )
     form = nemo_form(adapter)
     hosts: dict[str, dict[str, Tensor]] = {}
