@@ -163,7 +163,7 @@ def adapter_hosts(model: AsrModel, adapter: Adapter) -> dict[str, dict[str, Tens
     check_nemo_can_hold(adapter)
     if adapter.words is not None:
         raise CheckpointError(
-            f"Adapter '{adapter.name}' has a word part, which NeMo's files cannot hold. Save a folder, or drop its words."
+            f"Adapter '{adapter.name}' has a word part, which NeMo's files cannot hold. Save a folder, or drop that."
         )
     form = nemo_form(adapter)
     hosts: dict[str, dict[str, Tensor]] = {}
