@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,15 +12,12 @@ import pytest
 
 pytest.importorskip("starlette", reason="the serving extra is not installed")
 
-from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
+from support.openai_client import BETA, EVENT, RATE, OpenAiClient, client, deltas, speech
 from support.speaking_model import pcm16, silence, spoken
 from support.web_service import WebService, eventually, web_service
-
-EVENT = "conversation.item.input_audio_transcription"
-RATE = 24_000
-BETA = {"OpenAI-Beta": "realtime=v1"}
 
 
 @pytest.fixture(scope="module")
@@ -32,62 +25,6 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebService]:
     folder = tmp_path_factory.mktemp("store")
     with web_service(folder, idle_seconds=20.0, prompt_boost=0.0) as running:
         yield running
-
-
-class Client:
-    def __init__(self, websocket: Any) -> None:
-        self.websocket = websocket
-        self.events: list[dict[str, Any]] = []
-
-    def send(self, kind: str, **content: Any) -> None:
-        self.websocket.send(json.dumps({"type": kind, **content}))
-
-    def receive(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.websocket.recv(timeout=60))
-        assert "event_id" in found
-        self.events.append(found)
-        return found
-
-    def until(self, kind: str) -> list[dict[str, Any]]:
-        """Events up to one of the kind."""
-        events = [self.receive()]
-        while events[-1]["type"] != kind:
-            assert events[-1]["type"] != "error" or kind == "error", events[-1]
-            events.append(self.receive())
-        return events
-
-    def say(self, samples: Any, encode: Callable[[Any], bytes] = pcm16, chunk: int = 4800) -> None:
-        audio = encode(samples)
-        for first in range(0, len(audio), chunk):
-            self.send("input_audio_buffer.append", audio=base64.b64encode(audio[first : first + chunk]).decode())
-
-    def update(self, model: str = "swap", **audio_input: Any) -> dict[str, Any]:
-        transcription = {"model": model, "language": "en"}
-        content = {"format": {"type": "audio/pcm", "rate": RATE}, "transcription": transcription, **audio_input}
-        self.send("session.update", session={"type": "transcription", "audio": {"input": content}})
-        return self.receive()
-
-    def committed(self) -> dict[str, Any]:
-        """Transcript of an item that is committed now."""
-        self.send("input_audio_buffer.commit")
-        return self.until(f"{EVENT}.completed")[-1]
-
-
-@contextmanager
-def client(
-    service: WebService, query: str = "?intent=transcription", path: str = "/v1", **options: Any
-) -> Iterator[Client]:
-    url = f"ws://localhost:{service.addresses.http_port}{path}/realtime{query}"
-    with connect(url, **options) as websocket:
-        yield Client(websocket)
-
-
-def speech(text: str, pause: float = 0.2) -> Any:
-    return np.concatenate((spoken(text, RATE), silence(pause, RATE)))
-
-
-def deltas(events: list[dict[str, Any]], item: str) -> str:
-    return "".join(event["delta"] for event in events if event["type"] == f"{EVENT}.delta" and event["item_id"] == item)
 
 
 def test_commits_end_items(service: WebService) -> None:
@@ -180,7 +117,6 @@ def alaw(samples: Any) -> bytes:
     """ITU-T G.711."""
     whole = np.minimum(np.abs((samples * 32767).astype(np.int32)) >> 3, 4095)
     exponent = np.maximum(np.floor(np.log2(np.maximum(whole, 1))).astype(np.int32) - 4, 0)
-    mantissa = np.where(exponent == 0, whole >> 1, whole >> exponent) & 0x0F
     segment = np.where(whole < 32, 0, exponent)
     mantissa = np.where(whole < 32, whole >> 1, (whole >> exponent) & 0x0F)
     sign = np.where(samples < 0, 0, 0x80)
@@ -363,54 +299,8 @@ def test_a_silent_client_behind_a_minted_session_is_greeted_too(service: WebServ
     url = f"ws://localhost:{service.addresses.http_port}/v1/realtime?intent=transcription"
     with connect(url, additional_headers={"Authorization": "Bearer any"}) as websocket:
         assert json.loads(websocket.recv(timeout=60))["type"] == "conversation.created"
-        opened = Client(websocket)
+        opened = OpenAiClient(websocket)
         assert opened.receive()["type"] == "session.created"
         opened.update(turn_detection=None)
         opened.say(speech("ab"))
         assert opened.committed()["transcript"] == "ba"
-
-
-# Tokens
-
-
-def test_tokens_and_secrets(tmp_path: Path) -> None:
-    digest = hashlib.sha256(b"bert-token").hexdigest()
-    tokens = tmp_path / "tokens.yaml"
-    tokens.write_text(f"tenants:\n  bert:\n    tokens: ['sha256:{digest}']\n    adapters: [swap]\n")
-    with web_service(tmp_path / "store", tokens=tokens) as guarded:
-        for options in ({}, {"subprotocols": ["realtime", "openai-insecure-api-key.guess"]}):
-            with pytest.raises(InvalidStatus) as refused, client(guarded, **options):
-                pass
-            assert refused.value.response.status_code == 401
-        header = {"additional_headers": {"Authorization": "Bearer bert-token"}}
-        with client(guarded, **header) as opened:
-            opened.receive()
-            assert opened.update("other")["error"]["type"] == "permission_error"
-        session = {
-            "type": "transcription",
-            "audio": {"input": {"transcription": {"model": "swap"}, "turn_detection": None}},
-        }
-        body = {"expires_after": {"anchor": "created_at", "seconds": 60}, "session": session}
-        path = "/v1/realtime/client_secrets"
-        assert guarded.post(path, body).status == 401
-        assert guarded.post(path, {"expires_after": {"seconds": 5}}, token="bert-token").status == 400
-        secret = guarded.post(path, body, token="bert-token").json
-        assert secret["value"].startswith("ek_")
-        assert secret["session"]["audio"]["input"]["transcription"]["model"] == "swap"
-        for _ in range(2):
-            with client(guarded, subprotocols=["realtime", f"openai-insecure-api-key.{secret['value']}"]) as opened:
-                assert opened.websocket.subprotocol == "realtime"
-                created = opened.receive()
-                assert created["session"]["audio"]["input"]["transcription"]["model"] == "swap"
-                opened.say(speech("ab"))
-                assert opened.committed()["transcript"] == "ba"
-        eventually(lambda: guarded.calls[-1].tenant == "bert")
-        beta = guarded.request(
-            "POST",
-            "/v1/realtime/transcription_sessions",
-            body=json.dumps({"input_audio_transcription": {"model": "swap"}}).encode(),
-            headers={**BETA, "Content-Type": "application/json"},
-            token="bert-token",
-        ).json
-        assert beta["client_secret"]["value"].startswith("ek_")
-        assert beta["input_audio_transcription"]["model"] == "swap"
