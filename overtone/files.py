@@ -8,6 +8,7 @@ import re
 import secrets
 import shutil
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
@@ -67,6 +68,14 @@ def first_existing(place: Path) -> Path:
     while not place.exists() and place != place.parent:
         place = place.parent
     return place
+
+
+def check_not_input(output: Path, inputs: Iterable[str | Path]) -> None:
+    """Raises UsageError where the output is the same file as one of the inputs, under whatever name."""
+    for given in inputs:
+        place = Path(given)
+        if place.resolve() == output.resolve() or (place.exists() and output.exists() and place.samefile(output)):
+            raise UsageError(f"The output {output} is an input as well; nothing was written. Choose another place.")
 
 
 def check_file(path: Path) -> None:

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from overtone.decoding.decoder import BeamSettings, Emissions, Flags
 from overtone.decoding.hypothesis import Hypothesis, make_hypothesis, shift
 from overtone.decoding.phrase_boost import BoostState, BoostTree
+from overtone.errors import OutputError
 from overtone.tokenizers import Tokenizer
 
 NEVER = -math.inf
@@ -89,7 +90,11 @@ class BeamDecoder:
         self._add = log_add if self.settings.merge == "sum" else max
 
     def push(self, emissions: Emissions) -> None:
-        """Search the next T frames, log-probabilities [T, V+1] float32, blank last."""
+        """Search the next T frames, log-probabilities [T, V+1] float32, blank last. Raises OutputError for NaN."""
+        if np.isnan(emissions).any():
+            raise OutputError(
+                f"The outputs of the model are not finite (frame {self.first_frame + self.frames} or later)."
+            )
         blank = emissions.shape[-1] - 1
         # The likeliest of V+1 symbols is never below an even share: greedy's choice is always considered.
         floor = min(self.settings.token_floor, -math.log(blank + 1) - 1e-3)

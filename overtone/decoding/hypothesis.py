@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from overtone.errors import OutputError
 from overtone.tokenizers import Tokenizer
 
 
@@ -72,8 +74,11 @@ def make_hypothesis(
     """The reading of tokens whose frames are known.
 
     spans: encoder frames of each token, first and one past the last. probabilities: of each token, in 0…1. A word
-    lasts from its first token's first frame to the end of its last token.
+    lasts from its first token's first frame to the end of its last token. Raises OutputError where the score is not
+    finite.
     """
+    if not math.isfinite(score):
+        raise OutputError(f"The outputs of the model are not finite (score {score}).")
     words = tuple(
         Word(
             text=text,
