@@ -16,8 +16,8 @@ from overtone.adapters.adapter_set import FILE_CHOICE
 from overtone.audio.load import load_audio
 from overtone.data.manifest import read_manifest
 from overtone.errors import UsageError
+from overtone.inference.choices import resolve_choice
 from overtone.inference.recordings import find_recordings, recordings_of
-from overtone.inference.transcribe import resolve_choice
 from overtone.models.asr_model import AsrModel
 from overtone.nets.layers import valid_frames
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,60 +12,9 @@ import pytest
 from overtone import cli
 from overtone.adapters.kinds.linear import LinearAdapter
 from overtone.checkpoints.load import save_model
+from support.command_line import AUDIO, ROOT, Overtone, one_line_error
 from support.interpreters import modules_after
-from support.small_models import add_trained, small_model
-
-ROOT = Path(__file__).resolve().parents[2]
-PROMPTS = ROOT / "overtone/prompts"
-AUDIO = [str(PROMPTS / "audio" / name) for name in ("activated.ogg", "added.ogg")]
-
-Outcome = tuple[int, str, str]
-Overtone = Callable[..., Outcome]
-
-
-@pytest.fixture
-def overtone(capsys: pytest.CaptureFixture[str]) -> Overtone:
-    """Runs a command line: exit code, standard output, standard error."""
-
-    def run(*words: object) -> Outcome:
-        code = cli.main([str(word) for word in words])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder with the adapters `medical` and `noise`, and `apart/` holding another."""
-    folder = tmp_path_factory.mktemp("models")
-    model = small_model()
-    add_trained(model, "apart", seed=5)
-    model.adapters.save("apart", folder / "apart")
-    model.adapters.remove("apart")
-    add_trained(model, "medical", seed=1)
-    add_trained(model, "noise", seed=2)
-    save_model(model, folder / "model")
-    return folder
-
-
-@pytest.fixture
-def manifest(tmp_path: Path) -> Path:
-    lines = [json.loads(line) for line in (PROMPTS / "test.jsonl").read_text("utf-8").splitlines()[:4]]
-    path = tmp_path / "test.json"
-    for line in lines:
-        line["audio_filepath"] = str(PROMPTS / line["audio_filepath"])
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    return path
-
-
-def one_line_error(outcome: Outcome, code: int = 2) -> str:
-    assert outcome[0] == code
-    assert outcome[1] == ""
-    assert outcome[2].startswith("overtone: error: ")
-    assert outcome[2].count("\n") == 1
-    return outcome[2]
-
+from support.small_models import small_model
 
 # The frame
 
@@ -224,33 +172,6 @@ def test_an_output_that_cannot_be_written_is_told_before_the_work(
     assert code == 2
     assert "Cannot write" in err
     assert list(tmp_path.iterdir()) == [manifest]
-
-
-def test_no_input_is_written_over(overtone: Overtone, manifest: Path, folder: Path) -> None:
-    before = manifest.read_bytes()
-    for style in ("text", "jsonl", "ctm"):
-        outcome = overtone("transcribe", manifest, "--format", style, "--output", manifest)
-        assert "is an input as well; nothing was written" in one_line_error(outcome)
-    assert manifest.read_bytes() == before
-    page = manifest.rename(manifest.with_name("evaluation.json"))
-    outcome = overtone("evaluate", folder / "model", page, "--output", page.parent)
-    assert "is an input as well; nothing was written" in one_line_error(outcome)
-    assert page.read_bytes() == before
-
-
-def test_what_was_written_is_told(overtone: Overtone, folder: Path, tmp_path: Path) -> None:
-    output = f"{tmp_path}/new/"
-    code, out, err = overtone("transcribe", AUDIO[0], "--model", folder / "model", "--output", output)
-    assert (code, out) == (0, "")
-    assert err.endswith(f"Written: {tmp_path}/new/transcripts.txt\n")
-    code, _, err = overtone("transcribe", *AUDIO, "--model", folder / "model", "--format", "srt", "-o", tmp_path / "s")
-    assert code == 0
-    assert err.endswith(f"Written: 2 files, the first is {tmp_path}/s/activated.srt\n")
-
-
-def test_a_transcription_has_one_adapter(overtone: Overtone, folder: Path) -> None:
-    words = ["transcribe", AUDIO[0], "--model", folder / "model", "--adapter", "medical", "--adapter", "null"]
-    assert "--adapter was given 2 times (medical, null), and a run has one" in one_line_error(overtone(*words))
 
 
 def test_a_wrong_model_or_adapter_is_one_line(overtone: Overtone, folder: Path, tmp_path: Path) -> None:
