@@ -89,7 +89,7 @@ def sound_of(file: IO[bytes]) -> Iterator[Source]:
 
 @contextmanager
 def open_source(place: Path | Held) -> Iterator[Source]:
-    """The open recording. AudioError becomes a DataError that names it."""
+    """The open recording. Raises DataError that names it, also in the place of an AudioError."""
     if isinstance(place, Path):
         file_status(place)
     try:
@@ -107,7 +107,7 @@ def open_source(place: Path | Held) -> Iterator[Source]:
 
 
 def source_of(file: IO[bytes]) -> Source:
-    """The reader of a file, chosen by its first bytes."""
+    """The reader of a file, chosen by its first bytes. Raises AudioError for bytes that begin no audio."""
     first, start = 0, file.read(HEADER_BYTES)
     if start[:4] in (b"RIFF", b"RF64") and start[8:12] == b"WAVE":
         layout = _wav_layout(file, start)
