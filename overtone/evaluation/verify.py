@@ -15,7 +15,7 @@ from torch import Tensor
 from overtone.adapters.adapter_set import FILE_CHOICE
 from overtone.audio.load import load_audio
 from overtone.data.manifest import read_manifest
-from overtone.errors import UsageError
+from overtone.errors import OutputError, UsageError
 from overtone.inference.choices import resolve_choice
 from overtone.inference.recordings import find_recordings, recordings_of
 from overtone.models.asr_model import AsrModel
@@ -196,9 +196,16 @@ class Stage:
             return self.compute(self.waveforms[row : row + 1], self.lengths[row : row + 1])[0]
 
     def texts(self, choice: str | None) -> list[str]:
-        """The text of each row with the adapters of the choice."""
+        """The text of each row with the adapters of the choice, no text where the output is not finite."""
         with self.model.adapters.use(choice):
-            return [hypothesis.text for hypothesis in self.model.transcribe(self.waveforms, self.lengths)]
+            alignments = self.model.align(self.waveforms, self.lengths)
+        texts = []
+        for alignment in alignments:
+            try:
+                texts.append(self.model.head.read(alignment).text)
+            except OutputError:
+                texts.append("")
+        return texts
 
 
 def tensors_digest(model: AsrModel) -> str:
