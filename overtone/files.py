@@ -112,6 +112,17 @@ def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
         shutil.rmtree(fresh, ignore_errors=True)
 
 
+def remove_folder(folder: Path) -> None:
+    """Remove a folder, in one step as seen from outside; of a link, the link. Raises OSError."""
+    if folder.is_symlink():
+        folder.unlink()
+        return
+    clean_leftovers(folder.parent, folder.name)
+    aside = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}.{TEMPORARY}")
+    folder.rename(aside)
+    shutil.rmtree(aside)
+
+
 def new_temporary(path: Path, make: Callable[[Path], int]) -> tuple[Path, int]:
     """Make a file or folder beside a path, under a hidden name of its own, locked; its path and its descriptor."""
     while True:
