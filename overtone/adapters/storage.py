@@ -1,4 +1,7 @@
-"""Adapters on disk: a folder with `adapter.yaml` (the description) and `adapter.safetensors` (the parameters)."""
+"""Adapters on disk: a folder with `adapter.yaml` (the description) and `adapter.safetensors` (the parameters).
+
+An adapter with a word part has `words.safetensors` beside them.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import errno
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +27,7 @@ from overtone.adapters.kinds.base import Kind
 from overtone.adapters.kinds.registry import KINDS
 from overtone.adapters.points import Layers
 from overtone.adapters.strategies import ResidualAdd
+from overtone.adapters.words import WORDS_ALONE, WordPart, words_digest
 from overtone.errors import AdapterError, did_you_mean
 from overtone.files import read_regular, replace_file, replace_folder, write_failure
 from overtone.safe_yaml import read_values
@@ -31,6 +35,8 @@ from overtone.safe_yaml import read_values
 FORMAT = 1
 DESCRIPTION = "adapter.yaml"
 PARAMETERS = "adapter.safetensors"
+WORDS = "words.safetensors"
+LARGEST_WORDS = 1 << 30
 LARGEST_DESCRIPTION = 1 << 20
 """Bytes of a description, its card included."""
 LARGEST_PARAMETERS = 4 << 30
@@ -61,6 +67,7 @@ class StoredAdapter:
     strategy: ResidualAdd
     card: dict[str, Any]
     tensors: dict[str, Tensor]
+    words: WordPart | None = None
 
 
 def stored_copy(adapter: Adapter) -> StoredAdapter:
@@ -78,11 +85,12 @@ def stored_copy(adapter: Adapter) -> StoredAdapter:
 
 def stored_digest(stored: StoredAdapter) -> str:
     """The digest (`Adapter.digest`) of an adapter outside of a model."""
-    return adapter_digest(stored.kind, stored.strategy, parameters_digest(stored.tensors))
+    words = None if stored.words is None else stored.words.digest()
+    return adapter_digest(stored.kind, stored.strategy, parameters_digest(stored.tensors), words)
 
 
 def write_folder(adapter: Adapter, folder: Path, identity: BaseIdentity, *, overwrite: bool = False) -> Path:
-    """Write an adapter's folder: both files appear together, or the files that were there before stay.
+    """Write an adapter's folder: all files appear together, or the files that were there before stay.
 
     Raises AdapterError where the folder holds an adapter already (unless `overwrite`), where it cannot be written, for
     parameters that are not finite, and for a card that holds more than plain values.
@@ -106,11 +114,14 @@ def write_folder(adapter: Adapter, folder: Path, identity: BaseIdentity, *, over
         "tokenizer_digest": identity.tokenizer_digest(),
         "card": checked_card(adapter),
     }
+    if adapter.words is not None:
+        description["word_part"] = adapter.words.describe()
     text = yaml.safe_dump(description, sort_keys=False, allow_unicode=True)
     if len(text.encode()) > LARGEST_DESCRIPTION:
         raise AdapterError(f"The card of adapter '{adapter.name}' is larger than {LARGEST_DESCRIPTION} bytes.")
     try:
-        replace_contents(folder, {PARAMETERS: save(tensors), DESCRIPTION: text.encode()})
+        words = None if adapter.words is None else adapter.words.to_bytes()
+        replace_contents(folder, {WORDS: words, PARAMETERS: save(tensors), DESCRIPTION: text.encode()})
     except OSError as error:
         raise AdapterError(write_failure(folder, error)) from error
     return folder
@@ -143,17 +154,18 @@ def plain(value: Any) -> Any:
     raise TypeError(f"{value!r} is of type {type(value).__name__}")
 
 
-def replace_contents(folder: Path, contents: Mapping[str, bytes]) -> None:
-    """Put files into a folder, in one step; whatever else lies in it stays. Raises OSError.
+def replace_contents(folder: Path, contents: Mapping[str, bytes | None]) -> None:
+    """Put files into a folder, in one step; None is a file that is gone, and whatever else lies there stays.
 
-    Where nothing can be written beside the folder, or where it is the working folder, its files change one by one.
+    Raises OSError. Where nothing can be written beside the folder, or where it is the working folder, its files change one by one.
     """
 
     def fill(fresh: Path) -> None:
         for name, content in contents.items():
-            (fresh / name).write_bytes(content)
+            if content is not None:
+                (fresh / name).write_bytes(content)
         if folder.is_dir():
-            keep_others(folder, fresh)
+            keep_others(folder, fresh, without=contents.keys())
 
     try:
         if not Path.cwd().is_relative_to(folder.resolve()):
@@ -163,17 +175,20 @@ def replace_contents(folder: Path, contents: Mapping[str, bytes]) -> None:
             raise
     with ExitStack() as stack:
         for name, content in contents.items():
-            file = stack.enter_context(replace_file(folder / name))
-            file.write(content)
-            file.flush()  # a full disk is found before anything is replaced
+            if content is not None:
+                file = stack.enter_context(replace_file(folder / name))
+                file.write(content)
+                file.flush()  # a full disk is found before anything is replaced
+    for name, content in contents.items():
+        if content is None:
+            (folder / name).unlink(missing_ok=True)
     return None
 
 
-def keep_others(folder: Path, fresh: Path) -> None:
-    """Have everything of a folder in a fresh one too, but for what is there already."""
-    present = {path.name for path in fresh.iterdir()}
+def keep_others(folder: Path, fresh: Path, *, without: Container[str]) -> None:
+    """Have everything of a folder in a fresh one too, but for some names."""
     for path in folder.iterdir():
-        if path.name in present:
+        if path.name in without:
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.copytree(path, fresh / path.name, symlinks=True, copy_function=link_or_copy)
@@ -223,7 +238,31 @@ def read_folder(folder: Path, identity: BaseIdentity, *, description: dict[str, 
         strategy=read_strategy(folder, description),
         card=description["card"],
         tensors=tensors,
+        words=read_words(folder, description),
     )
+
+
+def read_words(folder: Path, description: Mapping[str, Any]) -> WordPart | None:
+    """The word part that the description names, None where it names none.
+
+    Raises AdapterError where its file is missing, damaged, another's, or of another tokenizer.
+    """
+    if "word_part" not in description:
+        return None
+    path = folder / WORDS
+    try:
+        content = read_regular(path, at_most=LARGEST_WORDS)
+    except OSError as error:
+        cause = error.strerror or error
+        raise AdapterError(f"{path} cannot be read: {cause}. It belongs to the adapter; fetch it too.") from error
+    if content.startswith(LFS_POINTER):
+        raise AdapterError(f"{path} is a Git LFS pointer; fetch the file with `git lfs pull`.")
+    if words_digest(content) != description["word_part"]["digest"]:
+        raise AdapterError(
+            f"{path} is not the word part that {DESCRIPTION} describes: it is damaged, or of another adapter. Fetch or "
+            "save the folder again."
+        )
+    return WordPart.from_bytes(content, tokenizer_digest=description["tokenizer_digest"], place=str(path))
 
 
 def check_base(description: Mapping[str, Any], identity: BaseIdentity, *, what: str = "It") -> None:
@@ -287,13 +326,17 @@ def read_description(folder: Path) -> dict[str, Any]:
         if not isinstance(description.get(key), kind):
             raise AdapterError(f"{path}: '{key}' is missing or malformed.")
     description["card"] = plain(description["card"])
+    part = description.get("word_part", {"digest": ""})
+    if not isinstance(part, dict) or not isinstance(part.get("digest"), str):
+        raise AdapterError(f"{path}: 'word_part' is malformed.")
     return description
 
 
 def described_digest(folder: Path, description: dict[str, Any]) -> str:
     """The digest (`Adapter.digest`) of a folder's adapter, by its description alone."""
     kind, strategy = read_kind(folder, description), read_strategy(folder, description)
-    return adapter_digest(kind, strategy, description["parameters_digest"])
+    words = description.get("word_part", {}).get("digest")
+    return adapter_digest(kind, strategy, description["parameters_digest"], words)
 
 
 def read_strategy(folder: Path, description: dict[str, Any]) -> ResidualAdd:
@@ -305,6 +348,8 @@ def read_strategy(folder: Path, description: dict[str, Any]) -> ResidualAdd:
 def read_kind(folder: Path, description: dict[str, Any]) -> Kind:
     """The kind with its settings. Raises AdapterError for one that is not registered, and for settings it lacks."""
     name = description["kind"]
+    if name == WORDS_ALONE.name:
+        return WORDS_ALONE
     if name not in KINDS:
         raise AdapterError(
             f"{folder / DESCRIPTION}: kind '{name}' is unknown.{did_you_mean(name, KINDS)} Known: {', '.join(KINDS)}. "
