@@ -157,7 +157,8 @@ def plain(value: Any) -> Any:
 def replace_contents(folder: Path, contents: Mapping[str, bytes | None]) -> None:
     """Put files into a folder, in one step; None is a file that is gone, and whatever else lies there stays.
 
-    Raises OSError. Where nothing can be written beside the folder, or where it is the working folder, its files change one by one.
+    Where nothing can be written beside the folder, or where it is the working folder, its files change one by one.
+    Raises OSError.
     """
 
     def fill(fresh: Path) -> None:
