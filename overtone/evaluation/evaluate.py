@@ -35,6 +35,7 @@ def evaluate(
     overlap: float = OVERLAP_SECONDS,
     compute_dtype: str | None = None,
     decoder: str | None = None,
+    language: str | None = None,
     level: float = 0.95,
     resamples: int = 1000,
     seed: int = 0,
@@ -43,7 +44,7 @@ def evaluate(
     """Measure word and character error rates of each adapter choice on each manifest.
 
     adapters: None (the base), "a", "a+b", "@file". With None among them the others are compared to the base.
-    batch_seconds, window, overlap, compute_dtype, decoder: as for `Transcriber`.
+    batch_seconds, window, overlap, compute_dtype, decoder, language: as for `Transcriber`.
     level, resamples, seed: of the bootstrap over utterances.
     progress: called with the seconds of audio that are done, and of all.
     Raises DataError for a manifest or recording that cannot be used, AdapterError for an unknown adapter, UsageError
@@ -62,7 +63,9 @@ def evaluate(
     bootstrap = _Bootstrap(level, resamples, seed)
     results: list[Result] = []
     with model.computing_in(compute_dtype):
-        transcriber = Transcriber(model, batch_seconds=batch_seconds, window=window, overlap=overlap, decoder=decoder)
+        transcriber = Transcriber(
+            model, batch_seconds=batch_seconds, window=window, overlap=overlap, decoder=decoder, language=language
+        )
         for path, lines in sets.items():
             found = []
             for choice in choices:

@@ -50,6 +50,9 @@ class Recording:
     text: str | None = None
     """The reference transcript, where a manifest gives one."""
 
+    language: str | None = None
+    """The language, where a manifest names one under `lang`."""
+
     problem: str | None = None
     """The reason why there is nothing to read here, known before trying (a folder without audio)."""
 
@@ -75,6 +78,7 @@ def recordings_of(utterances: Iterable[Utterance]) -> list[Recording]:
             offset=utterance.offset,
             duration=utterance.duration,
             text=utterance.text,
+            language=utterance.language,
         )
         for utterance in utterances
     ]

@@ -125,7 +125,7 @@ def choose_utterances(
                 raise DataError(f"{path}:{utterance.line}: the key 'text' is missing. Write the transcript there.")
             utterances.append(utterance)
     utterances = utterances[: chosen.max_utts or None]
-    check_languages(model.tokenizer, utterances)
+    check_languages(model.tokenizer.languages or model.languages, utterances)
     kept = keep_durations(
         utterances,
         minimum=_limit(model, chosen.min_duration, key, "min_duration"),

@@ -105,6 +105,7 @@ class Engine:
         priority: Priority = "offline",
         deadline: float | None = None,
         group: str | None = None,
+        language: str | None = None,
     ) -> Future[Emissions]:
         """Queue waveform [S] float32 at the model's rate. The caller keeps the lease until the future is done.
 
@@ -113,7 +114,9 @@ class Engine:
         future may raise DeadlineError or WorkerError.
         """
         seconds = waveform.size / self.sample_rate
-        return self._submit(partial(Row, waveform=waveform, mel=None), seconds, lease, priority, deadline, group)
+        return self._submit(
+            partial(Row, waveform=waveform, mel=None, language=language), seconds, lease, priority, deadline, group
+        )
 
     def submit_features(
         self,
@@ -123,17 +126,26 @@ class Engine:
         priority: Priority = "stream",
         deadline: float | None = None,
         group: str | None = None,
+        language: str | None = None,
     ) -> Future[Emissions]:
         """Queue normalised features mel [F, T], like a waveform."""
         seconds = mel.shape[1] * self.model.preprocessor.seconds_per_frame
-        return self._submit(partial(Row, waveform=None, mel=mel), seconds, lease, priority, deadline, group)
+        return self._submit(
+            partial(Row, waveform=None, mel=mel, language=language), seconds, lease, priority, deadline, group
+        )
 
     def submit_step(
-        self, step: StreamStep, *, lease: Lease | None = None, deadline: float | None = None, group: str | None = None
+        self,
+        step: StreamStep,
+        *,
+        lease: Lease | None = None,
+        deadline: float | None = None,
+        group: str | None = None,
+        language: str | None = None,
     ) -> Future[StepAnswer]:
         """Queue a step of a stream with a state, like a waveform; the state is the caller's, and stays as it is."""
         seconds = step.mel.shape[1] * self.model.preprocessor.seconds_per_frame
-        make = partial(Row, waveform=None, mel=None, step=step)
+        make = partial(Row, waveform=None, mel=None, step=step, language=language)
         return self._submit(make, seconds, lease, "stream", deadline, group)
 
     def decoding_scope(self, lease: Lease | None) -> Scope:
