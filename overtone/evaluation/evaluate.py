@@ -45,8 +45,7 @@ def evaluate(
 
     adapters: None (the base), "a", "a+b", "@file". With None among them the others are compared to the base.
     batch_seconds, window, overlap, compute_dtype, decoder, language: as for `Transcriber`.
-    level, resamples, seed: of the bootstrap over utterances.
-    progress: called with the seconds of audio that are done, and of all.
+    level, resamples, seed: of the bootstrap. progress: called with the seconds of audio that are done, and of all.
     Raises DataError for a manifest or recording that cannot be used, AdapterError for an unknown adapter, UsageError
     where there is nothing to evaluate, and where a `use` block says another thing than `adapters`.
     """
@@ -60,8 +59,7 @@ def evaluate(
     sets = {path: read_references(path) for path in paths}
     whole = len(choices) * sum(utterance.duration for lines in sets.values() for utterance in lines)
     meter = _Meter(whole, progress)
-    bootstrap = _Bootstrap(level, resamples, seed)
-    results: list[Result] = []
+    bootstrap, results = _Bootstrap(level, resamples, seed), list[Result]()
     with model.computing_in(compute_dtype):
         transcriber = Transcriber(
             model, batch_seconds=batch_seconds, window=window, overlap=overlap, decoder=decoder, language=language
