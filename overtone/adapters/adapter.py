@@ -227,6 +227,12 @@ class Adapter(nn.Module):
                     f"Adapter '{self.name}': {name} has shape {list(tensors[name].shape)}, expected {list(shape)}."
                 )
 
+    def rename(self, name: str) -> None:
+        """Give it another name; the set that owns it keeps names unique."""
+        self.name = name
+        for part in self.by_point.values():
+            part.name = name
+
     def freeze(self) -> None:
         """Promise that no parameter is written any more: forwards need not look whether one has been."""
         self.requires_grad_(False).eval()

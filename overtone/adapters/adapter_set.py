@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -166,6 +167,24 @@ class AdapterSet(nn.Module):
         self[name]
         del self.held[held_key(name)], self.by_name[name]
         self.file_choice = tuple(kept for kept in self.file_choice if kept != name)
+
+    def rename(self, name: str, new: str) -> None:
+        """Give an adapter another name; its place in the order stays. Raises AdapterError for a name that cannot be."""
+        adapter = self[name]
+        self.check_free(check_name(new))
+        adapter.rename(new)
+        self.by_name = {own.name: own for own in self.by_name.values()}
+        self.held = nn.ModuleDict({held_key(own.name): own for own in self.by_name.values()})
+        self.file_choice = tuple(new if chosen == name else chosen for chosen in self.file_choice)
+
+    def copy(self, name: str, new: str) -> Adapter:
+        """Add a copy of an adapter under another name. Raises AdapterError for a name that cannot be."""
+        own = self[name]
+        layers, modules = own.layers, own.modules_text
+        made = self.add(new, own.kind, modules=modules, layers=layers, strategy=own.strategy)
+        made.load_tensors(own.tensors())
+        made.card, made.nemo = copy.deepcopy(own.card), copy.deepcopy(own.nemo)
+        return made
 
     def parameters_of(self, name: str) -> list[nn.Parameter]:
         """The parameters of one adapter, for an optimiser. Raises AdapterError for an unknown name."""

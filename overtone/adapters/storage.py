@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import os
@@ -43,7 +44,7 @@ class BaseIdentity:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredAdapter:
-    """The content of a folder, checked."""
+    """An adapter outside of a model, such as the content of a folder, checked."""
 
     name: str
     kind: Kind
@@ -52,6 +53,24 @@ class StoredAdapter:
     strategy: ResidualAdd
     card: dict[str, Any]
     tensors: dict[str, Tensor]
+
+
+def stored_copy(adapter: Adapter) -> StoredAdapter:
+    """A copy of an adapter outside of its model."""
+    return StoredAdapter(
+        name=adapter.name,
+        kind=adapter.kind,
+        modules=adapter.modules_text,
+        layers=adapter.layers,
+        strategy=adapter.strategy,
+        card=copy.deepcopy(adapter.card),
+        tensors={name: tensor.clone() for name, tensor in adapter.tensors().items()},
+    )
+
+
+def stored_digest(stored: StoredAdapter) -> str:
+    """The digest (`Adapter.digest`) of an adapter outside of a model."""
+    return adapter_digest(stored.kind, stored.strategy, parameters_digest(stored.tensors))
 
 
 def write_folder(adapter: Adapter, folder: Path, identity: BaseIdentity, *, overwrite: bool = False) -> Path:
