@@ -42,7 +42,7 @@ class Step(NamedTuple):
 
 
 class Decided(NamedTuple):
-    """What every path of the beam of one row says in its first frames."""
+    """The first frames of one row, as every path of its beam reads them."""
 
     frames: Integers
     tokens: Integers
