@@ -16,7 +16,7 @@ from overtone.checkpoints.nemo.yaml import read_yaml
 from overtone.decoding.arpa import Form, read_arpa, write_arpa
 from overtone.decoding.ngram import LARGEST_ORDER, LOWEST, Ngram
 from overtone.errors import CheckpointError, DataError
-from overtone.files import open_beside, write_failure
+from overtone.files import open_regular, replace_file, write_failure
 from overtone.tokenizers import Tokenizer
 
 KENLM_MAGIC = b"mmap lm http://kheafield.com/code"
@@ -35,7 +35,7 @@ def read_ngram(path: Path, tokenizer: Tokenizer, *, form: Form | None = None) ->
     Raises DataError for a file that is missing, damaged, of another kind, or of other tokens than the tokenizer's.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             start = file.read(len(KENLM_MAGIC))
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
@@ -44,7 +44,7 @@ def read_ngram(path: Path, tokenizer: Tokenizer, *, form: Form | None = None) ->
     if start == KENLM_MAGIC:
         raise DataError(
             f"{path} is KenLM's binary form, which only KenLM reads. Give the ARPA file that it was made from (lmplz "
-            "writes one; NeMo's train_kenlm.py keeps it with save_nemo or as its intermediate file), or the text."
+            "writes one), or the text."
         )
     if path.suffix == ".nemo":
         return read_nemo_ngram(path, tokenizer)
@@ -107,16 +107,10 @@ def convert(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str,
 
 def save_arpa(ngram: Ngram, path: Path, tokenizer: Tokenizer, *, form: Form = "offset") -> None:
     """Write an ARPA file, whole or not at all. Raises DataError where it cannot be written."""
-    temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file, temporary = open_beside(path)
-        with file:
+        with replace_file(path) as file:
             for line in write_arpa(ngram, tokenizer.vocabulary, form=form):
                 file.write(line.encode())
-        temporary.replace(path)
     except OSError as error:
         raise DataError(write_failure(path, error)) from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
