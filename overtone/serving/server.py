@@ -92,7 +92,7 @@ class Server:
             limits=settings.limits,
             profanities=settings.profanities,
         )
-        self.observer = Observer(self.engine, self.store, self.guard)
+        self.observer = Observer(self.engine, self.store)
         self.requests = HttpRequests(self.service, settings)
         self.riva: RivaServer | None = None
         self.http: HttpServer | None = None
