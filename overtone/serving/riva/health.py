@@ -65,8 +65,9 @@ class Health:
             del self._waiting[oldest]
             if not oldest.expired():
                 oldest.reschedule(0.0)
+        limit = asyncio.timeout(MESSAGE_SECONDS)
         try:
-            async with asyncio.timeout(MESSAGE_SECONDS) as limit:
+            async with limit:
                 self._waiting[limit] = None
                 return await anext(messages, None)
         except TimeoutError:
