@@ -1,7 +1,11 @@
-"""Adapters on disk: a folder with `adapter.yaml` (the description) and `adapter.safetensors` (the parameters)."""
+"""Adapters on disk: a folder with `adapter.yaml` (the description) and `adapter.safetensors` (the parameters).
+
+An adapter with a word part has `words.safetensors` beside them.
+"""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import os
@@ -20,6 +24,7 @@ from overtone.adapters.kinds.base import Kind
 from overtone.adapters.kinds.registry import KINDS
 from overtone.adapters.points import Layers
 from overtone.adapters.strategies import ResidualAdd
+from overtone.adapters.words import WORDS_ALONE, WordPart, words_digest
 from overtone.errors import AdapterError, did_you_mean
 from overtone.files import open_beside, write_failure
 from overtone.safe_yaml import read_values
@@ -27,6 +32,8 @@ from overtone.safe_yaml import read_values
 FORMAT = 1
 DESCRIPTION = "adapter.yaml"
 PARAMETERS = "adapter.safetensors"
+WORDS = "words.safetensors"
+LARGEST_WORDS = 1 << 30
 LARGEST_DESCRIPTION = 1 << 20
 LFS_POINTER = b"version https://git-lfs"
 """The beginning of a text that Git leaves in the place of a large file."""
@@ -43,7 +50,7 @@ class BaseIdentity:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredAdapter:
-    """The content of a folder, checked."""
+    """An adapter outside of a model, such as the content of a folder, checked."""
 
     name: str
     kind: Kind
@@ -52,10 +59,30 @@ class StoredAdapter:
     strategy: ResidualAdd
     card: dict[str, Any]
     tensors: dict[str, Tensor]
+    words: WordPart | None = None
+
+
+def stored_copy(adapter: Adapter) -> StoredAdapter:
+    """A copy of an adapter outside of its model."""
+    return StoredAdapter(
+        name=adapter.name,
+        kind=adapter.kind,
+        modules=adapter.modules_text,
+        layers=adapter.layers,
+        strategy=adapter.strategy,
+        card=copy.deepcopy(adapter.card),
+        tensors={name: tensor.clone() for name, tensor in adapter.tensors().items()},
+    )
+
+
+def stored_digest(stored: StoredAdapter) -> str:
+    """The digest (`Adapter.digest`) of an adapter outside of a model."""
+    words = None if stored.words is None else stored.words.digest()
+    return adapter_digest(stored.kind, stored.strategy, parameters_digest(stored.tensors), words)
 
 
 def write_folder(adapter: Adapter, folder: Path, identity: BaseIdentity, *, overwrite: bool = False) -> Path:
-    """Write an adapter's folder: both files appear together, or the files that were there before stay.
+    """Write an adapter's folder: all files appear together, or the files that were there before stay.
 
     Raises AdapterError where the folder holds an adapter already (unless `overwrite`), where it cannot be written, and
     for a card that holds more than plain values.
@@ -77,13 +104,18 @@ def write_folder(adapter: Adapter, folder: Path, identity: BaseIdentity, *, over
         "tokenizer_digest": identity.tokenizer_digest(),
         "card": checked_card(adapter),
     }
+    if adapter.words is not None:
+        description["word_part"] = adapter.words.describe()
     text = yaml.safe_dump(description, sort_keys=False, allow_unicode=True)
     if len(text.encode()) > LARGEST_DESCRIPTION:
         raise AdapterError(f"The card of adapter '{adapter.name}' is larger than {LARGEST_DESCRIPTION} bytes.")
     tensors = {name: tensor.cpu().contiguous() for name, tensor in adapter.tensors().items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_together({folder / PARAMETERS: save(tensors), folder / DESCRIPTION: text.encode()})
+        words = {} if adapter.words is None else {folder / WORDS: adapter.words.to_bytes()}
+        write_together({**words, folder / PARAMETERS: save(tensors), folder / DESCRIPTION: text.encode()})
+        if not words:
+            (folder / WORDS).unlink(missing_ok=True)
     except OSError as error:
         raise AdapterError(write_failure(folder, error)) from error
     return folder
@@ -164,7 +196,32 @@ def read_folder(folder: Path, identity: BaseIdentity, *, description: dict[str, 
         strategy=read_strategy(folder, description),
         card=description["card"],
         tensors=tensors,
+        words=read_words(folder, description),
     )
+
+
+def read_words(folder: Path, description: Mapping[str, Any]) -> WordPart | None:
+    """The word part that the description names, None where it names none.
+
+    Raises AdapterError where its file is missing, damaged, another's, or of another tokenizer.
+    """
+    if "word_part" not in description:
+        return None
+    path = folder / WORDS
+    try:
+        if path.stat().st_size > LARGEST_WORDS:
+            raise AdapterError(f"{path} is larger than {LARGEST_WORDS} bytes; it is no word part.")
+        content = path.read_bytes()
+    except OSError as error:
+        raise AdapterError(f"{path} cannot be read: {error}. It belongs to the adapter; fetch it too.") from error
+    if content.startswith(LFS_POINTER):
+        raise AdapterError(f"{path} is a Git LFS pointer; fetch the file with `git lfs pull`.")
+    if words_digest(content) != description["word_part"]["digest"]:
+        raise AdapterError(
+            f"{path} is not the word part that {DESCRIPTION} describes: it is damaged, or of another adapter. Fetch or "
+            "save the folder again."
+        )
+    return WordPart.from_bytes(content, tokenizer_digest=description["tokenizer_digest"], place=str(path))
 
 
 def check_base(description: Mapping[str, Any], identity: BaseIdentity, *, what: str = "It") -> None:
@@ -228,13 +285,17 @@ def read_description(folder: Path) -> dict[str, Any]:
         if not isinstance(description.get(key), kind):
             raise AdapterError(f"{path}: '{key}' is missing or malformed.")
     description["card"] = plain(description["card"])
+    part = description.get("word_part", {"digest": ""})
+    if not isinstance(part, dict) or not isinstance(part.get("digest"), str):
+        raise AdapterError(f"{path}: 'word_part' is malformed.")
     return description
 
 
 def described_digest(folder: Path, description: dict[str, Any]) -> str:
     """The digest (`Adapter.digest`) of a folder's adapter, by its description alone."""
     kind, strategy = read_kind(folder, description), read_strategy(folder, description)
-    return adapter_digest(kind, strategy, description["parameters_digest"])
+    words = description.get("word_part", {}).get("digest")
+    return adapter_digest(kind, strategy, description["parameters_digest"], words)
 
 
 def read_strategy(folder: Path, description: dict[str, Any]) -> ResidualAdd:
@@ -246,6 +307,8 @@ def read_strategy(folder: Path, description: dict[str, Any]) -> ResidualAdd:
 def read_kind(folder: Path, description: dict[str, Any]) -> Kind:
     """The kind with its settings. Raises AdapterError for one that is not registered, and for settings it lacks."""
     name = description["kind"]
+    if name == WORDS_ALONE.name:
+        return WORDS_ALONE
     if name not in KINDS:
         raise AdapterError(
             f"{folder / DESCRIPTION}: kind '{name}' is unknown.{did_you_mean(name, KINDS)} Known: {', '.join(KINDS)}. "

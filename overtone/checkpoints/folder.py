@@ -7,7 +7,7 @@ is a folder of its own that can be copied in, out and away.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -76,10 +76,18 @@ def read_native(folder: Path | str, *, adapters: bool = True) -> AsrModel:
     return model
 
 
-def write_native(model: AsrModel, folder: Path | str, *, storage: Storage = "float32", overwrite: bool = False) -> None:
+def write_native(
+    model: AsrModel,
+    folder: Path | str,
+    *,
+    storage: Storage = "float32",
+    overwrite: bool = False,
+    enabled: Collection[str] | None = None,
+) -> None:
     """Write the model and its adapters; the folder appears whole or not at all.
 
     `storage` float16 or bfloat16 halves the matrices; vectors, statistics and the filter bank stay float32.
+    enabled: the adapters that `@file` means; None: as it is in the model.
     Raises CheckpointError where the folder exists (unless `overwrite`), cannot be written, or where half precision
     would change a base that adapters were made for.
     """
@@ -94,7 +102,7 @@ def write_native(model: AsrModel, folder: Path | str, *, storage: Storage = "flo
             f"Storing {model.name or 'the model'} in {storage} would change its base, and its adapters would no longer "
             "belong to it; use storage float32, or store the base alone and train the adapters on that."
         )
-    replace_folder(folder, lambda fresh: _write_parts(model, fresh, tensors), needed=size_of(tensors))
+    replace_folder(folder, lambda fresh: _write_parts(model, fresh, tensors, enabled), needed=size_of(tensors))
 
 
 def replace_folder(folder: Path, fill: Callable[[Path], None], *, needed: int) -> None:
@@ -177,19 +185,28 @@ def file_names(folder: Path, own: Mapping[str, Any], config: Mapping[str, Any]) 
     return listed or sorted(path.name for path in folder.iterdir() if path.is_file() and path.name in named)
 
 
-def _write_parts(model: AsrModel, folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    config = nemo_config(model, [adapter.name for adapter in model.adapters if has_nemo_form(adapter)])
+def folder_config(model: AsrModel, enabled: Collection[str] | None = None) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The configuration of a model's folder, and the files beside it. enabled: as `write_native`."""
+    config = nemo_config(model, [adapter.name for adapter in model.adapters if has_nemo_form(adapter)], enabled=enabled)
     files = {
         name: content
         for name, content in model_files(model, config).items()
         if Path(name).parts[0] not in (CONFIG, WEIGHTS, ADAPTERS)
     }
+    choice = (
+        model.adapters.file_choice if enabled is None else [name for name in model.adapters.names if name in enabled]
+    )
     config[OWN] = {
         "name": model.name,
         "files": list(files),
         "adapters": model.adapters.names,
-        "file_choice": list(model.adapters.file_choice),
+        "file_choice": list(choice),
     }
+    return config, files
+
+
+def _write_parts(model: AsrModel, folder: Path, tensors: Mapping[str, Tensor], enabled: Collection[str] | None) -> None:
+    config, files = folder_config(model, enabled)
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)

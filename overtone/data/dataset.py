@@ -258,6 +258,7 @@ def read_utterance(utterance: Utterance, sample_rate: int) -> Waveform:
         offset=utterance.offset,
         duration=utterance.duration,
         sample_rate=sample_rate,
+        channel=utterance.channel,
     )
     problem = length_problem(utterance.audio_path, utterance.duration, waveform.size / sample_rate)
     if problem is not None:

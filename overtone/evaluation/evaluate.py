@@ -88,11 +88,7 @@ def evaluate(
 
 def read_references(path: Path) -> list[Utterance]:
     """Read a manifest whose blank transcripts mean silence. Raises DataError for a missing transcript."""
-    lines = read_manifest(path, need_text=False)
-    for utterance in lines:
-        if utterance.text is None:
-            raise DataError(f"{path}:{utterance.line}: the key 'text' is missing. Write what is said there.")
-    return lines
+    return read_manifest(path, silence=True)
 
 
 def hear(
@@ -115,6 +111,7 @@ def hear(
                 hypothesis=hypothesis,
                 words=word_errors(reference, hypothesis),
                 characters=character_errors(reference, hypothesis),
+                channel=utterance.channel,
             )
         )
     return tuple(heard)

@@ -277,7 +277,11 @@ class Transcriber:
             if job.reader is None:
                 part = job.recording
                 job.reader = AudioReader(
-                    part.path, offset=part.offset, duration=part.duration, sample_rate=self.sample_rate
+                    part.path,
+                    offset=part.offset,
+                    duration=part.duration,
+                    sample_rate=self.sample_rate,
+                    channel=part.channel,
                 )
             return job.reader.read(window.start * self.seconds_per_frame, stop)
         except OvertoneError as error:

@@ -41,6 +41,8 @@ class Run:
     machine: Machine
     length: RunLength
     reporter: Reporter
+    start_from: Mapping[str, Any] | None = None
+    """Name, digest and card of the adapter that the new one began with."""
     prefix: PrefixPlan | None = None
     """The part of the base that is computed once for each utterance; None computes everything in every step."""
 
@@ -84,6 +86,7 @@ class Run:
             "strategy": asdict(adapter.strategy),
             "modules": adapter.modules_text,
             "layers": to_plain(adapter.layers),
+            "start_from": None if self.start_from is None else self.start_from["digest"],
         }
 
     def first_utterances(self) -> Iterator[tuple[SpeechDataset, int]]:

@@ -55,6 +55,7 @@ def train(
     output_dir: str | Path,
     validation_manifest: str | Path | Sequence[str | Path] | None = None,
     kind: Kind | None = None,
+    start_from: str | Path | None = None,
     modules: str = "encoder",
     layers: Layers = "all",
     strategy: ResidualAdd | None = None,
@@ -77,14 +78,13 @@ def train(
     """Train a new adapter and keep it in the model, with its best weights.
 
     model: an AsrModel, or what `load_model` takes. kind: `LinearAdapter(dim=32)` unless given.
+    start_from: an adapter to go on from, of the model or on disk; its form is taken where no other is given.
     output_dir: the run folder; `checkpoints/NAME-best` and `NAME-last` in it are adapter folders.
     resume: go on where a run in that folder was cut off, if one was. save_nemo: also write adapted `.nemo` files.
     settings: everything else (augmentation, early stopping, …); the arguments above take precedence.
     """
     own, source = (model, None) if isinstance(model, AsrModel) else (None, str(model))
-    name, modules = split_name(adapter_name, modules)
-    kind, strategy, base = kind or LinearAdapter(), strategy or ResidualAdd(), settings or Settings()
-    adapter = AdapterPlan(name=name, kind=kind, strategy=strategy, modules=modules, layers=layers)
+    base, adapter = settings or Settings(), _plan_adapter(adapter_name, modules, kind, layers, strategy, start_from)
     chosen = replace(
         base.model,
         pretrained_model=None,
@@ -109,6 +109,26 @@ def train(
     return run_plan(plan_training(whole, model=own, adapter=adapter), Reporter(quiet=quiet))
 
 
+def _plan_adapter(
+    name: str,
+    modules: str,
+    kind: Kind | None,
+    layers: Layers,
+    strategy: ResidualAdd | None,
+    start_from: str | Path | None,
+) -> AdapterPlan:
+    name, modules = split_name(name, modules)
+    return AdapterPlan(
+        name=name,
+        kind=kind or LinearAdapter(),
+        strategy=strategy or ResidualAdd(),
+        modules=modules,
+        layers=layers,
+        start_from=None if start_from is None else str(start_from),
+        copies_form=start_from is not None and (kind, strategy, modules, layers) == (None, None, "encoder", "all"),
+    )
+
+
 def _adapter(plan: AdapterPlan, *, save_nemo: bool) -> AdapterSettings:
     """Describe the adapter as a section of the settings, for the record in the run folder."""
     return AdapterSettings(
@@ -117,6 +137,7 @@ def _adapter(plan: AdapterPlan, *, save_nemo: bool) -> AdapterSettings:
         adapter_module_name=plan.modules,
         adapter_state_dict_name="adapters.pt" if save_nemo else None,
         layers=plan.layers if isinstance(plan.layers, str | int) else tuple(plan.layers),
+        start_from=plan.start_from,
         kinds={"given": section_of(plan.kind, plan.strategy)},
     )
 
@@ -205,6 +226,7 @@ def run_plan(plan: TrainingPlan, reporter: Reporter) -> TrainingResult:
                 machine=machine,
                 length=length,
                 reporter=reporter,
+                start_from=None if adapter is None else adapter.card.get("start_from"),
                 prefix=plan_prefix(plan, model, adapter, machine=machine, length=length, cached_before=cached),
             )
             if checkpoint is not None and state is not None:

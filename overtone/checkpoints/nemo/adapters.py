@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -158,9 +158,13 @@ def adapter_hosts(model: AsrModel, adapter: Adapter) -> dict[str, dict[str, Tens
     """The tensors of an adapter for NeMo, which wants them in every layer.
 
     A layer that the adapter leaves out gets a copy whose last part is zero: it changes nothing.
-    Raises CheckpointError for a kind or name that NeMo does not have.
+    Raises CheckpointError for a kind or name that NeMo does not have, and for an adapter with a word part.
     """
     check_nemo_can_hold(adapter)
+    if adapter.words is not None:
+        raise CheckpointError(
+            f"Adapter '{adapter.name}' has a word part, which NeMo's files cannot hold. Save a folder, or drop its words."
+        )
     form = nemo_form(adapter)
     hosts: dict[str, dict[str, Tensor]] = {}
     for point in points_of(model, adapter.kind, adapter.modules_text):
@@ -186,8 +190,11 @@ def stand_in(adapter: Adapter, point: Point) -> dict[str, Tensor]:
         return PointAdapter(adapter.name, adapter.kind, point).tensors()
 
 
-def adapters_section(model: AsrModel, names: Iterable[str]) -> dict[str, Any]:
-    """The `adapters` section of a configuration for these adapters, as NeMo writes it."""
+def adapters_section(model: AsrModel, names: Iterable[str], enabled: Container[str] | None = None) -> dict[str, Any]:
+    """The `adapters` section of a configuration for these adapters, as NeMo writes it.
+
+    enabled: those that NeMo lets act; None: as the model's own file had it, and all that are new.
+    """
     present = [model.adapters[name] for name in names]
     before = (model.config.get("adapters") or {}).get("global_cfg") or {}
     meta = dict(before.get("adapter_meta_cfg") or {})
@@ -197,6 +204,8 @@ def adapters_section(model: AsrModel, names: Iterable[str]) -> dict[str, Any]:
     for adapter in present:
         check_nemo_can_hold(adapter)
         section[adapter.name] = adapter_config(adapter)
+        if enabled is not None:
+            section[adapter.name]["enabled"] = adapter.name in enabled
     return section
 
 

@@ -1,4 +1,4 @@
-"""Upload of an adapter: a zip or tar with two files -> a folder of the adapter store, checked before it appears."""
+"""Upload of an adapter: a zip or tar with its files -> a folder of the adapter store, checked before it appears."""
 
 from __future__ import annotations
 
@@ -16,12 +16,16 @@ from contextlib import AbstractContextManager
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
-from overtone.adapters.storage import DESCRIPTION, PARAMETERS, BaseIdentity, read_folder, write_together
+from overtone.adapters.storage import DESCRIPTION, PARAMETERS, WORDS, BaseIdentity, read_folder, write_together
 from overtone.errors import AdapterError
 from overtone.serving.adapter_store.folder import read_version
 
-MAX_BYTES = {DESCRIPTION: 4 * 2**20, PARAMETERS: 512 * 2**20}
+MAX_BYTES = {DESCRIPTION: 4 * 2**20, PARAMETERS: 512 * 2**20, WORDS: 256 * 2**20}
 """Bytes that each file may unpack to."""
+OPTIONAL = (WORDS,)
+"""Files that an adapter may lack."""
+WRITTEN = (WORDS, PARAMETERS, DESCRIPTION)
+"""Order in which the files are put into place."""
 MAX_MEMBERS = 64
 MAX_UNPACKED = sum(MAX_BYTES.values()) + 2**20
 """Bytes of a whole tar."""
@@ -141,7 +145,9 @@ def place(store: Path, name: str, archive: bytes, identity: BaseIdentity, lock: 
         target = store / name
         with lock:
             target.mkdir(exist_ok=True)
-            write_together({target / file: contents[file] for file in (PARAMETERS, DESCRIPTION)})
+            write_together({target / file: contents[file] for file in WRITTEN if file in contents})
+            if WORDS not in contents:
+                (target / WORDS).unlink(missing_ok=True)
     except OSError as error:
         raise AdapterError(f"The adapter cannot be written to its folder: {error.strerror or error}.") from error
     finally:
@@ -149,7 +155,7 @@ def place(store: Path, name: str, archive: bytes, identity: BaseIdentity, lock: 
 
 
 def unpack(archive: bytes) -> dict[str, bytes]:
-    """Read the two files of an adapter, wherever they lie in the archive, and nothing else. Raises AdapterError."""
+    """Read the files of an adapter, wherever they lie in the archive, and nothing else. Raises AdapterError."""
     contents: dict[str, bytes] = {}
     try:
         for name, file, size in members(archive):
@@ -162,7 +168,7 @@ def unpack(archive: bytes) -> dict[str, bytes]:
             contents[name] = content
     except DAMAGES as error:
         raise AdapterError(f"The archive is damaged: {error}.") from error
-    missing = [name for name in MAX_BYTES if name not in contents]
+    missing = [name for name in MAX_BYTES if name not in contents and name not in OPTIONAL]
     if missing:
         raise AdapterError(f"The archive holds no {' and no '.join(missing)}; pack the adapter's folder.")
     return contents

@@ -177,11 +177,12 @@ class Guard:
         if self._tenant(metadata).adapters is not None:
             raise AccessError("Metrics tell of all adapters; a token that may use all of them is needed.")
 
-    def charge(self, tenant: str, audio_seconds: float) -> None:
-        """Count audio that a tenant has sent."""
+    def charge(self, tenant: str, *, requests: int = 0, audio_seconds: float = 0.0) -> None:
+        """Count what a tenant has used since its session was opened."""
         usage = self._usage.get(tenant)
         if usage is not None:
             with self._lock:
+                usage.requests.take(requests)
                 usage.audio.take(audio_seconds)
 
     def _is_admin(self, metadata: Metadata) -> bool:

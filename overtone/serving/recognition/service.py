@@ -183,7 +183,7 @@ class RecognitionService:
         """Note more samples at the model's rate in a call, and charge its tenant for them."""
         seconds = samples / self.engine.sample_rate
         call.audio_seconds += seconds
-        self.guard.charge(call.tenant, seconds)
+        self.guard.charge(call.tenant, audio_seconds=seconds)
 
     def _decode(self, file: IO[bytes], decoder: AudioDecoder, request: RecognitionRequest) -> Samples:
         parts = []

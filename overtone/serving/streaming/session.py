@@ -106,6 +106,8 @@ class StreamSession:
     """Its record, which is told how much audio it was."""
     stream: AnyStream
     decoder: AudioDecoder
+    samples: int = 0
+    """Samples given to the stream so far, at the model's rate."""
     received: int = 0
     """Bytes of audio so far."""
     pieces: list[Samples] = field(default_factory=list)
@@ -126,6 +128,7 @@ class StreamSession:
         """Recognise the audio taken so far. force_eou: the utterance ends there."""
         samples = np.concatenate(self.pieces) if self.pieces else np.zeros(0, dtype=np.float32)
         self.pieces.clear()
+        self.samples += samples.size
         self.service.note_audio(self.call, samples.size)
         if not samples.size and not force_eou:
             return []

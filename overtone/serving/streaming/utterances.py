@@ -35,6 +35,8 @@ class Interim:
     """Times in seconds from the beginning of the stream."""
     audio_processed: float
     """Seconds of the stream computed so far."""
+    known: int = 0
+    """Number of the words that end in frames which are decoded for good."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,10 +228,11 @@ class Utterances:
         best = decoder.hypotheses()[0]
         if not best.text.strip():
             return []
+        until = self.frames * self.engine.seconds_per_frame
+        known = sum(word.end <= until for word in best.words)
         if stability is None:
-            known = self.frames * self.engine.seconds_per_frame
-            stability = UNSURE * sum(word.end <= known for word in best.words) / max(len(best.words), 1)
-        return [Interim(text=best.text, stability=stability, words=best.words, audio_processed=seconds)]
+            stability = UNSURE * known / max(len(best.words), 1)
+        return [Interim(text=best.text, stability=stability, words=best.words, audio_processed=seconds, known=known)]
 
     def _end(self, seconds: float) -> list[Ended]:
         """End the current utterance, which is returned if it has words, and begin the next one."""
