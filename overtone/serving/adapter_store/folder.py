@@ -16,6 +16,7 @@ from safetensors import SafetensorError, deserialize
 from overtone.adapters.adapter import check_name
 from overtone.adapters.storage import (
     DESCRIPTION,
+    LARGEST_PARAMETERS,
     PARAMETERS,
     BaseIdentity,
     check_base,
@@ -23,6 +24,7 @@ from overtone.adapters.storage import (
     read_description,
 )
 from overtone.errors import AdapterError
+from overtone.files import read_regular
 
 LOG = logging.getLogger("overtone.serving.adapter_store.store")
 
@@ -153,7 +155,7 @@ def count_finite(folder: Path) -> int:
     """Count the parameters, which are all finite. Raises AdapterError where they are not, or cannot be read."""
     path = folder / PARAMETERS
     try:
-        parts = deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
+        parts = deserialize(read_regular(path, at_most=LARGEST_PARAMETERS))  # type: ignore[no-untyped-call]
     except (OSError, SafetensorError) as error:
         raise AdapterError(f"{path} is missing or damaged: {error}") from error
     for name, part in parts:

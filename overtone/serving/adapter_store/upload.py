@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
-from overtone.adapters.storage import DESCRIPTION, PARAMETERS, WORDS, BaseIdentity, read_folder, write_together
+from overtone.adapters.storage import DESCRIPTION, PARAMETERS, WORDS, BaseIdentity, read_folder, replace_contents
 from overtone.errors import AdapterError
 from overtone.serving.adapter_store.folder import read_version
 
@@ -24,8 +24,6 @@ MAX_BYTES = {DESCRIPTION: 4 * 2**20, PARAMETERS: 512 * 2**20, WORDS: 256 * 2**20
 """Bytes that each file may unpack to."""
 OPTIONAL = (WORDS,)
 """Files that an adapter may lack."""
-WRITTEN = (WORDS, PARAMETERS, DESCRIPTION)
-"""Order in which the files are put into place."""
 MAX_MEMBERS = 64
 MAX_UNPACKED = sum(MAX_BYTES.values()) + 2**20
 """Bytes of a whole tar."""
@@ -87,7 +85,7 @@ class Inflater:
 
     @property
     def eof(self) -> bool:
-        """Whether the end of the compressed data was met."""
+        """True once the end of the compressed data was met."""
         return self._own.eof
 
     @property
@@ -97,7 +95,7 @@ class Inflater:
 
     @property
     def needs_input(self) -> bool:
-        """Whether more bytes are wanted before anything can come out."""
+        """True if more bytes are wanted before anything can come out."""
         return not self._waiting
 
     def decompress(self, data: bytes, most: int) -> bytes:
@@ -142,12 +140,8 @@ def place(store: Path, name: str, archive: bytes, identity: BaseIdentity, lock: 
             read_folder(folder, identity)
         except AdapterError as error:
             raise AdapterError(str(error).replace(str(folder), f"the upload '{name}'")) from error
-        target = store / name
         with lock:
-            target.mkdir(exist_ok=True)
-            write_together({target / file: contents[file] for file in WRITTEN if file in contents})
-            if WORDS not in contents:
-                (target / WORDS).unlink(missing_ok=True)
+            replace_contents(store / name, {file: contents.get(file) for file in (WORDS, PARAMETERS, DESCRIPTION)})
     except OSError as error:
         raise AdapterError(f"The adapter cannot be written to its folder: {error.strerror or error}.") from error
     finally:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from overtone.adapters.storage import write_together
+from overtone.adapters.storage import replace_contents
 from overtone.adapters.words import WordPart
 from overtone.decoding.ngram_counts import build_ngram
 from overtone.errors import AdapterError
@@ -224,10 +224,10 @@ def test_uploads_of_one_name_take_turns(
         if len(most) == 1:
             second.start()
             second.join(0.05)
-        write_together(*arguments)
+        replace_contents(*arguments)
         running.pop()
 
-    monkeypatch.setattr("overtone.serving.adapter_store.upload.write_together", slow_write)
+    monkeypatch.setattr("overtone.serving.adapter_store.upload.replace_contents", slow_write)
     store.put("fresh", archives[0])
     second.join(10)
     assert most == [1, 1]
