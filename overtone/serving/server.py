@@ -91,6 +91,7 @@ class Server:
             language=settings.language,
             limits=settings.limits,
             profanities=settings.profanities,
+            aliases=settings.aliases,
         )
         self.observer = Observer(self.engine, self.store, self.guard)
         self.requests = HttpRequests(self.service, settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +24,8 @@ class ServerSettings:
     """Adapters of the folder in the model at a time; the least recently used makes way."""
     base: str = ""
     """Name of the base in requests; the model's own, or `base`, unless given."""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Other names of models in requests (`whisper-1`), with the models that they mean (`medical`)."""
     language: str = "en-US"
     """Language of the model, as a BCP-47 tag."""
     profanities: frozenset[str] = PROFANITIES
