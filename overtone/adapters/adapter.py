@@ -298,6 +298,19 @@ def parameters_digest(tensors: Mapping[str, Tensor]) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
+def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
+    """Raises AdapterError for a number that is not finite; `where` begins the message, and the place follows."""
+    for name, tensor in tensors.items():
+        finite = tensor.isfinite()
+        if not bool(finite.all()):
+            place = (~finite).nonzero()[0].tolist()
+            raise AdapterError(
+                f"{where} holds {tensor[tuple(place)].item()} in {name}{place}, "
+                f"{int((~finite).sum())} of its {tensor.numel()} numbers are not finite. Nobody could recognise with "
+                "it: train it anew, with a lower model.optim.lr or trainer.gradient_clip_val=1.0."
+            )
+
+
 def module_key(point: str) -> str:
     """The key of a point in a ModuleDict: keys hold no dots, names of points no slashes."""
     return point.replace(".", "/")

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from overtone.adapters.storage import DESCRIPTION, PARAMETERS, WORDS, BaseIdentity, read_folder, write_together
+from overtone.adapters.storage import DESCRIPTION, PARAMETERS, WORDS, BaseIdentity, read_folder, replace_contents
 from overtone.errors import AdapterError
 from overtone.serving.adapter_store.folder import read_version
 
@@ -48,11 +48,7 @@ def place(store: Path, name: str, archive: bytes, identity: BaseIdentity) -> Non
             read_folder(folder, identity)
         except AdapterError as error:
             raise AdapterError(str(error).replace(str(folder), f"the upload '{name}'")) from error
-        target = store / name
-        target.mkdir(exist_ok=True)
-        write_together({target / file: contents[file] for file in (WORDS, PARAMETERS, DESCRIPTION) if file in contents})
-        if WORDS not in contents:
-            (target / WORDS).unlink(missing_ok=True)
+        replace_contents(store / name, {file: contents.get(file) for file in (WORDS, PARAMETERS, DESCRIPTION)})
     except OSError as error:
         raise AdapterError(f"The adapter cannot be written to its folder: {error.strerror or error}.") from error
     finally:
