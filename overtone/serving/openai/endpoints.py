@@ -68,7 +68,7 @@ class AnswerOptions:
 def recognition_request(form: FormData, *, prompt_boost: float = 0.0) -> RecognitionRequest:
     """Fields of a form -> a recognition request. prompt_boost: of the prompt's words. Raises RequestError."""
     prompt = text_field(form, "prompt")
-    ignored = sorted({*form} - FIELDS) + (["prompt"] if prompt and not prompt_boost else [])
+    ignored = sorted({*form} - FIELDS | ({"prompt"} if prompt and not prompt_boost else set()))
     return RecognitionRequest(
         model=text_field(form, "model"),
         adapter=text_field(form, "adapter"),
