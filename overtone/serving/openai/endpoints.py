@@ -160,7 +160,7 @@ class Transcriptions:
                     recognition,
                     options.format,
                     granularities=options.granularities,
-                    language=settings.language,
+                    language=service.spoken_language(asked),
                     mask=mask,
                     logprobs=options.logprobs,
                 )
