@@ -49,6 +49,9 @@ class Observer:
     """Counts and logs every call at its end. The interface, `riva` or `http`, is their label `door`."""
 
     def __init__(self, engine: Engine, store: AdapterStore) -> None:
+        self.store = store
+        self.used: set[str] = set()
+        """Adapters that calls have used and that are not known to be gone."""
         self.registry = CollectorRegistry()
         self.calls = Counter(
             "overtone_requests", "Calls that have ended", ["door", "method", "code"], registry=self.registry
@@ -78,6 +81,7 @@ class Observer:
         succeeded = call.code in SUCCESSES
         for name in call.adapter.split("+") if succeeded and call.adapter else ():
             self.adapters.labels(name).inc()
+            self.used.add(name)
         quiet = succeeded and call.method in QUIET
         facts = {"door": interface, **call.facts(), **({"request_id": request_id} if request_id else {})}
         LOG.log(
@@ -91,7 +95,10 @@ class Observer:
         )
 
     def text(self) -> bytes:
-        """Metrics in the format of Prometheus."""
+        """Metrics in the format of Prometheus, without those of adapters that are gone."""
+        for name in self.used - self.store.names():
+            self.used.discard(name)
+            self.adapters.remove(name)
         return generate_latest(self.registry)
 
 
