@@ -26,6 +26,8 @@ from overtone.errors import AudioError, DataError
 
 Waveform = NDArray[np.float32]
 """[S], full scale 1"""
+Channels = tuple[int, ...]
+"""Numbers of channels, from 0."""
 SAMPLE_RATE = 16_000
 """Hz; what models are trained with unless they say otherwise."""
 LONGEST_WAV_HEADER = 1 << 20
@@ -40,14 +42,16 @@ def load_audio(
     offset: float = 0.0,
     duration: float | None = None,
     sample_rate: int = SAMPLE_RATE,
+    channel: int | Channels | None = None,
 ) -> NDArray[np.float32]:
     """The samples [S] of a recording in -1..1, channels averaged, at `sample_rate` Hz.
 
     offset, duration: seconds; only that part is read. A duration past the end stops at the end.
+    channel: the number of one from 0, or of several whose mean is taken; None is all of them.
     16-bit samples are their integer / 32768, exactly, unless they are resampled.
     Raises DataError, naming the path, for a file that is missing, not audio, silent of samples, or not finite.
     """
-    with AudioReader(path, offset=offset, duration=duration, sample_rate=sample_rate) as reader:
+    with AudioReader(path, offset=offset, duration=duration, sample_rate=sample_rate, channel=channel) as reader:
         return reader.read()
 
 
@@ -71,12 +75,17 @@ class AudioReader:
         offset: float = 0.0,
         duration: float | None = None,
         sample_rate: int = SAMPLE_RATE,
+        channel: int | Channels | None = None,
     ) -> None:
-        """offset, duration: seconds, as in `load_audio`. Raises DataError for a part that cannot be; opens nothing."""
+        """offset, duration: seconds, as in `load_audio`, and `channel`. Opens nothing.
+
+        Raises DataError for a part that cannot be.
+        """
         self.path = Path(path)
         self.offset = offset
         self.duration = duration
         self.sample_rate = sample_rate
+        self.channels = (channel,) if isinstance(channel, int) else channel
         if not (math.isfinite(offset) and offset >= 0.0):
             raise DataError(f"{path}: offset is {offset}; seconds from the start, 0 or more, are needed.")
         if duration is not None and not (math.isfinite(duration) and duration > 0.0):
@@ -129,7 +138,7 @@ class AudioReader:
         """The part from its start on, chunk by chunk [S] at `sample_rate`."""
         resampler, read, made, rate = Resampler(self.sample_rate), 0, 0, 0
         with open_source(self.path) as source:
-            for samples, rate in self._cut(join_blocks(source.blocks(self.offset))):
+            for samples, rate in self._cut(join_blocks(self._choose(source.blocks(self.offset)))):
                 if rate < LOWEST_RATE:
                     raise AudioError(f"it has {rate} Hz, and at least {LOWEST_RATE} Hz are needed")
                 if not np.isfinite(samples).all():
@@ -145,6 +154,19 @@ class AudioReader:
             new = self.sample_rate
             raise DataError(f"{self.path}: {read} samples at {rate} Hz are nothing at {new} Hz. Leave it out.")
         yield chunk
+
+    def _choose(self, blocks: Iterator[Block]) -> Iterator[Block]:
+        """The chosen channels of the blocks. Raises DataError where the recording has fewer."""
+        if self.channels is None:
+            yield from blocks
+            return
+        for samples, rate in blocks:
+            count = samples.shape[1]
+            if not all(0 <= channel < count for channel in self.channels):
+                chosen = ", ".join(map(str, self.channels))
+                there = "one channel, number 0" if count == 1 else f"{count} channels, numbers 0 to {count - 1}"
+                raise DataError(f"{self.path}: channel {chosen} was chosen, but the recording has {there}.")
+            yield Block(samples[:, list(self.channels)], rate)
 
     def _cut(self, blocks: Iterator[Block]) -> Iterator[Block]:
         """The blocks that lie within the part's duration, the last one cut."""

@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from overtone.adapters.adapter import adapter_digest, parameters_digest
-from overtone.adapters.storage import DESCRIPTION, described_digest, read_description
+from overtone.adapters.storage import (
+    DESCRIPTION,
+    StoredAdapter,
+    described_digest,
+    read_description,
+    read_folder,
+    stored_copy,
+)
 from overtone.checkpoints.huggingface.peft import ADAPTER_CONFIG, is_peft, load_peft, read_peft
-from overtone.checkpoints.nemo.adapters import add_nemo_adapter, hosts_in, own_tensors, read_adapters_pt, read_kind
+from overtone.checkpoints.nemo.adapters import (
+    StoredNemoAdapter,
+    adapter_config,
+    add_nemo_adapter,
+    has_nemo_form,
+    hosts_in,
+    nemo_modules,
+    own_tensors,
+    read_adapters_pt,
+    read_kind,
+)
 from overtone.errors import AdapterError, did_you_mean
 from overtone.models.asr_model import AsrModel
 
@@ -69,6 +87,66 @@ def load_stored(model: AsrModel, text: str) -> list[str]:
     return [load_folder(model, path) if (path / DESCRIPTION).is_file() else load_peft_folder(model, path)]
 
 
+def read_stored(model: AsrModel, text: str) -> StoredAdapter:
+    """Read the one adapter that a name of the model's own or a path means, without adding it to the model.
+
+    Raises AdapterError where there is none, several, or one for another base; CheckpointError for a damaged file.
+    """
+    path = Path(text).expanduser()
+    if text in model.adapters or not is_stored(str(path)):
+        names = find_names(model, text)
+        return stored_copy(model.adapters[names[0]])
+    if not path.is_dir():
+        return read_file(model, path)
+    if (path / DESCRIPTION).is_file():
+        return read_folder(path, model.adapters.identity())
+    lora = read_peft(model, path)
+    return StoredAdapter(
+        name=path.resolve().name,
+        kind=lora.kind,
+        modules="encoder",
+        layers=lora.layers,
+        strategy=lora.strategy,
+        card={},
+        tensors=lora.tensors,
+    )
+
+
+def read_file(model: AsrModel, path: Path) -> StoredAdapter:
+    """Read the adapter that a file of NeMo has enabled, or its only one.
+
+    Raises AdapterError where several are enabled or none, CheckpointError where the file does not fit the model.
+    """
+    chosen = enabled_in(path)
+    if len(chosen) > 1:
+        names = ", ".join(adapter.name for adapter in chosen)
+        raise AdapterError(f"{path} has several adapters enabled, {names}; one is needed.")
+    described = chosen[0].described
+    kind, strategy = read_kind(described, str(path))
+    return StoredAdapter(
+        name=described.name,
+        kind=kind,
+        modules=described.modules or "encoder",
+        layers="all",
+        strategy=strategy,
+        card={},
+        tensors=own_tensors(model, kind, described, hosts_in(model, chosen[0], str(path)), str(path)),
+    )
+
+
+def enable_adapters(model: AsrModel, names: Collection[str]) -> None:
+    """Have exactly these adapters enabled in files that are written from now on, in the model's order.
+
+    NeMo lets all that a file has enabled act, and `@file` means them. Raises AdapterError for an unknown name.
+    """
+    wanted = {model.adapters[name].name for name in names}
+    model.adapters.file_choice = tuple(name for name in model.adapters.names if name in wanted)
+    for adapter in model.adapters:
+        if has_nemo_form(adapter):
+            form = adapter.nemo or {"modules": nemo_modules(adapter), "config": adapter_config(adapter)}
+            adapter.nemo = {**form, "enabled": adapter.name in wanted}
+
+
 def load_folder(model: AsrModel, folder: Path) -> str:
     """Load under the folder's own name for it, or under a free one where another adapter has that name."""
     description = read_description(folder)
@@ -89,16 +167,8 @@ def load_file(model: AsrModel, path: Path) -> list[str]:
 
     Raises AdapterError where none is enabled, CheckpointError where the file is damaged or does not fit the model.
     """
-    stored = read_adapters_pt(path)
-    chosen = [adapter for adapter in stored if adapter.described.enabled or len(stored) == 1]
-    if not chosen:
-        held = ", ".join(adapter.name for adapter in stored) or "none"
-        raise AdapterError(
-            f"{path} has none of its adapters enabled; it holds {held}. Load the one that you mean into a model with "
-            "overtone.checkpoints.nemo.adapters.load_adapters(model, path, [name]), and save that."
-        )
     names = []
-    for adapter in chosen:
+    for adapter in enabled_in(path):
         kind, strategy = read_kind(adapter.described, str(path))
         hosts = hosts_in(model, adapter, str(path))
         tensors = own_tensors(model, kind, adapter.described, hosts, str(path))
@@ -107,6 +177,19 @@ def load_file(model: AsrModel, path: Path) -> list[str]:
             add_nemo_adapter(model, adapter.described, hosts, str(path), name=name)
         names.append(name)
     return names
+
+
+def enabled_in(path: Path) -> list[StoredNemoAdapter]:
+    """The adapters that a file of NeMo has enabled, or its only one. Raises AdapterError where there are none."""
+    stored = read_adapters_pt(path)
+    chosen = [adapter for adapter in stored if adapter.described.enabled or len(stored) == 1]
+    if not chosen:
+        held = ", ".join(adapter.name for adapter in stored) or "none"
+        raise AdapterError(
+            f"{path} has none of its adapters enabled; it holds {held}. Load the one that you mean into a model with "
+            "overtone.checkpoints.nemo.adapters.load_adapters(model, path, [name]), and save that."
+        )
+    return chosen
 
 
 def place_for(model: AsrModel, name: str, digest: str) -> str:

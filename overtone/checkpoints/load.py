@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Literal
@@ -84,12 +84,16 @@ def save_model(
     overwrite: bool = False,
     storage: Storage = "float32",
     layout: Layout | None = None,
+    enabled: Collection[str] | None = None,
 ) -> Path:
     """Write the model with all its adapters: a path ending in `.nemo` for NeMo, any other becomes a model folder.
 
     Whole or not at all; what exists is kept unless `overwrite`. `storage` (float16, bfloat16) is for folders.
     layout: "huggingface" makes a folder that transformers reads. Raises CheckpointError.
+    enabled: the adapters that the file has enabled: NeMo lets all of them act, `use("@file")` means them. None: as the
+    model's own file had it, and in a `.nemo` all that are new. Raises AdapterError for an unknown name.
     """
+    enabled = None if enabled is None else [model.adapters[name].name for name in enabled]
     path = Path(path).expanduser()
     if path.suffix in (".pt", ".ckpt", ".safetensors", ".yaml"):
         raise CheckpointError(
@@ -100,16 +104,18 @@ def save_model(
     if layout is not None:
         if path.suffix == ".nemo":
             raise CheckpointError(f"{path.name} would be a .nemo; the layout {layout} is a folder without that suffix.")
+        if enabled is not None:
+            raise CheckpointError(f"The layout {layout} has no adapters that are enabled; leave `enabled` out.")
         write_huggingface(model, path, storage=storage, overwrite=overwrite)
         return path
     if path.suffix != ".nemo":
-        write_native(model, path, storage=storage, overwrite=overwrite)
+        write_native(model, path, storage=storage, overwrite=overwrite, enabled=enabled)
         return path
     if storage != "float32":
         raise CheckpointError(f"A .nemo holds float32, not {storage}; save a folder for half precision.")
     if path.exists() and not overwrite:
         raise CheckpointError(f"{path} exists already; choose another name, or allow overwriting.")
-    write_nemo(model, path)
+    write_nemo(model, path, enabled=enabled)
     return path
 
 

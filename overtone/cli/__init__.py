@@ -26,6 +26,7 @@ COMMANDS = {
     "transcribe": "recordings to text, captions or word times",
     "serve": "one base, many adapters: Riva's gRPC and OpenAI's HTTP interface, each request its own adapter",
     "inspect": "what a model or an adapter is made of",
+    "adapters": "list, remove, rename, copy and enable the adapters of a model or folder",
     "verify": "prove that adapters act, and that the base is untouched when they are off",
 }
 """Each command lives in the module of its name."""

@@ -142,6 +142,8 @@ class AdapterSettings:
     """File in NeMo's format, written beside the adapter folders; null writes none."""
     layers: str | int | tuple[int, ...] = "all"
     """Ours: `all`, `last:8` or `first:8` (a number of layers), or the indices, `[0,3,5]`."""
+    start_from: str | None = None
+    """Ours: an adapter to go on from, of the model or on disk; kind, places and strategy are its own."""
     in_features: int | None = None
     """Another spelling of the width, checked against the model."""
     dim: int | None = bounded(None, at_least=1)

@@ -1,8 +1,11 @@
 """Manifests: JSON lines with NeMo's keys, one utterance a line.
 
-{"audio_filepath": "a.wav", "duration": 3.2, "text": "hello there", "offset": 0.0, "speaker": "anna"}
+{"audio_filepath": "a.wav", "duration": 3.2, "text": "hello there", "offset": 0.0, "speaker": "anna", "channel": 0}
 
-Relative audio paths start at the manifest's folder. Without `duration` the rest of the recording is meant.
+Relative paths start at the manifest's folder. Without `duration` the rest of the recording is meant, without `channel`
+the mean of all channels. Blank lines are skipped. NeMo's other names are read too: `audio_filename` and `audio_file`;
+`text_filepath`, `normalized_text` and `command` where there is no `text`; `channel_selector`. A file may also be a
+JSON array of such objects.
 """
 
 from __future__ import annotations
@@ -15,13 +18,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from overtone.audio.load import audio_duration
+from overtone.audio.kinds import HEADER_BYTES, kind_of
+from overtone.audio.load import Channels, audio_duration
 from overtone.errors import DataError, did_you_mean
 
 SHORTER_SECONDS, SHORTER_SHARE = 0.1, 0.02
 """By so much, or by this share, a recording may be shorter than its manifest says: what codecs and rounding cut off."""
 LONGEST_SECONDS = 1e9
 """The largest `duration` and `offset`, in seconds (thirty years)."""
+LARGEST_TEXT = 1 << 20
+"""Bytes of a transcript in a file of its own."""
+SHOWN = 5
+"""Faulty lines in a message."""
+AUDIO_KEYS = ("audio_filepath", "audio_filename", "audio_file")
+TEXT_KEYS = ("text", "text_filepath", "normalized_text", "command")
+"""Keys of the transcript; the first one that is there counts. `command` is a spoken command, the label in NeMo's lists
+of such; nothing is executed."""
+CHANNEL_KEYS = ("channel", "channel_selector")
+ENCODINGS = ((b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be"))
+"""Byte order marks and what they mark."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +61,9 @@ class Utterance:
     language: str | None = None
     """The language of the transcript, where the manifest names one under `lang`."""
 
+    channel: Channels | None = None
+    """Numbers from 0 of the channels whose mean is meant; None is all of them."""
+
     line: int
     """The line of the manifest, from 1."""
 
@@ -53,25 +71,30 @@ class Utterance:
     """The manifest it came from."""
 
 
-def read_manifest(path: str | Path, *, need_text: bool = True) -> list[Utterance]:
+def read_manifest(path: str | Path, *, need_text: bool = True, silence: bool = False) -> list[Utterance]:
     """Read the utterances of one manifest, in order.
 
     need_text: whether every line must hold a transcript that is not blank.
-    Raises DataError, as `path:line: what is wrong`, at the first line that cannot be used.
+    silence: whether a blank one will do, which means that nothing is said.
+    Raises DataError with the lines that cannot be used, each as `path:line: fault`.
     """
     path = Path(path)
-    if not path.exists():
-        raise DataError(f"{path}: no such manifest. Check the path.")
-    if not path.is_file():
-        raise DataError(f"{path}: not a file. Name a manifest, a file of JSON lines.")
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: the manifest cannot be read ({error.strerror}).") from error
-    lines = content.removeprefix(b"\xef\xbb\xbf").rstrip().split(b"\n")
-    if lines == [b""]:
+    lines = _lines(_content(path))
+    if not lines:
         raise DataError(f"{path}: the manifest is empty. One JSON object a line is needed, such as {_EXAMPLE}")
-    return [_utterance(line, number, path, need_text) for number, line in enumerate(lines, start=1)]
+    utterances, faults = [], []
+    for number, line in lines:
+        try:
+            utterances.append(_utterance(line, number, path, need_text, silence))
+        except DataError as error:
+            faults.append(f"{path}:{number}: {error}")
+    if len(faults) == 1:
+        raise DataError(faults[0])
+    if faults:
+        more = f"\n  … and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+        listed = "".join(f"\n  {fault}" for fault in faults[:SHOWN])
+        raise DataError(f"{len(faults)} of {len(lines)} lines of {path} cannot be used:{listed}{more}")
+    return utterances
 
 
 def read_manifests(paths: str | Path | Sequence[str | Path], *, need_text: bool = True) -> list[Utterance]:
@@ -95,8 +118,9 @@ def manifest_digest(utterances: Iterable[Utterance], *, languages: bool = False)
         folder = utterance.manifest.parent
         below = utterance.audio_path.is_relative_to(folder)
         name = utterance.audio_path.relative_to(folder) if below else utterance.audio_path
-        row = [name.as_posix(), utterance.offset, utterance.duration, utterance.text]
+        row: list[Any] = [name.as_posix(), utterance.offset, utterance.duration, utterance.text]
         row += [utterance.language] if languages else []
+        row += [] if utterance.channel is None else [list(utterance.channel)]
         digest.update(json.dumps(row, ensure_ascii=True).encode("ascii") + b"\n")
     return "sha256:" + digest.hexdigest()
 
@@ -117,61 +141,114 @@ def length_problem(path: Path, duration: float, seconds: float) -> str | None:
 _EXAMPLE = '{"audio_filepath": "a.wav", "duration": 3.2, "text": "hello there"}'
 
 
-def _utterance(line: bytes, number: int, manifest: Path, need_text: bool) -> Utterance:
-    """One line, checked; every error begins with `manifest:line`."""
+def _content(path: Path) -> bytes:
+    """The bytes of a manifest, as UTF-8 without a mark. Raises DataError for what is no text."""
+    if not path.exists():
+        raise DataError(f"{path}: no such manifest. Check the path.")
+    if not path.is_file():
+        raise DataError(f"{path}: not a file. Name a manifest, a file of JSON lines.")
     try:
-        entry = _entry(line)
-        audio_path = _audio_path(entry, manifest.parent)
-        offset = _seconds(entry, "offset", 0.0)
-        duration = _seconds(entry, "duration", None)
-        if duration is None:
-            duration = audio_duration(audio_path) - (offset or 0.0)
-        if not duration > 0.0:
-            raise DataError(f"'duration' is {duration} s; more than 0 is needed.")
-        return Utterance(
-            audio_path=audio_path,
-            duration=duration,
-            text=_text(entry, need_text),
-            offset=offset or 0.0,
-            speaker=_speaker(entry),
-            language=entry["lang"] if isinstance(entry.get("lang"), str) else None,
-            line=number,
-            manifest=manifest,
-        )
-    except DataError as error:
-        raise DataError(f"{manifest}:{number}: {error}") from error
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: the manifest cannot be read ({error.strerror}).") from error
+    kind = kind_of(content[:HEADER_BYTES])
+    if kind is not None:
+        raise DataError(f"{path}: a recording ({kind.name}) and no manifest. Name a file of JSON lines that lists it.")
+    for mark, encoding in ENCODINGS:
+        if content.startswith(mark):
+            try:
+                return content[len(mark) :].decode(encoding).encode() if encoding != "utf-8" else content[len(mark) :]
+            except UnicodeError as error:
+                raise DataError(f"{path}: begins as {encoding}, but is not. Save the manifest as UTF-8.") from error
+    if b"\0" in content[:4096]:
+        raise DataError(f"{path}: not a text. Name a manifest, a file of JSON lines.")
+    return content
 
 
-def _entry(line: bytes) -> dict[str, Any]:
-    if not line.strip():
-        raise DataError("the line is empty. Remove it.")
-    try:
-        entry = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise DataError(f"not UTF-8 (byte {error.start + 1} of the line). Save the manifest as UTF-8.") from error
-    except (ValueError, RecursionError) as error:
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-        raise DataError(f"not JSON ({reason}). One object a line is needed, such as {_EXAMPLE}") from error
+def _lines(content: bytes) -> list[tuple[int, Any]]:
+    """The lines that are not blank, each with its number from 1; of a JSON array its items, parsed."""
+    if content.lstrip()[:1] == b"[":
+        try:
+            array = json.loads(content)
+        except (ValueError, RecursionError):
+            pass  # told line by line
+        else:
+            return list(enumerate(array, start=1))
+    return [(number, line) for number, line in enumerate(content.split(b"\n"), start=1) if line.strip()]
+
+
+def _utterance(line: Any, number: int, manifest: Path, need_text: bool, silence: bool) -> Utterance:
+    """One line, checked; an item of an array is parsed already."""
+    entry = _entry(line)
+    audio_path = _audio_path(entry, manifest.parent)
+    offset = _seconds(entry, "offset", 0.0) or 0.0
+    duration = _seconds(entry, "duration", None)
+    if duration is None:
+        whole = audio_duration(audio_path)
+        duration = whole - offset
+        if duration <= 0.0:
+            raise DataError(f"'offset' is {offset:g} s, but {audio_path} ends after {whole:g} s. Correct 'offset'.")
+    if not duration > 0.0:
+        raise DataError(f"'duration' is {duration} s; more than 0 is needed.")
+    return Utterance(
+        audio_path=audio_path,
+        duration=duration,
+        text=_text(entry, manifest.parent, need_text, silence),
+        offset=offset,
+        speaker=_speaker(entry),
+        language=entry["lang"] if isinstance(entry.get("lang"), str) else None,
+        channel=_channel(entry),
+        line=number,
+        manifest=manifest,
+    )
+
+
+def _entry(line: Any) -> dict[str, Any]:
+    """The object of a line. Raises DataError for anything else."""
+    entry = line
+    if isinstance(line, bytes):
+        try:
+            entry = json.loads(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise DataError(f"not UTF-8 (byte {error.start + 1} of the line). Save the manifest as UTF-8.") from error
+        except (ValueError, RecursionError) as error:
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+            raise DataError(f"not JSON ({reason}). One object a line is needed, such as {_EXAMPLE}") from error
     if not isinstance(entry, dict):
         raise DataError(f"a JSON {type(entry).__name__} instead of an object such as {_EXAMPLE}")
     return entry
 
 
 def _audio_path(entry: dict[str, Any], folder: Path) -> Path:
-    name = entry.get("audio_filepath")
-    if name is None:
+    """The file of the recording. Raises DataError where it is not named, or not there."""
+    key = next((key for key in AUDIO_KEYS if entry.get(key) is not None), None)
+    if key is None:
         near = [key for key in entry if did_you_mean(key, ["audio_filepath"])]
         found = f" (found '{near[0]}')" if near else ""
         raise DataError(f"the key 'audio_filepath' is missing{found}. Name the recording there.")
+    name = entry[key]
     if not isinstance(name, str) or not name:
-        raise DataError(f"'audio_filepath' is {name!r}; the path of a recording is needed.")
+        raise DataError(f"'{key}' is {name!r}; the path of a recording is needed.")
+    found_path = _find(name, folder)
+    if found_path is not None:
+        return found_path
+    if name.rstrip().endswith("|"):
+        raise DataError(f"'{key}' is a command, and nothing is executed. Write its output to a file and name that.")
+    if "://" in name:
+        raise DataError(f"'{key}' is the address {name}; recordings are read from disk. Fetch it and name the file.")
+    raise DataError(f"the recording {folder / name} does not exist. Correct '{key}' or remove the line.")
+
+
+def _find(name: str, folder: Path) -> Path | None:
+    """The file that a line names, None where there is none.
+
+    As in NeMo, a path that does not lead anywhere from the manifest may be meant from the working folder.
+    """
     expanded = os.path.expanduser(name)  # noqa: PTH111 (Path.expanduser raises for an unknown user)
-    # As in NeMo, a path that does not lead anywhere from the manifest may be meant from the working folder.
-    candidates = (folder / expanded, Path(expanded))
-    for candidate in candidates:
+    for candidate in (folder / expanded, Path(expanded)):
         if os.path.isfile(candidate):  # noqa: PTH113 (Path.is_file raises for names that cannot exist)
             return candidate
-    raise DataError(f"the recording {candidates[0]} does not exist. Correct 'audio_filepath' or remove the line.")
+    return None
 
 
 def _seconds(entry: dict[str, Any], key: str, default: float | None) -> float | None:
@@ -184,21 +261,54 @@ def _seconds(entry: dict[str, Any], key: str, default: float | None) -> float | 
     return float(value)
 
 
-def _text(entry: dict[str, Any], need_text: bool) -> str | None:
-    text = entry.get("text")
-    if text is None and not need_text:
+def _channel(entry: dict[str, Any]) -> Channels | None:
+    """The numbers of the chosen channels, as NeMo and lhotse count them; null and "average" are all."""
+    key = next((key for key in CHANNEL_KEYS if entry.get(key) is not None), None)
+    if key is None or entry[key] == "average":
         return None
-    if text is None:
-        other = [key for key in ("text_filepath", "normalized_text", "transcript") if key in entry]
-        found = f" ('{other[0]}' is not read)" if other else ""
+    value = entry[key]
+    numbers = value if isinstance(value, list) else [value]
+    if not numbers or any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in numbers):
+        raise DataError(
+            f"'{key}' is {value!r}; the number of a channel from 0, a list of them, or \"average\" is needed."
+        )
+    return tuple(numbers)
+
+
+def _text(entry: dict[str, Any], folder: Path, need_text: bool, silence: bool) -> str | None:
+    """The transcript, None where there is none and none is needed."""
+    key = next((key for key in TEXT_KEYS if entry.get(key) is not None), None)
+    if key is None and not need_text:
+        return None
+    if key is None:
+        near = [key for key in entry if key in ("transcript", "sentence", "transcription", "label")]
+        found = f" ('{near[0]}' is not read)" if near else ""
         raise DataError(f"the key 'text' is missing{found}. Write the transcript there.")
+    text = entry[key]
     if not isinstance(text, str):
-        raise DataError(f"'text' is {text!r}; a string is needed.")
+        raise DataError(f"'{key}' is {text!r}; a string is needed.")
+    if key == "text_filepath":
+        text = _read_text(text, folder)
     if any("\ud800" <= character <= "\udfff" for character in text):
-        raise DataError("'text' holds half a surrogate pair. Write the character in full.")
-    if need_text and not text.strip():
-        raise DataError("'text' is empty. Write the transcript there or remove the line.")
+        raise DataError(f"'{key}' holds half a surrogate pair. Write the character in full.")
+    if need_text and not silence and not text.strip():
+        raise DataError(f"'{key}' is empty. Write the transcript there or remove the line.")
     return text
+
+
+def _read_text(name: str, folder: Path) -> str:
+    """The transcript in a file, its lines joined by spaces."""
+    path = _find(name, folder)
+    if path is None:
+        raise DataError(f"the transcript {folder / name} does not exist. Correct 'text_filepath'.")
+    try:
+        if path.stat().st_size > LARGEST_TEXT:
+            raise DataError(f"the transcript {path} has more than {LARGEST_TEXT} bytes. Correct 'text_filepath'.")
+        return " ".join(path.read_text("utf-8-sig").splitlines())
+    except UnicodeDecodeError as error:
+        raise DataError(f"the transcript {path} is not UTF-8. Save it as UTF-8.") from error
+    except OSError as error:
+        raise DataError(f"the transcript {path} cannot be read ({error.strerror}).") from error
 
 
 def _speaker(entry: dict[str, Any]) -> str | None:

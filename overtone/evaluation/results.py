@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from overtone.audio.load import Channels
 from overtone.wer import ErrorCounts, align_words
 
 SCHEMA = "overtone.evaluation/1"
@@ -35,12 +36,15 @@ class UtteranceResult:
     hypothesis: str
     words: ErrorCounts
     characters: ErrorCounts
+    channel: Channels | None = None
+    """Numbers from 0 of the channels that were heard; None is all of them."""
 
     def to_json(self) -> dict[str, Any]:
         return {
             "audio_filepath": str(self.audio_path),
             "offset": self.offset,
             "duration": self.duration,
+            **({} if self.channel is None else {"channel": list(self.channel)}),
             "line": self.line,
             "text": self.reference,
             "pred_text": self.hypothesis,

@@ -157,6 +157,7 @@ def hear(model: AsrModel, audio: Paths | None) -> tuple[list[str], Tensor, Tenso
                 offset=recording.offset,
                 duration=min(SECONDS, recording.duration or SECONDS),
                 sample_rate=model.sample_rate,
+                channel=recording.channel,
             )
         )
         for recording in recordings

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from overtone.audio.load import Channels
 from overtone.data.manifest import Utterance, read_manifest
 from overtone.errors import UsageError
 
@@ -47,8 +48,14 @@ class Recording:
     duration: float | None = None
     """Seconds; None is everything after `offset`."""
 
+    channel: Channels | None = None
+    """Numbers from 0 of the channels whose mean is meant; None is all of them."""
+
     text: str | None = None
     """The reference transcript, where a manifest gives one."""
+
+    language: str | None = None
+    """The language, where a manifest names one under `lang`."""
 
     problem: str | None = None
     """The reason why there is nothing to read here, known before trying (a folder without audio)."""
@@ -74,7 +81,9 @@ def recordings_of(utterances: Iterable[Utterance]) -> list[Recording]:
             name=_below(utterance.audio_path, utterance.manifest.parent),
             offset=utterance.offset,
             duration=utterance.duration,
+            channel=utterance.channel,
             text=utterance.text,
+            language=utterance.language,
         )
         for utterance in utterances
     ]

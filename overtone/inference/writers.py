@@ -33,6 +33,8 @@ def json_line(result: Transcription) -> str:
     entry: dict[str, Any] = {"audio_filepath": str(recording.path), "duration": round(result.duration, 3)}
     if recording.offset:
         entry["offset"] = recording.offset
+    if recording.channel is not None:
+        entry["channel"] = list(recording.channel) if len(recording.channel) > 1 else recording.channel[0]
     if recording.text is not None:
         entry["text"] = recording.text
     entry["adapter"] = result.adapter

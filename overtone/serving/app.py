@@ -23,6 +23,7 @@ from overtone.serving.http.requests import HttpRequests, metadata_of
 from overtone.serving.metrics import Observer
 from overtone.serving.openai.endpoints import Models, Transcriptions
 from overtone.serving.openapi import describe_api
+from overtone.serving.realtime.dialect import OPENAI_PATH
 from overtone.serving.realtime.endpoint import Realtime
 from overtone.serving.recognition.request import Call
 from overtone.version import __version__
@@ -50,6 +51,8 @@ def build_app(requests: HttpRequests, observer: Observer) -> ASGIApp:
         Route("/v1/models/{name:path}", models.retrieve),
         Route("/v1/audio/transcriptions", Transcriptions(requests).create, methods=["POST"]),
         Route("/v1/realtime/transcription_sessions", realtime.mint, methods=["POST"]),
+        Route("/v1/realtime/client_secrets", realtime.mint_secret, methods=["POST"]),
+        WebSocketRoute(OPENAI_PATH, realtime.connect),
         WebSocketRoute("/v1/realtime", realtime.connect),
         Route("/v1/admin/adapters", admin.list),
         Route("/v1/admin/scan", admin.scan, methods=["POST"]),

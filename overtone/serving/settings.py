@@ -44,6 +44,8 @@ class ServerSettings:
     """PEM; clients must show a certificate that this authority signed."""
     origins: frozenset[str] = frozenset()
     """Web sites (`https://example.org`) whose pages may open realtime sessions besides the server's own."""
+    prompt_boost: float = 0.0
+    """Boost of the words in a `prompt` of OpenAI's interfaces; 0 leaves it without effect."""
     compute_dtype: str = "auto"
     """Dtype of the frozen base: auto, float32, bfloat16 or openvino."""
     engine: EngineSettings = field(default_factory=EngineSettings)

@@ -118,14 +118,11 @@ def choose_utterances(
 
     Raises DataError where a transcript is missing, where none is left, and as `leave_out_bad_audio`.
     """
-    utterances = []
+    utterances: list[Utterance] = []
     for path in paths if paths is not None else manifest_paths(chosen):
-        for utterance in read_manifest(Path(path).expanduser(), need_text=False):
-            if utterance.text is None:
-                raise DataError(f"{path}:{utterance.line}: the key 'text' is missing. Write the transcript there.")
-            utterances.append(utterance)
+        utterances += read_manifest(Path(path).expanduser(), silence=True)
     utterances = utterances[: chosen.max_utts or None]
-    check_languages(model.tokenizer, utterances)
+    check_languages(model.tokenizer.languages or model.languages, utterances)
     kept = keep_durations(
         utterances,
         minimum=_limit(model, chosen.min_duration, key, "min_duration"),

@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 
 from overtone.adapters.adapter import Adapter
+from overtone.adapters.storage import StoredAdapter, stored_digest
+from overtone.checkpoints.adapters import enable_adapters, read_stored
 from overtone.checkpoints.load import load_model
-from overtone.checkpoints.nemo.adapters import adapter_config, has_nemo_form, nemo_modules
 from overtone.checkpoints.nemo.model import build_fresh
 from overtone.errors import CheckpointError, ConfigError
 from overtone.models.asr_model import AsrModel, build_model
@@ -100,13 +101,43 @@ def add_adapter(model: AsrModel, plan: AdapterPlan, *, seed: int, base_dropout: 
     Raises AdapterError, and ConfigError after the adapter has been added.
     """
     torch.manual_seed(seed)
-    layers = plan.layers if isinstance(plan.layers, str | int) else list(plan.layers)
-    adapter = model.adapters.add(plan.name, plan.kind, modules=plan.modules, layers=layers, strategy=plan.strategy)
+    start = None if plan.start_from is None else read_stored(model, plan.start_from)
+    form = start if start is not None and plan.copies_form else plan
+    layers = form.layers if isinstance(form.layers, str | int) else list(form.layers)
+    adapter = model.adapters.add(plan.name, form.kind, modules=form.modules, layers=layers, strategy=form.strategy)
     check_widths(adapter, plan.widths)
-    disable_others(model, plan.name)
+    if start is not None:
+        begin_with(adapter, start)
+    enable_adapters(model, [plan.name])
     model.adapters.nemo = dict(plan.nemo)
     model.train_only(plan.name, base_dropout=base_dropout)
     return adapter
+
+
+def begin_with(adapter: Adapter, start: StoredAdapter) -> None:
+    """Let a new adapter begin with the parameters of another of its form, and note that in its card.
+
+    Raises ConfigError where the settings ask for another form.
+    """
+    own, given = vars(start.kind), vars(adapter.kind)
+    differing = {
+        key: (value, given.get(key))
+        for key, value in own.items()
+        if key not in ("dropout", "position") and given.get(key) != value
+    }
+    if adapter.kind.name != start.kind.name:
+        differing = {"kind": (start.kind.name, adapter.kind.name)}
+    shapes = {name: tensor.shape for name, tensor in adapter.tensors().items()}
+    if not differing and shapes != {name: tensor.shape for name, tensor in start.tensors.items()}:
+        differing["places"] = (f"{start.modules}, layers {start.layers}", f"{adapter.modules_text}, {adapter.layers}")
+    if differing:
+        told = "; ".join(f"{key} is {before} there, {now} in the settings" for key, (before, now) in differing.items())
+        raise ConfigError(
+            f"model.adapter.start_from: adapter '{start.name}' has another form: {told}. Leave the form out of the "
+            "settings, and it is taken from there."
+        )
+    adapter.load_tensors(start.tensors)
+    adapter.card = {"start_from": {"name": start.name, "digest": stored_digest(start), "card": start.card}}
 
 
 def check_widths(adapter: Adapter, widths: Mapping[str, int]) -> None:
@@ -116,12 +147,3 @@ def check_widths(adapter: Adapter, widths: Mapping[str, int]) -> None:
         if width not in own:
             known = ", ".join(map(str, sorted(own)))
             raise ConfigError(f"{key}: {width} is not the width of the model's layers, {known}; leave it out.")
-
-
-def disable_others(model: AsrModel, name: str) -> None:
-    """Have this adapter alone enabled in the files that are written from now on."""
-    model.adapters.file_choice = (name,)
-    for adapter in model.adapters:
-        if adapter.name != name and has_nemo_form(adapter):
-            form = adapter.nemo or {"modules": nemo_modules(adapter), "config": adapter_config(adapter)}
-            adapter.nemo = {**form, "enabled": False}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from overtone.adapters.kinds.base import Kind
+from overtone.adapters.kinds.linear import LinearAdapter
 from overtone.adapters.kinds.registry import SECTIONS, kind_of
 from overtone.adapters.points import Layers
 from overtone.adapters.strategies import ResidualAdd
@@ -56,6 +57,10 @@ class AdapterPlan:
     """Widths of the model's layers that the settings name, by the setting's key."""
     nemo: Mapping[str, bool] = field(default_factory=lambda: asdict(AdapterSettings().global_settings))
     """NeMo's switches for its own checks, kept for the files that NeMo reads."""
+    start_from: str | None = None
+    """The adapter whose parameters it begins with: a name in the model, or a path; None: identity at birth."""
+    copies_form: bool = False
+    """Kind, modules, layers and strategy are those of `start_from`: the settings say no more than the defaults."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,17 +180,23 @@ def plan_adapter(chosen: AdapterSettings) -> AdapterPlan:
     assert chosen.adapter_name is not None, "the configuration is checked"
     section = section_with_dim(chosen)
     name, modules = split_name(chosen.adapter_name, chosen.adapter_module_name)
+    kind = kind_of(section)
+    strategy = ResidualAdd(
+        stochastic_depth=section.adapter_strategy.stochastic_depth,
+        l2_lambda=section.adapter_strategy.l2_lambda,
+    )
+    usual = AdapterPlan(name=name, kind=LinearAdapter())
+    as_usual = (kind, strategy, modules, chosen.layers) == (usual.kind, usual.strategy, usual.modules, usual.layers)
     return AdapterPlan(
         name=name,
-        kind=kind_of(section),
-        strategy=ResidualAdd(
-            stochastic_depth=section.adapter_strategy.stochastic_depth,
-            l2_lambda=section.adapter_strategy.l2_lambda,
-        ),
+        kind=kind,
+        strategy=strategy,
         modules=modules,
         layers=chosen.layers,
         widths=named_widths(chosen, section),
         nemo=asdict(chosen.global_settings),
+        start_from=chosen.start_from,
+        copies_form=chosen.start_from is not None and as_usual,
     )
 
 

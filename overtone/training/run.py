@@ -18,7 +18,7 @@ from overtone.training.console import Reporter
 from overtone.training.data import SpeechSet, worker_count
 from overtone.training.plan import TrainingPlan
 from overtone.training.prefix_cache.plan import PrefixPlan
-from overtone.training.run_folder import RunFolder
+from overtone.training.run_folder import RunFolder, RunLock
 from overtone.training.trainer import Machine, RunLength
 
 
@@ -32,6 +32,8 @@ class Run:
     adapter: str | None
     """Name of the adapter; None trains the whole base."""
     folder: RunFolder
+    lock: RunLock
+    """Keeps other trainings out of the folder."""
     checkpoint: Path | None
     """The checkpoint that the run resumes from."""
     state: Mapping[str, Any] | None = None
@@ -41,6 +43,8 @@ class Run:
     machine: Machine
     length: RunLength
     reporter: Reporter
+    start_from: Mapping[str, Any] | None = None
+    """Name, digest and card of the adapter that the new one began with."""
     prefix: PrefixPlan | None = None
     """The part of the base that is computed once for each utterance; None computes everything in every step."""
 
@@ -84,6 +88,7 @@ class Run:
             "strategy": asdict(adapter.strategy),
             "modules": adapter.modules_text,
             "layers": to_plain(adapter.layers),
+            "start_from": None if self.start_from is None else self.start_from["digest"],
         }
 
     def first_utterances(self) -> Iterator[tuple[SpeechDataset, int]]:

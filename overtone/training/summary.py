@@ -31,6 +31,8 @@ def introduce(run: Run, notes: Sequence[str]) -> None:
     else:
         frozen = base_dtype(run.plan, run.machine)
         say(f"Base '{model.name}': frozen, in {frozen}; adapter '{run.adapter}': trained, in {dtype}")
+    if run.start_from is not None and run.adapter is not None:
+        say(f"Adapter '{run.adapter}' goes on from '{run.start_from['name']}' ({run.start_from['digest'][:19]}…)")
     if attention := attention_text(model):
         say(f"The base has {attention}")
     total = base if run.adapter is None else base + trained
@@ -96,6 +98,7 @@ def make_card(run: Run, step: int, metrics: Mapping[str, float], wer_before: flo
         },
         "optimiser": {"name": plan.optimiser.name, "learning_rate": plan.optimiser.lr},
         "seed": plan.seed,
+        **({} if run.start_from is None else {"start_from": dict(run.start_from)}),
         **attention_facts(run.model),
         "versions": {
             "overtone": __version__,

@@ -36,13 +36,15 @@ from overtone.training.prefix_cache.plan import plan_prefix
 from overtone.training.row_processes import start_row_processes
 from overtone.training.run import Run, TrainingResult, check_same_run, read_state
 from overtone.training.run_folder import (
+    RunFolder,
+    RunLock,
     check_folder_is_free,
     check_loggers,
     find_checkpoint,
     plan_folder,
     process_rank,
 )
-from overtone.training.trainer import find_machine, lightning_precision, plan_length
+from overtone.training.trainer import Machine, find_machine, lightning_precision, plan_length
 
 __all__ = ["TrainingResult", "run_training", "train"]
 
@@ -55,6 +57,7 @@ def train(
     output_dir: str | Path,
     validation_manifest: str | Path | Sequence[str | Path] | None = None,
     kind: Kind | None = None,
+    start_from: str | Path | None = None,
     modules: str = "encoder",
     layers: Layers = "all",
     strategy: ResidualAdd | None = None,
@@ -77,14 +80,13 @@ def train(
     """Train a new adapter and keep it in the model, with its best weights.
 
     model: an AsrModel, or what `load_model` takes. kind: `LinearAdapter(dim=32)` unless given.
+    start_from: an adapter to go on from, of the model or on disk; its form is taken where no other is given.
     output_dir: the run folder; `checkpoints/NAME-best` and `NAME-last` in it are adapter folders.
     resume: go on where a run in that folder was cut off, if one was. save_nemo: also write adapted `.nemo` files.
     settings: everything else (augmentation, early stopping, …); the arguments above take precedence.
     """
     own, source = (model, None) if isinstance(model, AsrModel) else (None, str(model))
-    name, modules = split_name(adapter_name, modules)
-    kind, strategy, base = kind or LinearAdapter(), strategy or ResidualAdd(), settings or Settings()
-    adapter = AdapterPlan(name=name, kind=kind, strategy=strategy, modules=modules, layers=layers)
+    base, adapter = settings or Settings(), _plan_adapter(adapter_name, modules, kind, layers, strategy, start_from)
     chosen = replace(
         base.model,
         pretrained_model=None,
@@ -109,6 +111,26 @@ def train(
     return run_plan(plan_training(whole, model=own, adapter=adapter), Reporter(quiet=quiet))
 
 
+def _plan_adapter(
+    name: str,
+    modules: str,
+    kind: Kind | None,
+    layers: Layers,
+    strategy: ResidualAdd | None,
+    start_from: str | Path | None,
+) -> AdapterPlan:
+    name, modules = split_name(name, modules)
+    return AdapterPlan(
+        name=name,
+        kind=kind or LinearAdapter(),
+        strategy=strategy or ResidualAdd(),
+        modules=modules,
+        layers=layers,
+        start_from=None if start_from is None else str(start_from),
+        copies_form=start_from is not None and (kind, strategy, modules, layers) == (None, None, "encoder", "all"),
+    )
+
+
 def _adapter(plan: AdapterPlan, *, save_nemo: bool) -> AdapterSettings:
     """Describe the adapter as a section of the settings, for the record in the run folder."""
     return AdapterSettings(
@@ -117,6 +139,7 @@ def _adapter(plan: AdapterPlan, *, save_nemo: bool) -> AdapterSettings:
         adapter_module_name=plan.modules,
         adapter_state_dict_name="adapters.pt" if save_nemo else None,
         layers=plan.layers if isinstance(plan.layers, str | int) else tuple(plan.layers),
+        start_from=plan.start_from,
         kinds={"given": section_of(plan.kind, plan.strategy)},
     )
 
@@ -177,6 +200,14 @@ def run_plan(plan: TrainingPlan, reporter: Reporter) -> TrainingResult:
     machine = find_machine(plan.trainer, row_processes=plan.compute_processes)
     check_loggers(plan.experiment)
     folder = plan_folder(plan.experiment, default_name=plan.name)
+    with RunLock(folder, leads=process_rank() == 0) as lock:
+        return run_in_folder(plan, machine, folder, lock, reporter)
+
+
+def run_in_folder(
+    plan: TrainingPlan, machine: Machine, folder: RunFolder, lock: RunLock, reporter: Reporter
+) -> TrainingResult:
+    """Carry out a training in a folder that this process holds, or will hold once it exists. Raises as `run_plan`."""
     checkpoint = find_checkpoint(plan.experiment, folder)
     state = None if checkpoint is None else read_state(checkpoint)
     check_folder_is_free(plan.experiment, folder)
@@ -198,6 +229,7 @@ def run_plan(plan: TrainingPlan, reporter: Reporter) -> TrainingResult:
                 model=model,
                 adapter=None if adapter is None else adapter.name,
                 folder=folder,
+                lock=lock,
                 checkpoint=checkpoint,
                 state=state,
                 training=training,
@@ -205,6 +237,7 @@ def run_plan(plan: TrainingPlan, reporter: Reporter) -> TrainingResult:
                 machine=machine,
                 length=length,
                 reporter=reporter,
+                start_from=None if adapter is None else adapter.card.get("start_from"),
                 prefix=plan_prefix(plan, model, adapter, machine=machine, length=length, cached_before=cached),
             )
             if checkpoint is not None and state is not None:

@@ -198,3 +198,14 @@ def test_impossible_parts(tmp_path: Path, part: dict[str, float], message: str) 
     soundfile.write(tmp_path / "tone.wav", tone(1.0, 16_000), 16_000)
     with pytest.raises(DataError, match=message):
         load_audio(tmp_path / "tone.wav", **part)
+
+
+def test_chosen_channels_are_read_alone(tmp_path: Path) -> None:
+    both = np.stack([np.full(1_600, 0.25), np.full(1_600, -0.5)], axis=1)
+    for path in (tmp_path / "both.wav", tmp_path / "both.flac"):
+        soundfile.write(path, both, 16_000)
+        assert load_audio(path, channel=0).tolist() == [0.25] * 1_600
+        assert load_audio(path, channel=(1,)).tolist() == [-0.5] * 1_600
+        assert load_audio(path, channel=(0, 1)).tolist() == load_audio(path).tolist() == [-0.125] * 1_600
+        with pytest.raises(DataError, match="channel 2 was chosen, but the recording has 2 channels, numbers 0 to 1"):
+            load_audio(path, channel=2)

@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 
 from overtone.adapters.kinds.linear import LinearAdapter
-from overtone.checkpoints.adapters import find_adapter
+from overtone.checkpoints.adapters import enable_adapters, find_adapter
 from overtone.checkpoints.load import load_model
 from overtone.checkpoints.nemo.adapters import save_adapters
 from overtone.errors import AdapterError
 from overtone.models.asr_model import AsrModel
-from overtone.training.model import disable_others
 from support.fixtures import fixture_file
 from support.nemo_samples import shake
 from support.nemo_samples import small_model as nemo_model
@@ -66,7 +65,7 @@ def test_of_an_adapters_file_those_act_that_it_has_enabled(tmp_path: Path) -> No
     for name in ("older", "mine"):
         model.adapters.add(name, LinearAdapter(dim=4))
         shake(model, name)
-    disable_others(model, "mine")
+    enable_adapters(model, ["mine"])
     path = str(tmp_path / "adapters.pt")
     save_adapters(model, path)
     assert find_adapter(model, path) == find_adapter(model, path) == "mine"  # the model's own is the same one
@@ -84,7 +83,7 @@ def test_an_adapters_file_with_none_enabled_names_what_it_holds(tmp_path: Path) 
     model = nemo_model()
     for name in ("first", "second", "third"):
         model.adapters.add(name, LinearAdapter(dim=4))
-    disable_others(model, "third")
+    enable_adapters(model, ["third"])
     save_adapters(model, tmp_path / "adapters.pt", ["first", "second"])
     with pytest.raises(AdapterError, match=r"none of its adapters enabled; it holds first, second\."):
         find_adapter(nemo_model(), str(tmp_path / "adapters.pt"))

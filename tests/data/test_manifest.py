@@ -89,8 +89,6 @@ def test_text_may_be_optional(corpus: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("", "the line is empty"),
-        ("   ", "the line is empty"),
         ("{'audio_filepath': 'a'}", "not JSON .*Expecting property name"),
         ('{"audio_filepath": "audio/a.wav"', "not JSON"),
         ('["audio/a.wav", 1.0, "text"]', "a JSON list instead of an object"),
@@ -98,7 +96,10 @@ def test_text_may_be_optional(corpus: Path) -> None:
         ("[" * 100_000, "not JSON"),
         ('{"duration": ' + "9" * 5_000 + "}", "not JSON"),
         ({"duration": 1.0, "text": "x"}, "'audio_filepath' is missing"),
-        ({"audio_file": "audio/a.wav", "text": "x"}, "'audio_filepath' is missing .found 'audio_file'"),
+        ({"audio_filepat": "audio/a.wav", "text": "x"}, "'audio_filepath' is missing .found 'audio_filepat'"),
+        (entry("cat audio/a.wav |"), "'audio_filepath' is a command, and nothing is executed"),
+        (entry("s3://bucket/a.wav"), "'audio_filepath' is the address s3://bucket/a.wav"),
+        (entry(audio_filepath=["audio/a.wav", "audio/b.wav"]), "the path of a recording is needed"),
         (entry(audio_filepath=3), "'audio_filepath' is 3"),
         (entry(""), "'audio_filepath' is ''"),
         (entry("audio/none.wav"), r"audio/none\.wav does not exist"),
@@ -114,10 +115,15 @@ def test_text_may_be_optional(corpus: Path) -> None:
         (entry(duration="1.0"), "'duration' is '1.0'"),
         (entry(duration=True), "'duration' is True"),
         (entry(offset=-1), "'offset' is -1"),
-        (entry(duration=None, offset=1.0), "'duration' is 0.0 s"),
+        (entry(duration=None, offset=1.0), "'offset' is 1 s, but .*a.wav ends after 1 s"),
         (entry(text=5), "'text' is 5; a string"),
         (entry(text=" "), "'text' is empty"),
-        ({"audio_filepath": "audio/a.wav", "text_filepath": "a.txt"}, "'text_filepath' is not read"),
+        ({"audio_filepath": "audio/a.wav", "sentence": "x"}, "'text' is missing .'sentence' is not read"),
+        ({"audio_filepath": "audio/a.wav", "text_filepath": "a.txt"}, "the transcript .*a.txt does not exist"),
+        ({"audio_filepath": "audio/a.wav", "text_filepath": "audio/a.wav"}, "the transcript .*a.wav is not UTF-8"),
+        (entry(channel=-1), "'channel' is -1; the number of a channel from 0"),
+        (entry(channel="left"), "'channel' is 'left'"),
+        (entry(channel_selector=[]), r"'channel_selector' is \[\]"),
         ('{"audio_filepath": "audio/a.wav", "text": "\\ud800"}', "half a surrogate pair"),
         (entry(speaker=["anna"]), r"'speaker' is \['anna'\]"),
     ],
@@ -127,6 +133,72 @@ def test_bad_lines_are_named(corpus: Path, line: str | dict[str, Any], message: 
     with pytest.raises(DataError, match=message) as caught:
         read_manifest(path)
     assert str(caught.value).startswith(f"{path}:3: ")
+
+
+def test_several_bad_lines_are_told_at_once(corpus: Path) -> None:
+    path = write(corpus, entry(), {"text": "x"}, entry("none.wav"), entry(), *[entry(text="")] * 5)
+    with pytest.raises(DataError) as caught:
+        read_manifest(path)
+    first, *lines = str(caught.value).splitlines()
+    assert first == f"7 of 9 lines of {path} cannot be used:"
+    assert [line.strip().split(": ")[0] for line in lines[:-1]] == [f"{path}:{number}" for number in (2, 3, 5, 6, 7)]
+    assert lines[-1].strip() == "… and 2 more"
+
+
+def test_blank_lines_are_skipped_and_counted(corpus: Path) -> None:
+    path = write(corpus, entry(), "", "   ", entry(text="last"))
+    assert [(utterance.line, utterance.text) for utterance in read_manifest(path)] == [(1, "hello there"), (4, "last")]
+
+
+@pytest.mark.parametrize("key", ["audio_filename", "audio_file"])
+def test_other_names_of_the_recording(corpus: Path, key: str) -> None:
+    path = write(corpus, {key: "audio/a.wav", "text": "x"})
+    assert read_manifest(path)[0].audio_path == corpus / "audio" / "a.wav"
+
+
+def test_other_names_of_the_transcript(corpus: Path) -> None:
+    (corpus / "a.txt").write_bytes(b"\xef\xbb\xbfgood\r\nmorning\n")
+    audio = {"audio_filepath": "audio/a.wav"}
+    path = write(
+        corpus,
+        audio | {"text_filepath": "a.txt"},
+        audio | {"normalized_text": "two"},
+        audio | {"text": None, "command": "yes"},
+        audio | {"text": "one", "text_filepath": "none.txt", "normalized_text": "two"},
+    )
+    assert [utterance.text for utterance in read_manifest(path)] == ["good morning", "two", "yes", "one"]
+
+
+def test_channels(corpus: Path) -> None:
+    keys: list[dict[str, Any]] = [{}, {"channel": 1}, {"channel_selector": [0, 2]}, {"channel": "average"}]
+    utterances = read_manifest(write(corpus, *[entry(**each) for each in keys]))
+    assert [utterance.channel for utterance in utterances] == [None, (1,), (0, 2), None]
+    plain, second, *_ = [manifest_digest([utterance]) for utterance in utterances]
+    assert plain != second
+
+
+def test_a_json_array_is_a_manifest(corpus: Path) -> None:
+    path = corpus / "array.json"
+    path.write_text(json.dumps([entry(text="one"), entry(text="two")], indent=2))
+    assert [(utterance.line, utterance.text) for utterance in read_manifest(path)] == [(1, "one"), (2, "two")]
+    path.write_text(json.dumps([entry(), 3]))
+    with pytest.raises(DataError, match=r"array\.json:2: a JSON int instead of an object"):
+        read_manifest(path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-8"])
+def test_byte_order_marks(corpus: Path, encoding: str) -> None:
+    path = corpus / "marked.json"
+    path.write_bytes(("\ufeff" + json.dumps(entry(text="grüße"), ensure_ascii=False) + "\r\n").encode(encoding))
+    assert [utterance.text for utterance in read_manifest(path)] == ["grüße"]
+
+
+def test_recordings_are_no_manifests(corpus: Path) -> None:
+    with pytest.raises(DataError, match=r"a\.wav: a recording .WAV. and no manifest"):
+        read_manifest(corpus / "audio" / "a.wav")
+    (corpus / "archive.json").write_bytes(b"PK\3\4\0\0\0\0")
+    with pytest.raises(DataError, match=r"archive\.json: not a text"):
+        read_manifest(corpus / "archive.json")
 
 
 def test_other_encodings_are_named(corpus: Path) -> None:

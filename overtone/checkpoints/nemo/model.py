@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,8 @@ KEY_PREFIXES = (
     ("decoder.embed.", "decoder.prediction.embed."),
     ("decoder.embeds.", "decoder.prediction.embeds."),
     ("decoder.lstm.", "decoder.prediction.dec_rnn.lstm."),
+    ("prompt_kernel.up.", "prompt_kernel.0."),
+    ("prompt_kernel.down.", "prompt_kernel.2."),
 )
 """Beginnings of our keys -> those of NeMo's, where they differ."""
 
@@ -75,13 +77,14 @@ def read_nemo(path: Path | str, *, adapters: bool = True) -> AsrModel:
     return model
 
 
-def write_nemo(model: AsrModel, path: Path | str) -> None:
+def write_nemo(model: AsrModel, path: Path | str, *, enabled: Container[str] | None = None) -> None:
     """Write the model and its adapters; NeMo restores the file, and what was not changed stands as it stood.
 
+    enabled: the adapters that NeMo lets act; None: as the model's own file had it, and all that are new.
     The file appears whole or not at all. Raises CheckpointError where NeMo lacks the kind or name of an adapter.
     """
     path = Path(path)
-    config = nemo_config(model)
+    config = nemo_config(model, enabled=enabled)
     tensors = {nemo_key(name): tensor.detach().cpu() for name, tensor in model.base_state_dict().items()}
     for adapter in model.adapters:
         for host, parameters in adapter_hosts(model, adapter).items():
@@ -254,13 +257,18 @@ def check_shape(key: str, tensor: Tensor, shape: torch.Size, source: str) -> Non
         )
 
 
-def nemo_config(model: AsrModel, adapters: Iterable[str] | None = None) -> dict[str, Any]:
-    """The model's configuration for NeMo: the file's own, with the adapters as they are now (all unless named)."""
+def nemo_config(
+    model: AsrModel, adapters: Iterable[str] | None = None, *, enabled: Container[str] | None = None
+) -> dict[str, Any]:
+    """The model's configuration for NeMo: the file's own, with the adapters as they are now (all unless named).
+
+    enabled: as `write_nemo`.
+    """
     names = model.adapters.names if adapters is None else list(adapters)
     config = copy.deepcopy(dict(model.config)) or describe(model.settings, model.tokenizer)
     config.pop("adapters", None)
     if names:
-        config["adapters"] = adapters_section(model, names)
+        config["adapters"] = adapters_section(model, names, enabled)
         adaptable = ENCODERS[model.settings["encoder"].get("kind", "conformer")].adaptable
         config["encoder"] = {**config["encoder"], "_target_": adaptable}
     return config

@@ -83,7 +83,7 @@ def _original(utterance: UtteranceResult) -> tuple[str, bytes] | None:
     """The file itself where it is small, whole and of a kind that browsers play."""
     path = utterance.audio_path
     kind = PLAYABLE.get(path.suffix.lower())
-    if kind is None or utterance.offset or path.stat().st_size > SMALL_FILE:
+    if kind is None or utterance.offset or utterance.channel is not None or path.stat().st_size > SMALL_FILE:
         return None
     if abs(audio_duration(path) - utterance.duration) > 0.1:
         return None
@@ -94,7 +94,11 @@ def _opus(utterance: UtteranceResult) -> bytes:
     import soundfile
 
     samples = load_audio(
-        utterance.audio_path, offset=utterance.offset, duration=utterance.duration, sample_rate=OPUS_RATE
+        utterance.audio_path,
+        offset=utterance.offset,
+        duration=utterance.duration,
+        sample_rate=OPUS_RATE,
+        channel=utterance.channel,
     )
     buffer = io.BytesIO()
     soundfile.write(buffer, samples, OPUS_RATE, format="OGG", subtype="OPUS")

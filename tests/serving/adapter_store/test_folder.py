@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from overtone import files
 from overtone.adapters.kinds.lora import LoraAdapter
+from overtone.adapters.storage import DESCRIPTION, PARAMETERS
 from overtone.errors import AdapterError
 from overtone.models.asr_model import AsrModel
 from overtone.serving.adapter_store.folder import Version, read_version
@@ -69,19 +71,22 @@ def test_what_could_not_be_looked_at_for_a_while_is_read_again(
     store.acquire("new").release()
 
 
-@pytest.mark.parametrize("function", ["open", "read_bytes"])
+@pytest.mark.parametrize("name", [DESCRIPTION, PARAMETERS])
 def test_what_could_not_be_read_for_a_while_is_read_again(
-    model: AsrModel, folder: Path, function: str, monkeypatch: pytest.MonkeyPatch
+    model: AsrModel, folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its files have not changed: too many may have been open, or it was not ours to read."""
+    opened = files.open_regular
 
-    def failing(path: Path, *arguments: object, **options: object) -> object:
-        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
+    def failing(path: Path) -> object:
+        if path.name == name:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
+        return opened(path)
 
     store = store_of(model, folder)
     make_adapter(model, folder / "new", seed=5)
     with monkeypatch.context() as patched:
-        patched.setattr(Path, function, failing)
+        patched.setattr(files, "open_regular", failing)
         store.scan()
         with pytest.raises(AdapterError, match=os.strerror(errno.EMFILE)):
             store.acquire("new")

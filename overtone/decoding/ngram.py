@@ -1,0 +1,353 @@
+"""Token n-grams with back-off as flat arrays: a state is a context, an arc a token that was seen after it.
+
+The score of a token is that of the arc in the longest context that has one, plus the weights of the contexts left on
+the way there (Katz 1987). Every state has a link to the next shorter context, and state 0 is the empty one, with an arc
+for each token. All logarithms are natural. `ngram_counts` builds an n-gram from tokens, `arpa` reads and writes files.
+
+Legend: N queries, V tokens, S states, A arcs, B rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from overtone.errors import DataError
+
+LARGEST_ORDER = 10
+"""Tokens of the longest n-gram that is read."""
+LOWEST = -1e4
+"""The logarithm that stands for no chance at all; finite, so that sums of scores stay numbers."""
+LARGEST_WEIGHT = 1e4
+
+INTEGERS = ("arc_tokens", "arc_next", "arc_starts", "backoff_states", "head")
+NUMBERS = ("arc_log_probs", "backoff_log_probs", "end_log_probs")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Arcs:
+    """The arrays of one n-gram, or of several behind one another; states are those of all together."""
+
+    tokens: Tensor
+    """[A] int64, rising within a state."""
+    log_probs: Tensor
+    """[A] float32."""
+    next: Tensor
+    """[A] int64: the state after the arc."""
+    starts: Tensor
+    """[S+1] int64: the first arc of each state."""
+    keys: Tensor
+    """[A] int64, rising: state * V + token."""
+    backoff_states: Tensor
+    """[S] int64; an empty context is its own."""
+    backoff_log_probs: Tensor
+    """[S] float32."""
+    end_log_probs: Tensor
+    """[S] float32: the end of the sentence in this context."""
+    vocabulary_size: int
+    levels: int
+    """Steps from the longest context to the empty one."""
+
+    def score(self, states: Tensor) -> Tensor:
+        """Log-probabilities [N, V] of every next token, states [N]."""
+        chain = [(states, torch.zeros(len(states), device=states.device))]
+        for _ in range(self.levels):
+            state, weight = chain[-1]
+            chain.append((self.backoff_states[state], weight + self.backoff_log_probs[state]))
+        root, weight = chain.pop()
+        every = torch.arange(self.vocabulary_size, device=states.device)
+        scores = self.log_probs[self.starts[root][:, None] + every] + weight[:, None]
+        flat, rows = scores.view(-1), torch.arange(len(states), device=states.device)
+        for state, weight in reversed(chain):
+            first = self.starts[state]
+            counts = torch.where(state == root, 0, self.starts[state + 1] - first)
+            row = rows.repeat_interleave(counts)
+            ahead = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
+            arc = first[row] + ahead
+            flat[row * self.vocabulary_size + self.tokens[arc]] = self.log_probs[arc] + weight[row]
+        return scores
+
+    def follow(self, states: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """The log-probability of each token in its state, [N], and the state after it, [N]; states and tokens [N]."""
+        weight = torch.zeros(len(states), device=states.device)
+        for _ in range(self.levels):
+            key = states * self.vocabulary_size + tokens
+            missing = self.keys[self.find(key)] != key
+            weight = weight + torch.where(missing, self.backoff_log_probs[states], 0.0)
+            states = torch.where(missing, self.backoff_states[states], states)
+        arc = self.find(states * self.vocabulary_size + tokens)
+        return weight + self.log_probs[arc], self.next[arc]
+
+    def find(self, keys: Tensor) -> Tensor:
+        """The first arcs [N] whose keys are not below these, keys [N]."""
+        return torch.searchsorted(self.keys, keys).clamp(max=len(self.keys) - 1)
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same on another device."""
+        moved: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)
+
+
+class Ngram:
+    """An n-gram over the tokens of one vocabulary; immutable."""
+
+    def __init__(self, arcs: Arcs, *, order: int, start: int) -> None:
+        """start: the state at the beginning of a sentence."""
+        self.arcs = arcs
+        self.order = order
+        self.start = start
+
+    @property
+    def vocabulary_size(self) -> int:
+        """The number of tokens V, without the blank."""
+        return self.arcs.vocabulary_size
+
+    @property
+    def states(self) -> int:
+        """The number of contexts S."""
+        return len(self.arcs.backoff_states)
+
+    def __len__(self) -> int:
+        """The number of arcs A."""
+        return len(self.arcs.tokens)
+
+    def score(self, states: Tensor) -> Tensor:
+        """Log-probabilities [N, V] float32 of every next token, states [N] int64."""
+        return self.arcs.score(states)
+
+    def advance(self, states: Tensor, tokens: Tensor) -> Tensor:
+        """The states [N] after one token more, states and tokens [N] int64."""
+        return self.arcs.follow(states, tokens)[1]
+
+    def end(self, states: Tensor) -> Tensor:
+        """Log-probabilities [N] of the end of the sentence, states [N] int64."""
+        return self.arcs.end_log_probs[states]
+
+    def sentence_log_prob(self, tokens: Sequence[int]) -> float:
+        """The log-probability of a whole sentence, its end included."""
+        state, total = torch.tensor([self.start], device=self.arcs.tokens.device), 0.0
+        for token in tokens:
+            value, state = self.arcs.follow(state, torch.tensor([token], device=state.device))
+            total += float(value)
+        return total + float(self.end(state))
+
+    def to(self, device: torch.device | str) -> Ngram:
+        """The same on another device."""
+        return Ngram(self.arcs.to(device), order=self.order, start=self.start)
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """The n-gram as int32 and float32 tensors by name, for safetensors."""
+        arcs = self.arcs
+        found = {
+            "arc_tokens": arcs.tokens.int(),
+            "arc_next": arcs.next.int(),
+            "arc_starts": arcs.starts.int(),
+            "backoff_states": arcs.backoff_states.int(),
+            "head": torch.tensor([self.order, self.start], dtype=torch.int32),
+            "arc_log_probs": arcs.log_probs,
+            "backoff_log_probs": arcs.backoff_log_probs,
+            "end_log_probs": arcs.end_log_probs,
+        }
+        return {name: tensor.cpu().contiguous() for name, tensor in found.items()}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Ngram:
+        """The n-gram of `to_tensors`. Raises DataError for tensors that are no n-gram."""
+        fault = form_fault(tensors) or content_fault(tensors)
+        if fault:
+            raise DataError(f"The n-gram is damaged: {fault}. Fetch it or build it again.")
+        order, start = tensors["head"].tolist()
+        arcs = make_arcs(
+            tokens=tensors["arc_tokens"],
+            log_probs=tensors["arc_log_probs"],
+            following=tensors["arc_next"],
+            starts=tensors["arc_starts"],
+            backoff_states=tensors["backoff_states"],
+            backoff_log_probs=tensors["backoff_log_probs"],
+            end_log_probs=tensors["end_log_probs"],
+        )
+        return cls(arcs, order=order, start=start)
+
+
+def make_arcs(
+    *,
+    tokens: Tensor,
+    log_probs: Tensor,
+    following: Tensor,
+    starts: Tensor,
+    backoff_states: Tensor,
+    backoff_log_probs: Tensor,
+    end_log_probs: Tensor,
+) -> Arcs:
+    """The arrays of a sound n-gram, whose state 0 has an arc for each token.
+
+    tokens, log_probs, following [A], starts [S+1], backoff_states, backoff_log_probs, end_log_probs [S].
+    """
+    starts, tokens, backoff_states = starts.long(), tokens.long(), backoff_states.long()
+    size = int(starts[1])
+    owners = torch.arange(len(starts) - 1).repeat_interleave(starts.diff())
+    return Arcs(
+        tokens=tokens,
+        log_probs=log_probs.float(),
+        next=following.long(),
+        starts=starts,
+        keys=owners * size + tokens,
+        backoff_states=backoff_states,
+        backoff_log_probs=backoff_log_probs.float(),
+        end_log_probs=end_log_probs.float(),
+        vocabulary_size=size,
+        levels=count_levels(backoff_states),
+    )
+
+
+def count_levels(backoff_states: Tensor) -> int:
+    """Steps until every state has come to one that is its own, backoff_states [S]; past LARGEST_ORDER in a circle."""
+    own = torch.arange(len(backoff_states))
+    at, levels = own, 0
+    while levels <= LARGEST_ORDER and not bool((backoff_states[at] == at).all()):
+        at, levels = backoff_states[at], levels + 1
+    return levels
+
+
+def form_fault(tensors: Mapping[str, Tensor]) -> str | None:
+    """The first fault in names, types and sizes of an n-gram's tensors."""
+    wrong = sorted({*INTEGERS, *NUMBERS} ^ tensors.keys())
+    if wrong:
+        return f"its tensors should be {', '.join((*INTEGERS, *NUMBERS))}; missing or left over: {', '.join(wrong)}"
+    for name, tensor in tensors.items():
+        kind = torch.int32 if name in INTEGERS else torch.float32
+        if tensor.dtype is not kind or tensor.dim() != 1:
+            return f"{name} should be one row of {kind}, and is {tensor.dtype} {list(tensor.shape)}"
+    states, arcs = len(tensors["backoff_states"]), len(tensors["arc_tokens"])
+    sizes = {
+        "arc_next": arcs,
+        "arc_log_probs": arcs,
+        "arc_starts": states + 1,
+        "backoff_log_probs": states,
+        "end_log_probs": states,
+        "head": 2,
+    }
+    for name, size in sizes.items():
+        if len(tensors[name]) != size:
+            return f"{name} has {len(tensors[name])} values, {size} are expected"
+    return None if states and arcs else "it has no state or no arc"
+
+
+def content_fault(tensors: Mapping[str, Tensor]) -> str | None:
+    """The first fault in the values of an n-gram's tensors, whose sizes are right."""
+    starts, tokens, back = tensors["arc_starts"].long(), tensors["arc_tokens"].long(), tensors["backoff_states"].long()
+    states, arcs = len(back), len(tokens)
+    order, start = tensors["head"].tolist()
+    if not (1 <= order <= LARGEST_ORDER and 0 <= start < states):
+        return f"order {order} or first state {start} is out of range"
+    if int(starts[0]) != 0 or int(starts[-1]) != arcs or bool((starts.diff() < 0).any()):
+        return "the arcs of its states do not follow one another"
+    size = int(starts[1])
+    if size < 1 or not torch.equal(tokens[:size], torch.arange(size)):
+        return "the empty context does not have one arc for each token"
+    owners = torch.arange(states).repeat_interleave(starts.diff())
+    if bool((tokens < 0).any() or (tokens >= size).any() or ((owners * size + tokens).diff() <= 0).any()):
+        return "a token is out of range, or the tokens of a context are not in order"
+    following = tensors["arc_next"]
+    if bool((following < 0).any() or (following >= states).any()):
+        return "an arc leads to no state"
+    if bool((back < 0).any() or (back >= states).any()):
+        return "a context backs off to no state"
+    if count_levels(back) >= LARGEST_ORDER or bool((back[1:] == torch.arange(1, states)).any()) or int(back[0]) != 0:
+        return "its contexts back off in a circle, or too far"
+    for name in NUMBERS:
+        values = tensors[name]
+        highest = LARGEST_WEIGHT if name == "backoff_log_probs" else 1e-3
+        if not bool(torch.isfinite(values).all()) or bool((values > highest).any() or (values < -LARGEST_WEIGHT).any()):
+            return f"{name} holds a number that no logarithm of a probability can be"
+    return None if float(tensors["backoff_log_probs"][0]) == 0.0 else "the empty context has a weight"
+
+
+class NgramBatch:
+    """Rows with an n-gram each, or with none: the scores of these are 0.
+
+    A state is one of the row's own n-gram, whatever else is in the batch.
+    """
+
+    def __init__(self, ngrams: Sequence[Ngram | None], *, vocabulary_size: int) -> None:
+        """ngrams: one or None for each of B rows. Raises DataError for an n-gram of another number of tokens."""
+        for ngram in ngrams:
+            if ngram is not None and ngram.vocabulary_size != vocabulary_size:
+                raise DataError(
+                    f"The n-gram has {ngram.vocabulary_size} tokens, the model {vocabulary_size}: it is of another "
+                    "tokenizer. Build it with this model."
+                )
+        owned = list(dict.fromkeys(ngram for ngram in ngrams if ngram is not None))
+        device = owned[0].arcs.tokens.device if owned else torch.device("cpu")
+        each = [*owned, *([constant_ngram(vocabulary_size)] if len(owned) == 0 or None in ngrams else [])]
+        row_kinds = [len(owned) if ngram is None else owned.index(ngram) for ngram in ngrams]
+        states = torch.tensor([0, *(ngram.states for ngram in each)]).cumsum(0)[:-1]
+        self.vocabulary_size = vocabulary_size
+        self.arcs = each[0].arcs if len(each) == 1 else join_arcs([ngram.arcs for ngram in each], device)
+        self.offsets = states[row_kinds].to(device)
+        """[B] int64: the place of each row's states among those of all."""
+        self.start = torch.tensor([each[kind].start for kind in row_kinds], dtype=torch.int64, device=device)
+        """[B] int64: the state at the beginning of a sentence."""
+
+    def score(self, rows: Tensor, states: Tensor) -> Tensor:
+        """Log-probabilities [N, V] float32 of every next token, rows and states [N] int64."""
+        return self.arcs.score(states + self.offsets[rows])
+
+    def follow(self, rows: Tensor, states: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """The log-probability of each token in its state, [N], and the state after it, [N]; all [N] int64."""
+        log_probs, following = self.arcs.follow(states + self.offsets[rows], tokens)
+        return log_probs, following - self.offsets[rows]
+
+    def advance(self, rows: Tensor, states: Tensor, tokens: Tensor) -> Tensor:
+        """The states [N] after one token more, rows, states and tokens [N] int64."""
+        return self.arcs.follow(states + self.offsets[rows], tokens)[1] - self.offsets[rows]
+
+    def end(self, rows: Tensor, states: Tensor) -> Tensor:
+        """Log-probabilities [N] of the end of the sentence, rows and states [N] int64."""
+        return self.arcs.end_log_probs[states + self.offsets[rows]]
+
+
+def constant_ngram(vocabulary_size: int) -> Ngram:
+    """An n-gram whose scores are all 0: no opinion."""
+    none, size = torch.zeros(1), vocabulary_size
+    arcs = make_arcs(
+        tokens=torch.arange(size),
+        log_probs=torch.zeros(size),
+        following=torch.zeros(size),
+        starts=torch.tensor([0, size]),
+        backoff_states=none,
+        backoff_log_probs=none,
+        end_log_probs=none,
+    )
+    return Ngram(arcs, order=1, start=0)
+
+
+def join_arcs(each: Sequence[Arcs], device: torch.device) -> Arcs:
+    """Several n-grams over one vocabulary behind one another."""
+    size = each[0].vocabulary_size
+    arc_counts = [len(arcs.tokens) for arcs in each]
+    arc_offsets = [sum(arc_counts[:place]) for place in range(len(each))]
+    offsets = [sum(len(arcs.backoff_states) for arcs in each[:place]) for place in range(len(each))]
+
+    def join(parts: Iterable[Tensor]) -> Tensor:
+        return torch.cat([part.to(device) for part in parts])
+
+    starts = [arcs.starts[:-1].to(device) + first for arcs, first in zip(each, arc_offsets, strict=True)]
+    return Arcs(
+        tokens=join(arcs.tokens for arcs in each),
+        log_probs=join(arcs.log_probs for arcs in each),
+        next=join(arcs.next + first for arcs, first in zip(each, offsets, strict=True)),
+        starts=join([*starts, torch.tensor([sum(arc_counts)])]),
+        keys=join(arcs.keys + first * size for arcs, first in zip(each, offsets, strict=True)),
+        backoff_states=join(arcs.backoff_states + first for arcs, first in zip(each, offsets, strict=True)),
+        backoff_log_probs=join(arcs.backoff_log_probs for arcs in each),
+        end_log_probs=join(arcs.end_log_probs for arcs in each),
+        vocabulary_size=size,
+        levels=max(arcs.levels for arcs in each),
+    )
