@@ -13,6 +13,7 @@ from overtone.cli.arguments import (
     add_attention,
     add_computing,
     add_decoder,
+    add_language,
     add_windows,
     attention_options,
 )
@@ -54,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_windows(parser)
     add_computing(parser)
     add_decoder(parser)
+    add_language(parser)
     add_attention(parser)
     add_configuration(parser)
 
@@ -135,6 +137,7 @@ def measure(
             overlap=arguments.overlap,
             batch_seconds=arguments.batch_seconds,
             compute_dtype=dtype,
+            language=arguments.language,
             progress=progress,
         )
 

@@ -9,6 +9,7 @@ from overtone.cli.arguments import (
     add_attention,
     add_computing,
     add_decoder,
+    add_language,
     add_windows,
     attention_options,
 )
@@ -38,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_windows(parser)
     add_computing(parser)
     add_decoder(parser)
+    add_language(parser)
     add_attention(parser)
 
 
@@ -67,6 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
         overlap=arguments.overlap,
         batch_seconds=arguments.batch_seconds,
         compute_dtype=arguments.dtype,
+        language=arguments.language,
     )
     note(computing_line(model, arguments, choice))
     failed = 0

@@ -54,6 +54,9 @@ class Recording:
     text: str | None = None
     """The reference transcript, where a manifest gives one."""
 
+    language: str | None = None
+    """The language, where a manifest names one under `lang`."""
+
     problem: str | None = None
     """The reason why there is nothing to read here, known before trying (a folder without audio)."""
 
@@ -80,6 +83,7 @@ def recordings_of(utterances: Iterable[Utterance]) -> list[Recording]:
             duration=utterance.duration,
             channel=utterance.channel,
             text=utterance.text,
+            language=utterance.language,
         )
         for utterance in utterances
     ]

@@ -76,6 +76,7 @@ def transcribe(
     overlap: float = OVERLAP_SECONDS,
     compute_dtype: str | None = None,
     decoder: str | None = None,
+    language: str | None = None,
 ) -> list[Hypothesis]:
     """The hypotheses of all recordings, in order; the arguments are those of `Transcriber` and its `stream`.
 
@@ -88,6 +89,7 @@ def transcribe(
         overlap=overlap,
         compute_dtype=compute_dtype,
         decoder=decoder,
+        language=language,
     )
     return transcriber.transcribe(paths, adapter=adapter)
 
@@ -108,6 +110,7 @@ class Transcriber:
         overlap: float = OVERLAP_SECONDS,
         compute_dtype: str | None = None,
         decoder: str | None = None,
+        language: str | None = None,
     ) -> None:
         """
         batch_seconds: audio in one forward, padding included; None is 120 on a CPU and 960 on an accelerator.
@@ -115,7 +118,8 @@ class Transcriber:
         overlap: seconds that neighbouring windows share.
         compute_dtype: as `AsrModel.set_compute_dtype`, for these runs only; None takes the model as it is.
         decoder: `rnnt` or `ctc`, the head of a hybrid model that recognises; None takes the model as it is.
-        Raises UsageError for seconds that make no sense, and for a head that the model does not have.
+        language: told to a model that is told languages; None takes a manifest's `lang`, else the model's `auto`.
+        Raises UsageError for seconds that make no sense, and for a head or a language that the model does not have.
         """
         if window is not None and not 0 <= overlap < window:
             raise UsageError(f"overlap is {overlap:g} s and window {window:g} s; 0 <= overlap < window is needed.")
@@ -129,6 +133,7 @@ class Transcriber:
         self.decoder = model.head_in_use if decoder is None else decoder
         if decoder is not None:
             model.check_head(decoder)
+        self.language = None if language is None else model.check_language(language)
         self.sample_rate = model.sample_rate
         self.seconds_per_frame = model.seconds_per_frame
         self.window_frames = None if window is None else max(2, int(window / self.seconds_per_frame))
@@ -219,6 +224,8 @@ class Transcriber:
         job = _Job(recording=recording, adapter=adapter, chain=chain, error=recording.problem)
         if job.error is None:
             try:
+                if self.model.languages:
+                    job.language = self.model.check_language(self.language or recording.language)
                 rest = audio_duration(recording.path) - recording.offset
                 job.duration = rest
                 if recording.duration is not None:
@@ -309,7 +316,12 @@ class Transcriber:
         chains = [task.job.chain for task, _ in batch]
         choice = chains[0] if len(set(chains)) == 1 else chains
         model = self.model
-        with model.computing_with(backend), model.decoding_with(self.decoder), model.adapters.use(choice):
+        with (
+            model.computing_with(backend),
+            model.decoding_with(self.decoder),
+            model.speaking([task.job.language for task, _ in batch]),
+            model.adapters.use(choice),
+        ):
             return model.align(waveforms, lengths)
 
     def _result(self, job: _Job) -> Transcription:
@@ -330,6 +342,7 @@ class _Job:
     adapter: Choice
     chain: Choice
     error: str | None
+    language: str | None = None
     duration: float = 0.0
     windows: list[Window] = field(default_factory=list)
     alignments: list[Alignment | None] = field(default_factory=list)

@@ -145,7 +145,7 @@ class Transcriptions:
                     recognition,
                     options.format,
                     granularities=options.granularities,
-                    language=settings.language,
+                    language=service.spoken_language(asked),
                     mask=mask,
                 )
             recognitions = service.recognise_in_parts(samples, asked, call, deadline=deadline)

@@ -23,6 +23,8 @@ MAX_NAME_LENGTH = 500
 MAX_PHRASES = 4096
 MAX_PHRASE_LENGTH = 200
 """Characters."""
+MULTILINGUAL = "multi"
+"""Riva's language tag of a model that finds out the language itself."""
 UNSET_BOOST = 4.0
 """Boost of phrases that come with 0 (unset): the default of NVIDIA's client scripts."""
 

@@ -157,7 +157,9 @@ class RivaServicer:
             raise unavailable(self.service.language, kind, more) from error
 
     def writer(self, request: RecognitionRequest) -> ResultWriter:
-        return ResultWriter(request=request, mask=self.service.mask(request), language=self.service.language)
+        return ResultWriter(
+            request=request, mask=self.service.mask(request), language=self.service.spoken_language(request)
+        )
 
     def parameters(self, entry: AdapterEntry | None, kind: Kind) -> dict[str, str]:
         """Parameters of a model in the list of models; entry: None for the base."""
