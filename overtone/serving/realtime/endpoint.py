@@ -217,7 +217,7 @@ class Realtime:
     def check_origin(self, websocket: WebSocket) -> None:
         """Raises AccessError for the page of another site: the browser's user may open sessions, the site may not."""
         origin = websocket.headers.get("origin")
-        if origin is None or origin in self.settings.origins:
+        if origin is None or self.settings.origins & {origin, "*"}:
             return
         if urlsplit(origin).netloc.lower() != websocket.headers.get("host", "").lower():
             raise AccessError("Pages of that site may not open sessions here.")
