@@ -44,6 +44,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
 
 NEIGHBOURS: set[tuple[str, str]] = {
     ("config", "safe_yaml"),
+    ("adapters", "decoding"),
     ("compat", "lightning"),
     ("data", "nets"),
     ("__main__", "cli"),

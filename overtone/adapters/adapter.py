@@ -17,6 +17,7 @@ from overtone.adapters.kinds.base import Kind, Tensors
 from overtone.adapters.kinds.registry import known
 from overtone.adapters.points import Layers, Point, parse_layers, parse_modules
 from overtone.adapters.strategies import ResidualAdd
+from overtone.adapters.words import WORDS_ALONE, WordPart
 from overtone.errors import AdapterError
 from overtone.nets.taps import Bottleneck
 
@@ -157,6 +158,8 @@ class Adapter(nn.Module):
         self.strategy = strategy
         self.card: dict[str, Any] = {}
         """Data and results of its training."""
+        self.words: WordPart | None = None
+        """Its word part, which decoding adds to the scores of tokens."""
         self.nemo: dict[str, Any] | None = None
         """Its configuration as NeMo wrote it, kept for writing back."""
         self.frozen = False
@@ -265,23 +268,24 @@ class Adapter(nn.Module):
         return stack
 
     def digest(self) -> str:
-        """SHA-256 of kind, settings, strategy and parameters; the name does not count."""
-        return adapter_digest(self.kind, self.strategy, parameters_digest(self.tensors()))
+        """SHA-256 of kind, settings, strategy, parameters and words; the name does not count."""
+        words = None if self.words is None else self.words.digest()
+        return adapter_digest(self.kind, self.strategy, parameters_digest(self.tensors()), words)
 
     def parameter_count(self) -> int:
         """The number of its parameters at all points."""
         return sum(parameter.numel() for parameter in self.parameters())
 
 
-def adapter_digest(kind: Kind, strategy: ResidualAdd, parameters: str) -> str:
-    """SHA-256 over kind, settings, strategy and the digest of the parameters.
+def adapter_digest(kind: Kind, strategy: ResidualAdd, parameters: str, words: str | None = None) -> str:
+    """SHA-256 over kind, settings, strategy, and the digests of parameters and word part, where there is one.
 
     Points show in the parameters' names, and so do some settings: what a position `auto` came to be in this model.
     """
     form = known(kind)
     shown = () if form is None else form.shown_in_parameters
     settings = {name: value for name, value in asdict(kind).items() if name not in shown}  # type: ignore[call-overload]
-    meaning = [kind.name, settings, asdict(strategy), parameters]
+    meaning = [kind.name, settings, asdict(strategy), parameters, *([] if words is None else [words])]
     return f"sha256:{hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()}"
 
 
@@ -292,6 +296,19 @@ def parameters_digest(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name}{list(tensor.shape)}".encode())
         digest.update(tensor.float().cpu().contiguous().numpy().astype("<f4", copy=False).reshape(-1).data)
     return f"sha256:{digest.hexdigest()}"
+
+
+def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
+    """Raises AdapterError for a number that is not finite; `where` begins the message, and the place follows."""
+    for name, tensor in tensors.items():
+        finite = tensor.isfinite()
+        if not bool(finite.all()):
+            place = (~finite).nonzero()[0].tolist()
+            raise AdapterError(
+                f"{where} holds {tensor[tuple(place)].item()} in {name}{place}, "
+                f"{int((~finite).sum())} of its {tensor.numel()} numbers are not finite. Nobody could recognise with "
+                "it: train it anew, with a lower model.optim.lr or trainer.gradient_clip_val=1.0."
+            )
 
 
 def module_key(point: str) -> str:
@@ -316,10 +333,12 @@ def check_name(name: str) -> str:
 
 
 def choose_points(points: list[Point], kind: Kind, *, modules: str, layers: Layers) -> list[Point]:
-    """The points of the named modules and layers where the kind acts.
+    """The points of the named modules and layers where the kind acts; none for an adapter of words alone.
 
     Raises AdapterError for unknown modules and layers, and where a module has no point for the kind.
     """
+    if kind == WORDS_ALONE:
+        return []
     wanted = parse_modules(modules, {point.module for point in points})
     numbers = [point.layer for point in points if point.layer is not None]
     chosen_layers = parse_layers(layers, max(numbers, default=-1) + 1)

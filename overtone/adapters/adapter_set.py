@@ -20,6 +20,7 @@ from overtone.adapters.points import Layers, Point, collect_points
 from overtone.adapters.selection import BASE, Choice, Observer, Selection
 from overtone.adapters.storage import BaseIdentity, StoredAdapter, read_folder, write_folder
 from overtone.adapters.strategies import ResidualAdd
+from overtone.adapters.words import WORDS_ALONE, WordPart, words_of_chain
 from overtone.errors import AdapterError, did_you_mean
 from overtone.nets.taps import NO_CHAINS, Chains, TapContext
 
@@ -133,6 +134,24 @@ class AdapterSet(nn.Module):
         self.insert(adapter)
         return adapter
 
+    def add_words(self, name: str, words: WordPart) -> Adapter:
+        """Add an adapter that has a word part alone. Raises AdapterError where the name is taken or malformed."""
+        self.check_free(name)
+        adapter = Adapter(check_name(name), WORDS_ALONE, [], modules="encoder", layers="all", strategy=ResidualAdd())
+        adapter.words = words
+        adapter.train(self.training)
+        self.insert(adapter)
+        return adapter
+
+    def words_of(self, choice: str | None) -> tuple[WordPart, ...]:
+        """The word parts of None, a name, a chain or "@file", in the order of the chain.
+
+        Raises AdapterError for an unknown name.
+        """
+        chosen = self.resolve(choice)
+        chain = [] if chosen is None else chosen.split("+")
+        return words_of_chain({name: self[name].words for name in chain}, chain)
+
     def make_frozen(self, name: str, stored: StoredAdapter) -> Adapter:
         """A frozen adapter that computes with the tensors of a folder themselves; `insert` adds it.
 
@@ -149,7 +168,7 @@ class AdapterSet(nn.Module):
             strategy=stored.strategy,
             values={key: tensor.to(device) for key, tensor in stored.tensors.items()},
         )
-        adapter.card = stored.card
+        adapter.card, adapter.words = stored.card, stored.words
         return adapter
 
     def insert(self, adapter: Adapter) -> None:
@@ -180,10 +199,12 @@ class AdapterSet(nn.Module):
     def copy(self, name: str, new: str) -> Adapter:
         """Add a copy of an adapter under another name. Raises AdapterError for a name that cannot be."""
         own = self[name]
+        if own.kind == WORDS_ALONE and own.words is not None:
+            return self.add_words(new, own.words)
         layers, modules = own.layers, own.modules_text
         made = self.add(new, own.kind, modules=modules, layers=layers, strategy=own.strategy)
         made.load_tensors(own.tensors())
-        made.card, made.nemo = copy.deepcopy(own.card), copy.deepcopy(own.nemo)
+        made.card, made.nemo, made.words = copy.deepcopy(own.card), copy.deepcopy(own.nemo), own.words
         return made
 
     def parameters_of(self, name: str) -> list[nn.Parameter]:
@@ -222,7 +243,7 @@ class AdapterSet(nn.Module):
         return ("+".join(self.file_choice) or None) if choice == FILE_CHOICE else choice
 
     def save(self, name: str, folder: str | Path, *, overwrite: bool = False) -> Path:
-        """Write `adapter.yaml` and `adapter.safetensors` into a folder.
+        """Write `adapter.yaml`, `adapter.safetensors` and, for a word part, `words.safetensors` into a folder.
 
         Raises AdapterError where the folder holds an adapter already (unless `overwrite`) or cannot be written.
         """
@@ -234,6 +255,10 @@ class AdapterSet(nn.Module):
         Raises AdapterError for a damaged folder, or one made for another base (both fingerprints are named).
         """
         stored = read_folder(Path(folder).expanduser(), self.identity())
+        if stored.kind == WORDS_ALONE:
+            adapter = self.make_frozen(name or stored.name, stored)
+            self.insert(adapter)
+            return adapter
         adapter = self.add(
             name or stored.name,
             stored.kind,
@@ -246,7 +271,7 @@ class AdapterSet(nn.Module):
         except AdapterError:
             self.remove(adapter.name)
             raise
-        adapter.card = stored.card
+        adapter.card, adapter.words = stored.card, stored.words
         return adapter
 
     def identity(self) -> BaseIdentity:

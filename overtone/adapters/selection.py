@@ -15,6 +15,7 @@ from torch import Tensor
 from overtone.adapters.adapter import Adapter, PointAdapter, stack_rows, unstack
 from overtone.adapters.kinds.base import Kind, Tensors
 from overtone.adapters.kinds.registry import known
+from overtone.adapters.words import WordPart, words_of_chain
 from overtone.errors import AdapterError, did_you_mean
 from overtone.nets.layers import recomputing
 from overtone.nets.taps import Chains, TapContext
@@ -110,6 +111,13 @@ class Selection:
         """The penalties of all forwards since the last call, a scalar; zero where no strategy asks for one."""
         penalties, self.penalties = self.penalties, []
         return torch.stack(penalties).sum() if penalties else torch.zeros(())
+
+    def words(self, rows: int) -> list[tuple[WordPart, ...]]:
+        """The word parts of every row's chain, in its order. Raises AdapterError where the choice is for other rows."""
+        self.check_rows(rows)
+        parts = {name: self.adapters[name].words for name in self.used}
+        chains = self.rows or [self.chain] * rows
+        return [words_of_chain(parts, chain) for chain in chains]
 
     def apply(self, point: str, x: Tensor, y: Tensor, context: TapContext, *, in_place: bool = False) -> Tensor:
         """x [B, T, in_width], y [B, T, out_width] -> `y` with every row's own chain applied at the point.

@@ -1,12 +1,18 @@
-"""Adapters on disk: a folder with `adapter.yaml` (the description) and `adapter.safetensors` (the parameters)."""
+"""Adapters on disk: a folder with `adapter.yaml` (the description) and `adapter.safetensors` (the parameters).
+
+An adapter with a word part has `words.safetensors` beside them.
+"""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import errno
 import math
 import os
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Container, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,19 +22,27 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
-from overtone.adapters.adapter import Adapter, adapter_digest, parameters_digest
+from overtone.adapters.adapter import Adapter, adapter_digest, check_finite, parameters_digest
 from overtone.adapters.kinds.base import Kind
 from overtone.adapters.kinds.registry import KINDS
 from overtone.adapters.points import Layers
 from overtone.adapters.strategies import ResidualAdd
+from overtone.adapters.words import WORDS_ALONE, WordPart, words_digest
 from overtone.errors import AdapterError, did_you_mean
-from overtone.files import open_beside, write_failure
+from overtone.files import read_regular, replace_file, replace_folder, write_failure
 from overtone.safe_yaml import read_values
 
 FORMAT = 1
 DESCRIPTION = "adapter.yaml"
 PARAMETERS = "adapter.safetensors"
+WORDS = "words.safetensors"
+LARGEST_WORDS = 1 << 30
 LARGEST_DESCRIPTION = 1 << 20
+"""Bytes of a description, its card included."""
+LARGEST_PARAMETERS = 4 << 30
+"""Bytes of the parameters of an adapter."""
+UNTOUCHABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY, errno.EXDEV)
+"""Errors of a folder that cannot be replaced as a whole: nothing may be written beside it, or a disk begins there."""
 LFS_POINTER = b"version https://git-lfs"
 """The beginning of a text that Git leaves in the place of a large file."""
 
@@ -53,6 +67,7 @@ class StoredAdapter:
     strategy: ResidualAdd
     card: dict[str, Any]
     tensors: dict[str, Tensor]
+    words: WordPart | None = None
 
 
 def stored_copy(adapter: Adapter) -> StoredAdapter:
@@ -70,17 +85,20 @@ def stored_copy(adapter: Adapter) -> StoredAdapter:
 
 def stored_digest(stored: StoredAdapter) -> str:
     """The digest (`Adapter.digest`) of an adapter outside of a model."""
-    return adapter_digest(stored.kind, stored.strategy, parameters_digest(stored.tensors))
+    words = None if stored.words is None else stored.words.digest()
+    return adapter_digest(stored.kind, stored.strategy, parameters_digest(stored.tensors), words)
 
 
 def write_folder(adapter: Adapter, folder: Path, identity: BaseIdentity, *, overwrite: bool = False) -> Path:
-    """Write an adapter's folder: both files appear together, or the files that were there before stay.
+    """Write an adapter's folder: all files appear together, or the files that were there before stay.
 
-    Raises AdapterError where the folder holds an adapter already (unless `overwrite`), where it cannot be written, and
-    for a card that holds more than plain values.
+    Raises AdapterError where the folder holds an adapter already (unless `overwrite`), where it cannot be written, for
+    parameters that are not finite, and for a card that holds more than plain values.
     """
     if (folder / DESCRIPTION).exists() and not overwrite:
         raise AdapterError(f"{folder} holds an adapter already. Choose another folder, or remove it first.")
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in adapter.tensors().items()}
+    check_finite(tensors, f"Adapter '{adapter.name}' is not written: it")
     description = {
         "format": FORMAT,
         "name": adapter.name,
@@ -91,18 +109,19 @@ def write_folder(adapter: Adapter, folder: Path, identity: BaseIdentity, *, over
         "strategy": dataclasses.asdict(adapter.strategy),
         "points": adapter.points,
         "parameters": adapter.parameter_count(),
-        "parameters_digest": parameters_digest(adapter.tensors()),
+        "parameters_digest": parameters_digest(tensors),
         "base_fingerprint": identity.fingerprint(),
         "tokenizer_digest": identity.tokenizer_digest(),
         "card": checked_card(adapter),
     }
+    if adapter.words is not None:
+        description["word_part"] = adapter.words.describe()
     text = yaml.safe_dump(description, sort_keys=False, allow_unicode=True)
     if len(text.encode()) > LARGEST_DESCRIPTION:
         raise AdapterError(f"The card of adapter '{adapter.name}' is larger than {LARGEST_DESCRIPTION} bytes.")
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in adapter.tensors().items()}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_together({folder / PARAMETERS: save(tensors), folder / DESCRIPTION: text.encode()})
+        words = None if adapter.words is None else adapter.words.to_bytes()
+        replace_contents(folder, {WORDS: words, PARAMETERS: save(tensors), DESCRIPTION: text.encode()})
     except OSError as error:
         raise AdapterError(write_failure(folder, error)) from error
     return folder
@@ -135,22 +154,55 @@ def plain(value: Any) -> Any:
     raise TypeError(f"{value!r} is of type {type(value).__name__}")
 
 
-def write_together(contents: Mapping[Path, bytes]) -> None:
-    """Write every file beside its place, then rename them all: a full disk leaves the old ones as they were."""
-    written: dict[Path, Path] = {}
+def replace_contents(folder: Path, contents: Mapping[str, bytes | None]) -> None:
+    """Put files into a folder, in one step; None is a file that is gone, and whatever else lies there stays.
+
+    Where nothing can be written beside the folder, or where it is the working folder, its files change one by one.
+    Raises OSError.
+    """
+
+    def fill(fresh: Path) -> None:
+        for name, content in contents.items():
+            if content is not None:
+                (fresh / name).write_bytes(content)
+        if folder.is_dir():
+            keep_others(folder, fresh, without=contents.keys())
+
     try:
-        for path, content in contents.items():
-            file, written[path] = open_beside(path)
-            with file:
+        if not Path.cwd().is_relative_to(folder.resolve()):
+            return replace_folder(folder, fill)
+    except OSError as error:
+        if error.errno not in UNTOUCHABLE or not folder.is_dir():
+            raise
+    with ExitStack() as stack:
+        for name, content in contents.items():
+            if content is not None:
+                file = stack.enter_context(replace_file(folder / name))
                 file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        for path, temporary in written.items():
-            temporary.replace(path)
-    except BaseException:
-        for temporary in written.values():
-            temporary.unlink(missing_ok=True)
-        raise
+                file.flush()  # a full disk is found before anything is replaced
+    for name, content in contents.items():
+        if content is None:
+            (folder / name).unlink(missing_ok=True)
+    return None
+
+
+def keep_others(folder: Path, fresh: Path, *, without: Container[str]) -> None:
+    """Have everything of a folder in a fresh one too, but for some names."""
+    for path in folder.iterdir():
+        if path.name in without:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.copytree(path, fresh / path.name, symlinks=True, copy_function=link_or_copy)
+        else:
+            link_or_copy(path, fresh / path.name)
+
+
+def link_or_copy(source: str | Path, target: str | Path) -> None:
+    """Give a file, or a link, one more name; a copy of it where it can have one only."""
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:
+        shutil.copy2(source, target, follow_symlinks=False)
 
 
 def read_folder(folder: Path, identity: BaseIdentity, *, description: dict[str, Any] | None = None) -> StoredAdapter:
@@ -161,13 +213,16 @@ def read_folder(folder: Path, identity: BaseIdentity, *, description: dict[str, 
     description = read_description(folder) if description is None else description
     check_base(description, identity, what=f"The adapter in {folder}")
     try:
-        content = (folder / PARAMETERS).read_bytes()  # read once: the bytes that are checked are those that are used
+        # Read once: the bytes that are checked are those that are used.
+        content = read_regular(folder / PARAMETERS, at_most=LARGEST_PARAMETERS)
         if content.startswith(LFS_POINTER):
             raise AdapterError(f"{folder / PARAMETERS} is a Git LFS pointer; fetch the file with `git lfs pull`.")
         tensors = load(content)
     except KeyError as error:
         raise AdapterError(f"{folder / PARAMETERS} holds numbers of type {error}, which no adapter has.") from error
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
+        raise AdapterError(f"{folder / PARAMETERS} cannot be read: {error.strerror or error}.") from error
+    except SafetensorError as error:
         raise AdapterError(f"{folder / PARAMETERS} cannot be read: {error}") from error
     floating = all(tensor.is_floating_point() for tensor in tensors.values())
     if not floating or parameters_digest(tensors) != description["parameters_digest"]:
@@ -175,6 +230,7 @@ def read_folder(folder: Path, identity: BaseIdentity, *, description: dict[str, 
             f"{folder / PARAMETERS} does not hold the parameters that {DESCRIPTION} describes: it is damaged, or of "
             "another adapter. Fetch or save the folder again."
         )
+    check_finite(tensors, f"{folder / PARAMETERS}")
     return StoredAdapter(
         name=description["name"],
         kind=read_kind(folder, description),
@@ -183,7 +239,31 @@ def read_folder(folder: Path, identity: BaseIdentity, *, description: dict[str, 
         strategy=read_strategy(folder, description),
         card=description["card"],
         tensors=tensors,
+        words=read_words(folder, description),
     )
+
+
+def read_words(folder: Path, description: Mapping[str, Any]) -> WordPart | None:
+    """The word part that the description names, None where it names none.
+
+    Raises AdapterError where its file is missing, damaged, another's, or of another tokenizer.
+    """
+    if "word_part" not in description:
+        return None
+    path = folder / WORDS
+    try:
+        content = read_regular(path, at_most=LARGEST_WORDS)
+    except OSError as error:
+        cause = error.strerror or error
+        raise AdapterError(f"{path} cannot be read: {cause}. It belongs to the adapter; fetch it too.") from error
+    if content.startswith(LFS_POINTER):
+        raise AdapterError(f"{path} is a Git LFS pointer; fetch the file with `git lfs pull`.")
+    if words_digest(content) != description["word_part"]["digest"]:
+        raise AdapterError(
+            f"{path} is not the word part that {DESCRIPTION} describes: it is damaged, or of another adapter. Fetch or "
+            "save the folder again."
+        )
+    return WordPart.from_bytes(content, tokenizer_digest=description["tokenizer_digest"], place=str(path))
 
 
 def check_base(description: Mapping[str, Any], identity: BaseIdentity, *, what: str = "It") -> None:
@@ -217,16 +297,16 @@ def read_description(folder: Path) -> dict[str, Any]:
             "overtone.checkpoints.nemo.adapters.load_adapters(model, path)."
         )
     try:
-        if path.stat().st_size > LARGEST_DESCRIPTION:
-            raise AdapterError(f"{path} is larger than {LARGEST_DESCRIPTION} bytes; it is no adapter description.")
-        description = read_values(path.read_text(encoding="utf-8"))
+        description = read_values(read_regular(path, at_most=LARGEST_DESCRIPTION).decode("utf-8"))
     except FileNotFoundError as error:
         is_peft = (folder / "adapter_config.json").exists()
         loader = " PEFT's folders are loaded by overtone.checkpoints.huggingface.peft.load_peft(model, path)."
         raise AdapterError(
             f"{folder} holds no adapter: {DESCRIPTION} is missing.{loader if is_peft else ''}"
         ) from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise AdapterError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except ValueError as error:
         raise AdapterError(f"{path} cannot be read: {error}.") from error
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise AdapterError(f"{path} is no adapter description of format {FORMAT}.")
@@ -247,13 +327,17 @@ def read_description(folder: Path) -> dict[str, Any]:
         if not isinstance(description.get(key), kind):
             raise AdapterError(f"{path}: '{key}' is missing or malformed.")
     description["card"] = plain(description["card"])
+    part = description.get("word_part", {"digest": ""})
+    if not isinstance(part, dict) or not isinstance(part.get("digest"), str):
+        raise AdapterError(f"{path}: 'word_part' is malformed.")
     return description
 
 
 def described_digest(folder: Path, description: dict[str, Any]) -> str:
     """The digest (`Adapter.digest`) of a folder's adapter, by its description alone."""
     kind, strategy = read_kind(folder, description), read_strategy(folder, description)
-    return adapter_digest(kind, strategy, description["parameters_digest"])
+    words = description.get("word_part", {}).get("digest")
+    return adapter_digest(kind, strategy, description["parameters_digest"], words)
 
 
 def read_strategy(folder: Path, description: dict[str, Any]) -> ResidualAdd:
@@ -265,6 +349,8 @@ def read_strategy(folder: Path, description: dict[str, Any]) -> ResidualAdd:
 def read_kind(folder: Path, description: dict[str, Any]) -> Kind:
     """The kind with its settings. Raises AdapterError for one that is not registered, and for settings it lacks."""
     name = description["kind"]
+    if name == WORDS_ALONE.name:
+        return WORDS_ALONE
     if name not in KINDS:
         raise AdapterError(
             f"{folder / DESCRIPTION}: kind '{name}' is unknown.{did_you_mean(name, KINDS)} Known: {', '.join(KINDS)}. "

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import yaml
 
 from overtone.adapters.adapter import check_name
-from overtone.adapters.storage import DESCRIPTION, count_parameters, read_description, write_together
+from overtone.adapters.storage import DESCRIPTION, count_parameters, read_description
 from overtone.checkpoints.adapters import enable_adapters
 from overtone.checkpoints.folder import ADAPTERS, folder_config, is_native
 from overtone.checkpoints.huggingface.model import is_huggingface
@@ -23,7 +23,7 @@ from overtone.checkpoints.load import find_model, save_model
 from overtone.checkpoints.nemo.model import CONFIG
 from overtone.checkpoints.nemo.yaml import write_yaml
 from overtone.errors import AdapterError, UsageError, did_you_mean
-from overtone.files import write_failure
+from overtone.files import remove_folder, replace_file, replace_folder, write_failure
 from overtone.models.asr_model import AsrModel
 
 
@@ -161,9 +161,10 @@ def update_folder(model: AsrModel, folder: Path) -> None:
         if name not in before:
             model.adapters.save(name, inside / name)
     try:
-        write_together({folder / CONFIG: write_yaml(folder_config(model)[0]).encode()})
+        with replace_file(folder / CONFIG) as file:
+            file.write(write_yaml(folder_config(model)[0]).encode())
         for name in before - set(model.adapters.names):
-            shutil.rmtree(inside / name)
+            remove_folder(inside / name)
     except OSError as error:
         raise AdapterError(write_failure(folder, error)) from error
 
@@ -199,7 +200,7 @@ class AdapterFolders:
         """Remove whole folders. Raises AdapterError where one is unknown or stays."""
         for folder in [self.find(name) for name in names]:
             try:
-                shutil.rmtree(folder)
+                remove_folder(folder)
             except OSError as error:
                 raise AdapterError(f"{folder} cannot be removed: {error.strerror or error}.") from error
 
@@ -258,13 +259,13 @@ def copy_folder(source: Path, target: Path, name: str) -> None:
     check_name(name)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise AdapterError(f"{target} exists already. Choose another place, or remove it first.")
+
+    def fill(fresh: Path) -> None:
+        shutil.copytree(source, fresh, dirs_exist_ok=True)
+        set_name(fresh, name)
+
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as place:
-            fresh = Path(place) / "new"
-            shutil.copytree(source, fresh)
-            set_name(fresh, name)
-            fresh.replace(target)
+        replace_folder(target, fill)
     except OSError as error:
         raise AdapterError(write_failure(target, error)) from error
 
@@ -274,7 +275,8 @@ def set_name(folder: Path, name: str) -> None:
     description = {**read_description(folder), "name": name}
     text = yaml.safe_dump(description, sort_keys=False, allow_unicode=True)
     try:
-        write_together({folder / DESCRIPTION: text.encode()})
+        with replace_file(folder / DESCRIPTION) as file:
+            file.write(text.encode())
     except OSError as error:
         raise AdapterError(write_failure(folder, error)) from error
 

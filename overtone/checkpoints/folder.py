@@ -6,7 +6,6 @@ is a folder of its own that can be copied in, out and away.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -34,7 +33,7 @@ from overtone.checkpoints.nemo.model import (
 from overtone.checkpoints.nemo.tokenizer import FILE_PREFIX, read_tokenizer
 from overtone.checkpoints.nemo.yaml import write_yaml
 from overtone.errors import CheckpointError, OvertoneError
-from overtone.files import write_failure
+from overtone.files import read_regular, replace_folder, write_failure
 from overtone.models.asr_model import AsrModel
 
 WEIGHTS = "model.safetensors"
@@ -102,28 +101,16 @@ def write_native(
             f"Storing {model.name or 'the model'} in {storage} would change its base, and its adapters would no longer "
             "belong to it; use storage float32, or store the base alone and train the adapters on that."
         )
-    replace_folder(folder, lambda fresh: _write_parts(model, fresh, tensors, enabled), needed=size_of(tensors))
+    replace_model(folder, lambda fresh: _write_parts(model, fresh, tensors, enabled), needed=size_of(tensors))
 
 
-def replace_folder(folder: Path, fill: Callable[[Path], None], *, needed: int) -> None:
+def replace_model(folder: Path, fill: Callable[[Path], None], *, needed: int) -> None:
     """Put a folder that `fill` writes in the place of another or of none: it appears whole or not at all.
 
     needed: the bytes to write. Raises CheckpointError where that fails.
     """
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as place:
-            fresh = Path(place) / "new"
-            fresh.mkdir()
-            fill(fresh)
-            if folder.exists():
-                folder.rename(Path(place) / "old")
-            try:
-                fresh.rename(folder)
-            except OSError:
-                if (Path(place) / "old").exists():
-                    (Path(place) / "old").rename(folder)
-                raise
+        replace_folder(folder, fill)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(write_failure(folder, error, needed=needed)) from error
 
@@ -166,9 +153,7 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
 def read_file(path: Path, at_most: int) -> bytes:
     """Read a small file. Raises CheckpointError where it has more than `at_most` bytes or cannot be read."""
     try:
-        if path.stat().st_size > at_most:
-            raise CheckpointError(f"{path} has more than the {at_most} bytes allowed for such a file.")
-        return path.read_bytes()
+        return read_regular(path, at_most=at_most)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from error
 

@@ -81,6 +81,15 @@ def add_decoder(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_language(parser: argparse.ArgumentParser) -> None:
+    """`--language`."""
+    parser.add_argument(
+        "--language",
+        metavar="TAG",
+        help="language that a model with prompts is told, such as de-DE (default: a manifest's lang, else auto)",
+    )
+
+
 def add_attention(parser: argparse.ArgumentParser) -> None:
     """`--att-context-size` and `--attention`."""
     parser.add_argument(

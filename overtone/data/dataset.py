@@ -56,6 +56,8 @@ class Batch(NamedTuple):
     """The transcripts."""
     ids: list[str]
     """`manifest:line` of each utterance."""
+    languages: Sequence[str | None] = ()
+    """The language of each utterance, where its manifest names one."""
 
 
 class Example(NamedTuple):
@@ -67,6 +69,7 @@ class Example(NamedTuple):
     """[U]"""
     text: str
     id: str
+    language: str | None = None
 
 
 # Choosing utterances
@@ -223,7 +226,7 @@ class SpeechDataset(Dataset[Any]):
         except DataError as error:
             return DataError(f"{name_of(utterance)}: {error}")
         tokens = np.asarray(self.tokens[index], np.int64)
-        return Example(waveform, tokens, utterance.text or "", name_of(utterance))
+        return Example(waveform, tokens, utterance.text or "", name_of(utterance), utterance.language)
 
     def read_ahead(self, index: int) -> bool:
         """Read one utterance early, if the cache has room for it; True if it has.
@@ -285,6 +288,7 @@ def collate(examples: Sequence[Example | DataError]) -> Batch | DataError:
         target_lengths,
         [example.text for example in whole],
         [example.id for example in whole],
+        [example.language for example in whole],
     )
 
 

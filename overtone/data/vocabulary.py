@@ -10,6 +10,7 @@ from typing import Literal
 
 from overtone.data.manifest import Utterance
 from overtone.errors import DataError
+from overtone.nets.prompt import AUTO
 from overtone.tokenizers import Tokenizer
 
 SHOWN = 5
@@ -51,13 +52,14 @@ class VocabularyReport:
         return "\n".join(lines)
 
 
-def check_languages(tokenizer: Tokenizer, utterances: Sequence[Utterance]) -> None:
-    """Raises DataError, naming the line, for a language that a tokenizer of several languages does not have."""
-    for utterance in utterances if tokenizer.languages else ():
-        if utterance.language is not None and utterance.language not in tokenizer.languages:
+def check_languages(languages: Sequence[str], utterances: Sequence[Utterance]) -> None:
+    """Raises DataError, naming the line, for a language that a model of several languages does not have."""
+    for utterance in utterances if languages else ():
+        if utterance.language is not None and utterance.language not in languages:
+            default = AUTO if AUTO in languages else languages[0]
             raise DataError(
-                f"{utterance.manifest}:{utterance.line}: 'lang' is '{utterance.language}'; the model writes "
-                f"{', '.join(tokenizer.languages)}. Correct it, or leave it out for {tokenizer.languages[0]}."
+                f"{utterance.manifest}:{utterance.line}: 'lang' is '{utterance.language}'; the model knows "
+                f"{', '.join(languages)}. Correct it, or leave it out for {default}."
             )
 
 

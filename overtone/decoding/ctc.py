@@ -9,15 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Self, cast
 
-import numpy as np
-import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from overtone.decoding.ctc_beam import BeamDecoder
+from overtone.decoding.ctc_path import CtcPath, best_path, blank_frames, path_of, read_path
 from overtone.decoding.decoder import (
     GREEDY,
     Alignment,
@@ -28,43 +25,10 @@ from overtone.decoding.decoder import (
     Head,
     Scope,
 )
-from overtone.decoding.hypothesis import Hypothesis, make_hypothesis, shift
+from overtone.decoding.hypothesis import Hypothesis, shift
 from overtone.nets.ctc import CtcProjection, ctc_loss, frames_needed
 from overtone.nets.layers import Reduction
 from overtone.tokenizers import Tokenizer
-
-
-@dataclass(frozen=True, kw_only=True)
-class CtcPath:
-    """The likeliest symbol of each frame of one recording, blanks included."""
-
-    ids: npt.NDArray[np.int64]
-    """[T] symbol of each frame."""
-
-    log_probs: npt.NDArray[np.float32]
-    """[T] natural logarithm of its probability."""
-
-    blank: int
-    """The id that stands for no symbol."""
-
-    def __len__(self) -> int:
-        return int(self.ids.size)
-
-    @property
-    def silent(self) -> Flags:
-        """[T] bool, true on blank frames."""
-        flags: Flags = self.ids == self.blank
-        return flags
-
-    def cut(self, start: int, stop: int) -> Self:
-        return type(self)(ids=self.ids[start:stop], log_probs=self.log_probs[start:stop], blank=self.blank)
-
-    def join(self, later: Sequence[CtcPath]) -> CtcPath:
-        if not later:
-            return self
-        paths = [self, *later]
-        ids, log_probs = [path.ids for path in paths], [path.log_probs for path in paths]
-        return CtcPath(ids=np.concatenate(ids), log_probs=np.concatenate(log_probs), blank=self.blank)
 
 
 class GreedyDecoder:
@@ -109,50 +73,6 @@ def greedy(log_probs: Tensor, lengths: Tensor, tokenizer: Tokenizer, *, seconds_
     log_probs [B, T, V+1], blank last; lengths [B] valid frames; seconds_per_frame: from one frame to the next.
     """
     return [read_path(path, tokenizer, seconds_per_frame=seconds_per_frame) for path in best_path(log_probs, lengths)]
-
-
-def best_path(log_probs: Tensor, lengths: Tensor) -> list[CtcPath]:
-    """log_probs [B, T, V+1], lengths [B] -> for each row its likeliest symbols, cut to its length."""
-    values, symbols = log_probs.detach().max(dim=-1)  # both [B, T]
-    ids = symbols.cpu().numpy()
-    scores = values.to(torch.float32).cpu().numpy()
-    return [
-        CtcPath(ids=ids[row, :length], log_probs=scores[row, :length], blank=log_probs.shape[-1] - 1)
-        for row, length in enumerate(lengths.tolist())
-    ]
-
-
-def path_of(log_probs: Emissions) -> CtcPath:
-    """log_probs [T, V+1] of one recording -> its likeliest symbols."""
-    ids = log_probs.argmax(axis=-1)
-    values = np.take_along_axis(log_probs, ids[:, None], axis=-1)[:, 0]
-    return CtcPath(ids=ids.astype(np.int64), log_probs=values, blank=log_probs.shape[-1] - 1)
-
-
-def blank_frames(log_probs: Emissions) -> Flags:
-    """log_probs [T, V+1], blank last -> [T] bool, true where blank is the likeliest symbol."""
-    flags: Flags = log_probs.argmax(axis=-1) == log_probs.shape[-1] - 1
-    return flags
-
-
-def read_path(path: CtcPath, tokenizer: Tokenizer, *, seconds_per_frame: float) -> Hypothesis:
-    """Collapse a path: merge repeats, drop blanks, spell the rest, and time every word."""
-    if path.ids.size == 0:
-        return Hypothesis(text="")
-    first = np.flatnonzero(np.diff(path.ids, prepend=-1))  # first frame of each run of one symbol
-    last = np.append(first[1:], path.ids.size)  # one past its last frame
-    probability = np.add.reduceat(np.exp(path.log_probs, dtype=np.float64), first) / (last - first)
-    spoken = path.ids[first] != path.blank
-    ids: list[int] = path.ids[first][spoken].tolist()
-    spans = list(zip(first[spoken].tolist(), last[spoken].tolist(), strict=True))
-    return make_hypothesis(
-        ids,
-        spans,
-        probability[spoken].tolist(),
-        tokenizer,
-        seconds_per_frame=seconds_per_frame,
-        score=float(path.log_probs.sum(dtype=np.float64)),
-    )
 
 
 class CtcHead:

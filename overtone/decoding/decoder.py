@@ -95,6 +95,8 @@ class DecodingOptions:
     alternatives: int = 1
     """The greatest number of hypotheses."""
     beam: BeamSettings = field(default_factory=BeamSettings)
+    language: str | None = None
+    """Told to a model that is told languages; None is its `auto`."""
 
     @property
     def is_greedy(self) -> bool:

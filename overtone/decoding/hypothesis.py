@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from overtone.tokenizers import Tokenizer
+from overtone.errors import OutputError
+from overtone.tokenizers import WORD_BOUNDARY, Tokenizer
+
+MARK = re.compile(f"{WORD_BOUNDARY}?<(EOU|EOB|[a-z]{{2,3}}-[A-Z]{{2}})>")
+"""A piece that says something about the speech, and is no text: its end, or its language."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +32,17 @@ class Word:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Mark:
+    """A token that says something about the speech, and is no text."""
+
+    name: str
+    """EOU and EOB, the end of an utterance and of a backchannel, or a language: en-US."""
+
+    time: float
+    """Seconds from the start of the recording, the beginning of its frame."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Hypothesis:
     """The decoder's reading of one recording."""
 
@@ -39,10 +56,19 @@ class Hypothesis:
     """Natural logarithm of the probability of the path that was chosen, over all frames."""
 
     ids: tuple[int, ...] = ()
-    """Token ids of the text: repeats collapsed, blanks removed."""
+    """Token ids of the text and of the marks: repeats collapsed, blanks removed."""
 
     spans: tuple[tuple[int, int], ...] = ()
     """For each id the encoder frames that hold it: first, and one past the last."""
+
+    marks: tuple[Mark, ...] = ()
+    """Marks of the speech in order, which `text` is without."""
+
+
+def mark_name(piece: str) -> str | None:
+    """The name of a piece of a vocabulary that is a mark; None where it is text."""
+    found = MARK.fullmatch(piece) if piece.endswith(">") else None
+    return None if found is None else found.group(1)
 
 
 def shift(hypothesis: Hypothesis, frames: int, seconds_per_frame: float) -> Hypothesis:
@@ -57,6 +83,7 @@ def shift(hypothesis: Hypothesis, frames: int, seconds_per_frame: float) -> Hypo
             for word in hypothesis.words
         ),
         spans=tuple((first + frames, last + frames) for first, last in hypothesis.spans),
+        marks=tuple(replace(mark, time=round(mark.time + later, 3)) for mark in hypothesis.marks),
     )
 
 
@@ -72,8 +99,18 @@ def make_hypothesis(
     """The reading of tokens whose frames are known.
 
     spans: encoder frames of each token, first and one past the last. probabilities: of each token, in 0…1. A word
-    lasts from its first token's first frame to the end of its last token.
+    lasts from its first token's first frame to the end of its last token. Raises OutputError where the score is not
+    finite.
     """
+    if not math.isfinite(score):
+        raise OutputError(f"The outputs of the model are not finite (score {score}).")
+    said = tuple(ids), tuple(spans)
+    found = {index: name for index, piece in enumerate(tokenizer.pieces(ids)) if (name := mark_name(piece))}
+    marks = tuple(Mark(name=name, time=round(spans[index][0] * seconds_per_frame, 3)) for index, name in found.items())
+    if marks:
+        kept = [index for index in range(len(ids)) if index not in found]
+        ids, spans = [ids[index] for index in kept], [spans[index] for index in kept]
+        probabilities = [probabilities[index] for index in kept]
     words = tuple(
         Word(
             text=text,
@@ -83,4 +120,5 @@ def make_hypothesis(
         )
         for text, first, last in tokenizer.words(list(ids))
     )
-    return Hypothesis(text=tokenizer.decode(list(ids)), words=words, score=score, ids=tuple(ids), spans=tuple(spans))
+    text = tokenizer.decode(list(ids))
+    return Hypothesis(text=text, words=words, score=score, ids=said[0], spans=said[1], marks=marks)

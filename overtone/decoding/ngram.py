@@ -299,6 +299,11 @@ class NgramBatch:
         """Log-probabilities [N, V] float32 of every next token, rows and states [N] int64."""
         return self.arcs.score(states + self.offsets[rows])
 
+    def follow(self, rows: Tensor, states: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """The log-probability of each token in its state, [N], and the state after it, [N]; all [N] int64."""
+        log_probs, following = self.arcs.follow(states + self.offsets[rows], tokens)
+        return log_probs, following - self.offsets[rows]
+
     def advance(self, rows: Tensor, states: Tensor, tokens: Tensor) -> Tensor:
         """The states [N] after one token more, rows, states and tokens [N] int64."""
         return self.arcs.follow(states + self.offsets[rows], tokens)[1] - self.offsets[rows]

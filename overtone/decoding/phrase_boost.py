@@ -12,12 +12,16 @@ phrase hard to avoid wherever it could be meant, -100 forbids.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import re
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from overtone.tokenizers import Tokenizer
 
@@ -26,6 +30,7 @@ LARGEST_BOOST = 100.0
 MAX_CHARACTERS = 200_000
 """Characters of all phrases of one request together; more are ignored."""
 
+NOT_SPACE = re.compile("[^ ]+")
 Tokens = npt.NDArray[np.int64]
 
 
@@ -85,6 +90,7 @@ class BoostTree:
         self.largest_gain = 0.0
         """The most that one token can add to the bonus of a prefix."""
         self._onward: dict[tuple[Place, bool], Tokens] = {}
+        self._table: BoostTable | None = None
         ignored, characters = [], 0
         for boost in boosts:
             value = min(LARGEST_BOOST, max(-LARGEST_BOOST, boost.boost)) * NATS_PER_CHARACTER
@@ -110,8 +116,12 @@ class BoostTree:
 
     def after(self, state: BoostState, token: int) -> BoostState:
         """The state of a prefix with one more token."""
+        return self.after_text(state, self.vocabulary.texts[token])
+
+    def after_text(self, state: BoostState, text: str) -> BoostState:
+        """The state of a prefix with more characters."""
         active, fresh, earned = state.active, state.fresh, state.earned
-        for character in self.vocabulary.texts[token]:
+        for character in text:
             if character == " ":
                 if fresh:
                     continue
@@ -148,6 +158,13 @@ class BoostTree:
             places.append(self._tokens_at(self.root, False))
         return places[0] if len(places) == 1 else np.unique(np.concatenate(places))
 
+    @property
+    def table(self) -> BoostTable:
+        """The tree as a table of numbered states, which is filled as they are met."""
+        if self._table is None:
+            self._table = BoostTable(self)
+        return self._table
+
     def _tokens_at(self, place: Place, fresh: bool) -> Tokens:
         found = self._onward.get((place, fresh))
         if found is None:
@@ -160,6 +177,135 @@ class BoostTree:
             ids = {token for start in starts for token in common(start, place)}
             found = self._onward[place, fresh] = np.array(sorted(ids), dtype=np.int64)
         return found
+
+
+class BoostTable:
+    """The states of a tree as numbers: the next state and the gain of every token, filled as states are met.
+
+    Whether a token begins a phrase or goes on in one, `onward` tells; all other tokens of one shape lead to one state.
+    """
+
+    def __init__(self, tree: BoostTree) -> None:
+        self.tree = tree
+        self.size = len(tree.vocabulary.texts)
+        self._lock = threading.Lock()
+        self._numbers: dict[tuple[tuple[tuple[Place, float], ...], bool], int] = {}
+        self._states: list[BoostState] = []
+        self._rows: list[int] = []
+        """The row of each state in the arrays below, -1 before it is filled."""
+        self._filled = 0
+        self._next = torch.zeros(0, self.size, dtype=torch.int64)
+        self._gains = torch.zeros(0, self.size)
+        self._number(tree.start)
+        shapes = [NOT_SPACE.sub("\0", text) for text in tree.vocabulary.texts]
+        self._shapes = sorted({shape for shape in shapes if "\0 " not in shape})
+        number = {shape: index for index, shape in enumerate(self._shapes)}
+        self._shape = torch.tensor([number.get(shape, 0) for shape in shapes], dtype=torch.int64)
+        self._several = np.array([token for token, shape in enumerate(shapes) if "\0 " in shape], dtype=np.int64)
+        """Tokens in which a word ends: each is looked at by itself."""
+
+    def score(self, states: Tensor) -> Tensor:
+        """states [N] int64 -> the gain of each token [N, V], float32."""
+        rows, _, gains = self._ensure(states)
+        return gains[rows].to(states.device)
+
+    def follow(self, states: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """The gain of each token in its state, [N] float32, and the state after it, [N]; states, tokens [N] int64."""
+        rows, following, gains = self._ensure(states)
+        chosen = tokens.cpu()
+        return gains[rows, chosen].to(states.device), following[rows, chosen].to(states.device)
+
+    def end(self, states: Tensor) -> Tensor:
+        """states [N] int64 -> the gain of a prefix that ends there, [N] float32."""
+        gains = [self.tree.final(state) - state.bonus for state in (self._states[each] for each in states.tolist())]
+        return torch.tensor(gains, dtype=torch.float32, device=states.device)
+
+    def _ensure(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Fill what is missing of the states [N]; their rows, and the arrays [·, V] of next states and gains."""
+        with self._lock:
+            own, places = torch.unique(states.cpu(), return_inverse=True)
+            wanted = own.tolist()
+            for state in wanted:
+                if self._rows[state] < 0:
+                    self._fill(state)
+            rows = torch.tensor([self._rows[state] for state in wanted], dtype=torch.int64)
+            return rows[places], self._next, self._gains
+
+    def _number(self, state: BoostState) -> int:
+        """The number of a state; what was earned before does not count."""
+        key = (state.active, state.fresh)
+        found = self._numbers.get(key)
+        if found is None:
+            found = self._numbers[key] = len(self._states)
+            self._states.append(replace(state, earned=0.0, bonus=state.bonus - state.earned))
+            self._rows.append(-1)
+        return found
+
+    def _fill(self, number: int) -> None:
+        tree, state = self.tree, self._states[number]
+        if self._filled == len(self._next):  # replaced, never changed under a reader of filled rows
+            room = max(16, 2 * len(self._next))
+            self._next = torch.cat((self._next, self._next.new_zeros(room - self._filled, self.size)))
+            self._gains = torch.cat((self._gains, self._gains.new_zeros(room - self._filled, self.size)))
+        plain = [tree.after_text(state, shape) for shape in self._shapes]
+        following, gains = self._next[self._filled], self._gains[self._filled]
+        if plain:
+            following.copy_(torch.tensor([self._number(each) for each in plain])[self._shape])
+            gains.copy_(torch.tensor([each.bonus - state.bonus for each in plain])[self._shape])
+        for token in {*tree.onward(state).tolist(), *self._several.tolist()}:
+            then = tree.after(state, token)
+            following[token], gains[token] = self._number(then), then.bonus - state.bonus
+        self._rows[number] = self._filled
+        self._filled += 1
+
+
+class BoostBatch:
+    """The trees of the rows of a batch, or none: gains of tokens, and states as numbers."""
+
+    def __init__(self, trees: Sequence[BoostTree | None], vocabulary_size: int) -> None:
+        self.rows = len(trees)
+        self.vocabulary_size = vocabulary_size
+        tables = {id(tree): tree.table for tree in trees if tree is not None}
+        self.tables = list(tables.values())
+        numbers = {key: index for index, key in enumerate(tables)}
+        self.table_of = torch.tensor([-1 if tree is None else numbers[id(tree)] for tree in trees])
+        """[B] the table of each row, -1 where it has none."""
+        self.reach = torch.tensor([0.0 if tree is None else tree.largest_gain for tree in trees])
+        """[B] the most that one token can gain."""
+
+    @property
+    def start(self) -> Tensor:
+        """[B] int64"""
+        return torch.zeros(self.rows, dtype=torch.int64)
+
+    def score(self, rows: Tensor, states: Tensor) -> Tensor:
+        """rows [N], states [N] -> the gain of each token [N, V] float32, zeros for rows without a tree."""
+        found = torch.zeros(len(states), self.vocabulary_size, device=states.device)
+        for table, own in self._parts(rows):
+            found[own] = table.score(states[own])
+        return found
+
+    def follow(self, rows: Tensor, states: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """The gain of each token in its state, [N] float32, and the state after it, [N]; rows, states, tokens [N]."""
+        gains, following = torch.zeros(len(states), device=states.device), states.clone()
+        for table, own in self._parts(rows):
+            gains[own], following[own] = table.follow(states[own], tokens[own])
+        return gains, following
+
+    def end(self, rows: Tensor, states: Tensor) -> Tensor:
+        """rows [N], states [N] -> the gain of a prefix that ends there, [N] float32."""
+        found = torch.zeros(len(states), device=states.device)
+        for table, own in self._parts(rows):
+            found[own] = table.end(states[own])
+        return found
+
+    def _parts(self, rows: Tensor) -> Iterator[tuple[BoostTable, Tensor]]:
+        """Each table, and the places [·] among rows [N] that use it."""
+        tables = self.table_of.to(rows.device)[rows]
+        for index, table in enumerate(self.tables):
+            own = torch.nonzero(tables == index)[:, 0]
+            if len(own):
+                yield table, own
 
 
 def common(tokens: Place, phrases: Place) -> list[int]:

@@ -11,8 +11,9 @@ from pathlib import Path
 from overtone.data.manifest import Utterance, read_manifest
 from overtone.errors import DataError, UsageError
 from overtone.evaluation.results import Difference, Evaluation, Result, UtteranceResult
+from overtone.inference.choices import Choice, refuse_selection, resolve_choice
 from overtone.inference.recordings import recordings_of
-from overtone.inference.transcribe import Choice, Transcriber, refuse_selection, resolve_choice
+from overtone.inference.transcribe import Transcriber
 from overtone.inference.windows import OVERLAP_SECONDS, WINDOW_SECONDS
 from overtone.models.asr_model import AsrModel
 from overtone.models.attention import attention_text
@@ -35,6 +36,7 @@ def evaluate(
     overlap: float = OVERLAP_SECONDS,
     compute_dtype: str | None = None,
     decoder: str | None = None,
+    language: str | None = None,
     level: float = 0.95,
     resamples: int = 1000,
     seed: int = 0,
@@ -43,9 +45,8 @@ def evaluate(
     """Measure word and character error rates of each adapter choice on each manifest.
 
     adapters: None (the base), "a", "a+b", "@file". With None among them the others are compared to the base.
-    batch_seconds, window, overlap, compute_dtype, decoder: as for `Transcriber`.
-    level, resamples, seed: of the bootstrap over utterances.
-    progress: called with the seconds of audio that are done, and of all.
+    batch_seconds, window, overlap, compute_dtype, decoder, language: as for `Transcriber`.
+    level, resamples, seed: of the bootstrap. progress: called with the seconds of audio that are done, and of all.
     Raises DataError for a manifest or recording that cannot be used, AdapterError for an unknown adapter, UsageError
     where there is nothing to evaluate, and where a `use` block says another thing than `adapters`.
     """
@@ -59,10 +60,11 @@ def evaluate(
     sets = {path: read_references(path) for path in paths}
     whole = len(choices) * sum(utterance.duration for lines in sets.values() for utterance in lines)
     meter = _Meter(whole, progress)
-    bootstrap = _Bootstrap(level, resamples, seed)
-    results: list[Result] = []
+    bootstrap, results = _Bootstrap(level, resamples, seed), list[Result]()
     with model.computing_in(compute_dtype):
-        transcriber = Transcriber(model, batch_seconds=batch_seconds, window=window, overlap=overlap, decoder=decoder)
+        transcriber = Transcriber(
+            model, batch_seconds=batch_seconds, window=window, overlap=overlap, decoder=decoder, language=language
+        )
         for path, lines in sets.items():
             found = []
             for choice in choices:

@@ -43,7 +43,8 @@ def rows_are_independent(model: AsrModel, adapter: str | None) -> bool:
         and adapter is not None
         and any(model.adapters[name].strategy.l2_lambda > 0.0 for name in adapter.split("+"))
     )
-    return model.device.type == "cpu" and not trained and not penalised and model.encoder.rows_are_independent
+    told = bool(model.languages)  # in the order of the batch
+    return model.device.type == "cpu" and not (trained or penalised or told) and model.encoder.rows_are_independent
 
 
 def length_groups(lengths: Sequence[int], worth: int = WORTH_FRAMES) -> list[list[int]]:

@@ -6,7 +6,7 @@ Legend: B batch, S samples, F mel bins, T mel frames, T' encoder frames, D width
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from types import MappingProxyType
 from typing import Any, Self, cast
@@ -28,6 +28,7 @@ from overtone.models.heads import make_heads
 from overtone.models.parts import Settings, build_part, complete, parts_of
 from overtone.nets.encoder import Encoder
 from overtone.nets.layers import Reduction
+from overtone.nets.prompt import Languages, PromptKernel
 from overtone.tokenizers import Tokenizer
 
 COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -130,6 +131,39 @@ class AsrModel(nn.Module):
                 f"decoder is '{name}', and {self.name or 'this model'} has no such head. Allowed: {', '.join(own)}."
             )
 
+    @property
+    def told(self) -> PromptKernel | None:
+        """The net that is told the language; None where the model has none."""
+        return cast(PromptKernel, self.prompt_kernel) if "prompt_kernel" in self.parts else None
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """The languages that a request may name; none where the model is not told the language."""
+        return () if self.told is None else tuple(self.told.languages)
+
+    def check_language(self, language: str | None) -> str | None:
+        """The language as the model spells it. Raises UsageError for one that it is not told, or does not have."""
+        if self.told is not None:
+            return self.told.check(language)
+        if language is not None:
+            name = self.name or "this model"
+            raise UsageError(f"language is '{language[:40]}', but {name} is not told the language. Leave it out.")
+        return None
+
+    def speaking(self, languages: Languages) -> AbstractContextManager[object]:
+        """Tell the model the language of all rows, or of each, inside the block; models without prompts ignore it.
+
+        The choice is a context variable: other threads do not see it.
+        """
+        return nullcontext() if self.told is None else self.told.speaking(languages)
+
+    def prompt(self, x: Tensor) -> Tensor:
+        """The encoder's output x [B, T', D] -> [B, T', D] for the heads, with the languages in use.
+
+        Raises UsageError for a language that the model does not have, and for a list that does not fit the batch.
+        """
+        return x if self.told is None else self.told.prompt(x)
+
     def transcribe(self, waveforms: Tensor, lengths: Tensor) -> list[Hypothesis]:
         """Decode greedily: waveforms [B, S], lengths [B] -> one hypothesis for each row, with the adapters in use."""
         head = self.head
@@ -157,12 +191,12 @@ class AsrModel(nn.Module):
     def recognise(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """mel [B, F, T], lengths [B] -> emissions [B, T', C] float32, lengths [B]."""
         x, lengths = self.encoder_in_use(mel, lengths)  # [B, T', D]
-        return self.head.emit(x, lengths), lengths
+        return self.head.emit(self.prompt(x), lengths), lengths
 
     def recognise_above(self, x: Tensor, lengths: Tensor, cut: int) -> tuple[Tensor, Tensor]:
         """The input x [B, frames, width] of the layer `cut`, lengths [B] -> emissions [B, T', C] float32, lengths."""
         x, lengths = self.encoder_in_use.above(x, lengths, cut)
-        return self.head.emit(x, lengths), lengths
+        return self.head.emit(self.prompt(x), lengths), lengths
 
     def recognise_within(self, mel: Tensor, lengths: Tensor, layers: Sequence[int]) -> tuple[list[Tensor], Tensor]:
         """mel [B, F, T], lengths [B] -> emissions [B, T', C] of the inner head on the outputs of inner layers, in
@@ -174,7 +208,7 @@ class AsrModel(nn.Module):
         head, inner = self.head, self.head.inner
         assert inner is not None, "the training has checked that the head can stand on inner layers"
         (*outputs, last), lengths = self.encoder_in_use.within(mel, lengths, layers)
-        return [*(inner.emit(x, lengths) for x in outputs), head.emit(last, lengths)], lengths
+        return [*(inner.emit(x, lengths) for x in outputs), head.emit(self.prompt(last), lengths)], lengths
 
     @property
     def inner_losses(self) -> Mapping[int, float]:

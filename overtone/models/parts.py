@@ -17,6 +17,7 @@ from overtone.errors import ConfigError
 from overtone.nets.conformer import ConformerEncoder
 from overtone.nets.ctc import CtcProjection
 from overtone.nets.jasper import JasperBlock, JasperEncoder
+from overtone.nets.prompt import PromptKernel
 from overtone.nets.transducer import Joint, RecurrentPrediction, StatelessPrediction
 
 Settings = Mapping[str, Mapping[str, Any]]
@@ -28,6 +29,7 @@ PARTS: dict[str, dict[str, type[nn.Module]]] = {
     "decoder": {"ctc": CtcProjection, "rnnt": RecurrentPrediction, "stateless": StatelessPrediction},
     "joint": {"joint": Joint},
     "ctc_decoder": {"ctc": CtcProjection},
+    "prompt_kernel": {"prompt": PromptKernel},
 }
 """Every part that a model may have, in order, and the classes of each by `kind`."""
 NESTED: dict[str, type[nn.Module]] = {"blocks": JasperBlock}

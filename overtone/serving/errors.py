@@ -34,7 +34,7 @@ class UnsupportedError(OvertoneError):
 
 
 class LanguageError(OvertoneError):
-    """The model understands another language. asked, own: BCP-47 tags."""
+    """The model does not understand the language. asked, own: BCP-47 tags."""
 
     def __init__(self, asked: str, own: str) -> None:
         super().__init__(f"The language '{asked[:40]}' is not understood here; this model's is {own}.")

@@ -52,6 +52,9 @@ class Observer:
 
     def __init__(self, engine: Engine, store: AdapterStore, guard: Guard) -> None:
         self.guard = guard
+        self.store = store
+        self.used: set[str] = set()
+        """Adapters that calls have used and that are not known to be gone."""
         self.registry = CollectorRegistry()
         self.calls = Counter(
             "overtone_requests", "Calls that have ended", ["door", "method", "code"], registry=self.registry
@@ -83,6 +86,7 @@ class Observer:
         succeeded = call.code in SUCCESSES
         for name in call.adapter.split("+") if succeeded and call.adapter else ():
             self.adapters.labels(name).inc()
+            self.used.add(name)
         quiet = succeeded and call.method in QUIET
         facts = {"door": interface, **dataclasses.asdict(call), **({"request_id": request_id} if request_id else {})}
         LOG.log(
@@ -96,7 +100,10 @@ class Observer:
         )
 
     def text(self) -> bytes:
-        """Metrics in the format of Prometheus."""
+        """Metrics in the format of Prometheus, without those of adapters that are gone."""
+        for name in self.used - self.store.names():
+            self.used.discard(name)
+            self.adapters.remove(name)
         return generate_latest(self.registry)
 
 

@@ -41,9 +41,12 @@ def public_paths(service: RecognitionService) -> dict[str, Any]:
         "/v1/realtime/transcription_sessions": {
             "post": operation("A session for the WebSocket /v1/realtime, with its settings and, with tokens, a secret.")
         },
+        "/v1/realtime/client_secrets": {
+            "post": operation("A secret that opens OpenAI's realtime sessions for a while, with their settings.")
+        },
         "/v1/realtime": {
             "get": {
-                "summary": "WebSocket: audio in, transcripts out, as NVIDIA's realtime clients speak it.",
+                "summary": "WebSocket: audio in, transcripts out, as OpenAI's and NVIDIA's realtime clients speak it.",
                 "responses": {"101": {"description": "switching to the WebSocket protocol"}},
             }
         },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +24,8 @@ class ServerSettings:
     """Adapters of the folder in the model at a time; the least recently used makes way."""
     base: str = ""
     """Name of the base in requests; the model's own, or `base`, unless given."""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Other names of models in requests (`whisper-1`), with the models that they mean (`medical`)."""
     language: str = "en-US"
     """Language of the model, as a BCP-47 tag."""
     profanities: frozenset[str] = PROFANITIES
@@ -33,6 +36,8 @@ class ServerSettings:
     """Port of Riva's gRPC interface; 0 takes any free port."""
     http_port: int = 9000
     """Port of HTTP and WebSockets; 0 takes any free port."""
+    health_port: int | None = None
+    """Port of health and metrics alone, without TLS and client certificates; None opens none, 0 takes any free one."""
     tokens: Path | None = None
     """A file of tenants and the hashes of their tokens (`auth.guard.read_tokens`); None asks for no tokens."""
     admin_token_file: Path | None = None
@@ -43,7 +48,9 @@ class ServerSettings:
     client_authority: Path | None = None
     """PEM; clients must show a certificate that this authority signed."""
     origins: frozenset[str] = frozenset()
-    """Web sites (`https://example.org`) whose pages may open realtime sessions besides the server's own."""
+    """Web sites (`https://example.org`) whose pages may use the HTTP interface besides the server's own; `*` is all."""
+    prompt_boost: float = 0.0
+    """Boost of the words in a `prompt` of OpenAI's interfaces; 0 leaves it without effect."""
     compute_dtype: str = "auto"
     """Dtype of the frozen base: auto, float32, bfloat16 or openvino."""
     engine: EngineSettings = field(default_factory=EngineSettings)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from overtone.data.batching import BatchPlan, Place, place_of
+from overtone.files import replace_path, system_error
 from overtone.training.console import ProgressLine, Reporter, format_duration
 from overtone.training.interruption import StopRequest
 from overtone.training.module import TrainingModule
@@ -269,7 +272,7 @@ class TrainingCallback(Callback):
         self.written_batches = self.progress.batches
         if self.checkpoint is None:
             return
-        with replace_file(self.checkpoint, leads=trainer.is_global_zero) as fresh:
+        with replace_checkpoint(self.checkpoint, leads=trainer.is_global_zero) as fresh:
             for logger in trainer.loggers:
                 logger.save()  # what a logger holds back would be missing from a run that is killed and resumed here
             trainer.save_checkpoint(fresh, weights_only=False)
@@ -303,7 +306,7 @@ class TrainingCallback(Callback):
             return
         content = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
         content["overtone"] |= self.validation_state()
-        with replace_file(self.checkpoint, leads=True) as fresh:
+        with replace_checkpoint(self.checkpoint, leads=True) as fresh:
             torch.save(content, fresh)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -323,21 +326,32 @@ class TrainingCallback(Callback):
             raise KeyboardInterrupt
 
 
-@contextmanager
-def replace_file(path: Path, *, leads: bool) -> Iterator[Path]:
-    """Give a path to write to; what is written there takes the file's place, whole or not at all.
+class CheckpointFile(CheckpointIO):
+    """Writes checkpoints where Lightning is told to, and nowhere else: a killed process leaves nothing in /tmp."""
 
-    leads: whether this process puts it in place.
-    """
-    fresh = path.with_name(f".{path.name}.new")
-    with explain_write_errors(path):
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write a checkpoint. Raises OSError, also where torch has an error of its own over the system's."""
         try:
-            yield fresh
-            if leads:
-                fresh.replace(path)
-        finally:
-            if leads:
-                fresh.unlink(missing_ok=True)
+            torch.save(checkpoint, path)
+        except RuntimeError as error:
+            if (number := system_error(error)) is None:
+                raise
+            raise OSError(number, os.strerror(number), str(path)) from error
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> Any:
+        """Read a checkpoint, which holds plain values and tensors."""
+        return torch.load(path, map_location=map_location, weights_only=True)
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Remove a checkpoint."""
+        Path(path).unlink(missing_ok=True)
+
+
+@contextmanager
+def replace_checkpoint(path: Path, *, leads: bool) -> Iterator[Path]:
+    """Give a path to write to; what the process that leads writes there takes the file's place, whole or not at all."""
+    with explain_write_errors(path), replace_path(path) if leads else nullcontext(path) as fresh:
+        yield fresh
 
 
 def anywhere(trainer: Trainer, wanted: bool) -> bool:

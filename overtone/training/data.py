@@ -157,7 +157,7 @@ def choose_utterances(
     for path in paths if paths is not None else manifest_paths(chosen):
         utterances += read_manifest(Path(path).expanduser(), silence=True)
     utterances = utterances[: chosen.max_utts or None]
-    check_languages(model.tokenizer, utterances)
+    check_languages(model.tokenizer.languages or model.languages, utterances)
     kept = keep_durations(
         utterances,
         minimum=_limit(model, chosen.min_duration, key, "min_duration"),

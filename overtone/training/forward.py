@@ -68,7 +68,8 @@ class TrainingForward:
         return heads, lengths, selection.auxiliary_loss()
 
     def forward_batch(self, batch: Batch, *, base_alone: bool) -> tuple[list[Tensor], Tensor, Tensor]:
-        return self(batch.waveforms, batch.lengths, base_alone=base_alone)
+        with self.model.speaking(batch.languages or None):
+            return self(batch.waveforms, batch.lengths, base_alone=base_alone)
 
     @property
     def rows_are_independent(self) -> bool:

@@ -16,7 +16,8 @@ from overtone.config import ExperimentSettings, quoted
 from overtone.data.batching import Draws, Place, StepSampler
 from overtone.data.dataset import make_loader
 from overtone.errors import ConfigError, DataError
-from overtone.training.callback import Progress, TrainingCallback
+from overtone.files import clean_leftovers
+from overtone.training.callback import CheckpointFile, Progress, TrainingCallback
 from overtone.training.console import ProgressLine
 from overtone.training.data import SpeechSet, validation_batches, worker_count
 from overtone.training.flat_start import FlatStart
@@ -30,6 +31,7 @@ from overtone.training.row_processes import RowProcesses
 from overtone.training.run import Run, TrainingResult
 from overtone.training.run_folder import (
     LOG_FILE,
+    check_folder_is_free,
     create_folder,
     explain_write_errors,
     make_loggers,
@@ -58,6 +60,7 @@ def fit(run: Run, processes: RowProcesses | None = None) -> TrainingResult:
         weights = callback.weights
         trainer = make_trainer(run, callback)
         if leads:  # from here on files are written
+            claim_folder(run)
             files = plan.experiment.files_to_copy or ()
             create_folder(folder, plan.record, files=files, resuming=state is not None)
             run.reporter.log_to(folder.path / LOG_FILE)
@@ -108,6 +111,7 @@ def make_trainer(run: Run, callback: TrainingCallback) -> Any:
         return Trainer(
             **trainer_options(run.plan, run.machine, run.length),
             default_root_dir=run.folder.path,
+            plugins=[CheckpointFile()],
             logger=make_loggers(experiment, run.folder) or False,
             callbacks=[*make_early_stopping(experiment), callback],  # a checkpoint holds what was counted before it
         )
@@ -223,6 +227,18 @@ def make_validation_loaders(run: Run, prefix: PrefixForward | None) -> list[Any]
 
 
 # Around the steps
+
+
+def claim_folder(run: Run) -> None:
+    """Hold the run folder. Raises ConfigError where another training does, or did since this one was planned."""
+    run.lock.take_all()
+    experiment = run.plan.experiment
+    check_folder_is_free(experiment, run.folder)
+    clean_leftovers(run.folder.checkpoints)
+    if run.checkpoint is None and experiment.resume_if_exists and run.folder.checkpoint.is_file():
+        raise ConfigError(
+            f"Another training has written into {run.folder.path} meanwhile. Start again to go on with it."
+        )
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from overtone.training.console import Reporter
 from overtone.training.data import SpeechSet, worker_count
 from overtone.training.plan import TrainingPlan
 from overtone.training.prefix_cache.plan import PrefixPlan
-from overtone.training.run_folder import RunFolder
+from overtone.training.run_folder import RunFolder, RunLock
 from overtone.training.trainer import Machine, RunLength
 
 
@@ -32,6 +32,8 @@ class Run:
     adapter: str | None
     """Name of the adapter; None trains the whole base."""
     folder: RunFolder
+    lock: RunLock
+    """Keeps other trainings out of the folder."""
     checkpoint: Path | None
     """The checkpoint that the run resumes from."""
     state: Mapping[str, Any] | None = None

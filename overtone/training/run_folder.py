@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shlex
 import shutil
 import sys
@@ -12,13 +13,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Self
 
 import yaml
 
 from overtone.config import ExperimentSettings
 from overtone.errors import ConfigError, OvertoneError
-from overtone.files import write_failure
+from overtone.files import is_at, lock, write_failure
 
 CHECKPOINT_SUFFIX = "-last.ckpt"
 """A resumed run reads `NAME-last.ckpt`."""
@@ -26,6 +27,8 @@ CHECKPOINT_SUFFIX = "-last.ckpt"
 LOG_FILE = "log.txt"
 HPARAMS_FILE = "hparams.yaml"
 COMMAND_FILE = "cmd-args.log"
+LOCK_FILE = ".lock"
+"""Locked as long as a training writes into its folder, and gone afterwards."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,13 +125,74 @@ def check_folder_is_free(settings: ExperimentSettings, folder: RunFolder) -> Non
         or settings.resume_if_exists
         or resumed.absolute() == folder.checkpoint.absolute()
         or not folder.checkpoints.is_dir()
-        or not any(folder.checkpoints.iterdir())
+        or all(path.name == LOCK_FILE for path in folder.checkpoints.iterdir())
     ):
         return
     raise ConfigError(
         f"{folder.checkpoints} holds a run already. Choose another folder or exp_manager.name, or go on with it: "
         "exp_manager.resume_if_exists=true."
     )
+
+
+class RunLock:
+    """The folders of a run, held for one training, so that no other one writes there.
+
+    A lock ends with its process, however that ends. Where a file system has no locks, nothing is held.
+    """
+
+    def __init__(self, folder: RunFolder, *, leads: bool) -> None:
+        """leads: this process writes; others hold nothing."""
+        apart = not folder.checkpoints.is_relative_to(folder.path)
+        self.places = ((folder.path, folder.checkpoints) if apart else (folder.path,)) if leads else ()
+        self.held: dict[Path, IO[str]] = {}
+
+    def __enter__(self) -> Self:
+        """Hold those folders that exist already."""
+        try:
+            for place in self.places:
+                if place.is_dir():
+                    self.take(place)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for place, file in self.held.items():
+            (place / LOCK_FILE).unlink(missing_ok=True)
+            file.close()
+        self.held.clear()
+
+    def take_all(self) -> None:
+        """Make the folders that do not exist yet, and hold them too. Raises as `take`."""
+        for place in self.places:
+            if place not in self.held:
+                with explain_write_errors(place, key="exp_manager.exp_dir"):
+                    place.mkdir(parents=True, exist_ok=True)
+                self.take(place)
+
+    def take(self, place: Path) -> None:
+        """Hold a folder. Raises ConfigError where another training does, OvertoneError where nothing can be written."""
+        with explain_write_errors(place, key="exp_manager.exp_dir"):
+            while True:
+                file = (place / LOCK_FILE).open("a+", encoding="utf-8")
+                try:
+                    lock(file.fileno(), wait=False)
+                except BlockingIOError:
+                    file.seek(0)
+                    holder = file.read(200).strip()
+                    file.close()
+                    raise ConfigError(
+                        f"{place} is in use by another training{f' ({holder})' if holder.isprintable() else ''}. Wait "
+                        "until it has ended, or choose another folder or exp_manager.name."
+                    ) from None
+                if is_at(file.fileno(), place / LOCK_FILE):
+                    break
+                file.close()  # its holder has just ended, and removed it
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}\n")
+            file.flush()
+        self.held[place] = file
 
 
 def check_loggers(settings: ExperimentSettings) -> None:

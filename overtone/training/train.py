@@ -36,13 +36,15 @@ from overtone.training.prefix_cache.plan import plan_prefix
 from overtone.training.row_processes import start_row_processes
 from overtone.training.run import Run, TrainingResult, check_same_run, read_state
 from overtone.training.run_folder import (
+    RunFolder,
+    RunLock,
     check_folder_is_free,
     check_loggers,
     find_checkpoint,
     plan_folder,
     process_rank,
 )
-from overtone.training.trainer import find_machine, lightning_precision, plan_length
+from overtone.training.trainer import Machine, find_machine, lightning_precision, plan_length
 
 __all__ = ["TrainingResult", "run_training", "train"]
 
@@ -198,6 +200,14 @@ def run_plan(plan: TrainingPlan, reporter: Reporter) -> TrainingResult:
     machine = find_machine(plan.trainer, row_processes=plan.compute_processes)
     check_loggers(plan.experiment)
     folder = plan_folder(plan.experiment, default_name=plan.name)
+    with RunLock(folder, leads=process_rank() == 0) as lock:
+        return run_in_folder(plan, machine, folder, lock, reporter)
+
+
+def run_in_folder(
+    plan: TrainingPlan, machine: Machine, folder: RunFolder, lock: RunLock, reporter: Reporter
+) -> TrainingResult:
+    """Carry out a training in a folder that this process holds, or will hold once it exists. Raises as `run_plan`."""
     checkpoint = find_checkpoint(plan.experiment, folder)
     state = None if checkpoint is None else read_state(checkpoint)
     check_folder_is_free(plan.experiment, folder)
@@ -219,6 +229,7 @@ def run_plan(plan: TrainingPlan, reporter: Reporter) -> TrainingResult:
                 model=model,
                 adapter=None if adapter is None else adapter.name,
                 folder=folder,
+                lock=lock,
                 checkpoint=checkpoint,
                 state=state,
                 training=training,

@@ -19,29 +19,9 @@ from overtone.decoding.ctc_beam import BeamDecoder, beam_search
 from overtone.decoding.decoder import BeamSettings
 from overtone.decoding.phrase_boost import NATS_PER_CHARACTER, Boost, BoostTree
 from overtone.tokenizers import CharTokenizer, Tokenizer
+from support.pieces import Pieces
 
 LETTERS = CharTokenizer([" ", "a", "b", "c", "t"])
-
-
-class Pieces:
-    """A tokenizer of the pieces given, cutting nothing itself."""
-
-    languages = ()
-
-    def __init__(self, pieces: list[str]) -> None:
-        self.vocabulary, self.size = pieces, len(pieces)
-        self.spelled = [piece.replace("▁", " ") for piece in pieces]
-
-    def decode(self, ids: list[int]) -> str:
-        return "".join(self.vocabulary[piece] for piece in ids).replace("▁", " ").strip()
-
-    def words(self, ids: list[int]) -> list[tuple[str, int, int]]:
-        starts = [index for index, piece in enumerate(ids) if index == 0 or self.vocabulary[piece].startswith("▁")]
-        ends = [*starts[1:], len(ids)]
-        return [(self.decode(ids[first:end]), first, end) for first, end in zip(starts, ends, strict=True)]
-
-    def unwritable(self, text: str, language: str | None = None) -> list[str]:
-        return [sign for sign in text if sign not in "".join(self.vocabulary) + " "]
 
 
 def random_log_probs(seed: int, frames: int, symbols: int, sharpness: float = 2.0) -> np.ndarray:

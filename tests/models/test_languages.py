@@ -163,7 +163,7 @@ def test_transcripts_are_written_in_their_language(tmp_path: Path) -> None:
 
 
 def test_a_language_that_the_model_does_not_have_is_named_with_its_line(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"train\.json:1: 'lang' is 'fr'; the model writes en, de"):
+    with pytest.raises(DataError, match=r"train\.json:1: 'lang' is 'fr'; the model knows en, de"):
         tokens_of(tmp_path, small(both()), text="a", lang="fr")
 
 

@@ -23,7 +23,7 @@ BASES: dict[str, set[str]] = {
     "builtins": {"Exception"},
     "enum": {"Enum", "IntEnum", "StrEnum"},
     "json": {"JSONDecoder", "JSONEncoder"},
-    "lightning": {"Callback", "LightningDataModule", "LightningModule", "ProgressBar"},
+    "lightning": {"Callback", "CheckpointIO", "LightningDataModule", "LightningModule", "ProgressBar"},
     "logging": {"Filter", "Formatter", "Handler"},
     "overtone.errors": set(),
     "pickle": {"Unpickler"},

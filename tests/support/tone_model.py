@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -51,6 +51,7 @@ class ToneModel(nn.Module):
         self.seconds_per_frame = FRAME / SAMPLE_RATE
         self.device = torch.device("cpu")
         self.name = "tones"
+        self.languages: tuple[str, ...] = ()
         self.head = CtcHead(nn.Identity(), self.tokenizer, seconds_per_frame=self.seconds_per_frame)
         self.heads, self.head_in_use = {"ctc": self.head}, "ctc"
         self.backend_in_use: str | None = None
@@ -60,6 +61,10 @@ class ToneModel(nn.Module):
         time = torch.arange(FRAME) / SAMPLE_RATE
         angles = 2 * torch.pi * torch.tensor(FREQUENCIES)[:, None] * time
         self.register_buffer("waves", torch.stack((angles.sin(), angles.cos())) * 2 / FRAME)  # [2, V, FRAME]
+
+    def speaking(self, languages: object) -> AbstractContextManager[object]:
+        """It is not told any language."""
+        return nullcontext(languages)
 
     def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """waveforms [B, S], lengths [B] -> log_probs [B, T, V+1], lengths [B]."""

@@ -17,7 +17,7 @@ from overtone.checkpoints.folder import (
     is_native,
     read_file,
     read_tensors,
-    replace_folder,
+    replace_model,
     stored_tensors,
     write_tensors,
 )
@@ -208,7 +208,7 @@ def write_huggingface(
         for name, lora in loras.items():
             write_peft(lora, place / ADAPTERS / name)
 
-    replace_folder(folder, fill, needed=size_of(kept))
+    replace_model(folder, fill, needed=size_of(kept))
 
 
 def check_features(model: AsrModel) -> None:

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from overtone.adapters.adapter import Adapter
+from overtone.adapters.adapter import Adapter, check_finite
 from overtone.adapters.kinds.base import LARGEST
 from overtone.adapters.kinds.lora import LORA_TAPS, LoraAdapter
 from overtone.adapters.points import Layers, Point
 from overtone.adapters.strategies import ResidualAdd
-from overtone.checkpoints.folder import read_file, read_tensors, replace_folder, write_tensors
+from overtone.checkpoints.folder import read_file, read_tensors, replace_model, write_tensors
 from overtone.checkpoints.nemo.archive import LIMITS
 from overtone.checkpoints.nemo.model import listed, size_of
 from overtone.config.keys import Key, flag, integer, number, read_section, refuse, shown
@@ -123,10 +123,12 @@ def load_peft(model: AsrModel, folder: Path | str, *, name: str | None = None) -
     """Add the LoRA of a folder to a model, under the folder's name unless another is given.
 
     PEFT's folders do not know their base: that shapes agree is all that can be checked. Raises AdapterError for a name
-    that is taken or malformed, CheckpointError for what is missing, damaged or beyond our LoRA.
+    that is taken or malformed and for numbers that are not finite, CheckpointError for what is missing, damaged or
+    beyond our LoRA.
     """
     folder = Path(folder)
     stored = read_peft(model, folder)
+    check_finite(stored.tensors, str(folder / ADAPTER_WEIGHTS))
     adapter = model.adapters.add(name or folder.resolve().name, stored.kind, layers=stored.layers)
     adapter.load_tensors(stored.tensors)
     return adapter
@@ -266,7 +268,8 @@ def save_peft(adapter: Adapter, folder: Path | str) -> Path:
     if folder.exists():
         raise CheckpointError(f"{folder} exists already; choose another folder.")
     lora = lora_of(adapter)
-    replace_folder(folder, lambda fresh: write_peft(lora, fresh), needed=size_of(lora.tensors()))
+    check_finite(lora.tensors(), f"Adapter '{adapter.name}' is not written: it")
+    replace_model(folder, lambda fresh: write_peft(lora, fresh), needed=size_of(lora.tensors()))
     return folder
 
 

@@ -7,7 +7,6 @@ NeMo's names with ours. Names of adapters are compared whole: `an4` is not the b
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from overtone.adapters.adapter import Adapter, PointAdapter, parameter_shapes
+from overtone.adapters.adapter import Adapter, PointAdapter, check_finite, parameter_shapes
 from overtone.adapters.kinds.base import WIDTH, Kind, NemoForm
 from overtone.adapters.kinds.registry import KINDS, known
 from overtone.adapters.points import Point, parse_modules
@@ -27,7 +26,7 @@ from overtone.checkpoints.nemo.pickles import RefusedError, plain, read_torch_fi
 from overtone.config.keys import read_section, refuse, write_section
 from overtone.config.targets import NEMO_STRATEGY_TARGETS
 from overtone.errors import AdapterError, CheckpointError, did_you_mean
-from overtone.files import write_failure
+from overtone.files import open_regular, replace_file, write_failure
 from overtone.models.asr_model import AsrModel
 
 HELD = re.compile(r"^(?P<host>.+)\.adapter_layer\.(?P<name>[^.]+)\.(?P<parameter>.+)$")
@@ -105,7 +104,10 @@ def split_adapters(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], di
 def own_tensors(
     model: AsrModel, kind: Kind, described: NemoAdapter, hosts: HostTensors, source: str
 ) -> dict[str, Tensor]:
-    """The values of a file by our names (`Adapter.tensors`). Raises CheckpointError where they do not fit the model."""
+    """The values of a file by our names (`Adapter.tensors`).
+
+    Raises CheckpointError where they do not fit the model, AdapterError for numbers that are not finite.
+    """
     where = f"{source}: adapter '{described.name}'"
     points = points_of(model, kind, described.modules)
     if {host_of(point) for point in points} != set(hosts):
@@ -131,6 +133,7 @@ def own_tensors(
                     f"expected {list(shape)}."
                 )
             values[f"{point.name}.{ours}"] = tensor
+    check_finite(values, where)
     return values
 
 
@@ -158,9 +161,15 @@ def adapter_hosts(model: AsrModel, adapter: Adapter) -> dict[str, dict[str, Tens
     """The tensors of an adapter for NeMo, which wants them in every layer.
 
     A layer that the adapter leaves out gets a copy whose last part is zero: it changes nothing.
-    Raises CheckpointError for a kind or name that NeMo does not have.
+    Raises CheckpointError for a kind or name that NeMo does not have and for an adapter with a word part, AdapterError
+    for numbers that are not finite.
     """
     check_nemo_can_hold(adapter)
+    check_finite(adapter.tensors(), f"Adapter '{adapter.name}' is not written: it")
+    if adapter.words is not None:
+        raise CheckpointError(
+            f"Adapter '{adapter.name}' has a word part, which NeMo's files cannot hold. Save a folder, or drop that."
+        )
     form = nemo_form(adapter)
     hosts: dict[str, dict[str, Tensor]] = {}
     for point in points_of(model, adapter.kind, adapter.modules_text):
@@ -297,7 +306,7 @@ def read_adapters_pt(path: Path | str) -> list[StoredNemoAdapter]:
     """
     path = Path(path)
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             content = read_torch_file(file, str(path))
         if not isinstance(content, dict) or "__cfg__" not in content:
             raise RefusedError("it holds no '__cfg__'; it was not written by NeMo's save_adapters().")
@@ -387,10 +396,7 @@ def save_adapters(model: AsrModel, path: Path | str, names: Iterable[str] | None
     content["__cfg__"] = OmegaConf.create(adapters_section(model, [adapter.name for adapter in chosen]))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-            temporary = Path(folder) / path.name
-            with temporary.open("wb") as file:
-                torch.save(content, file)
-            temporary.replace(path)
+        with replace_file(path) as file:
+            torch.save(content, file)
     except (OSError, RuntimeError) as error:
         raise CheckpointError(write_failure(path, error)) from error

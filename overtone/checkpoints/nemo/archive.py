@@ -18,7 +18,7 @@ from typing import IO
 
 from overtone.adapters.storage import LFS_POINTER
 from overtone.errors import CheckpointError
-from overtone.files import open_beside, write_failure
+from overtone.files import open_regular, replace_file, write_failure
 
 GZIP_MAGIC = b"\x1f\x8b"
 BLOCK = 1 << 20
@@ -98,7 +98,7 @@ def open_archive(path: Path, *, limits: Limits = LIMITS) -> Iterator[Archive]:
     """
     with ExitStack() as stack:
         try:
-            file: IO[bytes] = stack.enter_context(path.open("rb"))
+            file: IO[bytes] = stack.enter_context(open_regular(path))
             if file.read(2) == GZIP_MAGIC:
                 file = stack.enter_context(_unpacked(path, limits))
             file.seek(0)
@@ -126,25 +126,16 @@ def write_archive(path: Path, members: Iterable[tuple[str, bytes | IO[bytes]]], 
     needed: bytes of disk that it takes, where they are known, for a message.
     Raises CheckpointError where it cannot be written; what was there before stays.
     """
-    temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file, temporary = open_beside(path)
-        with file:
-            with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
-                folder = tarfile.TarInfo("./")
-                folder.type, folder.mode = tarfile.DIRTYPE, 0o755
-                tar.addfile(folder)
-                for member, content in members:
-                    _add(tar, member, content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with replace_file(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
+            folder = tarfile.TarInfo("./")
+            folder.type, folder.mode = tarfile.DIRTYPE, 0o755
+            tar.addfile(folder)
+            for member, content in members:
+                _add(tar, member, content)
     except OSError as error:
         raise CheckpointError(write_failure(path, error, needed=needed)) from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes | IO[bytes]) -> None:

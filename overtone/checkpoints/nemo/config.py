@@ -6,7 +6,7 @@ Settings that cannot be honoured are refused by key, with the value and the valu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -29,7 +29,7 @@ from overtone.checkpoints.nemo.tokenizer import (
     piece_source,
     tokenizer_section,
 )
-from overtone.checkpoints.nemo.transducer import read_transducer, write_transducer
+from overtone.checkpoints.nemo.transducer import read_prompts, read_transducer, write_transducer
 from overtone.checkpoints.nemo.yaml import refuse_resolvers, resolved
 from overtone.config.keys import Key, a_list, read_section, refuse, shown, write_section
 from overtone.errors import CheckpointError
@@ -87,7 +87,27 @@ HYBRID = Family(
     sections={**TRANSDUCER.sections, "ctc_decoder": (CTC_DECODER,)},
     more=read_transducer,
 )
-FAMILIES = (CTC, TRANSDUCER, HYBRID)
+PROMPTED = Family(
+    words="transducers that are told the language (EncDecRNNTBPEModelWithPrompt)",
+    character_models=(),
+    piece_models=(
+        f"{MODELS}.EncDecRNNTBPEModelWithPrompt",
+        f"{MODELS}.rnnt_bpe_models_prompt.EncDecRNNTBPEModelWithPrompt",
+    ),
+    sections=TRANSDUCER.sections,
+    more=read_prompts,
+)
+PROMPTED_HYBRID = Family(
+    words="hybrids that are told the language (EncDecHybridRNNTCTCBPEModelWithPrompt)",
+    character_models=(),
+    piece_models=(
+        f"{MODELS}.EncDecHybridRNNTCTCBPEModelWithPrompt",
+        f"{MODELS}.hybrid_rnnt_ctc_bpe_models_prompt.EncDecHybridRNNTCTCBPEModelWithPrompt",
+    ),
+    sections=HYBRID.sections,
+    more=read_prompts,
+)
+FAMILIES = (CTC, TRANSDUCER, HYBRID, PROMPTED, PROMPTED_HYBRID)
 INNER_LOSSES = tuple(Key(name, name, a_list, ()) for name in ("apply_at_layers", "loss_weights"))
 ENCODERS = {"conformer": CONFORMER, "jasper": JASPER}
 """The sections of encoders, by their kind in our settings."""
@@ -255,10 +275,17 @@ def read_adapters(section: Any, source: str) -> tuple[NemoAdapter, ...]:
         raise CheckpointError(f"{source}: its adapters section is malformed: {error}.") from error
 
 
+def family_of(parts: Collection[str]) -> Family:
+    """The family of a model that has these parts."""
+    if "prompt_kernel" in parts:
+        return PROMPTED_HYBRID if "ctc_decoder" in parts else PROMPTED
+    return HYBRID if "ctc_decoder" in parts else TRANSDUCER if "joint" in parts else CTC
+
+
 def describe(settings: Settings, tokenizer: Tokenizer) -> dict[str, Any]:
     """NeMo's configuration for a model of ours that never had one. Raises CheckpointError where NeMo has no place."""
     parts = {part: complete(part, settings[part]) for part in parts_of(settings)}
-    family = HYBRID if "ctc_decoder" in parts else TRANSDUCER if "joint" in parts else CTC
+    family = family_of(parts)
     preprocessor = write_section(parts["preprocessor"], PREPROCESSOR.keys)
     encoder = ENCODERS[parts["encoder"].get("kind", "conformer")]
     config: dict[str, Any] = {

@@ -43,6 +43,8 @@ KEY_PREFIXES = (
     ("decoder.embed.", "decoder.prediction.embed."),
     ("decoder.embeds.", "decoder.prediction.embeds."),
     ("decoder.lstm.", "decoder.prediction.dec_rnn.lstm."),
+    ("prompt_kernel.up.", "prompt_kernel.0."),
+    ("prompt_kernel.down.", "prompt_kernel.2."),
 )
 """Beginnings of our keys -> those of NeMo's, where they differ."""
 

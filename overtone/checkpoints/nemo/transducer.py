@@ -30,6 +30,8 @@ OPTIONS = (
     Key("omega", "omega", number(0.0, 1.0), 0.0),
 )
 CTC_WEIGHT = Key("ctc_loss_weight", "ctc_weight", number(0.0, 1.0), 0.5)
+PROMPTS = 128
+"""Prompts of a model that is told the language, where its configuration does not say."""
 REDUCTIONS = one_of("mean_batch", "mean_volume", "mean", "sum")
 REDUCTION = Key("rnnt_reduction", "reduction", REDUCTIONS, "mean_batch")
 CTC_REDUCTION = Key("ctc_reduction", "ctc_reduction", REDUCTIONS, "mean_batch")
@@ -56,6 +58,31 @@ def read_transducer(config: Mapping[str, Any], settings: dict[str, dict[str, Any
         "max_symbols": read_max_symbols(decoding, f"{source}: decoding.greedy"),
         **{key.ours: read_key(options, key, f"{source}: loss") for key in OPTIONS},
     }
+
+
+def read_prompts(config: Mapping[str, Any], settings: dict[str, dict[str, Any]], source: str) -> None:
+    """Add the net that is told the language, and otherwise read the model as a transducer.
+
+    Raises CheckpointError for languages without a prompt of their own, and as `read_transducer`.
+    """
+    read_transducer(config, settings, source)
+    defaults = resolved(config, "model_defaults", source) if config.get("model_defaults") else {}
+    where = f"{source}: model_defaults"
+    if not isinstance(defaults, Mapping) or not defaults.get("initialize_prompt_feature"):
+        return  # NeMo builds a plain transducer then
+    prompts = integer(1, at_most=65_536)(defaults.get("num_prompts") or PROMPTS)
+    languages = defaults.get("prompt_dictionary")
+    if (
+        not isinstance(languages, Mapping)
+        or not languages
+        or not all(isinstance(name, str) for name in languages)
+        or not all(type(prompt) is int and 0 <= prompt < prompts for prompt in languages.values())
+    ):
+        refuse(where, "prompt_dictionary", languages, f"a mapping of languages to prompts, 0 to {prompts - 1}")
+    width = settings["joint"]["encoder_width"]
+    if defaults.get("enc_hidden") not in (None, width):
+        refuse(where, "enc_hidden", defaults["enc_hidden"], f"{width}, the width of the encoder's output")
+    settings["prompt_kernel"] = {"width": width, "prompts": prompts, "languages": dict(languages)}
 
 
 def loss_options(loss: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -116,6 +143,12 @@ def write_transducer(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any
         "pred_hidden": joint["prediction_width"],
         "joint_hidden": joint["width"],
     }
+    if kernel := settings.get("prompt_kernel"):
+        defaults |= {
+            "initialize_prompt_feature": True,
+            "num_prompts": kernel["prompts"],
+            "prompt_dictionary": dict(kernel["languages"]),
+        }
     if durations:
         defaults |= {"tdt_durations": durations, "num_tdt_durations": len(durations)}
         loss = {"loss_name": "tdt", "tdt_kwargs": {"durations": durations, "clamp": -1.0, **values}}

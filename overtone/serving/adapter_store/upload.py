@@ -1,4 +1,4 @@
-"""Upload of an adapter: a zip or tar with two files -> a folder of the adapter store, checked before it appears."""
+"""Upload of an adapter: a zip or tar with its files -> a folder of the adapter store, checked before it appears."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from overtone.adapters.storage import DESCRIPTION, PARAMETERS, BaseIdentity, read_folder, write_together
+from overtone.adapters.storage import DESCRIPTION, PARAMETERS, WORDS, BaseIdentity, read_folder, replace_contents
 from overtone.errors import AdapterError
 from overtone.serving.adapter_store.folder import read_version
 
-MAX_BYTES = {DESCRIPTION: 4 * 2**20, PARAMETERS: 512 * 2**20}
+MAX_BYTES = {DESCRIPTION: 4 * 2**20, PARAMETERS: 512 * 2**20, WORDS: 256 * 2**20}
 """Bytes that each file may unpack to."""
+OPTIONAL = (WORDS,)
+"""Files that an adapter may lack."""
 MAX_MEMBERS = 64
 DAMAGES = (
     tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError, RuntimeError,
@@ -46,9 +48,7 @@ def place(store: Path, name: str, archive: bytes, identity: BaseIdentity) -> Non
             read_folder(folder, identity)
         except AdapterError as error:
             raise AdapterError(str(error).replace(str(folder), f"the upload '{name}'")) from error
-        target = store / name
-        target.mkdir(exist_ok=True)
-        write_together({target / file: contents[file] for file in (PARAMETERS, DESCRIPTION)})
+        replace_contents(store / name, {file: contents.get(file) for file in (WORDS, PARAMETERS, DESCRIPTION)})
     except OSError as error:
         raise AdapterError(f"The adapter cannot be written to its folder: {error.strerror or error}.") from error
     finally:
@@ -56,7 +56,7 @@ def place(store: Path, name: str, archive: bytes, identity: BaseIdentity) -> Non
 
 
 def unpack(archive: bytes) -> dict[str, bytes]:
-    """Read the two files of an adapter, wherever they lie in the archive, and nothing else. Raises AdapterError."""
+    """Read the files of an adapter, wherever they lie in the archive, and nothing else. Raises AdapterError."""
     contents: dict[str, bytes] = {}
     try:
         for name, file, size in members(archive):
@@ -69,7 +69,7 @@ def unpack(archive: bytes) -> dict[str, bytes]:
             contents[name] = content
     except DAMAGES as error:
         raise AdapterError(f"The archive is damaged: {error}.") from error
-    missing = [name for name in MAX_BYTES if name not in contents]
+    missing = [name for name in MAX_BYTES if name not in contents and name not in OPTIONAL]
     if missing:
         raise AdapterError(f"The archive holds no {' and no '.join(missing)}; pack the adapter's folder.")
     return contents

@@ -105,6 +105,7 @@ class Engine:
         priority: Priority = "offline",
         deadline: float | None = None,
         group: str | None = None,
+        language: str | None = None,
     ) -> Future[Emissions]:
         """Queue waveform [S] float32 at the model's rate. The caller keeps the lease until the future is done.
 
@@ -113,7 +114,8 @@ class Engine:
         future may raise DeadlineError or WorkerError.
         """
         seconds = waveform.size / self.sample_rate
-        return self._submit(partial(Row, waveform=waveform, mel=None), seconds, lease, priority, deadline, group)
+        make = partial(Row, waveform=waveform, mel=None, priority=priority, deadline=deadline, language=language)
+        return self._submit(make, seconds, lease, group)
 
     def submit_features(
         self,
@@ -123,18 +125,26 @@ class Engine:
         priority: Priority = "stream",
         deadline: float | None = None,
         group: str | None = None,
+        language: str | None = None,
     ) -> Future[Emissions]:
         """Queue normalised features mel [F, T], like a waveform."""
         seconds = mel.shape[1] * self.model.preprocessor.seconds_per_frame
-        return self._submit(partial(Row, waveform=None, mel=mel), seconds, lease, priority, deadline, group)
+        make = partial(Row, waveform=None, mel=mel, priority=priority, deadline=deadline, language=language)
+        return self._submit(make, seconds, lease, group)
 
     def submit_step(
-        self, step: StreamStep, *, lease: Lease | None = None, deadline: float | None = None, group: str | None = None
+        self,
+        step: StreamStep,
+        *,
+        lease: Lease | None = None,
+        deadline: float | None = None,
+        group: str | None = None,
+        language: str | None = None,
     ) -> Future[StepAnswer]:
         """Queue a step of a stream with a state, like a waveform; the state is the caller's, and stays as it is."""
         seconds = step.mel.shape[1] * self.model.preprocessor.seconds_per_frame
-        make = partial(Row, waveform=None, mel=None, step=step)
-        return self._submit(make, seconds, lease, "stream", deadline, group)
+        make = partial(Row, waveform=None, mel=None, step=step, priority="stream", deadline=deadline, language=language)
+        return self._submit(make, seconds, lease, group)
 
     def decoding_scope(self, lease: Lease | None) -> Scope:
         """The adapters of a lease for decoders outside of the worker, where the model's head needs them there."""
@@ -196,21 +206,11 @@ class Engine:
 
     # The queue
 
-    def _submit(
-        self,
-        make: Callable[..., Row],
-        seconds: float,
-        lease: Lease | None,
-        priority: Priority,
-        deadline: float | None,
-        group: str | None,
-    ) -> Future[Any]:
+    def _submit(self, make: Callable[..., Row], seconds: float, lease: Lease | None, group: str | None) -> Future[Any]:
         row = make(
             seconds=seconds,
             choice=None if lease is None else lease.choice,
             group=group if group is not None else "" if lease is None else "+".join(lease.names),
-            priority=priority,
-            deadline=deadline,
             arrived=time.monotonic(),
         )
         with self._changed:
@@ -223,7 +223,7 @@ class Engine:
                     "Try again a little later.",
                     retry_after=self._clearing_time(),
                 )
-            if priority == "stream":
+            if row.priority == "stream":
                 self._stream_seen = row.arrived
             self._waiting.add(row)
             self._changed.notify_all()

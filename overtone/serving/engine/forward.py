@@ -43,6 +43,7 @@ def compute_rows(model: AsrModel, lock: AbstractContextManager[object], rows: Se
     with torch.no_grad(), ExitStack() as stack:
         with lock:
             stack.enter_context(model.adapters.use([row.choice for row in ordered]))
+        stack.enter_context(model.speaking([row.language for row in ordered]))
         found = run_steps(model, steps) if steps else compute_whole(model, ordered)
     answers = dict(zip(order, found, strict=True))
     return [answers[row] for row in range(len(rows))]
@@ -61,7 +62,7 @@ def run_steps(model: AsrModel, steps: Sequence[StreamStep]) -> Sequence[Answer]:
     mel = torch.from_numpy(np.stack([step.mel for step in steps])).to(model.device)  # [B, F, T]
     lengths = torch.tensor([step.frames for step in steps], device=model.device)
     x, lengths, cache = encoder.step(mel, lengths, join_caches([step.cache for step in steps]), last=True)
-    emissions, frames = model.head.emit(x, lengths).float().cpu().numpy(), lengths.tolist()
+    emissions, frames = model.head.emit(model.prompt(x), lengths).float().cpu().numpy(), lengths.tolist()
     answers = []
     for row, (step, own) in enumerate(zip(steps, split_cache(cache), strict=True)):
         kept = frames[row] if step.last else min(frames[row], encoder.sizes.keep)

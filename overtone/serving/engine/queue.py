@@ -72,6 +72,8 @@ class Row:
     priority: Priority
     deadline: float | None
     arrived: float
+    language: str | None = None
+    """Told to a model that is told languages."""
     step: StreamStep | None = None
     """In place of both: a step of a stream with a state."""
     future: Future[Any] = field(default_factory=Future)

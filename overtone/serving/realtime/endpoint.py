@@ -1,17 +1,19 @@
-"""Riva's realtime interface: a session by POST, then a WebSocket of JSON messages; audio in, transcripts out.
+"""Realtime interface: a session by POST, then a WebSocket of JSON messages; audio in, transcripts out.
 
-A client appends audio (base64, or binary messages of plain bytes), commits it, and says when it is done. It gets
-`…delta` with the current utterance as it is recognised so far, and `…completed` for each utterance, whose
-`transcript` is everything since the beginning; the last one has `is_last_result`.
+It has two dialects on one path (`dialect.py`). In Riva's, which is spoken here, a client appends audio (base64, or
+binary messages of plain bytes), commits it, and says when it is done. It gets `…delta` with the current utterance as
+it is recognised so far, and `…completed` for each utterance, whose `transcript` is everything since the beginning; the
+last one has `is_last_result`. OpenAI's is spoken in `openai_conversation.py`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import json
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,11 +24,21 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from overtone.serving.adapter_store.names import model_name
 from overtone.serving.auth.guard import Metadata
-from overtone.serving.errors import AccessError, RequestError
+from overtone.serving.errors import AccessError, IdleError, RequestError
 from overtone.serving.http.bodies import read_body
 from overtone.serving.http.errors import envelope, error_response, status_of
 from overtone.serving.http.requests import HttpRequests, call_of, metadata_of
+from overtone.serving.realtime.dialect import (
+    Handshake,
+    MintedSessions,
+    dialect_of_message,
+    openai_metadata,
+    read_handshake,
+)
 from overtone.serving.realtime.events import SessionEvents
+from overtone.serving.realtime.openai_conversation import OpenAiConversation
+from overtone.serving.realtime.openai_secrets import OpenAiSecrets
+from overtone.serving.realtime.openai_session import TranscriptionSession
 from overtone.serving.realtime.session import Secrets, new_session, recognition_request, update_session
 from overtone.serving.recognition.request import Call, RecognitionRequest
 from overtone.serving.streaming.session import Inbox, open_session
@@ -37,6 +49,9 @@ SECRET_PREFIX = "realtime-token."
 MAX_BODY = 2**16
 CLOSE_CODES = {400: 1007, 413: 1009, 429: 1013, 500: 1011, 503: 1012}
 """Codes of the closing WebSocket; every other mistake of the client is 1008."""
+GREETING_SECONDS = 1.0
+"""Silence after Riva's greeting which tells that the client waits for OpenAI's."""
+Message = str | bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,14 +73,25 @@ class Realtime:
         self.service = requests.service
         self.settings = requests.settings
         self.secrets = Secrets()
+        self.openai_secrets = OpenAiSecrets(self.settings.stream.endpointing)
+        self.minted = MintedSessions()
 
     async def mint(self, request: Request) -> Response:
         """POST /v1/realtime/transcription_sessions: a session with the server's defaults, changed by the body."""
         self.requests.admit(request)
         body = await read_body(request, most=MAX_BODY, seconds=self.settings.idle_seconds)
+        if "openai-beta" in request.headers:
+            return JSONResponse(self.openai_secrets.mint_beta(metadata_of(request), json_of(body or "{}")))
+        self.minted.add(request.client)
         session = update_session(self.new_session(self.secret_for(request)), json_of(body) if body.strip() else {})
         recognition_request(session, self.settings.stream.endpointing)
         return JSONResponse(session)
+
+    async def mint_secret(self, request: Request) -> Response:
+        """POST /v1/realtime/client_secrets: OpenAI's way to let a browser open sessions without a token."""
+        self.requests.admit(request)
+        body = await read_body(request, most=MAX_BODY, seconds=self.settings.idle_seconds)
+        return JSONResponse(self.openai_secrets.mint(metadata_of(request), json_of(body or "{}")))
 
     def secret_for(self, request: Request) -> dict[str, Any] | None:
         """Secret of a new session; None where the server asks for no tokens."""
@@ -81,19 +107,83 @@ class Realtime:
         """WebSocket /v1/realtime."""
         call = call_of(websocket)
         try:
-            metadata = self.credentials(websocket)
+            metadata, prepared = self.credentials(websocket)
             self.service.admit(metadata, call)
             with self.requests.begin():
                 offered = websocket.scope.get("subprotocols", [])
                 await websocket.accept(SUBPROTOCOL if SUBPROTOCOL in offered else None)
-                await self.converse(websocket, metadata, call)
+                handshake = read_handshake(websocket)
+                session = prepared or TranscriptionSession(model=handshake.model)
+                openai = OpenAiConversation(
+                    send=lambda content: send(websocket, content),
+                    service=self.service,
+                    settings=self.settings,
+                    metadata=metadata,
+                    call=call,
+                    session=session,
+                    beta=handshake.beta,
+                )
+                await self.begin(websocket, handshake, openai, metadata, call)
         except WebSocketDisconnect:
             return
         except Exception as error:
             await self.refuse(websocket, error)
 
-    async def refuse(self, websocket: WebSocket, error: Exception) -> None:
-        """Send an error and close, as far as the client is still there."""
+    async def begin(
+        self, websocket: WebSocket, handshake: Handshake, openai: OpenAiConversation, metadata: Metadata, call: Call
+    ) -> None:
+        """Converse in the client's dialect, which its first message may have to tell."""
+        dialect, first = handshake.dialect, None
+        riva = self.new_session()
+        if dialect is None:
+            expects_riva = self.minted.take(websocket.client)
+            greet = self.greet_riva(websocket, riva) if expects_riva else openai.greet("session.created")
+            await greet
+            may_wait = expects_riva and "authorization" in websocket.headers  # as all clients of OpenAI's send it
+            first = await self.first_message(websocket, openai if may_wait else None)
+            dialect = dialect_of_message(first, "riva" if expects_riva else "openai")
+        elif dialect == "riva":
+            await self.greet_riva(websocket, riva)
+        else:
+            await openai.greet(openai.greeting(is_transcription=handshake.is_transcription))
+        if dialect == "riva":
+            await self.converse(websocket, riva, first, metadata, call)
+            return
+        try:
+            await openai.run(raw_messages(websocket, first))
+        except WebSocketDisconnect:
+            raise
+        except Exception as error:
+            await self.refuse(websocket, error, tell=openai.fail)
+
+    async def greet_riva(self, websocket: WebSocket, session: dict[str, Any]) -> None:
+        """Send the first message of Riva's dialect."""
+        conversation = {"id": session["id"], "object": "realtime.conversation"}
+        await send(websocket, {"type": "conversation.created", "conversation": conversation})
+
+    async def first_message(self, websocket: WebSocket, openai: OpenAiConversation | None) -> Message:
+        """First message of a client. openai: greets too where it stays silent. Raises IdleError."""
+        receiving = asyncio.ensure_future(receive(websocket))
+        try:
+            if openai is not None:
+                await asyncio.wait({receiving}, timeout=GREETING_SECONDS)
+                if not receiving.done():
+                    await openai.greet("session.created")
+            await asyncio.wait({receiving}, timeout=self.settings.idle_seconds)
+            if not receiving.done():
+                raise IdleError(self.settings.idle_seconds)
+            return receiving.result()
+        finally:
+            receiving.cancel()
+            await asyncio.gather(receiving, return_exceptions=True)
+
+    async def refuse(
+        self,
+        websocket: WebSocket,
+        error: Exception,
+        tell: Callable[[Exception], Awaitable[None]] | None = None,
+    ) -> None:
+        """Send an error and close, as far as the client is still there. tell: sends it in another form."""
         status = status_of(error)
         if status == 500:
             LOG.exception("a realtime session failed", exc_info=error)
@@ -101,39 +191,43 @@ class Realtime:
             if websocket.application_state is WebSocketState.CONNECTING:
                 await websocket.send_denial_response(error_response(error, with_detail=True))
                 return
-            await websocket.send_text(json.dumps({"type": "error", **envelope(error)}))
+            if tell is not None:
+                await tell(error)
+            else:
+                await websocket.send_text(json.dumps({"type": "error", **envelope(error)}))
             await websocket.close(CLOSE_CODES.get(status, 1008))
         except (WebSocketDisconnect, RuntimeError, OSError):
             return
 
-    def credentials(self, websocket: WebSocket) -> Metadata:
+    def credentials(self, websocket: WebSocket) -> tuple[Metadata, TranscriptionSession | None]:
         """Headers that carry a token: the handshake's own, or those that its secret was minted for.
 
-        Raises AccessError.
+        And the session that OpenAI's secret was minted with. Raises AccessError.
         """
         self.check_origin(websocket)
+        metadata = openai_metadata(websocket)
+        minted = self.openai_secrets.find(metadata)
+        if minted is not None:
+            return minted
         secrets = [name for name in websocket.scope.get("subprotocols", []) if name.startswith(SECRET_PREFIX)]
         if secrets and self.service.guard.tenants is not None:
-            return self.secrets.redeem(secrets[0].removeprefix(SECRET_PREFIX))
-        return metadata_of(websocket)
+            return self.secrets.redeem(secrets[0].removeprefix(SECRET_PREFIX)), None
+        return metadata, None
 
     def check_origin(self, websocket: WebSocket) -> None:
         """Raises AccessError for the page of another site: the browser's user may open sessions, the site may not."""
         origin = websocket.headers.get("origin")
-        if origin is None or origin in self.settings.origins:
+        if origin is None or self.settings.origins & {origin, "*"}:
             return
         if urlsplit(origin).netloc.lower() != websocket.headers.get("host", "").lower():
             raise AccessError("Pages of that site may not open sessions here.")
 
-    async def converse(self, websocket: WebSocket, metadata: Metadata, call: Call) -> None:
-        """Take changes of the session until its first audio, and transcribe that."""
-        session = self.new_session()
-        await send(
-            websocket,
-            {"type": "conversation.created", "conversation": {"id": session["id"], "object": "realtime.conversation"}},
-        )
+    async def converse(
+        self, websocket: WebSocket, session: dict[str, Any], first: Message | None, metadata: Metadata, call: Call
+    ) -> None:
+        """Take changes of the session until its first audio, and transcribe that. first: message that has come."""
         idle_seconds = self.settings.idle_seconds
-        async with Inbox(messages(websocket), audio_size, idle_seconds=idle_seconds) as inbox:
+        async with Inbox(messages(raw_messages(websocket, first)), audio_size, idle_seconds=idle_seconds) as inbox:
             waiting: list[ClientMessage] = []
             while not any(message.kind == "audio" for message in waiting):
                 arrived = await inbox.take(most=1)
@@ -201,17 +295,27 @@ def audio_size(message: ClientMessage) -> int:
     return len(message.audio_content)
 
 
-async def messages(websocket: WebSocket) -> AsyncIterator[ClientMessage]:
-    """Messages of the client up to its `done`. Raises RequestError for one that cannot be understood."""
+async def receive(websocket: WebSocket) -> Message:
+    """Next message of the client: a text, or bytes of audio. Raises WebSocketDisconnect."""
+    message = await websocket.receive()
+    if message["type"] == "websocket.disconnect":
+        raise WebSocketDisconnect(message.get("code") or 1006)
+    data: bytes | None = message.get("bytes")
+    return str(message.get("text") or "") if data is None else data
+
+
+async def raw_messages(websocket: WebSocket, first: Message | None) -> AsyncIterator[Message]:
+    """Messages of the client. first: the one that has come already."""
+    if first is not None:
+        yield first
     while True:
-        message = await websocket.receive()
-        if message["type"] == "websocket.disconnect":
-            raise WebSocketDisconnect(message.get("code") or 1006)
-        data = message.get("bytes")
-        if data is not None:
-            yield ClientMessage(kind="audio", audio_content=data)
-            continue
-        found = read(message.get("text") or "")
+        yield await receive(websocket)
+
+
+async def messages(raw: AsyncIterator[Message]) -> AsyncIterator[ClientMessage]:
+    """Messages of Riva's dialect up to its `done`. Raises RequestError for one that cannot be understood."""
+    async for message in raw:
+        found = read(message) if isinstance(message, str) else ClientMessage(kind="audio", audio_content=message)
         yield found
         if found.kind == "done":
             return

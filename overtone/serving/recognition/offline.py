@@ -116,7 +116,7 @@ def plan_recording(
 
     def submit(window: Window) -> Future[Emissions]:
         part = waveform[round(window.start * samples_per_frame) : round(window.stop * samples_per_frame)]
-        return engine.submit(part, lease=lease, deadline=deadline, group=group)
+        return engine.submit(part, lease=lease, deadline=deadline, group=group, language=decoding.language)
 
     return WindowJoiner(windows, head.decoder(decoding, scope=scope), align), submit
 

@@ -7,6 +7,7 @@ of a request. A `Call` is the record of its progress, for logs and metrics.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -22,6 +23,8 @@ MAX_NAME_LENGTH = 500
 MAX_PHRASES = 4096
 MAX_PHRASE_LENGTH = 200
 """Characters."""
+MULTILINGUAL = "multi"
+"""Riva's language tag of a model that finds out the language itself."""
 UNSET_BOOST = 4.0
 """Boost of phrases that come with 0 (unset): the default of NVIDIA's client scripts."""
 
@@ -34,6 +37,8 @@ KNOWN_KEYS = frozenset(
 """Keys of Riva's custom_configuration that are no mistake, besides those of `neural_vad.`."""
 LISTED = 20
 """Unknown keys in the log."""
+WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
+"""A word of a prompt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +189,13 @@ def phrase_boosts(contexts: Iterable[tuple[Iterable[str], float]]) -> tuple[Boos
     if total > MAX_PHRASES:
         raise RequestError(f"speech_contexts: {total} phrases; at most {MAX_PHRASES} are allowed.")
     return tuple(boosts)
+
+
+def keyword_boosts(keywords: Iterable[str], prompt: str, prompt_boost: float) -> tuple[Boost, ...]:
+    """Boosts of OpenAI's `keywords`, and by prompt_boost of the words of its `prompt`. Raises RequestError."""
+    words = dict.fromkeys(WORD.findall(prompt)) if prompt_boost else ()
+    short = [word for word in words if len(word) <= MAX_PHRASE_LENGTH]
+    return phrase_boosts([(keywords, 0.0), (short[:MAX_PHRASES], prompt_boost)])
 
 
 def json_boosts(contexts: Any) -> tuple[Boost, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, Callable, Collection, Iterator
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
 from functools import partial
@@ -15,14 +15,15 @@ import numpy as np
 from overtone.audio.decode import AudioDecoder, AudioLimits
 from overtone.decoding.decoder import BeamSettings, DecodingOptions
 from overtone.decoding.phrase_boost import BoostTree
-from overtone.errors import AdapterError, AudioError
+from overtone.errors import AdapterError, AudioError, UsageError
+from overtone.nets.prompt import AUTO
 from overtone.serving.adapter_store.names import chosen_adapters, list_visible
 from overtone.serving.adapter_store.store import AdapterStore, Lease
 from overtone.serving.auth.guard import Guard, Metadata
 from overtone.serving.engine.engine import Engine, Samples
 from overtone.serving.errors import LanguageError, OverloadError, UnknownModelError
 from overtone.serving.recognition.offline import Recognition, recognise, recognise_in_parts
-from overtone.serving.recognition.request import Call, RecognitionRequest, understands
+from overtone.serving.recognition.request import MULTILINGUAL, Call, RecognitionRequest, understands
 
 __all__ = ["PROFANITIES", "HeldAudio", "Mask", "RecognitionService"]
 
@@ -84,10 +85,12 @@ class RecognitionService:
         language: str = "en-US",
         limits: AudioLimits | None = None,
         profanities: frozenset[str] = PROFANITIES,
+        aliases: Mapping[str, str] | None = None,
         held: HeldAudio | None = None,
     ) -> None:
         """guard: open to all unless given. base: name of the base in requests; the model's own unless given.
         language: of the model, as a BCP-47 tag. limits: of one request's audio. profanities: lower-case words.
+        aliases: other names of models, with the models that they mean.
         """
         self.engine = engine
         self.store = store
@@ -96,6 +99,7 @@ class RecognitionService:
         self.language = language
         self.limits = limits or AudioLimits()
         self.profanities = profanities
+        self.aliases = dict(aliases or {})
         self.held = held or HeldAudio()
         self._threads = ThreadPoolExecutor(DECODERS, thread_name_prefix="overtone-audio")
 
@@ -114,9 +118,8 @@ class RecognitionService:
 
         Raises LanguageError, UsageError, AccessError or UnknownModelError.
         """
-        if not understands(self.language, request.language):
-            raise LanguageError(request.language, self.language)
-        names = chosen_adapters(request.model, request.adapter, self.base)
+        self.told_language(request)
+        names = chosen_adapters(self.resolve(request.model), self.resolve(request.adapter), self.base)
         for name in names:
             call.tenant = self.guard.authorise(metadata, name)
         try:
@@ -126,6 +129,32 @@ class RecognitionService:
             raise self.unknown_model(request.model or "+".join(names), metadata) from error
         call.adapter = "+".join(names)
         call.ignored = request.ignored
+
+    def resolve(self, name: str) -> str:
+        """Model that a name means: that of an alias, or itself."""
+        return self.aliases.get(name, name)
+
+    def is_known(self, name: str) -> bool:
+        """Tell whether a name is an alias or an adapter."""
+        return name in self.aliases or name in self.store.names()
+
+    def told_language(self, request: RecognitionRequest) -> str | None:
+        """Language that a model which is told languages is told; None is its own `auto`. Raises LanguageError."""
+        model, asked = self.engine.model, request.language
+        if not model.languages:
+            if not understands(self.language, asked):
+                raise LanguageError(asked, self.language)
+            return None
+        language = None if asked.lower() in ("", MULTILINGUAL) else asked
+        try:
+            return model.check_language(language)
+        except UsageError as error:
+            raise LanguageError(asked, ", ".join(model.languages)) from error
+
+    def spoken_language(self, request: RecognitionRequest) -> str:
+        """Language of the results: the one that the model was told, else the server's. Raises LanguageError."""
+        told = self.told_language(request)
+        return self.language if told in (None, AUTO) else str(told)
 
     def unknown_model(self, name: str, metadata: Metadata) -> UnknownModelError:
         """Error that lists the models which the caller may use."""
@@ -145,7 +174,9 @@ class RecognitionService:
         if request.boosts:
             boosts = await asyncio.to_thread(BoostTree, request.boosts, tokenizer)
         beam = BeamSettings(width=max(BeamSettings().width, request.hypotheses))
-        decoding = DecodingOptions(boosts=boosts, alternatives=request.hypotheses, beam=beam)
+        decoding = DecodingOptions(
+            boosts=boosts, alternatives=request.hypotheses, beam=beam, language=self.told_language(request)
+        )
         call.ignored += decoding.ignored
         return decoding
 

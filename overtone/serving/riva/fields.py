@@ -53,7 +53,11 @@ REQUEST_FIELDS = [
             "Unspecified: found from the audio. A header (MP3: an ID3 tag) has precedence.",
         ),
         ("sample_rate_hertz", "honoured", "0: from the header; audio without one needs it. Any rate is resampled."),
-        ("language_code", "honoured", "Empty: the server's language. Another language is an unavailable model."),
+        (
+            "language_code",
+            "honoured",
+            "Empty: the server's language, or `auto` of a model with prompts. Others are unavailable.",
+        ),
         ("max_alternatives", "honoured", "0 is 1; at most 16. There may be fewer."),
         ("profanity_filter", "honoured", "All but the first letter of the words on the server's list become `*`."),
         ("speech_contexts", "honoured", "Boosts of this request alone; those without phrases are skipped."),

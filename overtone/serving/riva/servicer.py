@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import grpc
@@ -105,7 +105,7 @@ class RivaServicer:
             response = ConfigResponse()
             for entry in [None, *visible_adapters(service.store, service.guard, metadata)]:
                 names = () if entry is None else (entry.name,)
-                if asked and adapter_names(asked, service.base) != names:
+                if asked and adapter_names(service.resolve(asked), service.base) != names:
                     continue
                 for kind in ("offline", "online"):
                     parameters = self.parameters(entry, kind)
@@ -147,6 +147,8 @@ class RivaServicer:
 
     def check(self, request: RecognitionRequest, kind: Kind, metadata: Metadata, call: Call) -> None:
         """Check a request as the service does. Raises RivaError for a model or language that there is not."""
+        if not request.model and not request.adapter:
+            request = replace(request, model=model_of_function(metadata, self.service))
         try:
             self.service.check(request, metadata, call)
         except LanguageError as error:
@@ -157,7 +159,9 @@ class RivaServicer:
             raise unavailable(self.service.language, kind, more) from error
 
     def writer(self, request: RecognitionRequest) -> ResultWriter:
-        return ResultWriter(request=request, mask=self.service.mask(request), language=self.service.language)
+        return ResultWriter(
+            request=request, mask=self.service.mask(request), language=self.service.spoken_language(request)
+        )
 
     def parameters(self, entry: AdapterEntry | None, kind: Kind) -> dict[str, str]:
         """Parameters of a model in the list of models; entry: None for the base."""
@@ -172,6 +176,15 @@ class RivaServicer:
         if entry is not None:
             parameters |= {"adapter": entry.name, "adapter_type": entry.kind, "adapter_digest": entry.digest}
         return parameters
+
+
+def model_of_function(metadata: Metadata, service: RecognitionService) -> str:
+    """Model that the header `function-id` names, where that is an adapter or an alias; empty otherwise.
+
+    NVIDIA's clients choose a hosted model by it, and some of them (Pipecat's) say nothing else.
+    """
+    names = [value for name, value in metadata if name == "function-id" and isinstance(value, str)]
+    return names[0] if names and service.is_known(names[0]) else ""
 
 
 async def first_message(inbox: Inbox[Any]) -> Any:

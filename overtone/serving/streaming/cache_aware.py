@@ -177,7 +177,7 @@ class CacheAwareStream:
             cache=self._cache,
             last=not chunk.whole,
         )
-        return self.engine.submit_step(step, lease=self.lease, group=self.group)
+        return self.engine.submit_step(step, lease=self.lease, group=self.group, language=self._decoding.language)
 
     def _absorb(self, chunk: _Chunk, answer: StepAnswer) -> list[Event]:
         """Decode the frames that are new in an answer, and keep the state of a whole step."""

@@ -178,4 +178,4 @@ async def open_session(
         try:
             yield session
         finally:
-            call.audio_seconds = session.samples / service.engine.sample_rate
+            call.audio_seconds += session.samples / service.engine.sample_rate

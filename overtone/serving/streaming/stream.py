@@ -16,7 +16,7 @@ from concurrent.futures import Future
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 
@@ -256,12 +256,18 @@ class Stream:
 
     def _submit(self, start: int, stop: int, statistics: Statistics | None) -> Future[Emissions]:
         """Submit the frames [start, stop) of the stream."""
+        submit: dict[str, Any] = {
+            "lease": self.lease,
+            "priority": "stream",
+            "group": self.group,
+            "language": self._decoding.language,
+        }
         if self._features is None or statistics is None:
             first, end = (frames * self.samples_per_frame - self._samples_from for frames in (start, stop))
-            return self.engine.submit(self._samples[first:end], lease=self.lease, priority="stream", group=self.group)
+            return self.engine.submit(self._samples[first:end], **submit)
         end = self._mel_until(stop)
         mel = self._features.between(self._mel_until(start), end, statistics)
-        return self.engine.submit_features(mel, lease=self.lease, priority="stream", group=self.group)
+        return self.engine.submit_features(mel, **submit)
 
     def _mel_until(self, stop: int) -> int:
         """Number of mel frames before an encoder frame; the last of a stream may have fewer."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from overtone.decoding.decoder import Decoder, DecodingOptions, Emissions, Flags, Head, Scope
-from overtone.decoding.hypothesis import Hypothesis, Word
+from overtone.decoding.hypothesis import Hypothesis, Word, mark_name
 from overtone.serving.engine.engine import Engine
 from overtone.serving.recognition.request import Endpointing
 from overtone.serving.streaming.endpointing import Endpointer
@@ -19,6 +19,8 @@ from overtone.serving.streaming.endpointing import Endpointer
 SMALLEST = np.finfo(np.float32).tiny
 UNSURE = 0.9
 """Stability of a text that is decoded for good, as long as its utterance goes on."""
+ENDS = frozenset(("EOU", "EOB"))
+"""Marks that end an utterance."""
 LATE_SECONDS = 5.0
 """An utterance that grows too long ends in the longest pause of so many seconds."""
 
@@ -34,6 +36,8 @@ class Interim:
     """Times in seconds from the beginning of the stream."""
     audio_processed: float
     """Seconds of the stream computed so far."""
+    known: int = 0
+    """Number of the words that end in frames which are decoded for good."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +156,9 @@ class Utterances:
         self.lead = lead
         self.endpointer = Endpointer(endpointing, engine.seconds_per_frame)
         self.longest = max(1, round(max_utterance / engine.seconds_per_frame))
+        pieces = engine.model.tokenizer.vocabulary
+        self.ending_tokens = frozenset(index for index, piece in enumerate(pieces) if mark_name(piece) in ENDS)
+        """Tokens by which the model says that an utterance has ended."""
         self.frames = 0
         """Frames of the stream so far."""
         self.begin = 0
@@ -178,6 +185,7 @@ class Utterances:
             events += self._cut(emissions[begin:], seconds)
         else:
             self._decode(emissions[begin:], silent[begin:])
+            events += self._end_by_mark(seconds)
         return events
 
     def look_ahead(self, emissions: Emissions, seconds: float) -> list[Interim]:
@@ -192,6 +200,13 @@ class Utterances:
         """End the utterance here."""
         self.endpointer.reset()
         return self._end(seconds)
+
+    def _end_by_mark(self, seconds: float) -> list[Ended]:
+        """End the utterance where the model's last token so far says that it has ended."""
+        if not self.has_words or not self.ending_tokens:
+            return []
+        ids = self.decoder.hypotheses()[0].ids
+        return self.end(seconds) if ids and ids[-1] in self.ending_tokens else []
 
     def _cut(self, emissions: Emissions, seconds: float) -> list[Ended]:
         """End the utterance in a pause, before these frames or among them; the frames after it begin the next one."""
@@ -225,10 +240,11 @@ class Utterances:
         best = decoder.hypotheses()[0]
         if not best.text.strip():
             return []
+        until = self.frames * self.engine.seconds_per_frame
+        known = sum(word.end <= until for word in best.words)
         if stability is None:
-            known = self.frames * self.engine.seconds_per_frame
-            stability = UNSURE * sum(word.end <= known for word in best.words) / max(len(best.words), 1)
-        return [Interim(text=best.text, stability=stability, words=best.words, audio_processed=seconds)]
+            stability = UNSURE * known / max(len(best.words), 1)
+        return [Interim(text=best.text, stability=stability, words=best.words, audio_processed=seconds, known=known)]
 
     def _end(self, seconds: float) -> list[Ended]:
         """End the current utterance, which is returned if it has words, and begin the next one."""

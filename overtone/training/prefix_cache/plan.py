@@ -142,6 +142,8 @@ def find_obstacle(plan: TrainingPlan, model: AsrModel, adapter: Adapter | None) 
         return "with model.train=everything no part of the base stays the same."
     if plan.inner_losses_of(model):
         return "the losses on inner layers (model.interctc, of the checkpoint) need the layers; null is without them."
+    if model.languages:
+        return "this model is told the language of each utterance, which is not cached."
     if model.encoder.uncut:
         return f"{model.encoder.uncut}."
     return None

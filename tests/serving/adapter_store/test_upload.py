@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from overtone.adapters.words import WordPart
+from overtone.decoding.ngram_counts import build_ngram
 from overtone.errors import AdapterError
 from overtone.models.asr_model import AsrModel
 from overtone.serving.adapter_store.upload import place
@@ -48,6 +50,23 @@ def test_an_upload_is_served_at_once_and_replaces(model: AsrModel, folder: Path,
     store.remove("fresh")
     assert "fresh" not in states(store)
     assert not (folder / "fresh").exists()
+
+
+def test_words_come_along_and_go_with_the_next_version(model: AsrModel, folder: Path, tmp_path: Path) -> None:
+    store = store_of(model, folder)
+    plain = packed(make_adapter(model, tmp_path / "made", seed=20), "zip")
+    adapter = model.adapters.load(tmp_path / "made", name="spoken")
+    ngram = build_ngram([[0, 1, 2]], vocabulary_size=model.tokenizer.size)
+    adapter.words = WordPart(tokenizer_digest=model.tokenizer.digest(), ngram=ngram, weight=0.5)
+    spoken = packed(model.adapters.save("spoken", tmp_path / "spoken"), "gz")
+    store.put("fresh", spoken)
+    with store.acquire("fresh") as lease:
+        (part,) = model.adapters.words_of(lease.choice)
+        assert part.to_bytes() == adapter.words.to_bytes()
+    store.put("fresh", plain)
+    with store.acquire("fresh") as lease:
+        assert model.adapters.words_of(lease.choice) == ()
+    assert sorted(path.name for path in (folder / "fresh").iterdir()) == ["adapter.safetensors", "adapter.yaml"]
 
 
 def test_uploads_that_are_bad_change_nothing(model: AsrModel, folder: Path, tmp_path: Path) -> None:

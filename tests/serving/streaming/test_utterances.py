@@ -5,11 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from overtone.decoding.ctc import GreedyDecoder
 from overtone.serving.engine.engine import Engine, EngineSettings
+from overtone.serving.recognition.request import Endpointing
 from overtone.serving.streaming.stream import Stream, StreamSettings
-from overtone.serving.streaming.utterances import Overlap
+from overtone.serving.streaming.utterances import Ended, Overlap, Utterances
+from overtone.tokenizers import CharTokenizer
 from support.serving_models import noise, tiny_model
 from support.streams import frames_of
+from support.tone_model import ToneModel
 
 BLANK = 2
 
@@ -127,3 +131,20 @@ def test_looking_ahead_leaves_no_trace_in_what_is_kept(context: tuple[float, flo
             for interim, portion in ((True, 1600), (False, 10**9))
         ]
     np.testing.assert_allclose(heard[0], heard[1], atol=1e-4)
+
+
+@pytest.mark.parametrize(("ending", "texts"), [("<EOU>", ["a", "aa"]), ("<EOB>", ["a", "aa"]), ("c", [])])
+def test_the_model_itself_may_end_an_utterance(ending: str, texts: list[str]) -> None:
+    """Long before the silence that the endpointing waits for; the mark is not in the text."""
+    tones = ToneModel()
+    tones.tokenizer = CharTokenizer(["a", ending])
+
+    def new_decoder(first: int) -> GreedyDecoder:
+        return GreedyDecoder(tones.tokenizer, seconds_per_frame=0.04, first_frame=first)
+
+    with Engine(tones, EngineSettings(max_wait=0.0)) as engine:  # type: ignore[arg-type]
+        utterances = Utterances(engine, Endpointing(), new_decoder, max_utterance=30.0, lead=0)
+        chunks = [[BLANK, 0, BLANK, 1], [BLANK] * 4, [0, BLANK, 0], [1, BLANK]]
+        events = [event for chunk in chunks for event in utterances.push(likely(chunk), 0.0)]
+    found = [event.decoder.hypotheses()[0].text for event in events if isinstance(event, Ended)]
+    assert found == texts

@@ -1,0 +1,164 @@
+"""The word part of an adapter: an n-gram over the model's tokens and boosted phrases, with the weights they act with.
+
+An adapter has an acoustic part (parameters at points of the net), a word part, or both. Where several adapters are
+chained, their word parts act together: the weighted logarithms and the bonuses add up, the phrases are all boosted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Self
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from overtone.adapters.kinds.base import Tensors
+from overtone.adapters.points import Point
+from overtone.decoding.ngram import Ngram
+from overtone.decoding.phrase_boost import LARGEST_BOOST, Boost
+from overtone.errors import AdapterError, DataError
+from overtone.nets.taps import TapContext
+
+NGRAM = "ngram."
+"""The beginning of the names of an n-gram's tensors."""
+LARGEST_WEIGHT = 10.0
+LARGEST_BONUS = 20.0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class WordPart:
+    """The words that an adapter expects; it adds to the scores of tokens, and never takes part in a forward."""
+
+    tokenizer_digest: str
+    """The tokenizer whose ids the n-gram's are."""
+    ngram: Ngram | None = None
+    weight: float = 0.0
+    """Weight of the n-gram's logarithms beside those of the model."""
+    token_bonus: float = 0.0
+    """Natural logarithm that every token gains, against the n-gram's leaning to short texts."""
+    boosts: tuple[Boost, ...] = field(default=())
+    """Phrases that are likelier, or less likely, than the model thinks."""
+
+    def __post_init__(self) -> None:
+        """Raises AdapterError for weights and boosts that are out of range, and for a part without content."""
+        if not 0.0 <= self.weight <= LARGEST_WEIGHT or not abs(self.token_bonus) <= LARGEST_BONUS:
+            raise AdapterError(
+                f"The word part's weight {self.weight} must lie between 0 and {LARGEST_WEIGHT:g}, its token bonus "
+                f"{self.token_bonus} between -{LARGEST_BONUS:g} and {LARGEST_BONUS:g}."
+            )
+        if any(not abs(boost.boost) <= LARGEST_BOOST for boost in self.boosts):
+            raise AdapterError(f"A phrase's boost must lie between -{LARGEST_BOOST:g} and {LARGEST_BOOST:g}.")
+        if self.ngram is None and not any(boost.phrases for boost in self.boosts):
+            raise AdapterError("A word part needs an n-gram or a phrase; it has neither.")
+
+    @property
+    def phrases(self) -> int:
+        """The number of boosted phrases."""
+        return sum(len(boost.phrases) for boost in self.boosts)
+
+    def weighted(self, weight: float, token_bonus: float = 0.0) -> Self:
+        """The same with other weights. Raises AdapterError for weights that are out of range."""
+        return replace(self, weight=weight, token_bonus=token_bonus)
+
+    def to_bytes(self) -> bytes:
+        """The part as a safetensors file, the same for equal parts."""
+        tensors: dict[str, Tensor] = {"settings": torch.tensor([self.weight, self.token_bonus], dtype=torch.float64)}
+        if self.ngram is not None:
+            tensors |= {f"{NGRAM}{name}": tensor for name, tensor in self.ngram.to_tensors().items()}
+        phrases = [(phrase, boost.boost) for boost in self.boosts for phrase in boost.phrases]
+        text = json.dumps([phrase for phrase, _ in phrases], ensure_ascii=False).encode()
+        tensors["phrases"] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+        tensors["boosts"] = torch.tensor([boost for _, boost in phrases], dtype=torch.float64)
+        return save(tensors, metadata={"tokenizer_digest": self.tokenizer_digest})
+
+    @classmethod
+    def from_bytes(cls, content: bytes, *, tokenizer_digest: str, place: str) -> Self:
+        """The part of a file. Raises AdapterError for a damaged file, naming its place, or another tokenizer's."""
+        try:
+            tensors = dict(load(content))
+            settings, text, boosts = (tensors.pop(name) for name in ("settings", "phrases", "boosts"))
+            weight, token_bonus = settings.tolist()
+            phrases = json.loads(text.numpy().tobytes().decode())
+            if not isinstance(phrases, list) or not all(isinstance(phrase, str) for phrase in phrases):
+                raise ValueError("its phrases are no list of texts")
+            boosted = list(zip(phrases, boosts.tolist(), strict=True))
+            named = {name.removeprefix(NGRAM): tensor for name, tensor in tensors.items()}
+            ngram = Ngram.from_tensors(named) if tensors else None
+        except KeyError as error:
+            raise AdapterError(f"{place} is damaged: {error} is missing or of a type that no word part has.") from error
+        except (SafetensorError, ValueError, TypeError, RuntimeError, RecursionError, DataError) as error:
+            raise AdapterError(f"{place} is damaged: {error}") from error
+        try:
+            return cls(
+                tokenizer_digest=tokenizer_digest,
+                ngram=ngram,
+                weight=weight,
+                token_bonus=token_bonus,
+                boosts=group_boosts(boosted),
+            )
+        except AdapterError as error:
+            raise AdapterError(f"{place} is damaged: {error}") from error
+
+    def digest(self) -> str:
+        """SHA-256 of the whole part, its weights included."""
+        return words_digest(self.to_bytes())
+
+    def describe(self) -> dict[str, str | int | float]:
+        """The part in plain values, for the adapter's description."""
+        return {
+            "digest": self.digest(),
+            "order": 0 if self.ngram is None else self.ngram.order,
+            "ngrams": 0 if self.ngram is None else len(self.ngram),
+            "weight": self.weight,
+            "token_bonus": self.token_bonus,
+            "phrases": self.phrases,
+        }
+
+
+def words_digest(content: bytes) -> str:
+    """SHA-256 of a word part's file."""
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
+def group_boosts(phrases: Sequence[tuple[str, float]]) -> tuple[Boost, ...]:
+    """Phrases with a boost each, those of one boost together, in their order."""
+    found: dict[float, list[str]] = {}
+    for phrase, boost in phrases:
+        found.setdefault(boost, []).append(phrase)
+    return tuple(Boost(phrases=tuple(own), boost=boost) for boost, own in found.items())
+
+
+@dataclass(frozen=True, kw_only=True)
+class WordsAlone:
+    """The kind of an adapter that has no acoustic part: it acts nowhere in the net."""
+
+    name: ClassVar[str] = "words"
+
+    def acts_at(self, point: Point) -> bool:
+        """Nowhere."""
+        return False
+
+    def parts(self, point: Point) -> dict[str, nn.Module | nn.Parameter]:
+        """No parameters."""
+        return {}
+
+    def delta(self, tensors: Tensors, x: Tensor, y: Tensor, context: TapContext, training: bool) -> Tensor:
+        """No change: zeros like y [B, T, out_width]; x [B, T, in_width]."""
+        return torch.zeros_like(y)
+
+    def prepare(self, tensors: Tensors, dtype: torch.dtype) -> Tensors:
+        """The parameters as they are."""
+        return tensors
+
+
+WORDS_ALONE = WordsAlone()
+
+
+def words_of_chain(parts: Mapping[str, WordPart | None], chain: Sequence[str]) -> tuple[WordPart, ...]:
+    """The word parts of a chain of adapters, in its order; parts: of each adapter, by name."""
+    return tuple(part for part in (parts[name] for name in chain) if part is not None)
