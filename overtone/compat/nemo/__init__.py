@@ -12,7 +12,7 @@ request is `model.model.adapters.use`.
 from __future__ import annotations
 
 from overtone.compat.nemo import adapter_mixins, exp_manager, models
-from overtone.compat.nemo.adapter_configs import (
+from overtone.compat.nemo.adapter_mixins import (
     LinearAdapterConfig,
     MHAResidualAddAdapterStrategyConfig,
     MultiHeadAttentionAdapterConfig,

@@ -22,7 +22,7 @@ LAST = "last.ckpt"
 
 @dataclass
 class CallbackParams:
-    """What is kept: `monitor` judges, `mode` says which way is better."""
+    """The checkpoints that are kept: `monitor` judges, `mode` says which way is better."""
 
     monitor: str = "val_loss"
     mode: str = "min"

@@ -20,7 +20,7 @@ from overtone.checkpoints.adapters import enable_adapters
 from overtone.checkpoints.load import load_model, save_model
 from overtone.checkpoints.nemo.adapters import adapters_section, load_adapters, nemo_modules, read_kind, save_adapters
 from overtone.checkpoints.nemo.config import NemoAdapter
-from overtone.compat.nemo.adapter_configs import plain_config
+from overtone.compat.nemo.adapter_mixins import plain_config
 from overtone.compat.nemo.decoding import choose_decoding
 from overtone.compat.nemo.parts import ModelSummary, NemoHypothesis, PartView, nemo_hypothesis, summarize
 from overtone.compat.nemo.settings import (
@@ -34,7 +34,7 @@ from overtone.compat.nemo.settings import (
 from overtone.config import DatasetSettings, SpecAugmentSettings, manifest_paths
 from overtone.data.dataset import Batch
 from overtone.errors import AdapterError, DataError, UsageError, did_you_mean
-from overtone.inference.transcribe import Paths, Transcriber
+from overtone.inference.transcribe import Transcriber
 from overtone.lightning import AdapterSteps
 from overtone.models.asr_model import AsrModel
 from overtone.training.console import Reporter
@@ -377,7 +377,7 @@ class ASRModel(LightningModule):
 
     def transcribe(
         self,
-        audio: Paths,
+        audio: Any,
         batch_size: int = 4,
         return_hypotheses: bool = True,
         num_workers: int = 0,

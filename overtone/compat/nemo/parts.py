@@ -1,4 +1,4 @@
-"""What NeMo's scripts ask of a model's parts: vocabularies, accepted adapters, a table of sizes, hypotheses."""
+"""Parts of a model as NeMo's scripts see them: vocabularies, accepted adapters, a table of sizes, hypotheses."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from overtone.compat.nemo.adapter_configs import plain_config
+from overtone.compat.nemo.adapter_mixins import plain_config
 from overtone.config import DatasetSettings, OptimSettings, SpecAugmentSettings, to_plain
 from overtone.config.fields import Findings, build
 from overtone.config.settings import Settings
