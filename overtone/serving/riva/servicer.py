@@ -75,7 +75,7 @@ class RivaServicer:
         idle_seconds = self.settings.idle_seconds
         async with (
             self.call("StreamingRecognize", context) as call,
-            Inbox(messages, audio_size, idle_seconds=idle_seconds) as inbox,
+            Inbox(messages, audio_size, idle_seconds=idle_seconds, ending=self.service.ending) as inbox,
         ):
             metadata = self.admit(call, context)
             opening = await first_message(inbox)
@@ -95,6 +95,7 @@ class RivaServicer:
                 while arrived := await inbox.take():
                     await answers.answer(arrived)
                 await answers.end()
+            inbox.check_ending()
 
     async def get_config(self, message: Any, context: Any) -> Any:
         """List the models that the caller may use."""
