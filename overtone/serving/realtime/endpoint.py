@@ -109,7 +109,7 @@ class Realtime:
         try:
             metadata, prepared = self.credentials(websocket)
             self.service.admit(metadata, call)
-            with self.requests.begin():
+            with self.requests.begin(call.tenant):
                 offered = websocket.scope.get("subprotocols", [])
                 await websocket.accept(SUBPROTOCOL if SUBPROTOCOL in offered else None)
                 handshake = read_handshake(websocket)
@@ -261,7 +261,6 @@ class Realtime:
     ) -> None:
         """Transcribe from the first audio to the client's `done`. waiting: messages taken from the inbox already."""
         request = self.check(session, metadata, call)
-        self.service.guard.charge(call.tenant, requests=1)
         async with open_session(self.service, request, call, self.settings.stream) as stream:
             mask = self.service.mask(request)
             events = SessionEvents(send=lambda content: send(websocket, content), session=stream, mask=mask)

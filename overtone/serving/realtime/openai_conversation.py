@@ -210,7 +210,8 @@ class OpenAiConversation:
         if self.request is None:
             raise not_set_error()
         if self.stream is None:
-            self.service.guard.charge(self.call.tenant, requests=1)
+            if self.offset:  # the first stream is charged with the session
+                self.service.guard.charge(self.call.tenant, requests=1)
             opening = open_session(self.service, self.request, self.call, self.settings.stream)
             self.stream = await self.running.enter_async_context(opening)
             self.mask = self.service.mask(self.request)

@@ -113,7 +113,7 @@ class RecognitionService:
 
     def admit(self, metadata: Metadata, call: Call) -> None:
         """Note the tenant of a caller whose token is valid, before anything is waited for. Raises AccessError."""
-        call.tenant = self.guard.authorise(metadata, None)
+        call.tenant = self.guard.admit(metadata)
 
     def check(self, request: RecognitionRequest, metadata: Metadata, call: Call) -> None:
         """Note the adapters of a request that may use them, and that exist.
@@ -123,7 +123,7 @@ class RecognitionService:
         self.told_language(request)
         names = chosen_adapters(self.resolve(request.model), self.resolve(request.adapter), self.base)
         for name in names:
-            call.tenant = self.guard.authorise(metadata, name)
+            self.guard.authorise(metadata, name)
         try:
             for name in names:
                 self.store.entry(name)
@@ -209,8 +209,14 @@ class RecognitionService:
         """
         with self.audio_decoder(request) as decoder:
             samples = await self.in_thread(self._decode, file, decoder, request)
-        call.audio_seconds = samples.size / self.engine.sample_rate
+        self.note_audio(call, samples.size)
         return samples
+
+    def note_audio(self, call: Call, samples: int) -> None:
+        """Note more samples at the model's rate in a call, and charge its tenant for them."""
+        seconds = samples / self.engine.sample_rate
+        call.audio_seconds += seconds
+        self.guard.charge(call.tenant, audio_seconds=seconds)
 
     def _decode(self, file: IO[bytes], decoder: AudioDecoder, request: RecognitionRequest) -> Samples:
         parts = []
