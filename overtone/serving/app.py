@@ -175,7 +175,8 @@ class ObservedApp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
             return
-        call, request_id = Call(method=""), f"req_{secrets.token_hex(12)}"
+        client = scope.get("client") or ()
+        call, request_id = Call(method="", connection=":".join(map(str, client))), f"req_{secrets.token_hex(12)}"
         call.code = ""
         scope["state"] = {**scope.get("state", {}), "call": call}
         began = time.monotonic()

@@ -36,6 +36,8 @@ from overtone.serving.streaming.cache_aware import check_mode, prepare_steps
 __all__ = ["Addresses", "Server", "ServerSettings", "serve"]
 
 LOG = logging.getLogger("overtone.serving.server")
+LAST_WORDS_SECONDS = 2.0
+"""Time before the end of the grace when streams are told their last utterance."""
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -100,7 +102,7 @@ class Server:
             profanities=settings.profanities,
             aliases=settings.aliases,
         )
-        self.observer = Observer(self.engine, self.store, self.guard)
+        self.observer = Observer(self.engine, self.store)
         self.requests = HttpRequests(self.service, settings)
         self.riva: RivaServer | None = None
         self.http: HttpServer | None = None
@@ -143,7 +145,11 @@ class Server:
         finished = True
         if self.riva is not None and self.http is not None:
             left = max(0.0, ends - time.monotonic())
+            last_words = left - min(LAST_WORDS_SECONDS, left / 2)
+            ending = asyncio.get_running_loop().call_later(last_words, self.service.ending.set)
             idle, calls_finished = await asyncio.gather(self.requests.idle(left), self.riva.stop(left))
+            calls_finished = calls_finished and not self.service.ending.is_set()
+            ending.cancel()
             drained = await asyncio.to_thread(self.engine.drain, max(0.0, ends - time.monotonic()))
             await self.http.stop()
             if self.health is not None:
@@ -209,7 +215,7 @@ async def run(server: Server, started: Callable[[Server, Addresses], None], *, k
 
 
 def listen_to_signals(ending: asyncio.Event) -> None:
-    """Set the event at the first signal; the second one ends the process as if nobody listened."""
+    """Set the event at the first signal; the second one ends the process at once, and without a traceback."""
     if threading.current_thread() is not threading.main_thread():
         return
     loop = asyncio.get_running_loop()
@@ -217,8 +223,8 @@ def listen_to_signals(ending: asyncio.Event) -> None:
 
     def end() -> None:
         ending.set()
-        for number in signals:
-            loop.remove_signal_handler(number)
+        for number in signals:  # the loop gives them back to Python when it closes
+            signal.signal(number, signal.SIG_DFL)
 
     for number in signals:
         loop.add_signal_handler(number, end)

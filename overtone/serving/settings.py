@@ -61,7 +61,7 @@ class ServerSettings:
     max_adapter_bytes: int = 64 * 2**20
     """Bytes of an uploaded archive."""
     max_calls: int = 1024
-    """gRPC calls at a time; more are refused with RESOURCE_EXHAUSTED."""
+    """gRPC calls at a time, those of health left out; more are refused with RESOURCE_EXHAUSTED."""
     max_requests: int = 256
     """HTTP transcriptions and realtime sessions at a time; more are refused with 429."""
     max_connections: int = 2048
@@ -70,6 +70,10 @@ class ServerSettings:
     """Time after which an HTTP transcription is given up with 504."""
     idle_seconds: float = 300.0
     """Time after which a stream, or the body of a request, that sends nothing is ended."""
+    message_seconds: float = 120.0
+    """Time for the one message of a gRPC call: the recording."""
+    opening_seconds: float = 20.0
+    """Time for the head of an HTTP request, a TLS handshake, and the first message of a gRPC stream."""
     poll_seconds: float = 1.0
     """Time between two looks at the folder of adapters."""
     grace_seconds: float = 30.0

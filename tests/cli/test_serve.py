@@ -223,6 +223,24 @@ def test_a_server_from_its_start_to_a_signal(model: Path, number: signal.Signals
     assert "Traceback" not in text
 
 
+def test_interrupts_without_patience_end_the_server_without_a_traceback(model: Path) -> None:
+    """The first one lets an open session go on; the second one ends the process at once."""
+    running = Running(str(model), "--dtype", "float32", folder=model.parent)
+    try:
+        with connect(f"ws{running.url.removeprefix('http')}/v1/realtime") as websocket:
+            websocket.recv(timeout=60)
+            running.process.send_signal(signal.SIGINT)
+            eventually(lambda: any('"stopping' in line for line in running.lines))
+            for _ in range(4):
+                running.process.send_signal(signal.SIGINT)
+            assert running.process.wait(60) == -signal.SIGINT
+    finally:
+        running.process.kill()
+        running.process.wait()
+    running.reader.join(10)
+    assert "Traceback" not in "".join(running.lines)
+
+
 def test_what_runs_is_finished_when_the_server_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with web_service(tmp_path, adapters=("swap",)) as service:
         engine = service.server.engine

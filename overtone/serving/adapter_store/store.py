@@ -6,6 +6,7 @@ replacement is a new version beside the old one, which stays as long as a reques
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 import time
@@ -149,8 +150,7 @@ class AdapterStore:
 
         Checked completely before it appears. Raises AdapterError.
         """
-        with self._placing:
-            place(self._own_folder(), check_name(name), archive, self.identity)
+        place(self._own_folder(), check_name(name), archive, self.identity, self._placing)
         self.scan()
         return self.entry(name)
 
@@ -271,7 +271,7 @@ class AdapterStore:
             version = read_version(self._own_folder() / name, self.identity)
         except Exception as error:  # a damaged description may raise anything; the watcher goes on
             is_plain = isinstance(error, AdapterError)
-            problem = str(error) if is_plain else f"It cannot be read: {type(error).__name__}: {error}"
+            problem = self._reason(error if is_plain else f"It cannot be read: {type(error).__name__}: {error}")
             signature = None if is_passing(error) else signature
         self._reading_seconds += time.thread_time() - began
         with self._lock:
@@ -289,6 +289,11 @@ class AdapterStore:
         if before is None or is_other or was_refused:
             event = "added" if before is None else "replaced" if is_other else "usable again"
             log_change(event, name, is_news=self._has_scanned, digest=version.digest, kind=version.kind)
+
+    def _reason(self, error: Exception | str) -> str:
+        """Message of an error for clients, with the places of files in the folder: where that lies is not for them."""
+        folder = str(self._own_folder())
+        return str(error).replace(f"{folder}{os.sep}", "").replace(folder, "the folder of adapters")
 
     def _drop_unless_named(self, version: Version | None) -> None:
         """Drop a version that no name means any more, once no lease holds it."""
@@ -329,7 +334,7 @@ class AdapterStore:
             try:
                 return self.cache.hold(name, version)
             except AdapterError as error:  # its files may have been replaced meanwhile: look again
-                problem, again = str(error), is_passing(error)
+                problem, again = self._reason(error), is_passing(error)
                 time.sleep(0.02 * attempt)
                 self.scan()
         self._refuse(name, version, problem, again=again)

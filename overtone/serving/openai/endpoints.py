@@ -144,13 +144,12 @@ class Transcriptions:
         requests, service, settings = self.requests, self.requests.service, self.requests.settings
         call = requests.admit(request)
         async with AsyncExitStack() as running:
-            running.enter_context(requests.begin())
+            running.enter_context(requests.begin(call.tenant))
             most, seconds = settings.limits.max_bytes, settings.idle_seconds
             async with read_form(request, most=most, seconds=seconds) as (request, form):
                 asked = recognition_request(form, prompt_boost=settings.prompt_boost)
                 options = answer_options(form)
                 service.check(asked, metadata_of(request), call)
-                service.guard.charge(call.tenant, requests=1)
                 samples = await service.decode(form_file(form).file, asked, call)
             deadline, mask = time.monotonic() + settings.request_seconds, service.mask(asked)
             if not options.stream:

@@ -100,6 +100,8 @@ class RecognitionService:
         self.limits = limits or AudioLimits()
         self.profanities = profanities
         self.aliases = dict(aliases or {})
+        self.ending = asyncio.Event()
+        """Set shortly before streams are cut off, so that each is still told its last utterance."""
         self.held = held or HeldAudio()
         self._threads = ThreadPoolExecutor(DECODERS, thread_name_prefix="overtone-audio")
 
@@ -111,7 +113,7 @@ class RecognitionService:
 
     def admit(self, metadata: Metadata, call: Call) -> None:
         """Note the tenant of a caller whose token is valid, before anything is waited for. Raises AccessError."""
-        call.tenant = self.guard.authorise(metadata, None)
+        call.tenant = self.guard.admit(metadata)
 
     def check(self, request: RecognitionRequest, metadata: Metadata, call: Call) -> None:
         """Note the adapters of a request that may use them, and that exist.
@@ -121,7 +123,7 @@ class RecognitionService:
         self.told_language(request)
         names = chosen_adapters(self.resolve(request.model), self.resolve(request.adapter), self.base)
         for name in names:
-            call.tenant = self.guard.authorise(metadata, name)
+            self.guard.authorise(metadata, name)
         try:
             for name in names:
                 self.store.entry(name)
@@ -207,8 +209,14 @@ class RecognitionService:
         """
         with self.audio_decoder(request) as decoder:
             samples = await self.in_thread(self._decode, file, decoder, request)
-        call.audio_seconds = samples.size / self.engine.sample_rate
+        self.note_audio(call, samples.size)
         return samples
+
+    def note_audio(self, call: Call, samples: int) -> None:
+        """Note more samples at the model's rate in a call, and charge its tenant for them."""
+        seconds = samples / self.engine.sample_rate
+        call.audio_seconds += seconds
+        self.guard.charge(call.tenant, audio_seconds=seconds)
 
     def _decode(self, file: IO[bytes], decoder: AudioDecoder, request: RecognitionRequest) -> Samples:
         parts = []
