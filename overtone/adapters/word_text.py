@@ -64,7 +64,10 @@ class TokenText:
 
 
 def read_sentences(path: Path, *, at_most: int = LARGEST_TEXT) -> list[str]:
-    """The lines of a text file that are not blank. Raises DataError for a file that is missing, empty, huge or no text."""
+    """The lines of a text file that are not blank.
+
+    Raises DataError for a file that is missing, empty, huge or no text.
+    """
     try:
         with open_regular(path) as file:
             content = file.read(at_most + 1)
@@ -140,8 +143,8 @@ def write_tokens(
             found.sequences.append(ids)
     if found.unwritable and policy == "refuse":
         raise DataError(
-            f"{found.describe()}\nGive {option}keep (leave those characters out) or {option}drop (leave those sentences "
-            "out), or correct the text."
+            f"{found.describe()}\nGive {option}keep (leave those characters out) or {option}drop (leave those "
+            "sentences out), or correct the text."
         )
     if not found.sequences:
         left = f" {found.describe()}" if found.unwritable else ""

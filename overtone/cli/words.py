@@ -26,8 +26,8 @@ EXAMPLES = """examples:
   overtone words medical --text notes.txt --adapter runs/medical --output medical-with-words
   overtone words medical --ngram train.arpa --export medical.arpa
 
-A text has a sentence a line; a list of phrases one a line, each with a boost of its own behind a tab where it is to have
-one. Weights are chosen with recordings by `overtone train`; without any, --weight 0.3 seldom does harm."""
+A text has a sentence a line; a list of phrases one a line, each with a boost of its own behind a tab or without.
+Weights are chosen with recordings by `overtone train`; without any, --weight 0.3 seldom does harm."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,8 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--unwritable",
         choices=POLICIES,
         default="refuse",
-        help="what to do with text that the model cannot write: refuse it, drop the sentence or phrase, or keep the rest "
-        "of it (default: refuse)",
+        help="what to do with text that the model cannot write: refuse it, drop the sentence or phrase, or keep the "
+        "rest of it (default: refuse)",
     )
     parser.add_argument("--export", metavar="FILE", help="write the n-gram as an ARPA file with NeMo's characters too")
 
@@ -71,6 +71,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("Nothing to expect: give --text, --phrases or --ngram.")
     if arguments.text and arguments.ngram:
         raise UsageError("--text and --ngram are two n-grams, and an adapter has one; give one of them.")
+    if arguments.export and not (arguments.text or arguments.ngram):
+        raise UsageError("--export writes an n-gram, and phrases alone are none; leave it out.")
     if arguments.order not in ORDERS:
         raise UsageError(f"--order {arguments.order} is not allowed; 1 to {ORDERS[-1]} are.")
     with fast_imports():
@@ -81,8 +83,6 @@ def run(arguments: argparse.Namespace) -> int:
     check_name(arguments.name)
     model = load(arguments.model, "cpu")
     words = make_part(arguments, model)
-    if arguments.export and words.ngram is None:
-        raise UsageError("--export writes an n-gram, and phrases alone are none; leave it out.")
     folder = Path(arguments.output or arguments.name).expanduser()
     save(arguments, model, words, folder)
     if arguments.export and words.ngram is not None:
