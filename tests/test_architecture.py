@@ -46,6 +46,7 @@ NEIGHBOURS: set[tuple[str, str]] = {
     ("config", "safe_yaml"),
     ("adapters", "decoding"),
     ("data", "nets"),
+    ("inference", "checkpoints"),
     ("__main__", "cli"),
 }
 """Rooms of one floor of which the first may import the second. `errors` is open to all rooms, and the modules
