@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -54,8 +54,7 @@ def evaluate(
     """Measure word and character error rates of each adapter choice on each manifest.
 
     adapters: None (the base), "a", "a+b", "@file", or the folder of a saved adapter, which is loaded. With None among
-    them the others are compared to the base.
-    text_processing: changes of references and hypotheses before errors are counted.
+    them the others are compared to the base. text_processing: of references and hypotheses before errors are counted.
     batch_seconds, window, overlap, compute_dtype, decoder, language: as for `Transcriber`.
     level, resamples, seed: of the bootstrap. progress: called with the seconds of audio that are done, and of all.
     Raises DataError for a manifest or recording that cannot be used, AdapterError for an unknown adapter, UsageError
@@ -69,24 +68,16 @@ def evaluate(
     choices = name_choices(model, adapters)
     sets = {path: read_references(path) for path in paths}
     counted = CountedTexts(model.tokenizer, text_processing or TextProcessing())
-    whole = len({choice.chain for choice in choices}) * sum(
-        utterance.duration for lines in sets.values() for utterance in lines
-    )
-    meter = _Meter(whole, progress)
+    seconds = sum(utterance.duration for lines in sets.values() for utterance in lines)
+    meter = _Meter(seconds * len({choice.chain for choice in choices}), progress)
     bootstrap, results = _Bootstrap(level, resamples, seed), list[Result]()
     with model.computing_in(compute_dtype):
         transcriber = Transcriber(
             model, batch_seconds=batch_seconds, window=window, overlap=overlap, decoder=decoder, language=language
         )
         for path, lines in sets.items():
-            heard: dict[str | None, tuple[tuple[UtteranceResult, ...], float]] = {}
-            for chain in dict.fromkeys(choice.chain for choice in choices):
-                begun = time.perf_counter()
-                utterances = hear(transcriber, lines, chain, counted, progress=meter.part())
-                heard[chain] = utterances, time.perf_counter() - begun
-            results += bootstrap.beside_base(
-                [bootstrap.result(path, choice, *heard[choice.chain]) for choice in choices]
-            )
+            heard = hear_each(transcriber, lines, choices, counted, meter)
+            results += bootstrap.results(path, choices, heard)
         used = model.compute_dtype
     return Evaluation(
         model=model.name,
@@ -132,6 +123,22 @@ class CountedTexts:
         """The parts of the transcripts that the model cannot write, each of them an error; None if there are none."""
         texts = lines if self.is_plain else [replace(line, text=self.processing(line.text or "")) for line in lines]
         return check_vocabulary(self.tokenizer, texts)
+
+
+def hear_each(
+    transcriber: Transcriber,
+    lines: Sequence[Utterance],
+    choices: Sequence[NamedChoice],
+    counted: CountedTexts,
+    meter: _Meter,
+) -> Heard:
+    """The results of a manifest's lines through each chain of adapters, and the seconds that it took."""
+    heard = {}
+    for chain in dict.fromkeys(choice.chain for choice in choices):
+        begun = time.perf_counter()
+        utterances = hear(transcriber, lines, chain, counted, progress=meter.part())
+        heard[chain] = utterances, time.perf_counter() - begun
+    return heard
 
 
 def hear(
@@ -185,11 +192,19 @@ class _Meter:
         return report
 
 
+Heard = Mapping[str | None, tuple[tuple[UtteranceResult, ...], float]]
+"""By chain of adapters, the results of a manifest's lines and the seconds that they took."""
+
+
 class _Bootstrap:
     """Intervals by resampling utterances."""
 
     def __init__(self, level: float, resamples: int, seed: int) -> None:
         self.level, self.resamples, self.seed = level, resamples, seed
+
+    def results(self, path: Path, choices: Sequence[NamedChoice], heard: Heard) -> list[Result]:
+        """The results of one manifest, with differences to the base where it is among them."""
+        return self.beside_base([self.result(path, choice, *heard[choice.chain]) for choice in choices])
 
     def result(self, path: Path, choice: NamedChoice, heard: tuple[UtteranceResult, ...], seconds: float) -> Result:
         words = [utterance.words for utterance in heard]
