@@ -109,7 +109,7 @@ class Realtime:
         try:
             metadata, prepared = self.credentials(websocket)
             self.service.admit(metadata, call)
-            with self.requests.begin():
+            with self.requests.begin(call.tenant):
                 offered = websocket.scope.get("subprotocols", [])
                 await websocket.accept(SUBPROTOCOL if SUBPROTOCOL in offered else None)
                 handshake = read_handshake(websocket)
@@ -217,7 +217,7 @@ class Realtime:
     def check_origin(self, websocket: WebSocket) -> None:
         """Raises AccessError for the page of another site: the browser's user may open sessions, the site may not."""
         origin = websocket.headers.get("origin")
-        if origin is None or origin in self.settings.origins:
+        if origin is None or self.settings.origins & {origin, "*"}:
             return
         if urlsplit(origin).netloc.lower() != websocket.headers.get("host", "").lower():
             raise AccessError("Pages of that site may not open sessions here.")
@@ -227,7 +227,8 @@ class Realtime:
     ) -> None:
         """Take changes of the session until its first audio, and transcribe that. first: message that has come."""
         idle_seconds = self.settings.idle_seconds
-        async with Inbox(messages(raw_messages(websocket, first)), audio_size, idle_seconds=idle_seconds) as inbox:
+        arriving = messages(raw_messages(websocket, first))
+        async with Inbox(arriving, audio_size, idle_seconds=idle_seconds, ending=self.service.ending) as inbox:
             waiting: list[ClientMessage] = []
             while not any(message.kind == "audio" for message in waiting):
                 arrived = await inbox.take(most=1)
@@ -240,6 +241,7 @@ class Realtime:
                 else:
                     waiting += arrived
             await self.transcribe(websocket, session, inbox, waiting, metadata, call)
+            inbox.check_ending()
         await websocket.close()
 
     def check(self, session: dict[str, Any], metadata: Metadata, call: Call) -> RecognitionRequest:
@@ -259,7 +261,6 @@ class Realtime:
     ) -> None:
         """Transcribe from the first audio to the client's `done`. waiting: messages taken from the inbox already."""
         request = self.check(session, metadata, call)
-        self.service.guard.charge(call.tenant, requests=1)
         async with open_session(self.service, request, call, self.settings.stream) as stream:
             mask = self.service.mask(request)
             events = SessionEvents(send=lambda content: send(websocket, content), session=stream, mask=mask)

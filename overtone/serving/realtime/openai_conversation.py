@@ -21,6 +21,7 @@ from overtone.errors import AdapterError, UsageError
 from overtone.serving.auth.guard import Metadata
 from overtone.serving.errors import AccessError, LanguageError, RequestError, UnknownModelError, UnsupportedError
 from overtone.serving.http.errors import HttpError, envelope
+from overtone.serving.http.openai_json import word_logprobs
 from overtone.serving.realtime.events import EVENT, new_id
 from overtone.serving.realtime.openai_session import (
     LOGPROBS,
@@ -98,12 +99,19 @@ class OpenAiConversation:
             self.request = self.checked_request(self.session)
         elif self.session.model:
             self.service.check(RecognitionRequest(model=self.session.model), self.metadata, self.call)
-        async with self.running, Inbox(messages, len, idle_seconds=self.settings.idle_seconds) as inbox:
+        seconds, ending = self.settings.idle_seconds, self.service.ending
+        async with self.running, Inbox(messages, len, idle_seconds=seconds, ending=ending) as inbox:
             while arrived := await self.next_messages(inbox):
                 for message in arrived:
                     await self.answer(message)
                 if self.stream is not None:
                     await self.results(await self.stream.push())
+            await self.close_stream()
+            if self.item.words:
+                await self.announce()
+                await self.complete()
+            self.received = 0
+            inbox.check_ending()
 
     async def next_messages(self, inbox: Inbox[Message]) -> list[Message]:
         """Messages that have arrived. Raises RequestError where audio waits for settings that do not come."""
@@ -202,7 +210,8 @@ class OpenAiConversation:
         if self.request is None:
             raise not_set_error()
         if self.stream is None:
-            self.service.guard.charge(self.call.tenant, requests=1)
+            if self.offset:  # the first stream is charged with the session
+                self.service.guard.charge(self.call.tenant, requests=1)
             opening = open_session(self.service, self.request, self.call, self.settings.stream)
             self.stream = await self.running.enter_async_context(opening)
             self.mask = self.service.mask(self.request)
@@ -329,7 +338,7 @@ class OpenAiConversation:
         """`logprobs` of words, where the session includes them."""
         if LOGPROBS not in self.session.include:
             return {}
-        return {"logprobs": [word_logprob(word, self.mask) for word in words]}
+        return {"logprobs": word_logprobs(words, self.mask)}
 
     async def fail(self, error: BaseException) -> None:
         """Tell of an error that ends the conversation, and of the item that it leaves without a transcript."""
@@ -342,12 +351,6 @@ class OpenAiConversation:
 def not_set_error() -> HttpError:
     """Error of a session without settings."""
     return HttpError(400, NOT_SET, code="session_not_configured")
-
-
-def word_logprob(word: Word, mask: Callable[[str], str]) -> dict[str, Any]:
-    """Logarithm of a word's probability, in the form of OpenAI's tokens."""
-    text = mask(word.text)
-    return {"token": text, "bytes": list(text.encode()), "logprob": round(math.log(max(word.confidence, 1e-6)), 4)}
 
 
 def read_message(text: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -17,7 +18,7 @@ from overtone.errors import UsageError
 from overtone.nets.encoder_cache import is_made_for_streams
 from overtone.serving.adapter_store.store import Lease
 from overtone.serving.engine.engine import Engine, Samples
-from overtone.serving.errors import IdleError
+from overtone.serving.errors import DrainingError, IdleError
 from overtone.serving.recognition.request import Call, RecognitionRequest
 from overtone.serving.recognition.service import RecognitionService
 from overtone.serving.streaming.cache_aware import CacheAwareStream, attention_adapters
@@ -38,38 +39,65 @@ LARGE = 2**16
 class Inbox(Generic[M]):
     """Messages of a client, read ahead within a little memory. A context manager; leaving it stops the reading."""
 
-    def __init__(self, messages: AsyncIterator[M], size: Callable[[M], int], *, idle_seconds: float) -> None:
-        """size: bytes of a message's audio; it may refuse the message. idle_seconds: the client may send nothing."""
+    def __init__(
+        self,
+        messages: AsyncIterator[M],
+        size: Callable[[M], int],
+        *,
+        idle_seconds: float,
+        ending: asyncio.Event | None = None,
+    ) -> None:
+        """size: bytes of a message's audio; it may refuse the message. idle_seconds: the client may send nothing.
+
+        ending: set when the server stops; the messages end there, so that the last utterance is still answered.
+        """
+        self._ending = ending or asyncio.Event()
         self._messages = messages
         self._size = size
         self._idle_seconds = idle_seconds
         self._waiting: deque[M] = deque()
         self._bytes = 0
         self._ended = False
+        self.was_cut = False
+        """The server has ended the messages."""
         self._failure: BaseException | None = None
         self._changed = asyncio.Event()
         self._room = asyncio.Event()
 
     async def __aenter__(self) -> Self:
         self._reader = asyncio.create_task(self._read())
+        self._end = asyncio.create_task(self._end_with_server())
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        self._reader.cancel()
-        await asyncio.gather(self._reader, return_exceptions=True)
+        for task in (self._reader, self._end):
+            task.cancel()
+        await asyncio.gather(self._reader, self._end, return_exceptions=True)
 
-    async def take(self, *, most: int = MOST_TAKEN) -> list[M]:
+    def check_ending(self) -> None:
+        """Raises DrainingError where the server has ended the messages, and not the client."""
+        if self.was_cut:
+            raise DrainingError()
+
+    async def _end_with_server(self) -> None:
+        await self._ending.wait()
+        self.was_cut = not self._ended
+        self._reader.cancel()
+
+    async def take(self, *, most: int = MOST_TAKEN, seconds: float = math.inf) -> list[M]:
         """Take the messages that have arrived, at least one; none at the client's end of the stream.
 
-        Raises IdleError, and the error that ended the reading once the messages before it are taken.
+        seconds: the client may send nothing for so long, if that is less than `idle_seconds`. Raises IdleError, and the
+        error that ended the reading once the messages before it are taken.
         """
+        seconds = min(seconds, self._idle_seconds)
         while not self._waiting and not self._ended:
             self._changed.clear()
             try:
-                async with asyncio.timeout(self._idle_seconds):
+                async with asyncio.timeout(seconds):
                     await self._changed.wait()
             except TimeoutError:
-                raise IdleError(self._idle_seconds) from None
+                raise IdleError(seconds) from None
         if self._failure is not None and not self._waiting:
             raise self._failure
         taken = [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
@@ -99,6 +127,8 @@ class StreamSession:
 
     service: RecognitionService
     request: RecognitionRequest
+    call: Call
+    """Its record, which is told how much audio it was."""
     stream: AnyStream
     decoder: AudioDecoder
     samples: int = 0
@@ -124,6 +154,7 @@ class StreamSession:
         samples = np.concatenate(self.pieces) if self.pieces else np.zeros(0, dtype=np.float32)
         self.pieces.clear()
         self.samples += samples.size
+        self.service.note_audio(self.call, samples.size)
         if not samples.size and not force_eou:
             return []
         return await self.stream.push(samples, force_eou=force_eou)
@@ -174,8 +205,4 @@ async def open_session(
     lease = await service.lease(call)
     stream = open_stream(service.engine, lease, settings=settings, decoding=decoding, group=call.tenant or None)
     with stream, service.audio_decoder(request) as decoder:
-        session = StreamSession(service=service, request=request, stream=stream, decoder=decoder)
-        try:
-            yield session
-        finally:
-            call.audio_seconds += session.samples / service.engine.sample_rate
+        yield StreamSession(service=service, request=request, call=call, stream=stream, decoder=decoder)
