@@ -65,6 +65,18 @@ class HttpServer:
         self.loop = asyncio.create_task(server.main_loop())
         return int(self.socket.getsockname()[1])
 
+    async def renew_keys(self) -> None:
+        """Take new connections with the certificates that the files hold now; open ones keep theirs."""
+        config, before = self.server.config, self.server.servers
+        if self.socket is None or not config.ssl_certfile:
+            return
+        config.loaded = False
+        config.load()
+        self.socket = self.socket.dup()
+        await self.server.startup(sockets=[self.socket])
+        for listening in before:
+            listening.close()
+
     async def stop(self) -> None:
         """Stop listening; answers on their way have a moment."""
         if self.socket is not None and self.loop is not None:
