@@ -30,6 +30,8 @@ SHOWN = 12
 ORDER = 6
 WEIGHT = 0.3
 """The n-gram's weight where no recordings are there to choose it with: it seldom does harm."""
+TOKEN_BONUS = 0.5
+"""The token bonus that goes with it."""
 Phrases = Sequence[tuple[str, float]]
 """Phrases with their boosts."""
 
@@ -195,7 +197,7 @@ def make_words(
     phrases: Phrases = (),
     order: int = ORDER,
     weight: float = WEIGHT,
-    token_bonus: float = 0.0,
+    token_bonus: float = TOKEN_BONUS,
 ) -> WordPart:
     """A word part of sentences in tokens, or of an n-gram that exists already, and of phrases.
 
@@ -209,7 +211,7 @@ def make_words(
         tokenizer_digest=tokenizer.digest(),
         ngram=ngram,
         weight=weight if ngram is not None else 0.0,
-        token_bonus=token_bonus,
+        token_bonus=token_bonus if ngram is not None else 0.0,
         boosts=group_boosts(phrases),
     )
 

@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weight", type=number(at_least=0), default=0.3, help="of the n-gram beside the model (default: 0.3)"
     )
     parser.add_argument(
-        "--token-bonus", type=number(), default=0.0, help="what each token gains, a natural logarithm (default: 0)"
+        "--token-bonus", type=number(), default=0.5, help="what each token gains, a natural logarithm (default: 0.5)"
     )
     parser.add_argument(
         "--boost", type=number(), default=10.0, help="of phrases without one of their own, -100 to 100 (default: 10)"
@@ -67,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Write the adapter, and print its folder. Raises UsageError for options that do not go together."""
     if not (arguments.text or arguments.phrases or arguments.ngram):
         raise UsageError("Nothing to expect: give --text, --phrases or --ngram.")
     if arguments.text and arguments.ngram:
@@ -136,7 +137,10 @@ def make_part(arguments: argparse.Namespace, model: AsrModel) -> WordPart:
 
 
 def save(arguments: argparse.Namespace, model: AsrModel, words: WordPart, folder: Path) -> None:
-    """Write the adapter's folder, with the acoustic part of another where the options name one."""
+    """Write the adapter's folder, with the acoustic part of another where the options name one.
+
+    Raises UsageError where they name more than one adapter, or the base.
+    """
     if arguments.adapter is None:
         model.adapters.add_words(arguments.name, words)
     else:
