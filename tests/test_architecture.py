@@ -37,7 +37,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
     6: ("models",),
     7: ("checkpoints", "inference"),
     8: ("training", "evaluation"),
-    9: ("demo", "serving"),
+    9: ("demo", "lightning", "compat", "serving"),
     10: ("__init__", "__main__", "cli"),
 }
 """A room (a module, or a package with all its modules) imports only rooms of lower floors."""
@@ -45,6 +45,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
 NEIGHBOURS: set[tuple[str, str]] = {
     ("config", "safe_yaml"),
     ("adapters", "decoding"),
+    ("compat", "lightning"),
     ("data", "nets"),
     ("__main__", "cli"),
 }

@@ -38,6 +38,8 @@ from overtone.serving.streaming.cache_aware import check_mode, prepare_steps
 __all__ = ["Addresses", "Server", "ServerSettings", "serve"]
 
 LOG = logging.getLogger("overtone.serving.server")
+LAST_WORDS_SECONDS = 2.0
+"""Time before the end of the grace when streams are told their last utterance."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +146,11 @@ class Server:
         finished = True
         if self.riva is not None and self.http is not None:
             left = max(0.0, ends - time.monotonic())
+            last_words = left - min(LAST_WORDS_SECONDS, left / 2)
+            ending = asyncio.get_running_loop().call_later(last_words, self.service.ending.set)
             idle, calls_finished = await asyncio.gather(self.requests.idle(left), self.riva.stop(left))
+            calls_finished = calls_finished and not self.service.ending.is_set()
+            ending.cancel()
             drained = await asyncio.to_thread(self.engine.drain, max(0.0, ends - time.monotonic()))
             await self.http.stop()
             if self.health is not None:

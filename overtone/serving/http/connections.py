@@ -99,7 +99,8 @@ class Connections:
         self._make = make
         self._most = most
         self._silent_seconds = silent_seconds
-        self._tls = tls
+        self.tls = tls
+        """Of new connections."""
         self._listening: socket.socket | None = None
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._said = float("-inf")
@@ -148,8 +149,8 @@ class Connections:
     async def _begin(self, connection: Connection) -> None:
         """Let the protocol read, after the handshake if there is one."""
         options: dict[str, Any] = {}
-        if self._tls is not None:
-            options = {"ssl": self._tls, "ssl_handshake_timeout": self._silent_seconds}
+        if self.tls is not None:
+            options = {"ssl": self.tls, "ssl_handshake_timeout": self._silent_seconds}
         loop = asyncio.get_running_loop()
         protocol = cast(asyncio.Protocol, connection.protocol)
         with suppress(OSError, ssl.SSLError):  # the client's fault; the transport has closed the socket

@@ -76,6 +76,14 @@ class HttpServer:
         self.loop = asyncio.create_task(server.main_loop())
         return int(self.socket.getsockname()[1])
 
+    async def renew_keys(self) -> None:
+        """Take new connections with the certificates that the files hold now; open ones keep theirs."""
+        config = self.server.config
+        if self.connections is not None and config.ssl_certfile:
+            config.loaded = False
+            config.load()
+            self.connections.tls = config.ssl
+
     async def stop(self) -> None:
         """Stop listening; answers on their way have a moment."""
         if self.socket is not None and self.connections is not None and self.loop is not None:

@@ -217,7 +217,8 @@ class Realtime:
     ) -> None:
         """Take changes of the session until its first audio, and transcribe that. first: message that has come."""
         idle_seconds = self.settings.idle_seconds
-        async with Inbox(messages(raw_messages(websocket, first)), audio_size, idle_seconds=idle_seconds) as inbox:
+        arriving = messages(raw_messages(websocket, first))
+        async with Inbox(arriving, audio_size, idle_seconds=idle_seconds, ending=self.service.ending) as inbox:
             waiting: list[ClientMessage] = []
             while not any(message.kind == "audio" for message in waiting):
                 arrived = await inbox.take(most=1)
@@ -230,6 +231,7 @@ class Realtime:
                 else:
                     waiting += arrived
             await self.transcribe(websocket, session, inbox, waiting, metadata, call)
+            inbox.check_ending()
         await websocket.close()
 
     def check(self, session: dict[str, Any], metadata: Metadata, call: Call) -> RecognitionRequest:
