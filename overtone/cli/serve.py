@@ -140,11 +140,21 @@ def add_security(parser: argparse.ArgumentParser) -> None:
         "--client-ca", type=Path, metavar="FILE", help="clients must show a certificate signed by this one (mTLS)"
     )
     group.add_argument(
+        "--allow-origin",
         "--origin",
+        dest="origin",
         action="append",
         default=[],
         metavar="URL",
         help="a web site whose pages may use the server (https://example.org; * is all); may be given several times",
+    )
+    group.add_argument(
+        "--host-name",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name by which requests may call the server (asr.example.org), besides localhost and IP addresses; may "
+        "be given several times",
     )
 
 
@@ -277,6 +287,7 @@ def settings_of(arguments: argparse.Namespace) -> ServerSettings:
         tls_key=arguments.tls_key,
         client_authority=arguments.client_ca,
         origins=frozenset(origin.rstrip("/") for origin in arguments.origin),
+        host_names=frozenset(arguments.host_name),
         compute_dtype=arguments.dtype,
         engine=replace(EngineSettings(), max_batch=arguments.max_batch, max_queue=arguments.max_queue),
         stream=StreamSettings(chunk=chunk, left=left, right=right, finals=arguments.finals, mode=arguments.stream_mode),

@@ -24,7 +24,9 @@ from overtone.serving.adapter_store.store import AdapterStore
 from overtone.serving.app import build_app, build_health_app
 from overtone.serving.auth.guard import Guard, read_admin_token, read_tokens
 from overtone.serving.auth.tls import read_keys
+from overtone.serving.descriptors import raise_limit
 from overtone.serving.engine.engine import Engine
+from overtone.serving.http.gate import LOOPBACK
 from overtone.serving.http.requests import HttpRequests
 from overtone.serving.http.uvicorn import HttpServer
 from overtone.serving.memory import give_back_now_and_then, keep_freed_memory
@@ -39,7 +41,6 @@ __all__ = ["Addresses", "Server", "ServerSettings", "serve"]
 LOG = logging.getLogger("overtone.serving.server")
 LAST_WORDS_SECONDS = 2.0
 """Time before the end of the grace when streams are told their last utterance."""
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,6 +212,7 @@ def serve(
     there are cores, GNU's OpenMP lets them sleep between operations instead of waiting awake, which made a request
     take twice the time.
     """
+    raise_limit()
     keeps_memory = keep_freed_memory()
     with one_thread() as threads:
         engine = replace(settings.engine, threads=settings.engine.threads or threads)
@@ -282,3 +284,5 @@ def warn_of_openness(server: Server) -> None:
         LOG.warning("whoever reaches %s may use this server: it asks for no tokens", settings.host)
     if server.keys is None and (server.guard.tenants is not None or server.guard.has_admin):
         LOG.warning("tokens travel in clear: give the server a certificate, or put one in front of it")
+    if server.guard.tenants is None and not settings.host_names:
+        LOG.warning("any name may mean this server in a browser: tell it its own with --host-name")
