@@ -41,6 +41,7 @@ from overtone.training.summary import conclude, describe_early_end, introduce, m
 from overtone.training.trainer import trainer_options
 from overtone.training.validation import ValidationCounts
 from overtone.training.weights import WeightsStore, check_finite, remove
+from overtone.training.words import add_words
 
 PLAIN_PATH = re.compile(r"[\w./~-]+")
 """A path that is an override's value as it is, without quotes around it."""
@@ -51,7 +52,7 @@ def fit(run: Run, processes: RowProcesses | None = None) -> TrainingResult:
 
     processes: compute parts of every batch beside this process; None computes all of it here.
     """
-    plan, folder, state = run.plan, run.folder, run.state
+    plan, folder, state, words = run.plan, run.folder, run.state, None
     leads = process_rank() == 0
     with explain_write_errors(folder.path), quiet_lightning():
         prefix = make_prefix(run)
@@ -93,9 +94,10 @@ def fit(run: Run, processes: RowProcesses | None = None) -> TrainingResult:
             if not loaders:
                 weights.keep_last(trainer.global_step)
             weights.finish()
+            words = add_words(run, weights.best_path)
             if plan.delete_checkpoint and early_end is None:
                 remove(folder.checkpoint)
-    return conclude(run, weights, callback.progress, trainer.global_step)
+    return conclude(run, weights, callback.progress, trainer.global_step, words)
 
 
 # Parts

@@ -14,6 +14,7 @@ from lightning.pytorch import Trainer
 from overtone.config import ExperimentSettings
 from overtone.models.attention import attention_facts, attention_text
 from overtone.training.callback import Progress
+from overtone.training.plan import TrainingPlan
 from overtone.training.run import Run, TrainingResult
 from overtone.training.trainer import TRAINED_DTYPES, base_dtype, lightning_precision
 from overtone.training.weights import WeightsStore
@@ -46,6 +47,9 @@ def introduce(run: Run, notes: Sequence[str]) -> None:
         f"{run.length.steps} steps of {batch}, "
         f"{run.length.batches / run.length.batches_per_epoch:.1f} epochs"
     )
+    say(f"Learning rate: {float(run.plan.optimiser.lr):g} ({rate_reason(run.plan)})")
+    if run.adapter is not None:
+        say(describe_words(run))
     for speech in run.validation:
         say(f"Validation audio: {speech.hours:.2f} h in {len(speech.dataset)} utterances ({speech.name})")
     if not run.validation:
@@ -53,6 +57,23 @@ def introduce(run: Run, notes: Sequence[str]) -> None:
     say(f"Run folder: {run.folder.path}")
     for note in notes:
         say(note)
+
+
+def rate_reason(plan: TrainingPlan) -> str:
+    """Say who chose the learning rate."""
+    given = plan.record["model"]["optim"]["lr"]
+    return "by kind, steps and width; model.optim.lr names another" if given == "auto" else "as the settings say"
+
+
+def describe_words(run: Run) -> str:
+    """Say whether the adapter will have a word part, and of what."""
+    if run.words is None:
+        return "Words: none (model.adapter.words=auto counts the transcripts)"
+    ngram = run.words.ngram
+    counted = "" if ngram is None else f"{len(ngram)} n-grams of up to {ngram.order} tokens"
+    parts = [counted, f"{run.words.phrases} phrases" if run.words.phrases else ""]
+    held = "its weights are chosen on the validation set" if run.validation else "with weights that nothing chose"
+    return f"Words: {', '.join(filter(None, parts))}; {held} at the end (model.adapter.words=off: none)"
 
 
 def describe_early_end(settings: ExperimentSettings, trainer: Trainer) -> str | None:
@@ -96,7 +117,7 @@ def make_card(run: Run, step: int, metrics: Mapping[str, float], wer_before: flo
             "base": "trained" if run.adapter is None else base_dtype(plan, run.machine),
             "trained": TRAINED_DTYPES[lightning_precision(plan.trainer)],
         },
-        "optimiser": {"name": plan.optimiser.name, "learning_rate": plan.optimiser.lr},
+        "optimiser": {"name": plan.optimiser.name, "learning_rate": float(plan.optimiser.lr)},
         "seed": plan.seed,
         **({} if run.start_from is None else {"start_from": dict(run.start_from)}),
         **attention_facts(run.model),
@@ -109,8 +130,10 @@ def make_card(run: Run, step: int, metrics: Mapping[str, float], wer_before: flo
     }
 
 
-def conclude(run: Run, weights: WeightsStore, progress: Progress, steps: int) -> TrainingResult:
-    """Make the result of a training of so many steps, and print the last lines."""
+def conclude(
+    run: Run, weights: WeightsStore, progress: Progress, steps: int, words: Mapping[str, Any] | None
+) -> TrainingResult:
+    """Make the result of a training of so many steps, and print the last lines. words: their part of the card."""
     best = weights.best
     metrics = best.metrics if best is not None else {}
     result = TrainingResult(
@@ -126,8 +149,12 @@ def conclude(run: Run, weights: WeightsStore, progress: Progress, steps: int) ->
         wer_before=progress.wer_before,
         wer_after=metrics.get("val_wer"),
         wer_last=progress.wer,
+        wer_words=None if words is None else words["wer"]["together"],
         hours=run.training.hours,
-        card=make_card(run, best.step if best is not None else steps, metrics, progress.wer_before),
+        card={
+            **make_card(run, best.step if best is not None else steps, metrics, progress.wer_before),
+            **({} if words is None else {"words": words}),
+        },
     )
     if result.wer_after is not None and result.wer_before is not None:
         run.reporter.say(f"WER {result.wer_before:.2%} → {result.wer_after:.2%} (step {result.best_step})")

@@ -22,6 +22,7 @@ from overtone.config import (
     OptimSettings,
     ScheduleSettings,
     Settings,
+    WordsSettings,
     check_settings,
     split_name,
 )
@@ -31,6 +32,7 @@ from overtone.startup import pause_garbage_collection
 from overtone.training.console import Reporter
 from overtone.training.data import read_ahead, read_training_set, read_validation_sets
 from overtone.training.model import add_adapter, give_back, load_base
+from overtone.training.optim import EVERYTHING, with_rate
 from overtone.training.plan import AdapterPlan, BasePlan, TrainingPlan, plan_training
 from overtone.training.prefix_cache.plan import plan_prefix
 from overtone.training.row_processes import start_row_processes
@@ -44,7 +46,8 @@ from overtone.training.run_folder import (
     plan_folder,
     process_rank,
 )
-from overtone.training.trainer import Machine, find_machine, lightning_precision, plan_length
+from overtone.training.trainer import Machine, RunLength, find_machine, lightning_precision, plan_length
+from overtone.training.words import make_word_part
 
 __all__ = ["TrainingResult", "run_training", "train"]
 
@@ -63,7 +66,8 @@ def train(
     strategy: ResidualAdd | None = None,
     max_steps: int = 1000,
     max_epochs: int | None = None,
-    learning_rate: float = 0.001,
+    learning_rate: float | Literal["auto"] = 0.001,
+    words: WordsSettings | Literal["auto", "off"] = "off",
     warmup_steps: int | None = None,
     weight_decay: float = 0.0,
     batch_size: int = 16,
@@ -82,6 +86,7 @@ def train(
     model: an AsrModel, or what `load_model` takes. kind: `LinearAdapter(dim=32)` unless given.
     start_from: an adapter to go on from, of the model or on disk; its form is taken where no other is given.
     output_dir: the run folder; `checkpoints/NAME-best` and `NAME-last` in it are adapter folders.
+    learning_rate: `auto` takes one by kind, steps and width. words: a word part too, `auto` of the transcripts alone.
     resume: go on where a run in that folder was cut off, if one was. save_nemo: also write adapted `.nemo` files.
     settings: everything else (augmentation, early stopping, …); the arguments above take precedence.
     """
@@ -91,7 +96,7 @@ def train(
         base.model,
         pretrained_model=None,
         nemo_model=source,
-        adapter=_adapter(adapter, save_nemo=save_nemo),
+        adapter=replace(_adapter(adapter, save_nemo=save_nemo), words=words),
         base_dropout=base_dropout,
         vocabulary_check=vocabulary_check,
         train_ds=_dataset(base.model.train_ds, train_manifest, batch_size, num_workers),
@@ -145,7 +150,7 @@ def _adapter(plan: AdapterPlan, *, save_nemo: bool) -> AdapterSettings:
 
 
 def _optimiser(
-    base: OptimSettings, learning_rate: float, weight_decay: float, warmup_steps: int | None
+    base: OptimSettings, learning_rate: float | Literal["auto"], weight_decay: float, warmup_steps: int | None
 ) -> OptimSettings:
     sched = base.sched if warmup_steps is None else replace(base.sched or ScheduleSettings(), warmup_steps=warmup_steps)
     return replace(base, lr=learning_rate, weight_decay=weight_decay, sched=sched)
@@ -216,6 +221,8 @@ def run_in_folder(
         training = read_training_set(model, plan, reporter)
         validation = read_validation_sets(model, plan, reporter)
         length = plan_length(plan.trainer, training.plan, processes=machine.processes, validates=bool(validation))
+        plan = choose_rate(plan, length, model)
+        words = make_word_part(plan, model, training, reporter)
         with give_back(model), keep_attention(model):
             choose_attention(model, plan.att_context_size, plan.attention)
             adapter = None
@@ -237,6 +244,7 @@ def run_in_folder(
                 machine=machine,
                 length=length,
                 reporter=reporter,
+                words=words,
                 start_from=None if adapter is None else adapter.card.get("start_from"),
                 prefix=plan_prefix(plan, model, adapter, machine=machine, length=length, cached_before=cached),
             )
@@ -250,6 +258,12 @@ def run_in_folder(
                 with pause_garbage_collection():
                     from overtone.training.loop import fit  # Lightning, imported beside the processes' first work
                 return fit(run, processes)
+
+
+def choose_rate(plan: TrainingPlan, length: RunLength, model: AsrModel) -> TrainingPlan:
+    """The plan with a learning rate where the settings leave it open."""
+    kind = plan.adapter.kind.name if plan.adapter is not None else "" if plan.starts_fresh else EVERYTHING
+    return replace(plan, optimiser=with_rate(plan.optimiser, kind=kind, steps=length.steps, width=model.encoder.width))
 
 
 @contextmanager
