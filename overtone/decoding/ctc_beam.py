@@ -38,8 +38,7 @@ class BeamDecoder:
         self.tokenizer = tokenizer
         self.seconds_per_frame = seconds_per_frame
         self.first_frame = first_frame
-        self.frames = 0
-        self.settled = 0
+        self.frames = self.settled = 0
         own = words + Words(boosts=(boosts,)) if boosts else words
         self.search = CtcSearch([own], tokenizer.size, settings or BeamSettings(), torch.device("cpu"))
 

@@ -13,7 +13,7 @@ from typing import IO, TypeVar
 import numpy as np
 
 from overtone.audio.decode import AudioDecoder, AudioLimits
-from overtone.decoding.decoder import BeamSettings, DecodingOptions
+from overtone.decoding.decoder import DecodingOptions
 from overtone.decoding.phrase_boost import BoostTree
 from overtone.errors import AdapterError, AudioError, UsageError
 from overtone.nets.prompt import AUTO
@@ -162,10 +162,7 @@ class RecognitionService:
         boosts, tokenizer = None, self.engine.model.tokenizer
         if request.boosts:
             boosts = await asyncio.to_thread(BoostTree, request.boosts, tokenizer)
-        beam = BeamSettings(width=max(BeamSettings().width, request.hypotheses))
-        decoding = DecodingOptions(
-            boosts=boosts, alternatives=request.hypotheses, beam=beam, language=self.told_language(request)
-        )
+        decoding = DecodingOptions(boosts=boosts, alternatives=request.hypotheses, language=self.told_language(request))
         call.ignored += decoding.ignored
         return decoding
 
