@@ -6,6 +6,7 @@ OvertoneError             exit code 2, one message, no traceback
 ├── DataError             manifests, transcripts, recordings
 ├── AudioError            audio that is malformed, of an unsupported kind, or past a limit
 ├── CheckpointError       model files: damaged, foreign, unsupported
+├── OutputError           outputs of a model that are not finite
 └── AdapterError          adapters: unknown, taken, misplaced, made for another base
 """
 
@@ -46,6 +47,10 @@ class AudioError(OvertoneError):
 
 class CheckpointError(OvertoneError):
     """A model file that cannot be read, or asks for something that is not supported."""
+
+
+class OutputError(OvertoneError):
+    """Outputs of a model that are not finite numbers: its weights, or those of an adapter, are damaged."""
 
 
 class AdapterError(OvertoneError):

@@ -15,7 +15,7 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -301,6 +301,14 @@ def first_existing(place: Path) -> Path:
     while not place.exists() and place != place.parent:
         place = place.parent
     return place
+
+
+def check_not_input(output: Path, inputs: Iterable[str | Path]) -> None:
+    """Raises UsageError where the output is the same file as one of the inputs, under whatever name."""
+    for given in inputs:
+        place = Path(given)
+        if place.resolve() == output.resolve() or (place.exists() and output.exists() and place.samefile(output)):
+            raise UsageError(f"The output {output} is an input as well; nothing was written. Choose another place.")
 
 
 def check_file(path: Path) -> None:

@@ -7,21 +7,18 @@ Legend: S samples.
 from __future__ import annotations
 
 import math
-import os
-import stat
 from collections import deque
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from overtone.audio.containers import FileView, Track
-from overtone.audio.kinds import HEADER_BYTES, MP3, kind_of, tag_bytes
-from overtone.audio.pcm import BLOCK, EMPTY, Block, Resampler, WavLayout, decode_samples, join_blocks, read_wav_layout
+from overtone.audio.held import hold
+from overtone.audio.pcm import EMPTY, Block, Resampler, join_blocks
+from overtone.audio.sources import Held, file_status, open_source
 from overtone.errors import AudioError, DataError
 
 Waveform = NDArray[np.float32]
@@ -30,14 +27,12 @@ Channels = tuple[int, ...]
 """Numbers of channels, from 0."""
 SAMPLE_RATE = 16_000
 """Hz; what models are trained with unless they say otherwise."""
-LONGEST_WAV_HEADER = 1 << 20
-"""Bytes before the samples of a WAV file; FFmpeg reads files with a longer header."""
 LOWEST_RATE = 1_000
 """Hz; a header of 1 Hz would make hours of a file of a megabyte."""
 
 
 def load_audio(
-    path: str | Path,
+    source: Any,
     *,
     offset: float = 0.0,
     duration: float | None = None,
@@ -46,19 +41,26 @@ def load_audio(
 ) -> NDArray[np.float32]:
     """The samples [S] of a recording in -1..1, channels averaged, at `sample_rate` Hz.
 
+    source: a path, or a recording in memory as `hold` takes it: the bytes of a file, an open file, samples with their
+    rate as (samples, rate), …; samples alone have `sample_rate`.
     offset, duration: seconds; only that part is read. A duration past the end stops at the end.
     channel: the number of one from 0, or of several whose mean is taken; None is all of them.
     16-bit samples are their integer / 32768, exactly, unless they are resampled.
-    Raises DataError, naming the path, for a file that is missing, not audio, silent of samples, or not finite.
+    Raises DataError, naming the path, for a file that is missing, not audio, silent of samples, or not finite;
+    UsageError for a source of another kind.
     """
-    with AudioReader(path, offset=offset, duration=duration, sample_rate=sample_rate, channel=channel) as reader:
+    with AudioReader(
+        hold(source, sample_rate), offset=offset, duration=duration, sample_rate=sample_rate, channel=channel
+    ) as reader:
         return reader.read()
 
 
-def audio_duration(path: str | Path) -> float:
+def audio_duration(path: str | Path | Held) -> float:
     """Seconds of sound in a file, counted. Raises DataError, naming the path, for one that is missing or not audio."""
+    if not isinstance(path, str | Path):
+        return _seconds_of(path)
     path = Path(path)
-    status = _status(path)
+    status = file_status(path)
     return _count_seconds(path, status.st_mtime_ns, status.st_size)
 
 
@@ -70,7 +72,7 @@ class AudioReader:
 
     def __init__(
         self,
-        path: str | Path,
+        path: str | Path | Held,
         *,
         offset: float = 0.0,
         duration: float | None = None,
@@ -81,7 +83,7 @@ class AudioReader:
 
         Raises DataError for a part that cannot be.
         """
-        self.path = Path(path)
+        self.path = Path(path) if isinstance(path, str | Path) else path
         self.offset = offset
         self.duration = duration
         self.sample_rate = sample_rate
@@ -194,121 +196,16 @@ class AudioReader:
         )
 
 
-class Source(Protocol):
-    """An open file of sound."""
-
-    def blocks(self, start: float = 0.0) -> Iterator[Block]:
-        """The samples from `start` seconds to the end. Raises AudioError."""
-
-    def seconds(self) -> float:
-        """Seconds of sound, counted. Raises AudioError."""
-
-
-class WavFile:
-    """A WAV file of plain samples. What its header says of their number is not believed past the file's end."""
-
-    def __init__(self, file: IO[bytes], layout: WavLayout) -> None:
-        self._file = file
-        self._layout = layout
-        there = file.seek(0, os.SEEK_END) - layout.first
-        size = there if layout.size is None else min(there, layout.size)
-        self._frames = max(0, size) // layout.frame_bytes
-
-    def blocks(self, start: float = 0.0) -> Iterator[Block]:
-        """The samples from `start` seconds to the end."""
-        layout = self._layout
-        frame = min(self._frames, round(start * layout.rate))
-        self._file.seek(layout.first + frame * layout.frame_bytes)
-        while frame < self._frames:
-            count = min(max(1, BLOCK // layout.channels), self._frames - frame)
-            data = self._file.read(count * layout.frame_bytes)
-            data = data[: len(data) - len(data) % layout.frame_bytes]
-            if not data:
-                return
-            yield Block(decode_samples(data, layout.coding).reshape(-1, layout.channels), layout.rate)
-            frame += count
-
-    def seconds(self) -> float:
-        """Seconds of sound in the file."""
-        return self._frames / self._layout.rate
-
-
-@contextmanager
-def open_source(path: Path) -> Iterator[Source]:
-    """The open file. AudioError becomes a DataError that names it."""
-    _status(path)
-    try:
-        with path.open("rb") as file:
-            source = _source(file)
-            try:
-                yield source
-            finally:
-                if isinstance(source, Track):
-                    source.close()
-    except AudioError as error:
-        reason = str(error).partition(" cannot be decoded: ")[2] or str(error)
-        raise _unreadable(path, reason) from error
-    except (OSError, MemoryError) as error:
-        raise _unreadable(path, getattr(error, "strerror", None) or str(error)) from error
-
-
-def _source(file: IO[bytes]) -> Source:
-    """The reader of a file, chosen by its first bytes."""
-    first, start = 0, file.read(HEADER_BYTES)
-    if start[:4] in (b"RIFF", b"RF64") and start[8:12] == b"WAVE":
-        layout = _wav_layout(file, start)
-        if layout is not None and layout.coding:
-            return WavFile(file, layout)
-    while skipped := tag_bytes(start):
-        first += skipped
-        file.seek(first)
-        start = file.read(HEADER_BYTES)
-    kind = kind_of(start) or (MP3 if first or start[:3] == b"ID3" else None)
-    if kind is None:
-        raise AudioError("nothing in its first bytes is known")
-    return Track(FileView(file, first, has_size=kind is not MP3), kind)
-
-
-def _wav_layout(file: IO[bytes], start: bytes) -> WavLayout | None:
-    """The layout of a WAV file, read as far as needed; None where its header is longer than ours are."""
-    start += file.read(4096 - len(start))
-    layout = read_wav_layout(start)
-    if layout is None:
-        start += file.read(LONGEST_WAV_HEADER - len(start))
-        layout = read_wav_layout(start)
-    if layout is None and len(start) < LONGEST_WAV_HEADER:
-        raise AudioError("it ends before its samples begin")
-    return layout
-
-
-def _status(path: Path) -> os.stat_result:
-    """The status of a file that is there and not empty. Raises DataError."""
-    try:
-        status = path.stat()
-    except (OSError, ValueError) as error:
-        if isinstance(error, FileNotFoundError | NotADirectoryError):
-            raise DataError(f"{path}: no such audio file. Check the path.") from error
-        raise _unreadable(path, getattr(error, "strerror", None) or str(error)) from error
-    if not stat.S_ISREG(status.st_mode):
-        raise DataError(f"{path}: not a file. Name an audio file.")
-    if status.st_size == 0:
-        raise DataError(f"{path}: the file is empty. Replace it or leave it out.")
-    return status
-
-
 @lru_cache(maxsize=4096)
 def _count_seconds(path: Path, changed: int, size: int) -> float:
     """Seconds of sound in a file that was changed at that time and has that size; both only tell versions apart."""
-    with open_source(path) as source:
+    return _seconds_of(path)
+
+
+def _seconds_of(place: Path | Held) -> float:
+    """Seconds of sound of a recording. Raises DataError."""
+    with open_source(place) as source:
         seconds = source.seconds()
     if seconds <= 0.0:
-        raise DataError(f"{path}: the recording holds no samples, or is cut short. Replace it or leave it out.")
+        raise DataError(f"{place}: the recording holds no samples, or is cut short. Replace it or leave it out.")
     return seconds
-
-
-def _unreadable(path: Path, reason: str) -> DataError:
-    reason = reason.rstrip(".")
-    return DataError(
-        f"{path}: cannot be read as audio ({reason[:1].lower()}{reason[1:]}). "
-        "Convert it to WAV, FLAC, Ogg (Vorbis, Opus), MP3, M4A or WebM, or leave it out."
-    )

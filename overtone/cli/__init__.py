@@ -39,7 +39,14 @@ CLOSED_PIPE = 141
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line (that of the process unless given) and return its exit code; never raises."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    code = answer(list(sys.argv[1:] if arguments is None else arguments))
+    if arguments is None:  # the process ends: nobody wants a traceback of an interrupt that comes now
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    return code
+
+
+def answer(words: Sequence[str]) -> int:
+    """Run a command line, report its errors, and return its exit code; never raises."""
     try:
         code = run(words)
         sys.stdout.flush()

@@ -20,7 +20,7 @@ from overtone.cli.arguments import (
 from overtone.cli.overrides import add_configuration, is_override, read_settings
 from overtone.cli.screen import note, progress_bar, results_console
 from overtone.errors import ConfigError, UsageError, did_you_mean
-from overtone.files import check_file
+from overtone.files import check_file, check_not_input
 from overtone.startup import fast_imports
 
 if TYPE_CHECKING:
@@ -61,9 +61,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    for path in report_files(arguments):
-        check_file(path)
     words = arguments.words
+    for path in report_files(arguments):
+        check_not_input(path, [*words, *(arguments.adapter or ())])
+        check_file(path)
     nemo_way = arguments.config_path or arguments.config_name or (words and all(map(is_override, words)))
     evaluation = by_settings(arguments) if nemo_way else by_words(arguments)
     show(evaluation, arguments)

@@ -65,6 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--http-port", type=port, default=9000, metavar="PORT", help="of HTTP; 0: any (default: 9000)")
     parser.add_argument("--language", default="en-US", metavar="TAG", help="language of the model (default: en-US)")
+    add_names(parser)
     add_security(parser)
     add_streams(parser)
     parser.add_argument(
@@ -95,6 +96,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_attention(parser)
 
 
+def add_names(parser: argparse.ArgumentParser) -> None:
+    """Options of names, hints and monitoring."""
+    parser.add_argument(
+        "--alias",
+        action="append",
+        type=alias,
+        default=[],
+        metavar="NAME=MODEL",
+        help="another name of a model, such as whisper-1=medical; may be given several times",
+    )
+    parser.add_argument(
+        "--prompt-boost",
+        type=number(at_least=0),
+        default=0.0,
+        metavar="BOOST",
+        help="makes the words in the prompt of OpenAI's requests likelier, by 4 for example (default: 0, not at all)",
+    )
+    parser.add_argument(
+        "--health-port",
+        type=port,
+        metavar="PORT",
+        help="of health and metrics alone, in clear and without client certificates; 0: any (default: none)",
+    )
+
+
 def add_security(parser: argparse.ArgumentParser) -> None:
     """Options of tokens, TLS and origins."""
     group = parser.add_argument_group("security")
@@ -114,7 +140,7 @@ def add_security(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="URL",
-        help="a web site whose pages may open realtime sessions (https://example.org); may be given several times",
+        help="a web site whose pages may use the server (https://example.org; * is all); may be given several times",
     )
 
 
@@ -143,6 +169,23 @@ def add_streams(parser: argparse.ArgumentParser) -> None:
         help="cache_aware: each chunk of a stream is computed once, with the model's own chunks and context in place "
         "of these; auto: that for models that were trained for it (default: auto)",
     )
+
+
+def alias(text: str) -> tuple[str, str]:
+    """Name and the model that it means."""
+    name, equals, model = text.partition("=")
+    if not equals or not name.strip() or not model.strip() or name.strip() == model.strip():
+        raise argparse.ArgumentTypeError(f"'{text}' is not of the form NAME=MODEL, such as whisper-1=medical")
+    return name.strip(), model.strip()
+
+
+def aliases_of(pairs: list[tuple[str, str]]) -> dict[str, str]:
+    """Aliases by name. Raises UsageError for a name that has two meanings."""
+    aliases: dict[str, str] = {}
+    for name, model in pairs:
+        if aliases.setdefault(name, model) != model:
+            raise UsageError(f"The alias '{name}' is given twice: '{aliases[name]}' and '{model}'. Leave one out.")
+    return aliases
 
 
 def context(text: str) -> tuple[float, float, float]:
@@ -214,10 +257,13 @@ def settings_of(arguments: argparse.Namespace) -> ServerSettings:
         model=arguments.model or ServerSettings().model,
         adapters=arguments.adapters,
         capacity=arguments.capacity,
+        aliases=aliases_of(arguments.alias),
+        prompt_boost=arguments.prompt_boost,
         language=arguments.language,
         host=arguments.host,
         grpc_port=arguments.grpc_port,
         http_port=arguments.http_port,
+        health_port=arguments.health_port,
         tokens=arguments.tokens,
         admin_token_file=arguments.admin_token_file,
         tls_certificate=arguments.tls_cert,
@@ -273,6 +319,8 @@ def note_addresses(server: Server, addresses: Addresses) -> None:
     note(f"{base} · adapters: {', '.join(usable[:8]) or 'none'}{more}")
     note(f"Riva gRPC  {addresses.grpc}")
     note(f"HTTP       {addresses.http}")
+    if addresses.health_port is not None:
+        note(f"Health     {addresses.health}")
     note(f"Page       {addresses.http}/")
     note(f"Try        curl {addresses.http}/v1/audio/transcriptions -F file=@recording.wav -F model={first}")
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from pathlib import Path
 
 from overtone.cli.arguments import (
     ADAPTER_HELP,
@@ -14,7 +16,7 @@ from overtone.cli.arguments import (
     attention_options,
 )
 from overtone.cli.screen import note, progress_bar, shares_terminal_with_results
-from overtone.errors import OvertoneError
+from overtone.errors import OvertoneError, UsageError
 from overtone.startup import fast_imports
 
 FORMATS = ("text", "jsonl", "srt", "vtt", "ctm")
@@ -33,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", default="fundamental", help="a .nemo file, a model folder, or a name (default: fundamental)"
     )
-    parser.add_argument("--adapter", metavar="NAME", help=ADAPTER_HELP)
+    parser.add_argument("--adapter", metavar="NAME", action="append", help=ADAPTER_HELP)
     parser.add_argument("--format", choices=FORMATS, default="text", help="of the output (default: text)")
     parser.add_argument("--output", "-o", metavar="PATH", help="file or folder to write; without it, the terminal")
     add_windows(parser)
@@ -51,10 +53,12 @@ def run(arguments: argparse.Namespace) -> int:
         from overtone.inference.transcribe import Transcriber
         from overtone.inference.writers import TranscriptWriter
 
+    adapter = one_adapter(arguments.adapter)
     recordings = [recording for group in find_recordings(arguments.paths) for recording in group]
     style = "json" if arguments.format == "jsonl" else arguments.format
+    inputs = [*arguments.paths, arguments.model, *(adapter or "").split("+"), *(each.path for each in recordings)]
     writer = TranscriptWriter(
-        style, output=arguments.output, several=len(recordings) > 1, inputs=[recording.path for recording in recordings]
+        style, output=arguments.output, several=len(recordings) > 1, inputs=list(filter(None, inputs))
     )
     model = load(
         arguments.model,
@@ -62,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
         decoder=arguments.decoder,
         **attention_options(arguments),
     )
-    choice = find_adapter(model, arguments.adapter)
+    choice = find_adapter(model, adapter)
     transcriber = Transcriber(
         model,
         window=arguments.window or None,
@@ -80,6 +84,8 @@ def run(arguments: argparse.Namespace) -> int:
             if result.hypothesis is None:
                 failed += 1
                 note(f"overtone: error: {result.error}")
+    if writer.written:
+        note(written_line(writer.written))
     if failed:
         note(f"{failed} of {len(recordings)} recordings could not be transcribed.")
     if failed < len(recordings):
@@ -87,3 +93,20 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.output:
         note(f"Nothing was written; {arguments.output} is as it was.")
     return OvertoneError.exit_code
+
+
+def one_adapter(given: list[str] | None) -> str | None:
+    """The choice of `--adapter`. Raises UsageError for several: a run has one."""
+    if given is not None and len(set(given)) > 1:
+        raise UsageError(
+            f"--adapter was given {len(given)} times ({', '.join(given)}), and a run has one. Join those that act "
+            "together by +; `overtone evaluate` compares several."
+        )
+    return given[0] if given else None
+
+
+def written_line(files: Sequence[Path]) -> str:
+    """A line that names the files that were written, of many the number and the first."""
+    if len(files) == 1:
+        return f"Written: {files[0]}"
+    return f"Written: {len(files)} files, the first is {files[0]}"

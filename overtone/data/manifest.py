@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,11 @@ def read_manifest(path: str | Path, *, need_text: bool = True, silence: bool = F
     lines = _lines(_content(path))
     if not lines:
         raise DataError(f"{path}: the manifest is empty. One JSON object a line is needed, such as {_EXAMPLE}")
+    return _read_lines(lines, path, need_text, silence)
+
+
+def _read_lines(lines: Sequence[tuple[int, Any]], path: Path, need_text: bool, silence: bool) -> list[Utterance]:
+    """The utterances of numbered lines. Raises DataError with all that cannot be used."""
     utterances, faults = [], []
     for number, line in lines:
         try:
@@ -95,6 +100,18 @@ def read_manifest(path: str | Path, *, need_text: bool = True, silence: bool = F
         listed = "".join(f"\n  {fault}" for fault in faults[:SHOWN])
         raise DataError(f"{len(faults)} of {len(lines)} lines of {path} cannot be used:{listed}{more}")
     return utterances
+
+
+def read_entries(
+    entries: Iterable[Mapping[str, Any]], manifest: Path, *, need_text: bool = True, silence: bool = False
+) -> list[Utterance]:
+    """Lines of a manifest that are in memory. The manifest, which need not exist, tells where paths start.
+
+    Raises DataError, as `read_manifest`.
+    """
+    return _read_lines(
+        [(number, dict(entry)) for number, entry in enumerate(entries, start=1)], manifest, need_text, silence
+    )
 
 
 def read_manifests(paths: str | Path | Sequence[str | Path], *, need_text: bool = True) -> list[Utterance]:

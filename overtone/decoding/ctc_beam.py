@@ -15,6 +15,7 @@ from overtone.decoding.decoder import BeamSettings, Emissions, Flags
 from overtone.decoding.fusion import NO_WORDS, Words
 from overtone.decoding.hypothesis import Hypothesis, shift
 from overtone.decoding.phrase_boost import BoostTree
+from overtone.errors import OutputError
 from overtone.tokenizers import Tokenizer
 
 
@@ -43,9 +44,13 @@ class BeamDecoder:
         self.search = CtcSearch([own], tokenizer.size, settings or BeamSettings(), torch.device("cpu"))
 
     def push(self, emissions: Emissions) -> None:
-        """Search the next T frames, log-probabilities [T, V+1] float32, blank last."""
+        """Search the next T frames, log-probabilities [T, V+1] float32, blank last. Raises OutputError for NaN."""
         if not len(emissions):
             return
+        if np.isnan(emissions).any():
+            raise OutputError(
+                f"The outputs of the model are not finite (frame {self.first_frame + self.frames} or later)."
+            )
         frames = torch.from_numpy(np.ascontiguousarray(emissions)).unsqueeze(0)
         self.search.push(frames, torch.tensor([len(emissions)]))
         self.frames += len(emissions)

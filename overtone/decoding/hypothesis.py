@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from overtone.errors import OutputError
 from overtone.tokenizers import WORD_BOUNDARY, Tokenizer
 
 MARK = re.compile(f"{WORD_BOUNDARY}?<(EOU|EOB|[a-z]{{2,3}}-[A-Z]{{2}})>")
@@ -97,8 +99,11 @@ def make_hypothesis(
     """The reading of tokens whose frames are known.
 
     spans: encoder frames of each token, first and one past the last. probabilities: of each token, in 0…1. A word
-    lasts from its first token's first frame to the end of its last token.
+    lasts from its first token's first frame to the end of its last token. Raises OutputError where the score is not
+    finite.
     """
+    if not math.isfinite(score):
+        raise OutputError(f"The outputs of the model are not finite (score {score}).")
     said = tuple(ids), tuple(spans)
     found = {index: name for index, piece in enumerate(tokenizer.pieces(ids)) if (name := mark_name(piece))}
     marks = tuple(Mark(name=name, time=round(spans[index][0] * seconds_per_frame, 3)) for index, name in found.items())

@@ -11,8 +11,9 @@ from pathlib import Path
 from overtone.data.manifest import Utterance, read_manifest
 from overtone.errors import DataError, UsageError
 from overtone.evaluation.results import Difference, Evaluation, Result, UtteranceResult
+from overtone.inference.choices import Choice, refuse_selection, resolve_choice
 from overtone.inference.recordings import recordings_of
-from overtone.inference.transcribe import Choice, Transcriber, refuse_selection, resolve_choice
+from overtone.inference.transcribe import Transcriber
 from overtone.inference.windows import OVERLAP_SECONDS, WINDOW_SECONDS
 from overtone.models.asr_model import AsrModel
 from overtone.models.attention import attention_text

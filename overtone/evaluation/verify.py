@@ -15,9 +15,9 @@ from torch import Tensor
 from overtone.adapters.adapter_set import FILE_CHOICE
 from overtone.audio.load import load_audio
 from overtone.data.manifest import read_manifest
-from overtone.errors import UsageError
+from overtone.errors import OutputError, UsageError
+from overtone.inference.choices import resolve_choice
 from overtone.inference.recordings import find_recordings, recordings_of
-from overtone.inference.transcribe import Paths, resolve_choice
 from overtone.models.asr_model import AsrModel
 from overtone.nets.layers import valid_frames
 
@@ -109,7 +109,7 @@ class Verification:
         return {"passed": self.passed, **dataclasses.asdict(self)}
 
 
-def verify(model: AsrModel, audio: Paths | None = None, *, adapters: Sequence[str] | None = None) -> Verification:
+def verify(model: AsrModel, audio: Any | None = None, *, adapters: Sequence[str] | None = None) -> Verification:
     """Check every adapter of the model, or the chains that are named, on the audio, or on embedded prompts.
 
     Everything is computed in float32. Raises UsageError where there is no adapter, AdapterError for an unknown one,
@@ -137,7 +137,7 @@ def verify(model: AsrModel, audio: Paths | None = None, *, adapters: Sequence[st
     )
 
 
-def hear(model: AsrModel, audio: Paths | None) -> tuple[list[str], Tensor, Tensor]:
+def hear(model: AsrModel, audio: Any | None) -> tuple[list[str], Tensor, Tensor]:
     """Load the beginning of a few recordings: their names, waveforms [B, S], lengths [B].
 
     Raises UsageError for a recording that is not there.
@@ -153,7 +153,7 @@ def hear(model: AsrModel, audio: Paths | None) -> tuple[list[str], Tensor, Tenso
     waveforms = [
         torch.from_numpy(
             load_audio(
-                recording.path,
+                recording.source,
                 offset=recording.offset,
                 duration=min(SECONDS, recording.duration or SECONDS),
                 sample_rate=model.sample_rate,
@@ -196,9 +196,16 @@ class Stage:
             return self.compute(self.waveforms[row : row + 1], self.lengths[row : row + 1])[0]
 
     def texts(self, choice: str | None) -> list[str]:
-        """The text of each row with the adapters of the choice."""
+        """The text of each row with the adapters of the choice, no text where the output is not finite."""
         with self.model.adapters.use(choice):
-            return [hypothesis.text for hypothesis in self.model.transcribe(self.waveforms, self.lengths)]
+            alignments = self.model.align(self.waveforms, self.lengths)
+        texts = []
+        for alignment in alignments:
+            try:
+                texts.append(self.model.head.read(alignment).text)
+            except OutputError:
+                texts.append("")
+        return texts
 
 
 def tensors_digest(model: AsrModel) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from overtone.audio.load import Channels
-from overtone.data.manifest import Utterance, read_manifest
+from overtone.audio.held import TAKEN, hold, is_sound
+from overtone.audio.load import SAMPLE_RATE, Channels
+from overtone.audio.sources import Held
+from overtone.data.manifest import AUDIO_KEYS, Utterance, read_entries, read_manifest
 from overtone.errors import UsageError
 
 AUDIO_SUFFIXES = frozenset(
@@ -48,6 +51,9 @@ class Recording:
     duration: float | None = None
     """Seconds; None is everything after `offset`."""
 
+    held: Held | None = None
+    """The recording itself, where it is in memory; `path` is then its name alone."""
+
     channel: Channels | None = None
     """Numbers from 0 of the channels whose mean is meant; None is all of them."""
 
@@ -60,17 +66,54 @@ class Recording:
     problem: str | None = None
     """The reason why there is nothing to read here, known before trying (a folder without audio)."""
 
+    @property
+    def source(self) -> Path | Held:
+        """The recording in memory, or its file."""
+        return self.path if self.held is None else self.held
 
-def find_recordings(paths: str | Path | Sequence[str | Path]) -> list[list[Recording]]:
-    """The recordings of each path: one for a file, all below a folder sorted by path, all lines of a manifest.
 
+def find_recordings(sources: Any, *, sample_rate: int = SAMPLE_RATE) -> list[list[Recording]]:
+    """The recordings of each source: one for a file, all below a folder sorted by path, all lines of a manifest.
+
+    sources: one or several of `overtone.audio.held.TAKEN`. sample_rate: Hz of samples that come without a rate.
     A missing file is a recording that fails when it is read, so that the others go on.
-    Raises UsageError for no path at all, DataError for a manifest that cannot be used.
+    Raises UsageError for no source at all and for what is none, DataError for a manifest that cannot be used.
     """
-    given = [paths] if isinstance(paths, str | Path) else list(paths)
+    if is_sound(sources):
+        given = [sources]
+    elif isinstance(sources, Iterable):
+        given = list(sources)
+    else:
+        raise UsageError(f"A {type(sources).__name__} is no recording; allowed is {TAKEN}.")
     if not given:
         raise UsageError("Nothing to transcribe: give audio files, folders or a manifest.")
-    return [_recordings_at(Path(path)) for path in given]
+    return tell_apart([_recordings_of(source, number, sample_rate) for number, source in enumerate(given, start=1)])
+
+
+def tell_apart(found: Sequence[Sequence[Recording]]) -> list[list[Recording]]:
+    """The same recordings; files that share a name are named with as many of their folders as tell them apart."""
+    files: dict[str, dict[Path, Path]] = {}
+    for recording in (recording for group in found for recording in group):
+        files.setdefault(recording.name, {})[recording.path] = recording.path.resolve()
+    names: dict[tuple[str, Path], str] = {}
+    for name, places in files.items():
+        parts = 1
+        whole = set(places.values())
+        while len(whole) > 1 and len({place.parts[-parts:] for place in whole}) < len(whole):
+            parts += 1
+        for path, place in places.items():
+            names[name, path] = name if len(whole) == 1 else "/".join(place.parts[-parts:]).lstrip("/")
+    return [[replace(each, name=names[each.name, each.path]) for each in group] for group in found]
+
+
+def _recordings_of(source: Any, number: int, sample_rate: int) -> list[Recording]:
+    """The recordings of one source; number: its place among all, from 1."""
+    if isinstance(source, Mapping) and any(isinstance(source.get(key), str) for key in AUDIO_KEYS):
+        return recordings_of(read_entries([source], Path(), need_text=False))
+    held = hold(source, sample_rate, name=f"recording {number}")
+    if isinstance(held, Path):
+        return _recordings_at(held)
+    return [Recording(path=Path(str(held)), name=str(held), held=held)]
 
 
 def recordings_of(utterances: Iterable[Utterance]) -> list[Recording]:

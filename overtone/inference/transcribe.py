@@ -10,14 +10,14 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from overtone.adapters.adapter_set import FILE_CHOICE
 from overtone.audio.load import AudioReader, Waveform, audio_duration
 from overtone.data.manifest import length_problem
 from overtone.decoding.decoder import Alignment
 from overtone.decoding.hypothesis import Hypothesis
-from overtone.errors import DataError, OvertoneError, UsageError
+from overtone.errors import DataError, OutputError, OvertoneError, UsageError
+from overtone.inference.choices import Choice, check_weights, refuse_selection, resolve_choice
 from overtone.inference.recordings import Recording, find_recordings
 from overtone.inference.rows import RowThreads
 from overtone.inference.windows import OVERLAP_SECONDS, WINDOW_SECONDS, Window, join_windows, plan_windows
@@ -25,10 +25,6 @@ from overtone.models.asr_model import AsrModel, Backend
 from overtone.nets.layers import pad_rows
 
 __all__ = ["Recording", "Transcriber", "Transcription", "transcribe"]
-
-Paths = str | Path | Sequence[str | Path]
-Choice = str | None
-"""None is the base, "a" an adapter, "a+b" a chain of them, "@file" what the model's own file had enabled."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -68,7 +64,7 @@ class Transcription:
 
 def transcribe(
     model: AsrModel,
-    paths: Paths,
+    paths: Any,
     *,
     adapter: Choice | Sequence[Choice] = None,
     batch_seconds: float | None = None,
@@ -139,7 +135,7 @@ class Transcriber:
         self.window_frames = None if window is None else max(2, int(window / self.seconds_per_frame))
         self.overlap_frames = int(overlap / self.seconds_per_frame)
 
-    def transcribe(self, paths: Paths, *, adapter: Choice | Sequence[Choice] = None) -> list[Hypothesis]:
+    def transcribe(self, paths: Any, *, adapter: Choice | Sequence[Choice] = None) -> list[Hypothesis]:
         """All hypotheses in order; raises DataError at the first recording that cannot be read."""
         hypotheses = []
         for result in self.stream(paths, adapter=adapter):
@@ -150,14 +146,16 @@ class Transcriber:
 
     def stream(
         self,
-        paths: Paths,
+        paths: Any,
         *,
         adapter: Choice | Sequence[Choice] = None,
         progress: Callable[[float, float], None] | None = None,
     ) -> Iterator[Transcription]:
         """Results in order, each as soon as it is known.
 
-        paths: files, folders (searched for audio at any depth), manifests (.json, .jsonl, .manifest).
+        paths: files, folders (searched for audio at any depth), manifests (.json, .jsonl, .manifest), and recordings
+        in memory: samples [S] or [S, C] as arrays or tensors (at the model's rate, or with theirs as (samples, rate)),
+        bytes of files, open files, Hugging Face's dictionaries, lines of a manifest as dictionaries; one or several.
         adapter: one choice for all, or a list with one for each of `paths`.
         progress: called with the seconds of audio that are done, and of all.
         Raises AdapterError for an unknown adapter, UsageError for a list that does not fit and where a `use` block
@@ -165,7 +163,7 @@ class Transcriber:
         """
         if adapter is None:
             refuse_selection(self.model)
-        found = find_recordings(paths)
+        found = find_recordings(paths, sample_rate=self.sample_rate)
         if adapter is None or isinstance(adapter, str):
             adapters: list[Choice] = [adapter] * len(found)
         else:
@@ -226,7 +224,7 @@ class Transcriber:
             try:
                 if self.model.languages:
                     job.language = self.model.check_language(self.language or recording.language)
-                rest = audio_duration(recording.path) - recording.offset
+                rest = audio_duration(recording.source) - recording.offset
                 job.duration = rest
                 if recording.duration is not None:
                     job.duration = recording.duration
@@ -284,7 +282,7 @@ class Transcriber:
             if job.reader is None:
                 part = job.recording
                 job.reader = AudioReader(
-                    part.path,
+                    part.source,
                     offset=part.offset,
                     duration=part.duration,
                     sample_rate=self.sample_rate,
@@ -330,7 +328,12 @@ class Transcriber:
         found = [alignment for alignment in job.alignments if alignment is not None]
         alignment = found[0] if len(found) == 1 else join_windows(job.windows, found)
         job.alignments = []
-        hypothesis = self.model.heads[self.decoder].read(alignment)
+        try:
+            hypothesis = self.model.heads[self.decoder].read(alignment)
+        except OutputError as error:
+            check_weights(self.model, job.chain)
+            message = f"{job.recording.path}: {error}"
+            return Transcription(recording=job.recording, adapter=job.adapter, duration=0.0, error=message)
         return Transcription(recording=job.recording, adapter=job.adapter, duration=job.duration, hypothesis=hypothesis)
 
 
@@ -361,24 +364,6 @@ class _Task:
     job: _Job
     index: int
     seconds: float
-
-
-def refuse_selection(model: AsrModel) -> None:
-    """Raises UsageError where a `use` block around the caller has adapters act, and `adapter` was not given."""
-    selection = model.adapters.selection
-    if selection is not None and not selection.is_base:
-        names = "+".join(selection.chain) or "another adapter for each row"
-        raise UsageError(
-            f"A `use` block has {names} act, and `adapter` was not given, which means the base. Name the adapter here, "
-            "as adapter=…, or leave the block; inside it, [None] for each path is the base."
-        )
-
-
-def resolve_choice(model: AsrModel, choice: Choice) -> Choice:
-    """The chain of names behind a choice, None for the base. Raises AdapterError for an unknown name."""
-    chain = "+".join(model.adapters.file_choice) if choice == FILE_CHOICE else choice
-    with model.adapters.use(chain or None):
-        return chain or None
 
 
 def _one_ahead(reader: Executor, load: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -10,7 +11,7 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from overtone.errors import UsageError, did_you_mean
-from overtone.files import check_file, check_folder, write_failure
+from overtone.files import check_file, check_folder, check_not_input, write_failure
 from overtone.inference.captions import captions, ctm, srt, vtt
 from overtone.inference.recordings import AUDIO_SUFFIXES
 from overtone.inference.transcribe import Transcription
@@ -55,10 +56,11 @@ def json_line(result: Transcription) -> str:
     return json.dumps(entry, ensure_ascii=False) + "\n"
 
 
-def render(result: Transcription, style: str, *, with_name: bool = False) -> str:
+def render(result: Transcription, style: str, *, with_name: bool = False, ctm_name: str | None = None) -> str:
     """Write one recording in one of FORMATS; an error is a JSON line with `error`, and nothing in the others.
 
-    with_name: text lines begin with the recording's name and a tab.
+    with_name: text lines begin with the recording's name and a tab. ctm_name: of the file in CTM, unless it is the
+    recording's own.
     """
     if style == "json":
         return json_line(result)
@@ -66,7 +68,9 @@ def render(result: Transcription, style: str, *, with_name: bool = False) -> str
         return ""
     hypothesis, recording = result.hypothesis, result.recording
     if style == "ctm":
-        return ctm(str(PurePosixPath(recording.name).with_suffix("")), hypothesis.words, offset=recording.offset)
+        file = ctm_name or str(PurePosixPath(recording.name).with_suffix(""))
+        channel = "1" if recording.channel is None else "+".join(str(number + 1) for number in recording.channel)
+        return ctm(file, hypothesis.words, channel=channel, offset=recording.offset)
     if style == "srt":
         return srt(captions(hypothesis.words))
     if style == "vtt":
@@ -103,6 +107,9 @@ class TranscriptWriter:
             )
         self.style = style
         self.output = None if output is None else Path(output)
+        is_folder = output is not None and str(output).endswith(("/", os.sep))
+        self._names: dict[str, tuple[Path, set[object]]] = {}
+        """Names in CTM, and what they stand for."""
         self.several = several
         self.written: list[Path] = []
         self._stream: TextIO | None = None
@@ -112,11 +119,10 @@ class TranscriptWriter:
             raise UsageError(f"Several recordings as {style} need a folder to be written to, one file for each.")
         if self.output is not None and self.output.suffix.lower() in AUDIO_SUFFIXES:
             raise UsageError(f"The output {self.output} is named like audio; nothing was written.")
-        if self.output is not None and self.output.is_file() and self.output.resolve() in map(_resolve, inputs):
-            raise UsageError(f"The output {self.output} is an input as well; nothing was written.")
-        if self.output is not None and self.output.is_dir() and style in STREAMED:
+        if self.output is not None and (is_folder or self.output.is_dir()) and style in STREAMED:
             self.output = self.output / f"transcripts{STREAMED[style]}"
         if self.output is not None:
+            check_not_input(self.output, inputs)
             (check_file if self._is_one_file() else check_folder)(self.output)
 
     def __enter__(self) -> TranscriptWriter:
@@ -130,7 +136,7 @@ class TranscriptWriter:
 
     def write(self, result: Transcription) -> None:
         """Add one result. Raises UsageError where the output cannot be written."""
-        text = render(result, self.style, with_name=self.several)
+        text = render(result, self.style, with_name=self.several, ctm_name=self._ctm_name(result))
         if self.output is None:
             sys.stdout.write(text)
             sys.stdout.flush()
@@ -163,6 +169,22 @@ class TranscriptWriter:
             number += 1
         return place
 
+    def _ctm_name(self, result: Transcription) -> str:
+        """The name of the recording's file in CTM, its own: stretches and channels of one file share it.
+
+        A stretch that comes twice has two, or its words would lie side by side.
+        """
+        recording = result.recording
+        stem, number = str(PurePosixPath(recording.name).with_suffix("")), 1
+        stretch = (recording.offset, recording.duration, recording.channel)
+        while True:
+            name = stem if number == 1 else f"{stem}-{number}"
+            path, stretches = self._names.setdefault(name, (recording.path, set()))
+            if path == recording.path and stretch not in stretches:
+                stretches.add(stretch)
+                return name
+            number += 1
+
     def _put(self, file: TextIO, text: str) -> None:
         try:
             file.write(text)
@@ -178,7 +200,3 @@ class TranscriptWriter:
             raise UsageError(write_failure(path, error)) from error
         self.written.append(path)
         return file
-
-
-def _resolve(path: str | Path) -> Path:
-    return Path(path).resolve()

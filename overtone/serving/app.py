@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 import secrets
 import time
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
@@ -44,9 +47,7 @@ def build_app(requests: HttpRequests, observer: Observer) -> ASGIApp:
     routes: list[BaseRoute] = [
         *Page(requests.settings.language, otherwise=pages.index).routes(),
         Route("/openapi.json", pages.openapi),
-        Route("/v1/health/live", pages.live),
-        Route("/v1/health/ready", pages.ready),
-        Route("/v1/metrics", pages.metrics),
+        *health_routes(pages),
         Route("/v1/models", models.list),
         Route("/v1/models/{name:path}", models.retrieve),
         Route("/v1/audio/transcriptions", Transcriptions(requests).create, methods=["POST"]),
@@ -60,13 +61,45 @@ def build_app(requests: HttpRequests, observer: Observer) -> ASGIApp:
         Route(f"{adapter}/load", admin.load, methods=["POST"]),
         Route(f"{adapter}/unload", admin.unload, methods=["POST"]),
     ]
+    return observed_app(routes, observer, middleware=cors(requests.settings.origins))
+
+
+def build_health_app(requests: HttpRequests, observer: Observer) -> ASGIApp:
+    """Application of health and metrics alone, for a port of their own."""
+    return observed_app(health_routes(Pages(requests, observer)), observer)
+
+
+def health_routes(pages: Pages) -> list[BaseRoute]:
+    """Routes of health and metrics."""
+    return [
+        Route("/v1/health/live", pages.live),
+        Route("/v1/health/ready", pages.ready),
+        Route("/v1/metrics", pages.metrics),
+    ]
+
+
+def observed_app(routes: list[BaseRoute], observer: Observer, *, middleware: Sequence[Middleware] = ()) -> ASGIApp:
+    """Application of these routes, whose errors have OpenAI's form."""
     handlers: dict[Any, Any] = {
         HTTPException: answer_routing_error,
         ClientDisconnect: answer_gone,
         OvertoneError: answer_error,
         Exception: answer_error,
     }
-    return ObservedApp(Starlette(routes=routes, exception_handlers=handlers), observer, routes)
+    return ObservedApp(Starlette(routes=routes, exception_handlers=handlers, middleware=middleware), observer, routes)
+
+
+def cors(origins: Collection[str]) -> list[Middleware]:
+    """Middleware that lets pages of these web sites read answers; `*` is any site."""
+    if not origins:
+        return []
+    options: dict[str, Any] = {
+        "allow_origins": sorted(origins),
+        "allow_methods": METHODS,
+        "allow_headers": ["*"],
+        "expose_headers": ["X-Request-Id", "Retry-After"],
+    }
+    return [Middleware(CORSMiddleware, **options)]
 
 
 class Pages:
@@ -142,7 +175,8 @@ class ObservedApp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
             return
-        call, request_id = Call(method=""), f"req_{secrets.token_hex(12)}"
+        client = scope.get("client") or ()
+        call, request_id = Call(method="", connection=":".join(map(str, client))), f"req_{secrets.token_hex(12)}"
         call.code = ""
         scope["state"] = {**scope.get("state", {}), "call": call}
         began = time.monotonic()

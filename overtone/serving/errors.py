@@ -20,6 +20,8 @@ from typing import Literal
 
 from overtone.errors import OvertoneError
 
+NO_NUMBERS = "The computation of this request did not give numbers (NaN), so that no answer can be believed."
+
 
 class RequestError(OvertoneError):
     """The request is malformed, or asks for something that is not allowed. param: the field, where it is known."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 from collections.abc import Callable, Iterator
@@ -14,7 +13,6 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from overtone.serving.adapter_store.store import AdapterStore
-from overtone.serving.auth.guard import Guard
 from overtone.serving.engine.engine import Engine
 from overtone.serving.recognition.request import Call
 
@@ -50,8 +48,10 @@ STORE_GAUGES = {
 class Observer:
     """Counts and logs every call at its end. The interface, `riva` or `http`, is their label `door`."""
 
-    def __init__(self, engine: Engine, store: AdapterStore, guard: Guard) -> None:
-        self.guard = guard
+    def __init__(self, engine: Engine, store: AdapterStore) -> None:
+        self.store = store
+        self.used: set[str] = set()
+        """Adapters that calls have used and that are not known to be gone."""
         self.registry = CollectorRegistry()
         self.calls = Counter(
             "overtone_requests", "Calls that have ended", ["door", "method", "code"], registry=self.registry
@@ -74,17 +74,16 @@ class Observer:
         return partial(self.ended, interface)
 
     def ended(self, interface: str, call: Call, request_id: str = "") -> None:
-        """Count, charge and log a call. Riva's requests are charged here; HTTP has charged its own before."""
-        counted = int(interface == "riva" and call.method in ("Recognize", "StreamingRecognize"))
-        self.guard.charge(call.tenant, requests=counted, audio_seconds=call.audio_seconds)
+        """Count and log a call."""
         self.calls.labels(interface, call.method, call.code).inc()
         self.seconds.labels(interface, call.method).observe(call.seconds)
         self.audio.labels(interface).inc(call.audio_seconds)
         succeeded = call.code in SUCCESSES
         for name in call.adapter.split("+") if succeeded and call.adapter else ():
             self.adapters.labels(name).inc()
+            self.used.add(name)
         quiet = succeeded and call.method in QUIET
-        facts = {"door": interface, **dataclasses.asdict(call), **({"request_id": request_id} if request_id else {})}
+        facts = {"door": interface, **call.facts(), **({"request_id": request_id} if request_id else {})}
         LOG.log(
             logging.DEBUG if quiet else logging.INFO,
             "%s %s %s %.3f s",
@@ -96,7 +95,10 @@ class Observer:
         )
 
     def text(self) -> bytes:
-        """Metrics in the format of Prometheus."""
+        """Metrics in the format of Prometheus, without those of adapters that are gone."""
+        for name in self.used - self.store.names():
+            self.used.discard(name)
+            self.adapters.remove(name)
         return generate_latest(self.registry)
 
 

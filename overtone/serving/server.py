@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 
 from overtone.checkpoints.load import load_model
@@ -19,7 +20,7 @@ from overtone.errors import UsageError
 from overtone.inference.rows import one_thread, use_one_thread
 from overtone.models.asr_model import AsrModel
 from overtone.serving.adapter_store.store import AdapterStore
-from overtone.serving.app import build_app
+from overtone.serving.app import build_app, build_health_app
 from overtone.serving.auth.guard import Guard, read_admin_token, read_tokens
 from overtone.serving.auth.tls import read_keys
 from overtone.serving.engine.engine import Engine
@@ -46,10 +47,16 @@ class Addresses:
     grpc_port: int
     http_port: int
     tls: bool
+    health_port: int | None = None
+    """Port of health and metrics alone, where there is one."""
 
     @property
     def http(self) -> str:
         return f"{'https' if self.tls else 'http'}://{bracket(self.host)}:{self.http_port}"
+
+    @property
+    def health(self) -> str:
+        return f"http://{bracket(self.host)}:{self.health_port}"
 
     @property
     def grpc(self) -> str:
@@ -91,24 +98,43 @@ class Server:
             language=settings.language,
             limits=settings.limits,
             profanities=settings.profanities,
+            aliases=settings.aliases,
         )
-        self.observer = Observer(self.engine, self.store, self.guard)
+        self.observer = Observer(self.engine, self.store)
         self.requests = HttpRequests(self.service, settings)
         self.riva: RivaServer | None = None
         self.http: HttpServer | None = None
+        self.health: HttpServer | None = None
 
     async def start(self) -> Addresses:
-        """Listen on both ports. Raises UsageError where one cannot be had; none is open then."""
+        """Listen on all ports. Raises UsageError where one cannot be had; none is open then."""
         settings = self.settings
         self.http = HttpServer(build_app(self.requests, self.observer), settings)
         self.riva = RivaServer(self.service, settings, keys=self.keys, on_call=self.observer.at("riva"))
-        http_port = await self.http.start()
-        try:
+        async with AsyncExitStack() as opened:
+            http_port = await self.http.start()
+            opened.push_async_callback(self.http.stop)
+            health_port = None
+            if settings.health_port is not None:
+                plain = replace(
+                    settings,
+                    http_port=settings.health_port,
+                    tls_certificate=None,
+                    tls_key=None,
+                    client_authority=None,
+                )
+                self.health = HttpServer(build_health_app(self.requests, self.observer), plain)
+                health_port = await self.health.start()
+                opened.push_async_callback(self.health.stop)
             grpc_port = await self.riva.start()
-        except BaseException:
-            await self.http.stop()
-            raise
-        return Addresses(host=settings.host, grpc_port=grpc_port, http_port=http_port, tls=self.keys is not None)
+            opened.pop_all()
+        return Addresses(
+            host=settings.host,
+            grpc_port=grpc_port,
+            http_port=http_port,
+            tls=self.keys is not None,
+            health_port=health_port,
+        )
 
     async def stop(self, grace: float | None = None) -> bool:
         """Take nothing new, and finish running requests within `grace` seconds. Returns whether all were finished."""
@@ -120,6 +146,8 @@ class Server:
             idle, calls_finished = await asyncio.gather(self.requests.idle(left), self.riva.stop(left))
             drained = await asyncio.to_thread(self.engine.drain, max(0.0, ends - time.monotonic()))
             await self.http.stop()
+            if self.health is not None:
+                await self.health.stop()
             finished = idle and calls_finished and drained
         return finished
 
@@ -181,7 +209,7 @@ async def run(server: Server, started: Callable[[Server, Addresses], None], *, k
 
 
 def listen_to_signals(ending: asyncio.Event) -> None:
-    """Set the event at the first signal; the second one ends the process as if nobody listened."""
+    """Set the event at the first signal; the second one ends the process at once, and without a traceback."""
     if threading.current_thread() is not threading.main_thread():
         return
     loop = asyncio.get_running_loop()
@@ -189,8 +217,8 @@ def listen_to_signals(ending: asyncio.Event) -> None:
 
     def end() -> None:
         ending.set()
-        for number in signals:
-            loop.remove_signal_handler(number)
+        for number in signals:  # the loop gives them back to Python when it closes
+            signal.signal(number, signal.SIG_DFL)
 
     for number in signals:
         loop.add_signal_handler(number, end)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +24,8 @@ class ServerSettings:
     """Adapters of the folder in the model at a time; the least recently used makes way."""
     base: str = ""
     """Name of the base in requests; the model's own, or `base`, unless given."""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Other names of models in requests (`whisper-1`), with the models that they mean (`medical`)."""
     language: str = "en-US"
     """Language of the model, as a BCP-47 tag."""
     profanities: frozenset[str] = PROFANITIES
@@ -33,6 +36,8 @@ class ServerSettings:
     """Port of Riva's gRPC interface; 0 takes any free port."""
     http_port: int = 9000
     """Port of HTTP and WebSockets; 0 takes any free port."""
+    health_port: int | None = None
+    """Port of health and metrics alone, without TLS and client certificates; None opens none, 0 takes any free one."""
     tokens: Path | None = None
     """A file of tenants and the hashes of their tokens (`auth.guard.read_tokens`); None asks for no tokens."""
     admin_token_file: Path | None = None
@@ -43,7 +48,7 @@ class ServerSettings:
     client_authority: Path | None = None
     """PEM; clients must show a certificate that this authority signed."""
     origins: frozenset[str] = frozenset()
-    """Web sites (`https://example.org`) whose pages may open realtime sessions besides the server's own."""
+    """Web sites (`https://example.org`) whose pages may use the HTTP interface besides the server's own; `*` is all."""
     prompt_boost: float = 0.0
     """Boost of the words in a `prompt` of OpenAI's interfaces; 0 leaves it without effect."""
     compute_dtype: str = "auto"
@@ -56,7 +61,7 @@ class ServerSettings:
     max_adapter_bytes: int = 64 * 2**20
     """Bytes of an uploaded archive."""
     max_calls: int = 1024
-    """gRPC calls at a time; more are refused with RESOURCE_EXHAUSTED."""
+    """gRPC calls at a time, those of health left out; more are refused with RESOURCE_EXHAUSTED."""
     max_requests: int = 256
     """HTTP transcriptions and realtime sessions at a time; more are refused with 429."""
     max_connections: int = 2048
@@ -65,6 +70,10 @@ class ServerSettings:
     """Time after which an HTTP transcription is given up with 504."""
     idle_seconds: float = 300.0
     """Time after which a stream, or the body of a request, that sends nothing is ended."""
+    message_seconds: float = 120.0
+    """Time for the one message of a gRPC call: the recording."""
+    opening_seconds: float = 20.0
+    """Time for the head of an HTTP request, a TLS handshake, and the first message of a gRPC stream."""
     poll_seconds: float = 1.0
     """Time between two looks at the folder of adapters."""
     grace_seconds: float = 30.0

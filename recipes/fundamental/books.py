@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-LONGEST_SENTENCE = 15
+LONGEST_SENTENCE = 24
 """Words."""
 
 TITLES = {"Mr.": "mister", "Mrs.": "missus", "Dr.": "doctor", "St.": "saint", "Messrs.": "messieurs"}
@@ -43,7 +43,7 @@ def clauses(sentence: str) -> Iterator[list[str]]:
 
 
 def sentences(path: Path, generator: random.Random) -> Iterator[str]:
-    """Sentences of 1 to 15 words; long ones are cut between clauses, at a limit drawn for each piece."""
+    """Sentences of 1 to 24 words; long ones are cut between clauses, at a limit drawn for each piece."""
     for sentence in SENTENCE_END.split(read_prose(path))[FIRST_SENTENCE:]:
         limit = generator.randint(4, LONGEST_SENTENCE)
         piece: list[str] = []

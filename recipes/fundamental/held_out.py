@@ -20,6 +20,7 @@ WHOLE_SENTENCE_MANIFESTS = (
     "speechocean762/test.jsonl",
     "librispeech_resemblyzer/test_other.jsonl",
     "ljtext_matthes/test.jsonl",
+    "common_voice_rit100/test.jsonl",
     "asterisk_prompts/train.jsonl",
     "asterisk_prompts/test.jsonl",
 )

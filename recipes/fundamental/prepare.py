@@ -16,11 +16,19 @@ from tokenizer import train_tokenizer
 SPEECHOCEAN_TEST = "speechocean762/test.jsonl"
 SPEECHOCEAN = "speechocean762/train.jsonl"
 LIBRISPEECH = "librispeech_resemblyzer/train_pseudo.jsonl"
-OTHER_REAL = ("ljtext_matthes/train.jsonl", "speech_commands_mini/train.jsonl")
+OTHER_REAL = (
+    "ljtext_matthes/train.jsonl",
+    "speech_commands_mini/train.jsonl",
+    "speech_commands_v2test/train.jsonl",
+    "librispeech_walleclipse/train.jsonl",
+)
 """The target domains (asterisk_prompts, fsdd, picovoice_wakewords) never appear here."""
 
 VALIDATION_SPEAKERS = {SPEECHOCEAN: 9, LIBRISPEECH: 20}
 """Speakers that leave training for validation: about 180 and 20 utterances."""
+
+SPOKEN_TWICE = {"19-198-0000.ogg", "27-123349-0000.ogg"}
+"""Files of LIBRISPEECH with machine-made text that librispeech_walleclipse has with the true one."""
 
 EASY_VOICE, EASY_SECONDS = "synth/piper", 4.5
 
@@ -36,6 +44,13 @@ def split_speakers(utterances: list[Utterance], count: int) -> tuple[list[Uttera
     return training, [utterance for utterance in utterances if utterance.speaker in chosen]
 
 
+def without_doubles(name: str, utterances: list[Utterance]) -> list[Utterance]:
+    """The utterances of a corpus that no other one has with better text."""
+    if name != LIBRISPEECH:
+        return utterances
+    return [utterance for utterance in utterances if Path(utterance.audio_filepath).name not in SPOKEN_TWICE]
+
+
 def real_speech(speech: Path) -> tuple[list[Utterance], list[Utterance]]:
     """(training, validation) utterances of the real corpora below the folder `speech`."""
     test_texts = set(manifest_texts(speech / SPEECHOCEAN_TEST))
@@ -45,8 +60,8 @@ def real_speech(speech: Path) -> tuple[list[Utterance], list[Utterance]]:
         utterances = read_manifest(speech / name)
         kept = [utterance for utterance in utterances if name != SPEECHOCEAN or utterance.text not in test_texts]
         staying, leaving = split_speakers(kept, speakers)
-        training += staying
-        validation += leaving
+        training += without_doubles(name, staying)
+        validation += without_doubles(name, leaving)
     for name in OTHER_REAL:
         training += read_manifest(speech / name)
     return training, validation

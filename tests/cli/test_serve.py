@@ -66,7 +66,8 @@ def test_options_become_settings(tmp_path: Path) -> None:
         "--tokens", "t", "--admin-token-file", "a", "--tls-cert", "c", "--tls-key", "k", "--client-ca", "ca",
         "--max-batch", "4", "--max-queue", "32", "--max-seconds", "60", "--max-megabytes", "3", "--grace", "5",
         "--capacity", "8", "--dtype", "float32", "--language", "de-DE", "--origin", "https://example.org/",
-        "--stream", "0.16/1.92/1.92", "--finals", "chunks", "--stream-mode", "buffered",
+        "--stream", "0.16/1.92/1.92", "--finals", "chunks", "--stream-mode", "buffered", "--health-port", "3",
+        "--alias", "whisper-1=medical", "--alias", "b=base+legal", "--prompt-boost", "4",
     )  # fmt: skip
     assert (found.model, found.adapters, found.host) == ("base.nemo", tmp_path, "0.0.0.0")
     assert (found.grpc_port, found.http_port, found.language) == (1, 2, "de-DE")
@@ -78,6 +79,8 @@ def test_options_become_settings(tmp_path: Path) -> None:
     assert (found.stream.chunk, found.stream.left, found.stream.right) == (0.16, 1.92, 1.92)
     assert (found.stream.finals, found.stream.mode) == ("chunks", "buffered")
     assert found.origins == {"https://example.org"}
+    assert (found.aliases, found.prompt_boost) == ({"whisper-1": "medical", "b": "base+legal"}, 4.0)
+    assert found.health_port == 3
     plain = settings()
     assert plain.stream == StreamSettings()
     assert (plain.model, plain.host, plain.grpc_port, plain.http_port) == ("fundamental", "127.0.0.1", 50051, 9000)
@@ -85,7 +88,16 @@ def test_options_become_settings(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [["--grpc-port", "x"], ["--http-port", "70000"], ["--capacity", "0"], ["--tokne", "f"], ["--stream", "0.8/1.6"]],
+    [
+        ["--grpc-port", "x"],
+        ["--http-port", "70000"],
+        ["--capacity", "0"],
+        ["--tokne", "f"],
+        ["--stream", "0.8/1.6"],
+        ["--alias", "medical"],
+        ["--alias", "=medical"],
+        ["--prompt-boost", "-1"],
+    ],
 )
 def test_mistaken_options(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
     assert "overtone serve --help" in failure(capsys, *words)
@@ -209,6 +221,24 @@ def test_a_server_from_its_start_to_a_signal(model: Path, number: signal.Signals
     assert (call["adapter"], call["code"], call["door"]) == ("prompts", "200", "http")
     assert logged[-1]["message"] == "stopped"
     assert "Traceback" not in text
+
+
+def test_interrupts_without_patience_end_the_server_without_a_traceback(model: Path) -> None:
+    """The first one lets an open session go on; the second one ends the process at once."""
+    running = Running(str(model), "--dtype", "float32", folder=model.parent)
+    try:
+        with connect(f"ws{running.url.removeprefix('http')}/v1/realtime") as websocket:
+            websocket.recv(timeout=60)
+            running.process.send_signal(signal.SIGINT)
+            eventually(lambda: any('"stopping' in line for line in running.lines))
+            for _ in range(4):
+                running.process.send_signal(signal.SIGINT)
+            assert running.process.wait(60) == -signal.SIGINT
+    finally:
+        running.process.kill()
+        running.process.wait()
+    running.reader.join(10)
+    assert "Traceback" not in "".join(running.lines)
 
 
 def test_what_runs_is_finished_when_the_server_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

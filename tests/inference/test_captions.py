@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import io
 import itertools
 import json
@@ -210,3 +212,44 @@ def test_outputs_that_would_lose_something_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="Cannot write"), TranscriptWriter("text", output=manifest / "below.txt"):
         pass
     assert manifest.read_text() == "{}"
+
+
+def ctm_ids(*results: Transcription) -> list[str]:
+    """The file and the channel of each result's words."""
+    writer = TranscriptWriter("ctm", several=True)
+    buffer = io.StringIO()
+    with contextlib.redirect_stdout(buffer):
+        for result in results:
+            writer.write(result)
+            buffer.write("\n")
+    return [" ".join(part.split()[:2]) for part in buffer.getvalue().split("\n\n") if part]
+
+
+def test_every_recording_has_a_name_of_its_own_in_ctm() -> None:
+    wav, mp3 = result_of("a/call.wav"), result_of("a/call.mp3")
+    assert ctm_ids(wav, mp3, wav) == ["a/call 1", "a/call-2 1", "a/call-3 1"]
+    later = result_of("a/call.wav", offset=5.0)
+    assert ctm_ids(wav, later) == ["a/call 1", "a/call 1"]
+    right = dataclasses.replace(wav, recording=dataclasses.replace(wav.recording, channel=(1,)))
+    assert ctm_ids(wav, right) == ["a/call 1", "a/call 2"]
+
+
+def test_no_output_is_an_input(tmp_path: Path) -> None:
+    manifest = tmp_path / "v.json"
+    manifest.write_text("{}")
+    (tmp_path / "link.json").symlink_to(manifest)
+    (tmp_path / "hard.json").hardlink_to(manifest)
+    for name in ("v.json", "link.json", "hard.json", "../" + tmp_path.name + "/v.json"):
+        with pytest.raises(UsageError, match="is an input as well; nothing was written"):
+            TranscriptWriter("json", output=tmp_path / name, inputs=[manifest])
+    (tmp_path / "out").mkdir()
+    listed = tmp_path / "out" / "transcripts.jsonl"
+    listed.write_text("{}")
+    with pytest.raises(UsageError, match="is an input as well"):
+        TranscriptWriter("json", output=tmp_path / "out", inputs=[listed])
+
+
+def test_a_slash_at_the_end_is_a_folder(tmp_path: Path) -> None:
+    with TranscriptWriter("text", output=f"{tmp_path}/new/") as writer:
+        writer.write(result_of())
+    assert writer.written == [tmp_path / "new" / "transcripts.txt"]

@@ -51,6 +51,7 @@ class Service:
     port: int
     calls: list[Call] = field(default_factory=list)
     channel: Any = None
+    servicer: Any = None
     stop: Callable[[], bool] = lambda: True
 
     def method(self, name: str) -> Any:
@@ -170,6 +171,7 @@ def riva_service(
                     port=port,
                     calls=calls,
                     channel=channel,
+                    servicer=server.servicer,
                     stop=stop,
                 )
         finally:

@@ -104,10 +104,7 @@ def split_adapters(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], di
 def own_tensors(
     model: AsrModel, kind: Kind, described: NemoAdapter, hosts: HostTensors, source: str
 ) -> dict[str, Tensor]:
-    """The values of a file by our names (`Adapter.tensors`).
-
-    Raises CheckpointError where they do not fit the model, AdapterError for numbers that are not finite.
-    """
+    """The finite values of a file by our names. Raises CheckpointError where they do not fit, or AdapterError."""
     where = f"{source}: adapter '{described.name}'"
     points = points_of(model, kind, described.modules)
     if {host_of(point) for point in points} != set(hosts):

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from safetensors import SafetensorError, deserialize
+
 from overtone.adapters.adapter import check_name
 from overtone.adapters.storage import (
     DESCRIPTION,
+    LARGEST_PARAMETERS,
     PARAMETERS,
     BaseIdentity,
     check_base,
-    count_parameters,
     described_digest,
     read_description,
 )
 from overtone.errors import AdapterError
+from overtone.files import read_regular
 
 LOG = logging.getLogger("overtone.serving.adapter_store.store")
 
@@ -27,6 +32,13 @@ Signature = tuple[tuple[int, int, int], ...]
 """Modification time in nanoseconds, size and inode of each file: they change when a file does."""
 ABSENT = (FileNotFoundError, NotADirectoryError)
 """Errors of a file that is not there. Others pass: too many open files, a file server that is away."""
+EXPONENTS = {
+    "F64": ("<u8", 0x7FF << 52),
+    "F32": ("<u4", 0xFF << 23),
+    "BF16": ("<u2", 0xFF << 7),
+    "F16": ("<u2", 0x1F << 10),
+}
+"""Kinds of numbers -> their bits as numbers, and the exponent that only NaN and the infinite have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +146,20 @@ def read_version(folder: Path, identity: BaseIdentity) -> Version:
         digest=digest,
         identity=digest.removeprefix("sha256:"),
         kind=description["kind"],
-        parameters=count_parameters(folder),
+        parameters=count_finite(folder),
         description=description,
     )
+
+
+def count_finite(folder: Path) -> int:
+    """Count the parameters, which are all finite. Raises AdapterError where they are not, or cannot be read."""
+    path = folder / PARAMETERS
+    try:
+        parts = deserialize(read_regular(path, at_most=LARGEST_PARAMETERS))  # type: ignore[no-untyped-call]
+    except (OSError, SafetensorError) as error:
+        raise AdapterError(f"{path} is missing or damaged: {error}") from error
+    for name, part in parts:
+        bits, exponent = EXPONENTS.get(part["dtype"], ("u1", 0x100))
+        if ((np.frombuffer(part["data"], bits) & exponent) == exponent).any():
+            raise AdapterError(f"{path} holds numbers in '{name}' that are not finite: its training has failed.")
+    return sum(math.prod(part["shape"]) for _, part in parts)

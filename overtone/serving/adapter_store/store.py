@@ -6,53 +6,32 @@ replacement is a new version beside the old one, which stays as long as a reques
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Self
 
 from overtone.adapters.adapter import check_name
 from overtone.adapters.storage import BaseIdentity
 from overtone.errors import AdapterError, did_you_mean
 from overtone.models.asr_model import AsrModel
 from overtone.serving.adapter_store.cache import AdapterCache, CachedAdapter, Lease
+from overtone.serving.adapter_store.entry import AdapterEntry, entry_of_folder, entry_of_model, log_change
 from overtone.serving.adapter_store.folder import FolderWatcher, Signature, Version, read_version
 from overtone.serving.adapter_store.upload import place
 
 __all__ = ["AdapterEntry", "AdapterStore", "Lease"]
 
-State = Literal["ready", "resident", "refused"]
 BASE_NAMES = (None, "", "base", "none")
 TRIES = 3
 """Times that a version which is being replaced just now is read."""
 MOST_WATCHING = 0.002
-"""Share of one core that watching may take: a folder that takes long is looked at less often."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdapterEntry:
-    """One name in the store."""
-
-    name: str
-    """Name of the folder, or the adapter's own where it came with the model's file."""
-    state: State
-    """`ready`: on disk; `resident`: in the model; `refused`: cannot be used, see `reason`."""
-    reason: str
-    """Why it, or its latest replacement, is refused; empty where all is well."""
-    digest: str
-    """`sha256:…` of its content; empty where refused and never read."""
-    kind: str
-    """linear, lora, …; empty where unknown."""
-    parameters: int
-    """Number of parameters; 0 where unknown."""
-    card: Mapping[str, Any]
-    """Card of the adapter: training data, WER."""
-    source: Literal["folder", "model"]
-    """A folder of the store, or the file of the model."""
+"""Share of one core that watching an unchanged folder may take: one that takes long is looked at less often."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -93,25 +72,16 @@ class AdapterStore:
             adapter.name: CachedAdapter(identity="", key=adapter.name, digest=adapter.digest()) for adapter in own
         }
         """Adapters that came with the model's file."""
-        self._own_entries = {
-            adapter.name: AdapterEntry(
-                name=adapter.name,
-                state="resident",
-                reason="",
-                digest=self._own[adapter.name].digest,
-                kind=adapter.kind.name,
-                parameters=adapter.parameter_count(),
-                card=adapter.card,
-                source="model",
-            )
-            for adapter in own
-        }
+        self._own_entries = {adapter.name: entry_of_model(adapter, self._own[adapter.name].digest) for adapter in own}
         self._lock = threading.RLock()
         """Guards the fields below; never held while a file is read."""
         self._entries: dict[str, _FolderState] = {}
         self._refused: dict[str, _FolderState] = {}
         """Entries with a problem."""
         self._replacements = self._refusals = 0
+        self._reading_seconds = 0.0
+        """Processor time that the reading of changes took, all of it."""
+        self._has_scanned = False
         self._placing = threading.Lock()
         """Held while the folder is changed: an adapter is two files, renamed one after the other."""
         self._scanning = threading.Lock()
@@ -180,8 +150,7 @@ class AdapterStore:
 
         Checked completely before it appears. Raises AdapterError.
         """
-        with self._placing:
-            place(self._own_folder(), check_name(name), archive, self.identity)
+        place(self._own_folder(), check_name(name), archive, self.identity, self._placing)
         self.scan()
         return self.entry(name)
 
@@ -223,12 +192,23 @@ class AdapterStore:
             return
         with self._scanning:
             found = self._watcher.look()
+            with self._lock:  # at once; reading what is new may take a while
+                gone = {name: self._entries.pop(name).version for name in self._entries.keys() - found.keys()}
+                for name in gone:
+                    self._refused.pop(name, None)
             for name, signature in found.items():
                 self._look_at(name, signature)
             with self._lock:
-                for name in self._entries.keys() - found.keys():
-                    self._refused.pop(name, None)
-                    self._drop_unless_named(self._entries.pop(name).version)
+                for version in gone.values():
+                    self._drop_unless_named(version)
+            for name in sorted(gone):
+                log_change("removed", name)
+            self._has_scanned = True
+
+    def names(self) -> set[str]:
+        """Names in the store, those of refused adapters included."""
+        with self._lock:
+            return self._own.keys() | self._entries.keys()
 
     def counters(self) -> dict[str, float]:
         """Counts since the start for metrics, and `resident`, `leased`, `refused` and `names` as they are now."""
@@ -266,27 +246,18 @@ class AdapterStore:
         entry = self._entries[name]
         version = entry.version
         in_model = version is not None and version.identity in self.cache
-        state: State = "resident" if in_model else "refused" if entry.problem or version is None else "ready"
-        return AdapterEntry(
-            name=name,
-            state=state,
-            reason=entry.problem,
-            digest=version.digest if version else "",
-            kind=version.kind if version else "",
-            parameters=version.parameters if version else 0,
-            card=version.card if version else {},
-            source="folder",
-        )
+        return entry_of_folder(name, version, problem=entry.problem, in_model=in_model)
 
     # Watching
 
     def _watch(self, poll_seconds: float) -> None:
         pause = poll_seconds
         while not self._closed.wait(pause):
-            used = time.thread_time()
+            used = time.thread_time() - self._reading_seconds
             self.scan()
             self.cache.release(())
-            pause = max(poll_seconds, (time.thread_time() - used) / MOST_WATCHING)
+            looking = time.thread_time() - self._reading_seconds - used
+            pause = max(poll_seconds, looking / MOST_WATCHING)
 
     def _look_at(self, name: str, signature: Signature | None) -> None:
         """Read a folder that is new or has changed; a fault becomes the entry's problem."""
@@ -295,22 +266,34 @@ class AdapterStore:
             if signature is not None and signature == entry.signature:
                 return
         version, problem = None, ""
+        began = time.thread_time()
         try:
             version = read_version(self._own_folder() / name, self.identity)
         except Exception as error:  # a damaged description may raise anything; the watcher goes on
             is_plain = isinstance(error, AdapterError)
-            problem = str(error) if is_plain else f"It cannot be read: {type(error).__name__}: {error}"
+            problem = self._reason(error if is_plain else f"It cannot be read: {type(error).__name__}: {error}")
             signature = None if is_passing(error) else signature
+        self._reading_seconds += time.thread_time() - began
         with self._lock:
             before = entry.version
+            was_refused = bool(entry.problem)
             entry.signature = signature
             self._judge(name, entry, problem)
             if version is None:
                 return
             entry.version = version
-            if before is not None and before.identity != version.identity:
+            is_other = before is not None and before.identity != version.identity
+            if before is not None and is_other:
                 self._replacements += 1
                 self._drop_unless_named(before)
+        if before is None or is_other or was_refused:
+            event = "added" if before is None else "replaced" if is_other else "usable again"
+            log_change(event, name, is_news=self._has_scanned, digest=version.digest, kind=version.kind)
+
+    def _reason(self, error: Exception | str) -> str:
+        """Message of an error for clients, with the places of files in the folder: where that lies is not for them."""
+        folder = str(self._own_folder())
+        return str(error).replace(f"{folder}{os.sep}", "").replace(folder, "the folder of adapters")
 
     def _drop_unless_named(self, version: Version | None) -> None:
         """Drop a version that no name means any more, once no lease holds it."""
@@ -322,6 +305,7 @@ class AdapterStore:
         """Note the fault of an entry's latest state; empty where there is none."""
         if problem and problem != entry.problem:
             self._refusals += 1
+            log_change("refused", name, reason=problem)
         entry.problem = problem
         if problem:
             self._refused[name] = entry
@@ -350,7 +334,7 @@ class AdapterStore:
             try:
                 return self.cache.hold(name, version)
             except AdapterError as error:  # its files may have been replaced meanwhile: look again
-                problem, again = str(error), is_passing(error)
+                problem, again = self._reason(error), is_passing(error)
                 time.sleep(0.02 * attempt)
                 self.scan()
         self._refuse(name, version, problem, again=again)

@@ -8,6 +8,7 @@ A file of tokens names tenants, the hashes of their tokens, and the adapters tha
         adapters: [medical, radiology]   # or: all
         requests_per_minute: 600         # optional
         audio_seconds_per_minute: 3600   # optional
+        sessions: 64                     # optional: calls, transcriptions and realtime sessions at a time
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,9 @@ HASH = re.compile(r"sha256:[0-9a-f]{64}")
 ALL = "all"
 SHORTEST_ADMIN_TOKEN = 16
 """Characters."""
+SESSIONS = 64
+"""Calls, transcriptions and realtime sessions of one tenant at a time, unless its entry says otherwise."""
+RATES = {"requests_per_minute", "audio_seconds_per_minute"}
 MAX_FILE_BYTES = 2**20
 
 
@@ -47,6 +52,8 @@ class Tenant:
     """Adapters that it may use; None for all. The base is everybody's."""
     requests_per_minute: float = math.inf
     audio_seconds_per_minute: float = math.inf
+    sessions: int = SESSIONS
+    """Calls, transcriptions and realtime sessions at a time."""
 
 
 class Allowance:
@@ -73,10 +80,21 @@ class Allowance:
             self.left -= amount
 
 
+class Usage:
+    """Use of the server by one tenant."""
+
+    def __init__(self, tenant: Tenant) -> None:
+        self.requests = Allowance(tenant.requests_per_minute)
+        self.audio = Allowance(tenant.audio_seconds_per_minute)
+        self.most_open = tenant.sessions
+        self.open = 0
+        """Calls, transcriptions and sessions that are open."""
+
+
 class Guard:
     """Tokens, tenants, rates and the administrator. Thread-safe. Without tokens everything but administration is open.
 
-    Every interface calls `authorise` before it works, and `charge` with what was used.
+    Every interface calls `admit` before it reads or holds anything, takes a `session`, and charges what was used.
     """
 
     def __init__(self, *, tenants: Mapping[str, Tenant] | None = None, admin_token: str = "") -> None:
@@ -84,10 +102,7 @@ class Guard:
         self.tenants = tenants
         self._admin = hash_token(admin_token) if admin_token else ""
         self._lock = threading.Lock()
-        self._allowances = {
-            tenant.name: (Allowance(tenant.requests_per_minute), Allowance(tenant.audio_seconds_per_minute))
-            for tenant in (tenants or {}).values()
-        }
+        self._usage = {tenant.name: Usage(tenant) for tenant in (tenants or {}).values()}
 
     @property
     def has_admin(self) -> bool:
@@ -101,18 +116,50 @@ class Guard:
         if self.tenants is None:
             return ""
         tenant = self._tenant(metadata)
-        with self._lock:
-            requests, audio = self._allowances[tenant.name]
-            seconds = max(requests.wait(1.0), audio.wait(1.0))
-        if seconds > 0:
-            raise AccessError(
-                f"'{tenant.name}' has used up what it may send in a minute; try again in {math.ceil(seconds)} s.",
-                fault="rate",
-                retry_after=seconds,
-            )
         if adapter is not None and tenant.adapters is not None and adapter not in tenant.adapters:
             raise AccessError(f"The adapter '{adapter}' is not among those that this token may use.")
         return tenant.name
+
+    def admit(self, metadata: Metadata) -> str:
+        """Tenant of a new request, which has not used up what it may send. Raises AccessError."""
+        name = self.authorise(metadata, None)
+        usage = self._usage.get(name)
+        if usage is None:
+            return name
+        with self._lock:
+            seconds = max(usage.requests.wait(1.0), usage.audio.wait(1.0))
+        if seconds > 0:
+            raise AccessError(
+                f"'{name}' has used up what it may send in a minute; try again in {math.ceil(seconds)} s.",
+                fault="rate",
+                retry_after=seconds,
+            )
+        return name
+
+    @contextmanager
+    def session(self, tenant: str, *, requests: int = 1) -> Iterator[None]:
+        """One of the tenant's places, for a call, a transcription or a realtime session that is open.
+
+        requests: charged as soon as it opens. Raises AccessError where every place is taken.
+        """
+        usage = self._usage.get(tenant)
+        if usage is None:
+            yield
+            return
+        with self._lock:
+            if usage.open >= usage.most_open:
+                raise AccessError(
+                    f"'{tenant}' has {usage.open} calls and sessions open, as many as are allowed; end one first.",
+                    fault="rate",
+                    retry_after=1.0,
+                )
+            usage.open += 1
+            usage.requests.take(requests)
+        try:
+            yield
+        finally:
+            with self._lock:
+                usage.open -= 1
 
     def authorise_admin(self, metadata: Metadata) -> None:
         """Raises AccessError without the administrator's token."""
@@ -131,13 +178,12 @@ class Guard:
             raise AccessError("Metrics tell of all adapters; a token that may use all of them is needed.")
 
     def charge(self, tenant: str, *, requests: int = 0, audio_seconds: float = 0.0) -> None:
-        """Count what a tenant has used."""
-        allowances = self._allowances.get(tenant)
-        if allowances is None:
-            return
-        with self._lock:
-            allowances[0].take(requests)
-            allowances[1].take(audio_seconds)
+        """Count what a tenant has used since its session was opened."""
+        usage = self._usage.get(tenant)
+        if usage is not None:
+            with self._lock:
+                usage.requests.take(requests)
+                usage.audio.take(audio_seconds)
 
     def _is_admin(self, metadata: Metadata) -> bool:
         hashes = [hash_token(token) for token in presented_tokens(metadata)]
@@ -207,7 +253,8 @@ def read_tenants(data: Any) -> Iterator[tuple[str, Tenant]]:
         tenant = Tenant(
             name=name,
             adapters=read_adapters(entry.get("adapters"), where),
-            **{key: read_rate(entry[key], f"{where}: '{key}'") for key in entry.keys() - {"tokens", "adapters"}},
+            sessions=read_count(entry.get("sessions", SESSIONS), f"{where}: 'sessions'"),
+            **{key: read_rate(entry[key], f"{where}: '{key}'") for key in RATES & entry.keys()},
         )
         for value in hashes:
             if not isinstance(value, str) or not HASH.fullmatch(value):
@@ -235,6 +282,13 @@ def read_rate(value: Any, where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         raise UsageError(f"{where} must be a number above 0.")
     return float(value)
+
+
+def read_count(value: Any, where: str) -> int:
+    """Number of places of a tenant. Raises UsageError."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**31:
+        raise UsageError(f"{where} must be a whole number above 0.")
+    return value
 
 
 def read_admin_token(path: Path) -> str:

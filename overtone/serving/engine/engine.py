@@ -28,7 +28,7 @@ from overtone.models.asr_model import AsrModel
 from overtone.nets.conformer import ConformerEncoder
 from overtone.nets.encoder_cache import check_encoder
 from overtone.serving.adapter_store.store import Lease
-from overtone.serving.engine.forward import Answer, forward
+from overtone.serving.engine.forward import Answer, forward, is_number
 from overtone.serving.engine.queue import (
     Priority,
     Row,
@@ -41,7 +41,7 @@ from overtone.serving.engine.queue import (
     strip,
 )
 from overtone.serving.engine.stats import Counts, EngineSettings, EngineState
-from overtone.serving.errors import DeadlineError, DrainingError, OverloadError, WorkerError
+from overtone.serving.errors import NO_NUMBERS, DeadlineError, DrainingError, OverloadError, WorkerError
 
 __all__ = ["Engine", "EngineSettings", "EngineState", "Priority", "Samples"]
 
@@ -308,9 +308,8 @@ class Engine:
                         return None
                     self._changed.wait(self._pause())
                     continue
-                rows = rows or []
                 # From here on a row is running, or was cancelled in time.
-                rows = [row for row in rows if row.started or row.future.set_running_or_notify_cancel()]
+                rows = [row for row in rows or () if row.started or row.future.set_running_or_notify_cancel()]
                 for row in rows:
                     row.started = True
                 self._running, self._running_since = rows, time.monotonic()
@@ -361,7 +360,10 @@ class Engine:
                     self._run([row])
         else:
             for row, answer in zip(rows, answers, strict=True):
-                answer_row(row, answer)
+                if is_number(answer):
+                    answer_row(row, answer)
+                else:
+                    self._fail(row, WorkerError(NO_NUMBERS))
         with self._changed:
             self._running = [row for row in self._running if not row.future.done()]
             self._changed.notify_all()

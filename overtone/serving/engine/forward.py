@@ -35,6 +35,12 @@ def forward(
     return threads(partial(compute_rows, model, lock), rows, [round(1000 * row.seconds) for row in rows])
 
 
+def is_number(answer: Answer) -> bool:
+    """Tell whether an answer holds numbers alone; with NaN in it, any text would look sure."""
+    emissions = answer.emissions if isinstance(answer, StepAnswer) else answer
+    return not np.isnan(emissions).any()
+
+
 def compute_rows(model: AsrModel, lock: AbstractContextManager[object], rows: Sequence[Row]) -> list[Answer]:
     """Compute rows in this thread, in the order of their adapters, for which the last stack is kept."""
     order = sorted(range(len(rows)), key=lambda index: rows[index].choice or "")

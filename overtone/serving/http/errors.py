@@ -7,7 +7,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
-from overtone.errors import AdapterError, AudioError, OvertoneError
+from overtone.errors import AdapterError, AudioError, OutputError, OvertoneError
 from overtone.serving.errors import (
     AccessError,
     DeadlineError,
@@ -23,6 +23,7 @@ STATUSES: dict[type[OvertoneError], int] = {
     DrainingError: 503,
     DeadlineError: 504,
     WorkerError: 500,
+    OutputError: 500,
     IdleError: 408,
     AdapterError: 404,
     UnknownModelError: 404,

@@ -27,17 +27,21 @@ class HttpRequests:
         """New ones are refused."""
 
     @contextmanager
-    def begin(self) -> Iterator[None]:
-        """Count a transcription or a session while it runs. Raises DrainingError or OverloadError."""
+    def begin(self, tenant: str = "") -> Iterator[None]:
+        """Count a transcription or a session while it runs; it is charged to its tenant at once.
+
+        Raises DrainingError, OverloadError or AccessError.
+        """
         if self.closing:
             raise DrainingError()
         if self.active >= self.settings.max_requests:
             raise OverloadError(f"{self.active} requests are being served, as many as are allowed; try again later.")
-        self.active += 1
-        try:
-            yield
-        finally:
-            self.active -= 1
+        with self.service.guard.session(tenant):
+            self.active += 1
+            try:
+                yield
+            finally:
+                self.active -= 1
 
     async def idle(self, seconds: float) -> bool:
         """Wait until none is running. Returns whether that came within so many seconds."""

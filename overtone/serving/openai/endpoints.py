@@ -22,14 +22,15 @@ from overtone.serving.http.bodies import form_file, read_form, while_connected
 from overtone.serving.http.errors import envelope
 from overtone.serving.http.requests import HttpRequests, metadata_of
 from overtone.serving.openai.responses import FORMATS, answer, event, events
-from overtone.serving.recognition.request import RecognitionRequest, json_boosts
+from overtone.serving.recognition.request import RecognitionRequest, json_boosts, keyword_boosts
 
 GRANULARITIES = {"word", "segment"}
-WITHOUT_EFFECT = ("prompt", "temperature", "chunking_strategy", "include[]")
+WITHOUT_EFFECT = ("temperature", "chunking_strategy")
 """Fields of OpenAI's that mean nothing to this kind of model."""
 FIELDS = {
     "file", "model", "adapter", "language", "response_format", "stream", "timestamp_granularities[]",
-    "timestamp_granularities", "speech_contexts", "profanity_filter",
+    "timestamp_granularities", "speech_contexts", "profanity_filter", "prompt", "keywords", "keywords[]", "include",
+    "include[]",
 }  # fmt: skip
 
 
@@ -43,6 +44,8 @@ class AnswerOptions:
     """`word` and `segment`, for verbose_json."""
     stream: bool
     """Answer with server-sent events."""
+    logprobs: bool = False
+    """Add the words' log-probabilities."""
 
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
@@ -54,34 +57,45 @@ class AnswerOptions:
         if self.stream and self.format not in ("json", "text"):
             message = f"A stream of events has no response_format '{self.format}'; leave it out."
             raise RequestError(message, "response_format")
+        if self.logprobs and self.format != "json":
+            message = f"'logprobs' are for response_format 'json', not '{self.format}'; verbose_json has confidences."
+            raise RequestError(message, "include")
 
 
 # Forms
 
 
-def recognition_request(form: FormData) -> RecognitionRequest:
-    """Fields of a form -> a recognition request. Raises RequestError."""
+def recognition_request(form: FormData, *, prompt_boost: float = 0.0) -> RecognitionRequest:
+    """Fields of a form -> a recognition request. prompt_boost: of the prompt's words. Raises RequestError."""
+    prompt = text_field(form, "prompt")
+    ignored = sorted({*form} - FIELDS | ({"prompt"} if prompt and not prompt_boost else set()))
     return RecognitionRequest(
         model=text_field(form, "model"),
         adapter=text_field(form, "adapter"),
         language=text_field(form, "language"),
         mask_profanity=flag_field(form, "profanity_filter"),
-        boosts=boosts_field(form),
-        ignored=tuple(
-            name if name in WITHOUT_EFFECT else f"field {name[:40]!r}" for name in sorted({*form} - FIELDS)
-        ),
-    )  # fmt: skip
+        boosts=boosts_field(form) + keyword_boosts(list_field(form, "keywords"), prompt, prompt_boost),
+        ignored=tuple(name if name in (*WITHOUT_EFFECT, "prompt") else f"field {name[:40]!r}" for name in ignored),
+    )
 
 
 def answer_options(form: FormData) -> AnswerOptions:
     """Fields of a form -> the form of its answer. Raises RequestError."""
-    names = ("timestamp_granularities[]", "timestamp_granularities")
-    granularities = {str(value) for name in names for value in form.getlist(name)}
+    granularities = {*list_field(form, "timestamp_granularities")}
+    included = {*list_field(form, "include")}
+    if not included <= {"logprobs"}:
+        raise RequestError("'include' may name 'logprobs'.", "include")
     return AnswerOptions(
         format=text_field(form, "response_format") or "json",
         granularities=frozenset(granularities or {"segment"}),
         stream=flag_field(form, "stream"),
+        logprobs=bool(included),
     )
+
+
+def list_field(form: FormData, name: str) -> list[str]:
+    """Texts of a field that may come several times, with brackets in its name or without."""
+    return [str(value) for key in (f"{name}[]", name) for value in form.getlist(key)]
 
 
 def text_field(form: FormData, name: str) -> str:
@@ -130,12 +144,12 @@ class Transcriptions:
         requests, service, settings = self.requests, self.requests.service, self.requests.settings
         call = requests.admit(request)
         async with AsyncExitStack() as running:
-            running.enter_context(requests.begin())
+            running.enter_context(requests.begin(call.tenant))
             most, seconds = settings.limits.max_bytes, settings.idle_seconds
             async with read_form(request, most=most, seconds=seconds) as (request, form):
-                asked, options = recognition_request(form), answer_options(form)
+                asked = recognition_request(form, prompt_boost=settings.prompt_boost)
+                options = answer_options(form)
                 service.check(asked, metadata_of(request), call)
-                service.guard.charge(call.tenant, requests=1)
                 samples = await service.decode(form_file(form).file, asked, call)
             deadline, mask = time.monotonic() + settings.request_seconds, service.mask(asked)
             if not options.stream:
@@ -147,9 +161,10 @@ class Transcriptions:
                     granularities=options.granularities,
                     language=service.spoken_language(asked),
                     mask=mask,
+                    logprobs=options.logprobs,
                 )
             recognitions = service.recognise_in_parts(samples, asked, call, deadline=deadline)
-            chunks = add_error_event(events(recognitions, mask), running.pop_all())
+            chunks = add_error_event(events(recognitions, mask, logprobs=options.logprobs), running.pop_all())
             first = await anext(chunks)
             return StreamingResponse(prepend(first, chunks), media_type="text/event-stream")
 
@@ -186,29 +201,35 @@ class Models:
     async def list(self, request: Request) -> Response:
         self.requests.admit(request)
         entries = await asyncio.to_thread(self.visible, request)
-        return JSONResponse({"object": "list", "data": [self.model_json(entry) for entry in (None, *entries)]})
+        models = [self.model_json(entry) for entry in (None, *entries)]
+        known: dict[tuple[str, ...], AdapterEntry | None] = {(): None, **{(entry.name,): entry for entry in entries}}
+        for alias, model in self.service.aliases.items():
+            names = adapter_names(model, self.service.base)
+            models += [self.model_json(known[names], alias)] if names in known else []
+        return JSONResponse({"object": "list", "data": models})
 
     async def retrieve(self, request: Request) -> Response:
         self.requests.admit(request)
         name = request.path_params["name"]
-        names = adapter_names(name, self.service.base)
+        names = adapter_names(self.service.resolve(name), self.service.base)
+        alias = name if name in self.service.aliases else ""
         if not names:
-            return JSONResponse(self.model_json(None))
+            return JSONResponse(self.model_json(None, alias))
         for entry in self.visible(request):
             if names == (entry.name,):
-                return JSONResponse(self.model_json(entry))
+                return JSONResponse(self.model_json(entry, alias))
         raise self.service.unknown_model(name, metadata_of(request))
 
     def visible(self, request: Request) -> tuple[AdapterEntry, ...]:
         """Usable adapters that the caller may use. Raises AccessError."""
         return tuple(visible_adapters(self.service.store, self.service.guard, metadata_of(request)))
 
-    def model_json(self, entry: AdapterEntry | None) -> dict[str, Any]:
-        """JSON of a model; entry: None for the base."""
+    def model_json(self, entry: AdapterEntry | None, alias: str = "") -> dict[str, Any]:
+        """JSON of a model; entry: None for the base. alias: its name in place of its own."""
         base = model_name(self.service.base, ())
         names = () if entry is None else (entry.name,)
         shown: dict[str, Any] = {
-            "id": model_name(self.service.base, names),
+            "id": alias or model_name(self.service.base, names),
             "object": "model",
             "created": self.created,
             "owned_by": "overtone",

@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from overtone.decoding.hypothesis import Word
 from overtone.inference.captions import captions, srt, vtt
+from overtone.serving.http.openai_json import word_logarithm, word_logprobs
 from overtone.serving.recognition.offline import Recognition
 from overtone.serving.recognition.service import Mask
 
@@ -21,9 +22,18 @@ FORMATS = ("json", "text", "srt", "vtt", "verbose_json")
 
 
 def answer(
-    recognition: Recognition, format: str, *, granularities: Collection[str], language: str, mask: Mask
+    recognition: Recognition,
+    format: str,
+    *,
+    granularities: Collection[str],
+    language: str,
+    mask: Mask,
+    logprobs: bool = False,
 ) -> Response:
-    """Answer in one of FORMATS. granularities: `word` and `segment`, for verbose_json. language: of the model."""
+    """Answer in one of FORMATS. granularities: `word` and `segment`, for verbose_json. language: of the model.
+
+    logprobs: add those of the words.
+    """
     best = recognition.hypotheses[0]
     words = mask_each(best.words, mask)
     text = mask(best.text).strip()
@@ -45,6 +55,8 @@ def answer(
             content["segments"] = segments(words)
         if "word" in granularities:
             content["words"] = [word_json(word) for word in words]
+    if logprobs:
+        content["logprobs"] = word_logprobs(best.words, mask)
     return JSONResponse({**content, "usage": usage(recognition)})
 
 
@@ -67,7 +79,7 @@ def segments(words: Sequence[Word]) -> list[dict[str, Any]]:
     """Stretches that captions would show, with the fields of Whisper's segments."""
     found = []
     for index, caption in enumerate(captions(words)):
-        logarithms = [math.log(max(word.confidence, 1e-6)) for word in caption.words]
+        logarithms = [word_logarithm(word) for word in caption.words]
         data = caption.text.encode()
         found.append(
             {
@@ -91,8 +103,13 @@ def usage(recognition: Recognition) -> dict[str, Any]:
     return {"type": "duration", "seconds": math.ceil(recognition.seconds)}
 
 
-async def events(recognitions: AsyncGenerator[Recognition], mask: Mask) -> AsyncGenerator[bytes]:
-    """Server-sent events: `transcript.text.delta` as the recording is worked through, then `transcript.text.done`."""
+async def events(
+    recognitions: AsyncGenerator[Recognition], mask: Mask, *, logprobs: bool = False
+) -> AsyncGenerator[bytes]:
+    """Server-sent events: `transcript.text.delta` as the recording is worked through, then `transcript.text.done`.
+
+    logprobs: the last one has those of the words.
+    """
     last = None
     async with aclosing(text_deltas(recognitions)) as deltas:
         async for delta, recognition in deltas:
@@ -101,7 +118,8 @@ async def events(recognitions: AsyncGenerator[Recognition], mask: Mask) -> Async
                 yield event({"type": "transcript.text.delta", "delta": mask(delta)})
     assert last is not None
     text = mask(last.hypotheses[0].text).strip()
-    yield event({"type": "transcript.text.done", "text": text, "usage": usage(last)})
+    more = {"logprobs": word_logprobs(last.hypotheses[0].words, mask)} if logprobs else {}
+    yield event({"type": "transcript.text.done", "text": text, **more, "usage": usage(last)})
 
 
 async def text_deltas(recognitions: AsyncGenerator[Recognition]) -> AsyncGenerator[tuple[str, Recognition]]:

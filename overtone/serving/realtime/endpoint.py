@@ -109,7 +109,7 @@ class Realtime:
         try:
             metadata, prepared = self.credentials(websocket)
             self.service.admit(metadata, call)
-            with self.requests.begin():
+            with self.requests.begin(call.tenant):
                 offered = websocket.scope.get("subprotocols", [])
                 await websocket.accept(SUBPROTOCOL if SUBPROTOCOL in offered else None)
                 handshake = read_handshake(websocket)
@@ -217,7 +217,7 @@ class Realtime:
     def check_origin(self, websocket: WebSocket) -> None:
         """Raises AccessError for the page of another site: the browser's user may open sessions, the site may not."""
         origin = websocket.headers.get("origin")
-        if origin is None or origin in self.settings.origins:
+        if origin is None or self.settings.origins & {origin, "*"}:
             return
         if urlsplit(origin).netloc.lower() != websocket.headers.get("host", "").lower():
             raise AccessError("Pages of that site may not open sessions here.")
@@ -259,7 +259,6 @@ class Realtime:
     ) -> None:
         """Transcribe from the first audio to the client's `done`. waiting: messages taken from the inbox already."""
         request = self.check(session, metadata, call)
-        self.service.guard.charge(call.tenant, requests=1)
         async with open_session(self.service, request, call, self.settings.stream) as stream:
             mask = self.service.mask(request)
             events = SessionEvents(send=lambda content: send(websocket, content), session=stream, mask=mask)

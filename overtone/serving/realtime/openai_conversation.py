@@ -21,6 +21,7 @@ from overtone.errors import AdapterError, UsageError
 from overtone.serving.auth.guard import Metadata
 from overtone.serving.errors import AccessError, LanguageError, RequestError, UnknownModelError, UnsupportedError
 from overtone.serving.http.errors import HttpError, envelope
+from overtone.serving.http.openai_json import word_logprobs
 from overtone.serving.realtime.events import EVENT, new_id
 from overtone.serving.realtime.openai_session import (
     LOGPROBS,
@@ -202,7 +203,8 @@ class OpenAiConversation:
         if self.request is None:
             raise not_set_error()
         if self.stream is None:
-            self.service.guard.charge(self.call.tenant, requests=1)
+            if self.offset:  # the first stream is charged with the session
+                self.service.guard.charge(self.call.tenant, requests=1)
             opening = open_session(self.service, self.request, self.call, self.settings.stream)
             self.stream = await self.running.enter_async_context(opening)
             self.mask = self.service.mask(self.request)
@@ -329,7 +331,7 @@ class OpenAiConversation:
         """`logprobs` of words, where the session includes them."""
         if LOGPROBS not in self.session.include:
             return {}
-        return {"logprobs": [word_logprob(word, self.mask) for word in words]}
+        return {"logprobs": word_logprobs(words, self.mask)}
 
     async def fail(self, error: BaseException) -> None:
         """Tell of an error that ends the conversation, and of the item that it leaves without a transcript."""
@@ -342,12 +344,6 @@ class OpenAiConversation:
 def not_set_error() -> HttpError:
     """Error of a session without settings."""
     return HttpError(400, NOT_SET, code="session_not_configured")
-
-
-def word_logprob(word: Word, mask: Callable[[str], str]) -> dict[str, Any]:
-    """Logarithm of a word's probability, in the form of OpenAI's tokens."""
-    text = mask(word.text)
-    return {"token": text, "bytes": list(text.encode()), "logprob": round(math.log(max(word.confidence, 1e-6)), 4)}
 
 
 def read_message(text: str) -> dict[str, Any]:

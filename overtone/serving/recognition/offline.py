@@ -17,7 +17,7 @@ from overtone.decoding.hypothesis import Hypothesis
 from overtone.inference.windows import OVERLAP_SECONDS, WINDOW_SECONDS, Window, WindowJoiner, plan_windows
 from overtone.serving.adapter_store.store import Lease
 from overtone.serving.engine.engine import Engine, Samples
-from overtone.serving.errors import OverloadError
+from overtone.serving.errors import NO_NUMBERS, OverloadError, WorkerError
 
 AHEAD = 4
 """Windows of one recording in the queue at a time."""
@@ -60,7 +60,7 @@ async def recognise(
 
     def decode(answer: Emissions) -> list[Hypothesis]:
         joiner.push(answer)
-        return joiner.decoder.hypotheses(decoding.alternatives) if joiner.is_complete else []
+        return check_scores(joiner.decoder.hypotheses(decoding.alternatives)) if joiner.is_complete else []
 
     hypotheses: list[Hypothesis] = []
     async with aclosing(window_answers(joiner.windows, submit)) as answers:
@@ -87,7 +87,9 @@ async def recognise_in_parts(
 
     def decode(answer: Emissions) -> list[Hypothesis]:
         joiner.push(answer)
-        return joiner.decoder.hypotheses(decoding.alternatives) if joiner.decoder.frames or joiner.is_complete else []
+        if not (joiner.decoder.frames or joiner.is_complete):
+            return []
+        return check_scores(joiner.decoder.hypotheses(decoding.alternatives))
 
     async with aclosing(window_answers(joiner.windows, submit, ahead=AHEAD_IN_PARTS)) as answers:
         async for answer in answers:
@@ -95,6 +97,13 @@ async def recognise_in_parts(
                 whole = waveform.size / engine.sample_rate
                 seconds = whole if joiner.is_complete else joiner.begin * engine.seconds_per_frame
                 yield Recognition(hypotheses=tuple(hypotheses), seconds=seconds)
+
+
+def check_scores(hypotheses: list[Hypothesis]) -> list[Hypothesis]:
+    """The hypotheses. Raises WorkerError where a score is NaN: of a joint network that gives no numbers."""
+    if any(math.isnan(hypothesis.score) for hypothesis in hypotheses):
+        raise WorkerError(NO_NUMBERS)
+    return hypotheses
 
 
 def plan_recording(

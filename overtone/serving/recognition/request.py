@@ -155,6 +155,17 @@ class Call:
     audio_seconds: float = 0.0
     ignored: tuple[str, ...] = ()
     """Fields that were set and have no effect."""
+    connection: str = ""
+    """Address of the client's connection, which tells clients apart where there are no tenants; never logged."""
+
+    @property
+    def client(self) -> str:
+        """Whose turn it is: the tenant's, or the connection's where there are no tenants."""
+        return self.tenant or self.connection
+
+    def facts(self) -> dict[str, Any]:
+        """Fields for the log."""
+        return {name: value for name, value in vars(self).items() if name != "connection"}
 
 
 def unsupported(name: str, reason: str) -> UnsupportedError:

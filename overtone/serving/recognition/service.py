@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, Callable, Collection, Iterator
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
 from functools import partial
@@ -85,10 +85,12 @@ class RecognitionService:
         language: str = "en-US",
         limits: AudioLimits | None = None,
         profanities: frozenset[str] = PROFANITIES,
+        aliases: Mapping[str, str] | None = None,
         held: HeldAudio | None = None,
     ) -> None:
         """guard: open to all unless given. base: name of the base in requests; the model's own unless given.
         language: of the model, as a BCP-47 tag. limits: of one request's audio. profanities: lower-case words.
+        aliases: other names of models, with the models that they mean.
         """
         self.engine = engine
         self.store = store
@@ -97,6 +99,7 @@ class RecognitionService:
         self.language = language
         self.limits = limits or AudioLimits()
         self.profanities = profanities
+        self.aliases = dict(aliases or {})
         self.held = held or HeldAudio()
         self._threads = ThreadPoolExecutor(DECODERS, thread_name_prefix="overtone-audio")
 
@@ -108,7 +111,7 @@ class RecognitionService:
 
     def admit(self, metadata: Metadata, call: Call) -> None:
         """Note the tenant of a caller whose token is valid, before anything is waited for. Raises AccessError."""
-        call.tenant = self.guard.authorise(metadata, None)
+        call.tenant = self.guard.admit(metadata)
 
     def check(self, request: RecognitionRequest, metadata: Metadata, call: Call) -> None:
         """Note the adapters of a request that may use them, and that exist.
@@ -116,9 +119,9 @@ class RecognitionService:
         Raises LanguageError, UsageError, AccessError or UnknownModelError.
         """
         self.told_language(request)
-        names = chosen_adapters(request.model, request.adapter, self.base)
+        names = chosen_adapters(self.resolve(request.model), self.resolve(request.adapter), self.base)
         for name in names:
-            call.tenant = self.guard.authorise(metadata, name)
+            self.guard.authorise(metadata, name)
         try:
             for name in names:
                 self.store.entry(name)
@@ -126,6 +129,14 @@ class RecognitionService:
             raise self.unknown_model(request.model or "+".join(names), metadata) from error
         call.adapter = "+".join(names)
         call.ignored = request.ignored
+
+    def resolve(self, name: str) -> str:
+        """Model that a name means: that of an alias, or itself."""
+        return self.aliases.get(name, name)
+
+    def is_known(self, name: str) -> bool:
+        """Tell whether a name is an alias or an adapter."""
+        return name in self.aliases or name in self.store.names()
 
     def told_language(self, request: RecognitionRequest) -> str | None:
         """Language that a model which is told languages is told; None is its own `auto`. Raises LanguageError."""
@@ -193,8 +204,14 @@ class RecognitionService:
         """
         with self.audio_decoder(request) as decoder:
             samples = await self.in_thread(self._decode, file, decoder, request)
-        call.audio_seconds = samples.size / self.engine.sample_rate
+        self.note_audio(call, samples.size)
         return samples
+
+    def note_audio(self, call: Call, samples: int) -> None:
+        """Note more samples at the model's rate in a call, and charge its tenant for them."""
+        seconds = samples / self.engine.sample_rate
+        call.audio_seconds += seconds
+        self.guard.charge(call.tenant, audio_seconds=seconds)
 
     def _decode(self, file: IO[bytes], decoder: AudioDecoder, request: RecognitionRequest) -> Samples:
         parts = []

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 import grpc
 
-from overtone.errors import AudioError, OvertoneError
+from overtone.errors import AudioError, OutputError, OvertoneError
 from overtone.serving.errors import (
     AccessError,
     DeadlineError,
@@ -27,6 +27,7 @@ CODES: dict[type[OvertoneError], Any] = {
     DeadlineError: Code.DEADLINE_EXCEEDED,
     IdleError: Code.DEADLINE_EXCEEDED,
     WorkerError: Code.INTERNAL,
+    OutputError: Code.INTERNAL,
 }
 """Every other OvertoneError is a mistake of the request: INVALID_ARGUMENT."""
 

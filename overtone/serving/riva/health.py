@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -22,6 +23,11 @@ from overtone.serving.riva.requests import reader
 SERVICES = ("", ASR_SERVICE)
 LOOK_SECONDS = 1.0
 """Time between two looks of a watch."""
+MESSAGE_SECONDS = 10.0
+"""Time for the message of a call."""
+MOST_WAITING = 128
+"""Calls that wait for their message."""
+MOST_WATCHES = 128
 
 
 class Health:
@@ -31,6 +37,9 @@ class Health:
         self.engine = engine
         self.closing = False
         """Set when the server stops, so that watches do not keep it waiting."""
+        self._waiting: dict[asyncio.Timeout, None] = {}
+        """Calls whose message has not come, the oldest first."""
+        self._watches = 0
 
     def status(self, service: str) -> int:
         if service not in SERVICES:
@@ -38,14 +47,47 @@ class Health:
         state = self.engine.state()
         return SERVING if state.alive and not state.draining and not self.closing else NOT_SERVING
 
-    async def check(self, request: Any, context: Any) -> Any:
+    async def check(self, messages: AsyncIterator[Any], context: Any) -> None:
+        """Answer the one message of a check."""
+        request = await self.receive(messages, context)
         if request is None or (status := self.status(request.service)) == SERVICE_UNKNOWN:
             known = ", ".join(f"'{service}'" for service in SERVICES)
             await context.abort(grpc.StatusCode.NOT_FOUND, f"This service is unknown. Known: {known}.")
-        return HealthCheckResponse(status=status)
+        await context.write(HealthCheckResponse(status=status))
 
-    async def watch(self, request: Any, context: Any) -> None:
+    async def receive(self, messages: AsyncIterator[Any], context: Any) -> Any:
+        """The one message of a call; None where it is damaged or missing. One that does not come ends the call.
+
+        Where too many wait for theirs, the one that has waited longest ends: a check always gets in.
+        """
+        if len(self._waiting) >= MOST_WAITING:
+            oldest = next(iter(self._waiting))
+            del self._waiting[oldest]
+            if not oldest.expired():
+                oldest.reschedule(0.0)
+        limit = asyncio.timeout(MESSAGE_SECONDS)
+        try:
+            async with limit:
+                self._waiting[limit] = None
+                return await anext(messages, None)
+        except TimeoutError:
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "The message of this call did not come in time.")
+        finally:
+            self._waiting.pop(limit, None)
+
+    async def watch(self, messages: AsyncIterator[Any], context: Any) -> None:
         """Send the status and each change of it, until the client leaves or the server stops."""
+        if self._watches >= MOST_WATCHES:
+            message = f"{self._watches} watches are open, as many as are allowed; use Check."
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, message)
+        self._watches += 1
+        try:
+            await self.send_changes(await self.receive(messages, context), context)
+        finally:
+            self._watches -= 1
+
+    async def send_changes(self, request: Any, context: Any) -> None:
+        """Send the status of the service that a watch asks for, whenever it changes."""
         sent = None
         while True:
             last = self.closing
@@ -58,12 +100,12 @@ class Health:
             await asyncio.sleep(LOOK_SECONDS)
 
     def handler(self) -> Any:
-        codec = {
-            "request_deserializer": reader(HealthCheckRequest),
-            "response_serializer": HealthCheckResponse.SerializeToString,
+        """Handler of both methods. They need no token, and take no place of other calls."""
+        methods = {"Check": self.check, "Watch": self.watch}
+        handlers = {
+            name: grpc.stream_stream_rpc_method_handler(
+                method, reader(HealthCheckRequest), HealthCheckResponse.SerializeToString
+            )
+            for name, method in methods.items()
         }
-        methods = {
-            "Check": grpc.unary_unary_rpc_method_handler(self.check, **codec),
-            "Watch": grpc.unary_stream_rpc_method_handler(self.watch, **codec),
-        }
-        return grpc.method_handlers_generic_handler(HEALTH_SERVICE, methods)
+        return grpc.method_handlers_generic_handler(HEALTH_SERVICE, handlers)

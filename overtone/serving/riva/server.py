@@ -53,7 +53,7 @@ class RivaServer:
     async def start(self) -> int:
         """Listen, and return the port. Raises UsageError where it cannot be had."""
         settings = self.settings
-        self.server = grpc.aio.server(options=channel_options(settings), maximum_concurrent_rpcs=settings.max_calls)
+        self.server = grpc.aio.server(options=channel_options(settings))
         self.server.add_generic_rpc_handlers((asr_handler(self.servicer), self.health.handler()))
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         try:
@@ -96,25 +96,34 @@ def channel_options(settings: ServerSettings) -> list[tuple[str, int]]:
         ("grpc.max_receive_message_length", most),
         ("grpc.max_send_message_length", most),
         ("grpc.so_reuseport", 0),  # a port that is taken is an error, not shared
+        ("grpc.server_handshake_timeout_ms", milliseconds(settings.opening_seconds)),
+        ("grpc.max_connection_idle_ms", milliseconds(settings.idle_seconds)),
+        ("grpc.keepalive_time_ms", 60_000),  # a client that is gone without a word is noticed
+        ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
         ("grpc.http2.max_ping_strikes", 0),
     ]
 
 
+def milliseconds(seconds: float) -> int:
+    """Whole milliseconds, at least one, as gRPC's options have them."""
+    return max(1, min(LARGEST_OPTION, round(1000 * seconds)))
+
+
 def asr_handler(servicer: RivaServicer) -> Any:
     """Handler of the three methods of nvidia.riva.asr.RivaSpeechRecognition."""
     methods = {
-        "Recognize": grpc.unary_unary_rpc_method_handler(
-            servicer.recognize, reader(RecognizeRequest), RecognizeResponse.SerializeToString
-        ),
-        "StreamingRecognize": grpc.stream_stream_rpc_method_handler(
+        "Recognize": (servicer.recognize, RecognizeRequest, RecognizeResponse),
+        "StreamingRecognize": (
             servicer.streaming_recognize,
-            reader(StreamingRecognizeRequest),
-            StreamingRecognizeResponse.SerializeToString,
+            StreamingRecognizeRequest,
+            StreamingRecognizeResponse,
         ),
-        "GetRivaSpeechRecognitionConfig": grpc.unary_unary_rpc_method_handler(
-            servicer.get_config, reader(ConfigRequest), ConfigResponse.SerializeToString
-        ),
+        "GetRivaSpeechRecognitionConfig": (servicer.get_config, ConfigRequest, ConfigResponse),
     }
-    return grpc.method_handlers_generic_handler(ASR_SERVICE, methods)
+    handlers = {
+        name: grpc.stream_stream_rpc_method_handler(method, reader(request), response.SerializeToString)
+        for name, (method, request, response) in methods.items()
+    }
+    return grpc.method_handlers_generic_handler(ASR_SERVICE, handlers)

@@ -6,9 +6,9 @@ import asyncio
 import io
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import grpc
@@ -16,9 +16,10 @@ import grpc
 from overtone.serving.adapter_store.names import adapter_names, model_name, visible_adapters
 from overtone.serving.adapter_store.store import AdapterEntry
 from overtone.serving.auth.guard import Metadata
-from overtone.serving.errors import LanguageError, RequestError, UnknownModelError
+from overtone.serving.errors import LanguageError, OverloadError, RequestError, UnknownModelError
 from overtone.serving.recognition.request import Call, RecognitionRequest, unsupported
 from overtone.serving.recognition.service import RecognitionService
+from overtone.serving.recognition.turns import Turns
 from overtone.serving.riva.errors import RivaError, abort, status_of, unavailable
 from overtone.serving.riva.protobuf import ConfigResponse, RecognizeResponse, StreamingRecognizeResponse
 from overtone.serving.riva.requests import audio_size, readable, recognition_request
@@ -38,11 +39,21 @@ OnCall = Callable[[Call], None]
 
 def write_log(call: Call) -> None:
     """Log a call that has ended."""
-    LOG.info("%s %s %.3f s", call.method, call.code, call.seconds, extra={"call": vars(call)})
+    LOG.info("%s %s %.3f s", call.method, call.code, call.seconds, extra={"call": call.facts()})
+
+
+RECEIVING = 64
+"""Recordings that are received at a time: nothing of the others is read, so that they take no memory."""
+RECEIVING_OF_ONE = 16
+"""The same, of one client."""
 
 
 class RivaServicer:
-    """One method for each of the interface's; `context` is a grpc.aio.ServicerContext."""
+    """One method for each of the interface's; `context` is a grpc.aio.ServicerContext.
+
+    All of them take an iterator of messages: gRPC would otherwise read, and hold, the message of a call before anybody
+    has looked at its token.
+    """
 
     def __init__(self, service: RecognitionService, settings: ServerSettings, *, on_call: OnCall) -> None:
         self.service = service
@@ -50,12 +61,16 @@ class RivaServicer:
         self.on_call = on_call
         self.open = 0
         """Calls that are running."""
+        self.admitted = 0
+        """Those of them whose token is valid."""
+        self.receiving = Turns(RECEIVING, most_of_one=RECEIVING_OF_ONE)
 
-    async def recognize(self, message: Any, context: Any) -> Any:
+    async def recognize(self, messages: AsyncIterator[Any], context: Any) -> None:
         """Transcribe a recording. Raises RequestError and errors of the service, which end the call."""
         async with self.call("Recognize", context) as call:
-            metadata = self.admit(call, context)
-            request = recognition_request(readable(message).config, endpointing=self.settings.stream.endpointing)
+            metadata: Metadata = context.invocation_metadata() or ()
+            message = await self.receive(messages, call)
+            request = recognition_request(message.config, endpointing=self.settings.stream.endpointing)
             self.check(request, "offline", metadata, call)
             if request.attention_context is not None:
                 raise unsupported("custom_configuration 'att_context_size'", "it is for streams")
@@ -68,17 +83,17 @@ class RivaServicer:
             response = RecognizeResponse(results=self.writer(request).recording(recognition))
             if message.HasField("id"):
                 response.id.CopyFrom(message.id)
-            return response
+            await context.write(response)
 
     async def streaming_recognize(self, messages: AsyncIterator[Any], context: Any) -> None:
         """Transcribe a stream, message by message."""
-        idle_seconds = self.settings.idle_seconds
+        settings = self.settings
         async with (
             self.call("StreamingRecognize", context) as call,
-            Inbox(messages, audio_size, idle_seconds=idle_seconds) as inbox,
+            Inbox(messages, audio_size, idle_seconds=settings.idle_seconds) as inbox,
         ):
-            metadata = self.admit(call, context)
-            opening = await first_message(inbox)
+            metadata: Metadata = context.invocation_metadata() or ()
+            opening = await first_message(inbox, settings.opening_seconds)
             request = recognition_request(
                 opening.streaming_config.config,
                 endpointing=self.settings.stream.endpointing,
@@ -96,32 +111,36 @@ class RivaServicer:
                     await answers.answer(arrived)
                 await answers.end()
 
-    async def get_config(self, message: Any, context: Any) -> Any:
+    async def get_config(self, messages: AsyncIterator[Any], context: Any) -> None:
         """List the models that the caller may use."""
         service = self.service
-        async with self.call("GetRivaSpeechRecognitionConfig", context) as call:
-            metadata = self.admit(call, context)
-            asked = readable(message).model_name
+        async with self.call("GetRivaSpeechRecognitionConfig", context, requests=0) as call:
+            metadata: Metadata = context.invocation_metadata() or ()
+            asked = (await self.receive(messages, call)).model_name
             response = ConfigResponse()
             for entry in [None, *visible_adapters(service.store, service.guard, metadata)]:
                 names = () if entry is None else (entry.name,)
-                if asked and adapter_names(asked, service.base) != names:
+                if asked and adapter_names(service.resolve(asked), service.base) != names:
                     continue
                 for kind in ("offline", "online"):
                     parameters = self.parameters(entry, kind)
                     response.model_config.add(model_name=model_name(service.base, names), parameters=parameters)
-            return response
+            await context.write(response)
 
     # Steps of a call
 
     @asynccontextmanager
-    async def call(self, method: str, context: Any) -> AsyncIterator[Call]:
-        """Record of a call: an error becomes its status, and `on_call` gets it at the end."""
-        call = Call(method=method)
+    async def call(self, method: str, context: Any, *, requests: int = 1) -> AsyncIterator[Call]:
+        """Record of a call whose token is valid: an error becomes its status, and `on_call` gets it at the end.
+
+        requests: charged when it opens. Nothing is read, waited for or held before the token is good.
+        """
+        call = Call(method=method, connection=str(context.peer()))
         began = time.monotonic()
         self.open += 1
         try:
-            yield call
+            with self.admission(call, context, requests):
+                yield call
         except asyncio.CancelledError:
             call.code = grpc.StatusCode.CANCELLED.name
             raise
@@ -139,14 +158,34 @@ class RivaServicer:
             call.seconds = time.monotonic() - began
             self.on_call(call)
 
-    def admit(self, call: Call, context: Any) -> Metadata:
-        """Metadata of a caller whose token is valid. Raises AccessError."""
-        metadata: Metadata = context.invocation_metadata() or ()
-        self.service.admit(metadata, call)
-        return metadata
+    @contextmanager
+    def admission(self, call: Call, context: Any, requests: int) -> Iterator[None]:
+        """A place among the calls, for a caller whose token is valid. Raises AccessError or OverloadError."""
+        self.service.admit(context.invocation_metadata() or (), call)
+        with self.service.guard.session(call.tenant, requests=requests):
+            if self.admitted >= self.settings.max_calls:
+                raise OverloadError(f"{self.admitted} calls are being served, as many as are allowed; try again later.")
+            self.admitted += 1
+            try:
+                yield
+            finally:
+                self.admitted -= 1
+
+    async def receive(self, messages: AsyncIterator[Any], call: Call) -> Any:
+        """The one message of a call. Raises RequestError, and RivaError where it does not come in time."""
+        seconds = self.settings.message_seconds
+        async with self.receiving.turn(call.client):
+            try:
+                async with asyncio.timeout(seconds):
+                    return readable(await anext(messages, None))
+            except TimeoutError:
+                message = f"The message of this call did not come within {seconds:g} seconds."
+                raise RivaError(grpc.StatusCode.DEADLINE_EXCEEDED, message) from None
 
     def check(self, request: RecognitionRequest, kind: Kind, metadata: Metadata, call: Call) -> None:
         """Check a request as the service does. Raises RivaError for a model or language that there is not."""
+        if not request.model and not request.adapter:
+            request = replace(request, model=model_of_function(metadata, self.service))
         try:
             self.service.check(request, metadata, call)
         except LanguageError as error:
@@ -176,9 +215,21 @@ class RivaServicer:
         return parameters
 
 
-async def first_message(inbox: Inbox[Any]) -> Any:
-    """First message of a stream, which holds its configuration. Raises RequestError or RivaError."""
-    first = await inbox.take(most=1)
+def model_of_function(metadata: Metadata, service: RecognitionService) -> str:
+    """Model that the header `function-id` names, where that is an adapter or an alias; empty otherwise.
+
+    NVIDIA's clients choose a hosted model by it, and some of them (Pipecat's) say nothing else.
+    """
+    names = [value for name, value in metadata if name == "function-id" and isinstance(value, str)]
+    return names[0] if names and service.is_known(names[0]) else ""
+
+
+async def first_message(inbox: Inbox[Any], seconds: float) -> Any:
+    """First message of a stream, which holds its configuration. Raises RequestError, RivaError or IdleError.
+
+    seconds: for it to come.
+    """
+    first = await inbox.take(most=1, seconds=seconds)
     if not first:
         raise RequestError("no messages received")
     if first[0].WhichOneof("streaming_request") != "streaming_config":

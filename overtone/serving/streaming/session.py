@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -58,18 +59,20 @@ class Inbox(Generic[M]):
         self._reader.cancel()
         await asyncio.gather(self._reader, return_exceptions=True)
 
-    async def take(self, *, most: int = MOST_TAKEN) -> list[M]:
+    async def take(self, *, most: int = MOST_TAKEN, seconds: float = math.inf) -> list[M]:
         """Take the messages that have arrived, at least one; none at the client's end of the stream.
 
-        Raises IdleError, and the error that ended the reading once the messages before it are taken.
+        seconds: the client may send nothing for so long, if that is less than `idle_seconds`. Raises IdleError, and the
+        error that ended the reading once the messages before it are taken.
         """
+        seconds = min(seconds, self._idle_seconds)
         while not self._waiting and not self._ended:
             self._changed.clear()
             try:
-                async with asyncio.timeout(self._idle_seconds):
+                async with asyncio.timeout(seconds):
                     await self._changed.wait()
             except TimeoutError:
-                raise IdleError(self._idle_seconds) from None
+                raise IdleError(seconds) from None
         if self._failure is not None and not self._waiting:
             raise self._failure
         taken = [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
@@ -99,6 +102,8 @@ class StreamSession:
 
     service: RecognitionService
     request: RecognitionRequest
+    call: Call
+    """Its record, which is told how much audio it was."""
     stream: AnyStream
     decoder: AudioDecoder
     samples: int = 0
@@ -124,6 +129,7 @@ class StreamSession:
         samples = np.concatenate(self.pieces) if self.pieces else np.zeros(0, dtype=np.float32)
         self.pieces.clear()
         self.samples += samples.size
+        self.service.note_audio(self.call, samples.size)
         if not samples.size and not force_eou:
             return []
         return await self.stream.push(samples, force_eou=force_eou)
@@ -174,8 +180,4 @@ async def open_session(
     lease = await service.lease(call)
     stream = open_stream(service.engine, lease, settings=settings, decoding=decoding, group=call.tenant or None)
     with stream, service.audio_decoder(request) as decoder:
-        session = StreamSession(service=service, request=request, stream=stream, decoder=decoder)
-        try:
-            yield session
-        finally:
-            call.audio_seconds += session.samples / service.engine.sample_rate
+        yield StreamSession(service=service, request=request, call=call, stream=stream, decoder=decoder)

@@ -13,6 +13,7 @@ import numpy as np
 from overtone.decoding.decoder import Decoder, DecodingOptions, Emissions, Flags, Head, Scope
 from overtone.decoding.hypothesis import Hypothesis, Word, mark_name
 from overtone.serving.engine.engine import Engine
+from overtone.serving.recognition.offline import check_scores
 from overtone.serving.recognition.request import Endpointing
 from overtone.serving.streaming.endpointing import Endpointer
 
@@ -73,8 +74,8 @@ class Ended:
     audio_processed: float
 
     def final(self, decoder: Decoder, alternatives: int) -> list[Final]:
-        """Result of its frames in a decoder, if that has words."""
-        found = [each for each in decoder.hypotheses(alternatives) if each.words]
+        """Result of its frames in a decoder, if that has words. Raises WorkerError."""
+        found = [each for each in check_scores(list(decoder.hypotheses(alternatives))) if each.words]
         if not found:
             return []
         best = found[0]

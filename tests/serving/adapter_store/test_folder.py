@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,8 @@ from overtone.adapters.storage import DESCRIPTION, PARAMETERS
 from overtone.errors import AdapterError
 from overtone.models.asr_model import AsrModel
 from overtone.serving.adapter_store.folder import Version, read_version
-from support.serving_models import make_adapter, states, store_of
+from overtone.serving.adapter_store.store import AdapterStore
+from support.serving_models import make_adapter, states, store_of, until
 
 
 @pytest.mark.parametrize("value", ["!!bool maybe", '!!int ""', "!!timestamp soon", "9" * 400])
@@ -119,3 +122,57 @@ def test_a_folder_that_cannot_be_looked_at_is_taken_to_be_as_it_was(
     shutil.rmtree(folder)
     store.scan()
     assert states(store) == {}
+
+
+# Changes of many at once
+
+
+def test_many_changes_do_not_blind_the_watcher(model: AsrModel, tmp_path: Path) -> None:
+    """The reading of two hundred adapters is no reason to look less often: the next one is seen as soon as any."""
+    folder, made = tmp_path / "store", make_adapter(model, tmp_path / "made")
+    folder.mkdir()
+    with AdapterStore(model, folder, lock=threading.RLock(), poll_seconds=0.01) as store:
+        for index in range(200):
+            shutil.copytree(made, folder / f"many{index}")
+        until(lambda: len(store.names()) == 200, seconds=60.0)
+        pauses = recorded_pauses(store)
+        for path in folder.iterdir():
+            shutil.rmtree(path)
+        make_adapter(model, folder / "next", seed=3)
+        until(lambda: store.names() == {"next"}, seconds=60.0)
+        until(lambda: len(pauses) > 3, seconds=60.0)
+        assert max(pauses) < 5.0
+
+
+def recorded_pauses(store: AdapterStore) -> list[float]:
+    """Pauses of the watcher from now on, in seconds."""
+    pauses: list[float] = []
+    wait = store._closed.wait
+
+    def waiting(seconds: float) -> bool:
+        pauses.append(seconds)
+        return wait(min(seconds, 0.01))
+
+    store._closed.wait = waiting  # type: ignore[method-assign, assignment]
+    return pauses
+
+
+def test_changes_are_logged(model: AsrModel, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    logging.getLogger("overtone").propagate = True
+    store = store_of(model, folder)
+    with caplog.at_level(logging.INFO, logger="overtone.serving.adapter_store.store"):
+        make_adapter(model, folder / "new", seed=5)
+        store.scan()
+        shutil.rmtree(folder / "new")
+        make_adapter(model, folder / "new", seed=6)
+        (folder / "voice1/adapter.safetensors").unlink()
+        shutil.rmtree(folder / "voice2")
+        store.scan()
+        make_adapter(model, folder / "voice1", seed=1)
+        store.scan()
+    events = [(record.call["event"], record.call["adapter"]) for record in caplog.records]  # type: ignore[attr-defined]
+    expected = [("added", "new"), ("replaced", "new"), ("refused", "voice1"), ("removed", "voice2")]
+    assert sorted(events[:4]) == sorted(expected)
+    assert events[4:] == [("usable again", "voice1")]
+    refused = next(record for record in caplog.records if record.levelno == logging.WARNING)
+    assert "is missing" in refused.getMessage()

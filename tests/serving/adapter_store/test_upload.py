@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
+import lzma
 import tarfile
 import threading
 import zipfile
@@ -12,11 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from overtone.adapters.storage import replace_contents
 from overtone.adapters.words import WordPart
 from overtone.decoding.ngram_counts import build_ngram
 from overtone.errors import AdapterError
 from overtone.models.asr_model import AsrModel
-from overtone.serving.adapter_store.upload import place
+from overtone.serving.adapter_store import upload
 from support.serving_models import make_adapter, states, store_of, tiny_model
 
 COMPRESSIONS = {"zip": zipfile.ZIP_DEFLATED, "zip-lzma": zipfile.ZIP_LZMA}
@@ -34,7 +38,7 @@ def packed(folder: Path, form: str) -> bytes:
     return stream.getvalue()
 
 
-@pytest.mark.parametrize("form", ["zip", "gz", ""])
+@pytest.mark.parametrize("form", ["zip", "gz", "bz2", "xz", ""])
 def test_an_upload_is_served_at_once_and_replaces(model: AsrModel, folder: Path, tmp_path: Path, form: str) -> None:
     store = store_of(model, folder)
     made = make_adapter(model, tmp_path / "made", seed=20)
@@ -113,6 +117,88 @@ def test_uploads_that_are_bad_change_nothing(model: AsrModel, folder: Path, tmp_
     assert sorted(path.name for path in folder.iterdir()) == ["voice0", "voice1", "voice2"]
 
 
+class Zeros(io.RawIOBase):
+    """A file of zeros without end."""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        buffer[:] = bytes(len(buffer))
+        return len(buffer)
+
+
+@pytest.mark.parametrize("form", ["gz", "bz2", "xz", ""])
+def test_archives_are_unpacked_within_limits(
+    model: AsrModel, folder: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    """A small file names a member that is far larger than any adapter; only its beginning is unpacked."""
+    most = 2**20
+    monkeypatch.setattr(upload, "MAX_UNPACKED", most)
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode=f"w:{form}") as archive:
+        huge = tarfile.TarInfo("other.bin")
+        huge.size = 40 * most
+        archive.addfile(huge, Zeros())
+        archive.add(folder / "voice1", ".")
+    store = store_of(model, folder)
+    read: list[int] = []
+
+    class Noted(upload.Unpacked):
+        def read(self, most: int) -> bytes:
+            data = super().read(most)
+            read.append(len(data))
+            return data
+
+    monkeypatch.setattr(upload, "Unpacked", Noted)
+    with pytest.raises(AdapterError, match="unpacks to more than 1048576 bytes"):
+        store.put("voice0", stream.getvalue())
+    assert sum(read) <= most
+    monkeypatch.setattr(upload, "MAX_UNPACKED", 100 * most)
+    monkeypatch.setattr(upload, "MAX_SECONDS", -1.0)
+    with pytest.raises(AdapterError, match="takes longer than"):
+        store.put("voice0", stream.getvalue())
+
+
+def test_xz_that_asks_for_much_memory_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = packed(folder / "voice1", "xz")
+    assert upload.unpack(archive)
+    monkeypatch.setattr(upload, "MAX_DICTIONARY", 2**16)
+    with pytest.raises(AdapterError, match=r"no archive|damaged"):
+        upload.unpack(archive)
+
+
+@pytest.mark.parametrize("form", ["gz", "bz2", "xz"])
+def test_archives_that_were_compressed_piece_by_piece(folder: Path, form: str) -> None:
+    plain = packed(folder / "voice1", "")
+    compress = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}[form]
+    half = len(plain) // 2
+    assert upload.unpack(compress(plain[:half]) + compress(plain[half:])) == upload.unpack(plain)
+    with pytest.raises(AdapterError, match=r"damaged|no archive"):
+        upload.unpack(compress(plain)[: len(compress(plain)) // 2])
+
+
+def test_the_store_goes_on_while_an_archive_is_unpacked(
+    model: AsrModel, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unpack, entered, go_on = upload.unpack, threading.Event(), threading.Event()
+
+    def slow(archive: bytes) -> dict[str, bytes]:
+        entered.set()
+        assert go_on.wait(60)
+        return unpack(archive)
+
+    store, archive = store_of(model, folder), packed(folder / "voice1", "zip")
+    monkeypatch.setattr(upload, "unpack", slow)
+    putting = threading.Thread(target=store.put, args=("fresh", archive))
+    putting.start()
+    assert entered.wait(60)
+    store.remove("voice0")
+    go_on.set()
+    putting.join(60)
+    assert sorted(states(store)) == ["fresh", "voice1", "voice2"]
+
+
 def test_a_linked_adapter_goes_without_what_the_link_leads_to(model: AsrModel, folder: Path, tmp_path: Path) -> None:
     elsewhere = make_adapter(model, tmp_path / "elsewhere", seed=22)
     (folder / "linked").symlink_to(elsewhere)
@@ -132,16 +218,16 @@ def test_uploads_of_one_name_take_turns(
     running: list[int] = []
     most: list[int] = []
 
-    def slow_place(*arguments: Any) -> None:
+    def slow_write(*arguments: Any) -> None:
         running.append(1)
         most.append(len(running))
         if len(most) == 1:
             second.start()
             second.join(0.05)
-        place(*arguments)
+        replace_contents(*arguments)
         running.pop()
 
-    monkeypatch.setattr("overtone.serving.adapter_store.store.place", slow_place)
+    monkeypatch.setattr("overtone.serving.adapter_store.upload.replace_contents", slow_write)
     store.put("fresh", archives[0])
     second.join(10)
     assert most == [1, 1]

@@ -213,6 +213,7 @@ def test_tls_at_both_ports(certificates: Path, tmp_path: Path, mutual: bool) -> 
     with web_service(None, **options) as secure:
         assert secure.addresses.http.startswith("https://")
         assert secure.text(audio) == "abc"
+        assert secure.post("/v1/realtime/transcription_sessions", {}).status == 200  # tells Riva's dialect
         with connect(f"wss://localhost:{secure.addresses.http_port}/v1/realtime", ssl=context) as websocket:
             assert json.loads(websocket.recv(timeout=10))["type"] == "conversation.created"
         if mutual:

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import torch
 
+from overtone.decoding.hypothesis import Hypothesis
 from overtone.serving.engine.engine import Engine, EngineSettings
 from overtone.serving.errors import WorkerError
-from overtone.serving.recognition.offline import recognise
+from overtone.serving.recognition.offline import check_scores, recognise
 from overtone.serving.streaming.stream import Stream, StreamSettings
 from support.serving_models import marked, poisoned, until
 from support.streams import run
@@ -31,6 +32,33 @@ def test_one_bad_row_answers_for_itself_alone(tones: ToneModel) -> None:
             bad.result(10)
         state = engine.state()
         assert (state.failed, state.restarts, state.alive) == (1, 0, True)
+
+
+def test_a_row_without_numbers_is_no_answer(tones: ToneModel) -> None:
+    """The rows beside it are answered, in the same forward."""
+    forward, count = tones.forward, [0]
+
+    def replaced(waveforms: torch.Tensor, lengths: torch.Tensor) -> Any:
+        count[0] += 1
+        log_probs, frames = forward(waveforms, lengths)
+        log_probs[waveforms[:, 0] == 0.5, -1] = torch.nan
+        return log_probs, frames
+
+    tones.forward = replaced  # type: ignore[method-assign]
+    with Engine(tones, EngineSettings(max_wait=0.1)) as engine:  # type: ignore[arg-type]
+        futures = [engine.submit(marked(mark)) for mark in (0.1, 0.5, 0.2)]
+        for future in (futures[0], futures[2]):
+            assert len(future.result(60)) == 10
+        with pytest.raises(WorkerError, match="NaN"):
+            futures[1].result(60)
+        assert engine.state().failed == 1
+
+
+def test_hypotheses_without_numbers_are_no_answer() -> None:
+    good, bad = Hypothesis(text="a", score=-1.0), Hypothesis(text="a", score=float("nan"))
+    assert check_scores([good]) == [good]
+    with pytest.raises(WorkerError, match="NaN"):
+        check_scores([good, bad])
 
 
 def test_a_worker_that_dies_is_started_again_and_loses_nothing(tones: ToneModel) -> None:

@@ -21,6 +21,7 @@ from overtone.serving.riva import protobuf  # noqa: E402
 from overtone.serving.riva.server import RivaServer  # noqa: E402
 from overtone.serving.settings import ServerSettings  # noqa: E402
 from support.riva_service import SETTINGS, Service, bearer, file_of, refusal, riva_service, stream_requests  # noqa: E402
+from support.serving_models import until  # noqa: E402
 from support.speaking_model import pcm16, spoken  # noqa: E402
 
 Code = grpc.StatusCode
@@ -80,12 +81,27 @@ def test_calls_are_told_without_what_was_said(service: Service) -> None:
     assert "bad" not in repr(call)
 
 
-def test_too_many_calls_are_refused_at_once(tmp_path: Path) -> None:
-    with riva_service(tmp_path, adapters=(), settings=ServerSettings(grpc_port=0, max_calls=1)) as narrow:
+def test_too_many_calls_are_refused_at_once_and_health_answers(tmp_path: Path) -> None:
+    with riva_service(tmp_path, adapters=(), settings=replace(SETTINGS, max_calls=1)) as narrow:
         watch = narrow.health("Watch")
         assert next(watch).status == protobuf.SERVING
-        assert refusal(lambda: narrow.text(pcm16(spoken("a"))))[0] is Code.RESOURCE_EXHAUSTED
+        asked = threading.Event()
+
+        def silent() -> Iterator[Any]:
+            asked.wait(60)
+            yield from ()
+
+        stream = narrow.stream(silent())
+        try:
+            until(lambda: narrow.servicer.admitted == 1, 60)
+            assert refusal(lambda: narrow.text(pcm16(spoken("a"))))[0] is Code.RESOURCE_EXHAUSTED
+            assert narrow.health("Check").status == protobuf.SERVING
+        finally:
+            asked.set()
+        stream.cancel()
         watch.cancel()
+        until(lambda: narrow.servicer.admitted == 0, 60)
+        assert narrow.text(pcm16(spoken("a"))) == "a "
 
 
 def test_a_deadline_is_kept(service: Service) -> None:

@@ -18,7 +18,16 @@ from overtone.serving.adapter_store.names import adapter_names, chosen_adapters,
 from overtone.serving.recognition.service import HeldAudio  # noqa: E402
 from overtone.serving.riva import protobuf  # noqa: E402
 from overtone.serving.settings import ServerSettings  # noqa: E402
-from support.riva_service import SETTINGS, Service, file_of, raw_config, refusal, riva_service, stream_requests  # noqa: E402
+from support.riva_service import (  # noqa: E402
+    SETTINGS,
+    Service,
+    file_of,
+    finals_of,
+    raw_config,
+    refusal,
+    riva_service,
+    stream_requests,
+)
 from support.speaking_model import pcm16, silence, spoken  # noqa: E402
 
 Code = grpc.StatusCode
@@ -273,3 +282,14 @@ def test_a_watch_does_not_hold_up_the_end(tmp_path: Path) -> None:
         stopping.stop()
         assert [answer.status for answer in watch] == [protobuf.NOT_SERVING]
         assert time.monotonic() - began < 10
+
+
+def test_the_function_id_names_a_model_where_nothing_else_does(service: Service) -> None:
+    """Pipecat's service of segments sends no other name; NVIDIA's ids of hosted functions mean nothing here."""
+    audio = pcm16(spoken("abc"))
+    assert service.text(audio, metadata=[("function-id", "swap")]) == "bac "
+    assert service.calls[-1].adapter == "swap"
+    assert service.text(audio, metadata=[("function-id", "ee8dc628-76de-4acc-8595-1836e7e857bd")]) == "abc "
+    assert service.text(audio, model="other", metadata=[("function-id", "swap")]) == "abc "
+    requests = list(stream_requests(spoken("abc")))
+    assert finals_of(service.stream(requests, metadata=[("function-id", "swap")])) == ["bac "]
