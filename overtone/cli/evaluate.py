@@ -14,8 +14,10 @@ from overtone.cli.arguments import (
     add_computing,
     add_decoder,
     add_language,
+    add_search,
     add_windows,
     attention_options,
+    search_options,
 )
 from overtone.cli.overrides import add_configuration, is_override, read_settings
 from overtone.cli.screen import note, progress_bar, results_console
@@ -55,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_windows(parser)
     add_computing(parser)
     add_decoder(parser)
+    add_search(parser)
     add_language(parser)
     add_attention(parser)
     add_configuration(parser)
@@ -127,6 +130,7 @@ def measure(
 
     for manifest in manifests:
         read_references(Path(manifest))
+    search = search_options(arguments)
     model = load(source, arguments.device, decoder=arguments.decoder, **attention_options(arguments))
     choices = [None, *model.adapters.names] if adapters is None else [find_adapter(model, name) for name in adapters]
     with progress_bar("evaluating") as progress:
@@ -139,6 +143,7 @@ def measure(
             batch_seconds=arguments.batch_seconds,
             compute_dtype=dtype,
             language=arguments.language,
+            **search,
             progress=progress,
         )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Self, cast
 
 import torch
@@ -26,6 +27,7 @@ from overtone.decoding.decoder import (
     Emissions,
     Flags,
     Head,
+    Reading,
     Scope,
 )
 from overtone.decoding.fusion import Words
@@ -141,13 +143,13 @@ class CtcHead:
 
     def search(
         self, emissions: Tensor, lengths: Tensor, words: Sequence[Words], settings: BeamSettings, count: int
-    ) -> list[list[Alignment]]:
+    ) -> list[list[Reading]]:
         """Prefix beam search: emissions [B, T, V+1], lengths [B]."""
         device = torch.device("cpu") if emissions.device.type == "mps" else emissions.device  # it has no float64
         search = CtcSearch(words, self.tokenizer.size, settings, device)
         search.push(emissions.detach().to(device), lengths.to(device))
         return [
-            [cast(Alignment, path.cut(0, length)) for path, _ in own]
+            [Reading(cast(Alignment, replace(path.cut(0, length), score=path.score)), rank) for path, rank in own]
             for own, length in zip(search.best(count), lengths.tolist(), strict=True)
         ]
 

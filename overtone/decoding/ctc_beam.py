@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 from typing import Self
 
 import numpy as np
@@ -72,9 +71,9 @@ class BeamDecoder:
         They are ranked with their words; `score` is the logarithm of the reading's own probability, without them.
         """
         found: dict[str, Hypothesis] = {}
-        for path, score in self.search.best(count if count == 1 else self.search.settings.width)[0]:
+        for path, _ in self.search.best(count if count == 1 else self.search.settings.width)[0]:
             hypothesis = read_path(path, self.tokenizer, seconds_per_frame=self.seconds_per_frame)
-            found.setdefault(hypothesis.text, replace(hypothesis, score=score))
+            found.setdefault(hypothesis.text, hypothesis)
             if len(found) == count:
                 break
         return [shift(each, self.first_frame, self.seconds_per_frame) for each in found.values()]

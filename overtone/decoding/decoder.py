@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, Self
+from typing import Literal, NamedTuple, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +45,14 @@ class Alignment(Protocol):
 
     def join(self, later: Sequence[Self]) -> Self:
         """These frames, followed by the later ones in order."""
+
+
+class Reading(NamedTuple):
+    """One of the readings of a recording."""
+
+    alignment: Alignment
+    rank: float
+    """Logarithm of its probability, with the gain of its words."""
 
 
 class Decoder(Protocol):
@@ -123,6 +131,10 @@ class DecodingOptions:
         """The words of the adapters, and the phrases besides."""
         return self.words + Words(boosts=(self.boosts,)) if self.boosts else self.words
 
+    def with_words(self, words: Words) -> DecodingOptions:
+        """The same with further words."""
+        return replace(self, words=self.words + words) if words else self
+
     @property
     def ignored(self) -> tuple[str, ...]:
         """Options without effect, for the log; it names no phrases."""
@@ -179,7 +191,7 @@ class Head(Protocol):
 
     def search(
         self, emissions: Tensor, lengths: Tensor, words: Sequence[Words], settings: BeamSettings, count: int
-    ) -> list[list[Alignment]]:
+    ) -> list[list[Reading]]:
         """The best `count` prefixes of each row with its own words, best first: emissions [B, T, C], lengths [B]."""
 
     def read(self, alignment: Alignment) -> Hypothesis:
@@ -197,15 +209,15 @@ class Head(Protocol):
         """
 
 
-def find_alignments(
+def find_readings(
     head: Head, emissions: Tensor, lengths: Tensor, options: Sequence[DecodingOptions]
-) -> list[list[Alignment]]:
+) -> list[list[Reading]]:
     """The best readings of each row, as its options ask: emissions [B, T, C], lengths [B].
 
     Rows of greedy options are decoded as `align` does; the others in one search for each of the settings there are.
     """
     together = head.adapters_act()  # then rows are decoded in the batch that the selection is for
-    found: list[list[Alignment]] = [[] for _ in options]
+    found: list[list[Reading]] = [[] for _ in options]
     groups: dict[tuple[BeamSettings, int] | None, list[int]] = {}
     for row, own in enumerate(options):
         groups.setdefault(None if own.is_greedy else (own.settings, own.alternatives), []).append(row)
@@ -215,7 +227,7 @@ def find_alignments(
         part = emissions if whole else emissions[index]
         sizes = lengths if whole else lengths[index.to(lengths.device)]
         if key is None:
-            answers = [[each] for each in head.align(part, sizes)]
+            answers = [[Reading(each, 0.0)] for each in head.align(part, sizes)]
         else:
             words = [own.all_words for own in options] if whole else [options[row].all_words for row in rows]
             settings, alternatives = key

@@ -19,7 +19,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from overtone.decoding.decoder import GREEDY, Alignment, BeamSettings, Decoder, DecodingOptions, Emissions, Flags, Scope
+from overtone.decoding.decoder import (
+    GREEDY,
+    Alignment,
+    BeamSettings,
+    Decoder,
+    DecodingOptions,
+    Emissions,
+    Flags,
+    Reading,
+    Scope,
+)
 from overtone.decoding.fusion import Words
 from overtone.decoding.hypothesis import Hypothesis, shift
 from overtone.decoding.transducer_beam import TransducerBeamSearch
@@ -251,7 +261,7 @@ class TransducerBeamDecoder:
         """One to `count` different texts, best first, as if the audio ended here."""
         greedy, found = self.greedy, dict[str, Hypothesis]()
         (paths,) = self.search.best(count if count == 1 else self.search.settings.width, [self.frames])
-        for path in paths:
+        for path, _ in paths:
             hypothesis = read_path(path, greedy.tokenizer, seconds_per_frame=greedy.seconds_per_frame)
             found.setdefault(hypothesis.text, hypothesis)
             if len(found) == count:
@@ -337,14 +347,16 @@ class TransducerHead:
 
     def search(
         self, emissions: Tensor, lengths: Tensor, words: Sequence[Words], settings: BeamSettings, count: int
-    ) -> list[list[Alignment]]:
+    ) -> list[list[Reading]]:
         """Beam search: emissions [B, T, J], lengths [B]."""
         with torch.no_grad():
             search = TransducerBeamSearch(
                 self.joint, self.prediction, words, settings, max_symbols=self.greedy.max_symbols
             )
             search.push(emissions.float(), lengths.to(emissions.device))
-        return cast(list[list[Alignment]], search.best(count, lengths.tolist()))
+        return [
+            [Reading(cast(Alignment, path), rank) for path, rank in own] for own in search.best(count, lengths.tolist())
+        ]
 
     def align_row(self, emissions: Emissions) -> Alignment:
         """Decode one row greedily: emissions [T, J]."""

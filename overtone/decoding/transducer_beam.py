@@ -339,28 +339,27 @@ class TransducerBeamSearch:
 
     # Readings
 
-    def best(self, count: int, lengths: Sequence[int]) -> list[list[TransducerPath]]:
-        """The paths of the best `count` prefixes of each row, best first; lengths: frames of the rows.
+    def best(self, count: int, lengths: Sequence[int]) -> list[list[tuple[TransducerPath, float]]]:
+        """The paths of the best `count` prefixes of each row and their ranks, best first; lengths: frames of the rows.
 
         The words rank them, as if every row ended here; they are not in the scores.
         """
         beam, width = self.beam, self.beam.score.size(1)
         ends = self.fusion.end(self.rows.repeat_interleave(width), self.memory.words.flatten(0, 1)).view_as(beam.score)
         ranks, order = (beam.score + beam.bonus + ends).topk(min(count, width), dim=1)
-        found: list[list[TransducerPath]] = [[] for _ in lengths]
-        for row, place in torch.nonzero(ranks > NEVER).tolist():
+        found: list[list[tuple[TransducerPath, float]]] = [[] for _ in lengths]
+        for row, place in torch.nonzero(ranks != NEVER).tolist():  # what is not finite is found, and refused
             slot = int(order[row, place])
             chain = self._chain(row, int(beam.node[row, slot]))
-            found[row].append(
-                TransducerPath(
-                    ids=chain.token,
-                    places=chain.place,
-                    durations=chain.lasts,
-                    log_probs=chain.value.astype(np.float32),
-                    frames=lengths[row],
-                    score=float(beam.score[row, slot]),
-                )
+            path = TransducerPath(
+                ids=chain.token,
+                places=chain.place,
+                durations=chain.lasts,
+                log_probs=chain.value.astype(np.float32),
+                frames=lengths[row],
+                score=float(self.beam.score[row, slot]),
             )
+            found[row].append((path, float(ranks[row, place])))
         return found
 
     def settled(self) -> int:

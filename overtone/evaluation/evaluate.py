@@ -9,9 +9,10 @@ from datetime import datetime
 from pathlib import Path
 
 from overtone.data.manifest import Utterance, read_manifest
+from overtone.decoding.decoder import BeamSettings
 from overtone.errors import DataError, UsageError
 from overtone.evaluation.results import Difference, Evaluation, Result, UtteranceResult
-from overtone.inference.choices import Choice, refuse_selection, resolve_choice
+from overtone.inference.choices import Choice, Phrases, refuse_selection, resolve_choice
 from overtone.inference.recordings import recordings_of
 from overtone.inference.transcribe import Transcriber
 from overtone.inference.windows import OVERLAP_SECONDS, WINDOW_SECONDS
@@ -37,6 +38,8 @@ def evaluate(
     compute_dtype: str | None = None,
     decoder: str | None = None,
     language: str | None = None,
+    beam: int | BeamSettings | None = None,
+    phrases: Phrases = (),
     level: float = 0.95,
     resamples: int = 1000,
     seed: int = 0,
@@ -45,33 +48,33 @@ def evaluate(
     """Measure word and character error rates of each adapter choice on each manifest.
 
     adapters: None (the base), "a", "a+b", "@file". With None among them the others are compared to the base.
-    batch_seconds, window, overlap, compute_dtype, decoder, language: as for `Transcriber`.
+    batch_seconds, window, overlap, compute_dtype, decoder, language, beam, phrases: as for `Transcriber`.
     level, resamples, seed: of the bootstrap. progress: called with the seconds of audio that are done, and of all.
     Raises DataError for a manifest or recording that cannot be used, AdapterError for an unknown adapter, UsageError
     where there is nothing to evaluate, and where a `use` block says another thing than `adapters`.
     """
     if adapters is BASE_ALONE:
         refuse_selection(model)
-    paths = [Path(path) for path in ([manifests] if isinstance(manifests, str | Path) else manifests)]
-    choices = list(dict.fromkeys(adapters))
-    if not paths or not choices:
+    chains = {choice: resolve_choice(model, choice) for choice in dict.fromkeys(adapters)}
+    sets = {Path(path): read_references(Path(path)) for path in listed(manifests)}
+    if not sets or not chains:
         raise UsageError("Nothing to evaluate: give at least one manifest, and one adapter or None for the base.")
-    chains = {choice: resolve_choice(model, choice) for choice in choices}
-    sets = {path: read_references(path) for path in paths}
-    whole = len(choices) * sum(utterance.duration for lines in sets.values() for utterance in lines)
+    whole = len(chains) * sum(utterance.duration for lines in sets.values() for utterance in lines)
     meter = _Meter(whole, progress)
     bootstrap, results = _Bootstrap(level, resamples, seed), list[Result]()
     with model.computing_in(compute_dtype):
         transcriber = Transcriber(
-            model, batch_seconds=batch_seconds, window=window, overlap=overlap, decoder=decoder, language=language
+            model,
+            batch_seconds=batch_seconds,
+            window=window,
+            overlap=overlap,
+            decoder=decoder,
+            language=language,
+            beam=beam,
+            phrases=phrases,
         )
         for path, lines in sets.items():
-            found = []
-            for choice in choices:
-                begun = time.perf_counter()
-                heard = hear(transcriber, lines, choice, progress=meter.part())
-                seconds = time.perf_counter() - begun
-                found.append(bootstrap.result(path, choice, chains[choice], heard, seconds))
+            found = [meter.result(bootstrap, transcriber, path, lines, *choice) for choice in chains.items()]
             results += bootstrap.beside_base(found)
         used = model.compute_dtype
     return Evaluation(
@@ -86,6 +89,11 @@ def evaluate(
         results=tuple(results),
         attention=attention_text(model),
     )
+
+
+def listed(manifests: str | Path | Sequence[str | Path]) -> Sequence[str | Path]:
+    """One manifest or several as several."""
+    return [manifests] if isinstance(manifests, str | Path) else manifests
 
 
 def read_references(path: Path) -> list[Utterance]:
@@ -126,6 +134,20 @@ class _Meter:
         self.whole = whole
         self.progress = progress
         self.done = 0.0
+
+    def result(
+        self,
+        bootstrap: _Bootstrap,
+        transcriber: Transcriber,
+        path: Path,
+        lines: Sequence[Utterance],
+        choice: Choice,
+        chain: Choice,
+    ) -> Result:
+        """Hear the lines of one manifest with one choice of adapters."""
+        begun = time.perf_counter()
+        heard = hear(transcriber, lines, choice, progress=self.part())
+        return bootstrap.result(path, choice, chain, heard, time.perf_counter() - begun)
 
     def part(self) -> Progress:
         before = self.done

@@ -14,7 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from overtone.decoding.ctc import CtcHead
-from overtone.decoding.decoder import GREEDY, Alignment, BeamSettings, Decoder, DecodingOptions, Emissions, Head, Scope
+from overtone.decoding.decoder import (
+    GREEDY,
+    Alignment,
+    BeamSettings,
+    Decoder,
+    DecodingOptions,
+    Emissions,
+    Head,
+    Reading,
+    Scope,
+)
 from overtone.decoding.fusion import Words
 from overtone.decoding.hypothesis import Hypothesis
 from overtone.decoding.transducer import TransducerHead
@@ -75,7 +85,7 @@ class HybridHead:
 
     def search(
         self, emissions: Tensor, lengths: Tensor, words: Sequence[Words], settings: BeamSettings, count: int
-    ) -> list[list[Alignment]]:
+    ) -> list[list[Reading]]:
         """The transducer's beam search: emissions [B, T, J + V+1], lengths [B]."""
         return self.transducer.search(emissions[..., : self.width], lengths, words, settings, count)
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from overtone.decoding.decoder import BeamSettings, DecodingOptions, Emissions, Flags, Scope
+from overtone.decoding.decoder import BeamSettings, DecodingOptions, Emissions, Flags, Reading, Scope
 from overtone.decoding.fusion import Words
 from overtone.decoding.hypothesis import Hypothesis, Word
 from overtone.models.asr_model import AsrModel
@@ -131,8 +131,8 @@ class StepHead:
 
     def search(
         self, emissions: Tensor, lengths: Tensor, words: Sequence[Words], settings: BeamSettings, count: int
-    ) -> list[list[Steps]]:
-        return [[each] for each in self.align(emissions, lengths)]
+    ) -> list[list[Reading]]:
+        return [[Reading(each, 0.0)] for each in self.align(emissions, lengths)]
 
     def align_row(self, emissions: Emissions) -> Steps:
         symbols: npt.NDArray[np.int64] = emissions[:, :-1].argmax(axis=-1)
