@@ -190,10 +190,7 @@ def stand_in(adapter: Adapter, point: Point) -> dict[str, Tensor]:
 
 
 def adapters_section(model: AsrModel, names: Iterable[str], enabled: Container[str] | None = None) -> dict[str, Any]:
-    """The `adapters` section of a configuration for these adapters, as NeMo writes it.
-
-    enabled: those that NeMo lets act; None: as the model's own file had it, and all that are new.
-    """
+    """The `adapters` section of a configuration, as NeMo writes it. enabled: as `write_nemo` of the whole model."""
     present = [model.adapters[name] for name in names]
     before = (model.config.get("adapters") or {}).get("global_cfg") or {}
     meta = dict(before.get("adapter_meta_cfg") or {})
