@@ -47,7 +47,9 @@ def test_a_width_of_one_without_words_is_greedy(durations: tuple[int, ...], stat
         with torch.no_grad():
             beam = beam_of(search, [NO_WORDS] * 5, BeamSettings(width=1))
             beam.push(frames, torch.tensor(lengths))
-        for (found,), expected in zip(beam.best(1, lengths), search.paths(frames, torch.tensor(lengths)), strict=True):
+        for ((found, _),), expected in zip(
+            beam.best(1, lengths), search.paths(frames, torch.tensor(lengths)), strict=True
+        ):
             assert found.ids.tolist() == expected.ids.tolist()
             assert found.places.tolist() == expected.places.tolist()
             assert found.durations.tolist() == expected.durations.tolist()
@@ -99,8 +101,9 @@ def test_a_wide_beam_finds_what_going_through_all_alignments_finds(merge: str, f
     gains = {ids: 0.8 * ngram.sentence_log_prob(ids) + 0.3 * len(ids) if fused else 0.0 for ids in own}
     expected = sorted(own, key=lambda ids: -own[ids] - gains[ids])[:8]
     (found,) = beam.best(8, [3])
-    assert [tuple(path.ids.tolist()) for path in found] == expected
-    assert [path.score for path in found] == pytest.approx([own[ids] for ids in expected], abs=1e-4)
+    assert [tuple(path.ids.tolist()) for path, _ in found] == expected
+    assert [rank for _, rank in found] == pytest.approx([own[ids] + gains[ids] for ids in expected], abs=1e-4)
+    assert [path.score for path, _ in found] == pytest.approx([own[ids] for ids in expected], abs=1e-4)
 
 
 @pytest.mark.parametrize("durations", KINDS)
@@ -118,11 +121,11 @@ def test_each_row_of_a_batch_is_searched_as_if_alone(durations: tuple[int, ...],
             alone = beam_of(search, [words], options)
             alone.push(frames[row : row + 1, :length], torch.tensor([length]))
             (expected,) = alone.best(3, [length])
-            assert [path.ids.tolist() for path in found[row]] == [path.ids.tolist() for path in expected]
-            assert [path.places.tolist() for path in found[row]] == [path.places.tolist() for path in expected]
+            assert [path.ids.tolist() for path, _ in found[row]] == [path.ids.tolist() for path, _ in expected]
+            assert [path.places.tolist() for path, _ in found[row]] == [path.places.tolist() for path, _ in expected]
             plain = beam_of(search, [NO_WORDS], options)
             plain.push(frames[row : row + 1, :length], torch.tensor([length]))
-            changed += plain.best(1, [length])[0][0].ids.tolist() != expected[0].ids.tolist()
+            changed += plain.best(1, [length])[0][0][0].ids.tolist() != expected[0][0].ids.tolist()
     assert changed >= 2, "words that change nothing show nothing"
 
 
