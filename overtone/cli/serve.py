@@ -85,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of one recording or stream (default: 7200)",
     )
     parser.add_argument(
-        "--max-megabytes", type=whole, default=64, metavar="N", help="of one recording or stream (default: 64)"
+        "--max-megabytes", type=whole, default=384, metavar="N", help="of one recording or stream (default: 384)"
     )
     parser.add_argument(
         "--grace",
