@@ -37,6 +37,8 @@ PACKAGES = {
     "prometheus_client": "prometheus-client",
 }
 """Packages of the extra `overtone[serve]`, by the name that is imported."""
+OPTIONAL = ("grpcio-reflection",)
+"""Packages of the extra without which the server only lacks a service."""
 
 EXAMPLES = """examples:
   overtone serve --demo
