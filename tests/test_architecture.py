@@ -47,6 +47,7 @@ NEIGHBOURS: set[tuple[str, str]] = {
     ("adapters", "decoding"),
     ("compat", "lightning"),
     ("data", "nets"),
+    ("inference", "checkpoints"),
     ("__main__", "cli"),
 }
 """Rooms of one floor of which the first may import the second. `errors` is open to all rooms, and the modules

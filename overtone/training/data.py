@@ -28,7 +28,7 @@ from overtone.data.dataset import (
     unusable_transcripts,
 )
 from overtone.data.manifest import Utterance, manifest_digest, read_manifest
-from overtone.data.vocabulary import apply_policy, check_languages, check_vocabulary
+from overtone.data.vocabulary import apply_policy, check_languages, check_vocabulary, reference_text
 from overtone.errors import ConfigError, DataError
 from overtone.models.asr_model import AsrModel
 from overtone.training.console import Reporter
@@ -142,7 +142,11 @@ def read_validation_sets(model: AsrModel, plan: TrainingPlan, reporter: Reporter
         if report is not None:
             reporter.say(f"Validation set: {report.message}")
         tokens = [model.tokenizer.encode(utterance.text or "", utterance.language) for utterance in utterances]
-        sets.append(make_set(model, chosen, utterances, tokens, plan.seed, shuffle=False))
+        speech = make_set(model, chosen, utterances, tokens, plan.seed, shuffle=False)
+        speech.dataset.references = [
+            reference_text(model.tokenizer, utterance.text or "", utterance.language) for utterance in utterances
+        ]
+        sets.append(speech)
     return sets
 
 
