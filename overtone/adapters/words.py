@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from overtone.adapters.kinds.base import Tensors
 from overtone.adapters.points import Point
+from overtone.budgets import check_tensor_header
 from overtone.decoding.ngram import Ngram
 from overtone.decoding.phrase_boost import LARGEST_BOOST, Boost
 from overtone.errors import AdapterError, DataError
@@ -80,6 +81,7 @@ class WordPart:
     def from_bytes(cls, content: bytes, *, tokenizer_digest: str, place: str) -> Self:
         """The part of a file. Raises AdapterError for a damaged file, naming its place, or another tokenizer's."""
         try:
+            check_tensor_header(content)
             tensors = dict(load(content))
             settings, text, boosts = (tensors.pop(name) for name in ("settings", "phrases", "boosts"))
             weight, token_bonus = settings.tolist()
