@@ -1,10 +1,11 @@
 """Transducers: the loss with its gradient in time and memory, and greedy decoding of a batch beside its rows.
 
-python -m benchmarks.transducers --threads 1 --nemo-python NEMO_ENVIRONMENT/bin/python
+python -m benchmarks.transducers --threads 1 --nemo-python NEMO_ENVIRONMENT/bin/python \
+    --transformers-python HF_ENVIRONMENT/bin/python
 
-The loss is that of a TDT model, joint included, forward and backward to frames and predictions; NeMo's is the one that
-runs on a processor, `TDTLossPytorch` over its whole joint. Each is measured in a process of its own, once, whose peak
-memory counts from before the joint is computed.
+The loss is that of a TDT model, joint included, forward and backward to frames and predictions, beside transformers'
+and NeMo's over their whole joint; NeMo's is the one that runs on a processor, `TDTLossPytorch`. Each is measured in a
+process of its own, once, whose peak memory counts from before the joint is computed.
 """
 
 from __future__ import annotations
@@ -78,14 +79,17 @@ def compare_losses(arguments: argparse.Namespace, shape: LossShape) -> None:
     sizes = [str(value) for value in vars(shape).values()]
     ours = in_own_process(sys.executable, ["-m", "benchmarks.transducers", "--loss", *sizes], arguments.threads)
     print(f"\nTDT loss and gradient, {shape}\n  ours {ours['seconds']:.2f} s, {ours['megabytes']:.0f} MB")
-    if arguments.nemo_python is None:
-        print("NOT COMPARED with NeMo: --nemo-python names no Python of an environment with nemo_toolkit[asr]==3.0.0.")
-        return
-    script = str(ROOT / "benchmarks" / "nemo_tdt_loss.py")
-    theirs = in_own_process(str(arguments.nemo_python), [script, *sizes], arguments.threads)
-    print(f"  NeMo {theirs['seconds']:.2f} s, {theirs['megabytes']:.0f} MB")
-    sooner, share = theirs["seconds"] / ours["seconds"], ours["megabytes"] / theirs["megabytes"]
-    print(f"  {sooner:.1f}× sooner, {share:.2f} of the memory")
+    for name, option, python, script in (
+        ("transformers", "--transformers-python", arguments.transformers_python, "transformers_tdt_loss.py"),
+        ("NeMo", "--nemo-python", arguments.nemo_python, "nemo_tdt_loss.py"),
+    ):
+        if python is None:
+            print(f"NOT COMPARED with {name}: {option} names no Python of an environment with it.")
+            continue
+        theirs = in_own_process(str(python), [str(ROOT / "benchmarks" / script), *sizes], arguments.threads)
+        print(f"  {name} {theirs['seconds']:.2f} s, {theirs['megabytes']:.0f} MB")
+        sooner, share = theirs["seconds"] / ours["seconds"], ours["megabytes"] / theirs["megabytes"]
+        print(f"  {sooner:.1f}× sooner, {share:.2f} of the memory", flush=True)
 
 
 def compare_decoding(arguments: argparse.Namespace, durations: tuple[int, ...], rows: int, frames: int) -> None:
@@ -111,6 +115,7 @@ def compare_decoding(arguments: argparse.Namespace, durations: tuple[int, ...], 
 def main() -> None:
     parser = make_parser(__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--transformers-python", help="Python of an environment with transformers==5.24.0")
     parser.add_argument("--loss", nargs=5, type=int, metavar="N", help="our loss alone, in this process")
     arguments = parse(parser)
     if arguments.loss:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -68,6 +69,51 @@ class AlignedWord:
 
     hypothesis: str | None
     """The hypothesis word; None where a word was deleted."""
+
+
+APOSTROPHES = "'’"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextProcessing:
+    """Changes of references and hypotheses before errors are counted, with the names of NeMo's evaluation script."""
+
+    do_lowercase: bool = False
+    """Count in lower case."""
+
+    rm_punctuation: bool = False
+    """Count without punctuation; what it parts stays apart."""
+
+    punctuation_marks: str = ""
+    """The marks that are punctuation; none are all of Unicode's but apostrophes within words."""
+
+    replace: tuple[tuple[str, str], ...] = ()
+    """Texts and what stands for them, in order, before everything else."""
+
+    def __call__(self, text: str) -> str:
+        """The text as it is counted."""
+        for old, new in self.replace:
+            text = text.replace(old, new)
+        if self.do_lowercase:
+            text = text.lower()
+        if self.rm_punctuation:
+            text = "".join(" " if self._is_mark(text, place) else sign for place, sign in enumerate(text))
+        return " ".join(text.split())
+
+    @property
+    def description(self) -> str:
+        """A few words for tables, empty where nothing changes."""
+        marks = f"without {self.punctuation_marks}" if self.punctuation_marks else "without punctuation"
+        parts = ["in lower case"] if self.do_lowercase else []
+        parts += [marks] if self.rm_punctuation else []
+        return ", ".join([*parts, *(f"{old!r} as {new!r}" for old, new in self.replace)])
+
+    def _is_mark(self, text: str, place: int) -> bool:
+        sign = text[place]
+        if self.punctuation_marks:
+            return sign in self.punctuation_marks
+        inside = text[place - 1 : place].isalnum() and text[place + 1 : place + 2].isalnum()
+        return unicodedata.category(sign).startswith("P") and not (sign in APOSTROPHES and inside)
 
 
 def word_errors(reference: str, hypothesis: str) -> ErrorCounts:

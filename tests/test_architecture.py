@@ -49,7 +49,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
     6: ("models",),
     7: ("checkpoints", "inference"),
     8: ("training", "evaluation"),
-    9: ("demo", "serving"),
+    9: ("demo", "lightning", "compat", "serving"),
     10: ("__init__", "__main__", "cli"),
 }
 """A room (a module, or a package with all its modules) imports only rooms of lower floors."""
@@ -58,7 +58,9 @@ NEIGHBOURS: set[tuple[str, str]] = {
     ("config", "safe_yaml"),
     ("safe_yaml", "budgets"),
     ("adapters", "decoding"),
+    ("compat", "lightning"),
     ("data", "nets"),
+    ("inference", "checkpoints"),
     ("__main__", "cli"),
 }
 """Rooms of one floor of which the first may import the second. `errors` is open to all rooms, and the modules

@@ -108,7 +108,9 @@ def test_the_tutorial_runs_from_top_to_bottom(workplace: Path, capsys: pytest.Ca
     assert "checks passed." in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/adapters.md", "docs/formats.md", "docs/training.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/adapters.md", "docs/formats.md", "docs/training.md", "docs/migrating.md"]
+)
 def test_the_snippets_of_a_page_run(manifests: Path, page: str) -> None:
     names = run_page(ROOT / page, only_python=True)
     assert names["model"].adapters.names != []

@@ -81,6 +81,7 @@ def stored_copy(adapter: Adapter) -> StoredAdapter:
         strategy=adapter.strategy,
         card=copy.deepcopy(adapter.card),
         tensors={name: tensor.clone() for name, tensor in adapter.tensors().items()},
+        words=adapter.words,
     )
 
 

@@ -20,10 +20,12 @@ from torch import Tensor, nn
 from overtone.adapters.kinds.base import Tensors
 from overtone.adapters.points import Point
 from overtone.budgets import check_tensor_header
+from overtone.decoding.fusion import NO_WORDS, Words
 from overtone.decoding.ngram import Ngram
-from overtone.decoding.phrase_boost import LARGEST_BOOST, Boost
+from overtone.decoding.phrase_boost import LARGEST_BOOST, Boost, BoostTree
 from overtone.errors import AdapterError, DataError
 from overtone.nets.taps import TapContext
+from overtone.tokenizers import Tokenizer
 
 NGRAM = "ngram."
 """The beginning of the names of an n-gram's tensors."""
@@ -42,8 +44,10 @@ class WordPart:
     """Weight of the n-gram's logarithms beside those of the model."""
     token_bonus: float = 0.0
     """Natural logarithm that every token gains, against the n-gram's leaning to short texts."""
-    boosts: tuple[Boost, ...] = field(default=())
+    boosts: tuple[Boost, ...] = ()
     """Phrases that are likelier, or less likely, than the model thinks."""
+    trees: list[BoostTree] = field(default_factory=list, init=False, repr=False)
+    """The phrases as decoders take them, once they have been asked for."""
 
     def __post_init__(self) -> None:
         """Raises AdapterError for weights and boosts that are out of range, and for a part without content."""
@@ -61,6 +65,13 @@ class WordPart:
     def phrases(self) -> int:
         """The number of boosted phrases."""
         return sum(len(boost.phrases) for boost in self.boosts)
+
+    def for_decoding(self, tokenizer: Tokenizer) -> Words:
+        """The part as decoders take it; the tokenizer is its own."""
+        if self.phrases and not self.trees:
+            self.trees.append(BoostTree(self.boosts, tokenizer))
+        ngrams = () if self.ngram is None else ((self.ngram, self.weight),)
+        return Words(ngrams=ngrams, boosts=tuple(self.trees[:1]), token_bonus=self.token_bonus)
 
     def weighted(self, weight: float, token_bonus: float = 0.0) -> Self:
         """The same with other weights. Raises AdapterError for weights that are out of range."""
@@ -164,3 +175,8 @@ WORDS_ALONE = WordsAlone()
 def words_of_chain(parts: Mapping[str, WordPart | None], chain: Sequence[str]) -> tuple[WordPart, ...]:
     """The word parts of a chain of adapters, in its order; parts: of each adapter, by name."""
     return tuple(part for part in (parts[name] for name in chain) if part is not None)
+
+
+def join_words(parts: Sequence[WordPart], tokenizer: Tokenizer) -> Words:
+    """Several word parts together, as a row's decoder takes them."""
+    return sum((part.for_decoding(tokenizer) for part in parts), NO_WORDS)

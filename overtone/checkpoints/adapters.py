@@ -49,6 +49,23 @@ def find_adapter(model: AsrModel, text: str | None) -> str | None:
     return "+".join(name for part in text.split("+") for name in find_names(model, part))
 
 
+def load_chain(model: AsrModel, text: str) -> str:
+    """A chain of names and paths as names, what lies on disk loaded; unknown names stay, for `use` to refuse.
+
+    Raises AdapterError for a path that leads to no adapter.
+    """
+    if is_stored(text):
+        return "+".join(load_stored(model, text))
+    parts = text.split("+")
+    return "+".join(name for part in parts for name in (find_names(model, part) if Path(part).exists() else [part]))
+
+
+def stored_name(text: str) -> str | None:
+    """The name that an adapter's folder has for it; None where the path leads to none of ours."""
+    folder = Path(text)
+    return str(read_description(folder)["name"]) if (folder / DESCRIPTION).is_file() else None
+
+
 def find_names(model: AsrModel, part: str) -> list[str]:
     """The adapters that one part of a chain means. Raises AdapterError where there are none."""
     if part in model.adapters:

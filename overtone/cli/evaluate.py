@@ -25,7 +25,11 @@ from overtone.startup import fast_imports
 
 if TYPE_CHECKING:
     from overtone.evaluation.results import Evaluation
+    from overtone.wer import TextProcessing
 
+COUNT_ALIKE = (
+    "\nEach of them is an error of every model. --lower-case and --no-punctuation count without the difference."
+)
 FILES = ("report.html", "evaluation.json")
 
 ACCELERATORS = {"auto": "auto", "cpu": "cpu", "gpu": "cuda", "cuda": "cuda", "mps": "mps"}
@@ -48,7 +52,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--adapter",
         action="append",
         metavar="NAME",
-        help=f"{ADAPTER_HELP}; may be repeated (default: null and each adapter of the model)",
+        help=f"{ADAPTER_HELP}; may be repeated, and the base is shown beside (default: each adapter of the model)",
+    )
+    parser.add_argument("--no-base", action="store_true", help="leave the base out where --adapter does not name it")
+    parser.add_argument("--lower-case", action="store_true", help="count errors in lower case")
+    parser.add_argument("--no-punctuation", action="store_true", help="count errors without punctuation")
+    parser.add_argument(
+        "--replace",
+        action="append",
+        metavar="OLD=NEW",
+        help="count OLD as NEW in what is said and heard; may be repeated",
     )
     parser.add_argument("--output", "-o", metavar="FOLDER", help="write report.html and evaluation.json there")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
@@ -80,7 +93,8 @@ def by_words(arguments: argparse.Namespace) -> Evaluation:
     if len(words) < 2:
         raise UsageError("A model and at least one manifest are needed: overtone evaluate MODEL MANIFEST….")
     model, *manifests = words
-    return measure(arguments, model, manifests, arguments.adapter, dtype=arguments.dtype)
+    beside_base = not arguments.no_base
+    return measure(arguments, model, manifests, arguments.adapter, dtype=arguments.dtype, beside_base=beside_base)
 
 
 def by_settings(arguments: argparse.Namespace) -> Evaluation:
@@ -117,18 +131,28 @@ def device_of(accelerator: str) -> str:
 
 
 def measure(
-    arguments: argparse.Namespace, source: str, manifests: list[str], adapters: list[str] | None, *, dtype: str
+    arguments: argparse.Namespace,
+    source: str,
+    manifests: list[str],
+    adapters: list[str] | None,
+    *,
+    dtype: str,
+    beside_base: bool = False,
 ) -> Evaluation:
-    """Evaluate a model and its adapters on manifests, which are all read before the model is loaded."""
+    """Evaluate a model and its adapters on manifests, which are all read before the model is loaded.
+
+    beside_base: evaluate the base too, wherever it was not asked for.
+    """
     with fast_imports():
-        from overtone.checkpoints.adapters import find_adapter
         from overtone.cli.models import load
         from overtone.evaluation.evaluate import evaluate, read_references
 
     for manifest in manifests:
         read_references(Path(manifest))
     model = load(source, arguments.device, decoder=arguments.decoder, **attention_options(arguments))
-    choices = [None, *model.adapters.names] if adapters is None else [find_adapter(model, name) for name in adapters]
+    choices = [None, *model.adapters.names] if adapters is None else list(map(choice_of, adapters))
+    if beside_base and None not in choices:
+        choices.append(None)
     with progress_bar("evaluating") as progress:
         return evaluate(
             model,
@@ -139,8 +163,31 @@ def measure(
             batch_seconds=arguments.batch_seconds,
             compute_dtype=dtype,
             language=arguments.language,
+            text_processing=text_processing(arguments),
             progress=progress,
         )
+
+
+def choice_of(text: str) -> str | None:
+    """The choice that a word of the command line means: None for the base."""
+    from overtone.checkpoints.adapters import BASE
+
+    return None if text.lower() in BASE else text
+
+
+def text_processing(arguments: argparse.Namespace) -> TextProcessing:
+    """The changes of texts that the options ask for. Raises UsageError for a replacement without `=`."""
+    from overtone.wer import TextProcessing
+
+    pairs = [text.partition("=") for text in arguments.replace or ()]
+    wrong = next((old + sign + new for old, sign, new in pairs if not (old and sign)), None)
+    if wrong is not None:
+        raise UsageError(f"--replace {wrong!r} is not of the form OLD=NEW.")
+    return TextProcessing(
+        do_lowercase=arguments.lower_case,
+        rm_punctuation=arguments.no_punctuation,
+        replace=tuple((old, new) for old, _, new in pairs),
+    )
 
 
 def show(evaluation: Evaluation, arguments: argparse.Namespace) -> None:
@@ -151,6 +198,8 @@ def show(evaluation: Evaluation, arguments: argparse.Namespace) -> None:
         print(json.dumps(evaluation.to_json(), ensure_ascii=False, indent=1))
     else:
         print_table(evaluation, results_console())
+    for report in evaluation.unwritable.values():
+        note(f"{report.message}{COUNT_ALIKE}")
     if arguments.output:
         page, data = report_files(arguments)
         note(f"Written: {write_html(evaluation, page)}, {write_json(evaluation, data)}")

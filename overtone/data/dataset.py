@@ -211,6 +211,8 @@ class SpeechDataset(Dataset[Any]):
         self.room = cache_bytes
         self.perturb = perturb
         """The augmentation of each waveform that is drawn for training."""
+        self.references: Sequence[str] | None = None
+        """The transcripts in the form that errors are counted in; None: as they are written."""
         self.cache: dict[int, Waveform] = {}
 
     def __len__(self) -> int:
@@ -226,7 +228,8 @@ class SpeechDataset(Dataset[Any]):
         except DataError as error:
             return DataError(f"{name_of(utterance)}: {error}")
         tokens = np.asarray(self.tokens[index], np.int64)
-        return Example(waveform, tokens, utterance.text or "", name_of(utterance), utterance.language)
+        text = utterance.text or "" if self.references is None else self.references[index]
+        return Example(waveform, tokens, text, name_of(utterance), utterance.language)
 
     def read_ahead(self, index: int) -> bool:
         """Read one utterance early, if the cache has room for it; True if it has.

@@ -86,6 +86,19 @@ def check_vocabulary(tokenizer: Tokenizer, utterances: Sequence[Utterance]) -> V
     )
 
 
+def reference_text(tokenizer: Tokenizer, text: str, language: str | None = None) -> str:
+    """A transcript in the form in which the model writes: its tokenizer may fold case, or have one sign for several.
+
+    Words that it cannot write stay as they are, and count as errors.
+    """
+    if not tokenizer.unwritable(text, language):
+        return tokenizer.decode(tokenizer.encode(text, language)).strip()
+    return " ".join(
+        word if tokenizer.unwritable(word, language) else tokenizer.decode(tokenizer.encode(word, language)).strip()
+        for word in text.split()
+    )
+
+
 def apply_policy(
     report: VocabularyReport | None,
     utterances: Sequence[Utterance],

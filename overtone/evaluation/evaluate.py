@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
 from overtone.data.manifest import Utterance, read_manifest
+from overtone.data.vocabulary import VocabularyReport, check_vocabulary, reference_text
 from overtone.errors import DataError, UsageError
 from overtone.evaluation.results import Difference, Evaluation, Result, UtteranceResult
-from overtone.inference.choices import Choice, refuse_selection, resolve_choice
+from overtone.inference.choices import Choice, NamedChoice, name_choices, refuse_selection
 from overtone.inference.recordings import recordings_of
 from overtone.inference.transcribe import Transcriber
 from overtone.inference.windows import OVERLAP_SECONDS, WINDOW_SECONDS
 from overtone.models.asr_model import AsrModel
 from overtone.models.attention import attention_text
-from overtone.wer import bootstrap_interval, character_errors, paired_difference_interval, word_errors
+from overtone.tokenizers import Tokenizer
+from overtone.wer import (
+    TextProcessing,
+    bootstrap_interval,
+    character_errors,
+    paired_difference_interval,
+    word_errors,
+)
 
 __all__ = ["Evaluation", "evaluate"]
 
@@ -40,11 +48,13 @@ def evaluate(
     level: float = 0.95,
     resamples: int = 1000,
     seed: int = 0,
+    text_processing: TextProcessing | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Measure word and character error rates of each adapter choice on each manifest.
 
-    adapters: None (the base), "a", "a+b", "@file". With None among them the others are compared to the base.
+    adapters: None (the base), "a", "a+b", "@file", or the folder of a saved adapter, which is loaded. With None among
+    them the others are compared to the base. text_processing: of references and hypotheses before errors are counted.
     batch_seconds, window, overlap, compute_dtype, decoder, language: as for `Transcriber`.
     level, resamples, seed: of the bootstrap. progress: called with the seconds of audio that are done, and of all.
     Raises DataError for a manifest or recording that cannot be used, AdapterError for an unknown adapter, UsageError
@@ -53,26 +63,21 @@ def evaluate(
     if adapters is BASE_ALONE:
         refuse_selection(model)
     paths = [Path(path) for path in ([manifests] if isinstance(manifests, str | Path) else manifests)]
-    choices = list(dict.fromkeys(adapters))
-    if not paths or not choices:
+    if not paths or not adapters:
         raise UsageError("Nothing to evaluate: give at least one manifest, and one adapter or None for the base.")
-    chains = {choice: resolve_choice(model, choice) for choice in choices}
+    choices = name_choices(model, adapters)
     sets = {path: read_references(path) for path in paths}
-    whole = len(choices) * sum(utterance.duration for lines in sets.values() for utterance in lines)
-    meter = _Meter(whole, progress)
+    counted = CountedTexts(model.tokenizer, text_processing or TextProcessing())
+    seconds = sum(utterance.duration for lines in sets.values() for utterance in lines)
+    meter = _Meter(seconds * len({choice.chain for choice in choices}), progress)
     bootstrap, results = _Bootstrap(level, resamples, seed), list[Result]()
     with model.computing_in(compute_dtype):
         transcriber = Transcriber(
             model, batch_seconds=batch_seconds, window=window, overlap=overlap, decoder=decoder, language=language
         )
         for path, lines in sets.items():
-            found = []
-            for choice in choices:
-                begun = time.perf_counter()
-                heard = hear(transcriber, lines, choice, progress=meter.part())
-                seconds = time.perf_counter() - begun
-                found.append(bootstrap.result(path, choice, chains[choice], heard, seconds))
-            results += bootstrap.beside_base(found)
+            heard = hear_each(transcriber, lines, choices, counted, meter)
+            results += bootstrap.results(path, choices, heard)
         used = model.compute_dtype
     return Evaluation(
         model=model.name,
@@ -85,6 +90,8 @@ def evaluate(
         created=datetime.now().astimezone().isoformat(timespec="seconds"),
         results=tuple(results),
         attention=attention_text(model),
+        counted=counted.processing.description,
+        unwritable={path: report for path, lines in sets.items() if (report := counted.unwritable(lines))},
     )
 
 
@@ -93,8 +100,54 @@ def read_references(path: Path) -> list[Utterance]:
     return read_manifest(path, silence=True)
 
 
+class CountedTexts:
+    """References and hypotheses as they are counted."""
+
+    def __init__(self, tokenizer: Tokenizer, processing: TextProcessing) -> None:
+        self.tokenizer = tokenizer
+        self.processing = processing
+        self.is_plain = not processing.description
+
+    def reference(self, utterance: Utterance) -> str:
+        """The transcript as the model would write it, so that errors are the model's."""
+        text = utterance.text or ""
+        text = text if self.is_plain else self.processing(text)
+        text = reference_text(self.tokenizer, text, utterance.language)
+        return text if self.is_plain else self.processing(text)
+
+    def hypothesis(self, text: str) -> str:
+        """The model's text."""
+        return text if self.is_plain else self.processing(text)
+
+    def unwritable(self, lines: Sequence[Utterance]) -> VocabularyReport | None:
+        """The parts of the transcripts that the model cannot write, each of them an error; None if there are none."""
+        texts = lines if self.is_plain else [replace(line, text=self.processing(line.text or "")) for line in lines]
+        return check_vocabulary(self.tokenizer, texts)
+
+
+def hear_each(
+    transcriber: Transcriber,
+    lines: Sequence[Utterance],
+    choices: Sequence[NamedChoice],
+    counted: CountedTexts,
+    meter: _Meter,
+) -> Heard:
+    """The results of a manifest's lines through each chain of adapters, and the seconds that it took."""
+    heard = {}
+    for chain in dict.fromkeys(choice.chain for choice in choices):
+        begun = time.perf_counter()
+        utterances = hear(transcriber, lines, chain, counted, progress=meter.part())
+        heard[chain] = utterances, time.perf_counter() - begun
+    return heard
+
+
 def hear(
-    transcriber: Transcriber, lines: Sequence[Utterance], choice: Choice, *, progress: Progress | None = None
+    transcriber: Transcriber,
+    lines: Sequence[Utterance],
+    choice: Choice,
+    counted: CountedTexts,
+    *,
+    progress: Progress | None = None,
 ) -> tuple[UtteranceResult, ...]:
     """Transcribe the lines of a manifest and count errors. Raises DataError for audio that cannot be read."""
     heard = []
@@ -102,7 +155,7 @@ def hear(
     for utterance, result in zip(lines, stream, strict=True):
         if result.hypothesis is None:
             raise DataError(f"{utterance.manifest}:{utterance.line}: {result.error}")
-        reference, hypothesis = utterance.text or "", result.hypothesis.text
+        reference, hypothesis = counted.reference(utterance), counted.hypothesis(result.hypothesis.text)
         heard.append(
             UtteranceResult(
                 audio_path=utterance.audio_path,
@@ -114,6 +167,7 @@ def hear(
                 words=word_errors(reference, hypothesis),
                 characters=character_errors(reference, hypothesis),
                 channel=utterance.channel,
+                written=utterance.text or "",
             )
         )
     return tuple(heard)
@@ -138,20 +192,27 @@ class _Meter:
         return report
 
 
+Heard = Mapping[str | None, tuple[tuple[UtteranceResult, ...], float]]
+"""By chain of adapters, the results of a manifest's lines and the seconds that they took."""
+
+
 class _Bootstrap:
     """Intervals by resampling utterances."""
 
     def __init__(self, level: float, resamples: int, seed: int) -> None:
         self.level, self.resamples, self.seed = level, resamples, seed
 
-    def result(
-        self, path: Path, choice: Choice, chain: Choice, heard: tuple[UtteranceResult, ...], seconds: float
-    ) -> Result:
+    def results(self, path: Path, choices: Sequence[NamedChoice], heard: Heard) -> list[Result]:
+        """The results of one manifest, with differences to the base where it is among them."""
+        return self.beside_base([self.result(path, choice, *heard[choice.chain]) for choice in choices])
+
+    def result(self, path: Path, choice: NamedChoice, heard: tuple[UtteranceResult, ...], seconds: float) -> Result:
         words = [utterance.words for utterance in heard]
         characters = [utterance.characters for utterance in heard]
         return Result(
-            adapter=choice,
-            chain=chain,
+            adapter=choice.label,
+            chain=choice.chain,
+            source=choice.source,
             manifest=path,
             name=f"{path.resolve().parent.name}/{path.stem}".lstrip("/"),
             wer_interval=bootstrap_interval(words, level=self.level, resamples=self.resamples, seed=self.seed),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from overtone.audio.load import Channels
+from overtone.data.vocabulary import VocabularyReport
 from overtone.wer import ErrorCounts, align_words
 
 SCHEMA = "overtone.evaluation/1"
@@ -38,6 +39,16 @@ class UtteranceResult:
     characters: ErrorCounts
     channel: Channels | None = None
     """Numbers from 0 of the channels that were heard; None is all of them."""
+    written: str | None = None
+    """The transcript as its manifest has it, where `reference` is the form that is counted."""
+    wer: float = field(init=False)
+    """Word errors by reference words."""
+    cer: float = field(init=False)
+    """Character errors by reference characters."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "wer", self.words.rate)
+        object.__setattr__(self, "cer", self.characters.rate)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -47,6 +58,7 @@ class UtteranceResult:
             **({} if self.channel is None else {"channel": list(self.channel)}),
             "line": self.line,
             "text": self.reference,
+            **({} if self.written in (None, self.reference) else {"written": self.written}),
             "pred_text": self.hypothesis,
             "wer": self.words.rate,
             "cer": self.characters.rate,
@@ -116,12 +128,16 @@ class Result:
     wall_seconds: float
     """Seconds of work, reading the audio included."""
     utterances: tuple[UtteranceResult, ...]
+    source: str | None = None
+    """The path that the adapter was loaded from."""
 
     @property
     def label(self) -> str:
         """`base`, or the adapters' names; `@file` with what it stands for."""
         if self.adapter is None:
             return "base"
+        if self.source is not None:
+            return self.adapter
         return self.adapter if self.adapter == self.chain else f"{self.adapter} ({self.chain or 'base'})"
 
     @cached_property
@@ -180,6 +196,7 @@ class Result:
         return {
             "adapter": self.adapter,
             "chain": self.chain,
+            **({} if self.source is None else {"source": self.source}),
             "manifest": str(self.manifest),
             "name": self.name,
             "wer": self.wer,
@@ -219,6 +236,10 @@ class Evaluation:
     results: tuple[Result, ...]
     attention: str = ""
     """The choice among several attention contexts of the model."""
+    counted: str = ""
+    """Changes of the texts before errors were counted, such as `in lower case`."""
+    unwritable: Mapping[Path, VocabularyReport] = field(default_factory=dict)
+    """By manifest, the parts of its transcripts that the model cannot write, each of them an error."""
 
     @property
     def numbers(self) -> str:
@@ -239,7 +260,19 @@ class Evaluation:
                 **({"attention": self.attention} if self.attention else {}),
             },
             "intervals": {"level": self.level, "resamples": self.resamples, "seed": self.seed},
+            **({"counted": self.counted} if self.counted else {}),
+            **({"unwritable": [self._unwritable_json(path) for path in self.unwritable]} if self.unwritable else {}),
             "results": [result.to_json() for result in self.results],
+        }
+
+    def _unwritable_json(self, manifest: Path) -> dict[str, Any]:
+        report = self.unwritable[manifest]
+        return {
+            "manifest": str(manifest),
+            "utterances": len(report.utterances),
+            "total": report.total,
+            "characters": report.characters,
+            "writable_in_lower_case": report.writable_in_lower_case,
         }
 
 

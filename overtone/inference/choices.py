@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
 import torch
 
 from overtone.adapters.adapter_set import FILE_CHOICE
 from overtone.errors import OutputError, UsageError
 from overtone.models.asr_model import AsrModel
 
-Choice = str | None
-"""None is the base, "a" an adapter, "a+b" a chain of them, "@file" what the model's own file had enabled."""
+Choice = str | Path | None
+"""None is the base, "a" an adapter, "a+b" a chain of them, "@file" what the model's own file had enabled; or the folder
+of a saved adapter, which is then loaded into the model."""
 
 
 def refuse_selection(model: AsrModel) -> None:
@@ -23,7 +28,7 @@ def refuse_selection(model: AsrModel) -> None:
         )
 
 
-def check_weights(model: AsrModel, chain: Choice) -> None:
+def check_weights(model: AsrModel, chain: str | None) -> None:
     """Raises OutputError with the first tensor of the base, or of the adapters in use, that is not finite."""
     for name, tensor in model.base_state_dict().items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
@@ -39,8 +44,66 @@ def check_weights(model: AsrModel, chain: Choice) -> None:
                 )
 
 
-def resolve_choice(model: AsrModel, choice: Choice) -> Choice:
-    """The chain of names behind a choice, None for the base. Raises AdapterError for an unknown name."""
-    chain = "+".join(model.adapters.file_choice) if choice == FILE_CHOICE else choice
+def resolve_choice(model: AsrModel, choice: Choice) -> str | None:
+    """The chain of names behind a choice, None for the base; what lies in a folder is loaded.
+
+    Raises AdapterError for what is neither an adapter of the model nor on disk.
+    """
+    if choice == FILE_CHOICE:
+        chain: str | None = "+".join(model.adapters.file_choice)
+    elif choice is None or all(name in model.adapters for name in str(choice).split("+")):
+        chain = None if choice is None else str(choice)
+    else:
+        from overtone.checkpoints.adapters import load_chain
+
+        chain = load_chain(model, str(choice))
     with model.adapters.use(chain or None):
         return chain or None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedChoice:
+    """A choice of adapters with a name that tells it from the others of its run."""
+
+    label: str | None
+    """The choice as it was given, or the name of what lies in a folder; None is the base."""
+    chain: str | None
+    """The adapters that act, joined by `+`; None is the base."""
+    source: str | None = None
+    """The path that it was loaded from."""
+
+
+def name_choices(model: AsrModel, choices: Sequence[Choice]) -> list[NamedChoice]:
+    """Resolve each choice, once if it comes twice. What lies in folders is loaded.
+
+    An adapter of a folder has its own name, unless another of the run, or of the model, has that name too: then
+    folders tell them apart. Raises AdapterError, as `resolve_choice`.
+    """
+    given = list(dict.fromkeys(None if choice is None else str(choice) for choice in choices))
+    known = set(model.adapters.names)
+    named = []
+    for text in given:
+        chain = resolve_choice(model, text)
+        is_stored = text is not None and text != FILE_CHOICE and chain != text
+        named.append(NamedChoice(label=chain if is_stored else text, chain=chain, source=text if is_stored else None))
+    unclear = [one for one in named if one.source is not None and is_unclear(one, named, known)]
+    places = {str(one.source): Path(str(one.source)).resolve().parts for one in unclear}
+    parts = 1
+    while len({place[-parts:] for place in places.values()}) < len(places) and parts < max(map(len, places.values())):
+        parts += 1
+    tails = {source: "/".join(place[-parts:]) for source, place in places.items()}
+    return [
+        one if one not in unclear else NamedChoice(label=tails[str(one.source)], chain=one.chain, source=one.source)
+        for one in named
+    ]
+
+
+def is_unclear(one: NamedChoice, named: Sequence[NamedChoice], known: Collection[str]) -> bool:
+    """True if the name of what was loaded is not its own, or is also that of another choice or adapter."""
+    from overtone.checkpoints.adapters import stored_name
+
+    own = {str(other.source): stored_name(str(other.source)) for other in named if other.source is not None}
+    name = own[str(one.source)]
+    shared = sum(other == name for other in own.values()) > 1 if name is not None else False
+    taken = any(other.label == one.label for other in named if other is not one)
+    return shared or taken or (name is not None and name != one.chain) or (name is not None and name in known)

@@ -38,7 +38,11 @@ Recognise = Callable[[Tensor, Tensor], tuple[list[Tensor], Tensor]]
 def rows_are_independent(model: AsrModel, adapter: str | None) -> bool:
     """True if each row comes out the same in whatever group it is computed, on a device where that saves time."""
     trained = model.training and not model.base_is_frozen  # batch norms look at the whole batch
-    penalised = model.training and adapter is not None and model.adapters[adapter].strategy.l2_lambda > 0.0
+    penalised = (
+        model.training
+        and adapter is not None
+        and any(model.adapters[name].strategy.l2_lambda > 0.0 for name in adapter.split("+"))
+    )
     told = bool(model.languages)  # in the order of the batch
     return model.device.type == "cpu" and not (trained or penalised or told) and model.encoder.rows_are_independent
 

@@ -156,7 +156,7 @@ class Transcriber:
         paths: files, folders (searched for audio at any depth), manifests (.json, .jsonl, .manifest), and recordings
         in memory: samples [S] or [S, C] as arrays or tensors (at the model's rate, or with theirs as (samples, rate)),
         bytes of files, open files, Hugging Face's dictionaries, lines of a manifest as dictionaries; one or several.
-        adapter: one choice for all, or a list with one for each of `paths`.
+        adapter: one choice for all, or a list with one for each of `paths`: a name, a chain, a saved adapter's folder.
         progress: called with the seconds of audio that are done, and of all.
         Raises AdapterError for an unknown adapter, UsageError for a list that does not fit and where a `use` block
         says another thing than `adapter`, before reading audio.
@@ -164,7 +164,7 @@ class Transcriber:
         if adapter is None:
             refuse_selection(self.model)
         found = find_recordings(paths, sample_rate=self.sample_rate)
-        if adapter is None or isinstance(adapter, str):
+        if adapter is None or isinstance(adapter, str | Path):
             adapters: list[Choice] = [adapter] * len(found)
         else:
             adapters = list(adapter)
@@ -182,10 +182,9 @@ class Transcriber:
         progress: Callable[[float, float], None] | None = None,
     ) -> Iterator[Transcription]:
         """The same for a list of recordings with one adapter choice for each."""
-        chains = {choice: resolve_choice(self.model, choice) for choice in dict.fromkeys(choices)}
-        jobs = [
-            self._open(recording, choice, chains[choice]) for recording, choice in zip(recordings, choices, strict=True)
-        ]
+        texts = [None if choice is None else str(choice) for choice in choices]
+        chains = {text: resolve_choice(self.model, text) for text in dict.fromkeys(texts)}
+        jobs = [self._open(recording, text, chains[text]) for recording, text in zip(recordings, texts, strict=True)]
         model = self.model
         backend = model.backend_in_use if self.compute_dtype is None else model.make_backend(self.compute_dtype)
         return self._run(jobs, backend, progress or (lambda done, total: None))
@@ -217,7 +216,7 @@ class Transcriber:
         for job in waiting:
             yield self._result(job)
 
-    def _open(self, recording: Recording, adapter: Choice, chain: Choice) -> _Job:
+    def _open(self, recording: Recording, adapter: str | None, chain: str | None) -> _Job:
         """Count the seconds and lay out the windows."""
         job = _Job(recording=recording, adapter=adapter, chain=chain, error=recording.problem)
         if job.error is None:
@@ -342,8 +341,8 @@ class _Job:
     """A recording on its way to a transcript."""
 
     recording: Recording
-    adapter: Choice
-    chain: Choice
+    adapter: str | None
+    chain: str | None
     error: str | None
     language: str | None = None
     duration: float = 0.0

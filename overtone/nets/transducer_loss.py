@@ -19,6 +19,8 @@ from torch.autograd import Function
 from overtone.nets.layers import run_checkpointed
 from overtone.nets.transducer import Joint
 
+NEGLIGIBLE = 1e-10
+"""A gradient so much smaller than the largest is taken for zero: float32 would lose it in the sum."""
 CHUNK_SCORES = 1 << 22
 """Scores computed at a time: 16 MB in float32."""
 
@@ -67,24 +69,92 @@ def arc_scores(joint: Joint, frames: Tensor, predictions: Tensor, targets: Tenso
     """Log-probabilities of the blank [B, T, U+1], of the next target token [B, T, U+1] and of durations [B, T, U+1, A].
 
     Projected frames [B, T, J], predictions [B, U+1, J], targets [B, U]. The token after the last one is the blank.
-    Scores are computed for a few frames at a time, and again for the gradient.
+    Scores are computed for a few frames at a time, and again for the gradient: there only where it is not zero, unless
+    adapters or a dropout act in the joint.
     """
     nexts = torch.nn.functional.pad(targets, (0, 1), value=joint.blank)  # [B, U+1]
     scores = joint.blank + 1 + len(joint.durations)
     size = max(1, CHUNK_SCORES // (frames.size(0) * predictions.size(1) * scores))
-
-    def compute(part: Tensor) -> Tensor:
-        values = joint(part, predictions).float()
-        blank, label = KeptColumns.apply(  # type: ignore[no-untyped-call]
-            values[..., : joint.blank + 1], nexts
-        )
-        durations = values[..., joint.blank + 1 :].log_softmax(-1)
-        return torch.cat((blank.unsqueeze(-1), label.unsqueeze(-1), durations), dim=-1)  # [B, t, U+1, 2 + A]
-
-    learns = torch.is_grad_enabled()
-    parts = frames.split(size, dim=1)
-    found = torch.cat([run_checkpointed(compute, part) if learns else compute(part) for part in parts], dim=1)
+    random = any(isinstance(part, torch.nn.Dropout) and part.training for part in joint.joint_net)
+    if torch.is_grad_enabled() and (random or joint.sum.acts()):
+        parts = [run_checkpointed(compute_arcs, joint, part, predictions, nexts) for part in frames.split(size, dim=1)]
+        found = torch.cat(parts, dim=1)
+    else:
+        found = Arcs.apply(joint, size, frames, predictions, nexts, *joint.joint_net.parameters())  # type: ignore[no-untyped-call]
     return found[..., 0], found[..., 1], found[..., 2:]
+
+
+def compute_arcs(joint: Joint, frames: Tensor, predictions: Tensor, nexts: Tensor) -> Tensor:
+    """Log-probabilities of blank, next token and durations, [B, T, U+1, 2 + A].
+
+    Projected frames [B, T, J], predictions [B, U+1, J], nexts [B, U+1]: the next tokens.
+    """
+    values = joint(frames, predictions).float()
+    blank, label = KeptColumns.apply(values[..., : joint.blank + 1], nexts)  # type: ignore[no-untyped-call]
+    durations = values[..., joint.blank + 1 :].log_softmax(-1)
+    return torch.cat((blank.unsqueeze(-1), label.unsqueeze(-1), durations), dim=-1)
+
+
+class Arcs(Function):
+    """The arcs of a few frames at a time, whose gradient is computed only for the tokens that alignments come to.
+
+    In the frames of a part these are few of U+1 once a model has learnt, and a band around the diagonal before.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, joint: Joint, size: int, frames: Tensor, predictions: Tensor, nexts: Tensor, *parameters: Tensor
+    ) -> Tensor:
+        """size: frames of a part. frames [B, T, J], predictions [B, U+1, J], nexts [B, U+1] -> [B, T, U+1, 2 + A]
+
+        parameters: of the joint, each of its own shape, so that they get gradients.
+        """
+        ctx.joint, ctx.size, ctx.parameters = joint, size, parameters
+        ctx.save_for_backward(frames, predictions, nexts)
+        return torch.cat([compute_arcs(joint, part, predictions, nexts) for part in frames.split(size, dim=1)], dim=1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradient of the arcs, [B, T, U+1, 2 + A] -> those of frames, predictions and parameters."""
+        frames, predictions, nexts = ctx.saved_tensors
+        learning = [parameter for parameter in ctx.parameters if parameter.requires_grad]
+        (grad,) = grads
+        weight = grad.abs().amax(-1)  # [B, T, U+1]
+        counts = ~(weight <= NEGLIGIBLE * weight.max())  # what is not a number counts
+        found = [torch.zeros_like(each) for each in (frames, predictions, *learning)]
+        for begin in range(0, frames.size(1), ctx.size):
+            part = slice(begin, begin + ctx.size)
+            tokens = cover(counts[:, part].any(1))  # [B, W]
+            if not tokens.size(1):
+                continue
+            index = tokens[:, None, :, None].expand(-1, grad[:, part].size(1), -1, grad.size(-1))
+            wide = tokens[..., None].expand(-1, -1, predictions.size(-1))
+            heard, told = frames[:, part].detach().requires_grad_(), predictions.gather(1, wide).requires_grad_()
+            with torch.enable_grad():
+                arcs = compute_arcs(ctx.joint, heard, told, nexts.gather(1, tokens))
+            own, said, *others = torch.autograd.grad(arcs, [heard, told, *learning], grad[:, part].gather(2, index))
+            found[0][:, part] = own
+            found[1].scatter_add_(1, wide, said)
+            for whole, other in zip(found[2:], others, strict=True):
+                whole += other
+        rest = iter(found[2:])
+        return (
+            None,
+            None,
+            found[0],
+            found[1],
+            None,
+            *(next(rest) if each.requires_grad else None for each in ctx.parameters),
+        )
+
+
+def cover(counts: Tensor) -> Tensor:
+    """The smallest stretches of one width that hold all places that count: [B, U+1] bool -> places [B, W]."""
+    places = counts.size(1)
+    first = counts.int().argmax(1)
+    last = places - 1 - counts.flip(1).int().argmax(1)
+    width = int(torch.where(counts.any(1), last - first + 1, 0).max())
+    return first.clamp(max=places - width)[:, None] + torch.arange(width, device=counts.device)
 
 
 class KeptColumns(Function):

@@ -28,7 +28,7 @@ from overtone.data.dataset import (
     unusable_transcripts,
 )
 from overtone.data.manifest import Utterance, manifest_digest, read_manifest
-from overtone.data.vocabulary import apply_policy, check_languages, check_vocabulary
+from overtone.data.vocabulary import apply_policy, check_languages, check_vocabulary, reference_text
 from overtone.errors import ConfigError, DataError
 from overtone.models.asr_model import AsrModel
 from overtone.training.console import Reporter
@@ -74,6 +74,22 @@ def read_training_set(model: AsrModel, plan: TrainingPlan, reporter: Reporter) -
     utterances = apply_policy(report, utterances, policy)
     if report is not None:
         reporter.say(f"{report.message}\nvocabulary_check={policy}: {_consequence(policy, report.utterances)}")
+    return training_set(model, chosen, utterances, reporter, seed=plan.seed, limit=plan.trainer.limit_train_batches)
+
+
+def training_set(
+    model: AsrModel,
+    chosen: DatasetSettings,
+    utterances: Sequence[Utterance],
+    reporter: Reporter,
+    *,
+    seed: int,
+    limit: int | float = 1.0,
+) -> SpeechSet:
+    """Make a set of the utterances that the model can learn from. Raises DataError for others, or where none is left.
+
+    limit: share or number of an epoch's batches.
+    """
     tokens = [model.tokenizer.encode(utterance.text or "", utterance.language) for utterance in utterances]
     problems = unusable_transcripts(
         utterances, tokens, seconds_per_frame=model.seconds_per_frame, frames_needed=model.head.frames_needed
@@ -89,8 +105,27 @@ def read_training_set(model: AsrModel, plan: TrainingPlan, reporter: Reporter) -
     perturb = None
     if chosen.augmentor is not None:
         perturb = Perturbations.from_settings(chosen.augmentor, sample_rate=model.sample_rate)
-    limit = plan.trainer.limit_train_batches
-    return make_set(model, chosen, utterances, tokens, plan.seed, limit=limit, perturb=perturb)
+    return make_set(model, chosen, utterances, tokens, seed, limit=limit, perturb=perturb)
+
+
+def read_speech(
+    model: AsrModel, chosen: DatasetSettings, key: str, reporter: Reporter, *, seed: int = 0
+) -> list[SpeechSet]:
+    """Read sets outside of a run: one for training (key `train_ds`), one for each manifest of another key.
+
+    Raises DataError for manifests that cannot be used, and for training transcripts that the model cannot write.
+    """
+    check_rate(model, chosen, key)
+    if key == "train_ds":
+        utterances = choose_utterances(model, chosen, key, reporter)
+        utterances = apply_policy(check_vocabulary(model.tokenizer, utterances), utterances, "refuse")
+        return [training_set(model, chosen, utterances, reporter, seed=seed)]
+    sets = []
+    for path in manifest_paths(chosen):
+        utterances = choose_utterances(model, chosen, key, reporter, paths=(path,))
+        tokens = [model.tokenizer.encode(utterance.text or "", utterance.language) for utterance in utterances]
+        sets.append(make_set(model, chosen, utterances, tokens, seed, shuffle=False))
+    return sets
 
 
 def read_validation_sets(model: AsrModel, plan: TrainingPlan, reporter: Reporter) -> list[SpeechSet]:
@@ -107,7 +142,11 @@ def read_validation_sets(model: AsrModel, plan: TrainingPlan, reporter: Reporter
         if report is not None:
             reporter.say(f"Validation set: {report.message}")
         tokens = [model.tokenizer.encode(utterance.text or "", utterance.language) for utterance in utterances]
-        sets.append(make_set(model, chosen, utterances, tokens, plan.seed, shuffle=False))
+        speech = make_set(model, chosen, utterances, tokens, plan.seed, shuffle=False)
+        speech.dataset.references = [
+            reference_text(model.tokenizer, utterance.text or "", utterance.language) for utterance in utterances
+        ]
+        sets.append(speech)
     return sets
 
 
@@ -191,15 +230,21 @@ def validation_batches(speech: SpeechSet, plan: TrainingPlan, *, rank: int, proc
     These are as many as trainer.limit_val_batches says, and at least one. All processes have equally many batches.
     Raises ConfigError for fewer utterances than processes.
     """
-    durations, size = speech.plan.durations, plan.validation_data.batch_size or 16
+    own = validation_batches_of(speech, plan.validation_data, rank=rank, processes=processes)
+    limit = plan.trainer.limit_val_batches
+    return own[: limit if isinstance(limit, int) else max(1, int(len(own) * limit))]
+
+
+def validation_batches_of(speech: SpeechSet, chosen: DatasetSettings, *, rank: int, processes: int) -> list[list[int]]:
+    """Return this process's share of a set, long utterances first. Raises ConfigError as `validation_batches`."""
+    durations, size = speech.plan.durations, chosen.batch_size or 16
     if len(durations) < processes:
         raise ConfigError(f"{speech.name}: {len(durations)} utterances cannot be dealt out to {processes} processes.")
     order = sorted(range(len(durations)), key=lambda index: -durations[index])
     seconds = [durations[index] for index in order]
     bounds = batch_bounds(seconds, speech.plan, size, processes)
     batches = [order[first:end] for first, end in pairwise(bounds)]
-    own, limit = batches[rank::processes], plan.trainer.limit_val_batches
-    return own[: limit if isinstance(limit, int) else max(1, int(len(own) * limit))]
+    return batches[rank::processes]
 
 
 def batch_bounds(seconds: Sequence[float], plan: BatchPlan, size: int, processes: int) -> list[int]:

@@ -112,14 +112,7 @@ class TrainingModule(LightningModule):
 
         emissions: [B, T', C] each; of inner layers those of the inner head. lengths [B].
         """
-        head = self.model.head
-        heads = [*(head.inner or head for _ in emissions[1:]), head]
-        losses = [
-            each.loss(found, lengths, batch.targets, batch.target_lengths)
-            for each, found in zip(heads, emissions, strict=True)
-        ]
-        shares = (*self.inner_losses.values(), 1.0 - sum(self.inner_losses.values()))
-        whole = torch.stack([share * loss for share, loss in zip(shares, losses, strict=True)]).sum()
+        whole = weigh_losses(self.model, emissions, lengths, batch, self.inner_losses)
         if self.flat_start is None:
             return whole
         assert isinstance(batch, Batch), "a flat start trains the whole base, of which nothing is cached"
@@ -197,6 +190,23 @@ class TrainingModule(LightningModule):
             name: own[name].shape for name in self.checkpoint_names()
         }:
             raise OvertoneError("The checkpoint holds other parameters than this run trains; begin a new run.")
+
+
+def weigh_losses(
+    model: AsrModel, emissions: Sequence[Tensor], lengths: Tensor, batch: AnyBatch, inner_losses: Mapping[int, float]
+) -> Tensor:
+    """Return the scalar sum of the losses of the emissions [B, T', C], inner layers first, by their shares.
+
+    lengths [B]. inner_losses: share of the inner head's loss on the output of an inner layer, by the layer's index.
+    """
+    head = model.head
+    heads = [*(head.inner or head for _ in emissions[1:]), head]
+    losses = [
+        each.loss(found, lengths, batch.targets, batch.target_lengths)
+        for each, found in zip(heads, emissions, strict=True)
+    ]
+    shares = (*inner_losses.values(), 1.0 - sum(inner_losses.values()))
+    return torch.stack([share * loss for share, loss in zip(shares, losses, strict=True)]).sum()
 
 
 def require_batch(batch: AnyBatch | DataError) -> AnyBatch:

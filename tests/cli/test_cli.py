@@ -201,6 +201,29 @@ def test_evaluate_chosen_adapters_as_json(overtone: Overtone, folder: Path, mani
     assert [result["adapter"] for result in json.loads(out)["results"]] == [None, "apart"]
 
 
+def test_the_base_is_shown_beside_an_adapter(overtone: Overtone, folder: Path, manifest: Path) -> None:
+    words = ["evaluate", folder / "model", manifest, "--adapter", "medical"]
+    code, out, _ = overtone(*words)
+    assert code == 0
+    rows = [line.split()[0] for line in out.splitlines() if line.startswith((" base", " medical"))]
+    assert rows == ["base", "medical"]
+    _, out, _ = overtone(*words, "--json", "--no-base")
+    assert [result["adapter"] for result in json.loads(out)["results"]] == ["medical"]
+
+
+def test_unwritable_references_are_told(overtone: Overtone, folder: Path, manifest: Path) -> None:
+    line = json.loads(manifest.read_text("utf-8").splitlines()[0])
+    manifest.write_text(json.dumps(line | {"text": "ACTIVATED!"}))
+    words = ["evaluate", folder / "model", manifest, "--adapter", "null"]
+    code, _, err = overtone(*words)
+    assert code == 0
+    assert "1 of 1 transcripts hold what the model cannot write" in err
+    code, out, err = overtone(*words, "--lower-case", "--no-punctuation")
+    assert "cannot write" not in err
+    assert "counted in lower case, without punctuation" in out
+    assert "is not of the form OLD=NEW" in one_line_error(overtone(*words, "--replace", "x"))
+
+
 @pytest.mark.parametrize(("name", "used"), [("medical", "medical"), ("encoder:medical", "medical"), ("null", None)])
 def test_evaluate_as_in_nemo(overtone: Overtone, folder: Path, manifest: Path, name: str, used: str | None) -> None:
     code, out, _ = overtone(

@@ -138,6 +138,57 @@ def test_stretches_of_frames_do_not_show(durations: tuple[int, ...], monkeypatch
         assert torch.allclose(one, other, atol=1e-6)
 
 
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_the_gradient_is_whole_where_few_tokens_count(scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """scale: of the scores; a model that is sure leaves a few tokens of each frame."""
+    generator = torch.Generator().manual_seed(7)
+    joint = make_joint((0, 1, 2))
+    with torch.no_grad():
+        joint.joint_net[-1].weight.mul_(scale)  # type: ignore[operator]
+    frames = torch.randn(3, 30, joint.width, generator=generator, dtype=torch.float64, requires_grad=True)
+    predicted = torch.randn(3, 21, joint.width, generator=generator, dtype=torch.float64, requires_grad=True)
+    targets = torch.randint(0, CLASSES, (3, 20), generator=generator)
+    lengths, sizes = torch.tensor([30, 24, 30]), torch.tensor([20, 8, 13])
+    inputs = [frames, predicted, *joint.joint_net.parameters()]
+    widths: list[int] = []
+
+    def counted(counts: Tensor) -> Tensor:
+        places = cover(counts)
+        widths.append(places.size(1))
+        return places
+
+    cover = transducer_loss.cover
+    monkeypatch.setattr(transducer_loss, "cover", counted)
+    monkeypatch.setattr(transducer_loss, "CHUNK_SCORES", 3 * 3 * 21 * 9)
+    found = torch.autograd.grad(transducer_losses(joint, frames, predicted, lengths, targets, sizes).sum(), inputs)
+    monkeypatch.setattr(joint.sum, "acts", lambda: True)  # as where adapters may act: everything is computed again
+    expected = torch.autograd.grad(transducer_losses(joint, frames, predicted, lengths, targets, sizes).sum(), inputs)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.allclose(one, other, atol=1e-7 * float(other.abs().max()))
+    assert len(widths) == 10
+    assert max(widths) <= 21
+    assert scale == 1.0 or sum(widths) < 10 * 21
+
+
+def test_a_loss_that_is_not_a_number_has_a_gradient_that_is_none() -> None:
+    joint = make_joint((0, 1, 2))
+    encoded, lengths, predicted, targets, sizes = batch()
+    frames = joint.enc(encoded).detach()
+    frames[0, 2] = torch.nan
+    frames.requires_grad_()
+    transducer_losses(joint, frames, joint.pred(predicted), lengths, targets, sizes).sum().backward()
+    assert frames.grad is not None
+    assert not frames.grad[0].isfinite().all()
+
+
+def test_places_that_count_are_covered_by_stretches_of_one_width() -> None:
+    counts = torch.tensor([[0, 0, 1, 0, 1, 0], [0, 0, 0, 0, 0, 1], [0, 0, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0]]).bool()
+    places = transducer_loss.cover(counts)
+    assert places.tolist()[:2] == [[2, 3, 4], [3, 4, 5]]
+    assert places.tolist()[3] == [0, 1, 2]
+    assert transducer_loss.cover(counts[2:3]).shape == (1, 0)
+
+
 def test_padding_has_no_effect() -> None:
     joint = make_joint((0, 1, 2))
     encoded, lengths, predicted, targets, sizes = batch()

@@ -159,15 +159,12 @@ def adapter_hosts(model: AsrModel, adapter: Adapter) -> dict[str, dict[str, Tens
     """The tensors of an adapter for NeMo, which wants them in every layer.
 
     A layer that the adapter leaves out gets a copy whose last part is zero: it changes nothing.
-    Raises CheckpointError for a kind or name that NeMo does not have and for an adapter with a word part, AdapterError
-    for numbers that are not finite.
+    Raises CheckpointError for what NeMo does not have (kinds, names, words), AdapterError for NaN or infinity.
     """
     check_nemo_can_hold(adapter)
     check_finite(adapter.tensors(), f"Adapter '{adapter.name}' is not written: it")
     if adapter.words is not None:
-        raise CheckpointError(
-            f"Adapter '{adapter.name}' has a word part, which NeMo's files cannot hold. Save a folder, or drop that."
-        )
+        raise CheckpointError(f"'{adapter.name}' has a word part, which NeMo's files cannot hold; save it in a folder.")
     form = nemo_form(adapter)
     hosts: dict[str, dict[str, Tensor]] = {}
     for point in points_of(model, adapter.kind, adapter.modules_text):
@@ -194,10 +191,7 @@ def stand_in(adapter: Adapter, point: Point) -> dict[str, Tensor]:
 
 
 def adapters_section(model: AsrModel, names: Iterable[str], enabled: Container[str] | None = None) -> dict[str, Any]:
-    """The `adapters` section of a configuration for these adapters, as NeMo writes it.
-
-    enabled: those that NeMo lets act; None: as the model's own file had it, and all that are new.
-    """
+    """The `adapters` section of a configuration, as NeMo writes it. enabled: as `write_nemo` of the whole model."""
     present = [model.adapters[name] for name in names]
     before = (model.config.get("adapters") or {}).get("global_cfg") or {}
     meta = dict(before.get("adapter_meta_cfg") or {})

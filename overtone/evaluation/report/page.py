@@ -48,6 +48,8 @@ def by_manifest(evaluation: Evaluation) -> list[ManifestResults]:
     groups: dict[Path, list[Result]] = {}
     for result in evaluation.results:
         groups.setdefault(result.manifest, []).append(result)
+    for group in groups.values():
+        group.sort(key=lambda result: result.adapter is not None)
     return [
         ManifestResults(base=next((one for one in group if one.adapter is None), None), results=tuple(group))
         for group in groups.values()
@@ -120,6 +122,11 @@ def facts(evaluation: Evaluation) -> str:
     rows = (
         ("Base", f'<code title="{escape(evaluation.fingerprint)}">{escape(short)}</code>'),
         ("Numbers", escape(evaluation.numbers)),
+        *([("Counted", escape(evaluation.counted))] if evaluation.counted else []),
+        *(
+            ("Not writable", escape(f"{path}: {report.message.partition(chr(10))[0]}"))
+            for path, report in evaluation.unwritable.items()
+        ),
         (
             "Made",
             f'<time datetime="{escape(evaluation.created)}">{escape(evaluation.created[:16].replace("T", " "))}</time>',

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib import resources
 from pathlib import Path
@@ -38,7 +39,8 @@ def print_table(evaluation: Evaluation, console: Console | None = None) -> None:
     from rich.console import Console
 
     console = console or Console()
-    console.print(f"{evaluation.model or 'model'}: {evaluation.numbers}", style="dim", markup=False)
+    counted = f", counted {evaluation.counted}" if evaluation.counted else ""
+    console.print(f"{evaluation.model or 'model'}: {evaluation.numbers}{counted}", style="dim", markup=False)
     unbounded = console.options.update(max_width=1000)
     full = tables(evaluation, wide=True)
     fits = all(console.measure(built, options=unbounded).maximum <= console.width for built in full)
@@ -56,7 +58,7 @@ def tables(evaluation: Evaluation, *, wide: bool = True) -> list[Table]:
     columns = (*rates, "Words", "Lines", "RTF") if wide else rates
     label_width = max(len(result.label) for result in evaluation.results)
     built = {}
-    for result in evaluation.results:
+    for result in base_first(evaluation.results):
         if result.manifest not in built:
             title = Text(f"\n{result.name}", style="bold not italic")
             table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False)
@@ -66,6 +68,11 @@ def tables(evaluation: Evaluation, *, wide: bool = True) -> list[Table]:
             built[result.manifest] = table
         built[result.manifest].add_row(*_cells(result)[: 9 if wide else 6])
     return list(built.values())
+
+
+def base_first(results: Sequence[Result]) -> list[Result]:
+    """The results with the base's before those of adapters, otherwise in their order."""
+    return sorted(results, key=lambda result: result.adapter is not None)
 
 
 def _cells(result: Result) -> list[Text]:

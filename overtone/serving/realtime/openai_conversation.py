@@ -99,12 +99,19 @@ class OpenAiConversation:
             self.request = self.checked_request(self.session)
         elif self.session.model:
             self.service.check(RecognitionRequest(model=self.session.model), self.metadata, self.call)
-        async with self.running, Inbox(messages, len, idle_seconds=self.settings.idle_seconds) as inbox:
+        seconds, ending = self.settings.idle_seconds, self.service.ending
+        async with self.running, Inbox(messages, len, idle_seconds=seconds, ending=ending) as inbox:
             while arrived := await self.next_messages(inbox):
                 for message in arrived:
                     await self.answer(message)
                 if self.stream is not None:
                     await self.results(await self.stream.push())
+            await self.close_stream()
+            if self.item.words:
+                await self.announce()
+                await self.complete()
+            self.received = 0
+            inbox.check_ending()
 
     async def next_messages(self, inbox: Inbox[Message]) -> list[Message]:
         """Messages that have arrived. Raises RequestError where audio waits for settings that do not come."""

@@ -100,6 +100,8 @@ class RecognitionService:
         self.limits = limits or AudioLimits()
         self.profanities = profanities
         self.aliases = dict(aliases or {})
+        self.ending = asyncio.Event()
+        """Set shortly before streams are cut off, so that each is still told its last utterance."""
         self.held = held or HeldAudio()
         self._threads = ThreadPoolExecutor(DECODERS, thread_name_prefix="overtone-audio")
 

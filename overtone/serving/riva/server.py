@@ -9,6 +9,7 @@ import grpc
 
 from overtone.errors import UsageError
 from overtone.serving.auth.tls import ServerKeys
+from overtone.serving.descriptors import most_connections
 from overtone.serving.recognition.service import RecognitionService
 from overtone.serving.riva.health import Health
 from overtone.serving.riva.protobuf import (
@@ -46,6 +47,7 @@ class RivaServer:
         """on_call: called with each call when it has ended, for logs and metrics."""
         self.settings = settings
         self.keys = keys
+        """Keys of new connections; others may be assigned while it runs."""
         self.servicer = RivaServicer(service, settings, on_call=on_call)
         self.health = Health(service.engine)
         self.server: Any = None
@@ -81,12 +83,27 @@ class RivaServer:
     def _bind(self, address: str) -> int:
         if self.keys is None:
             return int(self.server.add_insecure_port(address))
-        credentials = grpc.ssl_server_credentials(
-            [(self.keys.key, self.keys.certificate)],
-            root_certificates=self.keys.client_authority,
-            require_client_auth=self.keys.client_authority is not None,
+        served = self.keys
+
+        def renewed() -> Any:
+            """Certificates for a new connection; None where they are those of the last one."""
+            nonlocal served
+            if self.keys is None or self.keys is served:
+                return None
+            served = self.keys
+            return certificate_configuration(served)
+
+        credentials = grpc.dynamic_ssl_server_credentials(
+            certificate_configuration(served), renewed, served.client_authority is not None
         )
         return int(self.server.add_secure_port(address, credentials))
+
+
+def certificate_configuration(keys: ServerKeys) -> Any:
+    """Certificates as gRPC takes them."""
+    return grpc.ssl_server_certificate_configuration(
+        [(keys.key, keys.certificate)], root_certificates=keys.client_authority
+    )
 
 
 def channel_options(settings: ServerSettings) -> list[tuple[str, int]]:
@@ -96,6 +113,7 @@ def channel_options(settings: ServerSettings) -> list[tuple[str, int]]:
         ("grpc.max_receive_message_length", most),
         ("grpc.max_send_message_length", most),
         ("grpc.so_reuseport", 0),  # a port that is taken is an error, not shared
+        ("grpc.max_allowed_incoming_connections", most_connections("grpc", settings.max_channels)),
         ("grpc.server_handshake_timeout_ms", milliseconds(settings.opening_seconds)),
         ("grpc.max_connection_idle_ms", milliseconds(settings.idle_seconds)),
         ("grpc.keepalive_time_ms", 60_000),  # a client that is gone without a word is noticed

@@ -90,7 +90,7 @@ class RivaServicer:
         settings = self.settings
         async with (
             self.call("StreamingRecognize", context) as call,
-            Inbox(messages, audio_size, idle_seconds=settings.idle_seconds) as inbox,
+            Inbox(messages, audio_size, idle_seconds=settings.idle_seconds, ending=self.service.ending) as inbox,
         ):
             metadata: Metadata = context.invocation_metadata() or ()
             opening = await first_message(inbox, settings.opening_seconds)
@@ -109,7 +109,8 @@ class RivaServicer:
                 )
                 while arrived := await inbox.take():
                     await answers.answer(arrived)
-                await answers.end()
+                await answers.end(least=0 if inbox.was_cut else 1)
+            inbox.check_ending()
 
     async def get_config(self, messages: AsyncIterator[Any], context: Any) -> None:
         """List the models that the caller may use."""
@@ -264,9 +265,9 @@ class StreamAnswers:
         if self.unanswered:
             await self._push()
 
-    async def end(self) -> None:
-        """Answer the end of the stream: the rest of the last utterance, and in any case one more response."""
-        await self._write(await self.session.finish(), 1)
+    async def end(self, *, least: int = 1) -> None:
+        """Answer the end of the stream: the rest of the last utterance. least: number of responses."""
+        await self._write(await self.session.finish(), least)
 
     async def _push(self, *, force_eou: bool = False) -> None:
         await self._write(await self.session.push(force_eou=force_eou), self.unanswered)

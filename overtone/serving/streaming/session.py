@@ -18,7 +18,7 @@ from overtone.errors import UsageError
 from overtone.nets.encoder_cache import is_made_for_streams
 from overtone.serving.adapter_store.store import Lease
 from overtone.serving.engine.engine import Engine, Samples
-from overtone.serving.errors import IdleError
+from overtone.serving.errors import DrainingError, IdleError
 from overtone.serving.recognition.request import Call, RecognitionRequest
 from overtone.serving.recognition.service import RecognitionService
 from overtone.serving.streaming.cache_aware import CacheAwareStream, attention_adapters
@@ -39,25 +39,50 @@ LARGE = 2**16
 class Inbox(Generic[M]):
     """Messages of a client, read ahead within a little memory. A context manager; leaving it stops the reading."""
 
-    def __init__(self, messages: AsyncIterator[M], size: Callable[[M], int], *, idle_seconds: float) -> None:
-        """size: bytes of a message's audio; it may refuse the message. idle_seconds: the client may send nothing."""
+    def __init__(
+        self,
+        messages: AsyncIterator[M],
+        size: Callable[[M], int],
+        *,
+        idle_seconds: float,
+        ending: asyncio.Event | None = None,
+    ) -> None:
+        """size: bytes of a message's audio; it may refuse the message. idle_seconds: the client may send nothing.
+
+        ending: set when the server stops; the messages end there, so that the last utterance is still answered.
+        """
+        self._ending = ending or asyncio.Event()
         self._messages = messages
         self._size = size
         self._idle_seconds = idle_seconds
         self._waiting: deque[M] = deque()
         self._bytes = 0
         self._ended = False
+        self.was_cut = False
+        """The server has ended the messages."""
         self._failure: BaseException | None = None
         self._changed = asyncio.Event()
         self._room = asyncio.Event()
 
     async def __aenter__(self) -> Self:
         self._reader = asyncio.create_task(self._read())
+        self._end = asyncio.create_task(self._end_with_server())
         return self
 
     async def __aexit__(self, *error: object) -> None:
+        for task in (self._reader, self._end):
+            task.cancel()
+        await asyncio.gather(self._reader, self._end, return_exceptions=True)
+
+    def check_ending(self) -> None:
+        """Raises DrainingError where the server has ended the messages, and not the client."""
+        if self.was_cut:
+            raise DrainingError()
+
+    async def _end_with_server(self) -> None:
+        await self._ending.wait()
+        self.was_cut = not self._ended
         self._reader.cancel()
-        await asyncio.gather(self._reader, return_exceptions=True)
 
     async def take(self, *, most: int = MOST_TAKEN, seconds: float = math.inf) -> list[M]:
         """Take the messages that have arrived, at least one; none at the client's end of the stream.
