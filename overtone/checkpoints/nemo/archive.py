@@ -14,9 +14,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, cast
 
 from overtone.adapters.storage import LFS_POINTER
+from overtone.budgets import TAR_HEADER_BYTES, TAR_HEADERS_BYTES
 from overtone.errors import CheckpointError
 from overtone.files import open_regular, replace_file, write_failure
 
@@ -90,6 +91,24 @@ class Archive:
         return self._members[name]
 
 
+class HeaderReader:
+    """The file of a tar; while its members are looked for, no header is read that is longer than any needs to be."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
+        self.at_most: int | None = TAR_HEADERS_BYTES
+        """Bytes of headers that may still be read; None where the members themselves are read."""
+
+    def read(self, size: int = -1) -> bytes:
+        """Read bytes. Raises ValueError for a header, or headers, of too many."""
+        if self.at_most is not None:
+            self.at_most -= size
+            if not 0 <= size <= TAR_HEADER_BYTES or self.at_most < 0:
+                raise ValueError(f"a header of {size} bytes is longer than any of a .nemo")
+        return self.file.read(size)
+
+
 @contextmanager
 def open_archive(path: Path, *, limits: Limits = LIMITS) -> Iterator[Archive]:
     """The files of a `.nemo`; nothing is written to disk but a private copy of a gzipped one.
@@ -102,9 +121,11 @@ def open_archive(path: Path, *, limits: Limits = LIMITS) -> Iterator[Archive]:
             if file.read(2) == GZIP_MAGIC:
                 file = stack.enter_context(_unpacked(path, limits))
             file.seek(0)
-            tar = stack.enter_context(tarfile.open(fileobj=file, mode="r:"))
+            headers = HeaderReader(file)
+            tar = stack.enter_context(tarfile.open(fileobj=cast("IO[bytes]", headers), mode="r:"))
             members = _checked_members(path, tar, _size_of(file), limits)
             file.seek(tar.offset)
+            headers.at_most = None
             if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
                 # Where no header can be read, the tar reader takes the archive to be at its end.
                 raise CheckpointError(f"{path} is truncated or damaged after '{list(members)[-1]}'.")
