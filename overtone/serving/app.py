@@ -21,6 +21,7 @@ from overtone.errors import OvertoneError
 from overtone.serving.engine.engine import EngineState
 from overtone.serving.http.admin import Administration
 from overtone.serving.http.errors import CLIENT_GONE, HttpError, error_response
+from overtone.serving.http.gate import Gate, allowed_names
 from overtone.serving.http.page import Page
 from overtone.serving.http.requests import HttpRequests, metadata_of
 from overtone.serving.metrics import Observer
@@ -61,12 +62,15 @@ def build_app(requests: HttpRequests, observer: Observer) -> ASGIApp:
         Route(f"{adapter}/load", admin.load, methods=["POST"]),
         Route(f"{adapter}/unload", admin.unload, methods=["POST"]),
     ]
-    return observed_app(routes, observer, middleware=cors(requests.settings.origins))
+    settings = requests.settings
+    names, origins = allowed_names(settings), settings.origins
+    return observed_app(routes, observer, middleware=[Middleware(Gate, names, origins), *cors(origins)])
 
 
 def build_health_app(requests: HttpRequests, observer: Observer) -> ASGIApp:
     """Application of health and metrics alone, for a port of their own."""
-    return observed_app(health_routes(Pages(requests, observer)), observer)
+    gate = Middleware(Gate, None, ())
+    return observed_app(health_routes(Pages(requests, observer)), observer, middleware=[gate])
 
 
 def health_routes(pages: Pages) -> list[BaseRoute]:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
+from typing import Any
 
 from overtone.checkpoints.load import load_model
 from overtone.errors import UsageError
@@ -23,7 +24,9 @@ from overtone.serving.adapter_store.store import AdapterStore
 from overtone.serving.app import build_app, build_health_app
 from overtone.serving.auth.guard import Guard, read_admin_token, read_tokens
 from overtone.serving.auth.tls import read_keys
+from overtone.serving.descriptors import raise_limit
 from overtone.serving.engine.engine import Engine
+from overtone.serving.http.gate import LOOPBACK
 from overtone.serving.http.requests import HttpRequests
 from overtone.serving.http.uvicorn import HttpServer
 from overtone.serving.memory import give_back_now_and_then, keep_freed_memory
@@ -38,7 +41,6 @@ __all__ = ["Addresses", "Server", "ServerSettings", "serve"]
 LOG = logging.getLogger("overtone.serving.server")
 LAST_WORDS_SECONDS = 2.0
 """Time before the end of the grace when streams are told their last utterance."""
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,10 +74,7 @@ class Server:
         """Read the files that the settings name. Raises UsageError or AdapterError before anything runs."""
         self.settings = settings
         self.keys = read_keys(settings.tls_certificate, settings.tls_key, settings.client_authority)
-        self.guard = Guard(
-            tenants=None if settings.tokens is None else read_tokens(settings.tokens),
-            admin_token="" if settings.admin_token_file is None else read_admin_token(settings.admin_token_file),
-        )
+        self.guard = Guard(**read_access(settings))
         if settings.adapters is not None and not settings.adapters.is_dir():
             raise UsageError(f"{settings.adapters} is no folder. Make it, and put adapter folders into it.")
         check_mode(settings.stream, model)
@@ -138,6 +137,27 @@ class Server:
             health_port=health_port,
         )
 
+    async def reload(self) -> bool:
+        """Read tokens, certificates and the folder of adapters again. Returns whether they could be used.
+
+        New calls and connections get them; where a file is faulty, nothing changes and the log says why.
+        """
+        settings = self.settings
+        try:
+            keys = read_keys(settings.tls_certificate, settings.tls_key, settings.client_authority)
+            access = read_access(settings)
+        except UsageError as error:
+            LOG.error("not reloaded, all stays as it was: %s", error)
+            return False
+        self.guard.renew(**access)
+        self.keys = keys
+        if self.riva is not None and self.http is not None:
+            self.riva.keys = keys
+            await self.http.renew_keys()
+        await asyncio.to_thread(self.store.scan)
+        LOG.info("reloaded tokens, certificates and the folder of adapters")
+        return True
+
     async def stop(self, grace: float | None = None) -> bool:
         """Take nothing new, and finish running requests within `grace` seconds. Returns whether all were finished."""
         ends = time.monotonic() + (self.settings.grace_seconds if grace is None else grace)
@@ -164,6 +184,14 @@ class Server:
         self.service.close()
 
 
+def read_access(settings: ServerSettings) -> dict[str, Any]:
+    """Tenants and the administrator's token, as a Guard takes them. Raises UsageError."""
+    return {
+        "tenants": None if settings.tokens is None else read_tokens(settings.tokens),
+        "admin_token": "" if settings.admin_token_file is None else read_admin_token(settings.admin_token_file),
+    }
+
+
 def bracket(host: str) -> str:
     """Host in an address: IPv6 in brackets."""
     return f"[{host}]" if ":" in host else host
@@ -184,6 +212,7 @@ def serve(
     there are cores, GNU's OpenMP lets them sleep between operations instead of waiting awake, which made a request
     take twice the time.
     """
+    raise_limit()
     keeps_memory = keep_freed_memory()
     with one_thread() as threads:
         engine = replace(settings.engine, threads=settings.engine.threads or threads)
@@ -202,10 +231,12 @@ async def run(server: Server, started: Callable[[Server, Addresses], None], *, k
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(initializer=use_one_thread))
     listen_to_signals(ending)
     addresses = await server.start()
+    reloads = reload_at_hangup(server)
     tidying = asyncio.create_task(give_back_now_and_then(server.engine)) if keeps_memory else None
     warn_of_openness(server)
     started(server, addresses)
     await ending.wait()
+    reloads.clear()
     if tidying is not None:
         tidying.cancel()
     LOG.info("stopping: what runs has %g s", server.settings.grace_seconds)
@@ -230,6 +261,20 @@ def listen_to_signals(ending: asyncio.Event) -> None:
         loop.add_signal_handler(number, end)
 
 
+def reload_at_hangup(server: Server) -> set[asyncio.Task[bool]]:
+    """Let SIGHUP read the server's files again. Returns the tasks that are doing so, which are kept by it alone."""
+    tasks: set[asyncio.Task[bool]] = set()
+
+    def reload() -> None:
+        task = asyncio.get_running_loop().create_task(server.reload())
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    if threading.current_thread() is threading.main_thread():
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
+    return tasks
+
+
 def warn_of_openness(server: Server) -> None:
     """Log where strangers may use the server or read its tokens."""
     settings = server.settings
@@ -239,3 +284,5 @@ def warn_of_openness(server: Server) -> None:
         LOG.warning("whoever reaches %s may use this server: it asks for no tokens", settings.host)
     if server.keys is None and (server.guard.tenants is not None or server.guard.has_admin):
         LOG.warning("tokens travel in clear: give the server a certificate, or put one in front of it")
+    if server.guard.tenants is None and not settings.host_names:
+        LOG.warning("any name may mean this server in a browser: tell it its own with --host-name")

@@ -49,6 +49,9 @@ class ServerSettings:
     """PEM; clients must show a certificate that this authority signed."""
     origins: frozenset[str] = frozenset()
     """Web sites (`https://example.org`) whose pages may use the HTTP interface besides the server's own; `*` is all."""
+    host_names: frozenset[str] = frozenset()
+    """Names by which requests may call the server (the header `Host`). A server on the loopback always goes by
+    `localhost`, one on another address by any name unless some are given; both by IP addresses."""
     prompt_boost: float = 0.0
     """Boost of the words in a `prompt` of OpenAI's interfaces; 0 leaves it without effect."""
     compute_dtype: str = "auto"
@@ -65,7 +68,9 @@ class ServerSettings:
     max_requests: int = 256
     """HTTP transcriptions and realtime sessions at a time; more are refused with 429."""
     max_connections: int = 2048
-    """HTTP connections at a time; requests on more of them get 503."""
+    """HTTP connections at a time. One without a request makes way for a new one; where there is none, that gets 503."""
+    max_channels: int = 8192
+    """gRPC connections at a time; more are closed."""
     request_seconds: float = 600.0
     """Time after which an HTTP transcription is given up with 504."""
     idle_seconds: float = 300.0

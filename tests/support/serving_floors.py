@@ -11,7 +11,7 @@ SERVING_FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("auth",),
     ("adapter_store",),
-    ("engine", "memory"),
+    ("engine", "memory", "descriptors"),
     ("recognition",),
     ("streaming",),
     ("metrics", "settings"),

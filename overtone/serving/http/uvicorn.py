@@ -14,9 +14,12 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from overtone.errors import UsageError
+from overtone.serving.descriptors import most_connections
 from overtone.serving.errors import RequestError
 from overtone.serving.http.bodies import LINGERING, LINGERING_SECONDS
+from overtone.serving.http.connections import Connections
 from overtone.serving.http.errors import envelope
+from overtone.serving.http.gate import crowded_state
 from overtone.serving.settings import ServerSettings
 
 MAX_MESSAGE = 4 * 2**20
@@ -31,6 +34,7 @@ class HttpServer:
 
     def __init__(self, app: Any, settings: ServerSettings) -> None:
         self.address = (settings.host, settings.http_port)
+        self.settings = settings
         has_tls = settings.tls_certificate is not None and settings.tls_key is not None
         self.server = uvicorn.Server(
             uvicorn.Config(
@@ -42,7 +46,6 @@ class HttpServer:
                 server_header=False,
                 proxy_headers=False,
                 timeout_graceful_shutdown=LAST_SECONDS,
-                limit_concurrency=settings.max_connections,
                 ws_max_size=MAX_MESSAGE,
                 ws_ping_timeout=settings.idle_seconds,  # a pong waits behind audio that is not read yet
                 ws_per_message_deflate=False,
@@ -53,6 +56,7 @@ class HttpServer:
             )
         )
         self.socket: socket.socket | None = None
+        self.connections: Connections | None = None
         self.loop: asyncio.Task[None] | None = None
 
     async def start(self) -> int:
@@ -61,28 +65,41 @@ class HttpServer:
         server = self.server
         server.config.load()
         server.lifespan = server.config.lifespan_class(server.config)
-        await server.startup(sockets=[self.socket])
+        await server.startup(sockets=[])  # connections are accepted here, not there
+        self.connections = Connections(
+            self.protocol,
+            most=most_connections("http", self.settings.max_connections),
+            silent_seconds=self.settings.opening_seconds,
+            tls=server.config.ssl,
+        )
+        self.connections.listen(self.socket, server.config.backlog)
         self.loop = asyncio.create_task(server.main_loop())
         return int(self.socket.getsockname()[1])
 
     async def renew_keys(self) -> None:
         """Take new connections with the certificates that the files hold now; open ones keep theirs."""
-        config, before = self.server.config, self.server.servers
-        if self.socket is None or not config.ssl_certfile:
-            return
-        config.loaded = False
-        config.load()
-        self.socket = self.socket.dup()
-        await self.server.startup(sockets=[self.socket])
-        for listening in before:
-            listening.close()
+        config = self.server.config
+        if self.connections is not None and config.ssl_certfile:
+            config.loaded = False
+            config.load()
+            self.connections.tls = config.ssl
 
     async def stop(self) -> None:
         """Stop listening; answers on their way have a moment."""
-        if self.socket is not None and self.loop is not None:
+        if self.socket is not None and self.connections is not None and self.loop is not None:
+            self.connections.close()
             self.server.should_exit = True
             await self.loop
             await self.server.shutdown(sockets=[self.socket])
+
+    def protocol(self, crowded: bool) -> H11Protocol:
+        """Protocol of a new connection. crowded: there is no room for it, and health alone is answered."""
+        server = self.server
+        return connection(
+            config=server.config,
+            server_state=server.server_state,
+            app_state=crowded_state() if crowded else {},
+        )
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -16,7 +16,6 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -24,7 +23,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from overtone.serving.adapter_store.names import model_name
 from overtone.serving.auth.guard import Metadata
-from overtone.serving.errors import AccessError, IdleError, RequestError
+from overtone.serving.errors import IdleError, RequestError
 from overtone.serving.http.bodies import read_body
 from overtone.serving.http.errors import envelope, error_response, status_of
 from overtone.serving.http.requests import HttpRequests, call_of, metadata_of
@@ -204,7 +203,6 @@ class Realtime:
 
         And the session that OpenAI's secret was minted with. Raises AccessError.
         """
-        self.check_origin(websocket)
         metadata = openai_metadata(websocket)
         minted = self.openai_secrets.find(metadata)
         if minted is not None:
@@ -213,14 +211,6 @@ class Realtime:
         if secrets and self.service.guard.tenants is not None:
             return self.secrets.redeem(secrets[0].removeprefix(SECRET_PREFIX)), None
         return metadata, None
-
-    def check_origin(self, websocket: WebSocket) -> None:
-        """Raises AccessError for the page of another site: the browser's user may open sessions, the site may not."""
-        origin = websocket.headers.get("origin")
-        if origin is None or self.settings.origins & {origin, "*"}:
-            return
-        if urlsplit(origin).netloc.lower() != websocket.headers.get("host", "").lower():
-            raise AccessError("Pages of that site may not open sessions here.")
 
     async def converse(
         self, websocket: WebSocket, session: dict[str, Any], first: Message | None, metadata: Metadata, call: Call

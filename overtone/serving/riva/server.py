@@ -9,6 +9,7 @@ import grpc
 
 from overtone.errors import UsageError
 from overtone.serving.auth.tls import ServerKeys
+from overtone.serving.descriptors import most_connections
 from overtone.serving.recognition.service import RecognitionService
 from overtone.serving.riva.health import Health
 from overtone.serving.riva.protobuf import (
@@ -112,6 +113,7 @@ def channel_options(settings: ServerSettings) -> list[tuple[str, int]]:
         ("grpc.max_receive_message_length", most),
         ("grpc.max_send_message_length", most),
         ("grpc.so_reuseport", 0),  # a port that is taken is an error, not shared
+        ("grpc.max_allowed_incoming_connections", most_connections("grpc", settings.max_channels)),
         ("grpc.server_handshake_timeout_ms", milliseconds(settings.opening_seconds)),
         ("grpc.max_connection_idle_ms", milliseconds(settings.idle_seconds)),
         ("grpc.keepalive_time_ms", 60_000),  # a client that is gone without a word is noticed

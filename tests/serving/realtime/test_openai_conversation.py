@@ -59,7 +59,7 @@ def test_commits_end_items(service: WebService) -> None:
     assert kinds == ["conversation.item.added", "conversation.item.done"]
     completed = [event for event in opened.events if event["type"] == f"{EVENT}.completed"]
     assert len({event["item_id"] for event in completed}) == len(completed) == 3
-    eventually(lambda: service.calls[-1].adapter == "swap" and service.calls[-1].audio_seconds > 2)
+    eventually(lambda: service.calls and service.calls[-1].adapter == "swap" and service.calls[-1].audio_seconds > 2)
 
 
 def test_turn_detection_ends_items(service: WebService) -> None:
