@@ -284,8 +284,8 @@ def _damage(path: Path, error: Exception) -> str:
         return f"{path} is empty."
     if start.startswith(CHECKPOINT_MAGICS):
         return (
-            f"{path} is no .nemo file: neither a tar nor a gzipped tar, but a checkpoint of PyTorch's or Lightning's. In NeMo: "
-            "MODEL_CLASS.load_from_checkpoint(PATH).save_to('model.nemo'), MODEL_CLASS such as EncDecCTCModelBPE."
+            f"{path} is no .nemo file: neither a tar nor a gzipped tar, but a checkpoint of PyTorch's or Lightning's. "
+            "In NeMo: MODEL_CLASS.load_from_checkpoint(PATH).save_to('model.nemo'), MODEL_CLASS such as EncDecCTCModelBPE."
         )
     if start.startswith(b"\x28\xb5\x2f\xfd"):
         return f"{path} is compressed by zstd; unpack it, or pack it as a plain tar."

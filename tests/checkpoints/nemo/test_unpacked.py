@@ -68,9 +68,7 @@ def test_a_folder_without_its_weights_is_told_so(unpacked: Path) -> None:
 def test_checkpoints_of_lightning_are_named(tmp_path: Path, name: str, zipped: bool) -> None:
     path = tmp_path / name
     torch.save({"state_dict": {}}, path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(
-        CheckpointError, match=r"checkpoint of PyTorch's or Lightning's .*load_from_checkpoint.*save_to"
-    ):
+    with pytest.raises(CheckpointError, match=r"checkpoint of PyTorch's or Lightning's.*load_from_checkpoint.*save_to"):
         load_model(path)
 
 
