@@ -14,9 +14,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, cast
 
 from overtone.adapters.storage import LFS_POINTER
+from overtone.budgets import TAR_HEADER_BYTES, TAR_HEADERS_BYTES
 from overtone.errors import CheckpointError
 from overtone.files import open_regular, replace_file, write_failure
 
@@ -141,6 +142,24 @@ def open_unpacked(path: Path) -> Iterator[Unpacked]:
     yield Unpacked(path)
 
 
+class HeaderReader:
+    """The file of a tar; while its members are looked for, no header is read that is longer than any needs to be."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
+        self.at_most: int | None = TAR_HEADERS_BYTES
+        """Bytes of headers that may still be read; None where the members themselves are read."""
+
+    def read(self, size: int = -1) -> bytes:
+        """Read bytes. Raises ValueError for a header, or headers, of too many."""
+        if self.at_most is not None:
+            self.at_most -= size
+            if not 0 <= size <= TAR_HEADER_BYTES or self.at_most < 0:
+                raise ValueError(f"a header of {size} bytes is longer than any of a .nemo")
+        return self.file.read(size)
+
+
 @contextmanager
 def open_archive(path: Path, *, limits: Limits = LIMITS) -> Iterator[Archive]:
     """The files of a `.nemo`; nothing is written to disk but a private copy of a gzipped one.
@@ -153,9 +172,11 @@ def open_archive(path: Path, *, limits: Limits = LIMITS) -> Iterator[Archive]:
             if file.read(2) == GZIP_MAGIC:
                 file = stack.enter_context(_unpacked(path, limits))
             file.seek(0)
-            tar = stack.enter_context(tarfile.open(fileobj=file, mode="r:"))
+            headers = HeaderReader(file)
+            tar = stack.enter_context(tarfile.open(fileobj=cast("IO[bytes]", headers), mode="r:"))
             members = _checked_members(path, tar, _size_of(file), limits)
             file.seek(tar.offset)
+            headers.at_most = None
             if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
                 # Where no header can be read, the tar reader takes the archive to be at its end.
                 raise CheckpointError(f"{path} is truncated or damaged after '{list(members)[-1]}'.")
@@ -285,7 +306,7 @@ def _damage(path: Path, error: Exception) -> str:
     if start.startswith(CHECKPOINT_MAGICS):
         return (
             f"{path} is no .nemo file: neither a tar nor a gzipped tar, but a checkpoint of PyTorch's or Lightning's. "
-            "In NeMo: MODEL_CLASS.load_from_checkpoint(PATH).save_to('model.nemo'), MODEL_CLASS such as EncDecCTCModelBPE."
+            "In NeMo: MODEL_CLASS.load_from_checkpoint(PATH).save_to('model.nemo'), such as EncDecCTCModelBPE."
         )
     if start.startswith(b"\x28\xb5\x2f\xfd"):
         return f"{path} is compressed by zstd; unpack it, or pack it as a plain tar."
