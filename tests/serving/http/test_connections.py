@@ -147,4 +147,3 @@ def test_connections_are_as_many_as_there_are_descriptors(monkeypatch: pytest.Mo
     monkeypatch.setattr(descriptors, "resource", None)
     assert descriptors.most_connections("http", 2048) == 2048
     descriptors.raise_limit()
-
