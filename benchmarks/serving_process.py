@@ -53,7 +53,7 @@ class ServeProcess:
         token.write_text(ADMIN_TOKEN, "utf-8")
         self.log = log
         command = [sys.executable, "-m", "benchmarks.serving_process", model, "--adapters", str(folder)]
-        command += ["--grpc-port", "0", "--http-port", "0", "--admin-token-file", str(token), *options]
+        command += ["--grpc-port", "0", "--http-port", "0", "--admin-token-file", str(token), "--log", "text", *options]
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
         with log.open("wb") as file:
             self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file)

@@ -22,6 +22,7 @@ from overtone.version import __version__
 COMMANDS = {
     "demo": "adapt the embedded model to telephone prompts, and see what changed and what did not",
     "train": "train an adapter over a frozen model",
+    "words": "an adapter from text alone: what a domain says, without any audio",
     "evaluate": "word error rates of a model and its adapters on manifests",
     "transcribe": "recordings to text, captions or word times",
     "serve": "one base, many adapters: Riva's gRPC and OpenAI's HTTP interface, each request its own adapter",

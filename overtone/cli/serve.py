@@ -6,6 +6,9 @@ is watched: a new adapter is in service a moment later. A signal (Ctrl-C) ends t
 from __future__ import annotations
 
 import argparse
+import logging
+import os
+import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +22,7 @@ from overtone.startup import fast_imports
 if TYPE_CHECKING:
     from overtone.serving.server import Addresses, Server, ServerSettings
 
+LOG = logging.getLogger("overtone.serving.server")
 DEMO_FOLDERS = "overtone_demo*"
 DEMO_ADAPTERS = "run/checkpoints/*/adapter.yaml"
 BEST = "-best"
@@ -209,6 +213,7 @@ def context(text: str) -> tuple[float, float, float]:
 
 def run(arguments: argparse.Namespace) -> int:
     check_installed()
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its C code writes lines of its own to standard error
     with fast_imports():
         from overtone.cli.models import load, quiet_libraries
         from overtone.models.attention import attention_text
@@ -217,6 +222,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     quiet_libraries()
     settings = settings_of(arguments)
+    is_for_people = arguments.log == "text" or sys.stderr.isatty()
     demo = None if arguments.demo is None else demo_adapter(arguments.demo)
     model = load(
         settings.model,
@@ -224,13 +230,14 @@ def run(arguments: argparse.Namespace) -> int:
         decoder=arguments.decoder,
         **attention_options(arguments),
     )
-    if attention := attention_text(model):
-        note(f"{model.name or 'model'} · {attention}")
     if demo is not None:
         load_demo(model, demo)
     handler = set_up_logs(arguments.log)
+    tell = note if is_for_people else LOG.info
     try:
-        finished = serve(settings, model=model, started=note_addresses)
+        if attention := attention_text(model):
+            tell(f"{model.name or 'model'} · {attention}")
+        finished = serve(settings, model=model, started=note_addresses if is_for_people else log_addresses)
     finally:
         take_down(handler)
     return 0 if finished else 1
@@ -334,6 +341,17 @@ def note_addresses(server: Server, addresses: Addresses) -> None:
         note(f"Health     {addresses.health}")
     note(f"Page       {addresses.http}/")
     note(f"Try        curl {addresses.http}/v1/audio/transcriptions -F file=@recording.wav -F model={first}")
+
+
+def log_addresses(server: Server, addresses: Addresses) -> None:
+    """Log the adapters and addresses of a started server, for programs."""
+    names = [entry.name for entry in server.store.entries() if entry.state != "refused"]
+    more = "" if len(names) <= 8 else f" and {len(names) - 8} more"
+    facts = {"event": "started", "grpc": addresses.grpc, "http": addresses.http}
+    if addresses.health_port is not None:
+        facts["health"] = addresses.health
+    adapters = f"{', '.join(names[:8]) or 'none'}{more}"
+    LOG.info("%s · adapters: %s", server.service.base, adapters, extra={"call": facts})
 
 
 def port(text: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from functools import partial
@@ -125,6 +126,9 @@ class StateCollector:
 
 # Logs
 
+TOLD = ("adapter", "tenant", "request_id", "audio_seconds", "ignored")
+"""Facts of a call in a text line."""
+
 
 class JsonLines(logging.Formatter):
     """`time`, `level`, `logger`, `message`, the fields of a record's `call`, and `exception`."""
@@ -144,23 +148,43 @@ class JsonLines(logging.Formatter):
         return json.dumps(content, ensure_ascii=False, default=str)
 
 
+class TextLines(logging.Formatter):
+    """Time, level, logger and message, and the facts of a record's `call` that the message does not tell."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        call = getattr(record, "call", None)
+        facts = [f" {key}={call[key]}" for key in TOLD if call.get(key)] if isinstance(call, dict) else []
+        first, newline, rest = super().format(record).partition("\n")
+        return f"{first}{''.join(facts)}{newline}{rest}"
+
+
 def set_up_logs(form: str, *, level: int = logging.INFO) -> logging.Handler:
-    """Log to standard error. form: `json` or `text`. Returns the handler, which `take_down` removes."""
+    """Log to standard error, warnings of other packages and uncaught errors of threads included.
+
+    form: `json` or `text`. Returns the handler, which `take_down` removes.
+    """
     handler = logging.StreamHandler()
-    handler.setFormatter(
-        JsonLines() if form == "json" else logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
-    )
-    for name in ("overtone", "uvicorn.error"):
-        logger = logging.getLogger(name)
-        logger.addHandler(handler)
-        logger.setLevel(level if name == "overtone" else logging.WARNING)
-        logger.propagate = False
+    handler.setFormatter(JsonLines() if form == "json" else TextLines())
+    logging.getLogger().addHandler(handler)
+    logging.getLogger("overtone").setLevel(level)
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    logging.captureWarnings(True)
+    threading.excepthook = log_thread_error
     return handler
+
+
+def log_thread_error(failed: threading.ExceptHookArgs) -> None:
+    """Log the error that ended a thread."""
+    error = failed.exc_value
+    name = failed.thread.name if failed.thread is not None else "?"
+    logging.getLogger("overtone.serving").error("the thread '%s' has failed", name, exc_info=error)
 
 
 def take_down(handler: logging.Handler) -> None:
     """Undo `set_up_logs`."""
-    for name in ("overtone", "uvicorn.error"):
-        logger = logging.getLogger(name)
-        logger.removeHandler(handler)
-        logger.propagate = True
+    logging.getLogger().removeHandler(handler)
+    logging.captureWarnings(False)
+    threading.excepthook = threading.__excepthook__

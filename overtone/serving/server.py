@@ -14,6 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
+from typing import Any
 
 from overtone.checkpoints.load import load_model
 from overtone.errors import UsageError
@@ -73,10 +74,7 @@ class Server:
         """Read the files that the settings name. Raises UsageError or AdapterError before anything runs."""
         self.settings = settings
         self.keys = read_keys(settings.tls_certificate, settings.tls_key, settings.client_authority)
-        self.guard = Guard(
-            tenants=None if settings.tokens is None else read_tokens(settings.tokens),
-            admin_token="" if settings.admin_token_file is None else read_admin_token(settings.admin_token_file),
-        )
+        self.guard = Guard(**read_access(settings))
         if settings.adapters is not None and not settings.adapters.is_dir():
             raise UsageError(f"{settings.adapters} is no folder. Make it, and put adapter folders into it.")
         check_mode(settings.stream, model)
@@ -139,6 +137,27 @@ class Server:
             health_port=health_port,
         )
 
+    async def reload(self) -> bool:
+        """Read tokens, certificates and the folder of adapters again. Returns whether they could be used.
+
+        New calls and connections get them; where a file is faulty, nothing changes and the log says why.
+        """
+        settings = self.settings
+        try:
+            keys = read_keys(settings.tls_certificate, settings.tls_key, settings.client_authority)
+            access = read_access(settings)
+        except UsageError as error:
+            LOG.error("not reloaded, all stays as it was: %s", error)
+            return False
+        self.guard.renew(**access)
+        self.keys = keys
+        if self.riva is not None and self.http is not None:
+            self.riva.keys = keys
+            await self.http.renew_keys()
+        await asyncio.to_thread(self.store.scan)
+        LOG.info("reloaded tokens, certificates and the folder of adapters")
+        return True
+
     async def stop(self, grace: float | None = None) -> bool:
         """Take nothing new, and finish running requests within `grace` seconds. Returns whether all were finished."""
         ends = time.monotonic() + (self.settings.grace_seconds if grace is None else grace)
@@ -163,6 +182,14 @@ class Server:
         self.engine.close()
         self.store.close()
         self.service.close()
+
+
+def read_access(settings: ServerSettings) -> dict[str, Any]:
+    """Tenants and the administrator's token, as a Guard takes them. Raises UsageError."""
+    return {
+        "tenants": None if settings.tokens is None else read_tokens(settings.tokens),
+        "admin_token": "" if settings.admin_token_file is None else read_admin_token(settings.admin_token_file),
+    }
 
 
 def bracket(host: str) -> str:
@@ -204,10 +231,12 @@ async def run(server: Server, started: Callable[[Server, Addresses], None], *, k
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(initializer=use_one_thread))
     listen_to_signals(ending)
     addresses = await server.start()
+    reloads = reload_at_hangup(server)
     tidying = asyncio.create_task(give_back_now_and_then(server.engine)) if keeps_memory else None
     warn_of_openness(server)
     started(server, addresses)
     await ending.wait()
+    reloads.clear()
     if tidying is not None:
         tidying.cancel()
     LOG.info("stopping: what runs has %g s", server.settings.grace_seconds)
@@ -230,6 +259,20 @@ def listen_to_signals(ending: asyncio.Event) -> None:
 
     for number in signals:
         loop.add_signal_handler(number, end)
+
+
+def reload_at_hangup(server: Server) -> set[asyncio.Task[bool]]:
+    """Let SIGHUP read the server's files again. Returns the tasks that are doing so, which are kept by it alone."""
+    tasks: set[asyncio.Task[bool]] = set()
+
+    def reload() -> None:
+        task = asyncio.get_running_loop().create_task(server.reload())
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    if threading.current_thread() is threading.main_thread():
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
+    return tasks
 
 
 def warn_of_openness(server: Server) -> None:

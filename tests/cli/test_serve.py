@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 import re
@@ -11,9 +12,11 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -181,10 +184,16 @@ class Running:
         self.lines: list[str] = []
         self.reader = threading.Thread(target=lambda: self.lines.extend(self.process.stderr), daemon=True)
         self.reader.start()
-        eventually(lambda: any(line.startswith("Try ") for line in self.lines) or self.process.poll() is not None, 90)
-        found = [line.split()[-1] for line in self.lines if line.startswith("HTTP ")]
-        assert found, self.lines
-        self.url = found[0]
+        eventually(lambda: bool(self.started()) or self.process.poll() is not None, 90)
+        assert self.started(), self.lines
+        self.url = self.started()[0]["http"]
+
+    def logged(self) -> list[dict[str, Any]]:
+        """Its log: every line of standard error is JSON."""
+        return [json.loads(line) for line in self.lines]
+
+    def started(self) -> list[dict[str, Any]]:
+        return [line for line in self.logged() if line.get("event") == "started"]
 
     def get(self, path: str) -> object:
         with urllib.request.urlopen(self.url + path, timeout=30) as response:
@@ -216,7 +225,7 @@ def test_a_server_from_its_start_to_a_signal(model: Path, number: signal.Signals
         running.process.wait()
     text = "".join(running.lines)
     assert "small · adapters: medical, prompts" in text
-    logged = [json.loads(line) for line in running.lines if line.startswith("{")]
+    logged = running.logged()
     call = next(line for line in logged if line.get("method") == "POST /v1/audio/transcriptions")
     assert (call["adapter"], call["code"], call["door"]) == ("prompts", "200", "http")
     assert logged[-1]["message"] == "stopped"
@@ -311,3 +320,39 @@ def test_the_command_does_not_load_the_extra_before_it_runs() -> None:
     assert done.stdout.strip() == "set()"
     with pytest.raises(UsageError):
         command.demo_adapter(str(Path("nothing")))
+
+
+def test_a_hangup_reloads_tokens_and_ends_nothing(model: Path, tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens.yaml"
+
+    def write(token: str) -> None:
+        digest = hashlib.sha256(token.encode()).hexdigest()
+        tokens.write_text(f"tenants: {{anna: {{tokens: ['sha256:{digest}'], adapters: all}}}}")
+
+    def status(token: str) -> int:
+        request = urllib.request.Request(f"{running.url}/v1/models", headers={"Authorization": f"Bearer {token}"})
+        try:
+            with urllib.request.urlopen(request, timeout=30) as response:
+                return int(response.status)
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    def told(words: str) -> bool:
+        return any(words in line["message"] for line in running.logged())
+
+    write("first")
+    running = Running(str(model), "--tokens", str(tokens), "--dtype", "float32", folder=model.parent)
+    try:
+        assert (status("first"), status("second")) == (200, 401)
+        tokens.write_text("tenants: [")
+        running.process.send_signal(signal.SIGHUP)
+        eventually(lambda: told("not reloaded, all stays as it was"))
+        assert status("first") == 200
+        write("second")
+        running.process.send_signal(signal.SIGHUP)
+        eventually(lambda: told("reloaded tokens"))
+        assert (status("first"), status("second")) == (401, 200)
+        assert running.end(signal.SIGTERM) == 0
+    finally:
+        running.process.kill()
+        running.process.wait()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import shutil
+import socket
 import ssl
 import threading
 from collections.abc import Iterator
@@ -122,3 +124,38 @@ def test_streams_are_told_their_open_utterance_before_the_grace_is_over(tmp_path
 def speech() -> np.ndarray:
     """[S]: an utterance that goes on, as far as anybody can hear."""
     return np.concatenate((spoken("ab"), silence(0.5)))
+
+
+# Files that are read again
+
+
+def test_certificates_are_read_again(tmp_path: Path, certificates: Path) -> None:
+    """New connections, of both ports, get the new certificate; a faulty one changes nothing."""
+    for name in ("crt", "key"):
+        shutil.copy(certificates / f"server.{name}", tmp_path / f"tls.{name}")
+    files = {"tls_certificate": tmp_path / "tls.crt", "tls_key": tmp_path / "tls.key"}
+    with web_service(tmp_path / "store", adapters=("swap",), **files) as service:
+        ports = (service.addresses.http_port, service.addresses.grpc_port)
+        first = (certificates / "server.crt").read_text()
+        assert [shown(port) for port in ports] == [first] * 2
+        (tmp_path / "tls.crt").write_text("no certificate")
+        assert service.run(service.server.reload()) is False
+        assert [shown(port) for port in ports] == [first] * 2
+        for name in ("crt", "key"):
+            shutil.copy(certificates / f"authority.{name}", tmp_path / f"tls.{name}")
+        assert service.run(service.server.reload()) is True
+        assert [shown(port) for port in ports] == [(certificates / "authority.crt").read_text()] * 2
+        service.tls = ssl.create_default_context(cafile=str(certificates / "authority.crt"))
+        assert service.get("/v1/health/ready").status == 200
+
+
+def shown(port: int) -> str:
+    """Certificate that a port shows, as PEM."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    plain = socket.create_connection(("localhost", port), timeout=60)
+    with context.wrap_socket(plain, server_hostname="localhost") as encrypted:
+        found = encrypted.getpeercert(binary_form=True)
+    assert found is not None
+    return ssl.DER_cert_to_PEM_cert(found)

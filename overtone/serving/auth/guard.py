@@ -91,6 +91,11 @@ class Usage:
         """Calls, transcriptions and sessions that are open."""
 
 
+def limits_of(tenant: Tenant) -> tuple[float, ...]:
+    """Limits of a tenant, to be compared."""
+    return (tenant.requests_per_minute, tenant.audio_seconds_per_minute, tenant.sessions)
+
+
 class Guard:
     """Tokens, tenants, rates and the administrator. Thread-safe. Without tokens everything but administration is open.
 
@@ -103,6 +108,20 @@ class Guard:
         self._admin = hash_token(admin_token) if admin_token else ""
         self._lock = threading.Lock()
         self._usage = {tenant.name: Usage(tenant) for tenant in (tenants or {}).values()}
+
+    def renew(self, *, tenants: Mapping[str, Tenant] | None, admin_token: str) -> None:
+        """Take other tenants, tokens and limits from now on; what is open goes on and counts, with fresh rates."""
+        named = {tenant.name: tenant for tenant in (tenants or {}).values()}
+        with self._lock:
+            before = {tenant.name: tenant for tenant in (self.tenants or {}).values()}
+            usage = {name: Usage(tenant) for name, tenant in named.items()}
+            for name in usage.keys() & self._usage.keys():
+                if limits_of(named[name]) == limits_of(before[name]):
+                    usage[name] = self._usage[name]
+                else:
+                    usage[name].open = self._usage[name].open
+            self._usage, self.tenants = usage, tenants
+            self._admin = hash_token(admin_token) if admin_token else ""
 
     @property
     def has_admin(self) -> bool:

@@ -234,3 +234,25 @@ def test_an_authority_that_is_none(certificates: Path, tmp_path: Path) -> None:
     shutil.copy(certificates / "client.key", tmp_path / "other.key")
     with pytest.raises(UsageError, match="no certificate with its key"):
         read_keys(certificates / "server.crt", tmp_path / "other.key", None)
+
+
+def test_other_tenants_from_now_on() -> None:
+    """Those with the limits of before have used what they have used; open sessions count in any case."""
+    anna = Tenant(name="anna", adapters=None, requests_per_minute=2.0, sessions=1)
+    guard = Guard(tenants={hash_of("first"): anna}, admin_token=ADMIN)
+    guard.charge("anna", requests=2)
+    with guard.session("anna"):
+        guard.renew(tenants={hash_of("second"): anna}, admin_token="")
+        with pytest.raises(AccessError) as error:
+            guard.admit(bearer("first"))
+        assert error.value.fault == "unauthenticated"
+        with pytest.raises(AccessError) as error:
+            guard.admit(bearer("second"))
+        assert error.value.fault == "rate"
+        assert not guard.has_admin
+        guard.renew(tenants={hash_of("second"): replace(anna, requests_per_minute=9.0)}, admin_token="")
+        assert guard.admit(bearer("second")) == "anna"
+        with pytest.raises(AccessError, match="1 calls and sessions open"), guard.session("anna"):
+            pass
+    guard.renew(tenants=None, admin_token="")
+    assert guard.admit([]) == ""

@@ -1,0 +1,93 @@
+"""`overtone words`: adapters from text, and its mistakes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from overtone import cli
+from overtone.adapters.storage import WORDS
+from overtone.checkpoints.load import load_model, save_model
+from support.small_models import add_trained, small_model
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with a base, the folder of an adapter, and texts."""
+    model = small_model()
+    save_model(model, tmp_path / "base.nemo")
+    add_trained(model, "sound")
+    model.adapters.save("sound", tmp_path / "sound")
+    (tmp_path / "notes.txt").write_text("press the pound key\nplease hold the line.\n", "utf-8")
+    (tmp_path / "terms.txt").write_text("voicemail\npound key\t20\n", "utf-8")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_an_adapter_from_text(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["words", "medical", "--text", "notes.txt", "--phrases", "terms.txt", "--model", "base.nemo"]
+    assert cli.main([*words, "--unwritable", "keep", "--weight", "0.5"]) == 0
+    out, err = capsys.readouterr()
+    assert "--adapter medical" in out
+    assert "'.' × 1" in err
+    assert "Text: 2 of 2 sentences, 39 tokens" in err
+    model = load_model("base.nemo")
+    adapter = model.adapters.load("medical")
+    assert adapter.words is not None
+    assert (adapter.words.weight, adapter.words.phrases, adapter.points) == (0.5, 2, [])
+    assert cli.main([*words, "--unwritable", "keep"]) == 2
+    assert "holds an adapter already" in capsys.readouterr().err
+    assert cli.main([*words, "--unwritable", "drop", "--overwrite", "--order", "2"]) == 0
+    assert model.adapters.load("medical", name="again").digest() != adapter.digest()
+
+
+def test_words_are_put_beside_an_acoustic_part(place: Path) -> None:
+    words = ["words", "both", "--phrases", "terms.txt", "--adapter", "sound", "--model", "base.nemo"]
+    assert cli.main(words) == 0
+    model = load_model("base.nemo")
+    both, sound = model.adapters.load("both"), model.adapters.load("sound")
+    assert both.words is not None
+    assert both.tensors().keys() == sound.tensors().keys()
+    assert not (place / "sound" / WORDS).exists()
+    assert cli.main([*words[:-3], "null", *words[-2:], "--output", "more"]) == 2
+
+
+def test_an_ngram_goes_out_and_comes_in(place: Path) -> None:
+    base = ["--model", "base.nemo"]
+    words = ["words", "one", "--text", "notes.txt", "--unwritable", "drop", "--export", "one.arpa", *base]
+    assert cli.main(words) == 0
+    assert cli.main(["words", "two", "--ngram", "one.arpa", "--arpa-tokens", "offset", *base]) == 0
+    model = load_model("base.nemo")
+    one, two = (model.adapters.load(name).words for name in ("one", "two"))
+    assert one is not None
+    assert two is not None
+    ids = model.tokenizer.encode("press the pound key")
+    assert one.ngram is not None
+    assert two.ngram is not None
+    assert two.ngram.sentence_log_prob(ids) == pytest.approx(one.ngram.sentence_log_prob(ids), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["medical"], "Nothing to expect"),
+        (["medical", "--text", "notes.txt"], "1 of 2 sentences hold what the model cannot write"),
+        (["medical", "--text", "none.txt"], "cannot be read"),
+        (["medical", "--text", "notes.txt", "--ngram", "a.arpa"], "two n-grams"),
+        (["medical", "--text", "notes.txt", "--order", "11"], "1 to 10"),
+        (["medical", "--phrases", "terms.txt", "--weight", "-1"], "too small"),
+        (["medical", "--phrases", "terms.txt", "--boost", "200"], "a boost from -100 to 100"),
+        (["medical", "--phrases", "terms.txt", "--export", "a.arpa"], "phrases alone are none"),
+        (["base", "--phrases", "terms.txt"], "cannot be an adapter's name"),
+        (["medical", "--ngram", "notes.txt"], "begins with"),
+    ],
+)
+def test_mistakes_write_nothing(
+    words: list[str], message: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["words", *words, "--model", "base.nemo"]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.startswith("overtone: error:")
+    assert not (place / "medical").exists()
