@@ -29,7 +29,19 @@ from support.house_rules import (
 from support.serving_floors import SERVING_FLOORS, protocol_faults, serving_floor_faults
 
 FLOORS: dict[int, tuple[str, ...]] = {
-    1: ("errors", "version", "files", "safe_yaml", "startup", "text_table", "config", "configs", "wer", "tokenizers"),
+    1: (
+        "errors",
+        "version",
+        "files",
+        "budgets",
+        "safe_yaml",
+        "startup",
+        "text_table",
+        "config",
+        "configs",
+        "wer",
+        "tokenizers",
+    ),
     2: ("audio",),
     3: ("nets", "data"),
     4: ("adapters", "decoding"),
@@ -44,6 +56,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
 
 NEIGHBOURS: set[tuple[str, str]] = {
     ("config", "safe_yaml"),
+    ("safe_yaml", "budgets"),
     ("adapters", "decoding"),
     ("compat", "lightning"),
     ("data", "nets"),

@@ -28,8 +28,9 @@ from overtone.adapters.kinds.registry import KINDS
 from overtone.adapters.points import Layers
 from overtone.adapters.strategies import ResidualAdd
 from overtone.adapters.words import WORDS_ALONE, WordPart, words_digest
+from overtone.budgets import check_tensor_header
 from overtone.errors import AdapterError, did_you_mean
-from overtone.files import read_regular, replace_file, replace_folder, write_failure
+from overtone.files import open_regular, read_regular, replace_file, replace_folder, write_failure
 from overtone.safe_yaml import read_values
 
 FORMAT = 1
@@ -218,12 +219,13 @@ def read_folder(folder: Path, identity: BaseIdentity, *, description: dict[str, 
         content = read_regular(folder / PARAMETERS, at_most=LARGEST_PARAMETERS)
         if content.startswith(LFS_POINTER):
             raise AdapterError(f"{folder / PARAMETERS} is a Git LFS pointer; fetch the file with `git lfs pull`.")
+        check_tensor_header(content)
         tensors = load(content)
     except KeyError as error:
         raise AdapterError(f"{folder / PARAMETERS} holds numbers of type {error}, which no adapter has.") from error
     except OSError as error:
         raise AdapterError(f"{folder / PARAMETERS} cannot be read: {error.strerror or error}.") from error
-    except SafetensorError as error:
+    except (ValueError, SafetensorError) as error:
         raise AdapterError(f"{folder / PARAMETERS} cannot be read: {error}") from error
     floating = all(tensor.is_floating_point() for tensor in tensors.values())
     if not floating or parameters_digest(tensors) != description["parameters_digest"]:
@@ -283,9 +285,11 @@ def check_base(description: Mapping[str, Any], identity: BaseIdentity, *, what: 
 def count_parameters(folder: Path) -> int:
     """Count the parameters by the file's header. Raises AdapterError for a file that is missing or cut short."""
     try:
+        with open_regular(folder / PARAMETERS) as start:
+            check_tensor_header(start.read(8))
         with safe_open(folder / PARAMETERS, framework="numpy") as file:
             return sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118 (no mapping)
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise AdapterError(f"{folder / PARAMETERS} is missing or damaged: {error}") from error
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from overtone.adapters.kinds.base import Tensors
 from overtone.adapters.points import Point
+from overtone.budgets import check_tensor_header
 from overtone.decoding.fusion import NO_WORDS, Words
 from overtone.decoding.ngram import Ngram
 from overtone.decoding.phrase_boost import LARGEST_BOOST, Boost, BoostTree
@@ -91,6 +92,7 @@ class WordPart:
     def from_bytes(cls, content: bytes, *, tokenizer_digest: str, place: str) -> Self:
         """The part of a file. Raises AdapterError for a damaged file, naming its place, or another tokenizer's."""
         try:
+            check_tensor_header(content)
             tensors = dict(load(content))
             settings, text, boosts = (tensors.pop(name) for name in ("settings", "phrases", "boosts"))
             weight, token_bonus = settings.tolist()

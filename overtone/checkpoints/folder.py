@@ -17,6 +17,7 @@ from torch import Tensor
 
 from overtone.adapters.adapter import Adapter
 from overtone.adapters.storage import DESCRIPTION
+from overtone.budgets import check_tensor_header
 from overtone.checkpoints.nemo.adapters import adapter_config, has_nemo_form, nemo_modules, read_kind
 from overtone.checkpoints.nemo.archive import LIMITS, plain_name
 from overtone.checkpoints.nemo.config import NemoAdapter, translate
@@ -33,7 +34,7 @@ from overtone.checkpoints.nemo.model import (
 from overtone.checkpoints.nemo.tokenizer import FILE_PREFIX, read_tokenizer
 from overtone.checkpoints.nemo.yaml import write_yaml
 from overtone.errors import CheckpointError, OvertoneError
-from overtone.files import read_regular, replace_folder, write_failure
+from overtone.files import open_regular, read_regular, replace_folder, write_failure
 from overtone.models.asr_model import AsrModel
 
 WEIGHTS = "model.safetensors"
@@ -134,11 +135,13 @@ def stored_tensors(model: AsrModel, storage: Storage) -> dict[str, Tensor]:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file. Raises CheckpointError where it is missing or damaged."""
     try:
+        with open_regular(path) as start:
+            check_tensor_header(start.read(8))
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist.") from error
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{path} is truncated, damaged or no safetensors file: {error}.") from error
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from overtone.adapters.storage import LFS_POINTER
 from overtone.checkpoints.nemo.archive import open_archive
-from overtone.checkpoints.nemo.pickles import RefusedError, read_state_dict
+from overtone.checkpoints.nemo.pickles import read_state_dict
+from overtone.checkpoints.nemo.torch_zip import RefusedError
 from overtone.checkpoints.nemo.yaml import read_yaml
 from overtone.decoding.arpa import Form, read_arpa, write_arpa
 from overtone.decoding.ngram import LARGEST_ORDER, LOWEST, Ngram

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from overtone.budgets import check_json
 from overtone.checkpoints.folder import read_file
 from overtone.checkpoints.nemo.archive import LIMITS
 from overtone.config.keys import (
@@ -175,6 +176,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a mapping from a JSON file. Raises CheckpointError where it is missing, too large or no such mapping."""
     content = read_file(path, LIMITS.small_file_bytes if path.name == "tokenizer.json" else LIMITS.config_bytes)
     try:
+        check_json(content)
         value = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged or no JSON: {error}.") from error

@@ -21,6 +21,7 @@ from overtone.adapters.kinds.base import LARGEST
 from overtone.adapters.kinds.lora import LORA_TAPS, LoraAdapter
 from overtone.adapters.points import Layers, Point
 from overtone.adapters.strategies import ResidualAdd
+from overtone.budgets import check_json
 from overtone.checkpoints.folder import read_file, read_tensors, replace_model, write_tensors
 from overtone.checkpoints.nemo.archive import LIMITS
 from overtone.checkpoints.nemo.model import listed, size_of
@@ -191,7 +192,9 @@ def filled_up(
 def read_adapter_config(path: Path) -> dict[str, Any]:
     """Read `adapter_config.json`; keys that say nothing are left out. Raises CheckpointError where it is damaged."""
     try:
-        config = json.loads(read_file(path, LIMITS.config_bytes))
+        content = read_file(path, LIMITS.config_bytes)
+        check_json(content)
+        config = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged or no JSON: {error}.") from error
     if not isinstance(config, dict):

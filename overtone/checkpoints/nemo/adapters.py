@@ -22,7 +22,8 @@ from overtone.adapters.points import Point, parse_modules
 from overtone.adapters.strategies import ResidualAdd
 from overtone.checkpoints.nemo.config import NemoAdapter, read_adapters
 from overtone.checkpoints.nemo.keys import STRATEGY
-from overtone.checkpoints.nemo.pickles import RefusedError, plain, read_torch_file
+from overtone.checkpoints.nemo.pickles import plain, read_torch_file
+from overtone.checkpoints.nemo.torch_zip import RefusedError
 from overtone.config.keys import read_section, refuse, write_section
 from overtone.config.targets import NEMO_STRATEGY_TARGETS
 from overtone.errors import AdapterError, CheckpointError, did_you_mean

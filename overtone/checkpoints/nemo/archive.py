@@ -14,13 +14,16 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, cast
 
 from overtone.adapters.storage import LFS_POINTER
+from overtone.budgets import TAR_HEADER_BYTES, TAR_HEADERS_BYTES
 from overtone.errors import CheckpointError
 from overtone.files import open_regular, replace_file, write_failure
 
 GZIP_MAGIC = b"\x1f\x8b"
+CHECKPOINT_MAGICS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04")
+"""Beginnings of what torch.save writes: a zip, or a pickle of old."""
 BLOCK = 1 << 20
 DAMAGES = (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError, zlib.error)
 """Errors of the readers of tar and gzip for damaged files, OSError aside."""
@@ -90,6 +93,73 @@ class Archive:
         return self._members[name]
 
 
+class Unpacked:
+    """The files of a `.nemo` that was unpacked into a folder, by name; hidden ones are left out."""
+
+    def __init__(self, path: Path, limits: Limits = LIMITS) -> None:
+        """Raises CheckpointError for links and other special files, for too many files, and too many bytes."""
+        self.path = path
+        self._limits = limits
+        self._sizes: dict[str, int] = {}
+        for file in sorted(path.rglob("*")):
+            name = file.relative_to(path).as_posix()
+            if file.is_symlink() or not (file.is_file() or file.is_dir()):
+                raise CheckpointError(f"{file} is a link or a special file; only plain files are accepted.")
+            if file.is_file() and not any(part.startswith(".") for part in Path(name).parts):
+                self._sizes[name] = file.stat().st_size
+            if len(self._sizes) > limits.members:
+                raise CheckpointError(f"{path} holds more than {limits.members} files; it is refused.")
+        if sum(self._sizes.values()) > limits.total_bytes:
+            raise CheckpointError(f"{path} holds more than {limits.total_bytes} bytes; it is refused.")
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._sizes)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._sizes
+
+    def open(self, name: str) -> IO[bytes]:
+        """A file, open for reading. Raises CheckpointError where it cannot be."""
+        try:
+            return open_regular(self.path / name)
+        except OSError as error:
+            raise CheckpointError(f"{self.path / name} cannot be read: {error.strerror or error}.") from error
+
+    def read(self, name: str, *, at_most: int | None = None) -> bytes:
+        """Read a file whole. Raises CheckpointError for more than `at_most` bytes, or the limit for small files."""
+        limit = self._limits.small_file_bytes if at_most is None else at_most
+        with self.open(name) as file:
+            content = file.read(limit + 1)
+        if len(content) > limit:
+            raise CheckpointError(f"{self.path / name} has more than the {limit} bytes allowed for such a file.")
+        return content
+
+
+@contextmanager
+def open_unpacked(path: Path) -> Iterator[Unpacked]:
+    """The files of a folder. Raises CheckpointError, as `Unpacked`."""
+    yield Unpacked(path)
+
+
+class HeaderReader:
+    """The file of a tar; while its members are looked for, no header is read that is longer than any needs to be."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
+        self.at_most: int | None = TAR_HEADERS_BYTES
+        """Bytes of headers that may still be read; None where the members themselves are read."""
+
+    def read(self, size: int = -1) -> bytes:
+        """Read bytes. Raises ValueError for a header, or headers, of too many."""
+        if self.at_most is not None:
+            self.at_most -= size
+            if not 0 <= size <= TAR_HEADER_BYTES or self.at_most < 0:
+                raise ValueError(f"a header of {size} bytes is longer than any of a .nemo")
+        return self.file.read(size)
+
+
 @contextmanager
 def open_archive(path: Path, *, limits: Limits = LIMITS) -> Iterator[Archive]:
     """The files of a `.nemo`; nothing is written to disk but a private copy of a gzipped one.
@@ -102,9 +172,11 @@ def open_archive(path: Path, *, limits: Limits = LIMITS) -> Iterator[Archive]:
             if file.read(2) == GZIP_MAGIC:
                 file = stack.enter_context(_unpacked(path, limits))
             file.seek(0)
-            tar = stack.enter_context(tarfile.open(fileobj=file, mode="r:"))
+            headers = HeaderReader(file)
+            tar = stack.enter_context(tarfile.open(fileobj=cast("IO[bytes]", headers), mode="r:"))
             members = _checked_members(path, tar, _size_of(file), limits)
             file.seek(tar.offset)
+            headers.at_most = None
             if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
                 # Where no header can be read, the tar reader takes the archive to be at its end.
                 raise CheckpointError(f"{path} is truncated or damaged after '{list(members)[-1]}'.")
@@ -231,6 +303,13 @@ def _damage(path: Path, error: Exception) -> str:
         return f"{path} is a Git LFS pointer, not the model itself; fetch it with `git lfs pull`."
     if not start:
         return f"{path} is empty."
+    if start.startswith(CHECKPOINT_MAGICS):
+        return (
+            f"{path} is no .nemo file: neither a tar nor a gzipped tar, but a checkpoint of PyTorch's or Lightning's. "
+            "In NeMo: MODEL_CLASS.load_from_checkpoint(PATH).save_to('model.nemo'), such as EncDecCTCModelBPE."
+        )
+    if start.startswith(b"\x28\xb5\x2f\xfd"):
+        return f"{path} is compressed by zstd; unpack it, or pack it as a plain tar."
     if b"ustar" not in start and not start.startswith(GZIP_MAGIC):
         return f"{path} is no .nemo file: neither a tar nor a gzipped tar."
     return f"{path} is truncated or damaged: {error}."

@@ -7,7 +7,6 @@ Tensors are made from the zip's own bytes; omegaconf's objects become records th
 
 from __future__ import annotations
 
-import mmap
 import struct
 import zipfile
 from collections.abc import Callable
@@ -17,17 +16,18 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
+from overtone.budgets import (
+    PICKLE_STEPS,
+    UNFOLDED_VALUES,
+    Budget,
+)
+from overtone.checkpoints.nemo.torch_zip import RefusedError, check_table, checked_root, measure, read_member
 from overtone.errors import CheckpointError
 
-PICKLE_BYTES = 64 * 2**20
-ENTRIES = 200_000
-PLAIN_VALUES = 500_000
 PLAIN_DEPTH = 100
 DIMENSIONS = 64
 REPEATED = 4
 """The largest ratio of a model's tensors to the numbers in its file: tied tensors are few and small."""
-MAPPED_BYTES = PIECE_BYTES = 2**20
-"""Members from the first size on get a mapping of their own; they are read in pieces of the second."""
 OLD_FORMAT = (b"\x80\x02\x8a", b"\x80\x02.")
 
 DAMAGES = (LookupError, ValueError, TypeError, ArithmeticError, RuntimeError, EOFError, OSError, struct.error)
@@ -70,10 +70,6 @@ class Record:
     state: dict[str, Any] = field(default_factory=dict)
 
 
-class RefusedError(Exception):
-    """The fault of a pickle, in words; becomes a CheckpointError that also names the file."""
-
-
 def read_state_dict(file: IO[bytes], source: str) -> dict[str, Tensor]:
     """Read the tensors of a `model_weights.ckpt` by key. Raises CheckpointError, beginning with `source`."""
     content = read_torch_file(file, source)
@@ -93,8 +89,9 @@ def read_torch_file(file: IO[bytes], source: str) -> Any:
     Raises CheckpointError, beginning with `source`, for damaged files and for any that ask for more.
     """
     try:
+        check_table(file)
         with zipfile.ZipFile(file) as archive:
-            root = _checked_root(archive, _length(file))
+            root = checked_root(archive, measure(file))
             machine = Machine(archive.read(f"{root}/data.pkl"), Storages(archive, root))
             return machine.run()
     except RefusedError as error:
@@ -115,11 +112,11 @@ def plain(value: Any) -> Any:
 
     Raises RefusedError for anything else, and for more content than a configuration can have.
     """
-    counted = [0]
+    budget = Budget(steps=UNFOLDED_VALUES)
 
     def walk(value: Any, depth: int) -> Any:
-        counted[0] += 1
-        if counted[0] > PLAIN_VALUES or depth > PLAIN_DEPTH:
+        budget.step()
+        if depth > PLAIN_DEPTH:
             raise RefusedError("its configuration is larger or deeper than any of a model; it is refused.")
         if isinstance(value, Record):
             return walk(value.state.get("_content", value.state.get("_val")), depth + 1)
@@ -127,56 +124,20 @@ def plain(value: Any) -> Any:
             return {str(key): walk(item, depth + 1) for key, item in value.items()}
         if isinstance(value, list | tuple):
             return [walk(item, depth + 1) for item in value]
+        if isinstance(value, str | bytes):
+            budget.hold(len(value))
         if value is None or isinstance(value, bool | int | float | str | bytes):
             return value
         raise RefusedError(f"its configuration holds {shown(value)}; only plain values are accepted.")
 
-    return walk(value, 0)
+    try:
+        return walk(value, 0)
+    except ValueError as error:
+        raise RefusedError("its configuration is larger or deeper than any of a model; it is refused.") from error
 
 
 def shown(value: Any) -> str:
     return f"'{value.path}'" if isinstance(value, Name) else f"a value of type {type(value).__name__}"
-
-
-def _length(file: IO[bytes]) -> int:
-    length = file.seek(0, 2)
-    file.seek(0)
-    return length
-
-
-def _checked_root(archive: zipfile.ZipFile, length: int) -> str:
-    """The folder inside the zip; everything must be stored as it is, so that nothing unfolds while reading."""
-    entries = archive.infolist()
-    if len(entries) > ENTRIES:
-        raise RefusedError(f"it holds {len(entries)} entries; at most {ENTRIES} are accepted.")
-    for entry in entries:
-        if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
-            raise RefusedError(f"entry '{entry.filename}' is compressed or encrypted, which PyTorch never does.")
-    if sum(entry.file_size for entry in entries) > length:
-        raise RefusedError("its entries claim to be larger than the file; it is refused.")
-    roots = [entry.filename.removesuffix("/data.pkl") for entry in entries if entry.filename.endswith("/data.pkl")]
-    if len(roots) != 1:
-        raise RefusedError("it is no PyTorch file: no single 'data.pkl' inside.")
-    if archive.getinfo(f"{roots[0]}/data.pkl").file_size > PICKLE_BYTES:
-        raise RefusedError(f"its table of contents is larger than {PICKLE_BYTES} bytes; it is refused.")
-    byte_order = f"{roots[0]}/byteorder"
-    if byte_order in archive.namelist() and archive.read(byte_order) != b"little":
-        raise RefusedError("it was written by a big-endian machine, which is not supported.")
-    return roots[0]
-
-
-def read_member(archive: zipfile.ZipFile, name: str) -> bytearray | mmap.mmap:
-    """The bytes of a member; many are in a mapping of their own, which goes back to the system with the last tensor."""
-    size = archive.getinfo(name).file_size
-    content = mmap.mmap(-1, size) if size >= MAPPED_BYTES else bytearray(size)
-    at = 0
-    with archive.open(name) as file, memoryview(content) as view:
-        while piece := file.read(PIECE_BYTES):  # to the end, where the checksum is compared
-            view[at : at + len(piece)] = piece
-            at += len(piece)
-    if at != size:
-        raise zipfile.BadZipFile(f"{name} has {at} of {size} bytes")
-    return content
 
 
 class Storages:
@@ -261,9 +222,11 @@ class Machine:
         self.storages = storages
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
+        self.budget = Budget(steps=PICKLE_STEPS)
 
     def run(self) -> Any:
-        while True:
+        """The value that the program builds. Raises RefusedError, and whatever its damage leads to."""
+        for _ in range(PICKLE_STEPS):
             code = self.take(1)
             if code == b".":
                 return self.stack.pop()
@@ -271,6 +234,7 @@ class Machine:
             if step is None:
                 raise RefusedError(f"its pickle uses instruction {code!r}, which no checkpoint needs; it is refused.")
             step(self)
+        raise RefusedError(f"its pickle has more than {PICKLE_STEPS} instructions; it is refused.")
 
     def take(self, count: int) -> bytes:
         part = self.program[self.at : self.at + count]
@@ -315,6 +279,7 @@ class Machine:
             raise RefusedError("it fills something that is no dictionary.")
         if not all(key is None or isinstance(key, str | int | float) for key in items[::2]):
             raise RefusedError("a key of its dictionaries is no plain value; it is refused.")
+        self.budget.use_keys(items[::2])
         target.update(zip(items[::2], items[1::2], strict=True))
 
     def extend(self, items: list[Any]) -> None:

@@ -8,11 +8,9 @@ from typing import Any
 
 import yaml
 
+from overtone.budgets import UNFOLDED_VALUES, Budget
 from overtone.errors import CheckpointError
 from overtone.safe_yaml import DEPTH, FLOAT_TAG, TIMESTAMP_TAG, SafeLoader, new_reader, read_values
-
-VALUES = 500_000
-"""No configuration holds more; nested references can name more."""
 
 FLOAT = re.compile(
     r"""^(?:
@@ -94,12 +92,17 @@ class _Resolver:
     def __init__(self, root: Mapping[str, Any], source: str) -> None:
         self.root = root
         self.source = source
-        self.values = 0
+        self.budget = Budget(steps=UNFOLDED_VALUES)
 
     def value(self, value: Any, path: list[str], depth: int) -> Any:
-        self.values += 1
-        if depth > DEPTH or self.values > VALUES:
+        if depth > DEPTH:
             raise CheckpointError(f"{self.source}: the references of {'.'.join(path)} lead in a circle.")
+        try:
+            self.budget.step()
+            if isinstance(value, str):
+                self.budget.hold(len(value))
+        except ValueError as error:
+            raise CheckpointError(f"{self.source}: at {'.'.join(path)}, {error}.") from error
         if isinstance(value, dict):
             return {key: self.value(item, [*path, str(key)], depth + 1) for key, item in value.items()}
         if isinstance(value, list):
@@ -114,9 +117,8 @@ class _Resolver:
             return self.target(whole[1], path, text, depth)
         if REFERENCE.search(text) is None:
             return text
-        return self.text(
-            REFERENCE.sub(lambda found: str(self.target(found[1], path, text, depth)), text), path, depth + 1
-        )
+        replaced = REFERENCE.sub(lambda found: str(self.target(found[1], path, text, depth)), text)
+        return self.value(replaced, path, depth + 1)
 
     def target(self, reference: str, path: list[str], text: str, depth: int) -> Any:
         keys = re.sub(r"\[([^\]]*)\]", r".\1", reference.strip())

@@ -19,7 +19,8 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from overtone.checkpoints.nemo.pickles import RefusedError, plain, read_state_dict, read_torch_file
+from overtone.checkpoints.nemo.pickles import plain, read_state_dict, read_torch_file
+from overtone.checkpoints.nemo.torch_zip import RefusedError
 from overtone.errors import CheckpointError
 from support.fixtures import fixture_file
 
