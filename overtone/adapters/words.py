@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from overtone.adapters.kinds.base import Tensors
 from overtone.adapters.points import Point
 from overtone.budgets import check_tensor_header
-from overtone.decoding.fusion import NO_WORDS, Words
+from overtone.decoding.fusion import Words
 from overtone.decoding.ngram import Ngram
 from overtone.decoding.phrase_boost import LARGEST_BOOST, Boost, BoostTree
 from overtone.errors import AdapterError, DataError
@@ -175,8 +175,3 @@ WORDS_ALONE = WordsAlone()
 def words_of_chain(parts: Mapping[str, WordPart | None], chain: Sequence[str]) -> tuple[WordPart, ...]:
     """The word parts of a chain of adapters, in its order; parts: of each adapter, by name."""
     return tuple(part for part in (parts[name] for name in chain) if part is not None)
-
-
-def join_words(parts: Sequence[WordPart], tokenizer: Tokenizer) -> Words:
-    """Several word parts together, as a row's decoder takes them."""
-    return sum((part.for_decoding(tokenizer) for part in parts), NO_WORDS)

@@ -97,8 +97,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def make_part(arguments: argparse.Namespace, model: AsrModel) -> WordPart:
     """The word part that the options ask for; notes say what it holds, and what could not be written."""
-    from overtone.adapters.word_text import check_phrases, make_words, read_phrases, read_sentences, write_tokens
+    from overtone.adapters.word_text import check_phrases, make_words, read_sentences, write_tokens
     from overtone.checkpoints.ngrams import read_ngram
+    from overtone.decoding.phrase_boost import read_phrases
 
     option, tokenizer = "--unwritable ", model.tokenizer
     sequences: list[list[int]] = []
@@ -116,7 +117,7 @@ def make_part(arguments: argparse.Namespace, model: AsrModel) -> WordPart:
         ngram = read_ngram(Path(arguments.ngram).expanduser(), tokenizer, form=arguments.arpa_tokens)
     phrases: list[tuple[str, float]] = []
     if arguments.phrases:
-        given = read_phrases(Path(arguments.phrases).expanduser(), boost=arguments.boost)
+        given = list(read_phrases(Path(arguments.phrases).expanduser(), arguments.boost).items())
         kept, unwritten = check_phrases(tokenizer, given, policy=arguments.unwritable, option=option)
         phrases = list(kept)
         if unwritten.unwritable:

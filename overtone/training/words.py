@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
-from overtone.adapters.word_text import Phrases, check_phrases, make_words, read_phrases, read_sentences, write_tokens
+from overtone.adapters.word_text import BOOST, Phrases, check_phrases, make_words, read_sentences, write_tokens
 from overtone.adapters.words import WordPart
 from overtone.data.dataset import collate
+from overtone.decoding.phrase_boost import read_phrases
 from overtone.errors import DataError
 from overtone.inference.word_weights import Heard, WordsChoice, choose_weights, count_errors
 from overtone.models.asr_model import AsrModel
@@ -50,7 +51,7 @@ def make_word_part(plan: TrainingPlan, model: AsrModel, training: SpeechSet, rep
         sequences += text.sequences
     phrases: Phrases = ()
     if chosen.phrases is not None:
-        given = read_phrases(Path(chosen.phrases).expanduser())
+        given = list(read_phrases(Path(chosen.phrases).expanduser(), BOOST).items())
         phrases, unwritten = check_phrases(model.tokenizer, given, policy=plan.vocabulary_check, option=OPTION)
         if unwritten.unwritable:
             reporter.say(f"model.adapter.words.phrases: {unwritten.describe('phrases')}")

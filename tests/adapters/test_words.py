@@ -19,7 +19,7 @@ from overtone.adapters.storage import (
     read_folder,
     stored_digest,
 )
-from overtone.adapters.words import WordPart, join_words, words_digest
+from overtone.adapters.words import WordPart, words_digest
 from overtone.checkpoints.load import load_model, save_model
 from overtone.checkpoints.nemo.adapters import save_adapters
 from overtone.decoding.ngram_counts import build_ngram
@@ -160,13 +160,15 @@ def test_rows_have_the_words_of_their_adapters() -> None:
 def test_the_words_of_a_chain_act_together() -> None:
     model = small_model()
     first, second = words(model), words(model, text="another", weight=0.25)
-    joined = join_words([first, second], model.tokenizer)
+    model.adapters.add_words("a", first)
+    model.adapters.add_words("b", second)
+    with model.adapters.use(["a+b", "a", None]):
+        joined, alone, none = model.adapters.words_of_rows(3, model.tokenizer)
     assert joined.ngrams == ((first.ngram, 0.5), (second.ngram, 0.25))
     assert joined.token_bonus == 0.5
-    assert [bool(tree) for tree in joined.boosts] == [True, True]
-    assert joined.boosts[0].ignored == ("ätherisch",)
-    assert join_words([first], model.tokenizer).boosts[0] is joined.boosts[0]
-    assert not join_words([], model.tokenizer)
+    assert [tree.ignored for tree in joined.boosts] == [("ätherisch",), ("ätherisch",)]
+    assert alone.boosts[0] is joined.boosts[0]
+    assert not none
 
 
 # Refusals
