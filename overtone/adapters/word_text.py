@@ -27,9 +27,9 @@ BOOST = 10.0
 """The boost of a phrase unless its line gives one."""
 SHOWN = 12
 ORDER = 6
-WEIGHT = 0.3
+WEIGHT = 0.4
 """The n-gram's weight where no recordings are there to choose it with: it seldom does harm."""
-TOKEN_BONUS = 0.5
+TOKEN_BONUS = 1.0
 """The token bonus that goes with it."""
 Phrases = Sequence[tuple[str, float]]
 """Phrases with their boosts."""

@@ -94,6 +94,8 @@ class WordPart:
         try:
             check_tensor_header(content)
             tensors = dict(load(content))
+            header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+            own_digest = header["__metadata__"]["tokenizer_digest"]
             settings, text, boosts = (tensors.pop(name) for name in ("settings", "phrases", "boosts"))
             weight, token_bonus = settings.tolist()
             phrases = json.loads(text.numpy().tobytes().decode())
@@ -106,6 +108,10 @@ class WordPart:
             raise AdapterError(f"{place} is damaged: {error} is missing or of a type that no word part has.") from error
         except (SafetensorError, ValueError, TypeError, RuntimeError, RecursionError, DataError) as error:
             raise AdapterError(f"{place} is damaged: {error}") from error
+        if own_digest != tokenizer_digest:
+            raise AdapterError(
+                f"{place} was made with another tokenizer: it needs {own_digest}, this model has {tokenizer_digest}."
+            )
         try:
             return cls(
                 tokenizer_digest=tokenizer_digest,

@@ -27,7 +27,7 @@ EXAMPLES = """examples:
   overtone words medical --ngram train.arpa --export medical.arpa
 
 A text has a sentence a line; a list of phrases one a line, each with a boost of its own behind a tab or without.
-Weights are chosen with recordings by `overtone train`; without any, --weight 0.3 seldom does harm."""
+Weights are chosen with recordings by `overtone train`; without any, the defaults seldom do harm."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,10 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="write over an adapter that is there")
     parser.add_argument("--order", type=int, default=6, metavar="N", help="tokens of the longest n-gram (default: 6)")
     parser.add_argument(
-        "--weight", type=number(at_least=0), default=0.3, help="of the n-gram beside the model (default: 0.3)"
+        "--weight", type=number(at_least=0), default=0.4, help="of the n-gram beside the model (default: 0.4)"
     )
     parser.add_argument(
-        "--token-bonus", type=number(), default=0.5, help="what each token gains, a natural logarithm (default: 0.5)"
+        "--token-bonus", type=number(), default=1.0, help="what each token gains, a natural logarithm (default: 1)"
     )
     parser.add_argument(
         "--boost", type=number(), default=10.0, help="of phrases without one of their own, -100 to 100 (default: 10)"

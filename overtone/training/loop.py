@@ -94,7 +94,7 @@ def fit(run: Run, processes: RowProcesses | None = None) -> TrainingResult:
             if not loaders:
                 weights.keep_last(trainer.global_step)
             weights.finish()
-            words = add_words(run, weights.best_path)
+            words = add_words(run, weights.best_path, weights.nemo_path)
             if plan.delete_checkpoint and early_end is None:
                 remove(folder.checkpoint)
     return conclude(run, weights, callback.progress, trainer.global_step, words)

@@ -86,9 +86,8 @@ def train(
     model: an AsrModel, or what `load_model` takes. kind: `LinearAdapter(dim=32)` unless given.
     start_from: an adapter to go on from, of the model or on disk; its form is taken where no other is given.
     output_dir: the run folder; `checkpoints/NAME-best` and `NAME-last` in it are adapter folders.
-    learning_rate: `auto` takes one by kind, steps and width. words: a word part too, `auto` of the transcripts alone.
-    resume: go on where a run in that folder was cut off, if one was. save_nemo: also write adapted `.nemo` files.
-    settings: everything else (augmentation, early stopping, …); the arguments above take precedence.
+    learning_rate: `auto` chooses. words: a word part of transcripts and text. save_nemo: also write `.nemo` files.
+    resume: go on where a run was cut off. settings: everything else; the arguments above take precedence.
     """
     own, source = (model, None) if isinstance(model, AsrModel) else (None, str(model))
     base, adapter = settings or Settings(), _plan_adapter(adapter_name, modules, kind, layers, strategy, start_from)

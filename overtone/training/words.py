@@ -13,6 +13,7 @@ import torch
 
 from overtone.adapters.word_text import BOOST, Phrases, check_phrases, make_words, read_sentences, write_tokens
 from overtone.adapters.words import WordPart
+from overtone.checkpoints.load import save_model
 from overtone.data.dataset import collate
 from overtone.decoding.phrase_boost import read_phrases
 from overtone.errors import DataError
@@ -59,16 +60,16 @@ def make_word_part(plan: TrainingPlan, model: AsrModel, training: SpeechSet, rep
     return make_words(model.tokenizer, sequences=sequences[:: max(1, step)], phrases=phrases, order=chosen.order)
 
 
-def add_words(run: Run, folder: Path) -> dict[str, Any] | None:
+def add_words(run: Run, folder: Path, nemo: Path) -> dict[str, Any] | None:
     """Give the trained adapter its word part, in the model and in its folder; the card's part on it, None without one.
 
-    The model holds the adapter that the folder does.
+    The model holds the adapter that the folder does. nemo: the adapted model, which is written again where it is there.
     """
     part, name, model = run.words, run.adapter, run.model
     if part is None or name is None:
         return None
     if not run.validation:
-        return keep_words(run, folder, part, {"wer": {"together": None}})
+        return keep_words(run, folder, nemo, part, {"wer": {"together": None}})
     with model.evaluating(), model.computing_in(run.plan.compute_dtype):
         indices = spread_out(run)
         heard = list(hear(run, indices, name))
@@ -83,18 +84,19 @@ def add_words(run: Run, folder: Path) -> dict[str, Any] | None:
     run.reporter.say(describe_choice(chosen, rates, sum(map(len, indices))))
     if chosen.part is None:
         return None
-    return keep_words(run, folder, chosen.part, {"utterances": sum(map(len, indices)), "wer": rates})
+    return keep_words(run, folder, nemo, chosen.part, {"utterances": sum(map(len, indices)), "wer": rates})
 
 
-def keep_words(run: Run, folder: Path, part: WordPart, facts: dict[str, Any]) -> dict[str, Any]:
-    """Put the part into the adapter and its folder; the card's part on it."""
+def keep_words(run: Run, folder: Path, nemo: Path, part: WordPart, facts: dict[str, Any]) -> dict[str, Any]:
+    """Put the part into the adapter and its files; the card's part on it."""
     assert run.adapter is not None
     adapter = run.model.adapters[run.adapter]
     described = {**part.describe(), **facts}
     adapter.words, adapter.card = part, {**adapter.card, "words": described}
     run.model.adapters.save(run.adapter, folder, overwrite=True)
-    if run.plan.adapters_file is not None or run.plan.experiment.checkpoint_callback_params.always_save_nemo:
-        run.reporter.say("Files for NeMo hold the acoustic part alone; NeMo has no place for words.")
+    if nemo.exists():
+        save_model(run.model, nemo, overwrite=True)
+        run.reporter.say(f"NeMo passes over the words in {nemo.name}; its other files hold the acoustic part alone.")
     return described
 
 

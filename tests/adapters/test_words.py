@@ -10,6 +10,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from overtone.adapters.kinds.lora import LoraAdapter
 from overtone.adapters.storage import (
     DESCRIPTION,
     PARAMETERS,
@@ -20,6 +21,7 @@ from overtone.adapters.storage import (
     stored_digest,
 )
 from overtone.adapters.words import WordPart, words_digest
+from overtone.checkpoints.huggingface.peft import save_peft
 from overtone.checkpoints.load import load_model, save_model
 from overtone.checkpoints.nemo.adapters import save_adapters
 from overtone.decoding.ngram_counts import build_ngram
@@ -174,11 +176,14 @@ def test_the_words_of_a_chain_act_together() -> None:
 # Refusals
 
 
+METADATA = {"tokenizer_digest": small_model().tokenizer.digest()}
+
+
 def change(name: str, how: Callable[[torch.Tensor], object]) -> Callable[[Path], None]:
     def damage(path: Path) -> None:
         tensors = load_file(path)
         how(tensors[name])
-        save_file(tensors, path)
+        save_file(tensors, path, metadata=METADATA)
 
     return damage
 
@@ -212,7 +217,7 @@ CONTENTS: dict[str, tuple[Callable[[Path], object], str]] = {
         "n-gram is damaged",
     ),
     "a tensor too few": (
-        lambda path: save_file({name: t for name, t in load_file(path).items() if name != "settings"}, path),
+        lambda path: save_file({name: t for name, t in load_file(path).items() if name != "settings"}, path, METADATA),
         "'settings' is missing",
     ),
 }
@@ -245,17 +250,36 @@ def test_nothing_at_all_is_no_word_part() -> None:
 
 
 def test_files_of_nemo_do_not_lose_words_silently(tmp_path: Path) -> None:
+    """A .nemo holds them beside what NeMo reads; an adapters.pt has no place for them."""
     model = small_model(name="small")
-    add_trained(model, "medical")
+    for name in ("medical", "plain"):
+        add_trained(model, name)
     model.adapters["medical"].words = words(model)
-    for write in (
-        lambda: save_adapters(model, tmp_path / "adapters.pt"),
-        lambda: save_model(model, tmp_path / "model.nemo"),
-    ):
-        with pytest.raises(CheckpointError, match="'medical' has a word part, which NeMo's files cannot hold"):
-            write()
-    model.adapters["medical"].words = None
-    save_adapters(model, tmp_path / "adapters.pt")
+    with pytest.raises(CheckpointError, match=r"'medical' has a word part, which an adapters\.pt cannot hold"):
+        save_adapters(model, tmp_path / "adapters.pt")
+    save_adapters(model, tmp_path / "adapters.pt", ["plain"])
+    path = save_model(model, tmp_path / "model.nemo")
+    loaded = load_model(path)
+    assert same(loaded.adapters["medical"].words, words(model))
+    assert loaded.adapters["plain"].words is None
+    assert "overtone_words" not in "".join(loaded.checkpoint_files)
+    loaded.adapters["medical"].words = None
+    assert load_model(save_model(loaded, tmp_path / "less.nemo")).adapters["medical"].words is None
     model.adapters.add_words("notes", words(model))
-    with pytest.raises(CheckpointError, match="NeMo"):
-        save_model(model, tmp_path / "model.nemo")
+    with pytest.raises(CheckpointError, match="NeMo does not have"):
+        save_model(model, tmp_path / "more.nemo")
+
+
+def test_words_of_another_tokenizer_are_refused() -> None:
+    model = small_model()
+    content = words(model).to_bytes()
+    with pytest.raises(AdapterError, match=r"made with another tokenizer: it needs sha256:.*, this model has sha256:0"):
+        WordPart.from_bytes(content, tokenizer_digest="sha256:0", place="words.safetensors")
+
+
+def test_folders_of_peft_do_not_lose_words_silently(tmp_path: Path) -> None:
+    model = small_model()
+    add_trained(model, "low", LoraAdapter(rank=2))
+    model.adapters["low"].words = words(model)
+    with pytest.raises(CheckpointError, match="which PEFT's folders cannot hold"):
+        save_peft(model.adapters["low"], tmp_path / "peft")

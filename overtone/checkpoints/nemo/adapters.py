@@ -159,12 +159,10 @@ def adapter_hosts(model: AsrModel, adapter: Adapter) -> dict[str, dict[str, Tens
     """The tensors of an adapter for NeMo, which wants them in every layer.
 
     A layer that the adapter leaves out gets a copy whose last part is zero: it changes nothing.
-    Raises CheckpointError for what NeMo does not have (kinds, names, words), AdapterError for NaN or infinity.
+    Raises CheckpointError for what NeMo does not have (kinds, names), AdapterError for NaN or infinity.
     """
     check_nemo_can_hold(adapter)
     check_finite(adapter.tensors(), f"Adapter '{adapter.name}' is not written: it")
-    if adapter.words is not None:
-        raise CheckpointError(f"'{adapter.name}' has a word part, which NeMo's files cannot hold; save it in a folder.")
     form = nemo_form(adapter)
     hosts: dict[str, dict[str, Tensor]] = {}
     for point in points_of(model, adapter.kind, adapter.modules_text):
@@ -378,6 +376,9 @@ def save_adapters(model: AsrModel, path: Path | str, names: Iterable[str] | None
     chosen = [model.adapters[name] for name in (model.adapters.names if names is None else names)]
     if not chosen:
         raise AdapterError("The model has no adapters to save; add or load one first.")
+    for adapter in chosen:
+        if adapter.words is not None:
+            raise CheckpointError(f"'{adapter.name}' has a word part, which an adapters.pt cannot hold; save a folder.")
     content: dict[str, Any] = {}
     for adapter in chosen:
         modules = nemo_modules(adapter)
