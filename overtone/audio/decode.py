@@ -31,8 +31,8 @@ LONGEST_WAV_HEADER = 1 << 20
 class AudioLimits:
     """Limits of one recording that comes from a client."""
 
-    max_bytes: int = 64 * 2**20
-    """As sent."""
+    max_bytes: int = 384 * 2**20
+    """As sent; `max_seconds` of 16-bit samples at 24 kHz are less."""
     max_seconds: float = 2 * 3600.0
     """Decoded; decoding stops there."""
     max_channels: int = 8
