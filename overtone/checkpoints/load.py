@@ -23,7 +23,7 @@ Layout = Literal["huggingface"]
 HUGGINGFACE: Layout = "huggingface"
 HUB_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*$")
 PLAIN_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-NEMO_NAMES = re.compile(r"^(stt_[a-z]{2,3}_\w+|parakeet-ctc-[\w.-]+)$")
+NEMO_NAMES = re.compile(r"^(stt_[a-z]{2,3}_\w+|(parakeet|nemotron)[_-][\w.-]+)$")
 """Names that NeMo knows without an organisation: all are NVIDIA's."""
 HUB_FILES = (["*.nemo"], ["*.yaml", "*.json", "*.safetensors", "*.model", "*.vocab", "*.txt"])
 """Patterns of the files that are fetched from a hub: a `.nemo`, or else those of a model folder."""

@@ -28,6 +28,7 @@ COMMANDS = {
     "transcribe": "recordings to text, captions or word times",
     "serve": "one base, many adapters: Riva's gRPC and OpenAI's HTTP interface, each request its own adapter",
     "inspect": "what a model or an adapter is made of",
+    "scores": "rank the runs of a search by gain on the domain against damage to general speech",
     "adapters": "list, remove, rename, copy and enable the adapters of a model or folder",
     "verify": "prove that adapters act, and that the base is untouched when they are off",
 }
