@@ -1,6 +1,7 @@
 # make demo    adapt the embedded model to telephone prompts and report word error rates before and after
 # make test    every test
 # make check   format, lint, types, architecture
+# make docs    the pages as a site, build/site/README.html
 # make clean   remove caches and build leftovers (the environment stays: `rm -r .venv` starts it afresh)
 #
 # PYTHON=python3.12   the interpreter of the environment
@@ -15,7 +16,7 @@ bin := .venv/bin
 pip_install := $(bin)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
 	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $(PIP_ARGS)
 
-.PHONY: demo test check clean
+.PHONY: demo test check docs clean
 
 demo: .venv/installed
 	$(bin)/overtone demo
@@ -28,6 +29,15 @@ check: .venv/installed-dev
 	$(bin)/ruff check .
 	$(bin)/mypy --strict overtone recipes
 	$(bin)/python -m pytest -q tests/test_architecture.py tests/test_docstrings.py tests/test_exports.py
+
+# mkdocs wants all pages in one folder below its own.
+pages := README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md LICENSE NOTICE docs benchmarks overtone/fundamental/README.md \
+	recipes/fundamental/README.md overtone/prompts/README.md
+
+docs: .venv/installed-docs
+	rm -rf build/pages && mkdir -p build/pages && cp -r --parents $(wildcard $(pages)) build/pages
+	$(bin)/mkdocs build --quiet --strict
+	@echo "Written: build/site/README.html"
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
@@ -43,6 +53,10 @@ clean:
 	@echo "Installing Overtone and its development tools into .venv"
 	$(pip_install) --editable '.[dev,serve,openvino]'
 	@touch .venv/installed $@
+
+.venv/installed-docs: pyproject.toml constraints.txt | $(bin)/python
+	$(pip_install) --editable '.[docs]'
+	@touch $@
 
 $(bin)/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"Overtone needs Python 3.11 or later; this is {v.major}.{v.minor}. Name another with PYTHON=...")'

@@ -189,6 +189,11 @@ def _number_symbols(reference: Sequence[str], hypothesis: Sequence[str]) -> tupl
     return first, second
 
 
+def symbol_errors(reference: Sequence[str], hypothesis: Sequence[str]) -> ErrorCounts:
+    """Errors in symbols of any sort, such as the characters of a text with every space."""
+    return _counts(reference, hypothesis)
+
+
 def _counts(reference: Sequence[str], hypothesis: Sequence[str]) -> ErrorCounts:
     tags = [step.tag for step in Levenshtein.editops(*_number_symbols(reference, hypothesis))]
     substitutions, deletions = tags.count("replace"), tags.count("delete")

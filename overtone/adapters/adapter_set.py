@@ -20,9 +20,11 @@ from overtone.adapters.selection import BASE, Choice, Observer, Selection
 from overtone.adapters.storage import BaseIdentity, StoredAdapter, read_folder, write_folder
 from overtone.adapters.strategies import ResidualAdd
 from overtone.adapters.words import WORDS_ALONE, WordPart, words_of_chain
+from overtone.decoding.fusion import NO_WORDS, Words
 from overtone.errors import AdapterError, did_you_mean
 from overtone.nets.taps import NO_CHAINS, Chains, TapContext
 from overtone.scope import Scope
+from overtone.tokenizers import Tokenizer
 
 FILE_CHOICE = "@file"
 in_use: Scope[Selection] = Scope("overtone_adapters_in_use")
@@ -159,6 +161,15 @@ class AdapterSet(nn.Module):
         chosen = self.resolve(choice)
         chain = [] if chosen is None else chosen.split("+")
         return words_of_chain({name: self[name].words for name in chain}, chain)
+
+    def words_of_rows(self, rows: int, tokenizer: Tokenizer) -> list[Words]:
+        """The words of each of so many rows, with the adapters in use. Raises AdapterError for other rows."""
+        selection = self.selection
+        if selection is None or selection.is_base:
+            return [NO_WORDS] * rows
+        return [
+            sum((part.for_decoding(tokenizer) for part in parts), start=NO_WORDS) for parts in selection.words(rows)
+        ]
 
     def make_frozen(self, name: str, stored: StoredAdapter) -> Adapter:
         """A frozen adapter that computes with the tensors of a folder themselves; `insert` adds it.

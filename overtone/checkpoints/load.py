@@ -12,7 +12,7 @@ from typing import Literal
 from overtone.checkpoints.folder import Storage, is_native, read_native, write_native
 from overtone.checkpoints.huggingface.model import is_huggingface, read_huggingface, write_huggingface
 from overtone.checkpoints.huggingface.peft import is_peft
-from overtone.checkpoints.nemo.model import read_nemo, write_nemo
+from overtone.checkpoints.nemo.model import CONFIG, WEIGHTS, read_nemo, write_nemo
 from overtone.errors import CheckpointError, did_you_mean
 from overtone.models.asr_model import AsrModel
 from overtone.models.attention import choose_attention
@@ -23,7 +23,7 @@ Layout = Literal["huggingface"]
 HUGGINGFACE: Layout = "huggingface"
 HUB_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*$")
 PLAIN_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-NEMO_NAMES = re.compile(r"^(stt_[a-z]{2,3}_\w+|parakeet-ctc-[\w.-]+)$")
+NEMO_NAMES = re.compile(r"^(stt_[a-z]{2,3}_\w+|(parakeet|nemotron)[_-][\w.-]+)$")
 """Names that NeMo knows without an organisation: all are NVIDIA's."""
 HUB_FILES = (["*.nemo"], ["*.yaml", "*.json", "*.safetensors", "*.model", "*.vocab", "*.txt"])
 """Patterns of the files that are fetched from a hub: a `.nemo`, or else those of a model folder."""
@@ -120,7 +120,7 @@ def save_model(
 
 
 def read_path(path: Path, *, adapters: bool = True) -> AsrModel:
-    """Load a `.nemo`, a folder around a single one, a model folder, or one in the Hugging Face layout.
+    """Load a `.nemo`, packed or unpacked, a folder around a single one, a model folder, or Hugging Face's layout.
 
     Raises CheckpointError for others.
     """
@@ -128,6 +128,8 @@ def read_path(path: Path, *, adapters: bool = True) -> AsrModel:
         return read_nemo(path, adapters=adapters)
     if is_native(path):
         return read_native(path, adapters=adapters)
+    if (path / CONFIG).is_file() and (path / WEIGHTS).is_file():
+        return read_nemo(path, adapters=adapters)
     inside = sorted(path.glob("*.nemo"))
     if len(inside) == 1:
         return read_nemo(inside[0], adapters=adapters)
@@ -135,10 +137,13 @@ def read_path(path: Path, *, adapters: bool = True) -> AsrModel:
         return read_huggingface(path, adapters=adapters)
     if is_peft(path):
         raise CheckpointError(f"{path} holds an adapter of PEFT's and no model; load its base, and give it as adapter.")
+    missing = f"{CONFIG} and model.safetensors are missing"
+    if (path / CONFIG).is_file():
+        missing = f"neither model.safetensors nor {WEIGHTS} is beside its {CONFIG}"
     cause = (
         f"{len(inside)} .nemo files lie in it; name one"
         if inside
-        else "model_config.yaml and model.safetensors are missing, and config.json of the Hugging Face layout"
+        else f"{missing}, and config.json of the Hugging Face layout"
     )
     raise CheckpointError(f"{path} is no model folder: {cause}.")
 

@@ -14,10 +14,13 @@ from overtone.cli.arguments import (
     add_computing,
     add_decoder,
     add_language,
+    add_search,
     add_windows,
     attention_options,
+    search_options,
 )
 from overtone.cli.overrides import add_configuration, is_override, read_settings
+from overtone.cli.predictions import evaluate_predictions, is_nemo_evaluation
 from overtone.cli.screen import note, progress_bar, results_console
 from overtone.errors import ConfigError, UsageError, did_you_mean
 from overtone.files import check_file, check_not_input
@@ -40,8 +43,11 @@ EXAMPLES = """examples:
   overtone evaluate base.nemo test.json --adapter null --adapter runs/medical-best
   overtone evaluate model.nemo_model=adapted.nemo model.adapter.adapter_name=medical \\
       model.test_ds.manifest_filepath=test.json
+  overtone evaluate model_path=adapted.nemo dataset_manifest=test.json output_filename=predictions.json
 
-The last is NeMo's way: settings as key=value, with --config-path and --config-name for a YAML of your own."""
+The third is NeMo's way: settings as key=value, with --config-path and --config-name for a YAML of your own.
+The last is that of NeMo's speech_to_text_eval.py: it writes predictions as a manifest, or scores those that a manifest
+holds (only_score_manifest=true)."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,6 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_windows(parser)
     add_computing(parser)
     add_decoder(parser)
+    add_search(parser)
     add_language(parser)
     add_attention(parser)
     add_configuration(parser)
@@ -75,6 +82,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     words = arguments.words
+    if is_nemo_evaluation(words):
+        return evaluate_predictions(arguments)
     for path in report_files(arguments):
         check_not_input(path, [*words, *(arguments.adapter or ())])
         check_file(path)
@@ -149,6 +158,7 @@ def measure(
 
     for manifest in manifests:
         read_references(Path(manifest))
+    search = search_options(arguments)
     model = load(source, arguments.device, decoder=arguments.decoder, **attention_options(arguments))
     choices = [None, *model.adapters.names] if adapters is None else list(map(choice_of, adapters))
     if beside_base and None not in choices:
@@ -164,6 +174,7 @@ def measure(
             compute_dtype=dtype,
             language=arguments.language,
             text_processing=text_processing(arguments),
+            **search,
             progress=progress,
         )
 

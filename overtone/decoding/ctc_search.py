@@ -158,22 +158,23 @@ class CtcSearch:
         self.frames += count
 
     def best(self, count: int) -> list[list[tuple[CtcPath, float]]]:
-        """The paths of the best `count` prefixes of each row, best first, and the logarithms of their probabilities.
+        """The paths of the best `count` prefixes of each row and their ranks, best first.
 
-        The words rank them, as if every row ended here; they are not in these logarithms.
+        The words rank them, as if every row ended here; they are not in the scores of the paths.
         """
         beam, width = self.beam, self.beam.last.size(1)
         total = self._add(beam.blank, beam.token)
         ends = self.fusion.end(self.rows.repeat_interleave(width), beam.states.flatten(0, 1)).view_as(total)
         ranks, order = (total + beam.bonus + ends).topk(min(count, width), dim=1)
-        found = torch.nonzero(ranks > NEVER)  # [M, 2]
+        found = torch.nonzero(ranks != NEVER)  # [M, 2]; what is not finite is found, and refused
         rows, slots = found[:, 0], order[found[:, 0], found[:, 1]]
         kinds = (beam.token > beam.blank)[rows, slots].long()
         scores = total[rows, slots].tolist()
+        places = ranks[found[:, 0], found[:, 1]].tolist()
         paths = self.trail.paths(rows.cpu().numpy(), slots.cpu().numpy(), kinds.cpu().numpy())
         answer: list[list[tuple[CtcPath, float]]] = [[] for _ in range(len(self.rows))]
-        for row, path, score in zip(rows.tolist(), paths, scores, strict=True):
-            answer[row].append((path, score))
+        for row, path, score, rank in zip(rows.tolist(), paths, scores, places, strict=True):
+            answer[row].append((replace(path, score=score), rank))
         return answer
 
     def fork(self) -> Self:

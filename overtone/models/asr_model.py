@@ -19,7 +19,7 @@ from overtone.audio.features import LogMel
 from overtone.backends.cast import CastEncoder, copy_encoder
 from overtone.backends.fused.encoder import FusedEncoder, fast_dtype
 from overtone.backends.openvino.encoder import OpenVinoEncoder
-from overtone.decoding.decoder import Alignment, Head
+from overtone.decoding.decoder import GREEDY, Alignment, DecodingOptions, Head, Reading, find_readings
 from overtone.decoding.hypothesis import Hypothesis
 from overtone.errors import ConfigError, UsageError
 from overtone.models.fingerprint import Fingerprint
@@ -168,15 +168,25 @@ class AsrModel(nn.Module):
         return x if self.told is None else self.told.prompt(x)
 
     def transcribe(self, waveforms: Tensor, lengths: Tensor) -> list[Hypothesis]:
-        """Decode greedily: waveforms [B, S], lengths [B] -> one hypothesis for each row, with the adapters in use."""
+        """Waveforms [B, S], lengths [B] -> one hypothesis for each row, with the adapters in use and their words."""
         head = self.head
         return [head.read(alignment) for alignment in self.align(waveforms, lengths)]
 
     def align(self, waveforms: Tensor, lengths: Tensor) -> list[Alignment]:
-        """Decode greedily: waveforms [B, S], lengths [B] -> the tokens and the silence of each row, frame by frame."""
+        """Waveforms [B, S], lengths [B] -> the tokens and the silence of each row, frame by frame, as `transcribe`."""
+        return [readings[0].alignment for readings in self.find_readings(waveforms, lengths)]
+
+    def find_readings(
+        self, waveforms: Tensor, lengths: Tensor, options: DecodingOptions = GREEDY
+    ) -> list[list[Reading]]:
+        """Waveforms [B, S], lengths [B] -> the best readings of each row, best first.
+
+        They are searched for where the options or the words of the adapters in use ask for it, else greedy.
+        """
         with torch.no_grad():
             emissions, frames = self(waveforms.to(self.device), lengths.to(self.device))
-        return self.head.align(emissions, frames)
+        words = self.adapters.words_of_rows(len(waveforms), self.tokenizer)
+        return find_readings(self.head, emissions, frames, [options.with_words(own) for own in words])
 
     def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """waveforms [B, S], lengths [B] -> emissions [B, T', C] float32, lengths [B].

@@ -22,6 +22,8 @@ from overtone.errors import CheckpointError
 from overtone.files import open_regular, replace_file, write_failure
 
 GZIP_MAGIC = b"\x1f\x8b"
+CHECKPOINT_MAGICS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04")
+"""Beginnings of what torch.save writes: a zip, or a pickle of old."""
 BLOCK = 1 << 20
 DAMAGES = (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError, zlib.error)
 """Errors of the readers of tar and gzip for damaged files, OSError aside."""
@@ -89,6 +91,55 @@ class Archive:
                 "It is damaged or no .nemo of a single model."
             )
         return self._members[name]
+
+
+class Unpacked:
+    """The files of a `.nemo` that was unpacked into a folder, by name; hidden ones are left out."""
+
+    def __init__(self, path: Path, limits: Limits = LIMITS) -> None:
+        """Raises CheckpointError for links and other special files, for too many files, and too many bytes."""
+        self.path = path
+        self._limits = limits
+        self._sizes: dict[str, int] = {}
+        for file in sorted(path.rglob("*")):
+            name = file.relative_to(path).as_posix()
+            if file.is_symlink() or not (file.is_file() or file.is_dir()):
+                raise CheckpointError(f"{file} is a link or a special file; only plain files are accepted.")
+            if file.is_file() and not any(part.startswith(".") for part in Path(name).parts):
+                self._sizes[name] = file.stat().st_size
+            if len(self._sizes) > limits.members:
+                raise CheckpointError(f"{path} holds more than {limits.members} files; it is refused.")
+        if sum(self._sizes.values()) > limits.total_bytes:
+            raise CheckpointError(f"{path} holds more than {limits.total_bytes} bytes; it is refused.")
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._sizes)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._sizes
+
+    def open(self, name: str) -> IO[bytes]:
+        """A file, open for reading. Raises CheckpointError where it cannot be."""
+        try:
+            return open_regular(self.path / name)
+        except OSError as error:
+            raise CheckpointError(f"{self.path / name} cannot be read: {error.strerror or error}.") from error
+
+    def read(self, name: str, *, at_most: int | None = None) -> bytes:
+        """Read a file whole. Raises CheckpointError for more than `at_most` bytes, or the limit for small files."""
+        limit = self._limits.small_file_bytes if at_most is None else at_most
+        with self.open(name) as file:
+            content = file.read(limit + 1)
+        if len(content) > limit:
+            raise CheckpointError(f"{self.path / name} has more than the {limit} bytes allowed for such a file.")
+        return content
+
+
+@contextmanager
+def open_unpacked(path: Path) -> Iterator[Unpacked]:
+    """The files of a folder. Raises CheckpointError, as `Unpacked`."""
+    yield Unpacked(path)
 
 
 class HeaderReader:
@@ -252,6 +303,13 @@ def _damage(path: Path, error: Exception) -> str:
         return f"{path} is a Git LFS pointer, not the model itself; fetch it with `git lfs pull`."
     if not start:
         return f"{path} is empty."
+    if start.startswith(CHECKPOINT_MAGICS):
+        return (
+            f"{path} is no .nemo file: neither a tar nor a gzipped tar, but a checkpoint of PyTorch's or Lightning's. "
+            "In NeMo: MODEL_CLASS.load_from_checkpoint(PATH).save_to('model.nemo'), such as EncDecCTCModelBPE."
+        )
+    if start.startswith(b"\x28\xb5\x2f\xfd"):
+        return f"{path} is compressed by zstd; unpack it, or pack it as a plain tar."
     if b"ustar" not in start and not start.startswith(GZIP_MAGIC):
         return f"{path} is no .nemo file: neither a tar nor a gzipped tar."
     return f"{path} is truncated or damaged: {error}."

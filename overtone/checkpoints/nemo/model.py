@@ -17,7 +17,7 @@ from overtone.checkpoints.nemo.adapters import (
     add_nemo_adapter,
     split_adapters,
 )
-from overtone.checkpoints.nemo.archive import LIMITS, Archive, open_archive, write_archive
+from overtone.checkpoints.nemo.archive import LIMITS, Archive, Unpacked, open_archive, open_unpacked, write_archive
 from overtone.checkpoints.nemo.config import (
     ENCODERS,
     NemoDescription,
@@ -50,12 +50,12 @@ KEY_PREFIXES = (
 
 
 def read_nemo(path: Path | str, *, adapters: bool = True) -> AsrModel:
-    """Load the model of a `.nemo` in float32 with its adapters, none in use.
+    """Load the model of a `.nemo`, or of a folder that it was unpacked into, in float32 with its adapters, none in use.
 
     Raises CheckpointError, naming file and cause, for what is damaged, unsafe or not supported.
     """
     path = Path(path)
-    with open_archive(path) as archive:
+    with open_unpacked(path) if path.is_dir() else open_archive(path) as archive:
         config = read_config(archive.read(CONFIG, at_most=LIMITS.config_bytes), f"{path}: {CONFIG}")
         description = translate(config, f"{path}: {CONFIG}")
         files = {name: archive.read(name) for name in archive.names if name not in (CONFIG, WEIGHTS)}
@@ -267,6 +267,8 @@ def nemo_config(
     names = model.adapters.names if adapters is None else list(adapters)
     config = copy.deepcopy(dict(model.config)) or describe(model.settings, model.tokenizer)
     config.pop("adapters", None)
+    if config.get("validation_ds") is None:  # NeMo's transcribe reads a key of it
+        config["validation_ds"] = {"manifest_filepath": None}
     if names:
         config["adapters"] = adapters_section(model, names, enabled)
         adaptable = ENCODERS[model.settings["encoder"].get("kind", "conformer")].adaptable
@@ -308,7 +310,7 @@ def listed(keys: Iterable[str]) -> str:
     return (", ".join(names[:8]) or "none") + more
 
 
-def _no_weights(archive: Archive) -> Any:
+def _no_weights(archive: Archive | Unpacked) -> Any:
     folders = [name for name in archive.names if name.endswith(("/metadata.json", ".distcp", "common.pt"))]
     if folders:
         raise CheckpointError(

@@ -19,8 +19,9 @@ from overtone.compat.nemo.adapter_mixins import (
     RelPositionMultiHeadAttentionAdapterConfig,
     ResidualAddAdapterStrategyConfig,
 )
-from overtone.compat.nemo.manifests import read_manifest, write_manifest
 from overtone.compat.nemo.models import ASRModel
+from overtone.evaluation.speech_to_text import read_lines as read_manifest
+from overtone.evaluation.speech_to_text import write_lines as write_manifest
 
 __all__ = [
     "ASRModel",

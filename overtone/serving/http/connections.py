@@ -100,7 +100,7 @@ class Connections:
         self._most = most
         self._silent_seconds = silent_seconds
         self.tls = tls
-        """Of new connections."""
+        """The TLS context of new connections."""
         self._listening: socket.socket | None = None
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._said = float("-inf")
