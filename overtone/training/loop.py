@@ -22,6 +22,7 @@ from overtone.training.console import ProgressLine
 from overtone.training.data import SpeechSet, validation_batches, worker_count
 from overtone.training.flat_start import FlatStart
 from overtone.training.forward import make_augmentation, make_forward
+from overtone.training.general import measure_general
 from overtone.training.interruption import explain_worker_death
 from overtone.training.module import TrainingModule
 from overtone.training.optim import choose_schedule
@@ -52,7 +53,7 @@ def fit(run: Run, processes: RowProcesses | None = None) -> TrainingResult:
 
     processes: compute parts of every batch beside this process; None computes all of it here.
     """
-    plan, folder, state, words = run.plan, run.folder, run.state, None
+    plan, folder, state = run.plan, run.folder, run.state
     leads = process_rank() == 0
     with explain_write_errors(folder.path), quiet_lightning():
         prefix = make_prefix(run)
@@ -94,10 +95,23 @@ def fit(run: Run, processes: RowProcesses | None = None) -> TrainingResult:
             if not loaders:
                 weights.keep_last(trainer.global_step)
             weights.finish()
-            words = add_words(run, weights.best_path, weights.nemo_path)
+            add_words(run, weights.best_path, weights.nemo_path)
             if plan.delete_checkpoint and early_end is None:
                 remove(folder.checkpoint)
-    return conclude(run, weights, callback.progress, trainer.global_step, words)
+            if run.adapter is not None and run.general:
+                note_general(run, weights)
+    return conclude(run, weights, callback.progress, trainer.global_step)
+
+
+def note_general(run: Run, weights: WeightsStore) -> None:
+    """Measure the best adapter and the base on general speech, and write that into the card of the best adapter."""
+    assert run.adapter is not None
+    adapter = run.model.adapters[run.adapter]
+    found = measure_general(run.model, run.adapter, run.general, compute_dtype=run.plan.compute_dtype)
+    adapter.card = {**adapter.card, "general": found}
+    run.model.adapters.save(run.adapter, weights.best_path, overwrite=True)
+    for entry in found:
+        run.reporter.say(f"General WER {entry['wer_before']:.2%} → {entry['wer_after']:.2%} ({entry['manifest']})")
 
 
 # Parts

@@ -130,12 +130,16 @@ def make_card(run: Run, step: int, metrics: Mapping[str, float], wer_before: flo
     }
 
 
-def conclude(
-    run: Run, weights: WeightsStore, progress: Progress, steps: int, words: Mapping[str, Any] | None
-) -> TrainingResult:
-    """Make the result of a training of so many steps, and print the last lines. words: their part of the card."""
+def later_parts(card: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parts of a card about words and general speech, where there are such."""
+    return {key: card[key] for key in ("words", "general") if key in card}
+
+
+def conclude(run: Run, weights: WeightsStore, progress: Progress, steps: int) -> TrainingResult:
+    """Make the result of a training of so many steps, and print the last lines."""
     best = weights.best
     metrics = best.metrics if best is not None else {}
+    later = {} if run.adapter is None else later_parts(run.model.adapters[run.adapter].card)
     result = TrainingResult(
         adapter=run.adapter,
         folder=run.folder.path,
@@ -149,11 +153,11 @@ def conclude(
         wer_before=progress.wer_before,
         wer_after=metrics.get("val_wer"),
         wer_last=progress.wer,
-        wer_words=None if words is None else words["wer"]["together"],
+        wer_words=later["words"]["wer"]["together"] if "words" in later else None,
         hours=run.training.hours,
         card={
             **make_card(run, best.step if best is not None else steps, metrics, progress.wer_before),
-            **({} if words is None else {"words": words}),
+            **later,
         },
     )
     if result.wer_after is not None and result.wer_before is not None:

@@ -60,16 +60,17 @@ def make_word_part(plan: TrainingPlan, model: AsrModel, training: SpeechSet, rep
     return make_words(model.tokenizer, sequences=sequences[:: max(1, step)], phrases=phrases, order=chosen.order)
 
 
-def add_words(run: Run, folder: Path, nemo: Path) -> dict[str, Any] | None:
-    """Give the trained adapter its word part, in the model and in its folder; the card's part on it, None without one.
+def add_words(run: Run, folder: Path, nemo: Path) -> None:
+    """Give the trained adapter its word part, in the model, in its folder and in its card, where that helps.
 
     The model holds the adapter that the folder does. nemo: the adapted model, which is written again where it is there.
     """
     part, name, model = run.words, run.adapter, run.model
     if part is None or name is None:
-        return None
+        return
     if not run.validation:
-        return keep_words(run, folder, nemo, part, {"wer": {"together": None}})
+        keep_words(run, folder, nemo, part, {"wer": {"together": None}})
+        return
     with model.evaluating(), model.computing_in(run.plan.compute_dtype):
         indices = spread_out(run)
         heard = list(hear(run, indices, name))
@@ -82,22 +83,19 @@ def add_words(run: Run, folder: Path, nemo: Path) -> dict[str, Any] | None:
             ]
             rates = {"base": alone[0].rate, "words": alone[1].rate, **rates}
     run.reporter.say(describe_choice(chosen, rates, sum(map(len, indices))))
-    if chosen.part is None:
-        return None
-    return keep_words(run, folder, nemo, chosen.part, {"utterances": sum(map(len, indices)), "wer": rates})
+    if chosen.part is not None:
+        keep_words(run, folder, nemo, chosen.part, {"utterances": sum(map(len, indices)), "wer": rates})
 
 
-def keep_words(run: Run, folder: Path, nemo: Path, part: WordPart, facts: dict[str, Any]) -> dict[str, Any]:
-    """Put the part into the adapter and its files; the card's part on it."""
+def keep_words(run: Run, folder: Path, nemo: Path, part: WordPart, facts: dict[str, Any]) -> None:
+    """Put the part into the adapter, its card and its files."""
     assert run.adapter is not None
     adapter = run.model.adapters[run.adapter]
-    described = {**part.describe(), **facts}
-    adapter.words, adapter.card = part, {**adapter.card, "words": described}
+    adapter.words, adapter.card = part, {**adapter.card, "words": {**part.describe(), **facts}}
     run.model.adapters.save(run.adapter, folder, overwrite=True)
     if nemo.exists():
         save_model(run.model, nemo, overwrite=True)
         run.reporter.say(f"NeMo passes over the words in {nemo.name}; its other files hold the acoustic part alone.")
-    return described
 
 
 def spread_out(run: Run) -> list[list[int]]:
