@@ -26,6 +26,7 @@ class CommandParser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
+        self.color = False  # later versions of Python colour the help, also on a terminal that spells that out
 
     def parse(self, words: Sequence[str]) -> argparse.Namespace:
         """Raises UsageError, naming the nearest option for an unknown one."""
