@@ -24,9 +24,8 @@ class Screen(io.StringIO):
         return True
 
 
-@pytest.fixture
-def screen(monkeypatch: pytest.MonkeyPatch) -> Screen:
-    """Standard output and error on a terminal."""
+def make_screen(monkeypatch: pytest.MonkeyPatch) -> Screen:
+    """Have standard output and error on a terminal."""
     stream = Screen()
     monkeypatch.setattr(sys, "stdout", stream)
     monkeypatch.setattr(sys, "stderr", stream)
@@ -42,7 +41,10 @@ def test_control_characters_are_spelt_out_as_json_spells_them() -> None:
     assert printable(ATTACK) == "\\u001b]0;owned\\u0007\\u001b[2J\\u009b31m\\u202etxt\\u000d"
 
 
-def test_cards_names_and_messages_are_printed_without_escape_sequences(tmp_path: Path, screen: Screen) -> None:
+def test_cards_names_and_messages_are_printed_without_escape_sequences(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = make_screen(monkeypatch)
     model = family_model()
     add_trained(model, "mine", KIND_CASES["linear_pre"])
     model.adapters["mine"].card = {"note": ATTACK, "base": ATTACK}
@@ -54,7 +56,7 @@ def test_cards_names_and_messages_are_printed_without_escape_sequences(tmp_path:
     assert sys.stdout is screen
 
 
-def test_other_streams_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_streams_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """What goes into a file or a pipe is whole."""
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stdout", stream)
@@ -62,7 +64,8 @@ def test_other_streams_are_left_alone(tmp_path: Path, monkeypatch: pytest.Monkey
     assert sys.stdout is stream
 
 
-def test_notes_and_the_lines_of_a_training_are_clean(tmp_path: Path, screen: Screen) -> None:
+def test_notes_and_the_lines_of_a_training_are_clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = make_screen(monkeypatch)
     note(ATTACK)
     reporter = Reporter()
     reporter.log_to(tmp_path / "log.txt")
