@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,11 @@ class Progress:
     audio_seconds: float = 0.0
     """Audio trained on since the start."""
     busy_seconds: float = 0.0
-    """Time spent on steps, validations left out."""
+    """Time spent on steps since the start, validations left out."""
+    curve: list[tuple[int, float, float]] = field(default_factory=list)
+    """Step, WER (0..1) and seconds spent on steps at each validation of the whole run."""
+    seconds_before: float = 0.0
+    """Time spent on steps before the run was resumed."""
 
     def advance(self, *, step: int, epoch: int, loss: float, learning_rate: float, audio: float, took: float) -> None:
         """Take one batch into account. audio, took: seconds."""
@@ -55,6 +59,16 @@ class Progress:
         self.loss = loss if self.loss is None else 0.9 * self.loss + 0.1 * loss
         self.audio_seconds += audio
         self.busy_seconds += took
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on steps of the whole run."""
+        return self.seconds_before + self.busy_seconds
+
+    def note_validation(self, step: int) -> None:
+        """Add the last validation, of this step, to the curve."""
+        if self.wer is not None:
+            self.curve.append((step, round(self.wer, 6), round(self.seconds, 1)))
 
     @property
     def speed(self) -> float:
@@ -140,6 +154,8 @@ class TrainingCallback(Callback):
         progress.wer_before = state["wer_before"]
         progress.first_step = progress.step = state["step"]
         progress.wer, progress.loss = state["wer"], state["loss"]
+        progress.curve = [(step, wer, seconds) for step, wer, seconds in state.get("curve", ())]
+        progress.seconds_before = state.get("seconds", 0.0)
         self.weights.restore(state["keeper"], checkpoint, leads=leads)
         self.has_checkpoint = self.checkpoint is not None and self.checkpoint.is_file()
         self.reporter.say(f"Going on from step {progress.step}")
@@ -217,6 +233,7 @@ class TrainingCallback(Callback):
         first = self.module.counts[0].metrics()
         metrics = {f"val_{name}": value for name, value in first.items()}
         self.progress.wer = metrics["val_wer"]
+        self.progress.note_validation(step)
         best = False
         if trainer.is_global_zero:
             best = self.weights.consider(step=step, epoch=self.find_epoch(trainer), metrics=metrics)
@@ -298,7 +315,13 @@ class TrainingCallback(Callback):
 
     def validation_state(self) -> dict[str, Any]:
         """Return what the validations so far have found, as a checkpoint holds it."""
-        return {"validated_step": self.validated_step, "wer": self.progress.wer, "keeper": self.weights.state()}
+        return {
+            "validated_step": self.validated_step,
+            "wer": self.progress.wer,
+            "curve": [list(point) for point in self.progress.curve],
+            "seconds": self.progress.seconds,
+            "keeper": self.weights.state(),
+        }
 
     def complete_checkpoint(self) -> None:
         """Add what the last validation found to the checkpoint of the last step, which was written before it."""

@@ -172,7 +172,7 @@ def make_callback(run: Run, module: TrainingModule) -> TrainingCallback:
         adapter=run.adapter,
         folder=run.folder,
         settings=experiment.checkpoint_callback_params,
-        make_card=lambda step, metrics: make_card(run, step, metrics, progress.wer_before),
+        make_card=lambda step, metrics: make_card(run, step, metrics, progress),
         keep_top=experiment.create_checkpoint_callback,
         adapters_file=run.plan.adapters_file,
     )

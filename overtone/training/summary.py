@@ -75,12 +75,14 @@ def describe_early_end(settings: ExperimentSettings, trainer: Trainer) -> str | 
     return f"Ended early, at step {trainer.global_step} of {trainer.max_steps}: {why}."
 
 
-def make_card(run: Run, step: int, metrics: Mapping[str, float], wer_before: float | None) -> dict[str, Any]:
+def make_card(run: Run, step: int, metrics: Mapping[str, float], progress: Progress) -> dict[str, Any]:
     """Describe where the weights come from and what they reached, as plain data.
 
-    metrics: of the validation of this step. wer_before: WER of the base, 0..1.
+    metrics: of the validation of this step. The curve goes from the base, step 0, to this step.
     """
-    plan = run.plan
+    plan, wer_before = run.plan, progress.wer_before
+    start = [] if wer_before is None else [(0, round(wer_before, 6), 0.0)]
+    curve = [*start, *(point for point in progress.curve if point[0] <= step)]
     reached = {name.removeprefix("val_"): round(value, 6) for name, value in metrics.items()}
     return {
         "trained": time.strftime("%Y-%m-%d %H:%M:%S"),
@@ -92,6 +94,8 @@ def make_card(run: Run, step: int, metrics: Mapping[str, float], wer_before: flo
         "wer_after": reached.get("wer"),
         "cer_after": reached.get("cer"),
         "loss_after": reached.get("loss"),
+        "curve": [[at, wer] for at, wer, _ in curve],
+        "training_seconds": curve[-1][2] if curve and curve[-1][0] == step else None,
         "dtypes": {
             "base": "trained" if run.adapter is None else base_dtype(plan, run.machine),
             "trained": TRAINED_DTYPES[lightning_precision(plan.trainer)],
@@ -127,7 +131,7 @@ def conclude(run: Run, weights: WeightsStore, progress: Progress, steps: int) ->
         wer_after=metrics.get("val_wer"),
         wer_last=progress.wer,
         hours=run.training.hours,
-        card=make_card(run, best.step if best is not None else steps, metrics, progress.wer_before),
+        card=make_card(run, best.step if best is not None else steps, metrics, progress),
     )
     if result.wer_after is not None and result.wer_before is not None:
         run.reporter.say(f"WER {result.wer_before:.2%} → {result.wer_after:.2%} (step {result.best_step})")
