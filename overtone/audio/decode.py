@@ -23,6 +23,8 @@ Encoding = Literal["auto", "linear_pcm", "flac", "mulaw", "alaw", "ogg_opus"]
 
 HEADERLESS = {"linear_pcm": "pcm16", "mulaw": "mulaw", "alaw": "alaw"}
 """Encodings of samples without a header -> coding."""
+WORK_RATE = 2 * 48_000
+"""Samples of all channels in a second of ordinary audio, which is the unit of work."""
 LONGEST_WAV_HEADER = 1 << 20
 """Bytes before the samples of a WAV file."""
 
@@ -31,8 +33,8 @@ LONGEST_WAV_HEADER = 1 << 20
 class AudioLimits:
     """Limits of one recording that comes from a client."""
 
-    max_bytes: int = 64 * 2**20
-    """As sent."""
+    max_bytes: int = 384 * 2**20
+    """As sent; `max_seconds` of 16-bit samples at 24 kHz are less."""
     max_seconds: float = 2 * 3600.0
     """Decoded; decoding stops there."""
     max_channels: int = 8
@@ -44,8 +46,8 @@ class AudioLimits:
 
     @property
     def max_samples(self) -> float:
-        """Samples of all channels together: two channels at 96 kHz for `max_seconds`, so that work is bounded too."""
-        return self.max_seconds * 2 * 96_000
+        """Samples of all channels together: two channels at 48 kHz for `max_seconds`, so that work is bounded too."""
+        return self.max_seconds * WORK_RATE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,17 +117,30 @@ class AudioDecoder:
 
     def finish(self) -> Samples:
         """[S] float32: the rest. Raises AudioError for audio that ended inside its header, or held no samples."""
-        parts = []
+        return np.concatenate([EMPTY, *self.rest()])
+
+    def rest(self) -> Iterator[Samples]:
+        """The rest in pieces [S] float32, decoded while they are iterated. Raises as `finish`."""
         if self._feed is None:
             if not self._bytes:
                 raise AudioError("The audio is empty.")
             self._begin(ended=True)
             assert self._feed is not None
-            parts.append(self._convert(self._feed, self._feed.push(bytes(self._start))))
-        parts.append(self._convert(self._feed, self._feed.finish()))
+            yield from self._pieces(self._feed, self._feed.push(bytes(self._start)))
+        yield from self._pieces(self._feed, self._feed.finish())
         if not self._samples:
             raise AudioError("The audio holds no samples.")
-        return np.concatenate([*parts, self._resampler.finish()])
+        yield self._resampler.finish()
+
+    @property
+    def is_quick(self) -> bool:
+        """True once it is known that a push takes no longer than its bytes are many: of samples without a codec."""
+        return self._feed is not None and self._feed.is_quick
+
+    @property
+    def work_seconds(self) -> float:
+        """Audio so far in units of work: seconds of up to two channels at 48 kHz, more seconds of more than that."""
+        return max(self._seconds, self._samples / WORK_RATE)
 
     def close(self) -> None:
         """Give up; harmless after `finish`."""
@@ -194,11 +209,14 @@ class AudioDecoder:
 
     def _convert(self, feed: Feed, blocks: Iterator[Block]) -> Samples:
         """Blocks -> [S] at the target rate, within the limits."""
-        parts = []
+        parts = list(self._pieces(feed, blocks))
+        return np.concatenate(parts) if parts else EMPTY
+
+    def _pieces(self, feed: Feed, blocks: Iterator[Block]) -> Iterator[Samples]:
+        """The same in pieces, one for each block that is decoded."""
         for block in join_blocks(blocks):
             self._check(feed, block)
-            parts.append(self._resampler.push(block))
-        return np.concatenate(parts) if parts else EMPTY
+            yield self._resampler.push(block)
 
     def _check(self, feed: Feed, block: Block) -> None:
         """Raises AudioError for a block past a limit."""

@@ -30,6 +30,8 @@ class Feed(Protocol):
     """A reader of pieces: bytes in, blocks of samples out."""
 
     container: str
+    is_quick: bool
+    """True if a push takes no longer than its bytes are many; a codec makes hours of silence of a few."""
 
     def push(self, data: bytes) -> Iterator[Block]:
         """The next bytes -> the samples that are decoded by now. They are decoded while it is iterated."""
@@ -43,6 +45,8 @@ class Feed(Protocol):
 
 class HeldFeed:
     """A container that can only be read whole: nothing comes before the end."""
+
+    is_quick = False
 
     def __init__(self, kind: Kind) -> None:
         self.container = kind.name
@@ -78,6 +82,8 @@ class ContainerFeed:
     The thread works while a caller waits in `push` or `finish`, and a little ahead of it. It ends with the audio, or
     when the feed is closed.
     """
+
+    is_quick = False
 
     def __init__(self, kind: Kind) -> None:
         self.container = kind.name

@@ -137,6 +137,8 @@ TABLES = {"mulaw": _mulaw_table(), "alaw": _alaw_table()}
 class SampleFeed:
     """Plain samples, after a WAV header or without one. A sample that is cut in two at the end is dropped."""
 
+    is_quick = True
+
     def __init__(self, container: str, layout: WavLayout) -> None:
         self.container = container
         self._layout = layout

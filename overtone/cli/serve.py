@@ -37,6 +37,8 @@ PACKAGES = {
     "prometheus_client": "prometheus-client",
 }
 """Packages of the extra `overtone[serve]`, by the name that is imported."""
+OPTIONAL = ("grpcio-reflection",)
+"""Packages of the extra without which the server only lacks a service."""
 
 EXAMPLES = """examples:
   overtone serve --demo
@@ -85,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of one recording or stream (default: 7200)",
     )
     parser.add_argument(
-        "--max-megabytes", type=whole, default=64, metavar="N", help="of one recording or stream (default: 64)"
+        "--max-megabytes", type=whole, default=384, metavar="N", help="of one recording or stream (default: 384)"
     )
     parser.add_argument(
         "--grace",

@@ -16,7 +16,8 @@ import pytest
 
 pytest.importorskip("starlette", reason="the serving extra is not installed")
 
-from overtone.audio.decode import AudioLimits
+from overtone.audio.decode import AudioDecoder, AudioLimits
+from overtone.serving.recognition.request import RecognitionRequest
 from support.riva_service import file_of
 from support.speaking_model import silence, spoken
 from support.web_service import WebService, eventually, form, web_service
@@ -276,6 +277,33 @@ def test_a_client_that_goes_away_frees_its_place(service: WebService, monkeypatc
     connection.close()
     eventually(lambda: service.server.requests.active == 0)
     eventually(lambda: service.calls[-1].code == "499")
+
+
+def test_decoding_ends_where_its_client_goes_away(service: WebService, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoders: list[AudioDecoder] = []
+    make = service.server.service.audio_decoder
+    begun = threading.Event()
+
+    def endless(request: RecognitionRequest) -> AudioDecoder:
+        decoders.append(make(request))
+
+        def rest() -> Iterator[np.ndarray]:
+            begun.set()
+            while not decoders[-1].closed:
+                yield np.zeros(1, np.float32)
+
+        decoders[-1].rest = rest  # type: ignore[method-assign]
+        return decoders[-1]
+
+    monkeypatch.setattr(service.server.service, "audio_decoder", endless)
+    content_type, body = form(file_of(spoken("abc")))
+    connection = service.connection()
+    connection.request("POST", "/v1/audio/transcriptions", body=body, headers={"Content-Type": content_type})
+    assert begun.wait(60)
+    connection.close()
+    eventually(lambda: service.server.requests.active == 0)
+    eventually(lambda: service.calls[-1].code == "499")
+    assert decoders[-1].closed
 
 
 def test_a_fault_of_ours_stays_in_the_log(

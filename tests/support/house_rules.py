@@ -35,6 +35,7 @@ BASES: dict[str, set[str]] = {
 DISTRIBUTIONS = {
     "google": "protobuf",
     "grpc": "grpcio",
+    "grpc_reflection": "grpcio-reflection",
     "hydra": "hydra-core",
     "pytorch_lightning": "lightning",
     "yaml": "pyyaml",

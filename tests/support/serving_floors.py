@@ -29,6 +29,7 @@ NEIGHBOURS = {("memory", "engine")}
 PROTOCOL_PACKAGES: dict[str, set[str]] = {
     "google": {"riva"},
     "grpc": {"riva"},
+    "grpc_reflection": {"riva"},
     "prometheus_client": {"metrics"},
     "python_multipart": {"http"},
     "starlette": {"http", "openai", "realtime", "app"},

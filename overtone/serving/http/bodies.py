@@ -30,11 +30,12 @@ async def limit_body(request: Request, *, most: int, seconds: float) -> Request:
 
     Raises HttpError; reading the body raises HttpError and IdleError.
     """
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > most:
-        if int(declared) <= most + LINGERING:
-            await discard(request.receive)
-        raise too_large_error(most)
+    text = request.headers.get("content-length", "")
+    declared = int(text) if text.isdecimal() else 0
+    if declared > most:
+        if request.headers.get("expect", "").lower() != "100-continue":  # such a client waits for the answer
+            await discard(request.receive, declared)
+        raise too_large_error(most, declared)
     return Request(request.scope, count_bytes(request.receive, most, seconds))
 
 
@@ -63,9 +64,8 @@ def count_bytes(receive: Receive, most: int, seconds: float) -> Receive:
     return count
 
 
-async def discard(receive: Receive) -> None:
+async def discard(receive: Receive, left: int = LINGERING) -> None:
     """Read on for a moment: a client whose connection is closed while it sends never sees the answer."""
-    left = LINGERING
     with suppress(TimeoutError):
         async with asyncio.timeout(LINGERING_SECONDS):
             while left > 0:
@@ -75,8 +75,14 @@ async def discard(receive: Receive) -> None:
                     return
 
 
-def too_large_error(most: int) -> HttpError:
-    return HttpError(413, f"The request is larger than the {most} bytes allowed.")
+def too_large_error(most: int, declared: int = 0) -> HttpError:
+    """Error of a body of more bytes than `most`. declared: its bytes, where they are known."""
+    size = f"has {declared / 2**20:.1f} MiB" if declared else "is too large"
+    return HttpError(
+        413,
+        f"The request {size}; at most {most / 2**20:.1f} MiB are allowed. Send a recording compressed (FLAC, Opus) or "
+        "in parts, or have the server's limit raised (--max-megabytes).",
+    )
 
 
 async def read_body(request: Request, *, most: int, seconds: float) -> bytes:

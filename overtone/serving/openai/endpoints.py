@@ -150,7 +150,7 @@ class Transcriptions:
                 asked = recognition_request(form, prompt_boost=settings.prompt_boost)
                 options = answer_options(form)
                 service.check(asked, metadata_of(request), call)
-                samples = await service.decode(form_file(form).file, asked, call)
+                samples = await while_connected(request, service.decode(form_file(form).file, asked, call))
             deadline, mask = time.monotonic() + settings.request_seconds, service.mask(asked)
             if not options.stream:
                 work = service.recognise(samples, asked, call, deadline=deadline)

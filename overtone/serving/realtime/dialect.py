@@ -16,6 +16,7 @@ from starlette.websockets import WebSocket
 
 from overtone.serving.auth.guard import Metadata
 from overtone.serving.http.requests import metadata_of
+from overtone.serving.realtime.pace import LARGEST
 
 Dialect = Literal["riva", "openai"]
 
@@ -69,9 +70,9 @@ def read_handshake(websocket: WebSocket) -> Handshake:
 
 
 def dialect_of_message(message: str | bytes, default: Dialect) -> Dialect:
-    """Dialect of a client's first message; the default where both have it."""
+    """Dialect of a client's first message; the default where both have it, and of one too large to tell."""
     try:
-        content = json.loads(message) if isinstance(message, str) else None
+        content = json.loads(message) if isinstance(message, str) and len(message) <= LARGEST else None
     except (ValueError, RecursionError):
         return default
     if not isinstance(content, dict):

@@ -14,7 +14,8 @@ import binascii
 import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -38,6 +39,7 @@ from overtone.serving.realtime.events import SessionEvents
 from overtone.serving.realtime.openai_conversation import OpenAiConversation
 from overtone.serving.realtime.openai_secrets import OpenAiSecrets
 from overtone.serving.realtime.openai_session import TranscriptionSession
+from overtone.serving.realtime.pace import Pace
 from overtone.serving.realtime.session import Secrets, new_session, recognition_request, update_session
 from overtone.serving.recognition.request import Call, RecognitionRequest
 from overtone.serving.streaming.session import Inbox, open_session
@@ -62,6 +64,8 @@ class ClientMessage:
     audio_content: bytes = b""
     force_eou: bool = False
     session: Any = None
+    size: int = 0
+    """Bytes or characters that it came in."""
 
 
 class Realtime:
@@ -217,15 +221,16 @@ class Realtime:
     ) -> None:
         """Take changes of the session until its first audio, and transcribe that. first: message that has come."""
         idle_seconds = self.settings.idle_seconds
-        arriving = messages(raw_messages(websocket, first))
-        async with Inbox(arriving, audio_size, idle_seconds=idle_seconds, ending=self.service.ending) as inbox:
+        pace = Pace(self.service, call)
+        arriving = messages(raw_messages(websocket, first), pace)
+        async with Inbox(arriving, message_size, idle_seconds=idle_seconds, ending=self.service.ending) as inbox:
             waiting: list[ClientMessage] = []
             while not any(message.kind == "audio" for message in waiting):
                 arrived = await inbox.take(most=1)
                 if not arrived or arrived[0].kind == "done":
                     break
                 if arrived[0].kind == "update":
-                    session = update_session(session, arrived[0].session)
+                    session = await pace.change(partial(self.changed, session, arrived[0].session), arrived[0].size)
                     self.check(session, metadata, call)
                     await send(websocket, {"type": "transcription_session.updated", "session": session})
                 else:
@@ -233,6 +238,12 @@ class Realtime:
             await self.transcribe(websocket, session, inbox, waiting, metadata, call)
             inbox.check_ending()
         await websocket.close()
+
+    def changed(self, session: dict[str, Any], changes: Any) -> dict[str, Any]:
+        """Session with a client's changes, which can be followed. Raises RequestError or UnsupportedError."""
+        session = update_session(session, changes)
+        recognition_request(session, self.settings.stream.endpointing)
+        return session
 
     def check(self, session: dict[str, Any], metadata: Metadata, call: Call) -> RecognitionRequest:
         """Request of a session that may be followed. Raises errors of `recognition_request` and of the service."""
@@ -281,9 +292,9 @@ async def take(events: SessionEvents, messages: list[ClientMessage]) -> None:
     await events.push()
 
 
-def audio_size(message: ClientMessage) -> int:
-    """Bytes of audio in a message."""
-    return len(message.audio_content)
+def message_size(message: ClientMessage) -> int:
+    """Bytes or characters of a message."""
+    return message.size
 
 
 async def receive(websocket: WebSocket) -> Message:
@@ -303,10 +314,13 @@ async def raw_messages(websocket: WebSocket, first: Message | None) -> AsyncIter
         yield await receive(websocket)
 
 
-async def messages(raw: AsyncIterator[Message]) -> AsyncIterator[ClientMessage]:
+async def messages(raw: AsyncIterator[Message], pace: Pace) -> AsyncIterator[ClientMessage]:
     """Messages of Riva's dialect up to its `done`. Raises RequestError for one that cannot be understood."""
     async for message in raw:
-        found = read(message) if isinstance(message, str) else ClientMessage(kind="audio", audio_content=message)
+        if isinstance(message, str):
+            found = replace(await pace.read(read, message), size=len(message))
+        else:
+            found = ClientMessage(kind="audio", audio_content=message, size=len(message))
         yield found
         if found.kind == "done":
             return

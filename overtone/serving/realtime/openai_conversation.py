@@ -14,6 +14,7 @@ import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from overtone.decoding.hypothesis import Word
@@ -30,6 +31,7 @@ from overtone.serving.realtime.openai_session import (
     session_json,
     update_session,
 )
+from overtone.serving.realtime.pace import Pace
 from overtone.serving.recognition.request import Call, RecognitionRequest
 from overtone.serving.recognition.service import RecognitionService
 from overtone.serving.settings import ServerSettings
@@ -93,6 +95,9 @@ class OpenAiConversation:
     received: int = 0
     """Bytes of audio of the current item."""
 
+    def __post_init__(self) -> None:
+        self.pace = Pace(self.service, self.call)
+
     async def run(self, messages: AsyncIterator[Message]) -> None:
         """Converse until the client leaves. Raises what ends the conversation."""
         if self.session.configured:
@@ -125,7 +130,10 @@ class OpenAiConversation:
         """Do what a message asks for; a mistake in it is answered, and the conversation goes on."""
         event_id = None
         try:
-            content = {"type": "input_audio_buffer.append"} if isinstance(message, bytes) else read_message(message)
+            if isinstance(message, bytes):
+                content: dict[str, Any] = {"type": "input_audio_buffer.append"}
+            else:
+                content = await self.pace.read(read_message, message)
             event_id = content.get("event_id")
             await self.act(content, message)
         except MISTAKES as error:
@@ -140,7 +148,7 @@ class OpenAiConversation:
         kind = content.get("type")
         match kind:
             case "session.update" | "transcription_session.update":
-                await self.update(content.get("session"), kind)
+                await self.update(content.get("session"), kind, len(message))
             case "input_audio_buffer.append":
                 await self.append(message if isinstance(message, bytes) else audio_of(content.get("audio")))
             case "input_audio_buffer.commit":
@@ -172,9 +180,12 @@ class OpenAiConversation:
 
     # Settings
 
-    async def update(self, changes: Any, kind: str) -> None:
-        """Change the settings; audio so far is recognised by those of before. Raises as `checked_request`."""
-        session = update_session(self.session, changes)
+    async def update(self, changes: Any, kind: str, size: int) -> None:
+        """Change the settings; audio so far is recognised by those of before. Raises as `checked_request`.
+
+        size: characters of the message.
+        """
+        session = await self.pace.change(partial(update_session, self.session, changes), size)
         request = self.checked_request(session)
         if request != self.request:
             await self.close_stream()

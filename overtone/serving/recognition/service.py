@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing
 from functools import partial
-from typing import IO, TypeVar
+from typing import IO
 
 import numpy as np
 
@@ -21,18 +20,16 @@ from overtone.serving.adapter_store.names import chosen_adapters, list_visible
 from overtone.serving.adapter_store.store import AdapterStore, Lease
 from overtone.serving.auth.guard import Guard, Metadata
 from overtone.serving.engine.engine import Engine, Samples
-from overtone.serving.errors import LanguageError, OverloadError, UnknownModelError
+from overtone.serving.errors import LanguageError, UnknownModelError
+from overtone.serving.recognition.decoding import DecodingThreads, HeldAudio
 from overtone.serving.recognition.offline import Recognition, recognise, recognise_in_parts
 from overtone.serving.recognition.request import MULTILINGUAL, Call, RecognitionRequest, understands
 
 __all__ = ["PROFANITIES", "HeldAudio", "Mask", "RecognitionService"]
 
-R = TypeVar("R")
 Mask = Callable[[str], str]
 """Text of a result -> the text that the client sees."""
 
-DECODERS = 2
-"""Threads that decode audio."""
 PIECE = 2**20
 """Bytes that are decoded at a time."""
 
@@ -45,31 +42,6 @@ PROFANITIES = frozenset(
 )  # fmt: skip
 """Words that a request may ask not to see; a server's own list replaces them."""
 WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*")
-
-
-class HeldAudio:
-    """Decoded audio of all recordings in memory, limited. Belongs to one event loop."""
-
-    def __init__(self, max_seconds: float = 8 * 3600.0) -> None:
-        """max_seconds: limit of all recordings together; one recording alone is never refused."""
-        self.max_seconds = max_seconds
-        self.recordings = 0
-        """Recordings in memory now."""
-        self.seconds = 0.0
-        """Their length together, but for rounding."""
-
-    @contextmanager
-    def hold(self, seconds: float) -> Iterator[None]:
-        """Count a recording while it is worked on. Raises OverloadError."""
-        if self.recordings and self.seconds + seconds > self.max_seconds:
-            raise OverloadError("The recordings that are being transcribed are too long together; try again later.")
-        self.recordings += 1
-        self.seconds += seconds
-        try:
-            yield
-        finally:
-            self.recordings -= 1
-            self.seconds -= seconds
 
 
 class RecognitionService:
@@ -103,11 +75,11 @@ class RecognitionService:
         self.ending = asyncio.Event()
         """Set shortly before streams are cut off, so that each is still told its last utterance."""
         self.held = held or HeldAudio()
-        self._threads = ThreadPoolExecutor(DECODERS, thread_name_prefix="overtone-audio")
+        self.threads = DecodingThreads()
 
     def close(self) -> None:
         """End the threads that decode audio."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self.threads.close()
 
     # Admission
 
@@ -174,7 +146,7 @@ class RecognitionService:
         """Decoding options of a request; phrases without effect are noted in the call."""
         boosts, tokenizer = None, self.engine.model.tokenizer
         if request.boosts:
-            boosts = await asyncio.to_thread(BoostTree, request.boosts, tokenizer)
+            boosts = await self.threads.run(BoostTree, request.boosts, tokenizer, client=call.client)
         beam = BeamSettings(width=max(BeamSettings().width, request.hypotheses))
         decoding = DecodingOptions(
             boosts=boosts, alternatives=request.hypotheses, beam=beam, language=self.told_language(request)
@@ -196,38 +168,26 @@ class RecognitionService:
         """Mask of the texts in the request's results."""
         return partial(mask_words, words=self.profanities) if request.mask_profanity else str
 
-    async def in_thread(self, work: Callable[..., R], *arguments: object) -> R:
-        """Run `work` in a thread for audio."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
-
     # Recordings
 
     async def decode(self, file: IO[bytes], request: RecognitionRequest, call: Call) -> Samples:
         """Decode a whole recording to [S] float32 at the model's rate, never empty.
 
-        Decoding ends where the call is cancelled. Raises AudioError and UnsupportedError.
+        Decoding ends where the call is cancelled; what was done of it is charged in any case. Raises AudioError,
+        UnsupportedError and OverloadError.
         """
-        with self.audio_decoder(request) as decoder:
-            samples = await self.in_thread(self._decode, file, decoder, request)
-        self.note_audio(call, samples.size)
-        return samples
-
-    def note_audio(self, call: Call, samples: int) -> None:
-        """Note more samples at the model's rate in a call, and charge its tenant for them."""
-        seconds = samples / self.engine.sample_rate
-        call.audio_seconds += seconds
-        self.guard.charge(call.tenant, audio_seconds=seconds)
-
-    def _decode(self, file: IO[bytes], decoder: AudioDecoder, request: RecognitionRequest) -> Samples:
-        parts = []
-        while not decoder.closed and (data := file.read(PIECE)):
-            parts.append(decoder.push(data))
-            request.check_format(decoder.format)
-        parts.append(decoder.finish())
-        request.check_format(decoder.format)
+        parts: list[Samples] = []
+        with self.audio_decoder(request) as decoder, self.held.hold(0.0, call.tenant) as holding:
+            try:
+                async for pieces in self.threads.steps(decode_pieces(file, decoder, request), call.client):
+                    parts += pieces
+                    holding.grow(sum(piece.size for piece in pieces) / self.engine.sample_rate)
+            finally:
+                self.guard.charge(call.tenant, audio_seconds=decoder.work_seconds)
         samples = np.concatenate(parts)
         if not samples.size:
             raise AudioError("The audio is too short: it holds no sample at the model's rate.")
+        call.audio_seconds += samples.size / self.engine.sample_rate
         return samples
 
     async def recognise(
@@ -238,7 +198,7 @@ class RecognitionService:
         Raises AdapterError, OverloadError, DrainingError, DeadlineError and WorkerError.
         """
         decoding = await self.decoding(request, call)
-        with self.held.hold(call.audio_seconds), await self.lease(call) as lease:
+        with self.held.hold(call.audio_seconds, call.tenant), await self.lease(call) as lease:
             return await recognise(
                 self.engine, samples, lease=lease, decoding=decoding, deadline=deadline, group=call.tenant or None
             )
@@ -251,13 +211,25 @@ class RecognitionService:
         Raises the errors of `recognise`. Leaving the iteration frees the places in the queue.
         """
         decoding = await self.decoding(request, call)
-        with self.held.hold(call.audio_seconds), await self.lease(call) as lease:
+        with self.held.hold(call.audio_seconds, call.tenant), await self.lease(call) as lease:
             parts = recognise_in_parts(
                 self.engine, samples, lease=lease, decoding=decoding, deadline=deadline, group=call.tenant or None
             )
             async with aclosing(parts):
                 async for part in parts:
                     yield part
+
+
+def decode_pieces(file: IO[bytes], decoder: AudioDecoder, request: RecognitionRequest) -> Iterator[Samples]:
+    """Pieces [S] of a recording at the model's rate, decoded as they are asked for.
+
+    Raises AudioError and UnsupportedError.
+    """
+    while not decoder.closed and (data := file.read(PIECE)):
+        yield decoder.push(data)
+        request.check_format(decoder.format)
+    yield from decoder.rest()
+    request.check_format(decoder.format)
 
 
 def mask_words(text: str, words: Collection[str] = PROFANITIES) -> str:

@@ -110,7 +110,11 @@ REQUEST_FIELDS = [
     *fields(
         "RecognizeRequest",
         ("config", "honoured", ""),
-        ("audio", "honoured", "A file or raw samples, at most 64 MiB with the rest of the message."),
+        (
+            "audio",
+            "honoured",
+            "A file or raw samples, at most 384 MiB (`--max-megabytes`) with the rest of the message.",
+        ),
         ("id", "honoured", "Returned in the response."),
     ),
     *fields(

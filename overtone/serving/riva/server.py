@@ -21,6 +21,7 @@ from overtone.serving.riva.protobuf import (
     StreamingRecognizeRequest,
     StreamingRecognizeResponse,
 )
+from overtone.serving.riva.reflection import reflection_handlers
 from overtone.serving.riva.requests import reader
 from overtone.serving.riva.servicer import OnCall, RivaServicer, write_log
 from overtone.serving.settings import ServerSettings
@@ -50,13 +51,15 @@ class RivaServer:
         """Keys of new connections; others may be assigned while it runs."""
         self.servicer = RivaServicer(service, settings, on_call=on_call)
         self.health = Health(service.engine)
+        self.guard = service.guard
         self.server: Any = None
 
     async def start(self) -> int:
         """Listen, and return the port. Raises UsageError where it cannot be had."""
         settings = self.settings
         self.server = grpc.aio.server(options=channel_options(settings))
-        self.server.add_generic_rpc_handlers((asr_handler(self.servicer), self.health.handler()))
+        handlers = (asr_handler(self.servicer), self.health.handler(), *reflection_handlers(self.guard))
+        self.server.add_generic_rpc_handlers(handlers)
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         try:
             port = self._bind(f"{host}:{settings.grpc_port}")

@@ -135,14 +135,19 @@ class StreamSession:
     """Samples given to the stream so far, at the model's rate."""
     received: int = 0
     """Bytes of audio so far."""
+    charged: float = 0.0
+    """Work that the tenant was charged for."""
     pieces: list[Samples] = field(default_factory=list)
     """Decoded audio that is not yet given to the stream, [S] each."""
 
     async def take(self, data: bytes) -> None:
         """Decode the next bytes, for the next `push`. Raises AudioError and UnsupportedError."""
         self.received += len(data)
-        push = self.decoder.push
-        self.pieces.append(await self.service.in_thread(push, data) if len(data) > LARGE else push(data))
+        decoder = self.decoder
+        if decoder.is_quick and len(data) <= LARGE:
+            self.pieces.append(decoder.push(data))
+        else:
+            self.pieces.append(await self.service.threads.run(decoder.push, data, client=self.call.client))
         self.request.check_format(self.decoder.format)
 
     def clear(self) -> None:
@@ -153,8 +158,7 @@ class StreamSession:
         """Recognise the audio taken so far. force_eou: the utterance ends there."""
         samples = np.concatenate(self.pieces) if self.pieces else np.zeros(0, dtype=np.float32)
         self.pieces.clear()
-        self.samples += samples.size
-        self.service.note_audio(self.call, samples.size)
+        self.note(samples.size)
         if not samples.size and not force_eou:
             return []
         return await self.stream.push(samples, force_eou=force_eou)
@@ -163,10 +167,22 @@ class StreamSession:
         """End the stream: recognise the rest of the audio, and of the last utterance."""
         events: list[Event] = []
         if self.received:
-            self.pieces.append(await self.service.in_thread(self.decoder.finish))
-            self.request.check_format(self.decoder.format)
-            events = await self.push()
+            service, client = self.service, self.call.client
+            with service.held.hold(0.0, self.call.tenant) as holding:
+                async for pieces in service.threads.steps(self.decoder.rest(), client):
+                    self.pieces += pieces
+                    holding.grow(sum(piece.size for piece in pieces) / service.engine.sample_rate)
+                self.request.check_format(self.decoder.format)
+                events = await self.push()
         return [*events, *await self.stream.finish()]
+
+    def note(self, samples: int) -> None:
+        """Note more samples in the call, and charge its tenant for the work so far."""
+        self.samples += samples
+        self.call.audio_seconds += samples / self.service.engine.sample_rate
+        work = self.decoder.work_seconds
+        self.service.guard.charge(self.call.tenant, audio_seconds=work - self.charged)
+        self.charged = work
 
 
 def open_stream(
