@@ -13,7 +13,7 @@ from lightning.pytorch import Trainer
 
 from overtone.config import ExperimentSettings
 from overtone.models.attention import attention_facts, attention_text
-from overtone.training.callback import Progress
+from overtone.training.progress import Progress
 from overtone.training.run import Run, TrainingResult
 from overtone.training.trainer import TRAINED_DTYPES, base_dtype, lightning_precision
 from overtone.training.weights import WeightsStore

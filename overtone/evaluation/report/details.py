@@ -16,7 +16,7 @@ NO_ERRORS = ErrorCounts(substitutions=0, deletions=0, insertions=0, hits=0)
 
 
 def trainings(evaluation: Evaluation, series: Mapping[str, int]) -> str:
-    """How each adapter was made: its facts, and the curve of its validations where its card has one."""
+    """The making of each adapter: its facts, and the curve of its validations where its card has one."""
     shown = []
     for name, facts in evaluation.adapters.items():
         rows = "".join(f"<div><dt>{escape(key)}</dt><dd>{escape(value)}</dd></div>" for key, value in told(facts))

@@ -173,7 +173,7 @@ def test_the_page_tells_how_adapters_were_trained_and_what_each_speaker_got(page
     ):
         assert " ".join(told.split()) in words, told
     assert "2 speakers" in words
-    assert words.index("voice 1") < words.index("voice 0")  # more words
+    assert words.index("voice 0") < words.index("voice 1")  # more words
     assert "<i>" not in re.sub("<i style=[^>]*>|<i>nothing", "", page)
 
 
