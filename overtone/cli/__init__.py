@@ -24,9 +24,11 @@ COMMANDS = {
     "train": "train an adapter over a frozen model",
     "words": "an adapter from text alone: what a domain says, without any audio",
     "evaluate": "word error rates of a model and its adapters on manifests",
+    "manifest": "manifests made of recordings and texts, checked, and split by speaker",
     "transcribe": "recordings to text, captions or word times",
     "serve": "one base, many adapters: Riva's gRPC and OpenAI's HTTP interface, each request its own adapter",
     "inspect": "what a model or an adapter is made of",
+    "scores": "rank the runs of a search by gain on the domain against damage to general speech",
     "adapters": "list, remove, rename, copy and enable the adapters of a model or folder",
     "verify": "prove that adapters act, and that the base is untouched when they are off",
 }

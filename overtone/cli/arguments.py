@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from overtone.errors import UsageError, did_you_mean
@@ -88,6 +89,38 @@ def add_language(parser: argparse.ArgumentParser) -> None:
         metavar="TAG",
         help="language that a model with prompts is told, such as de-DE (default: a manifest's lang, else auto)",
     )
+
+
+def add_search(parser: argparse.ArgumentParser) -> None:
+    """`--beam` and `--phrases`."""
+    parser.add_argument(
+        "--beam",
+        type=whole_number,
+        metavar="N",
+        help="search with the N likeliest beginnings of the text; 1: greedily (default: 8 where the adapter knows "
+        "words or phrases are given, else greedily)",
+    )
+    parser.add_argument(
+        "--phrases",
+        metavar="FILE",
+        help="words and phrases that are likelier, one a line; after a tab its boost, -100 to 100 (default: 10)",
+    )
+
+
+def whole_number(text: str) -> int:
+    """An argument type: a whole number from 1 on."""
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is no whole number from 1 on")
+    return int(text)
+
+
+def search_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The two options as arguments of `Transcriber`. Raises DataError for phrases that cannot be read."""
+    from overtone.decoding.phrase_boost import read_phrases
+    from overtone.inference.choices import PHRASE_BOOST
+
+    phrases = {} if arguments.phrases is None else read_phrases(Path(arguments.phrases), PHRASE_BOOST)
+    return {"beam": arguments.beam, "phrases": phrases}
 
 
 def add_attention(parser: argparse.ArgumentParser) -> None:

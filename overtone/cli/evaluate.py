@@ -14,8 +14,10 @@ from overtone.cli.arguments import (
     add_computing,
     add_decoder,
     add_language,
+    add_search,
     add_windows,
     attention_options,
+    search_options,
 )
 from overtone.cli.overrides import add_configuration, is_override, read_settings
 from overtone.cli.predictions import evaluate_predictions, is_nemo_evaluation
@@ -72,6 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_windows(parser)
     add_computing(parser)
     add_decoder(parser)
+    add_search(parser)
     add_language(parser)
     add_attention(parser)
     add_configuration(parser)
@@ -155,6 +158,7 @@ def measure(
 
     for manifest in manifests:
         read_references(Path(manifest))
+    search = search_options(arguments)
     model = load(source, arguments.device, decoder=arguments.decoder, **attention_options(arguments))
     choices = [None, *model.adapters.names] if adapters is None else list(map(choice_of, adapters))
     if beside_base and None not in choices:
@@ -170,6 +174,7 @@ def measure(
             compute_dtype=dtype,
             language=arguments.language,
             text_processing=text_processing(arguments),
+            **search,
             progress=progress,
         )
 

@@ -12,8 +12,11 @@ from overtone.cli.arguments import (
     add_computing,
     add_decoder,
     add_language,
+    add_search,
     add_windows,
     attention_options,
+    search_options,
+    whole_number,
 )
 from overtone.cli.screen import note, progress_bar, shares_terminal_with_results
 from overtone.errors import OvertoneError, UsageError
@@ -41,11 +44,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_windows(parser)
     add_computing(parser)
     add_decoder(parser)
+    add_search(parser)
+    parser.add_argument(
+        "--alternatives",
+        type=whole_number,
+        default=1,
+        metavar="N",
+        help="the most readings of a recording in a JSON line (default: 1)",
+    )
     add_language(parser)
     add_attention(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Transcribe as the arguments say. Raises UsageError for alternatives that the format cannot hold."""
     with fast_imports():
         from overtone.checkpoints.adapters import find_adapter
         from overtone.cli.models import computing_line, load
@@ -54,6 +66,9 @@ def run(arguments: argparse.Namespace) -> int:
         from overtone.inference.writers import TranscriptWriter
 
     adapter = one_adapter(arguments.adapter)
+    search = search_options(arguments)
+    if arguments.alternatives > 1 and arguments.format != "jsonl":
+        raise UsageError(f"--alternatives needs --format jsonl; {arguments.format} holds one reading of a recording.")
     recordings = [recording for group in find_recordings(arguments.paths) for recording in group]
     style = "json" if arguments.format == "jsonl" else arguments.format
     inputs = [*arguments.paths, arguments.model, *(adapter or "").split("+"), *(each.path for each in recordings)]
@@ -74,6 +89,8 @@ def run(arguments: argparse.Namespace) -> int:
         batch_seconds=arguments.batch_seconds,
         compute_dtype=arguments.dtype,
         language=arguments.language,
+        alternatives=arguments.alternatives,
+        **search,
     )
     note(computing_line(model, arguments, choice))
     failed = 0

@@ -82,6 +82,7 @@ __all__ = [
     "WhiteNoiseSettings",
     "check_settings",
     "combinations",
+    "general_manifests",
     "load_settings",
     "manifest_paths",
     "quoted",
@@ -225,6 +226,8 @@ def _check_training(settings: Settings, findings: Findings) -> None:
         findings.add("model.train_ds.manifest_filepath", "has to be given: what to train on.")
     if model.train == "adapter" and not model.adapter.adapter_name:
         findings.add("model.adapter.adapter_name", "has to be given: the name of the new adapter.")
+    if model.general_manifest and model.train != "adapter":
+        findings.add("model.general_manifest", "is for an adapter, which leaves the base as it was to be measured.")
     if trainer.max_steps < 1 and (trainer.max_epochs or -1) < 1:
         findings.add("trainer.max_steps", "has to be at least 1, or trainer.max_epochs, or training never ends.")
     if settings.exp_manager.create_early_stopping_callback:
@@ -284,6 +287,11 @@ def manifest_paths(dataset: DatasetSettings) -> tuple[str, ...]:
         return [path.strip() for path in str(value).split(",") if path.strip()]
 
     return tuple(flat(dataset.manifest_filepath))
+
+
+def general_manifests(model: ModelSettings) -> tuple[str, ...]:
+    """Return the manifests of general speech, in order, whichever way they are written."""
+    return manifest_paths(DatasetSettings(manifest_filepath=model.general_manifest))
 
 
 def split_name(name: str, modules: str | None) -> tuple[str, str]:

@@ -365,6 +365,8 @@ class ModelSettings:
     train_ds: DatasetSettings = section(DatasetSettings)
     validation_ds: DatasetSettings = field(default_factory=lambda: DatasetSettings(shuffle=False))
     test_ds: DatasetSettings = field(default_factory=lambda: DatasetSettings(shuffle=False))
+    general_manifest: str | tuple[str, ...] | None = None
+    """Ours: manifests of general speech, on which base and best adapter are measured at the end of a training."""
     optim: OptimSettings = section(OptimSettings)
 
 

@@ -9,22 +9,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Self, cast
 
+import torch
 from torch import Tensor
 
 from overtone.decoding.ctc_beam import BeamDecoder
 from overtone.decoding.ctc_path import CtcPath, best_path, blank_frames, path_of, read_path
+from overtone.decoding.ctc_search import CtcSearch
 from overtone.decoding.decoder import (
     GREEDY,
     Alignment,
+    BeamSettings,
     Decoder,
     DecodingOptions,
     Emissions,
     Flags,
     Head,
+    Reading,
     Scope,
 )
+from overtone.decoding.fusion import Words
 from overtone.decoding.hypothesis import Hypothesis, shift
 from overtone.nets.ctc import CtcProjection, ctc_loss, frames_needed
 from overtone.nets.layers import Reduction
@@ -41,6 +47,11 @@ class GreedyDecoder:
         self.first_frame = first_frame
         self.frames = 0
         self._paths: list[CtcPath] = []
+
+    @property
+    def settled(self) -> int:
+        """All frames so far."""
+        return self.frames
 
     def push(self, emissions: Emissions) -> None:
         """Decode the next T frames, log-probabilities [T, V+1], blank last."""
@@ -126,6 +137,22 @@ class CtcHead:
         """The best path of each row: emissions [B, T, V+1], lengths [B]."""
         return cast(list[Alignment], best_path(emissions, lengths))
 
+    def adapters_act(self) -> bool:
+        """Never: emissions hold everything."""
+        return False
+
+    def search(
+        self, emissions: Tensor, lengths: Tensor, words: Sequence[Words], settings: BeamSettings, count: int
+    ) -> list[list[Reading]]:
+        """Prefix beam search: emissions [B, T, V+1], lengths [B]."""
+        device = torch.device("cpu") if emissions.device.type == "mps" else emissions.device  # it has no float64
+        search = CtcSearch(words, self.tokenizer.size, settings, device)
+        search.push(emissions.detach().to(device), lengths.to(device))
+        return [
+            [Reading(cast(Alignment, replace(path.cut(0, length), score=path.score)), rank) for path, rank in own]
+            for own, length in zip(search.best(count), lengths.tolist(), strict=True)
+        ]
+
     def align_row(self, emissions: Emissions) -> Alignment:
         """The best path of one row, emissions [T, V+1]."""
         return path_of(emissions)
@@ -147,7 +174,7 @@ class CtcHead:
         return BeamDecoder(
             self.tokenizer,
             seconds_per_frame=self.seconds_per_frame,
-            settings=options.beam,
-            boosts=options.boosts,
+            settings=options.settings,
+            words=options.all_words,
             first_frame=first_frame,
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 from typing import Self
 
 import numpy as np
@@ -39,8 +38,7 @@ class BeamDecoder:
         self.tokenizer = tokenizer
         self.seconds_per_frame = seconds_per_frame
         self.first_frame = first_frame
-        self.frames = 0
-        self.settled = 0
+        self.frames = self.settled = 0
         own = words + Words(boosts=(boosts,)) if boosts else words
         self.search = CtcSearch([own], tokenizer.size, settings or BeamSettings(), torch.device("cpu"))
 
@@ -73,9 +71,9 @@ class BeamDecoder:
         They are ranked with their words; `score` is the logarithm of the reading's own probability, without them.
         """
         found: dict[str, Hypothesis] = {}
-        for path, score in self.search.best(count if count == 1 else self.search.settings.width)[0]:
+        for path, _ in self.search.best(count if count == 1 else self.search.settings.width)[0]:
             hypothesis = read_path(path, self.tokenizer, seconds_per_frame=self.seconds_per_frame)
-            found.setdefault(hypothesis.text, replace(hypothesis, score=score))
+            found.setdefault(hypothesis.text, hypothesis)
             if len(found) == count:
                 break
         return [shift(each, self.first_frame, self.seconds_per_frame) for each in found.values()]

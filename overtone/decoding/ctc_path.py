@@ -33,6 +33,9 @@ class CtcPath:
     blank: int
     """The id that stands for no symbol."""
 
+    score: float | None = None
+    """Natural logarithm of the probability of what it says; None: that of the path itself."""
+
     def __len__(self) -> int:
         return int(self.ids.size)
 
@@ -43,6 +46,8 @@ class CtcPath:
         return flags
 
     def cut(self, start: int, stop: int) -> Self:
+        if start == 0 and stop == len(self):
+            return self
         return type(self)(ids=self.ids[start:stop], log_probs=self.log_probs[start:stop], blank=self.blank)
 
     def join(self, later: Sequence[CtcPath]) -> CtcPath:
@@ -93,5 +98,5 @@ def read_path(path: CtcPath, tokenizer: Tokenizer, *, seconds_per_frame: float) 
         probability[spoken].tolist(),
         tokenizer,
         seconds_per_frame=seconds_per_frame,
-        score=float(path.log_probs.sum(dtype=np.float64)),
+        score=float(path.log_probs.sum(dtype=np.float64)) if path.score is None else path.score,
     )

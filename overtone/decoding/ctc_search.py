@@ -158,22 +158,23 @@ class CtcSearch:
         self.frames += count
 
     def best(self, count: int) -> list[list[tuple[CtcPath, float]]]:
-        """The paths of the best `count` prefixes of each row, best first, and the logarithms of their probabilities.
+        """The paths of the best `count` prefixes of each row and their ranks, best first.
 
-        The words rank them, as if every row ended here; they are not in these logarithms.
+        The words rank them, as if every row ended here; they are not in the scores of the paths.
         """
         beam, width = self.beam, self.beam.last.size(1)
         total = self._add(beam.blank, beam.token)
         ends = self.fusion.end(self.rows.repeat_interleave(width), beam.states.flatten(0, 1)).view_as(total)
         ranks, order = (total + beam.bonus + ends).topk(min(count, width), dim=1)
-        found = torch.nonzero(ranks > NEVER)  # [M, 2]
+        found = torch.nonzero(ranks != NEVER)  # [M, 2]; what is not finite is found, and refused
         rows, slots = found[:, 0], order[found[:, 0], found[:, 1]]
         kinds = (beam.token > beam.blank)[rows, slots].long()
         scores = total[rows, slots].tolist()
+        places = ranks[found[:, 0], found[:, 1]].tolist()
         paths = self.trail.paths(rows.cpu().numpy(), slots.cpu().numpy(), kinds.cpu().numpy())
         answer: list[list[tuple[CtcPath, float]]] = [[] for _ in range(len(self.rows))]
-        for row, path, score in zip(rows.tolist(), paths, scores, strict=True):
-            answer[row].append((path, score))
+        for row, path, score, rank in zip(rows.tolist(), paths, scores, places, strict=True):
+            answer[row].append((replace(path, score=score), rank))
         return answer
 
     def fork(self) -> Self:
@@ -183,10 +184,13 @@ class CtcSearch:
         return twin
 
     def settle(self) -> int:
-        """Decide what all paths of the only row agree on; the number of frames whose reading changes no more."""
-        alive = torch.nonzero(torch.cat((self.beam.blank, self.beam.token)) > NEVER).cpu().numpy()
+        """Decide what all paths of the only row agree on; the number of frames that count as settled."""
+        paths = torch.cat((self.beam.blank, self.beam.token)) + self.beam.bonus  # [2, K]
+        alive = torch.nonzero(paths > NEVER).cpu().numpy()
         self.trail.settle(alive[:, 1], alive[:, 0])
-        return next((int(step.frame) for step in self.trail.steps if int(step.frame) >= 0), self.frames)
+        near = torch.nonzero(paths >= paths.max() - self.settings.settled_lead).cpu().numpy()
+        first = self.trail.agreed(near[:, 1], near[:, 0])
+        return self.frames if first is None else first
 
     # One frame
 

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from typing import Literal, Protocol, Self
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
+from overtone.decoding.fusion import NO_WORDS, Words
 from overtone.decoding.hypothesis import Hypothesis
 from overtone.decoding.phrase_boost import BoostTree
 from overtone.nets.layers import Reduction
@@ -45,11 +47,23 @@ class Alignment(Protocol):
         """These frames, followed by the later ones in order."""
 
 
+class Reading(NamedTuple):
+    """One of the readings of a recording."""
+
+    alignment: Alignment
+    rank: float
+    """Logarithm of its probability, with the gain of its words."""
+
+
 class Decoder(Protocol):
     """An incremental decoder: it takes emissions as they come, and can be read at any time."""
 
     frames: int
     """The number of frames pushed so far."""
+
+    @property
+    def settled(self) -> int:
+        """The number of frames whose reading changes no more, or hardly ever."""
 
     def push(self, emissions: Emissions) -> None:
         """Decode the next T frames, emissions [T, C]."""
@@ -85,6 +99,9 @@ class BeamSettings:
     score_floor: float = 20.0
     """Prefixes that fall so far (natural logarithm) behind the best are dropped."""
 
+    settled_lead: float = 5.0
+    """Frames in which all readings agree but those so far (natural logarithm) behind the best count as settled."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DecodingOptions:
@@ -94,13 +111,32 @@ class DecodingOptions:
     """`BoostTree([Boost(phrases=…, boost=…)], model.tokenizer)`."""
     alternatives: int = 1
     """The greatest number of hypotheses."""
-    beam: BeamSettings = field(default_factory=BeamSettings)
+    beam: BeamSettings | None = None
+    """None is greedy decoding, and the defaults of `BeamSettings` where words or alternatives need a search."""
+    words: Words = NO_WORDS
+    """N-grams and phrases of the adapters."""
     language: str | None = None
     """Told to a model that is told languages; None is its `auto`."""
 
     @property
     def is_greedy(self) -> bool:
-        return self.alternatives == 1 and not self.boosts
+        """True if no search is needed."""
+        return self.alternatives == 1 and self.beam is None and not self.boosts and not self.words
+
+    @property
+    def settings(self) -> BeamSettings:
+        """Settings of the search, wide enough for the alternatives."""
+        found = self.beam or BeamSettings()
+        return replace(found, width=max(found.width, self.alternatives))
+
+    @property
+    def all_words(self) -> Words:
+        """The words of the adapters, and the phrases besides."""
+        return self.words + Words(boosts=(self.boosts,)) if self.boosts else self.words
+
+    def with_words(self, words: Words) -> DecodingOptions:
+        """The same with further words."""
+        return replace(self, words=self.words + words) if words else self
 
     @property
     def ignored(self) -> tuple[str, ...]:
@@ -121,6 +157,9 @@ class Head(Protocol):
     """The sum of losses over a batch in the checkpoint's own training."""
     decodes_with_adapters: bool
     """True if adapters may act in the head's decoders too, which then need their scope."""
+
+    def adapters_act(self) -> bool:
+        """True if adapters of the selection act in the head's decoders now, one choice for each row of the batch."""
 
     @property
     def inner(self) -> Head | None:
@@ -153,6 +192,11 @@ class Head(Protocol):
     def align_row(self, emissions: Emissions) -> Alignment:
         """Decode one row greedily: emissions [T, C], already cut to its length."""
 
+    def search(
+        self, emissions: Tensor, lengths: Tensor, words: Sequence[Words], settings: BeamSettings, count: int
+    ) -> list[list[Reading]]:
+        """The best `count` prefixes of each row with its own words, best first: emissions [B, T, C], lengths [B]."""
+
     def read(self, alignment: Alignment) -> Hypothesis:
         """The text of an alignment, with words and times."""
 
@@ -166,3 +210,42 @@ class Head(Protocol):
 
         first_frame: the number of the first frame pushed, from which times count. scope: the adapters of the recording.
         """
+
+
+def find_readings(
+    head: Head, emissions: Tensor, lengths: Tensor, options: Sequence[DecodingOptions]
+) -> list[list[Reading]]:
+    """The best readings of each row, as its options ask: emissions [B, T, C], lengths [B].
+
+    Rows of greedy options are decoded as `align` does; the others in one search for each of the settings there are.
+    """
+    together = head.adapters_act()  # then rows are decoded in the batch that the selection is for
+    found: list[list[Reading]] = [[] for _ in options]
+    groups: dict[tuple[BeamSettings, int] | None, list[int]] = {}
+    for row, own in enumerate(options):
+        groups.setdefault(None if own.is_greedy else (own.settings, own.alternatives), []).append(row)
+    for key, rows in groups.items():
+        whole = together or len(rows) == len(options)
+        index = torch.tensor(rows, device=emissions.device)
+        part = emissions if whole else emissions[index]
+        sizes = lengths if whole else lengths[index.to(lengths.device)]
+        if key is None:
+            answers = [[Reading(each, 0.0)] for each in head.align(part, sizes)]
+        else:
+            words = [own.all_words for own in options] if whole else [options[row].all_words for row in rows]
+            settings, alternatives = key
+            answers = head.search(part, sizes, words, settings, settings.width if alternatives > 1 else 1)
+        for place, row in enumerate(rows):
+            found[row] = answers[row if whole else place]
+    return found
+
+
+def read_best(head: Head, alignments: Sequence[Alignment], count: int) -> list[Hypothesis]:
+    """One to `count` readings of different texts, in order."""
+    found: dict[str, Hypothesis] = {}
+    for alignment in alignments:
+        hypothesis = head.read(alignment)
+        found.setdefault(hypothesis.text, hypothesis)
+        if len(found) == count:
+            break
+    return list(found.values())

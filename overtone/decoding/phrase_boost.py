@@ -12,17 +12,20 @@ phrase hard to avoid wherever it could be meant, -100 forbids.
 from __future__ import annotations
 
 import itertools
+import math
 import re
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from overtone.errors import DataError
 from overtone.tokenizers import Tokenizer
 
 NATS_PER_CHARACTER = 0.05
@@ -177,6 +180,31 @@ class BoostTree:
             ids = {token for start in starts for token in common(start, place)}
             found = self._onward[place, fresh] = np.array(sorted(ids), dtype=np.int64)
         return found
+
+
+def read_phrases(path: Path, boost: float) -> dict[str, float]:
+    """The phrases of a text file and their boosts: a phrase a line, and after a tab its own boost.
+
+    boost: of phrases that have none. Empty lines and those that begin with `#` do not count. Raises DataError for a
+    file that cannot be read, and for a boost that is no number from -100 to 100.
+    """
+    try:
+        lines = path.read_text("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: the phrases cannot be read ({error}). A text file in UTF-8 is needed.") from error
+    found: dict[str, float] = {}
+    for number, line in enumerate(lines, start=1):
+        phrase, tab, text = line.partition("\t")
+        if not phrase.strip() or phrase.startswith("#"):
+            continue
+        try:
+            value = float(text) if tab else boost
+        except ValueError:
+            value = math.nan
+        if not abs(value) <= LARGEST_BOOST:
+            raise DataError(f"{path}:{number}: '{text[:40]}' is no boost; a number from -100 to 100 is needed there.")
+        found[" ".join(phrase.split())] = value
+    return found
 
 
 class BoostTable:

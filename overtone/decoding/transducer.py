@@ -16,12 +16,24 @@ from dataclasses import dataclass, field, replace
 from typing import Self, cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from overtone.decoding.decoder import GREEDY, Alignment, Decoder, DecodingOptions, Emissions, Flags, Scope
-from overtone.decoding.hypothesis import Hypothesis, make_hypothesis, shift
+from overtone.decoding.decoder import (
+    GREEDY,
+    Alignment,
+    BeamSettings,
+    Decoder,
+    DecodingOptions,
+    Emissions,
+    Flags,
+    Reading,
+    Scope,
+)
+from overtone.decoding.fusion import Words
+from overtone.decoding.hypothesis import Hypothesis, shift
+from overtone.decoding.transducer_beam import TransducerBeamSearch
+from overtone.decoding.transducer_path import TransducerPath, read_path
 from overtone.nets.layers import Reduction, reduce_losses
 from overtone.nets.transducer import Joint, PredictionNet, State
 from overtone.nets.transducer_loss import transducer_losses
@@ -31,69 +43,6 @@ MAX_SYMBOLS = 10
 """Tokens in one frame, where a checkpoint does not say."""
 LOOKAHEAD = 4
 """Frames whose scores are computed at once with the same prediction, where blanks go one frame on."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TransducerPath:
-    """The tokens of one recording and the frames in which they are said; nothing else is said in its `frames`."""
-
-    ids: npt.NDArray[np.int64]
-    """[U] tokens."""
-
-    places: npt.NDArray[np.int64]
-    """[U] frame of each token, not falling."""
-
-    durations: npt.NDArray[np.int64]
-    """[U] frames that each token lasts, as its model says; 0 where it does not say."""
-
-    log_probs: npt.NDArray[np.float32]
-    """[U] natural logarithm of each token's probability."""
-
-    frames: int
-    """Encoder frames T of the recording."""
-
-    score: float = 0.0
-    """Natural logarithm of the probability of all tokens and blanks."""
-
-    def __len__(self) -> int:
-        return self.frames
-
-    @property
-    def silent(self) -> Flags:
-        """[T] bool, true on frames without a token; those that a token lasts count as its own."""
-        flags = np.ones(self.frames, dtype=np.bool_)
-        for place, duration in zip(self.places.tolist(), self.durations.tolist(), strict=True):
-            flags[place : place + max(1, duration)] = False
-        return flags
-
-    def cut(self, start: int, stop: int) -> TransducerPath:
-        """The tokens of the frames [start, stop); the score becomes that of these tokens alone."""
-        kept = (self.places >= start) & (self.places < stop)
-        if kept.all() and start == 0 and stop == self.frames:
-            return self
-        return TransducerPath(
-            ids=self.ids[kept],
-            places=self.places[kept] - start,
-            durations=self.durations[kept],
-            log_probs=self.log_probs[kept],
-            frames=stop - start,
-            score=float(self.log_probs[kept].sum(dtype=np.float64)),
-        )
-
-    def join(self, later: Sequence[TransducerPath]) -> TransducerPath:
-        """These frames, followed by later ones in order."""
-        if not later:
-            return self
-        paths = [self, *later]
-        begins = np.cumsum([0, *(path.frames for path in paths)]).tolist()
-        return TransducerPath(
-            ids=np.concatenate([path.ids for path in paths]),
-            places=np.concatenate([path.places + begin for path, begin in zip(paths, begins, strict=False)]),
-            durations=np.concatenate([path.durations for path in paths]),
-            log_probs=np.concatenate([path.log_probs for path in paths]),
-            frames=begins[-1],
-            score=sum(path.score for path in paths),
-        )
 
 
 @dataclass
@@ -206,22 +155,6 @@ def collect(cursor: Cursor, lengths: Sequence[int]) -> list[TransducerPath]:
     return paths
 
 
-def read_path(path: TransducerPath, tokenizer: Tokenizer, *, seconds_per_frame: float) -> Hypothesis:
-    """The text of a path, with words and times."""
-    spans = [
-        (place, min(place + max(1, duration), max(path.frames, place + 1)))
-        for place, duration in zip(path.places.tolist(), path.durations.tolist(), strict=True)
-    ]
-    return make_hypothesis(
-        path.ids.tolist(),
-        spans,
-        np.exp(path.log_probs, dtype=np.float64).tolist(),
-        tokenizer,
-        seconds_per_frame=seconds_per_frame,
-        score=path.score,
-    )
-
-
 class TransducerDecoder:
     """Greedy decoding of one recording as its frames come: the same as of all frames together."""
 
@@ -246,6 +179,11 @@ class TransducerDecoder:
         self.frames = 0
         with torch.no_grad(), scope():
             self.cursor = search.begin(1)
+
+    @property
+    def settled(self) -> int:
+        """All frames so far."""
+        return self.frames
 
     def push(self, emissions: Emissions) -> None:
         """Decode the next T projected frames, emissions [T, J]."""
@@ -281,6 +219,56 @@ class TransducerDecoder:
         cursor.said[said:] = [(*each[:2], each[2] + self.frames, *each[3:]) for each in cursor.said[said:]]
 
 
+class TransducerBeamDecoder:
+    """Beam search of one recording as its frames come; silence is that of greedy decoding."""
+
+    def __init__(self, greedy: TransducerDecoder, *, words: Words, settings: BeamSettings) -> None:
+        """greedy: a fresh decoder of the same recording, which finds its silence."""
+        self.greedy = greedy
+        self.frames = 0
+        search = greedy.search
+        with torch.no_grad(), greedy.scope():
+            self.search = TransducerBeamSearch(
+                search.joint, search.prediction, [words], settings, max_symbols=search.max_symbols
+            )
+
+    @property
+    def settled(self) -> int:
+        """The number of frames whose reading changes no more."""
+        return self.search.settled()
+
+    def push(self, emissions: Emissions) -> None:
+        """Search the next T projected frames, emissions [T, J]."""
+        if not len(emissions):
+            return
+        part = torch.from_numpy(np.ascontiguousarray(emissions)).unsqueeze(0).to(self.search.device)
+        with torch.no_grad(), self.greedy.scope():
+            self.search.push(part, torch.tensor([len(emissions)], device=part.device))
+        self.greedy.push(emissions)
+        self.frames += len(emissions)
+
+    def silent(self, emissions: Emissions) -> Flags:
+        """[T] bool: the frames without a token, if emissions [T, J] were pushed next."""
+        return self.greedy.silent(emissions)
+
+    def fork(self) -> Self:
+        """An independent copy, for a look ahead."""
+        twin = copy.copy(self)
+        twin.greedy, twin.search = self.greedy.fork(), self.search.fork()
+        return twin
+
+    def hypotheses(self, count: int = 1) -> list[Hypothesis]:
+        """One to `count` different texts, best first, as if the audio ended here."""
+        greedy, found = self.greedy, dict[str, Hypothesis]()
+        (paths,) = self.search.best(count if count == 1 else self.search.settings.width, [self.frames])
+        for path, _ in paths:
+            hypothesis = read_path(path, greedy.tokenizer, seconds_per_frame=greedy.seconds_per_frame)
+            found.setdefault(hypothesis.text, hypothesis)
+            if len(found) == count:
+                break
+        return [shift(each, greedy.first_frame, greedy.seconds_per_frame) for each in found.values()]
+
+
 class TransducerHead:
     """A prediction network and a joint: emissions are the encoder's output as the joint projects it, [B, T, J]."""
 
@@ -310,7 +298,7 @@ class TransducerHead:
         self.seconds_per_frame = seconds_per_frame
         self.reduction: Reduction = reduction
         self.sigma, self.omega, self.fastemit = sigma, omega, fastemit
-        self.search = TransducerSearch(joint, prediction, max_symbols=max_symbols)
+        self.greedy = TransducerSearch(joint, prediction, max_symbols=max_symbols)
 
     def emit(self, x: Tensor, lengths: Tensor) -> Tensor:
         """x [B, T, D], lengths [B] -> projected frames [B, T, J] float32."""
@@ -351,12 +339,29 @@ class TransducerHead:
 
     def align(self, emissions: Tensor, lengths: Tensor) -> list[Alignment]:
         """Decode greedily: emissions [B, T, J], lengths [B]."""
-        return cast(list[Alignment], self.search.paths(emissions.float(), lengths))
+        return cast(list[Alignment], self.greedy.paths(emissions.float(), lengths))
+
+    def adapters_act(self) -> bool:
+        """True if adapters act in the prediction network or the joint now."""
+        return self.joint.sum.acts() or self.prediction.acts()
+
+    def search(
+        self, emissions: Tensor, lengths: Tensor, words: Sequence[Words], settings: BeamSettings, count: int
+    ) -> list[list[Reading]]:
+        """Beam search: emissions [B, T, J], lengths [B]."""
+        with torch.no_grad():
+            search = TransducerBeamSearch(
+                self.joint, self.prediction, words, settings, max_symbols=self.greedy.max_symbols
+            )
+            search.push(emissions.float(), lengths.to(emissions.device))
+        return [
+            [Reading(cast(Alignment, path), rank) for path, rank in own] for own in search.best(count, lengths.tolist())
+        ]
 
     def align_row(self, emissions: Emissions) -> Alignment:
         """Decode one row greedily: emissions [T, J]."""
         frames = torch.from_numpy(emissions).unsqueeze(0).to(self.joint.enc.weight.device)
-        return self.search.paths(frames, torch.tensor([len(emissions)]))[0]
+        return self.greedy.paths(frames, torch.tensor([len(emissions)]))[0]
 
     def read(self, alignment: Alignment) -> Hypothesis:
         path = cast(TransducerPath, alignment)
@@ -371,11 +376,14 @@ class TransducerHead:
     def decoder(
         self, options: DecodingOptions = GREEDY, *, first_frame: int = 0, scope: Scope = nullcontext
     ) -> Decoder:
-        """Greedy."""
-        return TransducerDecoder(
-            self.search,
+        """Greedy, or a beam search where the options ask for it."""
+        greedy = TransducerDecoder(
+            self.greedy,
             self.tokenizer,
             seconds_per_frame=self.seconds_per_frame,
             first_frame=first_frame,
             scope=scope,
         )
+        if options.is_greedy:
+            return greedy
+        return TransducerBeamDecoder(greedy, words=options.all_words, settings=options.settings)

@@ -11,9 +11,10 @@ from typing import Any
 
 from overtone.data.manifest import Utterance, read_manifest
 from overtone.data.vocabulary import VocabularyReport, check_vocabulary, reference_text
+from overtone.decoding.decoder import BeamSettings
 from overtone.errors import DataError, UsageError
 from overtone.evaluation.results import Difference, Evaluation, Result, UtteranceResult
-from overtone.inference.choices import Choice, NamedChoice, name_choices, refuse_selection
+from overtone.inference.choices import Choice, NamedChoice, Phrases, name_choices, refuse_selection
 from overtone.inference.recordings import recordings_of
 from overtone.inference.transcribe import Transcriber
 from overtone.inference.windows import OVERLAP_SECONDS, WINDOW_SECONDS
@@ -46,6 +47,8 @@ def evaluate(
     compute_dtype: str | None = None,
     decoder: str | None = None,
     language: str | None = None,
+    beam: int | BeamSettings | None = None,
+    phrases: Phrases = (),
     level: float = 0.95,
     resamples: int = 1000,
     seed: int = 0,
@@ -56,7 +59,7 @@ def evaluate(
 
     adapters: None (the base), "a", "a+b", "@file", or the folder of a saved adapter, which is loaded. With None among
     them the others are compared to the base. text_processing: of references and hypotheses before errors are counted.
-    batch_seconds, window, overlap, compute_dtype, decoder, language: as for `Transcriber`.
+    batch_seconds, window, overlap, compute_dtype, decoder, language, beam, phrases: as for `Transcriber`.
     level, resamples, seed: of the bootstrap. progress: called with the seconds of audio that are done, and of all.
     Raises DataError for a manifest or recording that cannot be used, AdapterError for an unknown adapter, UsageError
     where there is nothing to evaluate, and where a `use` block says another thing than `adapters`.
@@ -73,12 +76,10 @@ def evaluate(
     meter = _Meter(seconds * len({choice.chain for choice in choices}), progress)
     bootstrap, results = _Bootstrap(level, resamples, seed), list[Result]()
     with model.computing_in(compute_dtype):
-        transcriber = Transcriber(
-            model, batch_seconds=batch_seconds, window=window, overlap=overlap, decoder=decoder, language=language
-        )
+        options: dict[str, Any] = {"window": window, "overlap": overlap, "decoder": decoder, "language": language}
+        transcriber = Transcriber(model, batch_seconds=batch_seconds, beam=beam, phrases=phrases, **options)
         for path, lines in sets.items():
-            heard = hear_each(transcriber, lines, choices, counted, meter)
-            results += bootstrap.results(path, choices, heard)
+            results += bootstrap.results(path, choices, hear_each(transcriber, lines, choices, counted, meter))
         used = model.compute_dtype
     return Evaluation(
         model=model.name,

@@ -1,20 +1,58 @@
-"""Choices of adapters for recordings: the chain of names behind each, and what speaks against it."""
+"""Choices for recordings: the adapters of each, with the chain of names behind them, and how it is decoded."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from overtone.adapters.adapter_set import FILE_CHOICE
+from overtone.decoding.decoder import BeamSettings, DecodingOptions
+from overtone.decoding.phrase_boost import LARGEST_BOOST, Boost, BoostTree
 from overtone.errors import OutputError, UsageError
 from overtone.models.asr_model import AsrModel
 
 Choice = str | Path | None
 """None is the base, "a" an adapter, "a+b" a chain of them, "@file" what the model's own file had enabled; or the folder
 of a saved adapter, which is then loaded into the model."""
+
+Phrases = Sequence[str] | Mapping[str, float]
+"""Words and phrases that are likelier than the model thinks; a mapping has the boost of each, -100…100."""
+PHRASE_BOOST = 10.0
+"""Boost of phrases that come without one."""
+WIDEST_BEAM = 256
+MOST_ALTERNATIVES = 64
+
+
+def decoding_options(
+    model: AsrModel, *, beam: int | BeamSettings | None = None, phrases: Phrases = (), alternatives: int = 1
+) -> DecodingOptions:
+    """Options of decoding in the words of a caller.
+
+    Raises UsageError for numbers out of range, and for phrases that the model cannot write.
+    """
+    if isinstance(beam, int):
+        if not 1 <= beam <= WIDEST_BEAM:
+            raise UsageError(f"beam is {beam}; 1 to {WIDEST_BEAM} prefixes are allowed, or None for none.")
+        beam = BeamSettings(width=beam)
+    if not 1 <= alternatives <= MOST_ALTERNATIVES:
+        raise UsageError(f"alternatives is {alternatives}; 1 to {MOST_ALTERNATIVES} readings are allowed.")
+    if isinstance(phrases, str):
+        raise UsageError("phrases is one text; a list of phrases is needed, or a mapping of phrases to boosts.")
+    boosted = dict(phrases) if isinstance(phrases, Mapping) else dict.fromkeys(phrases, PHRASE_BOOST)
+    wrong = [phrase for phrase, boost in boosted.items() if not abs(boost) <= LARGEST_BOOST]
+    if wrong:
+        raise UsageError(f"The boost of '{wrong[0]}' is {boosted[wrong[0]]}; -100 to 100 are allowed.")
+    tree = BoostTree([Boost(phrases=(phrase,), boost=boost) for phrase, boost in boosted.items()], model.tokenizer)
+    if tree.ignored:
+        shown = ", ".join(f"'{phrase[:40]}'" for phrase in tree.ignored[:5])
+        raise UsageError(
+            f"{len(tree.ignored)} of {len(boosted)} phrases cannot be written in the model's vocabulary, or are empty: "
+            f"{shown}. Spell them as transcripts are spelt, or leave them out."
+        )
+    return DecodingOptions(boosts=tree or None, alternatives=alternatives, beam=beam)
 
 
 def refuse_selection(model: AsrModel) -> None:

@@ -9,8 +9,8 @@ Legend: B batch, F mel bins, T mel frames, T' encoder frames, C channels of an e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Self, TypeVar
@@ -30,6 +30,7 @@ MOST_THREADS = 4
 """Threads that share rows; more threads share every operation instead: parts would wait for Python's own lock."""
 
 R = TypeVar("R")
+T = TypeVar("T")
 A = TypeVar("A")
 Recognise = Callable[[Tensor, Tensor], tuple[list[Tensor], Tensor]]
 """mel [B, F, T], lengths [B] -> emissions [B, T', C] of one head or several, lengths [B]."""
@@ -196,3 +197,15 @@ class RowThreads:
         if not 1 < self.count <= MOST_THREADS or isinstance(self.model.backend_in_use, OpenVinoEncoder):
             return False
         return rows_are_independent(self.model, None)
+
+
+def load_ahead(reader: Executor, load: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """load(item) of each item, the next one being loaded while the last is used."""
+    pending: Future[R] | None = None
+    for item in items:
+        following = reader.submit(load, item)
+        if pending is not None:
+            yield pending.result()
+        pending = following
+    if pending is not None:
+        yield pending.result()

@@ -5,29 +5,33 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from overtone.audio.load import AudioReader, Waveform, audio_duration
 from overtone.data.manifest import length_problem
-from overtone.decoding.decoder import Alignment
+from overtone.decoding.decoder import BeamSettings, Reading, read_best
 from overtone.decoding.hypothesis import Hypothesis
 from overtone.errors import DataError, OutputError, OvertoneError, UsageError
-from overtone.inference.choices import Choice, check_weights, refuse_selection, resolve_choice
+from overtone.inference.choices import (
+    Choice,
+    Phrases,
+    check_weights,
+    decoding_options,
+    refuse_selection,
+    resolve_choice,
+)
 from overtone.inference.recordings import Recording, find_recordings
-from overtone.inference.rows import RowThreads
-from overtone.inference.windows import OVERLAP_SECONDS, WINDOW_SECONDS, Window, join_windows, plan_windows
+from overtone.inference.rows import RowThreads, load_ahead
+from overtone.inference.windows import OVERLAP_SECONDS, WINDOW_SECONDS, Window, join_readings, plan_windows
 from overtone.models.asr_model import AsrModel, Backend
 from overtone.nets.layers import pad_rows
 
 __all__ = ["Recording", "Transcriber", "Transcription", "transcribe"]
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 BATCH_SECONDS = {"cpu": 120.0}
 BATCH_SECONDS_ON_ACCELERATORS = 960.0
@@ -54,6 +58,9 @@ class Transcription:
     hypothesis: Hypothesis | None = None
     """The transcript; None where there is an error."""
 
+    alternatives: tuple[Hypothesis, ...] = ()
+    """All readings, best first, where alternatives were asked for; the first one is `hypothesis`."""
+
     error: str | None = None
     """Why there is no transcript, one message."""
 
@@ -73,6 +80,8 @@ def transcribe(
     compute_dtype: str | None = None,
     decoder: str | None = None,
     language: str | None = None,
+    beam: int | BeamSettings | None = None,
+    phrases: Phrases = (),
 ) -> list[Hypothesis]:
     """The hypotheses of all recordings, in order; the arguments are those of `Transcriber` and its `stream`.
 
@@ -86,6 +95,8 @@ def transcribe(
         compute_dtype=compute_dtype,
         decoder=decoder,
         language=language,
+        beam=beam,
+        phrases=phrases,
     )
     return transcriber.transcribe(paths, adapter=adapter)
 
@@ -107,6 +118,9 @@ class Transcriber:
         compute_dtype: str | None = None,
         decoder: str | None = None,
         language: str | None = None,
+        beam: int | BeamSettings | None = None,
+        phrases: Phrases = (),
+        alternatives: int = 1,
     ) -> None:
         """
         batch_seconds: audio in one forward, padding included; None is 120 on a CPU and 960 on an accelerator.
@@ -115,7 +129,12 @@ class Transcriber:
         compute_dtype: as `AsrModel.set_compute_dtype`, for these runs only; None takes the model as it is.
         decoder: `rnnt` or `ctc`, the head of a hybrid model that recognises; None takes the model as it is.
         language: told to a model that is told languages; None takes a manifest's `lang`, else the model's `auto`.
-        Raises UsageError for seconds that make no sense, and for a head or a language that the model does not have.
+        beam: prefixes that a beam search keeps, or its settings; None is greedy decoding for the base and adapters
+        without words, and a beam of 8 with words; 1 is greedy decoding with words.
+        phrases: words and phrases that are likelier than the model thinks, or a mapping to the boost of each.
+        alternatives: the most readings of a recording that its result holds.
+        Raises UsageError for numbers that make no sense, phrases that cannot be written, and for a head or a language
+        that the model does not have.
         """
         if window is not None and not 0 <= overlap < window:
             raise UsageError(f"overlap is {overlap:g} s and window {window:g} s; 0 <= overlap < window is needed.")
@@ -130,6 +149,7 @@ class Transcriber:
         if decoder is not None:
             model.check_head(decoder)
         self.language = None if language is None else model.check_language(language)
+        self.options = decoding_options(model, beam=beam, phrases=phrases, alternatives=alternatives)
         self.sample_rate = model.sample_rate
         self.seconds_per_frame = model.seconds_per_frame
         self.window_frames = None if window is None else max(2, int(window / self.seconds_per_frame))
@@ -202,7 +222,7 @@ class Transcriber:
                 ThreadPoolExecutor(max_workers=1, thread_name_prefix="audio") as reader,
                 RowThreads(self.model) if total_windows > 1 else nullcontext() as threads,
             ):
-                for loaded in _one_ahead(reader, self._load, self._batches(jobs)):
+                for loaded in load_ahead(reader, self._load, self._batches(jobs)):
                     batch = [(task, waveform) for task, waveform in loaded if waveform is not None]
                     self._decode(batch, backend, threads)
                     done += sum(task.job.duration / len(task.job.windows) for task, _ in loaded)
@@ -238,7 +258,7 @@ class Transcriber:
             else:
                 overlap = min(self.overlap_frames, self.window_frames - 1)
                 job.windows = plan_windows(frames, window=self.window_frames, overlap=overlap)
-            job.alignments = [None] * len(job.windows)
+            job.readings = [None] * len(job.windows)
         return job
 
     def _batches(self, jobs: Iterable[_Job]) -> Iterator[list[_Task]]:
@@ -302,11 +322,11 @@ class Transcriber:
         with self.model.evaluating(), self.model.computing_with(backend):
             align = partial(self._align, backend)
             lengths = [waveform.size for _, waveform in batch]
-            alignments = align(batch) if threads is None else threads(align, batch, lengths)
-        for (task, _), alignment in zip(batch, alignments, strict=True):
-            task.job.alignments[task.index] = alignment
+            found = align(batch) if threads is None else threads(align, batch, lengths)
+        for (task, _), readings in zip(batch, found, strict=True):
+            task.job.readings[task.index] = readings
 
-    def _align(self, backend: Backend | None, batch: list[tuple[_Task, Waveform]]) -> list[Alignment]:
+    def _align(self, backend: Backend | None, batch: list[tuple[_Task, Waveform]]) -> list[list[Reading]]:
         """One forward, in any thread."""
         least = round(LEAST_FRAMES * self.seconds_per_frame * self.sample_rate)
         waveforms, lengths = pad_rows([waveform for _, waveform in batch], least=least)
@@ -319,21 +339,27 @@ class Transcriber:
             model.speaking([task.job.language for task, _ in batch]),
             model.adapters.use(choice),
         ):
-            return model.align(waveforms, lengths)
+            return model.find_readings(waveforms, lengths, self.options)
 
     def _result(self, job: _Job) -> Transcription:
         if job.error is not None:
             return Transcription(recording=job.recording, adapter=job.adapter, duration=0.0, error=job.error)
-        found = [alignment for alignment in job.alignments if alignment is not None]
-        alignment = found[0] if len(found) == 1 else join_windows(job.windows, found)
-        job.alignments = []
+        count = self.options.alternatives
+        found = join_readings(job.windows, [readings for readings in job.readings if readings is not None], count)
+        job.readings = []
         try:
-            hypothesis = self.model.heads[self.decoder].read(alignment)
+            hypotheses = read_best(self.model.heads[self.decoder], found, count)
         except OutputError as error:
             check_weights(self.model, job.chain)
             message = f"{job.recording.path}: {error}"
             return Transcription(recording=job.recording, adapter=job.adapter, duration=0.0, error=message)
-        return Transcription(recording=job.recording, adapter=job.adapter, duration=job.duration, hypothesis=hypothesis)
+        return Transcription(
+            recording=job.recording,
+            adapter=job.adapter,
+            duration=job.duration,
+            hypothesis=hypotheses[0],
+            alternatives=tuple(hypotheses) if count > 1 else (),
+        )
 
 
 @dataclass(kw_only=True, eq=False)
@@ -347,13 +373,13 @@ class _Job:
     language: str | None = None
     duration: float = 0.0
     windows: list[Window] = field(default_factory=list)
-    alignments: list[Alignment | None] = field(default_factory=list)
+    readings: list[list[Reading] | None] = field(default_factory=list)
     reader: AudioReader | None = None
     """Open from the first window to the last."""
 
     @property
     def is_done(self) -> bool:
-        return self.error is not None or all(each is not None for each in self.alignments)
+        return self.error is not None or all(each is not None for each in self.readings)
 
 
 @dataclass(frozen=True)
@@ -363,15 +389,3 @@ class _Task:
     job: _Job
     index: int
     seconds: float
-
-
-def _one_ahead(reader: Executor, load: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """load(item) of each item, the next one being loaded while the last is used."""
-    pending: Future[R] | None = None
-    for item in items:
-        following = reader.submit(load, item)
-        if pending is not None:
-            yield pending.result()
-        pending = following
-    if pending is not None:
-        yield pending.result()

@@ -7,16 +7,20 @@ agree on, so that no token is cut in two or said twice.
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
-from overtone.decoding.decoder import Alignment, Decoder, Emissions, Flags
+from overtone.decoding.decoder import Alignment, Decoder, Emissions, Flags, Reading
 
 WINDOW_SECONDS = 30.0
 OVERLAP_SECONDS = 4.0
+COMBINED = 4
+"""Combinations of the windows' readings that are looked at for each alternative: some say the same."""
 
 
 @dataclass(frozen=True)
@@ -45,15 +49,51 @@ def plan_windows(frames: int, *, window: int, overlap: int) -> list[Window]:
 
 def join_windows(windows: Sequence[Window], alignments: Sequence[Alignment]) -> Alignment:
     """The alignments of the windows of one recording as one alignment."""
+    return cut_and_join(windows, alignments, find_seams(windows, alignments))
+
+
+def find_seams(windows: Sequence[Window], alignments: Sequence[Alignment]) -> list[int]:
+    """The frames of the recording where windows take over from those before them."""
+    pairs = zip(pairwise(windows), pairwise(alignments), strict=True)
+    return [find_seam(left, before.silent, right, after.silent) for (left, right), (before, after) in pairs]
+
+
+def cut_and_join(windows: Sequence[Window], alignments: Sequence[Alignment], seams: Sequence[int]) -> Alignment:
+    """The alignments of windows, each up to the seam to the next, as one."""
     parts: list[Alignment] = []
     begin = 0
-    for index, (window, alignment) in enumerate(zip(windows, alignments, strict=True)):
-        end = window.start + len(alignment)
-        if index + 1 < len(windows):
-            end = find_seam(window, alignment.silent, windows[index + 1], alignments[index + 1].silent)
+    ends = [*seams, windows[-1].start + len(alignments[-1])]
+    for window, alignment, end in zip(windows, alignments, ends, strict=True):
         parts.append(alignment.cut(max(begin - window.start, 0), end - window.start))
         begin = end
     return parts[0].join(parts[1:])
+
+
+def join_readings(windows: Sequence[Window], readings: Sequence[Sequence[Reading]], count: int) -> list[Alignment]:
+    """The readings of the windows of one recording, each best first -> readings of the whole, best first.
+
+    The seams are those of the best ones. Further readings have others in the windows that they cost least.
+    """
+    if len(windows) == 1:
+        return [reading.alignment for reading in readings[0]]
+    best = [own[0].alignment for own in readings]
+    if count == 1:
+        return [join_windows(windows, best)]
+    seams = find_seams(windows, best)
+    chosen: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
+    for own in readings:
+        chosen = heapq.nsmallest(
+            COMBINED * count,
+            (
+                (lost + own[0].rank - other.rank, (*places, place))
+                for lost, places in chosen
+                for place, other in enumerate(own)
+            ),
+        )
+    return [
+        cut_and_join(windows, [own[place].alignment for own, place in zip(readings, places, strict=True)], seams)
+        for _, places in chosen
+    ]
 
 
 def find_seam(left: Window, left_silent: Flags, right: Window, right_silent: Flags) -> int:

@@ -53,6 +53,10 @@ def json_line(result: Transcription) -> str:
             }
             for word in hypothesis.words
         ]
+    if result.alternatives:
+        entry["alternatives"] = [
+            {"pred_text": each.text, "score": round(each.score, 4)} for each in result.alternatives
+        ]
     return json.dumps(entry, ensure_ascii=False) + "\n"
 
 

@@ -14,7 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from overtone.decoding.ctc import CtcHead
-from overtone.decoding.decoder import GREEDY, Alignment, Decoder, DecodingOptions, Emissions, Head, Scope
+from overtone.decoding.decoder import (
+    GREEDY,
+    Alignment,
+    BeamSettings,
+    Decoder,
+    DecodingOptions,
+    Emissions,
+    Head,
+    Reading,
+    Scope,
+)
+from overtone.decoding.fusion import Words
 from overtone.decoding.hypothesis import Hypothesis
 from overtone.decoding.transducer import TransducerHead
 from overtone.nets.ctc import CtcProjection
@@ -67,6 +78,16 @@ class HybridHead:
     def align(self, emissions: Tensor, lengths: Tensor) -> list[Alignment]:
         """The transducer's tokens: emissions [B, T, J + V+1], lengths [B]."""
         return self.transducer.align(emissions[..., : self.width], lengths)
+
+    def adapters_act(self) -> bool:
+        """True if adapters act in the transducer's decoder now."""
+        return self.transducer.adapters_act()
+
+    def search(
+        self, emissions: Tensor, lengths: Tensor, words: Sequence[Words], settings: BeamSettings, count: int
+    ) -> list[list[Reading]]:
+        """The transducer's beam search: emissions [B, T, J + V+1], lengths [B]."""
+        return self.transducer.search(emissions[..., : self.width], lengths, words, settings, count)
 
     def align_row(self, emissions: Emissions) -> Alignment:
         """The transducer's tokens of one row, emissions [T, J + V+1]."""

@@ -36,6 +36,9 @@ class PredictionNet(Protocol):
     def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
         """The newest token of each row, [B] int64 -> the output after it, [B, H], and the memory."""
 
+    def acts(self) -> bool:
+        """True if adapters act in it now."""
+
 
 class RecurrentPrediction(nn.Module):
     """An embedding and LSTM layers; adapters may act on the output.
@@ -67,8 +70,14 @@ class RecurrentPrediction(nn.Module):
         y, state = self.lstm(self.embed(tokens).unsqueeze(1), state)
         return self.adapted(y)[:, 0], state
 
+    def acts(self) -> bool:
+        """True if adapters act in it now."""
+        return self.output.acts()
+
     def adapted(self, y: Tensor) -> Tensor:
         """y [B, U, H] -> [B, U, H] with the adapters in use."""
+        if not self.output.acts():
+            return y
         adapted: Tensor = self.output(y, y, TapContext(valid=y.new_ones(y.shape[:2], dtype=torch.bool)))
         return adapted
 
@@ -104,12 +113,18 @@ class StatelessPrediction(nn.Module):
         history = torch.cat((state[0][1:], tokens.unsqueeze(0)))  # [context, B]
         return self.embedded(history.T.unsqueeze(1))[:, 0], (history,)
 
+    def acts(self) -> bool:
+        """True if adapters act in it now."""
+        return self.output.acts()
+
     def embedded(self, history: Tensor) -> Tensor:
         """history [B, U, context] int64, the newest token last -> [B, U, H]"""
         parts = [embed(history[..., -1 - age]) for age, embed in enumerate(self.embeds)]
         y = torch.cat(parts, dim=-1)
         if self.normalize:
             y = nn.functional.layer_norm(y, (self.width,))
+        if not self.output.acts():
+            return y
         adapted: Tensor = self.output(y, y, TapContext(valid=y.new_ones(y.shape[:2], dtype=torch.bool)))
         return adapted
 

@@ -22,6 +22,7 @@ from overtone.training.console import ProgressLine
 from overtone.training.data import SpeechSet, validation_batches, worker_count
 from overtone.training.flat_start import FlatStart
 from overtone.training.forward import make_augmentation, make_forward
+from overtone.training.general import measure_general
 from overtone.training.interruption import explain_worker_death
 from overtone.training.module import TrainingModule
 from overtone.training.optim import choose_schedule
@@ -96,7 +97,20 @@ def fit(run: Run, processes: RowProcesses | None = None) -> TrainingResult:
             weights.finish()
             if plan.delete_checkpoint and early_end is None:
                 remove(folder.checkpoint)
+            if run.adapter is not None and run.general:
+                note_general(run, weights)
     return conclude(run, weights, callback.progress, trainer.global_step)
+
+
+def note_general(run: Run, weights: WeightsStore) -> None:
+    """Measure the best adapter and the base on general speech, and write that into the card of the best adapter."""
+    assert run.adapter is not None
+    adapter = run.model.adapters[run.adapter]
+    found = measure_general(run.model, run.adapter, run.general, compute_dtype=run.plan.compute_dtype)
+    adapter.card = {**adapter.card, "general": found}
+    run.model.adapters.save(run.adapter, weights.best_path, overwrite=True)
+    for entry in found:
+        run.reporter.say(f"General WER {entry['wer_before']:.2%} → {entry['wer_after']:.2%} ({entry['manifest']})")
 
 
 # Parts

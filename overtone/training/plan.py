@@ -25,6 +25,7 @@ from overtone.config import (
     Settings,
     SpecAugmentSettings,
     TrainerSettings,
+    general_manifests,
     split_name,
     to_plain,
 )
@@ -80,6 +81,8 @@ class TrainingPlan:
     vocabulary_check: Literal["refuse", "drop", "keep"]
     train_data: DatasetSettings
     validation_data: DatasetSettings
+    general: tuple[str, ...]
+    """Manifests of general speech, which the best adapter is measured on."""
     spec_augment: SpecAugmentSettings | None
     """Masks on the features of training utterances."""
     inner_losses: Mapping[int, float] | None
@@ -139,6 +142,7 @@ def plan_training(
         vocabulary_check=chosen.vocabulary_check,
         train_data=chosen.train_ds,
         validation_data=chosen.validation_ds,
+        general=general_manifests(chosen),
         spec_augment=chosen.spec_augment,
         inner_losses=plan_inner_losses(chosen.interctc),
         flat_start=flat_start if flat_start.steps > 0 and flat_start.weight > 0 else None,

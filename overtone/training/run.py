@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 
 from overtone.config import to_plain
 from overtone.data.dataset import SpeechDataset
+from overtone.data.manifest import Utterance
 from overtone.errors import CheckpointError
 from overtone.models.asr_model import AsrModel
 from overtone.models.attention import attention_facts
@@ -43,6 +44,8 @@ class Run:
     machine: Machine
     length: RunLength
     reporter: Reporter
+    general: dict[str, list[Utterance]] = field(default_factory=dict)
+    """Utterances of general speech by manifest."""
     start_from: Mapping[str, Any] | None = None
     """Name, digest and card of the adapter that the new one began with."""
     prefix: PrefixPlan | None = None

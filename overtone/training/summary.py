@@ -113,6 +113,11 @@ def make_card(run: Run, step: int, metrics: Mapping[str, float], progress: Progr
     }
 
 
+def general_part(card: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of a card about general speech; empty where that was not measured."""
+    return {key: card[key] for key in ("general",) if key in card}
+
+
 def conclude(run: Run, weights: WeightsStore, progress: Progress, steps: int) -> TrainingResult:
     """Make the result of a training of so many steps, and print the last lines."""
     best = weights.best
@@ -131,7 +136,10 @@ def conclude(run: Run, weights: WeightsStore, progress: Progress, steps: int) ->
         wer_after=metrics.get("val_wer"),
         wer_last=progress.wer,
         hours=run.training.hours,
-        card=make_card(run, best.step if best is not None else steps, metrics, progress),
+        card={
+            **make_card(run, best.step if best is not None else steps, metrics, progress),
+            **({} if run.adapter is None else general_part(run.model.adapters[run.adapter].card)),
+        },
     )
     if result.wer_after is not None and result.wer_before is not None:
         run.reporter.say(f"WER {result.wer_before:.2%} → {result.wer_after:.2%} (step {result.best_step})")

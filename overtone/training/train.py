@@ -30,6 +30,7 @@ from overtone.models.attention import choose_attention, keep_attention
 from overtone.startup import pause_garbage_collection
 from overtone.training.console import Reporter
 from overtone.training.data import read_ahead, read_training_set, read_validation_sets
+from overtone.training.general import read_general
 from overtone.training.model import add_adapter, give_back, load_base
 from overtone.training.plan import AdapterPlan, BasePlan, TrainingPlan, plan_training
 from overtone.training.prefix_cache.plan import plan_prefix
@@ -215,6 +216,7 @@ def run_in_folder(
         model = load_base(plan.base, seed=plan.seed) if isinstance(plan.base, BasePlan) else plan.base
         training = read_training_set(model, plan, reporter)
         validation = read_validation_sets(model, plan, reporter)
+        general = read_general(plan.general)
         length = plan_length(plan.trainer, training.plan, processes=machine.processes, validates=bool(validation))
         with give_back(model), keep_attention(model):
             choose_attention(model, plan.att_context_size, plan.attention)
@@ -237,6 +239,7 @@ def run_in_folder(
                 machine=machine,
                 length=length,
                 reporter=reporter,
+                general=general,
                 start_from=None if adapter is None else adapter.card.get("start_from"),
                 prefix=plan_prefix(plan, model, adapter, machine=machine, length=length, cached_before=cached),
             )

@@ -15,6 +15,9 @@ class Pieces:
     def decode(self, ids: list[int]) -> str:
         return "".join(self.vocabulary[piece] for piece in ids).replace("▁", " ").strip()
 
+    def pieces(self, ids: list[int]) -> list[str]:
+        return [self.vocabulary[piece] for piece in ids]
+
     def words(self, ids: list[int]) -> list[tuple[str, int, int]]:
         starts = [index for index, piece in enumerate(ids) if index == 0 or self.vocabulary[piece].startswith("▁")]
         ends = [*starts[1:], len(ids)]

@@ -13,7 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from overtone.decoding.decoder import DecodingOptions, Emissions, Flags, Scope
+from overtone.decoding.decoder import BeamSettings, DecodingOptions, Emissions, Flags, Reading, Scope
+from overtone.decoding.fusion import Words
 from overtone.decoding.hypothesis import Hypothesis, Word
 from overtone.models.asr_model import AsrModel
 from overtone.nets.layers import Reduction
@@ -58,6 +59,10 @@ class StepDecoder:
 
     @property
     def frames(self) -> int:
+        return len(self.steps)
+
+    @property
+    def settled(self) -> int:
         return len(self.steps)
 
     def push(self, emissions: Emissions) -> None:
@@ -120,6 +125,14 @@ class StepHead:
     def align(self, emissions: Tensor, lengths: Tensor) -> list[Steps]:
         values = emissions.detach().numpy()
         return [self.align_row(row[:length]) for row, length in zip(values, lengths.tolist(), strict=True)]
+
+    def adapters_act(self) -> bool:
+        return False
+
+    def search(
+        self, emissions: Tensor, lengths: Tensor, words: Sequence[Words], settings: BeamSettings, count: int
+    ) -> list[list[Reading]]:
+        return [[Reading(each, 0.0)] for each in self.align(emissions, lengths)]
 
     def align_row(self, emissions: Emissions) -> Steps:
         symbols: npt.NDArray[np.int64] = emissions[:, :-1].argmax(axis=-1)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from overtone.adapters.adapter_set import AdapterSet
 from overtone.decoding.ctc import CtcHead
-from overtone.decoding.decoder import Alignment
+from overtone.decoding.decoder import GREEDY, DecodingOptions, Reading, find_readings
 from overtone.nets.taps import Tap
 from overtone.tokenizers import CharTokenizer
 
@@ -89,10 +89,14 @@ class ToneModel(nn.Module):
         chains = selection.rows or [selection.chain] * rows
         return torch.tensor([name in chain for chain in chains])
 
-    def align(self, waveforms: Tensor, lengths: Tensor) -> list[Alignment]:
+    def find_readings(
+        self, waveforms: Tensor, lengths: Tensor, options: DecodingOptions = GREEDY
+    ) -> list[list[Reading]]:
         """waveforms [B, S], lengths [B]"""
+        words = self.adapters.words_of_rows(len(waveforms), self.tokenizer)
         with torch.no_grad():
-            return self.head.align(*self(waveforms, lengths))
+            emissions, frames = self(waveforms, lengths)
+        return find_readings(self.head, emissions, frames, [options.with_words(own) for own in words])
 
     @property
     def compute_dtype(self) -> str:

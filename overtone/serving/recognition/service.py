@@ -12,7 +12,7 @@ from typing import IO
 import numpy as np
 
 from overtone.audio.decode import AudioDecoder, AudioLimits
-from overtone.decoding.decoder import BeamSettings, DecodingOptions
+from overtone.decoding.decoder import DecodingOptions
 from overtone.decoding.phrase_boost import BoostTree
 from overtone.errors import AdapterError, AudioError, UsageError
 from overtone.nets.prompt import AUTO
@@ -147,10 +147,7 @@ class RecognitionService:
         boosts, tokenizer = None, self.engine.model.tokenizer
         if request.boosts:
             boosts = await self.threads.run(BoostTree, request.boosts, tokenizer, client=call.client)
-        beam = BeamSettings(width=max(BeamSettings().width, request.hypotheses))
-        decoding = DecodingOptions(
-            boosts=boosts, alternatives=request.hypotheses, beam=beam, language=self.told_language(request)
-        )
+        decoding = DecodingOptions(boosts=boosts, alternatives=request.hypotheses, language=self.told_language(request))
         call.ignored += decoding.ignored
         return decoding
 

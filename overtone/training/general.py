@@ -1,0 +1,48 @@
+"""Damage to general speech: the base and a trained adapter on manifests of other speech than the domain's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from overtone.data.manifest import Utterance, manifest_digest, read_manifest
+from overtone.errors import DataError
+from overtone.inference.recordings import recordings_of
+from overtone.inference.transcribe import Transcriber
+from overtone.models.asr_model import AsrModel
+from overtone.wer import ErrorCounts, word_errors
+
+BASE_ERRORS: dict[tuple[str, str, str, str], ErrorCounts] = {}
+"""Errors of bases, by fingerprint, manifest, dtype and head: a search measures its base once."""
+
+
+def read_general(paths: tuple[str, ...]) -> dict[str, list[Utterance]]:
+    """Read the manifests of general speech, by path. Raises DataError for one that cannot be used."""
+    return {path: read_manifest(Path(path).expanduser(), silence=True) for path in paths}
+
+
+def measure_general(
+    model: AsrModel, adapter: str, sets: dict[str, list[Utterance]], *, compute_dtype: str
+) -> list[dict[str, Any]]:
+    """Return WER before and after, 0..1, and the words, for each manifest. Raises DataError for unreadable audio."""
+    found = []
+    with model.evaluating(), model.computing_in(compute_dtype):
+        for path, utterances in sets.items():
+            key = (model.fingerprint(), manifest_digest(utterances), model.compute_dtype, model.head_in_use)
+            if key not in BASE_ERRORS:
+                BASE_ERRORS[key] = count_errors(model, utterances, None)
+            before, after = BASE_ERRORS[key], count_errors(model, utterances, adapter)
+            rates = {"wer_before": round(before.rate, 6), "wer_after": round(after.rate, 6)}
+            found.append({"manifest": path, **rates, "words": after.reference_length})
+    return found
+
+
+def count_errors(model: AsrModel, utterances: list[Utterance], adapter: str | None) -> ErrorCounts:
+    """Count word errors with an adapter, or of the base. Raises DataError for audio that cannot be read."""
+    errors = ErrorCounts()
+    stream = Transcriber(model).run(recordings_of(utterances), [adapter] * len(utterances))
+    for utterance, result in zip(utterances, stream, strict=True):
+        if result.hypothesis is None:
+            raise DataError(f"{utterance.manifest}:{utterance.line}: {result.error}")
+        errors += word_errors(utterance.text or "", result.hypothesis.text)
+    return errors
