@@ -112,8 +112,7 @@ def train(
         compute_dtype=compute_dtype,
         seed=seed,
     )
-    check_settings(whole, purpose="train", model_given=own is not None)
-    return run_plan(plan_training(whole, model=own, adapter=adapter, callbacks=callbacks), Reporter(quiet=quiet))
+    return run_training(whole, model=own, reporter=Reporter(quiet=quiet), adapter=adapter, callbacks=callbacks)
 
 
 def _plan_adapter(
@@ -184,14 +183,20 @@ def _experiment(base: ExperimentSettings, folder: Path, *, save_nemo: bool, resu
 
 
 def run_training(
-    settings: Settings, *, model: AsrModel | None = None, reporter: Reporter | None = None
+    settings: Settings,
+    *,
+    model: AsrModel | None = None,
+    reporter: Reporter | None = None,
+    adapter: AdapterPlan | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> TrainingResult:
-    """Carry out the training that the settings describe. `model` stands in for the one that they name.
+    """Carry out the training that the settings describe.
 
-    Raises as `run_plan`.
+    model, adapter: stand in for those that they name. Raises as `run_plan`.
     """
     check_settings(settings, purpose="train", model_given=model is not None)
-    return run_plan(plan_training(settings, model=model), reporter or Reporter())
+    plan = plan_training(settings, model=model, adapter=adapter, callbacks=callbacks)
+    return run_plan(plan, reporter or Reporter())
 
 
 def run_plan(plan: TrainingPlan, reporter: Reporter) -> TrainingResult:
