@@ -41,6 +41,8 @@ class UtteranceResult:
     characters: ErrorCounts
     channel: Channels | None = None
     """Numbers from 0 of the channels that were heard; None is all of them."""
+    speaker: str | None = None
+    """The speaker, where the manifest names one."""
     written: str | None = None
     """The transcript as its manifest has it, where `reference` is the form that is counted."""
     wer: float = field(init=False)
@@ -59,6 +61,7 @@ class UtteranceResult:
             "duration": self.duration,
             **({} if self.channel is None else {"channel": list(self.channel)}),
             "line": self.line,
+            **({} if self.speaker is None else {"speaker": self.speaker}),
             "text": self.reference,
             **({} if self.written in (None, self.reference) else {"written": self.written}),
             "pred_text": self.hypothesis,
@@ -236,6 +239,8 @@ class Evaluation:
     created: str
     """The time of the evaluation in ISO 8601 with the zone."""
     results: tuple[Result, ...]
+    adapters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """By name, kind, number of parameters and card of the adapters that acted."""
     attention: str = ""
     """The choice among several attention contexts of the model."""
     counted: str = ""
@@ -302,6 +307,7 @@ class Evaluation:
             "intervals": {"level": self.level, "resamples": self.resamples, "seed": self.seed},
             **({"counted": self.counted} if self.counted else {}),
             **({"unwritable": [self._unwritable_json(path) for path in self.unwritable]} if self.unwritable else {}),
+            **({"adapters": {name: dict(facts) for name, facts in self.adapters.items()}} if self.adapters else {}),
             "results": [result.to_json() for result in self.results],
         }
 
