@@ -128,7 +128,8 @@ def make_trainer(run: Run, callback: TrainingCallback) -> Any:
             default_root_dir=run.folder.path,
             plugins=[CheckpointFile()],
             logger=make_loggers(experiment, run.folder) or False,
-            callbacks=[*make_early_stopping(experiment), callback],  # a checkpoint holds what was counted before it
+            # a checkpoint holds what was counted before it
+            callbacks=[*make_early_stopping(experiment), *run.plan.callbacks, callback],
         )
     except (ValueError, RuntimeError, TypeError, ImportError, MisconfigurationException) as error:
         raise ConfigError(f"trainer: {error}") from error
