@@ -47,13 +47,20 @@ class Weight:
 class ServeProcess:
     """A context manager; leaving it asks the server to end."""
 
-    def __init__(self, model: str, folder: Path, *options: str, log: Path, threads: int = 2) -> None:
-        """folder: of the adapters. log: where its standard error goes. Returns when both ports are open."""
+    def __init__(
+        self, model: str, folder: Path, *options: str, log: Path, threads: int = 2, descriptors: int = 0
+    ) -> None:
+        """folder: of the adapters. log: where its standard error goes. descriptors: that it may open; 0: any.
+
+        Returns when both ports are open.
+        """
         token = log.with_suffix(".token")
         token.write_text(ADMIN_TOKEN, "utf-8")
         self.log = log
         command = [sys.executable, "-m", "benchmarks.serving_process", model, "--adapters", str(folder)]
         command += ["--grpc-port", "0", "--http-port", "0", "--admin-token-file", str(token), "--log", "text", *options]
+        if descriptors:
+            command = ["sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh", *command]
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
         with log.open("wb") as file:
             self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file)

@@ -185,7 +185,7 @@ def test_imports_of_the_server_go_down_and_protocols_stay_in_their_rooms(sources
 
 def test_every_import_is_declared_and_pinned(sources: list[Source], project: dict[str, list[str]]) -> None:
     required = declared(project["dependencies"])
-    optional = declared(project["hub"] + project["openvino"] + project["wandb"])
+    optional = declared(project["datasets"] + project["hub"] + project["openvino"] + project["wandb"])
     serving = required | declared(project["serve"])
     assert_none(
         [

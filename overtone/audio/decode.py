@@ -120,7 +120,7 @@ class AudioDecoder:
         return np.concatenate([EMPTY, *self.rest()])
 
     def rest(self) -> Iterator[Samples]:
-        """The rest in pieces [S] float32, decoded while they are iterated. Raises as `finish`."""
+        """The rest in pieces [S] float32, decoded while they are iterated. Raises AudioError as `finish` does."""
         if self._feed is None:
             if not self._bytes:
                 raise AudioError("The audio is empty.")

@@ -24,6 +24,7 @@ COMMANDS = {
     "train": "train an adapter over a frozen model",
     "words": "an adapter from text alone: what a domain says, without any audio",
     "evaluate": "word error rates of a model and its adapters on manifests",
+    "manifest": "manifests made of recordings and texts, checked, and split by speaker",
     "transcribe": "recordings to text, captions or word times",
     "serve": "one base, many adapters: Riva's gRPC and OpenAI's HTTP interface, each request its own adapter",
     "inspect": "what a model or an adapter is made of",

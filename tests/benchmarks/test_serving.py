@@ -84,6 +84,18 @@ def test_a_hundred_damaged_inputs(tmp_path: Path) -> None:
     assert {"200", "400"} <= set(found["outcomes"]["form"])
 
 
+def test_small_attacks(tmp_path: Path) -> None:
+    json_file, page = tmp_path / "attacks.json", tmp_path / "SERVING.md"
+    run("benchmarks.serving_attacks", "--smoke", "--threads", "1", "--json", str(json_file), "--page", str(page))
+    found = figures(json_file)
+    assert found["alive"]
+    assert len(found["attacks"]) == 9
+    got = {attack["attack"]: attack["got"] for attack in found["attacks"]}
+    assert got["calls without a token"] == "40 opened, 0 open"
+    assert got["silent sessions of one tenant"] == "64 sessions, 6 refused"
+    assert "| connections with half a head |" in page.read_text("utf-8")
+
+
 def test_streams_beside_whole_recordings(tmp_path: Path) -> None:
     page = tmp_path / "SERVING.md"
     output = run("benchmarks.streaming_wer", "--smoke", "--threads", "1", "--page", str(page))

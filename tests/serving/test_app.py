@@ -6,9 +6,7 @@ import json
 import os
 import socket
 import subprocess
-import threading
 from collections.abc import Iterator
-from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +14,10 @@ import pytest
 
 pytest.importorskip("starlette", reason="the serving extra is not installed")
 
-from overtone.audio.decode import AudioDecoder, AudioLimits
-from overtone.serving.recognition.request import RecognitionRequest
+from overtone.audio.decode import AudioLimits
 from support.riva_service import file_of
 from support.speaking_model import silence, spoken
-from support.web_service import WebService, eventually, form, web_service
+from support.web_service import WebService, form, web_service
 
 
 @pytest.fixture(scope="module")
@@ -258,52 +255,6 @@ def test_overload_is_told_at_once(tmp_path: Path) -> None:
         assert narrow.transcribe(audio).status == 503
         assert narrow.get("/v1/health/ready").status == 503
         assert narrow.get("/v1/health/live").status == 200
-
-
-def test_a_client_that_goes_away_frees_its_place(service: WebService, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = service.server.engine
-    content_type, body = form(file_of(np.tile(spoken("abc"), 10)))
-    asked = threading.Event()
-
-    def slow(*arguments: object, **options: object) -> object:
-        asked.set()
-        return Future[object]()
-
-    monkeypatch.setattr(engine, "submit", slow)
-    connection = service.connection()
-    connection.request("POST", "/v1/audio/transcriptions", body=body, headers={"Content-Type": content_type})
-    assert asked.wait(10)
-    assert service.server.requests.active == 1
-    connection.close()
-    eventually(lambda: service.server.requests.active == 0)
-    eventually(lambda: service.calls[-1].code == "499")
-
-
-def test_decoding_ends_where_its_client_goes_away(service: WebService, monkeypatch: pytest.MonkeyPatch) -> None:
-    decoders: list[AudioDecoder] = []
-    make = service.server.service.audio_decoder
-    begun = threading.Event()
-
-    def endless(request: RecognitionRequest) -> AudioDecoder:
-        decoders.append(make(request))
-
-        def rest() -> Iterator[np.ndarray]:
-            begun.set()
-            while not decoders[-1].closed:
-                yield np.zeros(1, np.float32)
-
-        decoders[-1].rest = rest  # type: ignore[method-assign]
-        return decoders[-1]
-
-    monkeypatch.setattr(service.server.service, "audio_decoder", endless)
-    content_type, body = form(file_of(spoken("abc")))
-    connection = service.connection()
-    connection.request("POST", "/v1/audio/transcriptions", body=body, headers={"Content-Type": content_type})
-    assert begun.wait(60)
-    connection.close()
-    eventually(lambda: service.server.requests.active == 0)
-    eventually(lambda: service.calls[-1].code == "499")
-    assert decoders[-1].closed
 
 
 def test_a_fault_of_ours_stays_in_the_log(

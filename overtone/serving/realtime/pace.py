@@ -48,7 +48,10 @@ class Pace:
         return await self._service.threads.run(read, text, client=self._call.client)
 
     async def change(self, work: Callable[[], R], size: int) -> R:
-        """Change the settings, once their time has come. size: characters of the message. Raises what `work` raises."""
+        """Change the settings, once their time has come. size: characters of the message.
+
+        Raises RequestError for one that is too large, and what `work` raises.
+        """
         if size > LARGEST:
             raise RequestError(f"A change of {size} characters is too large; {LARGEST} are allowed.")
         cost = 1.0 + size / CHANGE_SIZE

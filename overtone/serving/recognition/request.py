@@ -155,6 +155,8 @@ class Call:
     audio_seconds: float = 0.0
     ignored: tuple[str, ...] = ()
     """Fields that were set and have no effect."""
+    request_id: str = ""
+    """Id in the log and in the answer."""
     connection: str = ""
     """Address of the client's connection, which tells clients apart where there are no tenants; never logged."""
 

@@ -75,6 +75,7 @@ async def abort(context: Any, error: Exception) -> NoReturn:
     if len(message) > MESSAGE_LENGTH:
         message = f"{message[:MESSAGE_LENGTH]} …"
     seconds = getattr(error, "retry_after", 0.0)
-    trailing = (("retry-after", str(math.ceil(seconds))),) if seconds else ()
+    before = context.trailing_metadata() or ()
+    trailing = (*before, ("retry-after", str(math.ceil(seconds)))) if seconds else ()
     await context.abort(status_of(error), message, trailing)
     raise AssertionError("abort raises")

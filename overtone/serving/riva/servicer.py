@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
+import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -136,7 +137,8 @@ class RivaServicer:
 
         requests: charged when it opens. Nothing is read, waited for or held before the token is good.
         """
-        call = Call(method=method, connection=str(context.peer()))
+        call = Call(method=method, connection=str(context.peer()), request_id=f"req_{secrets.token_hex(12)}")
+        context.set_trailing_metadata((("x-request-id", call.request_id),))
         began = time.monotonic()
         self.open += 1
         try:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from overtone.errors import AdapterError
 from overtone.models.asr_model import AsrModel
 from overtone.serving.adapter_store.folder import count_finite
-from support.serving_models import states, store_of
+from overtone.serving.adapter_store.store import AdapterStore
+from support.serving_models import make_adapter, states, store_of, until
 
 
 def test_reasons_name_no_path_of_the_server(model: AsrModel, folder: Path) -> None:
@@ -48,3 +52,29 @@ def test_an_adapter_that_is_not_finite_is_refused_where_it_is_listed(
     assert "not finite" in store.entry("voice1").reason
     with pytest.raises(AdapterError, match="not finite"):
         store.acquire("voice1")
+
+
+def bomb() -> str:
+    """Some hundred bytes of YAML that merge themselves into more keys than a computer holds."""
+    lines = ["m0: &m0 {a: 1}"]
+    lines += [f"m{level}: &m{level} {{<<: [*m{level - 1}, *m{level - 1}], k{level}: 1}}" for level in range(1, 30)]
+    return "\n".join(lines)
+
+
+def test_bombs_and_devices_do_not_stop_the_watching(model: AsrModel, folder: Path, tmp_path: Path) -> None:
+    """The watcher refuses them, and sees the adapter that comes after them."""
+    made = make_adapter(model, tmp_path / "made", seed=20)
+    store = AdapterStore(model, folder, lock=threading.RLock(), poll_seconds=0.01)
+    with store:
+        for name in ("aliases", "zeros", "pipe"):
+            (folder / name).mkdir()
+            shutil.copy(folder / "voice0" / "adapter.safetensors", folder / name)
+        (folder / "aliases" / "adapter.yaml").write_text(bomb())
+        (folder / "zeros" / "adapter.yaml").symlink_to("/dev/zero")
+        os.mkfifo(folder / "pipe" / "adapter.yaml")
+        until(lambda: states(store).get("aliases") == "refused", 60)
+        shutil.copytree(made, folder / "later")
+        until(lambda: states(store).get("later") == "ready", 60)
+        with store.acquire("later"):
+            pass
+        assert all(states(store).get(name, "refused") == "refused" for name in ("aliases", "zeros", "pipe"))

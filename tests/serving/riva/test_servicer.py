@@ -28,6 +28,7 @@ from support.riva_service import (  # noqa: E402
     riva_service,
     stream_requests,
 )
+from support.serving_models import until  # noqa: E402
 from support.speaking_model import pcm16, silence, spoken  # noqa: E402
 
 Code = grpc.StatusCode
@@ -293,3 +294,13 @@ def test_the_function_id_names_a_model_where_nothing_else_does(service: Service)
     assert service.text(audio, model="other", metadata=[("function-id", "swap")]) == "abc "
     requests = list(stream_requests(spoken("abc")))
     assert finals_of(service.stream(requests, metadata=[("function-id", "swap")])) == ["bac "]
+
+
+def test_answers_and_refusals_have_the_id_of_their_line_in_the_log(service: Service) -> None:
+    request = protobuf.RecognizeRequest(config=raw_config(), audio=pcm16(spoken("a")))
+    _, call = service.method("Recognize").with_call(request, timeout=60.0)
+    until(lambda: service.calls[-1].request_id == dict(call.trailing_metadata())["x-request-id"], seconds=60.0)
+    with pytest.raises(grpc.RpcError) as refused:
+        service.text(b"", model="legal")
+    told = dict(refused.value.trailing_metadata())["x-request-id"]
+    until(lambda: service.calls[-1].request_id == told != "", seconds=60.0)
