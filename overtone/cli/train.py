@@ -48,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Train once, or search. Raises UsageError for `--jobs` without a search."""
     if arguments.multirun:
         return search(arguments)
     if arguments.jobs is not None:
