@@ -8,7 +8,7 @@ import argparse
 import shlex
 from typing import TYPE_CHECKING
 
-from overtone.cli.arguments import number
+from overtone.cli.arguments import CommandParser, number
 from overtone.cli.overrides import (
     add_configuration,
     configuration_words,
@@ -36,7 +36,22 @@ With --multirun every combination of values is trained, one after the other or -
 own that its settings name; a table follows. One that fails does not stop the others; the exit code is then 1."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+SETTINGS_OF_OPTIONS = {
+    "--model": "model.nemo_model",
+    "--adapter": "model.adapter.adapter_name",
+    "--output": "exp_manager.exp_dir",
+    "-o": "exp_manager.exp_dir",
+    "--dtype": "compute_dtype",
+    "--device": "trainer.accelerator",
+    "--train": "model.train_ds.manifest_filepath",
+    "--manifest": "model.train_ds.manifest_filepath",
+    "--steps": "trainer.max_steps",
+    "--seed": "seed",
+}
+"""Options as other commands have them -> the settings that say the same."""
+
+
+def add_arguments(parser: CommandParser) -> None:
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="such as model.nemo_model=base.nemo")
     add_configuration(parser)
     parser.add_argument(
@@ -45,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="with --multirun: trainings at once (default: hydra.launcher.jobs_per_gpu on each GPU; 1 on processors)",
     )
+    parser.hints = {option: f" Settings are written key=value: {key}=…." for option, key in SETTINGS_OF_OPTIONS.items()}
 
 
 def run(arguments: argparse.Namespace) -> int:
