@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from overtone.adapters.adapter import Adapter, check_name, choose_points, module_key
 from overtone.adapters.kinds.base import Kind
-from overtone.adapters.kinds.registry import check_kind
+from overtone.adapters.kinds.registry import check_kind, find_kind
 from overtone.adapters.points import Layers, Point, collect_points
 from overtone.adapters.selection import BASE, Choice, Observer, Selection
 from overtone.adapters.storage import BaseIdentity, StoredAdapter, read_folder, write_folder
@@ -24,12 +23,15 @@ from overtone.adapters.words import WORDS_ALONE, WordPart, words_of_chain
 from overtone.decoding.fusion import NO_WORDS, Words
 from overtone.errors import AdapterError, did_you_mean
 from overtone.nets.taps import NO_CHAINS, Chains, TapContext
+from overtone.scope import Scope
+from overtone.text_table import columns
 from overtone.tokenizers import Tokenizer
 
 FILE_CHOICE = "@file"
-NOTHING: Mapping[int, Selection] = MappingProxyType({})
-in_use: ContextVar[Mapping[int, Selection]] = ContextVar("overtone_adapters_in_use", default=NOTHING)
-"""The selection of every adapter set that is in a `use` block, by the identity of the set."""
+in_use: Scope[Selection] = Scope("overtone_adapters_in_use")
+"""The selection of every adapter set that is in a `use` block."""
+CHANGES = threading.Lock()
+"""Held while a set changes. Its dictionaries never do: others may be going through them."""
 
 
 def held_key(name: str) -> str:
@@ -65,7 +67,7 @@ class PointPlug:
 class AdapterSet(nn.Module):
     """`adapters[name]`, in the order of addition; plugged into the taps of a model once.
 
-    Nothing acts outside a `use` block. The choice is a context variable: threads do not see each other's.
+    Nothing acts outside a `use` block, and no thread, task or caller of a generator sees the choice of another one's.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -114,7 +116,7 @@ class AdapterSet(nn.Module):
     def add(
         self,
         name: str,
-        kind: Kind,
+        kind: Kind | str,
         *,
         modules: str = "encoder",
         layers: Layers = "all",
@@ -125,6 +127,15 @@ class AdapterSet(nn.Module):
         `modules`: encoder, decoder, joint, or several joined by `+`. `layers`: all, last:8, first:2 or numbers.
         Raises AdapterError where the name is taken or malformed, or a module has no point for the kind.
         """
+        adapter = self.make(name, kind, modules=modules, layers=layers, strategy=strategy)
+        self.insert(adapter)
+        return adapter
+
+    def make(
+        self, name: str, kind: Kind | str, *, modules: str, layers: Layers, strategy: ResidualAdd | None = None
+    ) -> Adapter:
+        """Make a new adapter for this model; `insert` adds it. Raises as `add`."""
+        kind = find_kind(kind)
         check_kind(kind)
         self.check_free(name)
         chosen = choose_points(list(self.points.values()), kind, modules=modules, layers=layers)
@@ -133,7 +144,6 @@ class AdapterSet(nn.Module):
         )
         adapter.to(self.anchor.device)
         adapter.train(self.training)
-        self.insert(adapter)
         return adapter
 
     def add_words(self, name: str, words: WordPart) -> Adapter:
@@ -184,8 +194,14 @@ class AdapterSet(nn.Module):
 
     def insert(self, adapter: Adapter) -> None:
         """Add an adapter that exists already. Raises AdapterError where its name is taken."""
-        self.check_free(adapter.name)
-        self.held[held_key(adapter.name)] = self.by_name[adapter.name] = adapter
+        with CHANGES:
+            self.check_free(adapter.name)
+            self.replace_all({**self.by_name, adapter.name: adapter})
+
+    def replace_all(self, adapters: Mapping[str, Adapter]) -> None:
+        """Hold these adapters, by name, instead of those of before; new dictionaries take the old ones' places."""
+        self.held._modules = {held_key(name): adapter for name, adapter in adapters.items()}
+        self.by_name = dict(adapters)
 
     def check_free(self, name: str) -> None:
         """Raises AdapterError for a name that is taken."""
@@ -194,17 +210,18 @@ class AdapterSet(nn.Module):
 
     def remove(self, name: str) -> None:
         """Raises AdapterError for an unknown name."""
-        self[name]
-        del self.held[held_key(name)], self.by_name[name]
+        with CHANGES:
+            self[name]
+            self.replace_all({own: adapter for own, adapter in self.by_name.items() if own != name})
         self.file_choice = tuple(kept for kept in self.file_choice if kept != name)
 
     def rename(self, name: str, new: str) -> None:
         """Give an adapter another name; its place in the order stays. Raises AdapterError for a name that cannot be."""
-        adapter = self[name]
-        self.check_free(check_name(new))
-        adapter.rename(new)
-        self.by_name = {own.name: own for own in self.by_name.values()}
-        self.held = nn.ModuleDict({held_key(own.name): own for own in self.by_name.values()})
+        with CHANGES:
+            adapter = self[name]
+            self.check_free(check_name(new))
+            adapter.rename(new)
+            self.replace_all({own.name: own for own in self.by_name.values()})
         self.file_choice = tuple(new if chosen == name else chosen for chosen in self.file_choice)
 
     def copy(self, name: str, new: str) -> Adapter:
@@ -225,7 +242,7 @@ class AdapterSet(nn.Module):
     @property
     def selection(self) -> Selection | None:
         """The choice of the innermost `use` block around the caller, None outside of one."""
-        return in_use.get().get(id(self))
+        return in_use.get(self, None)
 
     @contextmanager
     def use(self, choice: Choice, *, observe: Observer | None = None) -> Iterator[Selection]:
@@ -243,11 +260,8 @@ class AdapterSet(nn.Module):
             selection = BASE
         else:
             selection = Selection(dict(self.by_name), choice, form=self.form, observe=observe)
-        token = in_use.set({**in_use.get(), id(self): selection})
-        try:
+        with in_use.choose(self, selection):
             yield selection
-        finally:
-            in_use.reset(token)
 
     def resolve(self, choice: str | None) -> str | None:
         """The choice with `@file` spelt out."""
@@ -270,20 +284,35 @@ class AdapterSet(nn.Module):
             adapter = self.make_frozen(name or stored.name, stored)
             self.insert(adapter)
             return adapter
-        adapter = self.add(
+        adapter = self.make(
             name or stored.name,
             stored.kind,
             modules=stored.modules,
             layers=stored.layers,
             strategy=stored.strategy,
         )
-        try:
-            adapter.load_tensors(stored.tensors)
-        except AdapterError:
-            self.remove(adapter.name)
-            raise
+        adapter.load_tensors(stored.tensors)
         adapter.card, adapter.words = stored.card, stored.words
+        self.insert(adapter)  # whole: another thread may use it at once
         return adapter
+
+    def __repr__(self) -> str:
+        """A table of the adapters, one a line."""
+        if not self.by_name:
+            return "No adapters."
+        rows = [("adapter", "kind", "modules", "layers", "parameters", "use")]
+        rows += [
+            (
+                adapter.name,
+                adapter.kind.name,
+                adapter.modules_text,
+                adapter.layers if isinstance(adapter.layers, str) else str(adapter.layers),
+                f"{adapter.parameter_count():,}",
+                "@file" if adapter.name in self.file_choice else "",
+            )
+            for adapter in self
+        ]
+        return "\n".join(columns(rows, right=(4,), indent=""))
 
     def identity(self) -> BaseIdentity:
         """The identity of the base. Raises AdapterError where the set belongs to no AsrModel."""

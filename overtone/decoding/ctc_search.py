@@ -184,10 +184,13 @@ class CtcSearch:
         return twin
 
     def settle(self) -> int:
-        """Decide what all paths of the only row agree on; the number of frames whose reading changes no more."""
-        alive = torch.nonzero(torch.cat((self.beam.blank, self.beam.token)) > NEVER).cpu().numpy()
+        """Decide what all paths of the only row agree on; the number of frames that count as settled."""
+        paths = torch.cat((self.beam.blank, self.beam.token)) + self.beam.bonus  # [2, K]
+        alive = torch.nonzero(paths > NEVER).cpu().numpy()
         self.trail.settle(alive[:, 1], alive[:, 0])
-        return next((int(step.frame) for step in self.trail.steps if int(step.frame) >= 0), self.frames)
+        near = torch.nonzero(paths >= paths.max() - self.settings.settled_lead).cpu().numpy()
+        first = self.trail.agreed(near[:, 1], near[:, 0])
+        return self.frames if first is None else first
 
     # One frame
 

@@ -80,6 +80,17 @@ class Trail:
             CtcPath(ids=own, log_probs=values, blank=self.blank) for own, values in zip(ids, log_probs, strict=True)
         ]
 
+    def agreed(self, slots: Integers, kinds: Integers) -> int | None:
+        """The first frame in which paths of the only row differ, None where all steps are needed; slots, kinds [M]."""
+        steps, rows = stack(self.steps), np.zeros(len(slots), dtype=np.int64)
+        first = None
+        for index in reversed(range(len(self.steps))):
+            if (slots == slots[0]).all() and (kinds == kinds[0]).all():
+                return first
+            first = int(steps.frame[index, 0]) if steps.frame[index, 0] >= 0 else first
+            _, _, _, slots, kinds = back(steps, index, rows, slots, kinds)
+        return first
+
     def settle(self, slots: Integers, kinds: Integers) -> None:
         """Decide the frames before the prefix that all paths of the only row come from; slots and kinds [M]."""
         steps, rows = stack(self.steps), np.zeros(len(slots), dtype=np.int64)

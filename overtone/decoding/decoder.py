@@ -63,7 +63,7 @@ class Decoder(Protocol):
 
     @property
     def settled(self) -> int:
-        """The number of frames whose reading changes no more, whatever comes."""
+        """The number of frames whose reading changes no more, or hardly ever."""
 
     def push(self, emissions: Emissions) -> None:
         """Decode the next T frames, emissions [T, C]."""
@@ -98,6 +98,9 @@ class BeamSettings:
 
     score_floor: float = 20.0
     """Prefixes that fall so far (natural logarithm) behind the best are dropped."""
+
+    settled_lead: float = 5.0
+    """Frames in which all readings agree but those so far (natural logarithm) behind the best count as settled."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,11 +72,11 @@ class Fusion:
         """[B] float32: the most that one token can gain beyond an n-gram's scores, which are never above 0."""
         self.lifting: list[tuple[BoostBatch, int]] = []
         """The phrases among the scorers, and their places."""
+        owned = {id(ngram): ngram for row in rows for ngram, _ in row.ngrams}
+        here = {key: ngram if ngram.arcs.tokens.device == device else ngram.to(device) for key, ngram in owned.items()}
         for place in range(max((len(row.ngrams) for row in rows), default=0)):
             found = [row.ngrams[place] if place < len(row.ngrams) else (None, 0.0) for row in rows]
-            batch = NgramBatch(
-                [None if ngram is None else ngram.to(device) for ngram, _ in found], vocabulary_size=vocabulary_size
-            )
+            batch = NgramBatch([here.get(id(ngram)) for ngram, _ in found], vocabulary_size=vocabulary_size)
             self.scorers.append((batch, torch.tensor([weight for _, weight in found], device=device)))
         for place in range(max((len(row.boosts) for row in rows), default=0)):
             trees = BoostBatch(

@@ -363,8 +363,9 @@ class TransducerBeamSearch:
         return found
 
     def settled(self) -> int:
-        """The number of frames whose reading changes no more, of the only row."""
-        alive = self.beam.score[0] > NEVER
+        """The number of frames of the only row that count as settled."""
+        ranks = self.beam.score[0] + self.beam.bonus[0]
+        alive = (ranks > NEVER) & (ranks >= ranks.max() - self.settings.settled_lead)
         chains = [self._chain(0, node) for node in self.beam.node[0][alive].tolist()]
         tokens = [list(zip(chain.token.tolist(), chain.place.tolist(), strict=True)) for chain in chains]
         shared = [len(set(each)) == 1 for each in zip(*tokens, strict=False)]

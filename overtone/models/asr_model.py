@@ -5,10 +5,9 @@ Legend: B batch, S samples, F mel bins, T mel frames, T' encoder frames, D width
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from contextvars import ContextVar
-from types import MappingProxyType
 from typing import Any, Self, cast
 
 import torch
@@ -29,6 +28,7 @@ from overtone.models.parts import Settings, build_part, complete, parts_of
 from overtone.nets.encoder import Encoder
 from overtone.nets.layers import Reduction
 from overtone.nets.prompt import Languages, PromptKernel
+from overtone.scope import Scope
 from overtone.tokenizers import Tokenizer
 
 COMPUTE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -37,12 +37,14 @@ OPENVINO = "openvino"
 
 Backend = FusedEncoder | CastEncoder | OpenVinoEncoder
 """Another way to compute the encoder, with private copies of its weights."""
-NO_BACKENDS: Mapping[int, Backend | None] = MappingProxyType({})
-NO_HEADS: Mapping[int, str] = MappingProxyType({})
-heads_in_use: ContextVar[Mapping[int, str]] = ContextVar("overtone_heads", default=NO_HEADS)
-"""The name of the head of every model in a `decoding_with` block, by the identity of the model."""
-backends_in_use: ContextVar[Mapping[int, Backend | None]] = ContextVar("overtone_backends", default=NO_BACKENDS)
-"""The backend of every model in a `computing_in` block, by the identity of the model."""
+heads_in_use: Scope[str] = Scope("overtone_heads")
+"""The name of the head of every model in a `decoding_with` block."""
+backends_in_use: Scope[Backend | None] = Scope("overtone_backends")
+"""The backend of every model in a `computing_in` block."""
+
+
+MODES = threading.Lock()
+"""Held while modules change their modes."""
 
 
 class AsrModel(nn.Module):
@@ -91,8 +93,13 @@ class AsrModel(nn.Module):
         self.adapters.base_identity = BaseIdentity(fingerprint=self.fingerprint, tokenizer_digest=tokenizer.digest)
         self.backend: Backend | None = None
         """The backend that computes the encoder outside of a `computing_in` block; None: the encoder itself."""
-        self.base_is_frozen = False
+        self.base_is_frozen = True
+        """The base is not in training, until `train_base` says so: its batch norms keep their statistics."""
         self.base_dropout = True
+        self.evaluations = 0
+        """Open `evaluating` blocks, of all threads."""
+        self.modes: list[tuple[nn.Module, bool]] = []
+        """The mode of every module before the first of them."""
         self.last_fingerprint = Fingerprint()
         self.eval()
 
@@ -104,24 +111,20 @@ class AsrModel(nn.Module):
     @property
     def head_in_use(self) -> str:
         """The name of the head of the innermost `decoding_with` block around the caller, else `head_name`."""
-        return heads_in_use.get().get(id(self), self.head_name)
+        return heads_in_use.get(self, self.head_name)
 
     @contextmanager
     def decoding_with(self, name: str | None) -> Iterator[Self]:
         """Recognise with a head of the model by its name inside the block; None changes nothing.
 
-        The choice is a context variable: other threads do not see it. Raises UsageError for a head that the model
-        does not have.
+        Nothing outside of the block sees the choice. Raises UsageError for a head that the model does not have.
         """
         if name is None:
             yield self
             return
         self.check_head(name)
-        token = heads_in_use.set({**heads_in_use.get(), id(self): name})
-        try:
+        with heads_in_use.choose(self, name):
             yield self
-        finally:
-            heads_in_use.reset(token)
 
     def check_head(self, name: str) -> None:
         """Raises UsageError for a head that the model does not have."""
@@ -262,7 +265,7 @@ class AsrModel(nn.Module):
     @property
     def backend_in_use(self) -> Backend | None:
         """The backend of the innermost `computing_in` block around the caller, the model's own outside of one."""
-        return backends_in_use.get().get(id(self), self.backend)
+        return backends_in_use.get(self, self.backend)
 
     @property
     def encoder_in_use(self) -> Encoder | Backend:
@@ -312,7 +315,7 @@ class AsrModel(nn.Module):
     def computing_in(self, dtype: str | None) -> Iterator[Self]:
         """Compute every forward of the block in a dtype, as `set_compute_dtype`, and raise as that does.
 
-        None changes nothing. The choice is a context variable: other threads do not see it.
+        None changes nothing. Nothing outside of the block sees the choice.
         """
         backend = self.backend_in_use if dtype is None else self.make_backend(dtype)
         with self.computing_with(backend):
@@ -321,24 +324,31 @@ class AsrModel(nn.Module):
     @contextmanager
     def computing_with(self, backend: Backend | None) -> Iterator[Self]:
         """Compute every forward of the block with a backend made before; None is the encoder itself."""
-        token = backends_in_use.set({**backends_in_use.get(), id(self): backend})
-        try:
+        with backends_in_use.choose(self, backend):
             yield self
-        finally:
-            backends_in_use.reset(token)
 
     # Modes
 
     @contextmanager
     def evaluating(self) -> Iterator[Self]:
-        """Every module in evaluation mode inside the block, then each in the mode that it had."""
-        modes = [(module, module.training) for module in self.modules()]
-        self.eval()
+        """Every module in evaluation mode inside the block, then each in the mode that it had.
+
+        Several threads may be in such blocks: the last one to leave brings the modes back.
+        """
+        with MODES:
+            if not self.evaluations:
+                self.modes = [(module, module.training) for module in self.modules()]
+                self.eval()
+            self.evaluations += 1
         try:
             yield self
         finally:
-            for module, mode in modes:
-                module.training = mode
+            with MODES:
+                self.evaluations -= 1
+                if not self.evaluations:
+                    for module, mode in self.modes:
+                        module.training = mode
+                    self.modes = []
 
     def train_only(self, adapter: str, *, base_dropout: bool = False) -> Self:
         """Freeze everything but one adapter and enter training mode.

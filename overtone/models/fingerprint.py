@@ -22,8 +22,8 @@ class Fingerprint:
     """The fingerprint of a base, computed anew only where its tensors have changed."""
 
     def __init__(self) -> None:
-        self._seen: object = None
-        self._text = ""
+        self._last: tuple[object, str] = (None, "")
+        """The state that was seen last and its fingerprint: one value, since several threads may ask."""
 
     def of(self, tensors: Mapping[str, Tensor], settings: Settings) -> str:
         """`sha256:…` over (key, shape, float32 values) of every tensor, of any shape, and the canonical settings.
@@ -32,14 +32,15 @@ class Fingerprint:
         """
         counted = {name: tensor for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")}
         seen = tuple((tensor.data_ptr(), sum_bits(tensor)) for tensor in counted.values())
-        if self._seen != seen:
+        last = self._last
+        if last[0] != seen:
             digest = hashlib.sha256()
             for name, tensor in sorted(counted.items()):
                 digest.update(f"{name}{list(tensor.shape)}".encode())
                 digest.update(tensor.detach().float().cpu().contiguous().numpy().astype("<f4").tobytes())
             digest.update(canonical_text(settings).encode())
-            self._seen, self._text = seen, f"sha256:{digest.hexdigest()}"
-        return self._text
+            last = self._last = seen, f"sha256:{digest.hexdigest()}"
+        return last[1]
 
 
 def sum_bits(tensor: Tensor) -> int:

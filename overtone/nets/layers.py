@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from overtone.scope import pinned_context
+
 Reduction = Literal["mean_batch", "mean_volume", "mean", "sum"]
 recomputing: contextvars.ContextVar[bool] = contextvars.ContextVar("overtone_recomputing", default=False)
 """True if a net runs for the second time, for a backward pass: what a forward records is recorded already."""
@@ -187,9 +189,9 @@ def reduce_losses(losses: Tensor, target_lengths: Tensor, reduction: Reduction) 
 def run_checkpointed(part: Callable[..., Tensor], *arguments: Any) -> Tensor:
     """Call `part(*arguments)` without keeping its activations: they are computed again in the backward pass.
 
-    That happens later, perhaps on another thread: the second run gets the context variables of now.
+    That happens later, perhaps on another thread: the second run gets the choices and context variables of now.
     """
-    context = contextvars.copy_context()
+    context = pinned_context()
     earlier_runs = itertools.count()
 
     def run(*arguments: Any) -> Tensor:

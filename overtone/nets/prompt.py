@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
-from types import MappingProxyType
 from typing import Self
 
 import torch
@@ -16,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from overtone.errors import UsageError
+from overtone.scope import Scope
 
 AUTO = "auto"
 """The language that stands for none: the model finds it out."""
@@ -23,9 +22,8 @@ SHOWN = 20
 """Languages in a message."""
 Languages = str | None | Sequence[str | None]
 """One language for all rows of a batch, or one for each; None is the model's `auto`."""
-NO_LANGUAGES: Mapping[int, Languages] = MappingProxyType({})
-languages_in_use: ContextVar[Mapping[int, Languages]] = ContextVar("overtone_languages", default=NO_LANGUAGES)
-"""The languages of every net in a `speaking` block, by the identity of the net."""
+languages_in_use: Scope[Languages] = Scope("overtone_languages")
+"""The languages of every net in a `speaking` block."""
 
 
 class PromptKernel(nn.Module):
@@ -48,18 +46,15 @@ class PromptKernel(nn.Module):
     @contextmanager
     def speaking(self, languages: Languages) -> Iterator[Self]:
         """The languages of `prompt` inside the block."""
-        token = languages_in_use.set({**languages_in_use.get(), id(self): languages})
-        try:
+        with languages_in_use.choose(self, languages):
             yield self
-        finally:
-            languages_in_use.reset(token)
 
     def prompt(self, x: Tensor) -> Tensor:
         """x [B, T, D] -> [B, T, D] with the languages of the innermost `speaking` block.
 
         Raises UsageError as `check`, and for a list that does not fit the batch.
         """
-        chosen = languages_in_use.get().get(id(self))
+        chosen = languages_in_use.get(self, None)
         languages = [chosen] * x.size(0) if chosen is None or isinstance(chosen, str) else list(chosen)
         if len(languages) != x.size(0):
             raise UsageError(f"{len(languages)} languages for {x.size(0)} rows; give one for all, or one for each.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -92,7 +93,7 @@ def test_each_row_of_a_batch_is_searched_as_if_alone(width: int) -> None:
 def test_frames_may_come_in_any_portions_and_what_is_settled_does_not_change(seed: int, cuts: list[int]) -> None:
     words = Words(ngrams=((ngram_of(["a cat", "a bat", "cab"]), 0.6),), token_bonus=0.5)
     log_probs = log_probs_of(seed, 1, 60, LETTERS.size + 1, 4.0)[0].numpy()
-    options = BeamSettings(width=4, token_floor=-4.0)
+    options = BeamSettings(width=4, token_floor=-4.0, settled_lead=math.inf)
     whole = BeamDecoder(LETTERS, seconds_per_frame=0.04, settings=options, words=words)
     whole.push(log_probs)
     ((final, _),) = whole.search.best(1)[0]

@@ -136,7 +136,8 @@ def test_a_stream_in_parts_is_the_whole_and_what_is_settled_does_not_change(
 ) -> None:
     search = make_search(seed, durations)
     frames = frames_of(1, sum(parts), seed)[0].numpy()
-    words, options = Words(ngrams=((NGRAM, 0.5),), boosts=(BOOSTS,)), BeamSettings(width=4)
+    words = Words(ngrams=((NGRAM, 0.5),), boosts=(BOOSTS,))
+    options = BeamSettings(width=4, settled_lead=math.inf)
 
     def new() -> TransducerBeamDecoder:
         greedy = TransducerDecoder(search, LETTERS, seconds_per_frame=0.08, first_frame=7)

@@ -19,7 +19,7 @@ def words_of(texts: list[str], *, weight: float = 1.0, phrases: tuple[str, ...] 
     tokenizer = ToneModel().tokenizer
     ngram = build_ngram([tokenizer.encode(text) for text in texts], vocabulary_size=tokenizer.size, order=3)
     boosts = (Boost(phrases=phrases, boost=50.0),) if phrases else ()
-    return WordPart(tokenizer_digest=tokenizer.digest, ngram=ngram, weight=weight, boosts=boosts)
+    return WordPart(tokenizer_digest=tokenizer.digest(), ngram=ngram, weight=weight, boosts=boosts)
 
 
 def unclear(text: str, rival: str, share: float = 0.48) -> np.ndarray:

@@ -254,3 +254,29 @@ def test_stacked_frames_left_over_count_as_in_nemo(frames: int, counted: int) ->
     padded, lengths = stacking(nn.functional.pad(mel, (0, 0, 0, frames - 5)), torch.tensor([5]))
     assert lengths.tolist() == [counted]
     torch.testing.assert_close(padded[:, :2], alone)
+
+
+def test_batch_norms_keep_their_statistics_in_training_mode() -> None:
+    """Unless the base itself is in training."""
+    model = family_model()
+    before = model.fingerprint()
+    model.train()
+    model(*batch(*SIGNAL))
+    assert modes(model, nn.BatchNorm2d) == {False}
+    assert model.fingerprint() == before
+    model.train_base()
+    model(*batch(*SIGNAL))
+    assert modes(model, nn.BatchNorm2d) == {True}
+    assert model.fingerprint() != before
+
+
+def test_overlapping_evaluations_bring_the_modes_back_when_the_last_one_ends() -> None:
+    model = family_model().train()
+    before = [module.training for module in model.modules()]
+    first, second = model.evaluating(), model.evaluating()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert not model.training
+    second.__exit__(None, None, None)
+    assert [module.training for module in model.modules()] == before

@@ -307,6 +307,7 @@ class ASRModel(LightningModule):
         self.head_name = self.model.head_name
         if self.model.head_name == "rnnt" and "hybrid" in self.model.heads:
             self.model.head_name = "hybrid"
+        self.model.base_is_frozen = not any(x.requires_grad for x in self.model.base_parameters())
         self.model.train()
 
     def on_fit_end(self) -> None:

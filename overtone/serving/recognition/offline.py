@@ -13,6 +13,7 @@ from functools import partial
 from typing import TypeVar
 
 from overtone.decoding.decoder import Alignment, DecodingOptions, Emissions
+from overtone.decoding.fusion import NO_WORDS
 from overtone.decoding.hypothesis import Hypothesis
 from overtone.inference.windows import OVERLAP_SECONDS, WINDOW_SECONDS, Window, WindowJoiner, plan_windows
 from overtone.serving.adapter_store.store import Lease
@@ -55,7 +56,7 @@ async def recognise(
 
     Raises the errors of `Engine.submit` and its futures. Cancelling it frees the places in the queue.
     """
-    decoding = decoding or DecodingOptions()
+    decoding = with_words(engine, lease, decoding)
     joiner, submit = plan_recording(engine, waveform, lease, decoding, deadline, group)
 
     def decode(answer: Emissions) -> list[Hypothesis]:
@@ -82,7 +83,7 @@ async def recognise_in_parts(
 
     Raises the errors of `recognise`. Leaving the iteration frees the places in the queue.
     """
-    decoding = decoding or DecodingOptions()
+    decoding = with_words(engine, lease, decoding)
     joiner, submit = plan_recording(engine, waveform, lease, decoding, deadline, group)
 
     def decode(answer: Emissions) -> list[Hypothesis]:
@@ -104,6 +105,16 @@ def check_scores(hypotheses: list[Hypothesis]) -> list[Hypothesis]:
     if any(math.isnan(hypothesis.score) for hypothesis in hypotheses):
         raise WorkerError(NO_NUMBERS)
     return hypotheses
+
+
+def with_words(engine: Engine, lease: Lease | None, decoding: DecodingOptions | None) -> DecodingOptions:
+    """Decoding options with the words of a lease's adapters."""
+    decoding, choice = decoding or DecodingOptions(), None if lease is None else lease.choice
+    if choice is None:
+        return decoding
+    with engine.lock:
+        parts = engine.model.adapters.words_of(choice)
+    return decoding.with_words(sum((part.for_decoding(engine.model.tokenizer) for part in parts), start=NO_WORDS))
 
 
 def plan_recording(

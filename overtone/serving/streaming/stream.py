@@ -26,7 +26,7 @@ from overtone.errors import UsageError
 from overtone.inference.windows import Window, WindowJoiner
 from overtone.serving.adapter_store.store import Lease
 from overtone.serving.engine.engine import Engine, Samples
-from overtone.serving.recognition.offline import place, window_answers, windows_of
+from overtone.serving.recognition.offline import place, window_answers, windows_of, with_words
 from overtone.serving.recognition.request import Endpointing
 from overtone.serving.streaming.utterances import Ended, Event, Final, Interim, Overlap, Utterances, decoders_of
 
@@ -132,7 +132,7 @@ class Stream:
         self._overlap = Overlap(averages=engine.model.head.gives_log_probs)
         self._last_step: tuple[_Step, Emissions] | None = None
         """Newest step that was decoded, and its emissions [T, C]."""
-        self._decoding = decoding or DecodingOptions()
+        self._decoding = with_words(engine, lease, decoding)
         self._scope = engine.decoding_scope(lease)
         self._new_decoder = decoders_of(engine.model.head, self._decoding, self._scope)
         self._utterances = Utterances(

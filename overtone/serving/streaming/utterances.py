@@ -241,7 +241,8 @@ class Utterances:
         best = decoder.hypotheses()[0]
         if not best.text.strip():
             return []
-        until = self.frames * self.engine.seconds_per_frame
+        settled = self.frames - self.decoder.frames + self.decoder.settled
+        until = settled * self.engine.seconds_per_frame
         known = sum(word.end <= until for word in best.words)
         if stability is None:
             stability = UNSURE * known / max(len(best.words), 1)
