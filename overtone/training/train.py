@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from overtone.adapters.kinds.base import Kind
 from overtone.adapters.kinds.linear import LinearAdapter
-from overtone.adapters.kinds.registry import section_of
+from overtone.adapters.kinds.registry import find_kind, section_of
 from overtone.adapters.points import Layers
 from overtone.adapters.strategies import ResidualAdd
 from overtone.config import (
@@ -37,7 +37,7 @@ from overtone.training.optim import EVERYTHING, with_rate
 from overtone.training.plan import AdapterPlan, BasePlan, TrainingPlan, plan_training
 from overtone.training.prefix_cache.plan import plan_prefix
 from overtone.training.row_processes import start_row_processes
-from overtone.training.run import Run, TrainingResult, check_same_run, read_state
+from overtone.training.run import Run, TrainingResult, check_same_run, describe_machine, read_state
 from overtone.training.run_folder import (
     RunFolder,
     RunLock,
@@ -50,6 +50,9 @@ from overtone.training.run_folder import (
 from overtone.training.trainer import Machine, RunLength, find_machine, lightning_precision, plan_length
 from overtone.training.words import make_word_part
 
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback
+
 __all__ = ["TrainingResult", "run_training", "train"]
 
 
@@ -60,7 +63,7 @@ def train(
     train_manifest: str | Path | Sequence[str | Path],
     output_dir: str | Path,
     validation_manifest: str | Path | Sequence[str | Path] | None = None,
-    kind: Kind | None = None,
+    kind: Kind | str | None = None,
     start_from: str | Path | None = None,
     modules: str = "encoder",
     layers: Layers = "all",
@@ -80,15 +83,15 @@ def train(
     save_nemo: bool = False,
     resume: bool = False,
     quiet: bool = False,
+    callbacks: Sequence[Callback] = (),
     settings: Settings | None = None,
 ) -> TrainingResult:
     """Train a new adapter and keep it in the model, with its best weights.
 
-    model: an AsrModel, or what `load_model` takes. kind: `LinearAdapter(dim=32)` unless given.
-    start_from: an adapter to go on from, of the model or on disk; its form is taken where no other is given.
-    output_dir: the run folder; `checkpoints/NAME-best` and `NAME-last` in it are adapter folders.
+    model: an AsrModel, or what `load_model` takes. kind: `LinearAdapter(dim=32)` unless given, or the name of one.
+    start_from: an adapter to go on from. output_dir: the run folder; `checkpoints/NAME-best` in it is the adapter's.
     learning_rate: `auto` chooses. words: a word part of transcripts and text. save_nemo: also write `.nemo` files.
-    resume: go on where a run was cut off. settings: everything else; the arguments above take precedence.
+    resume: go on where a run was cut off. callbacks: of Lightning's. settings: everything else, with less precedence.
     """
     own, source = (model, None) if isinstance(model, AsrModel) else (None, str(model))
     base, adapter = settings or Settings(), _plan_adapter(adapter_name, modules, kind, layers, strategy, start_from)
@@ -112,14 +115,13 @@ def train(
         compute_dtype=compute_dtype,
         seed=seed,
     )
-    check_settings(whole, purpose="train", model_given=own is not None)
-    return run_plan(plan_training(whole, model=own, adapter=adapter), Reporter(quiet=quiet))
+    return run_training(whole, model=own, reporter=Reporter(quiet=quiet), adapter=adapter, callbacks=callbacks)
 
 
 def _plan_adapter(
     name: str,
     modules: str,
-    kind: Kind | None,
+    kind: Kind | str | None,
     layers: Layers,
     strategy: ResidualAdd | None,
     start_from: str | Path | None,
@@ -127,7 +129,7 @@ def _plan_adapter(
     name, modules = split_name(name, modules)
     return AdapterPlan(
         name=name,
-        kind=kind or LinearAdapter(),
+        kind=find_kind(kind or LinearAdapter()),
         strategy=strategy or ResidualAdd(),
         modules=modules,
         layers=layers,
@@ -184,14 +186,20 @@ def _experiment(base: ExperimentSettings, folder: Path, *, save_nemo: bool, resu
 
 
 def run_training(
-    settings: Settings, *, model: AsrModel | None = None, reporter: Reporter | None = None
+    settings: Settings,
+    *,
+    model: AsrModel | None = None,
+    reporter: Reporter | None = None,
+    adapter: AdapterPlan | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> TrainingResult:
-    """Carry out the training that the settings describe. `model` stands in for the one that they name.
+    """Carry out the training that the settings describe.
 
-    Raises as `run_plan`.
+    model, adapter: stand in for those that they name. Raises as `run_plan`.
     """
     check_settings(settings, purpose="train", model_given=model is not None)
-    return run_plan(plan_training(settings, model=model), reporter or Reporter())
+    plan = plan_training(settings, model=model, adapter=adapter, callbacks=callbacks)
+    return run_plan(plan, reporter or Reporter())
 
 
 def run_plan(plan: TrainingPlan, reporter: Reporter) -> TrainingResult:
@@ -252,6 +260,8 @@ def run_in_folder(
             )
             if checkpoint is not None and state is not None:
                 check_same_run(checkpoint, state["identity"], run.identity())
+                if differs := describe_machine(state["identity"], run.identity()):
+                    reporter.say(differs)
             several = machine.row_processes > 1
             with (
                 start_row_processes(run) if several else nullcontext() as processes,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,9 +23,10 @@ from overtone.adapters.storage import (
     stored_digest,
 )
 from overtone.adapters.words import WordPart, words_digest
+from overtone.checkpoints.adapters import find_adapter
 from overtone.checkpoints.huggingface.peft import save_peft
 from overtone.checkpoints.load import load_model, save_model
-from overtone.checkpoints.nemo.adapters import save_adapters
+from overtone.checkpoints.nemo.adapters import load_adapters, save_adapters
 from overtone.decoding.ngram_counts import build_ngram
 from overtone.decoding.phrase_boost import Boost
 from overtone.errors import AdapterError, CheckpointError
@@ -249,25 +252,48 @@ def test_nothing_at_all_is_no_word_part() -> None:
         WordPart(tokenizer_digest="sha256:0")
 
 
-def test_files_of_nemo_do_not_lose_words_silently(tmp_path: Path) -> None:
-    """A .nemo holds them beside what NeMo reads; an adapters.pt has no place for them."""
+def test_files_of_nemo_hold_the_words_beside_what_nemo_reads(tmp_path: Path) -> None:
     model = small_model(name="small")
     for name in ("medical", "plain"):
         add_trained(model, name)
     model.adapters["medical"].words = words(model)
-    with pytest.raises(CheckpointError, match=r"'medical' has a word part, which an adapters\.pt cannot hold"):
-        save_adapters(model, tmp_path / "adapters.pt")
-    save_adapters(model, tmp_path / "adapters.pt", ["plain"])
-    path = save_model(model, tmp_path / "model.nemo")
-    loaded = load_model(path)
-    assert same(loaded.adapters["medical"].words, words(model))
-    assert loaded.adapters["plain"].words is None
-    assert "overtone_words" not in "".join(loaded.checkpoint_files)
+    save_adapters(model, tmp_path / "adapters.pt")
+    for loaded in (load_model(save_model(model, tmp_path / "model.nemo")), small_model(name="small")):
+        if not loaded.adapters:
+            load_adapters(loaded, tmp_path / "adapters.pt")
+        assert same(loaded.adapters["medical"].words, words(model))
+        assert loaded.adapters["plain"].words is None
+        assert "overtone_words" not in "".join(loaded.checkpoint_files)
+    other = small_model(name="small")
+    choice = find_adapter(other, str(tmp_path / "adapters.pt"))
+    assert choice == "medical+plain"
+    assert find_adapter(other, str(tmp_path / "adapters.pt")) == choice
+    assert same(other.adapters["medical"].words, words(model))
     loaded.adapters["medical"].words = None
     assert load_model(save_model(loaded, tmp_path / "less.nemo")).adapters["medical"].words is None
     model.adapters.add_words("notes", words(model))
     with pytest.raises(CheckpointError, match="NeMo does not have"):
         save_model(model, tmp_path / "more.nemo")
+
+
+def test_damaged_words_in_files_of_nemo_are_refused(tmp_path: Path) -> None:
+    model = small_model(name="small")
+    add_trained(model, "medical")
+    part = words(model)
+    save_adapters(model, tmp_path / "plain.pt")
+    content = torch.load(tmp_path / "plain.pt", weights_only=False)
+    for harm in ("text", {"medical": torch.zeros(3)}, {"medical": torch.zeros(30, dtype=torch.uint8)}):
+        torch.save({**content, "__overtone_words__": harm}, tmp_path / "bad.pt")
+        with pytest.raises(CheckpointError, match="word part"):
+            load_adapters(small_model(name="small"), tmp_path / "bad.pt")
+    model.adapters["medical"].words = part
+    path = save_model(model, tmp_path / "model.nemo")
+    with tarfile.open(path, "a") as archive:
+        entry = tarfile.TarInfo("./overtone_words.other.safetensors")
+        entry.size = len(part.to_bytes())
+        archive.addfile(entry, io.BytesIO(part.to_bytes()))
+    with pytest.raises(CheckpointError, match="a word part of adapter 'other', which it does not hold"):
+        load_model(path)
 
 
 def test_words_of_another_tokenizer_are_refused() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 import tempfile
 from collections.abc import Collection, Container, Iterable, Mapping
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from overtone.adapters.words import WordPart
 from overtone.checkpoints.nemo.adapters import (
     adapter_hosts,
     adapters_section,
@@ -29,8 +27,9 @@ from overtone.checkpoints.nemo.config import (
 )
 from overtone.checkpoints.nemo.pickles import read_state_dict
 from overtone.checkpoints.nemo.tokenizer import FILE_PREFIX, read_tokenizer, tokenizer_files, tokenizers_of
+from overtone.checkpoints.nemo.words import give_words, make_members, take_members
 from overtone.checkpoints.nemo.yaml import read_yaml, resolved, write_yaml
-from overtone.errors import AdapterError, CheckpointError, ConfigError
+from overtone.errors import CheckpointError, ConfigError
 from overtone.files import write_failure
 from overtone.models.asr_model import AsrModel, build_model
 from overtone.models.parts import UnsetWeights, build_part, parts_of
@@ -38,9 +37,6 @@ from overtone.tokenizers import CharTokenizer, Tokenizer
 
 CONFIG = "model_config.yaml"
 WEIGHTS = "model_weights.ckpt"
-WORDS = "overtone_words."
-"""The beginning of the name of an adapter's word part, which NeMo passes over."""
-WORDS_NAME = re.compile(r"overtone_words\..+\.safetensors")
 KEY_PREFIXES = (
     ("preprocessor.", "preprocessor.featurizer."),
     ("decoder.projection.", "decoder.decoder_layers.0."),
@@ -68,7 +64,7 @@ def read_nemo(path: Path | str, *, adapters: bool = True) -> AsrModel:
         with archive.open(WEIGHTS) if WEIGHTS in archive else _no_weights(archive) as weights:
             base, held = split_adapters(read_state_dict(weights, f"{path}: {WEIGHTS}"))
     model = assemble(description, config, tokenizer, base, source=str(path), name=path.stem)
-    words = {name: files.pop(name) for name in list(files) if WORDS_NAME.fullmatch(name)}
+    words = take_members(files)
     keep_files(model, files)
     described = {adapter.name for adapter in description.adapters}
     if described != set(held):
@@ -79,7 +75,7 @@ def read_nemo(path: Path | str, *, adapters: bool = True) -> AsrModel:
     if adapters:
         for adapter in description.adapters:
             add_nemo_adapter(model, adapter, held[adapter.name], str(path))
-        read_words(model, words, path)
+        give_words(model, words, path)
         model.adapters.file_choice = tuple(entry.name for entry in description.adapters if entry.enabled)
     return model
 
@@ -103,28 +99,13 @@ def write_nemo(model: AsrModel, path: Path | str, *, enabled: Container[str] | N
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent) as weights:
             torch.save(tensors, weights)
-            members: list[tuple[str, Any]] = sorted({**model_files(model, config), **words_files(model)}.items())
+            members: list[tuple[str, Any]] = sorted(
+                {**model_files(model, config), **make_members(model.adapters)}.items()
+            )
             parts = [*members, (CONFIG, write_yaml(config).encode()), (WEIGHTS, weights)]
             write_archive(path, parts, needed=needed)
     except (OSError, RuntimeError) as error:
         raise CheckpointError(write_failure(path, error, needed=needed)) from error
-
-
-def words_files(model: AsrModel) -> dict[str, bytes]:
-    """The word parts of the adapters as files, which NeMo passes over."""
-    return {f"{WORDS}{own.name}.safetensors": own.words.to_bytes() for own in model.adapters if own.words is not None}
-
-
-def read_words(model: AsrModel, files: Mapping[str, bytes], path: Path) -> None:
-    """Give the adapters the word parts of a file. Raises CheckpointError for a damaged one, and for nobody's."""
-    for name, content in files.items():
-        own = name.removeprefix(WORDS).removesuffix(".safetensors")
-        try:
-            model.adapters[own].words = WordPart.from_bytes(
-                content, tokenizer_digest=model.tokenizer.digest(), place=f"{path}: {name}"
-            )
-        except AdapterError as error:
-            raise CheckpointError(str(error)) from error
 
 
 def size_of(tensors: Mapping[str, Tensor]) -> int:
