@@ -85,6 +85,13 @@ def half_a_head(target: Target) -> Iterator[str]:
         yield f"{len(clients)} opened, {still_open(clients)} open"
 
 
+def idle_grpc_connections(target: Target) -> Iterator[str]:
+    host, _, port = target.server.grpc.partition(":")
+    clients = [socket.create_connection((host, int(port)), timeout=PATIENCE) for _ in range(target.size.idle)]
+    with held(clients):
+        yield f"{len(clients)} opened, {still_open(clients)} open"
+
+
 def calls_without_a_token(target: Target) -> Iterator[str]:
     """Calls on one connection that never send their message."""
     with grpc.insecure_channel(target.server.grpc) as channel:
@@ -173,6 +180,7 @@ def large_changes(target: Target) -> Iterator[str]:
 ATTACKS: dict[str, Attack] = {
     "idle connections": idle_connections,
     "connections with half a head": half_a_head,
+    "idle connections to gRPC": idle_grpc_connections,
     "calls without a token": calls_without_a_token,
     "messages without a token": messages_without_a_token,
     "silent sessions of one tenant": silent_sessions,
@@ -227,7 +235,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     content = io.BytesIO()
     soundfile.write(content, sound(SECONDS)[: round(SECONDS * 16_000)], 16_000, format="WAV")
     figures: dict[str, Any] = {"attacks": [], "alive": True}
-    for descriptors, names in ((0, list(ATTACKS)), (DESCRIPTORS, list(ATTACKS)[:2])):
+    for descriptors, names in ((0, list(ATTACKS)), (DESCRIPTORS, list(ATTACKS)[:3])):
         options = ("--tokens", str(folder / "tokens.yaml"))
         log = folder / f"log{descriptors}"
         with ServeProcess(
