@@ -274,7 +274,11 @@ def section(figures: dict[str, Any]) -> str:
             f"{found['text']:.2f} s | {found['slowest_text']:.2f} s | {memory} | {found['log_bytes'] / 1000:.0f} | "
             f"{found['recovery']:.1f} s |"
         )
-    lines.append("\nMemory: before, at most, and after the attack.")
+    lines.append(
+        "\nMemory: before, at most, and after the attack. Connections that the attacker finds open may still wait to be "
+        "accepted. Where every connection of gRPC is taken, new ones are closed until silent ones have ended, after 20 s; "
+        "health is answered over HTTP meanwhile."
+    )
     return "\n".join(lines)
 
 
