@@ -343,6 +343,10 @@ def note_addresses(server: Server, addresses: Addresses) -> None:
     first = f"{base}+{usable[0]}" if usable else base
     more = "" if len(usable) <= 8 else f" and {len(usable) - 8} more"
     note(f"{base} · adapters: {', '.join(usable[:8]) or 'none'}{more}")
+    folder = server.settings.adapters
+    deeper = [] if entries or folder is None else sorted(path.parent for path in folder.glob("*/**/adapter.yaml"))
+    if deeper:
+        note(f"The folder {folder} holds no adapter folders itself. Below it are {', '.join(map(str, deeper[:5]))}.")
     note(f"Riva gRPC  {addresses.grpc}")
     note(f"HTTP       {addresses.http}")
     if addresses.health_port is not None:
