@@ -275,9 +275,9 @@ def section(figures: dict[str, Any]) -> str:
             f"{found['recovery']:.1f} s |"
         )
     lines.append(
-        "\nMemory: before, at most, and after the attack. Connections that the attacker finds open may still wait to be "
-        "accepted. Where every connection of gRPC is taken, new ones are closed until silent ones have ended, after 20 s; "
-        "health is answered over HTTP meanwhile."
+        "\nMemory: before, at most, and after the attack. Connections that the attacker finds open may still wait to "
+        "be accepted. Where every connection of gRPC is taken, new ones are closed until silent ones have ended, after "
+        "20 s; health is answered over HTTP meanwhile."
     )
     return "\n".join(lines)
 
