@@ -6,6 +6,7 @@ is watched: a new adapter is in service a moment later. A signal (Ctrl-C) ends t
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import os
 import signal
@@ -246,6 +247,7 @@ def run(arguments: argparse.Namespace) -> int:
         finished = serve(settings, model=model, started=note_addresses if is_for_people else log_addresses)
     finally:
         take_down(handler)
+        gc.collect()  # what sessions have left would be told on standard error when the process ends
     return 0 if finished else 1
 
 
