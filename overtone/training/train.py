@@ -35,7 +35,7 @@ from overtone.training.model import add_adapter, give_back, load_base
 from overtone.training.plan import AdapterPlan, BasePlan, TrainingPlan, plan_training
 from overtone.training.prefix_cache.plan import plan_prefix
 from overtone.training.row_processes import start_row_processes
-from overtone.training.run import Run, TrainingResult, check_same_run, read_state
+from overtone.training.run import Run, TrainingResult, check_same_run, describe_machine, read_state
 from overtone.training.run_folder import (
     RunFolder,
     RunLock,
@@ -254,6 +254,8 @@ def run_in_folder(
             )
             if checkpoint is not None and state is not None:
                 check_same_run(checkpoint, state["identity"], run.identity())
+                if differs := describe_machine(state["identity"], run.identity()):
+                    reporter.say(differs)
             several = machine.row_processes > 1
             with (
                 start_row_processes(run) if several else nullcontext() as processes,

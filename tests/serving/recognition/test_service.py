@@ -13,6 +13,7 @@ import soundfile
 
 from overtone.audio.decode import AudioDecoder, AudioLimits
 from overtone.errors import AudioError
+from overtone.serving.adapter_store.names import adapter_names
 from overtone.serving.adapter_store.store import AdapterStore
 from overtone.serving.auth.guard import Guard, Tenant, hash_token
 from overtone.serving.engine.engine import Engine
@@ -185,3 +186,21 @@ def test_decoding_ends_with_its_client(monkeypatch: pytest.MonkeyPatch) -> None:
         run(leave())
         service.close()
     assert all(decoder.closed and 0 < decoder._samples < 0.9 * 48_000 * 1200 for decoder in decoders)
+
+
+def test_an_adapter_of_the_bases_own_name_is_that_adapter() -> None:
+    """`serve medical.nemo` with an adapter `medical` in it: the name means the adapter, `base` the base."""
+    model = tiny_model()
+    with Engine(model) as engine, AdapterStore(model, None, lock=engine.lock, poll_seconds=0) as store:
+        names = sorted(store.names())
+        assert names
+        apart, shared = (
+            RecognitionService(engine, store, base="other"),
+            RecognitionService(engine, store, base=names[0]),
+        )
+        assert (apart.base, shared.base) == ("other", "base")
+        for asked, meant in ((names[0], (names[0],)), ("base", ()), (f"base+{names[0]}", (names[0],))):
+            assert adapter_names(asked, shared.base) == meant
+        assert adapter_names("other", apart.base) == ()
+        for service in (apart, shared):
+            service.close()
