@@ -93,7 +93,7 @@ def train(
     model: an AsrModel, or what `load_model` takes. kind: `LinearAdapter(dim=32)` unless given, or the name of one.
     start_from: an adapter to go on from, of the model or on disk; its form is taken where no other is given.
     output_dir: the run folder, with the adapters `checkpoints/NAME-best` and `NAME-last`. overwrite: replace these, and
-    an adapter of that name in the model. resume: go on where a run there was cut off. save_nemo: write `.nemo` files too.
+    an adapter of that name in the model. resume: go on where a run there was cut off. save_nemo: write `.nemo` files.
     settings: everything else (early stopping, …); the arguments above take precedence. callbacks: of Lightning's.
     """
     own, source = (model, None) if isinstance(model, AsrModel) else (None, str(model))
