@@ -17,7 +17,20 @@ from overtone.serving.http.errors import CODES
 from support.chromium import Browser, Tab, browser
 from support.riva_service import file_of
 from support.speaking_model import silence, spoken
-from support.web_page import COMPARE, CONTRASTS, RESAMPLE, address, alert, choose, done, marked, ready, words
+from support.web_page import (
+    CAPTIONS,
+    COMPARE,
+    CONTRASTS,
+    RESAMPLE,
+    SCORE,
+    address,
+    alert,
+    choose,
+    done,
+    marked,
+    ready,
+    words,
+)
 from support.web_service import WebService, web_service
 
 SAID = "ab cd e"
@@ -28,7 +41,7 @@ PHONE = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebService]:
-    with web_service(tmp_path_factory.mktemp("store")) as running:
+    with web_service(tmp_path_factory.mktemp("store"), host_names=frozenset({"overtone.test"})) as running:
         yield running
 
 
@@ -131,6 +144,32 @@ def test_an_example(tab: Tab) -> None:
     done(tab)
     assert f"“{tab.text('#said-words')}”" == tab.text("#example-list button")
     assert "CC BY-SA" in tab.text("#credit")
+    whole = len(tab.text("#said-words").split())
+    assert done(tab) == f"Done. Right words: base 0 of {whole}, adapter 0 of {whole}."
+    assert tab.text("#base-score") == f"0 of {whole} words right"
+    assert tab.complaints() == []
+
+
+def test_what_is_known_to_be_said_is_right_or_wrong(tab: Tab) -> None:
+    early, score, wrong, unknown = tab.run(SCORE)
+    assert (early, unknown) == (None, None)
+    assert score == [2, 5]
+    assert wrong == [["on", "here"], ["the"]]
+
+
+def test_a_transcript_is_copied_and_saved(tab: Tab, recording: Path) -> None:
+    assert tab.run("document.querySelector('#base-tools').hidden")
+    tab.drop(recording)
+    done(tab)
+    assert tab.texts("#base-tools button") == ["Copy", "TXT", "SRT", "VTT"]
+    assert tab.run(CAPTIONS) == {
+        "txt": "we hear you again\n",
+        "srt": "1\n00:00:00,000 --> 00:00:01,400\nwe hear you\n\n2\n01:01:01,500 --> 01:01:02,005\nagain\n",
+        "vtt": "WEBVTT\n\n00:00:00.000 --> 00:00:01.400\nwe hear you\n\n01:01:01.500 --> 01:01:02.005\nagain\n",
+    }
+    tab.run("globalThis.saved = []; HTMLAnchorElement.prototype.click = function () { saved.push(this.download) }")
+    tab.click("#base-tools button:nth-of-type(3)")
+    assert tab.run("saved") == ["memo.srt"]
     assert tab.complaints() == []
 
 
