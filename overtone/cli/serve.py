@@ -6,9 +6,12 @@ is watched: a new adapter is in service a moment later. A signal (Ctrl-C) ends t
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import os
+import signal
 import sys
+import threading
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -215,6 +218,8 @@ def context(text: str) -> tuple[float, float, float]:
 
 def run(arguments: argparse.Namespace) -> int:
     check_installed()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the server is there, which reads its files again
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its C code writes lines of its own to standard error
     with fast_imports():
         from overtone.cli.models import load, quiet_libraries
@@ -242,6 +247,7 @@ def run(arguments: argparse.Namespace) -> int:
         finished = serve(settings, model=model, started=note_addresses if is_for_people else log_addresses)
     finally:
         take_down(handler)
+        gc.collect()  # what sessions have left would be told on standard error when the process ends
     return 0 if finished else 1
 
 
@@ -337,6 +343,10 @@ def note_addresses(server: Server, addresses: Addresses) -> None:
     first = f"{base}+{usable[0]}" if usable else base
     more = "" if len(usable) <= 8 else f" and {len(usable) - 8} more"
     note(f"{base} · adapters: {', '.join(usable[:8]) or 'none'}{more}")
+    folder = server.settings.adapters
+    deeper = [] if entries or folder is None else sorted(path.parent for path in folder.glob("*/**/adapter.yaml"))
+    if deeper:
+        note(f"The folder {folder} holds no adapter folders itself. Below it are {', '.join(map(str, deeper[:5]))}.")
     note(f"Riva gRPC  {addresses.grpc}")
     note(f"HTTP       {addresses.http}")
     if addresses.health_port is not None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +18,7 @@ pytest.importorskip("starlette", reason="the serving extra is not installed")
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
+from overtone.serving.streaming.stream import StreamSettings
 from support.openai_client import BETA, EVENT, RATE, OpenAiClient, client, deltas, speech
 from support.speaking_model import pcm16, silence, spoken
 from support.web_service import WebService, eventually, web_service
@@ -168,6 +172,7 @@ def test_the_model_of_the_address_counts_where_the_session_names_none(service: W
         ({"audio": {"input": {"transcription": {"model": "legal"}}}}, "'legal' does not exist"),
         ({"audio": {"input": {"transcription": {"model": "swap", "language": "de"}}}}, "'de' is not understood"),
         ({"audio": {"input": {"transcription": {"model": "swap", "prompt": 3}}}}, "must be text"),
+        ({"audio": {"input": {"transcription": {"model": "swap", "delay": "none"}}}}, "one of minimal, low"),
         ({"audio": {"input": {"transcription": None}}}, "must be an object"),
         ({"audio": {"input": {"format": {"type": "audio/opus"}}}}, "Allowed: audio/pcm"),
         ({"audio": {"input": {"format": {"type": "audio/pcm", "rate": 7}}}}, "from 8000 to 96000"),
@@ -254,6 +259,28 @@ def test_logprobs_and_keywords(service: WebService) -> None:
     eventually(lambda: service.calls[-1].ignored == ("prompt", "noise_reduction"))
 
 
+@pytest.mark.parametrize("way", ["delay", "option"])
+def test_words_come_while_they_are_spoken_where_that_is_asked_for(
+    service: WebService, tmp_path: Path, way: str
+) -> None:
+    """Nothing said is taken back: the words are those of the final text."""
+    transcription = {"model": "base", **({"delay": "low"} if way == "delay" else {})}
+    quick = StreamSettings(chunk=0.4, left=0.4, right=0.4, finals="chunks")
+    with (
+        nullcontext(service) if way == "delay" else web_service(tmp_path, adapters=(), stream=quick) as running,
+        client(running) as opened,
+    ):
+        opened.receive()
+        opened.update(transcription=transcription, turn_detection=None)
+        opened.say(speech("ab cd ef", 1.6))
+        assert opened.until(f"{EVENT}.delta")[-1]["delta"].startswith("ab")
+        completed = opened.committed()
+        assert completed["transcript"] == "ab cd ef"
+        assert deltas(opened.events, completed["item_id"]) == "ab cd ef"
+        kinds = [event["type"] for event in opened.events]
+        assert kinds.index(f"{EVENT}.delta") < kinds.index("input_audio_buffer.committed")
+
+
 # The beta
 
 
@@ -304,3 +331,36 @@ def test_a_silent_client_behind_a_minted_session_is_greeted_too(service: WebServ
         opened.update(turn_detection=None)
         opened.say(speech("ab"))
         assert opened.committed()["transcript"] == "ba"
+
+
+def test_mutated_messages_are_answered(service: WebService) -> None:
+    """Characters and values changed: an error or a result each time, never a fault of ours; nothing is left over."""
+    generator = np.random.default_rng(11)
+    audio = base64.b64encode(pcm16(speech("a")[:4000])).decode()
+    content = {"format": {"type": "audio/pcm", "rate": RATE}, "transcription": {"model": "swap", "keywords": ["ab"]}}
+    session = {"type": "transcription", "audio": {"input": {**content, "turn_detection": {"type": "server_vad"}}}}
+    whole = [
+        json.dumps({"type": "session.update", "session": session}),
+        json.dumps({"type": "input_audio_buffer.append", "audio": audio}),
+        '{"type": "input_audio_buffer.commit"}',
+    ]
+    values = ["null", "[]", "{}", "-1", "1e400", '"x"', "true", '"\\ud800"']
+    for _ in range(40):
+        with client(service) as opened:
+            opened.receive()
+            for text in whole:
+                data = list(text)
+                for _ in range(int(generator.integers(0, 3))):
+                    data[int(generator.integers(0, len(data)))] = chr(int(generator.integers(32, 300)))
+                changed = "".join(data)
+                if generator.random() < 0.4:
+                    [first, *rest] = changed.split(": ")
+                    place = int(generator.integers(0, len(rest)))
+                    rest[place] = values[int(generator.integers(0, len(values)))] + rest[place]
+                    changed = ": ".join([first, *rest])
+                opened.websocket.send(changed)
+            opened.websocket.send('{"type": "input_audio_buffer.clear"}')
+            while (event := opened.receive())["type"] != "input_audio_buffer.cleared":
+                assert event.get("error", {}).get("type") != "server_error", event
+    eventually(lambda: service.server.requests.active == 0)
+    assert service.server.store.counters()["leased"] == 0
