@@ -338,6 +338,9 @@ def test_with_the_keyboard_alone(tab: Tab, recording: Path) -> None:
     tab.call("DOM.setFileInputFiles", files=[str(recording)], objectId=file)
     done(tab)
     tab.run("document.querySelector('#numbers').focus(); 0")
+    for name in ["VTT", "SRT", "TXT", "Copy"]:
+        tab.press("Tab", modifiers=8)
+        assert tab.run("document.activeElement.textContent") == name
     tab.press("Tab", modifiers=8)
     assert tab.run("document.activeElement.closest('#adapter-words') !== null")
     for key, word in [("ArrowRight", "cd"), ("End", "e"), ("ArrowRight", "e"), ("Home", "ab"), ("ArrowRight", "cd")]:
@@ -345,7 +348,8 @@ def test_with_the_keyboard_alone(tab: Tab, recording: Path) -> None:
         assert tab.run("document.activeElement.firstChild.textContent") == word
     tab.press("Enter")
     tab.until("audio.currentTime > 0.9 && !audio.paused")
-    tab.press("Tab", modifiers=8)
+    for _ in range(5):  # the buttons below the base's transcript lie between
+        tab.press("Tab", modifiers=8)
     assert tab.run("document.activeElement.closest('#base-words') !== null")
     tab.press("Tab", modifiers=8)
     assert tab.run(focused) == "timeline"
