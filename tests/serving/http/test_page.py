@@ -8,21 +8,17 @@ from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 pytest.importorskip("starlette", reason="the serving extra is not installed")
 
 from overtone.serving.http.errors import CODES
-from support.chromium import Browser, Tab, browser
-from support.riva_service import file_of
-from support.speaking_model import silence, spoken
+from support.chromium import Browser, Tab
+from support.speaking_model import spoken
 from support.web_page import (
-    CAPTIONS,
     COMPARE,
     CONTRASTS,
     RESAMPLE,
-    SCORE,
     address,
     alert,
     choose,
@@ -34,47 +30,7 @@ from support.web_page import (
 from support.web_service import WebService, web_service
 
 SAID = "ab cd e"
-MICROPHONE_RATE = 48_000
-FAKE_MICROPHONE = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
 PHONE = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebService]:
-    with web_service(tmp_path_factory.mktemp("store"), host_names=frozenset({"overtone.test"})) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def chrome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    """Its microphone hears `ab`, a pause, `dc`, a long silence, and the same again."""
-    rate = MICROPHONE_RATE
-    parts = [spoken("ab", rate), silence(1.5, rate), spoken("dc", rate), silence(6.0, rate)]
-    heard = tmp_path_factory.mktemp("microphone") / "heard.wav"
-    heard.write_bytes(file_of(np.concatenate(parts), rate=rate))
-    capture = f"--use-file-for-fake-audio-capture={heard}"
-    with browser(*FAKE_MICROPHONE, capture, "--host-resolver-rules=MAP overtone.test 127.0.0.1") as running:
-        yield running
-
-
-@pytest.fixture
-def recording(tmp_path: Path) -> Path:
-    path = tmp_path / "memo.wav"
-    path.write_bytes(file_of(spoken(SAID)))
-    return path
-
-
-@pytest.fixture(scope="module")
-def only_tab(chrome: Browser) -> Iterator[Tab]:
-    with chrome.page() as opened:
-        yield opened
-
-
-@pytest.fixture
-def tab(service: WebService, only_tab: Tab) -> Tab:
-    only_tab.open(address(service))
-    ready(only_tab)
-    return only_tab
 
 
 # Recordings
@@ -136,41 +92,6 @@ def test_two_adapters_in_a_row(service: WebService, tab: Tab, recording: Path) -
     done(tab)
     assert tab.text("#adapter-name") == "swap, then other"
     assert [call.adapter for call in service.calls if call.adapter][-1] == "swap+other"
-
-
-def test_an_example(tab: Tab) -> None:
-    tab.until("document.querySelectorAll('#example-list button').length === 3")
-    tab.click("#example-list li:first-child button")
-    done(tab)
-    assert f"“{tab.text('#said-words')}”" == tab.text("#example-list button")
-    assert "CC BY-SA" in tab.text("#credit")
-    whole = len(tab.text("#said-words").split())
-    assert done(tab) == f"Done. Right words: base 0 of {whole}, adapter 0 of {whole}."
-    assert tab.text("#base-score") == f"0 of {whole} words right"
-    assert tab.complaints() == []
-
-
-def test_what_is_known_to_be_said_is_right_or_wrong(tab: Tab) -> None:
-    early, score, wrong, unknown = tab.run(SCORE)
-    assert (early, unknown) == (None, None)
-    assert score == [2, 5]
-    assert wrong == [["on", "here"], ["the"]]
-
-
-def test_a_transcript_is_copied_and_saved(tab: Tab, recording: Path) -> None:
-    assert tab.run("document.querySelector('#base-tools').hidden")
-    tab.drop(recording)
-    done(tab)
-    assert tab.texts("#base-tools button") == ["Copy", "TXT", "SRT", "VTT"]
-    assert tab.run(CAPTIONS) == {
-        "txt": "we hear you again\n",
-        "srt": "1\n00:00:00,000 --> 00:00:01,400\nwe hear you\n\n2\n01:01:01,500 --> 01:01:02,005\nagain\n",
-        "vtt": "WEBVTT\n\n00:00:00.000 --> 00:00:01.400\nwe hear you\n\n01:01:01.500 --> 01:01:02.005\nagain\n",
-    }
-    tab.run("globalThis.saved = []; HTMLAnchorElement.prototype.click = function () { saved.push(this.download) }")
-    tab.click("#base-tools button:nth-of-type(3)")
-    assert tab.run("saved") == ["memo.srt"]
-    assert tab.complaints() == []
 
 
 def test_differences(tab: Tab) -> None:
