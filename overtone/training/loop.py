@@ -41,9 +41,8 @@ from overtone.training.run_folder import (
 )
 from overtone.training.summary import conclude, describe_early_end, introduce, log_search_metrics, make_card
 from overtone.training.trainer import trainer_options
-from overtone.training.validation import ValidationCounts
+from overtone.training.validation import ValidationCounts, add_words
 from overtone.training.weights import WeightsStore, check_finite, remove
-from overtone.training.words import add_words
 
 PLAIN_PATH = re.compile(r"[\w./~-]+")
 """A path that is an override's value as it is, without quotes around it."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -32,7 +34,7 @@ from overtone.startup import pause_garbage_collection
 from overtone.training.console import Reporter
 from overtone.training.data import read_ahead, read_training_set, read_validation_sets
 from overtone.training.general import read_general
-from overtone.training.model import add_adapter, give_back, load_base
+from overtone.training.model import add_adapter, give_back, load_base, make_word_part
 from overtone.training.optim import EVERYTHING, with_rate
 from overtone.training.plan import AdapterPlan, BasePlan, TrainingPlan, plan_training
 from overtone.training.prefix_cache.plan import plan_prefix
@@ -48,10 +50,12 @@ from overtone.training.run_folder import (
     process_rank,
 )
 from overtone.training.trainer import Machine, RunLength, find_machine, lightning_precision, plan_length
-from overtone.training.words import make_word_part
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
+
+LEFT_BY_A_RUN = ("-best", "-last", "-last.ckpt", "-adapters.pt", ".nemo", "-best.nemo", "-last.nemo")
+"""Ends of names in a run's folder of checkpoints, after the adapter's name."""
 
 __all__ = ["TrainingResult", "run_training", "train"]
 
@@ -82,6 +86,7 @@ def train(
     seed: int = 0,
     save_nemo: bool = False,
     resume: bool = False,
+    overwrite: bool = False,
     quiet: bool = False,
     callbacks: Sequence[Callback] = (),
     settings: Settings | None = None,
@@ -90,8 +95,8 @@ def train(
 
     model: an AsrModel, or what `load_model` takes. kind: `LinearAdapter(dim=32)` unless given, or the name of one.
     start_from: an adapter to go on from. output_dir: the run folder; `checkpoints/NAME-best` in it is the adapter's.
-    learning_rate: `auto` chooses. words: a word part of transcripts and text. save_nemo: also write `.nemo` files.
-    resume: go on where a run was cut off. callbacks: of Lightning's. settings: everything else, with less precedence.
+    overwrite: replace what has these names. resume: go on where a run was cut off. learning_rate: `auto` chooses.
+    words: a word part too. save_nemo: also `.nemo` files. settings: everything else. callbacks: of Lightning's.
     """
     own, source = (model, None) if isinstance(model, AsrModel) else (None, str(model))
     base, adapter = settings or Settings(), _plan_adapter(adapter_name, modules, kind, layers, strategy, start_from)
@@ -107,15 +112,24 @@ def train(
         optim=_optimiser(base.model.optim, learning_rate, weight_decay, warmup_steps),
     )
     whole = replace(
-        base,
-        name=adapter_name,
+        replace(base, name=adapter_name, compute_dtype=compute_dtype, seed=seed),
         model=chosen,
         trainer=replace(base.trainer, max_steps=max_steps, max_epochs=max_epochs),
         exp_manager=_experiment(base.exp_manager, Path(output_dir), save_nemo=save_nemo, resume=resume),
-        compute_dtype=compute_dtype,
-        seed=seed,
     )
+    if overwrite:
+        make_room(own, adapter_name, Path(output_dir))
     return run_training(whole, model=own, reporter=Reporter(quiet=quiet), adapter=adapter, callbacks=callbacks)
+
+
+def make_room(model: AsrModel | None, name: str, folder: Path) -> None:
+    """Remove an adapter of that name, from the model and from a run's folder; other names' files stay."""
+    own, _ = split_name(name, None)
+    if model is not None and own in model.adapters:
+        model.adapters.remove(own)
+    for path in (folder / "checkpoints").glob(f"{glob.escape(own)}*"):
+        if path.name.removeprefix(own) in LEFT_BY_A_RUN:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _plan_adapter(

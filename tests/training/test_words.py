@@ -81,7 +81,7 @@ def test_words_of_something_else_are_left_out(tmp_path: Path, monkeypatch: pytes
     def make_of_noise(tokenizer: Tokenizer, **options: Any) -> WordPart:
         return make_words(tokenizer, **{**options, "sequences": noise})
 
-    monkeypatch.setattr("overtone.training.words.make_words", make_of_noise)
+    monkeypatch.setattr("overtone.training.model.make_words", make_of_noise)
     model = load_model("fundamental")
     monkeypatch.setattr(Reporter, "say", lambda self, text: said.append(text))
     result = short_training(model, tmp_path, WordsSettings(order=2))
