@@ -6,6 +6,7 @@ is watched: a new adapter is in service a moment later. A signal (Ctrl-C) ends t
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import os
 import signal
@@ -246,6 +247,7 @@ def run(arguments: argparse.Namespace) -> int:
         finished = serve(settings, model=model, started=note_addresses if is_for_people else log_addresses)
     finally:
         take_down(handler)
+        gc.collect()  # what sessions have left would be told on standard error when the process ends
     return 0 if finished else 1
 
 
@@ -341,6 +343,10 @@ def note_addresses(server: Server, addresses: Addresses) -> None:
     first = f"{base}+{usable[0]}" if usable else base
     more = "" if len(usable) <= 8 else f" and {len(usable) - 8} more"
     note(f"{base} · adapters: {', '.join(usable[:8]) or 'none'}{more}")
+    folder = server.settings.adapters
+    deeper = [] if entries or folder is None else sorted(path.parent for path in folder.glob("*/**/adapter.yaml"))
+    if deeper:
+        note(f"The folder {folder} holds no adapter folders itself. Below it are {', '.join(map(str, deeper[:5]))}.")
     note(f"Riva gRPC  {addresses.grpc}")
     note(f"HTTP       {addresses.http}")
     if addresses.health_port is not None:

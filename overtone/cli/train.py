@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import shutil
+import sys
 from typing import TYPE_CHECKING
 
 from overtone.cli.arguments import CommandParser, number
@@ -123,4 +125,9 @@ def next_command(settings: Settings, result: TrainingResult | TrialResult) -> st
         words += ["--att-context-size", ",".join(map(str, context))]
     if kind := settings.model.encoder.self_attention_model:
         words += ["--attention", "local" if kind == "rel_pos_local_attn" else "full"]
-    return f"Next: {shlex.join(words)}"
+    return f"Next: {shlex.join([*program(), *words[1:]])}"
+
+
+def program() -> list[str]:
+    """The words that start this program: its name where the shell finds it, else the interpreter with the module."""
+    return ["overtone"] if shutil.which("overtone") else [sys.executable, "-m", "overtone"]

@@ -200,6 +200,11 @@ class AdapterStore:
                 log_change("removed", name)
             self._has_scanned = True
 
+    def __contains__(self, name: object) -> bool:
+        """True for the name of an adapter, refused or not."""
+        with self._lock:
+            return name in self._own or name in self._entries
+
     def names(self) -> set[str]:
         """Names in the store, those of refused adapters included."""
         with self._lock:

@@ -28,9 +28,9 @@ GRANULARITIES = {"word", "segment"}
 WITHOUT_EFFECT = ("temperature", "chunking_strategy")
 """Fields of OpenAI's that mean nothing to this kind of model."""
 FIELDS = {
-    "file", "model", "adapter", "language", "response_format", "stream", "timestamp_granularities[]",
-    "timestamp_granularities", "speech_contexts", "profanity_filter", "prompt", "keywords", "keywords[]", "include",
-    "include[]",
+    "file", "model", "adapter", "language", "languages", "languages[]", "response_format", "stream",
+    "timestamp_granularities", "timestamp_granularities[]", "speech_contexts", "profanity_filter", "prompt", "keywords",
+    "keywords[]", "include", "include[]",
 }  # fmt: skip
 
 
@@ -72,7 +72,7 @@ def recognition_request(form: FormData, *, prompt_boost: float = 0.0) -> Recogni
     return RecognitionRequest(
         model=text_field(form, "model"),
         adapter=text_field(form, "adapter"),
-        language=text_field(form, "language"),
+        language=text_field(form, "language") or one_language(form),
         mask_profanity=flag_field(form, "profanity_filter"),
         boosts=boosts_field(form) + keyword_boosts(list_field(form, "keywords"), prompt, prompt_boost),
         ignored=tuple(name if name in (*WITHOUT_EFFECT, "prompt") else f"field {name[:40]!r}" for name in ignored),
@@ -104,6 +104,15 @@ def text_field(form: FormData, name: str) -> str:
     if not isinstance(value, str):
         raise RequestError(f"'{name}' must be text, not a file.", name)
     return value.strip()
+
+
+def one_language(form: FormData) -> str:
+    """The one language of OpenAI's `languages`; empty where it has none. Raises RequestError for several."""
+    languages = list_field(form, "languages")
+    if len(languages) > 1:
+        message = f"'languages' names {len(languages)} languages; the model is told one, or none."
+        raise RequestError(message, "languages")
+    return languages[0].strip() if languages else ""
 
 
 def flag_field(form: FormData, name: str) -> bool:
