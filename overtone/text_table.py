@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
-"""What terminals obey, but for tabs and ends of lines: escape sequences, and marks that turn the direction of text."""
+"""The signs that terminals obey, but for tabs and ends of lines: escapes, and marks that turn the direction of text."""
 
 
 def printable(text: str) -> str:
