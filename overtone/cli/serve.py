@@ -81,7 +81,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--capacity", type=whole, default=64, metavar="N", help="adapters in the model at a time (default: 64)"
     )
     parser.add_argument("--max-batch", type=whole, default=16, metavar="N", help="rows of a forward (default: 16)")
-    parser.add_argument("--max-queue", type=whole, default=256, metavar="N", help="rows that wait (default: 256)")
+    parser.add_argument(
+        "--max-queue", type=whole, default=256, metavar="N", help="maximum queued requests (default: 256)"
+    )
     parser.add_argument(
         "--max-seconds",
         type=number(above=0),

@@ -45,7 +45,7 @@ def introduce(run: Run, notes: Sequence[str]) -> None:
         batch += f" for each of {run.machine.processes} processes"
     say(
         f"Training audio: {run.training.hours:.2f} h in {len(run.training.dataset)} utterances; "
-        f"{run.length.steps} steps of {batch}, "
+        f"{run.length.steps} step{'' if run.length.steps == 1 else 's'} of {batch}, "
         f"{run.length.batches / run.length.batches_per_epoch:.1f} epochs"
     )
     for speech in run.validation:

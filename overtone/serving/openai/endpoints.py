@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -252,5 +253,20 @@ class Models:
                 "kind": entry.kind,
                 "parameters": entry.parameters,
                 "digest": entry.digest,
+                "training": training_of(entry.card),
             }
         return shown
+
+
+def training_of(card: Mapping[str, Any]) -> dict[str, float]:
+    """Hours of speech and word error rates (0..1) of a training, as far as the card tells them; no names and paths."""
+    data = card.get("data")
+    found = {
+        "hours": data.get("hours") if isinstance(data, Mapping) else None,
+        **{key: card.get(key) for key in ("wer_before", "wer_after")},
+    }
+    return {
+        key: float(value)
+        for key, value in found.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    }
