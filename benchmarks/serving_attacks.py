@@ -194,10 +194,9 @@ def attacked(target: Target, name: str, attack: Attack, usual: float) -> dict[st
         checks.append(target.grpc_health())
         texts.append(target.transcribe())
         memory.append(server.weight().memory_mb)
-    ended = time.monotonic()
     for _ in running:
         pass
-    recovered = time.monotonic()
+    ended = recovered = time.monotonic()
     while target.transcribe() > max(0.5, NORMAL * usual) and time.monotonic() - ended < PATIENCE:
         recovered = time.monotonic()
     return {

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from overtone.adapters.adapter import Adapter, check_name, choose_points, module_key
 from overtone.adapters.kinds.base import Kind
-from overtone.adapters.kinds.registry import check_kind
+from overtone.adapters.kinds.registry import check_kind, find_kind
 from overtone.adapters.points import Layers, Point, collect_points
 from overtone.adapters.selection import BASE, Choice, Observer, Selection
 from overtone.adapters.storage import BaseIdentity, StoredAdapter, read_folder, write_folder
@@ -24,6 +24,7 @@ from overtone.decoding.fusion import NO_WORDS, Words
 from overtone.errors import AdapterError, did_you_mean
 from overtone.nets.taps import NO_CHAINS, Chains, TapContext
 from overtone.scope import Scope
+from overtone.text_table import columns
 from overtone.tokenizers import Tokenizer
 
 FILE_CHOICE = "@file"
@@ -115,7 +116,7 @@ class AdapterSet(nn.Module):
     def add(
         self,
         name: str,
-        kind: Kind,
+        kind: Kind | str,
         *,
         modules: str = "encoder",
         layers: Layers = "all",
@@ -131,9 +132,10 @@ class AdapterSet(nn.Module):
         return adapter
 
     def make(
-        self, name: str, kind: Kind, *, modules: str, layers: Layers, strategy: ResidualAdd | None = None
+        self, name: str, kind: Kind | str, *, modules: str, layers: Layers, strategy: ResidualAdd | None = None
     ) -> Adapter:
         """Make a new adapter for this model; `insert` adds it. Raises as `add`."""
+        kind = find_kind(kind)
         check_kind(kind)
         self.check_free(name)
         chosen = choose_points(list(self.points.values()), kind, modules=modules, layers=layers)
@@ -293,6 +295,24 @@ class AdapterSet(nn.Module):
         adapter.card, adapter.words = stored.card, stored.words
         self.insert(adapter)  # whole: another thread may use it at once
         return adapter
+
+    def __repr__(self) -> str:
+        """A table of the adapters, one a line."""
+        if not self.by_name:
+            return "No adapters."
+        rows = [("adapter", "kind", "modules", "layers", "parameters", "use")]
+        rows += [
+            (
+                adapter.name,
+                adapter.kind.name,
+                adapter.modules_text,
+                adapter.layers if isinstance(adapter.layers, str) else str(adapter.layers),
+                f"{adapter.parameter_count():,}",
+                "@file" if adapter.name in self.file_choice else "",
+            )
+            for adapter in self
+        ]
+        return "\n".join(columns(rows, right=(4,), indent=""))
 
     def identity(self) -> BaseIdentity:
         """The identity of the base. Raises AdapterError where the set belongs to no AsrModel."""

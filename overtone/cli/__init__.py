@@ -73,6 +73,8 @@ def answer(words: Sequence[str]) -> int:
 
 def run(words: Sequence[str]) -> int:
     """Run a command line and return its exit code. Raises OvertoneError, a UsageError for no command."""
+    if len(words) > 1 and words[0] == "help":
+        words = [words[1], "--help"]
     if not words or words[0] in ("-h", "--help", "help"):
         print(overview())
         return 0

@@ -26,6 +26,8 @@ class CommandParser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
+        self.hints: dict[str, str] = {}
+        """Advice on options that another command has."""
 
     def parse(self, words: Sequence[str]) -> argparse.Namespace:
         """Raises UsageError, naming the nearest option for an unknown one."""
@@ -33,7 +35,8 @@ class CommandParser(argparse.ArgumentParser):
         if unknown:
             known = [name for action in self._actions for name in action.option_strings]
             first = unknown[0].partition("=")[0]
-            self.error(f"unknown option '{first}'.{did_you_mean(first, known)}")
+            others = [name for name in known if name != "--help"]
+            self.error(f"unknown option '{first}'.{self.hints.get(first) or did_you_mean(first, others)}")
         return found
 
     def error(self, message: str) -> NoReturn:

@@ -102,8 +102,27 @@ def by_words(arguments: argparse.Namespace) -> Evaluation:
     if len(words) < 2:
         raise UsageError("A model and at least one manifest are needed: overtone evaluate MODEL MANIFEST….")
     model, *manifests = words
+    if arguments.multirun:
+        raise UsageError("--multirun is for training; an evaluation takes several adapters and manifests at once.")
+    if looks_like_manifest(model) or any(map(looks_like_model, manifests)):
+        raise UsageError(
+            f"The model comes first, and manifests follow: overtone evaluate MODEL MANIFEST…. '{model}' stands in the "
+            "model's place."
+        )
     beside_base = not arguments.no_base
     return measure(arguments, model, manifests, arguments.adapter, dtype=arguments.dtype, beside_base=beside_base)
+
+
+def looks_like_manifest(word: str) -> bool:
+    """True for a file that is named as manifests are."""
+    return Path(word).suffix in (".json", ".jsonl") and Path(word).is_file()
+
+
+def looks_like_model(word: str) -> bool:
+    """True for a word that names a model, and no file of another kind."""
+    from overtone.checkpoints.load import EMBEDDED
+
+    return word.endswith(".nemo") or (word in EMBEDDED and not Path(word).is_file())
 
 
 def by_settings(arguments: argparse.Namespace) -> Evaluation:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
+import threading
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -215,6 +217,8 @@ def context(text: str) -> tuple[float, float, float]:
 
 def run(arguments: argparse.Namespace) -> int:
     check_installed()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the server is there, which reads its files again
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its C code writes lines of its own to standard error
     with fast_imports():
         from overtone.cli.models import load, quiet_libraries

@@ -8,6 +8,7 @@ import argparse
 import shlex
 from typing import TYPE_CHECKING
 
+from overtone.cli.arguments import CommandParser
 from overtone.cli.overrides import add_configuration, read_settings, read_trials
 from overtone.cli.screen import note
 from overtone.startup import TRAINING_CACHED_KERNELS, fast_imports
@@ -27,9 +28,25 @@ With --multirun every combination of values is trained, one after the other, eac
 follows. One that fails does not stop the others; the exit code is then 1."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+SETTINGS_OF_OPTIONS = {
+    "--model": "model.nemo_model",
+    "--adapter": "model.adapter.adapter_name",
+    "--output": "exp_manager.exp_dir",
+    "-o": "exp_manager.exp_dir",
+    "--dtype": "compute_dtype",
+    "--device": "trainer.accelerator",
+    "--train": "model.train_ds.manifest_filepath",
+    "--manifest": "model.train_ds.manifest_filepath",
+    "--steps": "trainer.max_steps",
+    "--seed": "seed",
+}
+"""Options as other commands have them -> the settings that say the same."""
+
+
+def add_arguments(parser: CommandParser) -> None:
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="such as model.nemo_model=base.nemo")
     add_configuration(parser)
+    parser.hints = {option: f" Settings are written key=value: {key}=…." for option, key in SETTINGS_OF_OPTIONS.items()}
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from overtone.cli.arguments import ADAPTER_HELP, add_attention, add_decoder, attention_options
 from overtone.cli.screen import note
+from overtone.errors import UsageError
 from overtone.startup import fast_imports
 from overtone.text_table import columns
 
@@ -41,13 +42,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Verify, and print what was found. Raises UsageError for an adapter among the recordings."""
     with fast_imports():
-        from overtone.checkpoints.adapters import find_adapter
+        from overtone.checkpoints.adapters import find_adapter, is_stored
         from overtone.cli.models import load
         from overtone.evaluation.verify import verify
         from overtone.models.attention import attention_text
 
     model = load(arguments.model, "cpu", decoder=arguments.decoder, **attention_options(arguments))
+    stored = next((word for word in arguments.audio if is_stored(word)), None)
+    if stored is not None:
+        raise UsageError(f"{stored} is an adapter, and recordings are expected there. Name it with --adapter {stored}.")
     choices = [find_adapter(model, text) for text in arguments.adapter or ()]
     found = verify(model, arguments.audio or None, adapters=[choice for choice in choices if choice] or None)
     if attention := attention_text(model):

@@ -18,6 +18,21 @@ NOT_GIVEN = "???"
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", type(None): "null"}
 
 
+FORMER_KEYS = {
+    "gpus": "trainer.devices (and trainer.accelerator=gpu)",
+    "tpu_cores": "trainer.devices (and trainer.accelerator)",
+    "num_gpus": "trainer.devices (and trainer.accelerator=gpu)",
+    "distributed_backend": "trainer.strategy",
+    "amp_level": "trainer.precision",
+    "checkpoint_callback": "exp_manager.create_checkpoint_callback",
+    "resume_from_checkpoint": "exp_manager.resume_if_exists",
+    "init_from_nemo_model": "model.nemo_model",
+    "init_from_pretrained_model": "model.pretrained_model",
+    "init_from_ptl_ckpt": "model.nemo_model, a .nemo that NeMo has made of the checkpoint",
+}
+"""Keys of earlier versions of NeMo and Lightning -> those of today."""
+
+
 # Declaring
 
 
@@ -108,6 +123,8 @@ def build(kind: type[T], data: Mapping[str, Any], findings: Findings, *, path: s
 def _unknown(key: str, value: Any, allowed: list[str]) -> str:
     if isinstance(value, Mapping) and "_target_" in value:
         return f"unknown _target_ '{value['_target_']}'; classes are looked up in a list and never imported."
+    if key in FORMER_KEYS:
+        return f"unknown key. It is called {FORMER_KEYS[key]} today."
     near = did_you_mean(key, allowed)
     return f"unknown key.{near}" if near else f"unknown key; known are {', '.join(sorted(allowed))}."
 

@@ -91,10 +91,23 @@ def evaluate(
         seed=seed,
         created=datetime.now().astimezone().isoformat(timespec="seconds"),
         results=tuple(results),
+        adapters=adapter_facts(model, choices),
         attention=attention_text(model),
         counted=counted.processing.description,
         unwritable={path: report for path, lines in sets.items() if (report := counted.unwritable(lines))},
     )
+
+
+def adapter_facts(model: AsrModel, choices: Sequence[NamedChoice]) -> dict[str, dict[str, Any]]:
+    """Kind, number of parameters and card of the adapters that act, by name."""
+    names = dict.fromkeys(name for choice in choices for name in (choice.chain or "").split("+") if name)
+    found = {}
+    for name in names:
+        adapter = model.adapters[name]
+        parameters = sum(parameter.numel() for parameter in adapter.parameters())
+        share = parameters / max(1, sum(parameter.numel() for parameter in model.base_parameters()))
+        found[name] = {"kind": adapter.kind.name, "parameters": parameters, "share": share, "card": adapter.card}
+    return found
 
 
 def read_references(path: Path) -> list[Utterance]:
@@ -169,6 +182,7 @@ def hear(
                 words=word_errors(reference, hypothesis),
                 characters=character_errors(reference, hypothesis),
                 channel=utterance.channel,
+                speaker=utterance.speaker,
                 written=utterance.text or "",
             )
         )

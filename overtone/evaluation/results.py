@@ -6,11 +6,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from html import escape
 from pathlib import Path
 from typing import Any
 
 from overtone.audio.load import Channels
 from overtone.data.vocabulary import VocabularyReport
+from overtone.text_table import columns
 from overtone.wer import ErrorCounts, align_words
 
 SCHEMA = "overtone.evaluation/1"
@@ -39,6 +41,8 @@ class UtteranceResult:
     characters: ErrorCounts
     channel: Channels | None = None
     """Numbers from 0 of the channels that were heard; None is all of them."""
+    speaker: str | None = None
+    """The speaker, where the manifest names one."""
     written: str | None = None
     """The transcript as its manifest has it, where `reference` is the form that is counted."""
     wer: float = field(init=False)
@@ -57,6 +61,7 @@ class UtteranceResult:
             "duration": self.duration,
             **({} if self.channel is None else {"channel": list(self.channel)}),
             "line": self.line,
+            **({} if self.speaker is None else {"speaker": self.speaker}),
             "text": self.reference,
             **({} if self.written in (None, self.reference) else {"written": self.written}),
             "pred_text": self.hypothesis,
@@ -216,7 +221,7 @@ class Result:
         }
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Evaluation:
     """All results of a run: manifest by manifest, and within each the adapters in the order asked for."""
 
@@ -234,6 +239,8 @@ class Evaluation:
     created: str
     """The time of the evaluation in ISO 8601 with the zone."""
     results: tuple[Result, ...]
+    adapters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """By name, kind, number of parameters and card of the adapters that acted."""
     attention: str = ""
     """The choice among several attention contexts of the model."""
     counted: str = ""
@@ -246,6 +253,44 @@ class Evaluation:
         """One line on dtypes and device, and on the attention where there is a choice."""
         line = f"base {self.compute_dtype}, adapters float32, on {self.device}"
         return f"{line}, {self.attention}" if self.attention else line
+
+    def __str__(self) -> str:
+        """A table of all results; `rows` has the utterances."""
+        table = columns([HEAD, *map(summary_of, self.results)], right=(2, 3, 4, 5), indent="")
+        notes = [report.message.partition("\n")[0] for report in self.unwritable.values()]
+        return "\n".join([f"{self.model or 'model'}: {self.numbers}", *table, *notes])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        """The same table, for notebooks."""
+        head = "".join(f"<th>{escape(name)}</th>" for name in HEAD)
+        lines = (
+            "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in summary_of(result)) + "</tr>"
+            for result in self.results
+        )
+        caption = escape(f"{self.model or 'model'}: {self.numbers}")
+        return f"<table><caption>{caption}</caption><tr>{head}</tr>{''.join(lines)}</table>"
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One flat row for each utterance and adapter, with its rates, as `pandas.DataFrame` takes them."""
+        return [
+            {
+                "manifest": result.name,
+                "adapter": result.label,
+                "audio_filepath": str(utterance.audio_path),
+                "offset": utterance.offset,
+                "duration": utterance.duration,
+                "text": utterance.reference,
+                "pred_text": utterance.hypothesis,
+                "wer": utterance.wer,
+                "cer": utterance.cer,
+                "word_errors": utterance.words.errors,
+                "words": utterance.words.reference_length,
+            }
+            for result in self.results
+            for utterance in result.utterances
+        ]
 
     def to_json(self) -> dict[str, Any]:
         """Plain data under stable keys; rates are fractions, times seconds."""
@@ -262,6 +307,7 @@ class Evaluation:
             "intervals": {"level": self.level, "resamples": self.resamples, "seed": self.seed},
             **({"counted": self.counted} if self.counted else {}),
             **({"unwritable": [self._unwritable_json(path) for path in self.unwritable]} if self.unwritable else {}),
+            **({"adapters": {name: dict(facts) for name, facts in self.adapters.items()}} if self.adapters else {}),
             "results": [result.to_json() for result in self.results],
         }
 
@@ -274,6 +320,17 @@ class Evaluation:
             "characters": report.characters,
             "writable_in_lower_case": report.writable_in_lower_case,
         }
+
+
+HEAD = ("Manifest", "Adapter", "WER %", "To the base", "CER %", "Lines")
+"""Names of the columns of `summary_of`."""
+
+
+def summary_of(result: Result) -> tuple[str, ...]:
+    """The cells of one result in a table of all."""
+    change = "" if result.difference is None else f"{100 * result.difference.wer:+.2f}"
+    rates = f"{100 * result.wer:.2f}", change, f"{100 * result.cer:.2f}"
+    return result.name, result.label, *rates, str(len(result.utterances))
 
 
 def total(counts: Iterable[ErrorCounts]) -> ErrorCounts:

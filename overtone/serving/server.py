@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import signal
 import threading
 import time
@@ -165,7 +166,7 @@ class Server:
         finished = True
         if self.riva is not None and self.http is not None:
             left = max(0.0, ends - time.monotonic())
-            last_words = left - min(LAST_WORDS_SECONDS, left / 2)
+            last_words = left - min(LAST_WORDS_SECONDS, left / 2) if left else math.inf  # without a grace, never
             ending = asyncio.get_running_loop().call_later(last_words, self.service.ending.set)
             idle, calls_finished = await asyncio.gather(self.requests.idle(left), self.riva.stop(left))
             calls_finished = calls_finished and not self.service.ending.is_set()

@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,69 +15,15 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from overtone.data.batching import BatchPlan, Place, place_of
 from overtone.files import replace_path, system_error
-from overtone.training.console import ProgressLine, Reporter, format_duration
+from overtone.training.console import ProgressLine, Reporter
 from overtone.training.interruption import StopRequest
 from overtone.training.module import TrainingModule
+from overtone.training.progress import Progress
 from overtone.training.run_folder import explain_write_errors
 from overtone.training.weights import WeightsStore
 
 CHECKPOINT_SECONDS = 600.0
 """Longest time between two checkpoints, however far apart validations are."""
-
-
-@dataclass(kw_only=True)
-class Progress:
-    """Steps, loss and speed of a training; its rates leave out what was done before it was resumed."""
-
-    total_steps: int
-    first_step: int = 0
-    """The step from which the run was resumed."""
-    step: int = 0
-    batches: int = 0
-    """Batches of the whole run so far."""
-    epoch: int = 0
-    loss: float | None = None
-    """Mean over the last steps, the newer weighing more."""
-    learning_rate: float = 0.0
-    wer_before: float | None = None
-    """WER of the base before training, 0..1."""
-    wer: float | None = None
-    """WER of the last validation, 0..1."""
-    audio_seconds: float = 0.0
-    """Audio trained on since the start."""
-    busy_seconds: float = 0.0
-    """Time spent on steps, validations left out."""
-
-    def advance(self, *, step: int, epoch: int, loss: float, learning_rate: float, audio: float, took: float) -> None:
-        """Take one batch into account. audio, took: seconds."""
-        self.step, self.epoch, self.learning_rate = step, epoch, learning_rate
-        self.loss = loss if self.loss is None else 0.9 * self.loss + 0.1 * loss
-        self.audio_seconds += audio
-        self.busy_seconds += took
-
-    @property
-    def speed(self) -> float:
-        """Hours of audio in an hour."""
-        return self.audio_seconds / self.busy_seconds if self.busy_seconds else 0.0
-
-    @property
-    def seconds_left(self) -> float | None:
-        done = self.step - self.first_step
-        return (self.total_steps - self.step) * self.busy_seconds / done if done > 0 else None
-
-    def line(self) -> str:
-        """Return `step 20/1000  epoch 1  loss 12.3  lr 0.001  WER 45.6 %  120 h audio/h  3:20 left`."""
-        parts = [f"step {self.step}/{self.total_steps}", f"epoch {self.epoch + 1}"]
-        if self.loss is not None:
-            parts.append(f"loss {self.loss:.4g}")
-        parts.append(f"lr {self.learning_rate:.2e}")
-        if self.wer is not None:
-            parts.append(f"WER {self.wer:.2%}")
-        parts.append(f"{self.speed:.3g} h audio/h")
-        left = self.seconds_left
-        if left is not None:
-            parts.append(f"{format_duration(left)} left")
-        return "  ".join(parts)
 
 
 class TrainingCallback(Callback):
@@ -140,6 +85,8 @@ class TrainingCallback(Callback):
         progress.wer_before = state["wer_before"]
         progress.first_step = progress.step = state["step"]
         progress.wer, progress.loss = state["wer"], state["loss"]
+        progress.curve = [(step, wer, seconds) for step, wer, seconds in state.get("curve", ())]
+        progress.seconds_before = state.get("seconds", 0.0)
         self.weights.restore(state["keeper"], checkpoint, leads=leads)
         self.has_checkpoint = self.checkpoint is not None and self.checkpoint.is_file()
         self.reporter.say(f"Going on from step {progress.step}")
@@ -217,6 +164,7 @@ class TrainingCallback(Callback):
         first = self.module.counts[0].metrics()
         metrics = {f"val_{name}": value for name, value in first.items()}
         self.progress.wer = metrics["val_wer"]
+        self.progress.note_validation(step)
         best = False
         if trainer.is_global_zero:
             best = self.weights.consider(step=step, epoch=self.find_epoch(trainer), metrics=metrics)
@@ -298,7 +246,13 @@ class TrainingCallback(Callback):
 
     def validation_state(self) -> dict[str, Any]:
         """Return what the validations so far have found, as a checkpoint holds it."""
-        return {"validated_step": self.validated_step, "wer": self.progress.wer, "keeper": self.weights.state()}
+        return {
+            "validated_step": self.validated_step,
+            "wer": self.progress.wer,
+            "curve": [list(point) for point in self.progress.curve],
+            "seconds": self.progress.seconds,
+            "keeper": self.weights.state(),
+        }
 
     def complete_checkpoint(self) -> None:
         """Add what the last validation found to the checkpoint of the last step, which was written before it."""

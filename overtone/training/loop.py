@@ -17,7 +17,7 @@ from overtone.data.batching import Draws, Place, StepSampler
 from overtone.data.dataset import make_loader
 from overtone.errors import ConfigError, DataError
 from overtone.files import clean_leftovers
-from overtone.training.callback import CheckpointFile, Progress, TrainingCallback
+from overtone.training.callback import CheckpointFile, TrainingCallback
 from overtone.training.console import ProgressLine
 from overtone.training.data import SpeechSet, validation_batches, worker_count
 from overtone.training.flat_start import FlatStart
@@ -28,6 +28,7 @@ from overtone.training.module import TrainingModule
 from overtone.training.optim import choose_schedule
 from overtone.training.prefix_cache.forward import PrefixForward
 from overtone.training.prefix_cache.loader import cycle_variants
+from overtone.training.progress import Progress
 from overtone.training.row_processes import RowProcesses
 from overtone.training.run import Run, TrainingResult
 from overtone.training.run_folder import (
@@ -127,7 +128,8 @@ def make_trainer(run: Run, callback: TrainingCallback) -> Any:
             default_root_dir=run.folder.path,
             plugins=[CheckpointFile()],
             logger=make_loggers(experiment, run.folder) or False,
-            callbacks=[*make_early_stopping(experiment), callback],  # a checkpoint holds what was counted before it
+            # a checkpoint holds what was counted before it
+            callbacks=[*make_early_stopping(experiment), *run.plan.callbacks, callback],
         )
     except (ValueError, RuntimeError, TypeError, ImportError, MisconfigurationException) as error:
         raise ConfigError(f"trainer: {error}") from error
@@ -186,7 +188,7 @@ def make_callback(run: Run, module: TrainingModule) -> TrainingCallback:
         adapter=run.adapter,
         folder=run.folder,
         settings=experiment.checkpoint_callback_params,
-        make_card=lambda step, metrics: make_card(run, step, metrics, progress.wer_before),
+        make_card=lambda step, metrics: make_card(run, step, metrics, progress),
         keep_top=experiment.create_checkpoint_callback,
         adapters_file=run.plan.adapters_file,
     )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from overtone.adapters.kinds.base import Kind
 from overtone.adapters.kinds.linear import LinearAdapter
@@ -31,6 +31,9 @@ from overtone.config import (
 )
 from overtone.errors import ConfigError
 from overtone.models.asr_model import AsrModel
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +105,8 @@ class TrainingPlan:
     """The checkpoint is removed once the training is complete."""
     record: Mapping[str, Any]
     """The settings as they are written into the run folder."""
+    callbacks: tuple[Callback, ...] = ()
+    """Callbacks of Lightning's that the caller adds."""
 
     @property
     def starts_fresh(self) -> bool:
@@ -119,7 +124,11 @@ class TrainingPlan:
 
 
 def plan_training(
-    settings: Settings, *, model: AsrModel | None = None, adapter: AdapterPlan | None = None
+    settings: Settings,
+    *,
+    model: AsrModel | None = None,
+    adapter: AdapterPlan | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> TrainingPlan:
     """Turn checked settings into a plan.
 
@@ -156,6 +165,7 @@ def plan_training(
         compute_processes=settings.compute_processes,
         seed=settings.seed,
         delete_checkpoint=settings.delete_ckpt_after_train,
+        callbacks=tuple(callbacks),
         record=to_plain(settings),
     )
 

@@ -13,7 +13,7 @@ from lightning.pytorch import Trainer
 
 from overtone.config import ExperimentSettings
 from overtone.models.attention import attention_facts, attention_text
-from overtone.training.callback import Progress
+from overtone.training.progress import Progress
 from overtone.training.run import Run, TrainingResult
 from overtone.training.trainer import TRAINED_DTYPES, base_dtype, lightning_precision
 from overtone.training.weights import WeightsStore
@@ -75,12 +75,14 @@ def describe_early_end(settings: ExperimentSettings, trainer: Trainer) -> str | 
     return f"Ended early, at step {trainer.global_step} of {trainer.max_steps}: {why}."
 
 
-def make_card(run: Run, step: int, metrics: Mapping[str, float], wer_before: float | None) -> dict[str, Any]:
+def make_card(run: Run, step: int, metrics: Mapping[str, float], progress: Progress) -> dict[str, Any]:
     """Describe where the weights come from and what they reached, as plain data.
 
-    metrics: of the validation of this step. wer_before: WER of the base, 0..1.
+    metrics: of the validation of this step. The curve goes from the base, step 0, to this step.
     """
-    plan = run.plan
+    plan, wer_before = run.plan, progress.wer_before
+    start = [] if wer_before is None else [(0, round(wer_before, 6), 0.0)]
+    curve = [*start, *(point for point in progress.curve if point[0] <= step)]
     reached = {name.removeprefix("val_"): round(value, 6) for name, value in metrics.items()}
     return {
         "trained": time.strftime("%Y-%m-%d %H:%M:%S"),
@@ -92,6 +94,8 @@ def make_card(run: Run, step: int, metrics: Mapping[str, float], wer_before: flo
         "wer_after": reached.get("wer"),
         "cer_after": reached.get("cer"),
         "loss_after": reached.get("loss"),
+        "curve": [[at, wer] for at, wer, _ in curve],
+        "training_seconds": curve[-1][2] if curve and curve[-1][0] == step else None,
         "dtypes": {
             "base": "trained" if run.adapter is None else base_dtype(plan, run.machine),
             "trained": TRAINED_DTYPES[lightning_precision(plan.trainer)],
@@ -133,7 +137,7 @@ def conclude(run: Run, weights: WeightsStore, progress: Progress, steps: int) ->
         wer_last=progress.wer,
         hours=run.training.hours,
         card={
-            **make_card(run, best.step if best is not None else steps, metrics, progress.wer_before),
+            **make_card(run, best.step if best is not None else steps, metrics, progress),
             **({} if run.adapter is None else general_part(run.model.adapters[run.adapter].card)),
         },
     )

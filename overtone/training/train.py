@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from overtone.adapters.kinds.base import Kind
 from overtone.adapters.kinds.linear import LinearAdapter
-from overtone.adapters.kinds.registry import section_of
+from overtone.adapters.kinds.registry import find_kind, section_of
 from overtone.adapters.points import Layers
 from overtone.adapters.strategies import ResidualAdd
 from overtone.config import (
@@ -47,6 +47,9 @@ from overtone.training.run_folder import (
 )
 from overtone.training.trainer import Machine, find_machine, lightning_precision, plan_length
 
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback
+
 __all__ = ["TrainingResult", "run_training", "train"]
 
 
@@ -57,7 +60,7 @@ def train(
     train_manifest: str | Path | Sequence[str | Path],
     output_dir: str | Path,
     validation_manifest: str | Path | Sequence[str | Path] | None = None,
-    kind: Kind | None = None,
+    kind: Kind | str | None = None,
     start_from: str | Path | None = None,
     modules: str = "encoder",
     layers: Layers = "all",
@@ -76,15 +79,16 @@ def train(
     save_nemo: bool = False,
     resume: bool = False,
     quiet: bool = False,
+    callbacks: Sequence[Callback] = (),
     settings: Settings | None = None,
 ) -> TrainingResult:
     """Train a new adapter and keep it in the model, with its best weights.
 
-    model: an AsrModel, or what `load_model` takes. kind: `LinearAdapter(dim=32)` unless given.
+    model: an AsrModel, or what `load_model` takes. kind: `LinearAdapter(dim=32)` unless given, or the name of one.
     start_from: an adapter to go on from, of the model or on disk; its form is taken where no other is given.
     output_dir: the run folder; `checkpoints/NAME-best` and `NAME-last` in it are adapter folders.
     resume: go on where a run in that folder was cut off, if one was. save_nemo: also write adapted `.nemo` files.
-    settings: everything else (augmentation, early stopping, …); the arguments above take precedence.
+    settings: everything else (early stopping, …); the arguments above take precedence. callbacks: of Lightning's.
     """
     own, source = (model, None) if isinstance(model, AsrModel) else (None, str(model))
     base, adapter = settings or Settings(), _plan_adapter(adapter_name, modules, kind, layers, strategy, start_from)
@@ -108,14 +112,13 @@ def train(
         compute_dtype=compute_dtype,
         seed=seed,
     )
-    check_settings(whole, purpose="train", model_given=own is not None)
-    return run_plan(plan_training(whole, model=own, adapter=adapter), Reporter(quiet=quiet))
+    return run_training(whole, model=own, reporter=Reporter(quiet=quiet), adapter=adapter, callbacks=callbacks)
 
 
 def _plan_adapter(
     name: str,
     modules: str,
-    kind: Kind | None,
+    kind: Kind | str | None,
     layers: Layers,
     strategy: ResidualAdd | None,
     start_from: str | Path | None,
@@ -123,7 +126,7 @@ def _plan_adapter(
     name, modules = split_name(name, modules)
     return AdapterPlan(
         name=name,
-        kind=kind or LinearAdapter(),
+        kind=find_kind(kind or LinearAdapter()),
         strategy=strategy or ResidualAdd(),
         modules=modules,
         layers=layers,
@@ -180,14 +183,20 @@ def _experiment(base: ExperimentSettings, folder: Path, *, save_nemo: bool, resu
 
 
 def run_training(
-    settings: Settings, *, model: AsrModel | None = None, reporter: Reporter | None = None
+    settings: Settings,
+    *,
+    model: AsrModel | None = None,
+    reporter: Reporter | None = None,
+    adapter: AdapterPlan | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> TrainingResult:
-    """Carry out the training that the settings describe. `model` stands in for the one that they name.
+    """Carry out the training that the settings describe.
 
-    Raises as `run_plan`.
+    model, adapter: stand in for those that they name. Raises as `run_plan`.
     """
     check_settings(settings, purpose="train", model_given=model is not None)
-    return run_plan(plan_training(settings, model=model), reporter or Reporter())
+    plan = plan_training(settings, model=model, adapter=adapter, callbacks=callbacks)
+    return run_plan(plan, reporter or Reporter())
 
 
 def run_plan(plan: TrainingPlan, reporter: Reporter) -> TrainingResult:

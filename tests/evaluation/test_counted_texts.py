@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import shutil
@@ -157,3 +158,36 @@ def test_the_base_comes_first(tmp_path: Path) -> None:
     results = evaluate(model, manifest, adapters=["swap", None]).results
     assert [each.label for each in base_first(results)] == ["base", "swap"]
     assert results[0].difference is not None
+
+
+def test_an_evaluation_is_shown_as_a_table(tmp_path: Path) -> None:
+    model = ToneModel()
+    model.adapters.add("swap", LinearAdapter(dim=2))
+    evaluation = evaluate(model, write_manifest(tmp_path, ("abc", "bac"), ("fed", "f<d")), adapters=[None, "swap"])
+    head, names, base, swap, note = str(evaluation).splitlines()
+    assert repr(evaluation) == str(evaluation)
+    assert head == "tones: base float32, adapters float32, on cpu"
+    assert names.split()[:2] == ["Manifest", "Adapter"]
+    assert base.split()[1:3] == ["base", "100.00"]
+    assert swap.split()[1:4] == ["swap", "50.00", "-50.00"]
+    assert note.startswith("1 of 2 transcripts hold what the model cannot write")
+    assert "<td>swap</td><td>50.00</td>" in evaluation._repr_html_()
+    rows = evaluation.rows()
+    assert [(row["adapter"], row["text"], row["wer"]) for row in rows] == [
+        ("base", "bac", 1.0), ("base", "f<d", 1.0), ("swap", "bac", 0.0), ("swap", "f<d", 1.0)
+    ]  # fmt: skip
+    assert dataclasses.asdict(evaluation.results[1].utterances[0])["wer"] == 0.0
+
+
+def test_adapters_are_shown_as_a_table() -> None:
+    model = small_model()
+    assert repr(model.adapters) == "No adapters."
+    model.adapters.add("medical", "linear")
+    model.adapters.add("legal", "lora", layers="last:1")
+    model.adapters.file_choice = ("legal",)
+    lines = [line.split() for line in repr(model.adapters).splitlines()]
+    assert lines[0] == ["adapter", "kind", "modules", "layers", "parameters", "use"]
+    assert lines[1][:4] == ["medical", "linear", "encoder", "all"]
+    assert (lines[2][:4], lines[2][-1]) == (["legal", "lora", "encoder", "last:1"], "@file")
+    with pytest.raises(AdapterError, match=r"kind 'liner' is unknown. Did you mean 'linear'\?"):
+        model.adapters.add("x", "liner")

@@ -156,7 +156,7 @@ def test_texts_are_those_of_transcribe(model: ToneModel, manifest: Path, evaluat
 def test_json_has_stable_keys(evaluation: Evaluation) -> None:
     data = json.loads(json.dumps(evaluation.to_json()))
     assert data["schema"] == SCHEMA == "overtone.evaluation/1"
-    assert list(data) == ["schema", "created", "model", "numbers", "intervals", "results"]
+    assert list(data) == ["schema", "created", "model", "numbers", "intervals", "adapters", "results"]
     assert data["numbers"] == {"base": "float32", "adapters": "float32", "device": "cpu"}
     assert list(data["results"][1]) == [
         "adapter", "chain", "manifest", "name", "wer", "wer_interval", "cer", "cer_interval", "word_errors",

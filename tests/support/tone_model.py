@@ -62,6 +62,10 @@ class ToneModel(nn.Module):
         angles = 2 * torch.pi * torch.tensor(FREQUENCIES)[:, None] * time
         self.register_buffer("waves", torch.stack((angles.sin(), angles.cos())) * 2 / FRAME)  # [2, V, FRAME]
 
+    def base_parameters(self) -> list[nn.Parameter]:
+        """It has none."""
+        return []
+
     def speaking(self, languages: object) -> AbstractContextManager[object]:
         """It is not told any language."""
         return nullcontext(languages)

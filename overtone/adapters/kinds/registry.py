@@ -18,7 +18,7 @@ from overtone.adapters.kinds.lora import LORA
 from overtone.adapters.kinds.tiny_attention import TINY_ATTENTION
 from overtone.adapters.strategies import ResidualAdd
 from overtone.config import KindSettings, OwnKindSettings, StrategySettings
-from overtone.errors import AdapterError
+from overtone.errors import AdapterError, did_you_mean
 from overtone.nets.taps import Bottleneck
 
 KINDS: dict[str, KnownKind] = {known.name: known for known in (LINEAR, TINY_ATTENTION, LORA)}
@@ -61,6 +61,18 @@ def make_default(kind: Any) -> Kind:
     made: Any = kind()
     check_kind(made)
     return made  # type: ignore[no-any-return]
+
+
+def find_kind(kind: Kind | str) -> Kind:
+    """A kind, or the one of that name with its default settings. Raises AdapterError for an unknown name."""
+    if not isinstance(kind, str):
+        return kind
+    if kind not in KINDS:
+        raise AdapterError(
+            f"kind '{kind}' is unknown.{did_you_mean(kind, KINDS)} Known are {', '.join(KINDS)}, each with its default "
+            "settings; others are given as objects, such as LinearAdapter(dim=64)."
+        )
+    return make_default(KINDS[kind].kind)
 
 
 def check_kind(kind: object) -> None:

@@ -8,7 +8,8 @@ from html import escape
 from pathlib import Path
 
 from overtone.evaluation.report.audio import AudioBudget, player
-from overtone.evaluation.report.plots import changes_plot, element, intervals_plot, percent, rates_plot, shorten
+from overtone.evaluation.report.details import speakers, trainings
+from overtone.evaluation.report.plots import changes_plot, element, intervals_chart, percent, rates_plot, shorten
 from overtone.evaluation.results import Evaluation, Result, UtteranceResult
 from overtone.wer import align_words
 
@@ -66,15 +67,19 @@ def sections(evaluation: Evaluation, page: Path, budget: AudioBudget) -> dict[st
     """The contents of the template's places."""
     groups, series = by_manifest(evaluation), series_of(evaluation)
     model = evaluation.model or "model"
+    adapters = [label for label in series if label != "base"]
+    heading = f"{', '.join(adapters)} on {model}" if adapters else model
     return {
-        "title": escape(f"{model} · evaluation"),
-        "heading": escape(model),
+        "title": escape(f"{heading} · evaluation"),
+        "heading": escape(heading),
         "findings": findings(groups, series),
         "facts": facts(evaluation),
         "summary": summary(groups, series, evaluation.level),
-        "intervals": intervals_plot(evaluation.results, series, level=evaluation.level),
+        "intervals": intervals_chart(evaluation.results, series, level=evaluation.level),
         "level": f"{evaluation.level:.0%}",
         "resamples": f"{evaluation.resamples:,}".replace(",", "\u202f"),
+        "trainings": section("How it was trained", trainings(evaluation, series)),
+        "speakers": section("By speaker", "".join(speakers(group.results, series) for group in groups)),
         "comparisons": section("Utterance by utterance", "".join(comparisons(group, series) for group in groups)),
         "confusions": "".join(confusions(group, series) for group in groups),
         "errors": "".join(errors(group, series, page, budget, number) for number, group in enumerate(groups)),
@@ -121,7 +126,7 @@ def facts(evaluation: Evaluation) -> str:
     short = evaluation.fingerprint[:19] + ("…" if len(evaluation.fingerprint) > 19 else "")
     rows = (
         ("Base", f'<code title="{escape(evaluation.fingerprint)}">{escape(short)}</code>'),
-        ("Numbers", escape(evaluation.numbers)),
+        ("Precision", escape(evaluation.numbers)),
         *([("Counted", escape(evaluation.counted))] if evaluation.counted else []),
         *(
             ("Not writable", escape(f"{path}: {report.message.partition(chr(10))[0]}"))
@@ -137,7 +142,7 @@ def facts(evaluation: Evaluation) -> str:
 
 def summary(groups: Sequence[ManifestResults], series: dict[str, int], level: float) -> str:
     """The table of all results."""
-    names = ("Adapter", "WER", f"{level:.0%} interval", "To the base", "", "CER", "Sub", "Del", "Ins", "RTF")
+    names = ("Adapter", "WER", f"{level:.0%} interval", "Difference from base", "", "CER", "Sub", "Del", "Ins", "RTF")
     head = "".join(f'<th scope="col">{escape(name)}</th>' if name else "<td></td>" for name in names)
     bodies = []
     for group in groups:
@@ -152,7 +157,7 @@ def summary(groups: Sequence[ManifestResults], series: dict[str, int], level: fl
         "<caption>Word and character error rates; substitutions, deletions and insertions in words. Differences are "
         "in points, adapter minus base. RTF: seconds of work for a second of audio.</caption>"
     )
-    return f"<table>{caption}<thead><tr>{head}</tr></thead>{''.join(bodies)}</table>"
+    return f'<table class="cards">{caption}<thead><tr>{head}</tr></thead>{"".join(bodies)}</table>'
 
 
 def _row(result: Result, series: int, *, is_best: bool) -> str:
@@ -167,7 +172,10 @@ def _row(result: Result, series: int, *, is_best: bool) -> str:
         *(str(count) for count in (words.substitutions, words.deletions, words.insertions)),
         f"{result.real_time_factor:.4f}",
     )
-    row = f'<th scope="row">{chip(result.label, series)}</th>' + "".join(f"<td>{cell}</td>" for cell in cells)
+    labels = ("WER", "interval", "difference", "", "CER", "sub", "del", "ins", "RTF")
+    row = f'<th scope="row">{chip(result.label, series)}</th>' + "".join(
+        f'<td data-label="{label}">{cell}</td>' for label, cell in zip(labels, cells, strict=True)
+    )
     return element("tr", row)
 
 
@@ -235,24 +243,31 @@ def _confusion_table(group: ManifestResults, series: dict[str, int], kind: str) 
 
 
 def errors(group: ManifestResults, series: dict[str, int], page: Path, budget: AudioBudget, number: int) -> str:
-    """Utterances with errors, the worst first, each as said and as heard by every adapter, with its sound."""
+    """Utterances with errors, each as said and as heard by every adapter, with its sound.
+
+    Those that gained most come first; without a base, those with the most errors.
+    """
     focus, base = group.focus, group.base
     lines = list(zip(*(result.utterances for result in group.results), strict=True))
     reference = [then.words.errors for then in base.utterances] if base else [0] * len(lines)
 
-    def badness(index: int) -> tuple[int, int]:
+    def place(index: int) -> tuple[int, int]:
         now = focus.utterances[index].words.errors
-        return -now, -(now - reference[index])
+        return now - reference[index], -now
 
     wrong = [index for index, line in enumerate(lines) if any(heard.words.errors for heard in line)]
-    wrong.sort(key=badness)
+    wrong.sort(key=place)
     items = []
     for index in wrong[:LISTED_UTTERANCES]:
         change = focus.utterances[index].words.errors - reference[index]
         kind = "same" if base is None or not change else "worse" if change > 0 else "better"
         items.append(_utterance(group, lines[index], series, kind, player(lines[index][0], page, budget)))
     rest = len(wrong) - len(items)
-    order = f"sorted by those of {chip(focus.label, series[focus.label])}"
+    order = (
+        f"sorted by what {chip(focus.label, series[focus.label])} changes: most gained first, worsened last"
+        if base is not None and focus is not base
+        else "most errors first"
+    )
     told = f"{len(wrong)} of {len(lines)} utterances with errors, {order}."
     more = f'<p class="more">{rest} more are in the JSON file.</p>' if rest else ""
     choice = _filter(number) if base is not None and focus is not base else ""

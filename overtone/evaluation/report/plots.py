@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 from overtone.evaluation.results import Result
@@ -37,52 +37,68 @@ def shorten(label: str, most: int = 20) -> str:
     return label if len(label) <= most else f"{label[: most - 1]}…"
 
 
-def intervals_plot(results: Sequence[Result], series: Mapping[str, int], *, level: float) -> str:
-    """Word error rates as dots with their intervals, one row a result, grouped by manifest."""
-    left, right, row, head = 190.0, 90.0, 30.0, 34.0
-    width = 960.0
-    manifests = list(dict.fromkeys(result.manifest for result in results))
-    height = len(results) * row + len(manifests) * head + 34
+def intervals_chart(results: Sequence[Result], series: Mapping[str, int], *, level: float) -> str:
+    """Word error rates as dots with their intervals, one row a result, grouped by manifest; as wide as its place."""
     top = max(max(result.wer_interval[1], result.wer) for result in results)
     marks = ticks(top or 0.01)
+    digits = 0 if marks[1] >= 0.01 else 1
 
-    def at(rate: float) -> float:
-        return left + (width - left - right) * min(rate / marks[-1], 1.0)
+    def at(rate: float) -> str:
+        return f"{100 * min(rate / marks[-1], 1.0):.2f}%"
 
-    drawn = [
-        element("line", x1=at(mark), x2=at(mark), y1=8, y2=height - 26, class_="grid")
-        + text(percent(mark, 0 if marks[1] >= 0.01 else 1), at(mark), height - 8, class_="tick", text_anchor="middle")
-        for mark in marks
-    ]
-    y = 0.0
-    for manifest in manifests:
+    grid = "".join(f'<i style="left:{at(mark)}"></i>' for mark in marks)
+    rows = []
+    for manifest in dict.fromkeys(result.manifest for result in results):
         group = [result for result in results if result.manifest == manifest]
-        drawn.append(text(group[0].name, 0, y + head - 8, class_="group"))
-        y += head
+        rows.append(f'<p class="group">{escape(group[0].name)}</p>')
         for result in group:
-            drawn.append(_interval_row(result, y + row / 2, at, series[result.label]))
-            y += row
-    label = f"Word error rates with {level:.0%} intervals"
-    return figure_svg("".join(drawn), width, height, label, "; ".join(map(_spoken_interval, results)))
-
-
-def _interval_row(result: Result, y: float, at: Callable[[float], float], series: int) -> str:
-    low, high = (at(bound) for bound in result.wer_interval)
-    caps = "".join(element("line", x1=x, x2=x, y1=y - 5, y2=y + 5) for x in (low, high))
+            low, high = result.wer_interval
+            drawn = (
+                f'<span class="span" style="left:{at(low)};right:calc(100% - {at(high)})"></span>'
+                f'<span class="dot" style="left:{at(result.wer)}"></span>'
+            )
+            rows.append(
+                f'<div class="row series-{series[result.label]}"><span class="label">{escape(result.label)}</span>'
+                f'<span class="track">{grid}{drawn}</span><strong>{percent(result.wer)}</strong></div>'
+            )
+    scale = "".join(f'<span style="left:{at(mark)}">{percent(mark, digits)}</span>' for mark in marks)
+    spoken = "; ".join(map(_spoken_interval, results))
+    label = escape(f"Word error rates with {level:.0%} intervals: {spoken}")
     return (
-        text(shorten(result.label), 176, y + 5, class_="label", text_anchor="end")
-        + element(
-            "g",
-            element("line", x1=low, x2=high, y1=y, y2=y) + caps + element("circle", cx=at(result.wer), cy=y, r=6),
-            class_=f"whisker series-{series}",
-        )
-        + text(percent(result.wer), max(high, at(result.wer)) + 12, y + 5, class_="value")
+        f'<div class="intervals" role="img" aria-label="{label}">{"".join(rows)}'
+        f'<div class="row"><span class="label"></span><span class="scale">{scale}</span><strong></strong></div></div>'
     )
 
 
 def _spoken_interval(result: Result) -> str:
     low, high = result.wer_interval
     return f"{result.name}, {result.label}: {percent(result.wer)}, between {percent(low)} and {percent(high)}"
+
+
+def curve_plot(curve: Sequence[tuple[int, float]], series: int) -> str:
+    """Word error rate by step. curve: steps and rates, in order."""
+    width, height, left, floor = 560.0, 300.0, 58.0, 254.0
+    marks = ticks(max(rate for _, rate in curve) or 0.01)
+    last = max(1, curve[-1][0])
+
+    def across(step: float) -> float:
+        return left + (width - left - 24) * step / last
+
+    def up(rate: float) -> float:
+        return floor - (floor - 22) * rate / marks[-1]
+
+    drawn = []
+    for mark in marks:
+        drawn.append(element("line", x1=left, x2=width - 24, y1=up(mark), y2=up(mark), class_="grid"))
+        drawn.append(text(percent(mark, 0), left - 8, up(mark) + 4, class_="tick", text_anchor="end"))
+    path = "M" + "L".join(f"{across(step):.1f} {up(rate):.1f}" for step, rate in curve)
+    dots = "".join(element("circle", cx=across(step), cy=up(rate), r=4.5) for step, rate in curve)
+    drawn.append(element("g", element("path", d=path) + dots, class_=f"curve series-{series}"))
+    for step, anchor in ((0, "start"), (last, "end")):
+        drawn.append(text(f"step {step}", across(step), floor + 22, class_="tick", text_anchor=anchor))
+    (first_step, first), (end_step, end) = curve[0], curve[-1]
+    spoken = f"From {percent(first)} at step {first_step} to {percent(end)} at step {end_step}"
+    return figure_svg("".join(drawn), width, height, "Word error rate during training", spoken)
 
 
 def changes_plot(base: Result, result: Result) -> str:

@@ -54,7 +54,7 @@ def tables(evaluation: Evaluation, *, wide: bool = True) -> list[Table]:
     from rich.table import Table
     from rich.text import Text
 
-    rates = ("WER %", f"{evaluation.level:.0%} interval", "To the base", "CER %", "Sub/Del/Ins")
+    rates = ("WER %", f"{evaluation.level:.0%} interval", "Difference from base", "CER %", "Sub/Del/Ins")
     columns = (*rates, "Words", "Lines", "RTF") if wide else rates
     label_width = max(len(result.label) for result in evaluation.results)
     built = {}

@@ -69,12 +69,14 @@ class Turns:
             mine = self._waiting[following][0]
             self._waiting.move_to_end(following)
             self._forget(following, mine)
-            self._take(following)
-            mine.set_result(None)
+            if not mine.cancelled():  # its task has been told and has not run yet
+                self._take(following)
+                mine.set_result(None)
 
     def _forget(self, client: str, mine: asyncio.Future[None]) -> None:
-        """Take work out of the row."""
-        row = self._waiting[client]
-        row.remove(mine)
-        if not row:
-            del self._waiting[client]
+        """Take work out of the row, if it is still there."""
+        row = self._waiting.get(client, deque())
+        if mine in row:
+            row.remove(mine)
+            if not row:
+                del self._waiting[client]

@@ -26,6 +26,14 @@ from overtone.wer import character_errors, word_errors
 
 VOID = {"meta", "link", "br", "input", "img", "source"}
 HOSTILE = '<script>alert("1")</script> & co'
+CARD = {
+    "data": {"utterances": 182, "hours": 0.1046},
+    "steps": 300,
+    "wer_before": 0.702,
+    "wer_after": 0.49,
+    "curve": [[0, 0.702], [150, 0.55], [300, 0.49]],
+    "training_seconds": 95.0,
+}
 LINES = [
     ("hello there", "hello there", "hello there"),
     ("press one", "press on", "press one"),
@@ -72,6 +80,7 @@ def result_of(folder: Path, name: str, adapter: str | None, column: int) -> Resu
             hypothesis=line[column],
             words=word_errors(line[0], line[column]),
             characters=character_errors(line[0], line[column]),
+            speaker=f"voice {number % 2} <i>" if name == "domain" else None,
         )
         for number, line in enumerate(LINES)
     )
@@ -111,6 +120,10 @@ def evaluation(tmp_path: Path) -> Evaluation:
         seed=0,
         created="2026-01-02T03:04:05+00:00",
         results=tuple(results),
+        adapters={
+            "medical": {"kind": "linear", "parameters": 204_864, "share": 0.0441, "card": CARD},
+            "noise": {"kind": "lora", "parameters": 12, "share": 0.0, "card": {}},
+        },
     )
 
 
@@ -142,11 +155,36 @@ def test_transcripts_and_names_are_escaped(page: str) -> None:
 def test_drawings_are_well_formed_and_told_in_words(page: str) -> None:
     drawings = re.findall(r'<svg[^>]*role="img".*?</svg>', page, re.DOTALL)
     assert len(drawings) == 1 + 2 * 2
+    assert "From 70.2\u00a0% at step 0 to 49.0\u00a0% at step 300" in page
     for drawing in drawings:
         root = ElementTree.fromstring(drawing)
         assert root.findtext("title")
         assert root.findtext("desc")
         assert "nan" not in drawing
+
+
+def test_the_page_tells_how_adapters_were_trained_and_what_each_speaker_got(page: str) -> None:
+    words = " ".join(" ".join(Page(page).words).split())
+    for told in (
+        "medical+noise on fundamental",
+        "6 min in 182 utterances",
+        "204\u202f864, 4.41\u00a0% of the base",
+        "2 min",
+    ):
+        assert " ".join(told.split()) in words, told
+    assert "2 speakers" in words
+    assert words.index("voice 0") < words.index("voice 1")  # more words
+    assert "<i>" not in re.sub("<i style=[^>]*>|<i>nothing", "", page)
+
+
+def test_what_gained_most_is_shown_first(page: str) -> None:
+    """A visitor reads the first examples; what became worse stands last, and can be chosen."""
+    firsts = re.findall(r'<li class="(better|same|worse)"', page)
+    assert len(firsts) >= 4
+    half = len(firsts) // 2
+    order = {"better": 0, "same": 1, "worse": 2}
+    for part in (firsts[:half], firsts[half:]):  # one list for each manifest
+        assert [order[kind] for kind in part] == sorted(order[kind] for kind in part)
 
 
 def test_errors_carry_their_sound(page: str) -> None:

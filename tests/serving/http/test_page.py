@@ -28,7 +28,7 @@ PHONE = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebService]:
-    with web_service(tmp_path_factory.mktemp("store")) as running:
+    with web_service(tmp_path_factory.mktemp("store"), host_names=frozenset({"overtone.test"})) as running:
         yield running
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 from collections.abc import Iterator
@@ -304,3 +305,36 @@ def test_a_silent_client_behind_a_minted_session_is_greeted_too(service: WebServ
         opened.update(turn_detection=None)
         opened.say(speech("ab"))
         assert opened.committed()["transcript"] == "ba"
+
+
+def test_mutated_messages_are_answered(service: WebService) -> None:
+    """Characters and values changed: an error or a result each time, never a fault of ours; nothing is left over."""
+    generator = np.random.default_rng(11)
+    audio = base64.b64encode(pcm16(speech("a")[:4000])).decode()
+    content = {"format": {"type": "audio/pcm", "rate": RATE}, "transcription": {"model": "swap", "keywords": ["ab"]}}
+    session = {"type": "transcription", "audio": {"input": {**content, "turn_detection": {"type": "server_vad"}}}}
+    whole = [
+        json.dumps({"type": "session.update", "session": session}),
+        json.dumps({"type": "input_audio_buffer.append", "audio": audio}),
+        '{"type": "input_audio_buffer.commit"}',
+    ]
+    values = ["null", "[]", "{}", "-1", "1e400", '"x"', "true", '"\\ud800"']
+    for _ in range(40):
+        with client(service) as opened:
+            opened.receive()
+            for text in whole:
+                data = list(text)
+                for _ in range(int(generator.integers(0, 3))):
+                    data[int(generator.integers(0, len(data)))] = chr(int(generator.integers(32, 300)))
+                changed = "".join(data)
+                if generator.random() < 0.4:
+                    [first, *rest] = changed.split(": ")
+                    place = int(generator.integers(0, len(rest)))
+                    rest[place] = values[int(generator.integers(0, len(values)))] + rest[place]
+                    changed = ": ".join([first, *rest])
+                opened.websocket.send(changed)
+            opened.websocket.send('{"type": "input_audio_buffer.clear"}')
+            while (event := opened.receive())["type"] != "input_audio_buffer.cleared":
+                assert event.get("error", {}).get("type") != "server_error", event
+    eventually(lambda: service.server.requests.active == 0)
+    assert service.server.store.counters()["leased"] == 0

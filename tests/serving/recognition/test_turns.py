@@ -89,3 +89,19 @@ def test_cancelled_work_leaves_its_place(when: str) -> None:
         assert (turns.free, turns.waiting) == (1, 0)
 
     asyncio.run(run())
+
+
+def test_many_that_leave_at_once_leave_every_place() -> None:
+    async def run() -> None:
+        turns, log = Turns(2), []
+        workers = [Worker(turns, client, log) for client in "aaaabbbb"]
+        await settle()
+        last = Worker(turns, "c", log)
+        await settle()
+        for worker in workers:
+            worker.task.cancel()
+        await end([*workers, last])
+        assert log[-1] == "c"
+        assert (turns.free, turns.waiting) == (2, 0)
+
+    asyncio.run(asyncio.wait_for(run(), 60))
