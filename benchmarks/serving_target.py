@@ -75,17 +75,23 @@ class Target:
         return time.monotonic() - began
 
     def grpc_health(self) -> float:
-        """The same over gRPC, with a connection of its own."""
+        """The same over gRPC, with connections of its own, as many as it takes."""
         began = time.monotonic()
-        with grpc.insecure_channel(self.server.grpc, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
-            check = channel.unary_unary(
-                f"/{protobuf.HEALTH_SERVICE}/Check",
-                protobuf.HealthCheckRequest.SerializeToString,
-                protobuf.HealthCheckResponse.FromString,
-            )
-            if check(protobuf.HealthCheckRequest(), timeout=PATIENCE).status != protobuf.SERVING:
-                raise RuntimeError("health is not SERVING")
-        return time.monotonic() - began
+        while True:
+            with grpc.insecure_channel(self.server.grpc, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+                check = channel.unary_unary(
+                    f"/{protobuf.HEALTH_SERVICE}/Check",
+                    protobuf.HealthCheckRequest.SerializeToString,
+                    protobuf.HealthCheckResponse.FromString,
+                )
+                try:
+                    if check(protobuf.HealthCheckRequest(), timeout=PATIENCE).status != protobuf.SERVING:
+                        raise RuntimeError("health is not SERVING")
+                    return time.monotonic() - began
+                except grpc.RpcError as error:
+                    if error.code() is not grpc.StatusCode.UNAVAILABLE or time.monotonic() - began > PATIENCE:
+                        raise
+            time.sleep(0.1)
 
     def transcribe(self) -> float:
         """Seconds until the victim has its text."""

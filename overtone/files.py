@@ -95,9 +95,7 @@ def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     """
     target = folder.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
-    clean_leftovers(target.parent, target.name)
-    fresh, number = new_temporary(target, make_folder)
-    try:
+    with temporary_folder(target) as fresh:
         fill(fresh)
         sync_tree(fresh)
         try:
@@ -107,9 +105,18 @@ def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
                 raise
             swap_folders(fresh, target)
         sync(target.parent)
+
+
+@contextmanager
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """A folder beside a path, under a hidden name of its own, that is removed after the block. Raises OSError."""
+    clean_leftovers(path.parent, path.name)
+    folder, number = new_temporary(path, make_folder)
+    try:
+        yield folder
     finally:
         os.close(number)
-        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_folder(folder: Path) -> None:

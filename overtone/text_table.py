@@ -1,8 +1,17 @@
-"""Aligned columns for terminals and logs."""
+"""Text for terminals and logs: aligned columns, and nothing that a terminal would obey."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+
+CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+"""The signs that terminals obey, but for tabs and ends of lines: escapes, and marks that turn the direction of text."""
+
+
+def printable(text: str) -> str:
+    """A text from anywhere with its control characters spelt out, such as `\\u001b`, as JSON spells them too."""
+    return CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def columns(rows: Sequence[Sequence[str]], *, right: Sequence[int] = (), indent: str = "  ") -> list[str]:

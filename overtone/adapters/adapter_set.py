@@ -16,7 +16,7 @@ from overtone.adapters.adapter import Adapter, check_name, choose_points, module
 from overtone.adapters.kinds.base import Kind
 from overtone.adapters.kinds.registry import check_kind, find_kind
 from overtone.adapters.points import Layers, Point, collect_points
-from overtone.adapters.selection import BASE, Choice, Observer, Selection
+from overtone.adapters.selection import BASE, Choice, Observer, Selection, stack_adapters
 from overtone.adapters.storage import BaseIdentity, StoredAdapter, read_folder, write_folder
 from overtone.adapters.strategies import ResidualAdd
 from overtone.adapters.words import WORDS_ALONE, WordPart, words_of_chain
@@ -234,6 +234,14 @@ class AdapterSet(nn.Module):
         made.load_tensors(own.tensors())
         made.card, made.nemo, made.words = copy.deepcopy(own.card), copy.deepcopy(own.nemo), own.words
         return made
+
+    def refresh(self) -> None:
+        """Forget what was derived from parameters for inference: not every write to them can be noticed."""
+        for adapter in self:
+            adapter.stacks.clear()
+            for point in adapter.points:
+                adapter.at(point).derived = None
+        stack_adapters.cache_clear()
 
     def parameters_of(self, name: str) -> list[nn.Parameter]:
         """The parameters of one adapter, for an optimiser. Raises AdapterError for an unknown name."""

@@ -8,11 +8,13 @@ from __future__ import annotations
 import io
 import os
 import threading
+from collections import deque
 from collections.abc import Iterator
 from typing import Protocol
 
 from overtone.audio.containers import FileView, Track
-from overtone.audio.kinds import AAC, MP3, Kind, check_tracks
+from overtone.audio.joined import FLAC_HEADER, HEADER_BYTES
+from overtone.audio.kinds import AAC, FLAC, MP3, Kind, check_tracks
 from overtone.audio.pcm import Block
 from overtone.errors import AudioError
 
@@ -133,11 +135,12 @@ class ContainerFeed:
 
     def _run(self) -> None:
         try:
-            track = Track(self._pieces, self._kind)
-            for block in track.blocks():
-                if not self._hold(block):
+            while True:
+                track = Track(self._pieces, self._kind)
+                is_wanted = all(self._hold(block) for block in track.blocks())
+                track.close()
+                if not (is_wanted and self._pieces.next_recording()):
                     break
-            track.close()
         except AudioError as error:
             self._fault = error
         except Exception as error:
@@ -172,6 +175,8 @@ class Pieces:
         """Place of the first byte of `_data` in the file."""
         self._position = 0
         self._ended = False
+        self._joints: deque[int] = deque()
+        """Places where further recordings of joined FLAC begin: reading ends there until `next_recording`."""
 
     def append(self, data: bytes) -> None:
         """The next piece."""
@@ -179,8 +184,20 @@ class Pieces:
             self._data += data
             if self._kind is AAC:
                 self._blot_tags(len(self._data) - len(data))
+            if self._kind is FLAC:
+                self._find_joints(len(self._data) - len(data))
             self.hungry = self.hungry and not data
             self.changed.notify_all()
+
+    def next_recording(self) -> bool:
+        """Go to the next one of joined recordings; False where there is none."""
+        with self.changed:
+            if not self._joints or self.closed:
+                return False
+            joint = self._joints.popleft()
+            del self._data[: joint - self._first]
+            self._first = self._position = joint
+            return True
 
     def end(self) -> None:
         """No more pieces come."""
@@ -208,7 +225,7 @@ class Pieces:
                 self.changed.wait_for(self._is_readable)
                 self.hungry = False
             begin = self._position - self._first
-            data = bytes(self._data[begin : min(begin + size, len(self._data) - self._kept())])
+            data = bytes(self._data[begin : min(begin + size, self._readable_end() - self._first)])
             self._position += len(data)
             if self._kind is not MP3 or self._position > MP3_HEAD:
                 del self._data[: begin + len(data)]
@@ -227,12 +244,25 @@ class Pieces:
         return self._position
 
     def _is_readable(self) -> bool:
+        is_at_joint = bool(self._joints) and self._position >= self._joints[0]
+        return self._ended or self.closed or is_at_joint or self._readable_end() > self._position
+
+    def _readable_end(self) -> int:
+        """One past the last byte that may be read."""
         there = self._first + len(self._data) - self._kept()
-        return self._ended or self.closed or there > self._position
+        return min(there, self._joints[0]) if self._joints else there
 
     def _kept(self) -> int:
-        """Bytes that are not read yet, since the next piece may tell that they begin a tag."""
-        return 2 if self._kind is AAC and not (self._ended or self.closed) else 0
+        """Bytes that are not read yet, since the next piece may tell that they begin a tag, or another recording."""
+        if self._ended or self.closed:
+            return 0
+        return 2 if self._kind is AAC else HEADER_BYTES - 1 if self._kind is FLAC else 0
+
+    def _find_joints(self, begin: int) -> None:
+        """Note where further recordings begin, which may be cut between this piece and the last."""
+        for match in FLAC_HEADER.finditer(self._data, max(0, begin - HEADER_BYTES + 1)):
+            if self._first + match.start() > 0:
+                self._joints.append(self._first + match.start())
 
     def _blot_tags(self, begin: int) -> None:
         """Make ID3 tags between frames unknown bytes: FFmpeg would unpack what is compressed in them."""

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from overtone.audio.containers import FileView, Track
-from overtone.audio.kinds import HEADER_BYTES, MP3, kind_of, tag_bytes
+from overtone.audio.joined import JoinedTracks, bounds_of
+from overtone.audio.kinds import FLAC, HEADER_BYTES, MP3, kind_of, tag_bytes
 from overtone.audio.pcm import BLOCK, Block, WavLayout, decode_samples, read_wav_layout
 from overtone.errors import AudioError, DataError
 
@@ -122,6 +123,8 @@ def source_of(file: IO[bytes]) -> Source:
         raise AudioError("a Git LFS pointer stands in its place; fetch it with `git lfs pull`")
     if kind is None:
         raise AudioError("nothing in its first bytes is known")
+    if kind is FLAC and len(bounds := bounds_of(file, first)) > 1:
+        return JoinedTracks(file, bounds)
     return Track(FileView(file, first, has_size=kind is not MP3), kind)
 
 

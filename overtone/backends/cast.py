@@ -42,6 +42,9 @@ class CastEncoder:
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return type(self)(copy.deepcopy(self.encoder, memo), self.dtype)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.encoder, self.dtype)  # a pickle has no copy: it is derived anew
+
     def __call__(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(mel.device.type, enabled=False):
             x, lengths = self.current()(mel.to(self.dtype), lengths)
@@ -63,6 +66,10 @@ class CastEncoder:
         with torch.autocast(x.device.type, enabled=False):
             x, lengths = self.current().above(x, lengths, cut)
         return x.float(), lengths
+
+    def forget(self) -> None:
+        """Make the copy anew at the next forward, also where no write to the base has been noticed."""
+        self.made = None
 
     def current(self) -> Encoder:
         """The copy for the base as it is now. Of several threads one makes it."""

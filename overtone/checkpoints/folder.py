@@ -66,7 +66,7 @@ def read_native(folder: Path | str, *, adapters: bool = True) -> AsrModel:
     if not isinstance(own, dict):
         raise CheckpointError(f"{folder / CONFIG}: {OWN} is {own!r}; a mapping of keys is needed.")
     description = translate(config, str(folder / CONFIG))
-    files = {name: read_file(folder / name, LIMITS.small_file_bytes) for name in file_names(folder, own, config)}
+    files = {name: read_inside(folder, name) for name in file_names(folder, own, config)}
     tokenizer = read_tokenizer(description.tokenizer, files, str(folder))
     name = str(own.get("name") or folder.name)
     model = assemble(description, config, tokenizer, read_tensors(folder / WEIGHTS), source=str(folder), name=name)
@@ -161,9 +161,31 @@ def read_file(path: Path, at_most: int) -> bytes:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
+def own_names(own: Mapping[str, Any], key: str, folder: Path) -> list[Any]:
+    """A list of names in our section of the configuration. Raises CheckpointError for anything else."""
+    names = own.get(key) or []
+    if not isinstance(names, list) or not all(isinstance(name, str | int | float) for name in names):
+        raise CheckpointError(f"{folder / CONFIG}: {OWN}.{key} is {names!r}; a list of names is needed.")
+    return names
+
+
+def read_inside(folder: Path, name: str) -> bytes:
+    """Read a file of a model's folder, which is written back with the model.
+
+    Raises CheckpointError as `read_file`, and for a link that leads out of the folder: it could be any file's content.
+    In the cache of a hub, links lead to its `blobs`.
+    """
+    path = folder / name
+    target, home = path.resolve(), folder.resolve()
+    places = [home, *([home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [])]
+    if not any(target.is_relative_to(place) for place in places):
+        raise CheckpointError(f"{path} leads out of the folder, to {target}; put the file itself there.")
+    return read_file(path, LIMITS.small_file_bytes)
+
+
 def file_names(folder: Path, own: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
     """The files beside configuration and weights that belong to the model; a README or a licence does not."""
-    listed = [plain_name(folder, str(name)) for name in own.get("files") or ()]
+    listed = [plain_name(folder, str(name)) for name in own_names(own, "files", folder)]
     section = config.get("tokenizer") if not listed else None
     section = section if isinstance(section, dict) else {}
     languages = section.get("langs") if isinstance(section.get("langs"), dict) else {}
@@ -207,7 +229,7 @@ def _write_parts(model: AsrModel, folder: Path, tensors: Mapping[str, Tensor], e
 def _read_adapters(model: AsrModel, folder: Path, own: Mapping[str, Any], described: Mapping[str, NemoAdapter]) -> None:
     """The adapters in their order of addition; folders that were copied in come last."""
     present = [path.name for path in sorted(folder.glob("*")) if (path / DESCRIPTION).is_file()]
-    listed = [str(name) for name in own.get("adapters") or ()]
+    listed = [str(name) for name in own_names(own, "adapters", folder.parent)]
     for name in [*(name for name in listed if name in present), *(name for name in present if name not in listed)]:
         try:
             adapter = model.adapters.load(folder / name, name=name)
@@ -215,7 +237,7 @@ def _read_adapters(model: AsrModel, folder: Path, own: Mapping[str, Any], descri
             raise CheckpointError(f"{error} (Load the base alone with adapters=False.)") from error
         if name in described and name in listed and has_nemo_form(adapter):
             adapter.nemo = _nemo_form(adapter, described[name], str(folder.parent / CONFIG))
-    chosen = [str(name) for name in own.get("file_choice") or ()]
+    chosen = [str(name) for name in own_names(own, "file_choice", folder.parent)]
     model.adapters.file_choice = tuple(name for name in chosen if name in model.adapters)
 
 

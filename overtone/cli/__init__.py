@@ -16,7 +16,9 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from overtone.cli.arguments import CommandParser
+from overtone.cli.screen import plain_terminal
 from overtone.errors import OvertoneError, UsageError, did_you_mean
+from overtone.text_table import printable
 from overtone.version import __version__
 
 COMMANDS = {
@@ -42,7 +44,8 @@ CLOSED_PIPE = 141
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line (that of the process unless given) and return its exit code; never raises."""
-    code = answer(list(sys.argv[1:] if arguments is None else arguments))
+    with plain_terminal():
+        code = answer(list(sys.argv[1:] if arguments is None else arguments))
     if arguments is None:  # the process ends: nobody wants a traceback of an interrupt that comes now
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     return code
@@ -112,5 +115,5 @@ def overview() -> str:
 
 def complain(message: str, code: int) -> int:
     """Print an error and return the exit code."""
-    print(f"overtone: error: {message}", file=sys.stderr)
+    print(f"overtone: error: {printable(message)}", file=sys.stderr)
     return code

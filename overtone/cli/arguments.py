@@ -26,6 +26,7 @@ class CommandParser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
+        self.color = False  # later versions of Python colour the help, also on a terminal that spells that out
         self.hints: dict[str, str] = {}
         """Advice on options that another command has."""
 

@@ -61,13 +61,31 @@ def read_trials(arguments: argparse.Namespace, overrides: Sequence[str]) -> list
             settings = load_settings(words, **configuration(arguments))
         except ConfigError as error:
             raise ConfigError(f"With {' '.join(chosen)}: {error}" if chosen else str(error)) from error
-        trials.append(Trial(chosen=chosen, settings=settings))
+        trials.append(Trial(chosen=chosen, settings=settings, overrides=tuple(words)))
     return separate(trials)
 
 
 def configuration(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the YAML that the arguments choose, as keyword arguments of `load_settings`."""
     return {"config_path": arguments.config_path, "config_name": arguments.config_name or "asr_adaptation"}
+
+
+def configuration_words(arguments: argparse.Namespace) -> list[str]:
+    """Return the options that choose the YAML, as they are given to a command."""
+    given = (("--config-path", arguments.config_path), ("--config-name", arguments.config_name))
+    return [f"{option}={value}" for option, value in given if value is not None]
+
+
+def read_launcher(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the keys `hydra.launcher` of the YAML and the command line. Raises ConfigError."""
+    from overtone.config.compose import find_file, launcher_keys, parse
+
+    chosen = configuration(arguments)
+    keys = launcher_keys(find_file(chosen["config_path"], chosen["config_name"]))
+    for override in parse(arguments.settings):
+        if override.key_or_group.startswith("hydra.launcher."):
+            keys[override.key_or_group.removeprefix("hydra.launcher.")] = override.value()
+    return keys
 
 
 def check_overrides(overrides: Sequence[str]) -> None:

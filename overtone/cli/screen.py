@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TextIO
+
+from overtone.text_table import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,9 +19,39 @@ Progress = Callable[[float, float], None]
 """A function of the amount that is done and the whole amount."""
 
 
+class Terminal:
+    """A stream of the terminal to which control characters come spelt out, whatever file they are from.
+
+    Rich finds the stream itself under the name that it looks for, and colours there: its texts are printable already.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.rich_proxied_file = stream
+
+    def write(self, text: str) -> int:
+        self.rich_proxied_file.write(printable(text))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.rich_proxied_file, name)
+
+
+@contextmanager
+def plain_terminal() -> Iterator[None]:
+    """Spell control characters out inside the block, where standard output and error are terminals."""
+    streams = sys.stdout, sys.stderr
+    for name, stream in zip(("stdout", "stderr"), streams, strict=True):
+        if stream is not None and stream.isatty():
+            setattr(sys, name, Terminal(stream))
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = streams
+
+
 def note(text: str) -> None:
     """Print a line on standard error."""
-    print(text, file=sys.stderr, flush=True)
+    print(printable(text), file=sys.stderr, flush=True)
 
 
 def shares_terminal_with_results(output: object) -> bool:

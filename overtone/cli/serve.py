@@ -6,6 +6,7 @@ is watched: a new adapter is in service a moment later. A signal (Ctrl-C) ends t
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import os
 import signal
@@ -80,7 +81,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--capacity", type=whole, default=64, metavar="N", help="adapters in the model at a time (default: 64)"
     )
     parser.add_argument("--max-batch", type=whole, default=16, metavar="N", help="rows of a forward (default: 16)")
-    parser.add_argument("--max-queue", type=whole, default=256, metavar="N", help="rows that wait (default: 256)")
+    parser.add_argument(
+        "--max-queue", type=whole, default=256, metavar="N", help="maximum queued requests (default: 256)"
+    )
     parser.add_argument(
         "--max-seconds",
         type=number(above=0),
@@ -246,6 +249,7 @@ def run(arguments: argparse.Namespace) -> int:
         finished = serve(settings, model=model, started=note_addresses if is_for_people else log_addresses)
     finally:
         take_down(handler)
+        gc.collect()  # what sessions have left would be told on standard error when the process ends
     return 0 if finished else 1
 
 
@@ -341,6 +345,10 @@ def note_addresses(server: Server, addresses: Addresses) -> None:
     first = f"{base}+{usable[0]}" if usable else base
     more = "" if len(usable) <= 8 else f" and {len(usable) - 8} more"
     note(f"{base} · adapters: {', '.join(usable[:8]) or 'none'}{more}")
+    folder = server.settings.adapters
+    deeper = [] if entries or folder is None else sorted(path.parent for path in folder.glob("*/**/adapter.yaml"))
+    if deeper:
+        note(f"The folder {folder} holds no adapter folders itself. Below it are {', '.join(map(str, deeper[:5]))}.")
     note(f"Riva gRPC  {addresses.grpc}")
     note(f"HTTP       {addresses.http}")
     if addresses.health_port is not None:

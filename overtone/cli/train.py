@@ -6,15 +6,25 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import shutil
+import sys
 from typing import TYPE_CHECKING
 
-from overtone.cli.arguments import CommandParser
-from overtone.cli.overrides import add_configuration, read_settings, read_trials
+from overtone.cli.arguments import CommandParser, number
+from overtone.cli.overrides import (
+    add_configuration,
+    configuration_words,
+    read_launcher,
+    read_settings,
+    read_trials,
+)
 from overtone.cli.screen import note
+from overtone.errors import UsageError
 from overtone.startup import TRAINING_CACHED_KERNELS, fast_imports
 
 if TYPE_CHECKING:
     from overtone.config import Settings
+    from overtone.training.grid_search import TrialResult
     from overtone.training.run import TrainingResult
 
 EXAMPLES = """examples:
@@ -24,8 +34,8 @@ EXAMPLES = """examples:
       model.pretrained_model=fundamental model.adapter.adapter_name=medical trainer.max_steps=300 …
   overtone train --multirun model.optim.lr=0.001,0.0003 model.adapter.linear.dim=16,64 …
 
-With --multirun every combination of values is trained, one after the other, each in a folder of its own; a table
-follows. One that fails does not stop the others; the exit code is then 1."""
+With --multirun every combination of values is trained, one after the other or --jobs at once, each in a folder of its
+own that its settings name; a table follows. One that fails does not stop the others; the exit code is then 1."""
 
 
 SETTINGS_OF_OPTIONS = {
@@ -46,12 +56,21 @@ SETTINGS_OF_OPTIONS = {
 def add_arguments(parser: CommandParser) -> None:
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="such as model.nemo_model=base.nemo")
     add_configuration(parser)
+    parser.add_argument(
+        "--jobs",
+        type=lambda text: int(number(at_least=1)(text)),
+        metavar="N",
+        help="with --multirun: trainings at once (default: hydra.launcher.jobs_per_gpu on each GPU; 1 on processors)",
+    )
     parser.hints = {option: f" Settings are written key=value: {key}=…." for option, key in SETTINGS_OF_OPTIONS.items()}
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Train once, or search. Raises UsageError for `--jobs` without a search."""
     if arguments.multirun:
         return search(arguments)
+    if arguments.jobs is not None:
+        raise UsageError("--jobs is for a search; give --multirun too.")
     settings = read_settings(arguments, arguments.settings, "train")
     with fast_imports(kernels=TRAINING_CACHED_KERNELS):
         from overtone.cli.models import quiet_libraries
@@ -69,15 +88,23 @@ def search(arguments: argparse.Namespace) -> int:
     with fast_imports(kernels=TRAINING_CACHED_KERNELS):
         from overtone.cli.models import quiet_libraries
         from overtone.training.grid_search import find_best, make_table, run_trials
+        from overtone.training.parallel_search import plan_slots, run_at_once
 
     trials = read_trials(arguments, arguments.settings)
+    slots = plan_slots(arguments.jobs, read_launcher(arguments))
     quiet_libraries()
+    several = len(slots) > 1 and len(trials) > 1
+    if several:
+        note(f"{len(trials)} trainings, {min(len(slots), len(trials))} at once; each writes log.txt in its folder.")
     outcomes = []
     try:
-        for outcome in run_trials(trials):
+        for outcome in run_at_once(trials, slots, configuration_words(arguments)) if several else run_trials(trials):
             outcomes.append(outcome)
             if outcome.error is not None:
                 note(f"overtone: error: {outcome.error}")
+            elif several and outcome.result is not None:
+                wer = "" if outcome.wer is None else f" WER {outcome.wer:.2%}"
+                note(f"{len(outcomes)} of {len(trials)}:{wer} {' '.join(outcome.trial.chosen)}")
     finally:
         if outcomes:
             print("\n".join(["", *make_table(outcomes)]))
@@ -90,7 +117,7 @@ def search(arguments: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def next_command(settings: Settings, result: TrainingResult) -> str:
+def next_command(settings: Settings, result: TrainingResult | TrialResult) -> str:
     """Return the command that measures the adapter."""
     model = str(settings.model.nemo_model or settings.model.pretrained_model)
     words = ["overtone", "evaluate", model, "TEST_MANIFEST", "--adapter", "null", "--adapter", str(result.best)]
@@ -98,4 +125,9 @@ def next_command(settings: Settings, result: TrainingResult) -> str:
         words += ["--att-context-size", ",".join(map(str, context))]
     if kind := settings.model.encoder.self_attention_model:
         words += ["--attention", "local" if kind == "rel_pos_local_attn" else "full"]
-    return f"Next: {shlex.join(words)}"
+    return f"Next: {shlex.join([*program(), *words[1:]])}"
+
+
+def program() -> list[str]:
+    """The words that start this program: its name where the shell finds it, else the interpreter with the module."""
+    return ["overtone"] if shutil.which("overtone") else [sys.executable, "-m", "overtone"]

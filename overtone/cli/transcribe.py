@@ -93,6 +93,9 @@ def run(arguments: argparse.Namespace) -> int:
         **search,
     )
     note(computing_line(model, arguments, choice))
+    if adapter is None and model.adapters.names:
+        names = ", ".join(model.adapters.names)
+        note(f"The model's file holds adapters ({names}); none acts. Use one with --adapter NAME, or --adapter @file.")
     failed = 0
     show = not shares_terminal_with_results(arguments.output)
     with writer, progress_bar("transcribing", show=show) as progress:

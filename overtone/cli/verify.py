@@ -88,10 +88,10 @@ def proof_lines(proof: AdapterProof) -> list[str]:
 
 
 def effect_lines(effects: Sequence[PointEffect]) -> list[str]:
-    """Each point and the size of what is added there, beside what it is added to."""
+    """Each point and the size of the adapter's output there, relative to what it is added to."""
     if not effects:
         return ["  applied nowhere"]
-    head = ("point", "rows", "size of what is added")
+    head = ("point", "rows", "relative adapter output")
     if len(effects) <= LINES_OF_POINTS:
         rows = [(effect.point, str(effect.applied), f"{100 * effect.relative_change:.3g} %") for effect in effects]
         return columns([head, *rows], right=(1, 2))

@@ -307,6 +307,13 @@ def _params(file: dict[Any, Any]) -> list[str]:
     return [f"{key}={value}" for key, value in node.items()] if isinstance(node, dict) else []
 
 
+def launcher_keys(file: Path) -> dict[str, Any]:
+    """The keys of a launcher that a file sets, `num_gpus` and `jobs_per_gpu`. Raises ConfigError."""
+    node: Any = read_yaml(file).get("hydra")
+    launcher = node.get("launcher") if isinstance(node, dict) else None
+    return dict(launcher) if isinstance(launcher, dict) else {}
+
+
 def _values(word: Override) -> Iterator[str]:
     """Yield the override once for each of its values."""
     from hydra.errors import HydraException

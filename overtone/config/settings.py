@@ -265,8 +265,11 @@ class ScheduleSettings:
 class OptimSettings:
     """The optimiser and its schedule."""
 
-    name: str = one_of("adamw", ("adamw", "adam", "nadam", "radam", "adamax", "adagrad", "rmsprop", "sgd"))
-    """The optimiser of torch.optim by that name."""
+    name: str = one_of(
+        "adamw",
+        ("adamw", "adam", "nadam", "radam", "adamax", "adadelta", "adagrad", "rmsprop", "rprop", "sgd", "novograd"),
+    )
+    """The optimiser of torch.optim by that name, or NovoGrad."""
     lr: float = bounded(0.001, at_least=0)
     """Learning rate: the peak of the schedule (a factor, with NoamAnnealing)."""
     betas: tuple[float, ...] = (0.9, 0.98)
@@ -278,6 +281,8 @@ class OptimSettings:
     """Momentum of sgd and rmsprop."""
     nesterov: bool | None = None
     """Nesterov momentum of sgd."""
+    grad_averaging: bool = False
+    """Weigh each gradient by what the momentum leaves, with novograd."""
     sched: ScheduleSettings | None = section(ScheduleSettings)
     """null: a constant learning rate."""
 

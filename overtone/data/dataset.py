@@ -125,7 +125,10 @@ def unusable_transcripts(
         elif not ids:
             problems[index] = "the model can write nothing of the transcript"
         elif needed > frames:
-            problems[index] = f"{needed} frames are needed for {len(ids)} tokens, {utterance.duration} s give {frames}"
+            problems[index] = (
+                f"too short for its transcript: {len(ids)} tokens need {needed} frames, "
+                f"{utterance.duration} s give {frames}"
+            )
     return problems
 
 

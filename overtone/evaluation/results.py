@@ -322,7 +322,7 @@ class Evaluation:
         }
 
 
-HEAD = ("Manifest", "Adapter", "WER %", "To the base", "CER %", "Lines")
+HEAD = ("Manifest", "Adapter", "WER %", "From base", "CER %", "Lines")
 """Names of the columns of `summary_of`."""
 
 

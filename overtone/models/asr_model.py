@@ -74,9 +74,8 @@ class AsrModel(nn.Module):
         """Further files of that checkpoint, by name, kept for writing back."""
         self.name = name
         self.parts = parts_of(settings)
-        self.whole_settings = {part: complete(part, settings[part]) for part in self.parts}
-        """The settings of every part with its defaults filled in."""
         """The names of the base's parts, in order."""
+        self.whole_settings = {part: complete(part, settings[part]) for part in self.parts}
         for part in self.parts:
             setattr(self, part, build_part(part, settings[part]))
         self.heads: dict[str, Head] = make_heads(
@@ -194,10 +193,8 @@ class AsrModel(nn.Module):
         Raises UsageError for other shapes.
         """
         if waveforms.dim() != 2 or lengths.shape != waveforms.shape[:1]:
-            raise UsageError(
-                f"waveforms {list(waveforms.shape)} and lengths {list(lengths.shape)}: [B, S] and [B] are needed; "
-                "one waveform is waveform.unsqueeze(0)."
-            )
+            shapes = f"waveforms {list(waveforms.shape)} and lengths {list(lengths.shape)}"
+            raise UsageError(f"{shapes}: [B, S] and [B] are needed; one waveform is waveform.unsqueeze(0).")
         mel, lengths = self.preprocessor(waveforms, lengths)  # [B, F, T]
         return self.recognise(mel, lengths)
 
@@ -284,14 +281,11 @@ class AsrModel(nn.Module):
     def set_compute_dtype(self, dtype: str, *, prepared: bool = False) -> Self:
         """Compute the frozen base in `float32`, `bfloat16`, or the faster of both on this machine (`auto`).
 
-        The weights stay as they are; the base computes with a private copy made from them, whose products are fused
-        for frozen weights where the encoder is a Conformer. In `float32` it computes with the weights themselves
-        unless `prepared` asks for such a fused copy: a quarter faster or more, equal to 1e-5. `openvino` is `auto`
-        computed by OpenVINO, for inference with linear adapters. On `mps`, which has no float64 to make a copy with,
-        the base computes in float32 with the weights themselves.
-
-        Raises ConfigError for an unknown dtype, UsageError where OpenVINO is not installed or does not know the
-        encoder.
+        The weights stay; the base computes with a private copy of them, a Conformer's with fused products. In
+        `float32` it computes with the weights themselves unless `prepared` asks for such a copy: a quarter faster or
+        more, equal to 1e-5. `openvino` is `auto` computed by OpenVINO, for inference with linear adapters. On `mps`,
+        which has no float64 to make a copy with, it is float32 with the weights themselves. Raises ConfigError for an
+        unknown dtype, UsageError where OpenVINO is not installed or does not know the encoder.
         """
         self.backend = self.make_backend(dtype, prepared=prepared)
         return self
@@ -315,7 +309,7 @@ class AsrModel(nn.Module):
     def computing_in(self, dtype: str | None) -> Iterator[Self]:
         """Compute every forward of the block in a dtype, as `set_compute_dtype`, and raise as that does.
 
-        None changes nothing. Nothing outside of the block sees the choice.
+        None changes nothing, and nothing outside of the block sees the choice.
         """
         backend = self.backend_in_use if dtype is None else self.make_backend(dtype)
         with self.computing_with(backend):
@@ -327,19 +321,23 @@ class AsrModel(nn.Module):
         with backends_in_use.choose(self, backend):
             yield self
 
+    def refresh(self) -> Self:
+        """Derive all private copies anew: writes through `data`, NumPy or a fused optimiser leave no trace."""
+        for backend in (self.backend, self.backend_in_use):
+            if backend is not None:
+                backend.forget()
+        self.adapters.refresh()
+        return self
+
     # Modes
 
     @contextmanager
     def evaluating(self) -> Iterator[Self]:
-        """Every module in evaluation mode inside the block, then each in the mode that it had.
-
-        Several threads may be in such blocks: the last one to leave brings the modes back.
-        """
+        """Every module in evaluation mode inside the block; the last of all threads' blocks brings the modes back."""
         with MODES:
-            if not self.evaluations:
-                self.modes = [(module, module.training) for module in self.modules()]
-                self.eval()
+            self.modes = self.modes or [(module, module.training) for module in self.modules()]
             self.evaluations += 1
+            self.eval()
         try:
             yield self
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
 import time
@@ -19,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from overtone.errors import OvertoneError
 from overtone.serving.engine.engine import EngineState
+from overtone.serving.errors import IdleError
 from overtone.serving.http.admin import Administration
 from overtone.serving.http.errors import CLIENT_GONE, HttpError, error_response
 from overtone.serving.http.gate import Gate, allowed_names
@@ -64,13 +66,15 @@ def build_app(requests: HttpRequests, observer: Observer) -> ASGIApp:
     ]
     settings = requests.settings
     names, origins = allowed_names(settings), settings.origins
-    return observed_app(routes, observer, middleware=[Middleware(Gate, names, origins), *cors(origins)])
+    middleware = [Middleware(Gate, names, origins), *cors(origins)]
+    return observed_app(routes, observer, idle_seconds=settings.idle_seconds, middleware=middleware)
 
 
 def build_health_app(requests: HttpRequests, observer: Observer) -> ASGIApp:
     """Application of health and metrics alone, for a port of their own."""
     gate = Middleware(Gate, None, ())
-    return observed_app(health_routes(Pages(requests, observer)), observer, middleware=[gate])
+    routes = health_routes(Pages(requests, observer))
+    return observed_app(routes, observer, idle_seconds=requests.settings.idle_seconds, middleware=[gate])
 
 
 def health_routes(pages: Pages) -> list[BaseRoute]:
@@ -82,15 +86,18 @@ def health_routes(pages: Pages) -> list[BaseRoute]:
     ]
 
 
-def observed_app(routes: list[BaseRoute], observer: Observer, *, middleware: Sequence[Middleware] = ()) -> ASGIApp:
-    """Application of these routes, whose errors have OpenAI's form."""
+def observed_app(
+    routes: list[BaseRoute], observer: Observer, *, idle_seconds: float, middleware: Sequence[Middleware] = ()
+) -> ASGIApp:
+    """Application of these routes, whose errors have OpenAI's form. idle_seconds: an answer may stay unread."""
     handlers: dict[Any, Any] = {
         HTTPException: answer_routing_error,
         ClientDisconnect: answer_gone,
         OvertoneError: answer_error,
         Exception: answer_error,
     }
-    return ObservedApp(Starlette(routes=routes, exception_handlers=handlers, middleware=middleware), observer, routes)
+    app = Starlette(routes=routes, exception_handlers=handlers, middleware=middleware)
+    return ObservedApp(app, observer, routes, idle_seconds=idle_seconds)
 
 
 def cors(origins: Collection[str]) -> list[Middleware]:
@@ -169,8 +176,10 @@ async def answer_error(request: Request, error: Exception) -> Response:
 class ObservedApp:
     """An application whose calls have an id and a `Call` each, which the observer gets at their end."""
 
-    def __init__(self, app: ASGIApp, observer: Observer, routes: list[BaseRoute]) -> None:
+    def __init__(self, app: ASGIApp, observer: Observer, routes: list[BaseRoute], *, idle_seconds: float) -> None:
+        """idle_seconds: a client may leave an answer unread for so long."""
         self.app = app
+        self.idle_seconds = idle_seconds
         self.observer = observer
         self.paths: dict[Any, str] = {
             route.endpoint: route.path for route in routes if isinstance(route, Route | WebSocketRoute)
@@ -196,10 +205,16 @@ class ObservedApp:
                 message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
             elif message["type"] == "websocket.close":
                 call.code = call.code or ("OK" if message.get("code", 1000) == 1000 else str(message["code"]))
-            await send(message)
+            try:
+                async with asyncio.timeout(self.idle_seconds):
+                    await send(message)
+            except TimeoutError:
+                raise IdleError(self.idle_seconds, "taken") from None
 
         try:
             await self.app(scope, receive, sending)
+        except IdleError as error:  # nobody takes an answer about it either
+            LOG.info("a request ended: %s", error)
         except Exception as error:  # answered already, as far as that was possible
             LOG.exception("a request failed", exc_info=error)
         finally:

@@ -88,10 +88,10 @@ class DeadlineError(OvertoneError):
 
 
 class IdleError(OvertoneError):
-    """The client sent nothing for too long."""
+    """The client sent nothing for too long, or took nothing of its answer."""
 
-    def __init__(self, seconds: float) -> None:
-        super().__init__(f"Nothing was sent for {seconds:g} seconds; the connection is closed.")
+    def __init__(self, seconds: float, done: str = "sent") -> None:
+        super().__init__(f"Nothing was {done} for {seconds:g} seconds; the connection is closed.")
 
 
 class WorkerError(OvertoneError):

@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from overtone.text_table import printable
+
 REFRESHES = 4
 """Times a second that the live line is drawn."""
 
@@ -37,6 +39,8 @@ class Reporter:
         self.log_file = file
 
     def say(self, text: str) -> None:
+        """Print lines, and write them to the log."""
+        text = printable(text)
         if not self.quiet:
             self.console.print(Text(text))
         self.log(text)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import threading
 from bisect import insort
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -30,9 +33,14 @@ from overtone.data.dataset import (
 from overtone.data.manifest import Utterance, manifest_digest, read_manifest
 from overtone.data.vocabulary import apply_policy, check_languages, check_vocabulary, reference_text
 from overtone.errors import ConfigError, DataError
+from overtone.files import open_regular
 from overtone.models.asr_model import AsrModel
 from overtone.training.console import Reporter
 from overtone.training.plan import TrainingPlan
+
+COMPARED_RECORDINGS, COMPARED_BYTES = 2000, 1 << 14
+"""Recordings of a set, and bytes of each, that a resumed run compares with those of before."""
+READERS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +58,18 @@ class SpeechSet:
     def hours(self) -> float:
         return sum(self.plan.durations) / 3600
 
+    @cached_property
+    def recordings(self) -> str:
+        """SHA-256 of the sizes and last bytes of recordings, of a large set's so many, evenly spread.
+
+        Recordings in memory and in archives are left to the manifests' digest.
+        """
+        paths = list(dict.fromkeys(utterance.audio_path for utterance in self.dataset.utterances))
+        chosen = paths[:: max(1, math.ceil(len(paths) / COMPARED_RECORDINGS))]
+        with ThreadPoolExecutor(READERS, thread_name_prefix="overtone-recordings") as threads:
+            ends = list(threads.map(read_end, chosen))
+        return f"sha256:{hashlib.sha256(b''.join(ends)).hexdigest()}"
+
     def describe(self) -> dict[str, Any]:
         """Return its part of the card."""
         return {
@@ -58,6 +78,17 @@ class SpeechSet:
             "utterances": len(self.dataset),
             "hours": round(self.hours, 4),
         }
+
+
+def read_end(path: Any) -> bytes:
+    """The size and the last bytes of a recording, as a digest; of what is no file, nothing."""
+    try:
+        with open_regular(Path(path)) as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - COMPARED_BYTES))
+            return hashlib.sha256(b"%d " % size + file.read()).digest()
+    except (OSError, TypeError):
+        return b""
 
 
 def read_training_set(model: AsrModel, plan: TrainingPlan, reporter: Reporter) -> SpeechSet:

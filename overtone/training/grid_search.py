@@ -1,10 +1,13 @@
-"""Grid search: a training for each combination of settings, one after the other, each in a folder of its own."""
+"""Grid search: a training for each combination of settings, each in a folder of its own, one or several at a time."""
 
 from __future__ import annotations
 
+import hashlib
+import re
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from overtone.config import Settings
 from overtone.errors import OvertoneError, UsageError
@@ -14,6 +17,9 @@ from overtone.training.run_folder import RunFolder, plan_folder
 from overtone.training.train import run_training
 from overtone.training.trainer import find_machine
 
+LONGEST_NAME = 120
+"""Characters of a folder's name; longer ones end in a digest."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
@@ -22,6 +28,30 @@ class Trial:
     chosen: tuple[str, ...]
     """The settings that tell it from the others, as `key=value`."""
     settings: Settings
+    overrides: tuple[str, ...] = ()
+    """All overrides of the command line, for a process that trains it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialResult:
+    """The part of a training's result that a search shows."""
+
+    adapter: str | None
+    folder: Path
+    best: Path
+    best_step: int
+    wer: float | None
+    """WER of the best step, 0..1."""
+
+    @classmethod
+    def of(cls, result: TrainingResult) -> TrialResult:
+        return cls(
+            adapter=result.adapter,
+            folder=result.folder,
+            best=result.best,
+            best_step=result.best_step,
+            wer=result.wer_after,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,17 +59,17 @@ class Outcome:
     """Outcome of a trial: a result, or an error."""
 
     trial: Trial
-    result: TrainingResult | None = None
+    result: TrialResult | None = None
     error: str | None = None
 
     @property
     def wer(self) -> float | None:
         """WER of the best step, 0..1."""
-        return None if self.result is None else self.result.wer_after
+        return None if self.result is None else self.result.wer
 
 
 def separate(trials: Sequence[Trial]) -> list[Trial]:
-    """Give the trials folders of their own: those that they name, or numbered ones below it where they name the same.
+    """Give the trials folders of their own: those that they name, or below it, named by the settings that differ.
 
     Raises UsageError for checkpoints that would share a folder, and for trainings of several processes.
     """
@@ -47,7 +77,8 @@ def separate(trials: Sequence[Trial]) -> list[Trial]:
         raise UsageError("A search trains in one process: give trainer.devices=1, or start each training by itself.")
     if len({folder_settings(trial.settings) for trial in trials}) < len(trials):
         version = find_folder(trials[0].settings).version
-        trials = [number_folder(trial, number, version) for number, trial in enumerate(trials)]
+        names = folder_names([trial.chosen for trial in trials])
+        trials = [name_folder(trial, name, version) for trial, name in zip(trials, names, strict=True)]
     if len({find_folder(trial.settings).checkpoints for trial in trials}) < len(trials):
         raise UsageError(
             "exp_manager.checkpoint_callback_params.dirpath: all trainings would write there; leave it out, and each "
@@ -66,11 +97,36 @@ def find_folder(settings: Settings) -> RunFolder:
     return plan_folder(settings.exp_manager, default_name=settings.name)
 
 
-def number_folder(trial: Trial, number: int, version: str) -> Trial:
-    """Put the trial into the folder `number` below its run folder, which has that version unless it names one."""
+def folder_names(chosen: Sequence[Sequence[str]]) -> list[str]:
+    """Name a folder for each choice of settings: `lr=0.001_dim=16`; with a number where two would be called the same.
+
+    A key is its last word, and whole where that means two keys.
+    """
+    keys = {word.partition("=")[0].lstrip("+") for words in chosen for word in words}
+    lasts = [key.rpartition(".")[2] for key in keys]
+
+    def name(words: Sequence[str]) -> str:
+        parts = []
+        for word in words:
+            key, _, value = word.partition("=")
+            key = key.lstrip("+")
+            last = key.rpartition(".")[2]
+            parts.append(f"{last if lasts.count(last) == 1 else key}={value}")
+        plain = re.sub(r"[^A-Za-z0-9._=+-]+", "-", "_".join(parts)).strip(".-")
+        if len(plain) <= LONGEST_NAME:
+            return plain
+        return f"{plain[: LONGEST_NAME - 9]}-{hashlib.sha256(plain.encode()).hexdigest()[:8]}"
+
+    names = [name(words) for words in chosen]
+    unique = len(set(names)) == len(names) and all(names)
+    return names if unique else [f"{number}_{each}".rstrip("_") for number, each in enumerate(names)]
+
+
+def name_folder(trial: Trial, name: str, version: str) -> Trial:
+    """Put the trial into a folder below its run folder, which has that version unless it names one."""
     settings, chosen = trial.settings, trial.settings.exp_manager
     above = replace(settings, exp_manager=replace(chosen, version=chosen.version or version))
-    inner = replace(chosen, explicit_log_dir=str(find_folder(above).path / str(number)))
+    inner = replace(chosen, explicit_log_dir=str(find_folder(above).path / name))
     return replace(trial, settings=replace(settings, exp_manager=inner))
 
 
@@ -78,7 +134,7 @@ def run_trials(trials: Sequence[Trial]) -> Iterator[Outcome]:
     """Train them one after the other; one that fails is an outcome too. KeyboardInterrupt ends the search."""
     for trial in trials:
         try:
-            yield Outcome(trial=trial, result=run_training(trial.settings))
+            yield Outcome(trial=trial, result=TrialResult.of(run_training(trial.settings)))
         except OvertoneError as error:
             yield Outcome(trial=trial, error=str(error))
         except Exception as error:  # a lack of memory, say: the other trainings may have enough of it

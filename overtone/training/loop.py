@@ -39,7 +39,7 @@ from overtone.training.run_folder import (
     make_loggers,
     process_rank,
 )
-from overtone.training.summary import conclude, describe_early_end, introduce, make_card
+from overtone.training.summary import conclude, describe_early_end, introduce, log_search_metrics, make_card
 from overtone.training.trainer import trainer_options
 from overtone.training.validation import ValidationCounts
 from overtone.training.weights import WeightsStore, check_finite, remove
@@ -99,7 +99,10 @@ def fit(run: Run, processes: RowProcesses | None = None) -> TrainingResult:
                 remove(folder.checkpoint)
             if run.adapter is not None and run.general:
                 note_general(run, weights)
-    return conclude(run, weights, callback.progress, trainer.global_step)
+    result = conclude(run, weights, callback.progress, trainer.global_step)
+    if leads:
+        log_search_metrics(run, result, trainer.loggers)
+    return result
 
 
 def note_general(run: Run, weights: WeightsStore) -> None:

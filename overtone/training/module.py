@@ -17,7 +17,7 @@ from torch import Tensor
 from overtone.config import OptimSettings
 from overtone.data.batching import step_seed
 from overtone.data.dataset import Batch
-from overtone.errors import DataError, OvertoneError
+from overtone.errors import DataError, OutputError, OvertoneError
 from overtone.models.asr_model import AsrModel
 from overtone.training.flat_start import FlatStart
 from overtone.training.forward import BatchForward
@@ -147,8 +147,12 @@ class TrainingModule(LightningModule):
     def validation_step(self, batch: AnyBatch | DataError, batch_idx: int, dataloader_idx: int = 0) -> None:
         batch = require_batch(batch)
         (emissions,), lengths, _ = self.batch_forward.forward_batch(batch, base_alone=self.base_alone)
-        with self.model.adapters.use(None if self.base_alone else self.adapter):
-            self.counts[dataloader_idx].add(self.model.head, batch, emissions, lengths)
+        try:
+            with self.model.adapters.use(None if self.base_alone else self.adapter):
+                self.counts[dataloader_idx].add(self.model.head, batch, emissions, lengths)
+        except OutputError:
+            self.refuse_loss(f"The loss on a validation set is nan after step {self.global_step}")
+            raise
 
     def on_validation_epoch_end(self) -> None:
         """Log `val_wer`, `val_cer`, `val_loss` of the first set, and of the others with their number.

@@ -16,6 +16,7 @@ import torch
 
 from overtone.config import OptimSettings
 from overtone.errors import ConfigError, did_you_mean
+from overtone.training.novograd import Novograd
 
 # Optimisers
 
@@ -25,10 +26,15 @@ OPTIMISERS: dict[str, type[torch.optim.Optimizer]] = {
     "nadam": torch.optim.NAdam,
     "radam": torch.optim.RAdam,
     "adamax": torch.optim.Adamax,
+    "adadelta": torch.optim.Adadelta,
     "adagrad": torch.optim.Adagrad,
     "rmsprop": torch.optim.RMSprop,
+    "rprop": torch.optim.Rprop,
     "sgd": torch.optim.SGD,
+    "novograd": Novograd,
 }
+WITHOUT_BETAS = ("adadelta", "adagrad", "rprop")
+WITHOUT_EPS = ("sgd", "rprop")
 MOMENTUM_OPTIMISERS = ("sgd", "rmsprop")
 FUSED_OPTIMISERS = ("adamw", "adam")
 """With a single call for all parameters; Lightning clips no gradients of these beside mixed precision."""
@@ -37,21 +43,25 @@ FUSED_OPTIMISERS = ("adamw", "adam")
 def make_optimiser(
     settings: OptimSettings, parameters: list[torch.nn.Parameter], *, fused: bool
 ) -> torch.optim.Optimizer:
-    """Make the optimiser of torch.optim by its NeMo name.
+    """Make the optimiser by its NeMo name.
 
-    fused: updates all parameters in a single call where the optimiser can. Raises ConfigError for values that
-    PyTorch refuses.
+    fused: updates all parameters in a single call where the optimiser can. Raises ConfigError for values that the
+    optimiser refuses.
     """
     options: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay}
     if settings.name in MOMENTUM_OPTIMISERS:
         options["momentum"] = settings.momentum or 0.0
         if settings.name == "sgd":
             options["nesterov"] = bool(settings.nesterov)
-    elif settings.name != "adagrad":
+    elif settings.name not in WITHOUT_BETAS:
         options["betas"] = tuple(settings.betas)
+    if settings.name == "rprop" and options.pop("weight_decay"):
+        raise ConfigError("model.optim.weight_decay: rprop has none; leave it out, or choose another optimiser.")
+    if settings.name == "novograd":
+        options["grad_averaging"] = settings.grad_averaging
     if fused and settings.name in FUSED_OPTIMISERS:
         options["fused"] = True
-    if settings.eps is not None and settings.name != "sgd":
+    if settings.eps is not None and settings.name not in WITHOUT_EPS:
         options["eps"] = settings.eps
     try:
         optimiser = OPTIMISERS[settings.name](parameters, **options)

@@ -62,14 +62,14 @@ class Progress:
         return (self.total_steps - self.step) * self.busy_seconds / done if done > 0 else None
 
     def line(self) -> str:
-        """Return `step 20/1000  epoch 1  loss 12.3  lr 0.001  WER 45.6 %  120 h audio/h  3:20 left`."""
+        """Return `step 20/1000  epoch 1  loss 12.3  lr 0.001  WER 45.6 %  120× real time  3:20 left`."""
         parts = [f"step {self.step}/{self.total_steps}", f"epoch {self.epoch + 1}"]
         if self.loss is not None:
             parts.append(f"loss {self.loss:.4g}")
         parts.append(f"lr {self.learning_rate:.2e}")
         if self.wer is not None:
             parts.append(f"WER {self.wer:.2%}")
-        parts.append(f"{self.speed:.3g} h audio/h")
+        parts.append(f"{self.speed:.3g}× real time")
         left = self.seconds_left
         if left is not None:
             parts.append(f"{format_duration(left)} left")

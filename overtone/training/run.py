@@ -20,7 +20,10 @@ from overtone.training.data import SpeechSet, worker_count
 from overtone.training.plan import TrainingPlan
 from overtone.training.prefix_cache.plan import PrefixPlan
 from overtone.training.run_folder import RunFolder, RunLock
-from overtone.training.trainer import Machine, RunLength
+from overtone.training.trainer import Machine, RunLength, base_dtype, lightning_precision
+
+MACHINE = "machine"
+"""The key of what may differ between the parts of a run, at the price of its last digits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +67,15 @@ class Run:
             **self.adapter_identity(),
             "optimiser": {key: value for key, value in to_plain(self.plan.optimiser).items() if key != "sched"},
             "data": self.training.digest,
+            "recordings": self.training.recordings,
+            "validation": [speech.digest for speech in self.validation],
+            "validation_recordings": [speech.recordings for speech in self.validation],
+            "validation_batches": str(self.plan.trainer.limit_val_batches),  # 1 is a batch, 1.0 all of them
+            "gradient_clipping": {
+                "value": self.plan.trainer.gradient_clip_val or None,
+                "algorithm": self.plan.trainer.gradient_clip_algorithm,
+            },
+            "precision": lightning_precision(self.plan.trainer),
             "batches": {
                 "batch_size": batches.batch_size,
                 "batch_duration": batches.batch_duration,
@@ -77,6 +89,7 @@ class Run:
             "seed": self.plan.seed,
             "inner_losses": [list(share) for share in self.inner_losses.items()],
             "prefix_cache": None if self.prefix is None else self.prefix.identity(),
+            MACHINE: {"threads": torch.get_num_threads(), "row_processes": self.machine.row_processes},
         }
 
     def adapter_identity(self) -> dict[str, Any]:
@@ -86,6 +99,7 @@ class Run:
         adapter = self.model.adapters[self.adapter]
         return {
             "base": self.model.fingerprint(),
+            "compute_dtype": base_dtype(self.plan, self.machine),
             **attention_facts(self.model),
             "kind": {"name": adapter.kind.name, **to_plain(adapter.kind)},
             "strategy": asdict(adapter.strategy),
@@ -123,11 +137,21 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 def check_same_run(checkpoint: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raises CheckpointError where the identities of two parts of a run differ in what both of them name."""
-    changed = "; ".join(find_differences(before, now))
+    settings = {key: value for key, value in now.items() if key != MACHINE}
+    changed = "; ".join(find_differences(before, settings))
     if changed:
         raise CheckpointError(
             f"{checkpoint} belongs to another run: {changed}. Give the same settings, or begin a new run."
         )
+
+
+def describe_machine(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Say in what the machines of two parts of a run differ; nothing where they do not."""
+    changed = "; ".join(find_differences(before.get(MACHINE, {}), now[MACHINE]))
+    return (
+        changed
+        and f"The machine is another one: {changed}. Sums are rounded in another order, which changes last digits."
+    )
 
 
 def find_differences(before: Mapping[str, Any], now: Mapping[str, Any], above: str = "") -> Iterator[str]:

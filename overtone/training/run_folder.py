@@ -27,6 +27,8 @@ CHECKPOINT_SUFFIX = "-last.ckpt"
 LOG_FILE = "log.txt"
 HPARAMS_FILE = "hparams.yaml"
 COMMAND_FILE = "cmd-args.log"
+RESULT_FILE = "result.json"
+"""Is there once a run is complete."""
 LOCK_FILE = ".lock"
 """Locked as long as a training writes into its folder, and gone afterwards."""
 
@@ -217,6 +219,7 @@ def create_folder(folder: RunFolder, settings: Mapping[str, Any], *, files: Sequ
     with explain_write_errors(folder.path, key="exp_manager.exp_dir"):
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.checkpoints.mkdir(parents=True, exist_ok=True)
+        (folder.path / RESULT_FILE).unlink(missing_ok=True)
         settings_file = folder.path / HPARAMS_FILE
         settings_file.write_text(yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True), "utf-8")
         with (folder.path / COMMAND_FILE).open("a" if resuming else "w", encoding="utf-8") as file:

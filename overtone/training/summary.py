@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import time
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from overtone.config import ExperimentSettings
 from overtone.models.attention import attention_facts, attention_text
 from overtone.training.progress import Progress
 from overtone.training.run import Run, TrainingResult
+from overtone.training.run_folder import RESULT_FILE, explain_write_errors, process_rank
 from overtone.training.trainer import TRAINED_DTYPES, base_dtype, lightning_precision
 from overtone.training.weights import WeightsStore
 from overtone.version import __version__
@@ -43,7 +45,7 @@ def introduce(run: Run, notes: Sequence[str]) -> None:
         batch += f" for each of {run.machine.processes} processes"
     say(
         f"Training audio: {run.training.hours:.2f} h in {len(run.training.dataset)} utterances; "
-        f"{run.length.steps} steps of {batch}, "
+        f"{run.length.steps} step{'' if run.length.steps == 1 else 's'} of {batch}, "
         f"{run.length.batches / run.length.batches_per_epoch:.1f} epochs"
     )
     for speech in run.validation:
@@ -118,6 +120,62 @@ def general_part(card: Mapping[str, Any]) -> dict[str, Any]:
     return {key: card[key] for key in ("general",) if key in card}
 
 
+def write_result(result: TrainingResult) -> None:
+    """Write the result into the run folder, where a search finds it. Raises OvertoneError where that fails."""
+    content = {
+        "adapter": result.adapter,
+        "best": str(result.best),
+        "last": str(result.last),
+        "steps": result.steps,
+        "best_step": result.best_step,
+        "wer_before": result.wer_before,
+        "wer_after": result.wer_after,
+        "wer_last": result.wer_last,
+        **general_part(result.card),
+    }
+    with explain_write_errors(result.folder):
+        (result.folder / RESULT_FILE).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+def log_search_metrics(run: Run, result: TrainingResult, loggers: Sequence[Any]) -> None:
+    """Show settings and rates among TensorBoard's hyperparameters."""
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    rates = {"wer_before": result.wer_before, "wer_after": result.wer_after}
+    metrics = {f"hp/{name}": rate for name, rate in rates.items() if rate is not None}
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger) and metrics:
+            logger.log_hyperparams(search_settings(run.plan.record), metrics)
+            logger.finalize("success")
+
+
+def search_settings(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a run that a search is usually about, by dotted name."""
+    model, trainer = record["model"], record["trainer"]
+    kind = str(model["adapter"]["adapter_type"])
+    sections = {
+        "adapter_type": kind,
+        "layers": str(model["adapter"]["layers"]),
+        **{f"{kind}.{key}": value for key, value in flatten(model["adapter"].get(kind) or {})},
+        **{f"optim.{key}": value for key, value in flatten(model["optim"])},
+        **{f"spec_augment.{key}": value for key, value in flatten(model["spec_augment"] or {})},
+        "train_ds.batch_size": model["train_ds"]["batch_size"],
+        "base_dropout": model["base_dropout"],
+        "max_steps": trainer["max_steps"],
+        "max_epochs": trainer["max_epochs"],
+        "seed": record["seed"],
+    }
+    plain = (bool, int, float, str)
+    return {key: value for key, value in sections.items() if isinstance(value, plain) and not key.endswith("_target_")}
+
+
+def flatten(node: Any, path: str = "") -> list[tuple[str, Any]]:
+    """Return dotted names and values of nested settings; lists are texts."""
+    if isinstance(node, Mapping):
+        return [pair for key, value in node.items() for pair in flatten(value, f"{path}.{key}" if path else str(key))]
+    return [(path, str(node) if isinstance(node, list | tuple) else node)]
+
+
 def conclude(run: Run, weights: WeightsStore, progress: Progress, steps: int) -> TrainingResult:
     """Make the result of a training of so many steps, and print the last lines."""
     best = weights.best
@@ -141,6 +199,8 @@ def conclude(run: Run, weights: WeightsStore, progress: Progress, steps: int) ->
             **({} if run.adapter is None else general_part(run.model.adapters[run.adapter].card)),
         },
     )
+    if process_rank() == 0:
+        write_result(result)
     if result.wer_after is not None and result.wer_before is not None:
         run.reporter.say(f"WER {result.wer_before:.2%} → {result.wer_after:.2%} (step {result.best_step})")
     run.reporter.say(f"Best: {result.best}\nLast: {result.last}")

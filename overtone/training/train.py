@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -35,7 +37,7 @@ from overtone.training.model import add_adapter, give_back, load_base
 from overtone.training.plan import AdapterPlan, BasePlan, TrainingPlan, plan_training
 from overtone.training.prefix_cache.plan import plan_prefix
 from overtone.training.row_processes import start_row_processes
-from overtone.training.run import Run, TrainingResult, check_same_run, read_state
+from overtone.training.run import Run, TrainingResult, check_same_run, describe_machine, read_state
 from overtone.training.run_folder import (
     RunFolder,
     RunLock,
@@ -49,6 +51,9 @@ from overtone.training.trainer import Machine, find_machine, lightning_precision
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
+
+LEFT_BY_A_RUN = ("-best", "-last", "-last.ckpt", "-adapters.pt", ".nemo", "-best.nemo", "-last.nemo")
+"""Ends of names in a run's folder of checkpoints, after the adapter's name."""
 
 __all__ = ["TrainingResult", "run_training", "train"]
 
@@ -78,6 +83,7 @@ def train(
     seed: int = 0,
     save_nemo: bool = False,
     resume: bool = False,
+    overwrite: bool = False,
     quiet: bool = False,
     callbacks: Sequence[Callback] = (),
     settings: Settings | None = None,
@@ -86,8 +92,8 @@ def train(
 
     model: an AsrModel, or what `load_model` takes. kind: `LinearAdapter(dim=32)` unless given, or the name of one.
     start_from: an adapter to go on from, of the model or on disk; its form is taken where no other is given.
-    output_dir: the run folder; `checkpoints/NAME-best` and `NAME-last` in it are adapter folders.
-    resume: go on where a run in that folder was cut off, if one was. save_nemo: also write adapted `.nemo` files.
+    output_dir: the run folder, with the adapters `checkpoints/NAME-best` and `NAME-last`. overwrite: replace these, and
+    an adapter of that name in the model. resume: go on where a run there was cut off. save_nemo: write `.nemo` files.
     settings: everything else (early stopping, …); the arguments above take precedence. callbacks: of Lightning's.
     """
     own, source = (model, None) if isinstance(model, AsrModel) else (None, str(model))
@@ -104,15 +110,24 @@ def train(
         optim=_optimiser(base.model.optim, learning_rate, weight_decay, warmup_steps),
     )
     whole = replace(
-        base,
-        name=adapter_name,
+        replace(base, name=adapter_name, compute_dtype=compute_dtype, seed=seed),
         model=chosen,
         trainer=replace(base.trainer, max_steps=max_steps, max_epochs=max_epochs),
         exp_manager=_experiment(base.exp_manager, Path(output_dir), save_nemo=save_nemo, resume=resume),
-        compute_dtype=compute_dtype,
-        seed=seed,
     )
+    if overwrite:
+        make_room(own, adapter_name, Path(output_dir))
     return run_training(whole, model=own, reporter=Reporter(quiet=quiet), adapter=adapter, callbacks=callbacks)
+
+
+def make_room(model: AsrModel | None, name: str, folder: Path) -> None:
+    """Remove an adapter of that name, from the model and from a run's folder; other names' files stay."""
+    own, _ = split_name(name, None)
+    if model is not None and own in model.adapters:
+        model.adapters.remove(own)
+    for path in (folder / "checkpoints").glob(f"{glob.escape(own)}*"):
+        if path.name.removeprefix(own) in LEFT_BY_A_RUN:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _plan_adapter(
@@ -254,6 +269,8 @@ def run_in_folder(
             )
             if checkpoint is not None and state is not None:
                 check_same_run(checkpoint, state["identity"], run.identity())
+                if differs := describe_machine(state["identity"], run.identity()):
+                    reporter.say(differs)
             several = machine.row_processes > 1
             with (
                 start_row_processes(run) if several else nullcontext() as processes,

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 from overtone.adapters.kinds.base import Kind
@@ -350,3 +351,36 @@ def test_without_hub_library_or_network_the_error_is_clear(shelf: Path, monkeypa
     message = str(caught.value)
     assert "the file or folder nvidia/some-model" in message
     assert "(HF_HUB_OFFLINE is set): Cannot reach the hub. Check name and network" in message
+
+
+@pytest.mark.parametrize("key", ["files", "adapters", "file_choice"])
+def test_names_that_are_no_list_are_refused(tmp_path: Path, key: str) -> None:
+    save_model(small_model(), tmp_path / "model")
+    path = tmp_path / "model/model_config.yaml"
+    config = yaml.safe_load(path.read_text("utf-8"))
+    config["overtone"][key] = 5
+    path.write_text(yaml.safe_dump(config), "utf-8")
+    with pytest.raises(CheckpointError, match=rf"overtone\.{key} is 5; a list of names is needed"):
+        load_model(tmp_path / "model")
+
+
+def test_links_that_lead_out_of_the_folder_are_not_followed(tmp_path: Path) -> None:
+    """Their content would be written into the next copy of the model. A hub's cache is made of links."""
+    save_model(small_model(), tmp_path / "model")
+    path = tmp_path / "model/model_config.yaml"
+    config = yaml.safe_load(path.read_text("utf-8"))
+    config["overtone"]["files"] = ["notes.txt"]
+    path.write_text(yaml.safe_dump(config), "utf-8")
+    (tmp_path / "secret").write_text("secret")
+    link = tmp_path / "model/notes.txt"
+    link.symlink_to("../secret")
+    with pytest.raises(CheckpointError, match=r"notes\.txt leads out of the folder, to .*secret"):
+        load_model(tmp_path / "model")
+    hub = tmp_path / "hub"
+    (hub / "snapshots").mkdir(parents=True)
+    (hub / "blobs").mkdir()
+    link.unlink()
+    (tmp_path / "model").rename(hub / "snapshots/1")
+    (tmp_path / "secret").rename(hub / "blobs/abc")
+    (hub / "snapshots/1/notes.txt").symlink_to("../../blobs/abc")
+    assert load_model(hub / "snapshots/1").checkpoint_files == {"notes.txt": b"secret"}

@@ -32,3 +32,11 @@ def test_what_was_written_is_told(overtone: Overtone, folder: Path, tmp_path: Pa
 def test_a_transcription_has_one_adapter(overtone: Overtone, folder: Path) -> None:
     words = ["transcribe", AUDIO[0], "--model", folder / "model", "--adapter", "medical", "--adapter", "null"]
     assert "--adapter was given 2 times (medical, null), and a run has one" in one_line_error(overtone(*words))
+
+
+def test_adapters_that_do_not_act_are_told(overtone: Overtone, folder: Path) -> None:
+    words = ["transcribe", AUDIO[0], "--model", folder / "model"]
+    said = "The model's file holds adapters (medical, noise); none acts."
+    assert said in overtone(*words)[2]
+    for choice in ("medical", "null"):
+        assert said not in overtone(*words, "--adapter", choice)[2]

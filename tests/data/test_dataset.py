@@ -208,7 +208,7 @@ def test_transcripts_longer_than_their_frames_are_found() -> None:
     tokens = [[1, 2, 3, 4, 5], [1, 1, 2, 2], [1, 2, 3, 4, 4], [], [1]]
     problems = unusable_transcripts(lines, tokens, seconds_per_frame=0.1, frames_needed=frames_needed)
     assert sorted(problems) == [1, 2, 3, 4]
-    assert problems[1] == "6 frames are needed for 4 tokens, 0.5 s give 5"
+    assert problems[1] == "too short for its transcript: 4 tokens need 6 frames, 0.5 s give 5"
     assert problems[4] == "the transcript is empty"
 
 

@@ -102,7 +102,7 @@ def test_streams_are_told_their_open_utterance_before_the_grace_is_over(tmp_path
             protobuf.StreamingRecognizeResponse.FromString,
         )
         openai.receive()
-        openai.update(turn_detection=None)
+        openai.update(turn_detection=None, transcription={"model": "swap", "delay": "low"})
         openai.say(openai_speech("ab cd", 1.6))
         openai.until(f"{EVENT}.delta")
         responses = method(talking(), timeout=60.0)

@@ -27,7 +27,16 @@ BASES: dict[str, set[str]] = {
     "logging": {"Filter", "Formatter", "Handler"},
     "overtone.errors": set(),
     "pickle": {"Unpickler"},
-    "torch": {"BatchSampler", "Dataset", "Function", "IterableDataset", "Module", "Sampler", "TorchFunctionMode"},
+    "torch": {
+        "BatchSampler",
+        "Dataset",
+        "Function",
+        "IterableDataset",
+        "Module",
+        "Optimizer",
+        "Sampler",
+        "TorchFunctionMode",
+    },
     "typing": {"Generic", "NamedTuple", "Protocol", "TypedDict"},
 }
 """What a class may be derived from, by package: contracts of others, never an implementation of ours."""

@@ -60,6 +60,33 @@ COMPARE = """
 """
 """Marks, gaps and differences of pairs of transcripts."""
 
+CAPTIONS = """
+(async () => {
+  const { FORMATS } = await import('./web/captions.js');
+  const words = ['we', 'hear', 'you', 'again'].map((text, i) =>
+    ({ text, start: i === 3 ? 3661.5 : i / 2, end: i === 3 ? 3662.0046 : i / 2 + 0.4 }));
+  return Object.fromEntries(Object.entries(FORMATS).map(([name, { write }]) => [name, write(words)]));
+})()
+"""
+"""A transcript in every format."""
+SCORE = """
+(async () => {
+  const { Comparison } = await import('./web/comparison.js');
+  const timeline = { show() {} };
+  const comparison = new Comparison([document.createElement('p'), document.createElement('p')], timeline, () => {});
+  const timed = text => text.split(' ').map((text, i) => ({ text, start: i, end: i + 0.5, confidence: 1 }));
+  comparison.expect('press one to hear it');
+  comparison.set(0, { words: timed('press on to here'), state: 'done' });
+  const early = comparison.score;
+  comparison.set(1, { words: timed('press one to hear the it'), state: 'done' });
+  const texts = element => [...element.querySelectorAll('.wrong > span')].map(word => word.textContent);
+  const wrong = comparison.elements.map(texts);
+  const score = comparison.score;
+  comparison.expect('');
+  return [early, score, wrong, comparison.score];
+})()
+"""
+"""Right words of two sides, before and after both are there, and the wrong ones."""
 RESAMPLE = """
 (async () => {
   const { Resampler } = await import('./web/resampler.js');

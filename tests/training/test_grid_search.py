@@ -10,7 +10,7 @@ from overtone import cli
 from overtone.checkpoints.load import save_model
 from overtone.config import ExperimentSettings, Settings, combinations, load_settings
 from overtone.errors import ConfigError, UsageError
-from overtone.training.grid_search import Trial, run_trials, separate
+from overtone.training.grid_search import Trial, folder_names, run_trials, separate
 from overtone.training.run_folder import plan_folder
 from support.small_models import add_trained, small_model
 from support.train_samples import write_corpus
@@ -84,17 +84,31 @@ def folders(found: list[Trial]) -> list[str]:
 
 
 def test_every_training_has_a_folder_of_its_own() -> None:
-    assert folders(separate(trials(exp_dir="runs", name="x", version="1"))) == ["runs/x/1/0", "runs/x/1/1"]
-    assert folders(separate(trials(explicit_log_dir="here"))) == ["here/0", "here/1"]
+    assert folders(separate(trials(exp_dir="runs", name="x", version="1"))) == ["runs/x/1/seed=0", "runs/x/1/seed=1"]
+    assert folders(separate(trials(explicit_log_dir="here"))) == ["here/seed=0", "here/seed=1"]
     assert folders(separate(trials(exp_dir="runs", resume_if_exists=True))) == [
-        "runs/ASR-Adapter/0",
-        "runs/ASR-Adapter/1",
+        "runs/ASR-Adapter/seed=0",
+        "runs/ASR-Adapter/seed=1",
     ]
     first, second = folders(separate(trials(exp_dir="runs")))
     assert Path(first).parent == Path(second).parent
     own = [trials(1, exp_dir="runs", name=name, version="1")[0] for name in "ab"]
     assert folders(separate(own)) == ["runs/a/1", "runs/b/1"]
     assert folders(separate(trials(1, explicit_log_dir="here"))) == ["here"]
+
+
+def test_folders_are_named_by_their_settings() -> None:
+    """By the last word of a key unless two keys have it, with plain signs, and never twice the same."""
+    assert folder_names([["model.optim.lr=0.1", "+model.adapter.linear.dim=8"], ["model.optim.lr=0.2"]]) == [
+        "lr=0.1_dim=8",
+        "lr=0.2",
+    ]
+    assert folder_names([["a.lr=1", "b.lr=2"], ["a.lr=2", "b.lr=2"]]) == ["a.lr=1_b.lr=2", "a.lr=2_b.lr=2"]
+    assert folder_names([["a.path=/x/../y [z]"], ["a.path=w"]]) == ["path=-x-..-y-z", "path=w"]
+    assert folder_names([["seed=1"], ["seed=1"], []]) == ["0_seed=1", "1_seed=1", "2"]
+    long = folder_names([["a.words=" + "x" * 500], ["a.words=" + "x" * 501]])
+    assert len(set(long)) == 2
+    assert max(map(len, long)) <= 120
 
 
 def test_checkpoints_in_one_place_are_refused() -> None:
@@ -126,11 +140,11 @@ def test_a_search_ends_with_a_table(tmp_path: Path, capsys: pytest.CaptureFixtur
     *lines, following = out.splitlines()[-5:]
     assert lines[0].split() == ["WER", "step", "settings", "folder"]
     assert lines[2].split() == ["1", "–", "–", "model.adapter.adapter_name=taken", "failed"]
-    assert lines[3].split()[-2:] == ["model.adapter.adapter_name=three", str(tmp_path / "runs/2")]
+    assert lines[3].split()[-2:] == ["model.adapter.adapter_name=three", str(tmp_path / "runs/adapter_name=three")]
     assert {line.split()[0] for line in lines[1:]} in ({"best", "1", "2"}, {"0", "1", "best"})
     assert following.startswith("Next: overtone evaluate ")
-    assert (tmp_path / "runs/0/checkpoints/one-best/adapter.yaml").is_file()
-    assert (tmp_path / "runs/2/checkpoints/three-best/adapter.yaml").is_file()
+    assert (tmp_path / "runs/adapter_name=one/checkpoints/one-best/adapter.yaml").is_file()
+    assert (tmp_path / "runs/adapter_name=three/checkpoints/three-best/adapter.yaml").is_file()
 
 
 def test_all_settings_are_checked_before_the_first_training(capsys: pytest.CaptureFixture[str]) -> None:

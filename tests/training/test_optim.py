@@ -6,9 +6,11 @@ import json
 from typing import Any
 
 import pytest
+import torch
 
+from overtone.config import OptimSettings
 from overtone.errors import ConfigError
-from overtone.training.optim import SCHEDULES, make_schedule
+from overtone.training.optim import OPTIMISERS, SCHEDULES, make_optimiser, make_schedule
 from support.fixtures import fixture_file
 
 FIXTURE: dict[str, tuple[str, dict[str, Any]]] = {
@@ -49,6 +51,55 @@ NEMO: list[tuple[str, dict[str, Any], dict[str, Any], tuple[float, ...]]] = [
     ("PolynomialDecayAnnealing", {"warmup_steps": 3, "min_lr": 1e-5}, {"power": 2.0},
      (0.00025, 0.00075, 0.0007807612456747405, 0.00022923875432525953, 1e-05)),
 ]  # fmt: skip
+
+
+# NeMo 3.0.0: nemo.core.optim.novograd.Novograd([a, b], lr=0.05, betas=(0.8, 0.25), …) after four steps.
+NOVOGRAD: list[tuple[dict[str, Any], tuple[float, ...]]] = [
+    ({}, (0.8850146, -1.7700292, 0.4425073, 2.6550436, 0.0502259, -0.3664824)),
+    ({"weight_decay": 0.01}, (0.8810165, -1.762033, 0.4405082, 2.6430492, 0.0492815, -0.3661661)),
+    (
+        {"weight_decay": 0.01, "grad_averaging": True},
+        (0.9761563, -1.9523126, 0.4880781, 2.9284687, 0.2096643, -0.0718137),
+    ),
+]
+
+
+@pytest.mark.parametrize(("options", "expected"), NOVOGRAD)
+def test_novograd_is_nemos(options: dict[str, Any], expected: tuple[float, ...]) -> None:
+    a = torch.nn.Parameter(torch.tensor([[1.0, -2.0], [0.5, 3.0]]))
+    b = torch.nn.Parameter(torch.tensor([0.25, 0.0]))
+    settings = OptimSettings(name="novograd", lr=0.05, betas=(0.8, 0.25), **options)
+    optimiser = make_optimiser(settings, [a, b], fused=True)
+    for step in range(4):
+        optimiser.zero_grad()
+        ((a * a).sum() * (step + 1) + (b - 1).pow(3).sum()).backward()
+        optimiser.step()
+    assert [*a.flatten().tolist(), *b.tolist()] == pytest.approx(expected, abs=2e-7)
+    again = make_optimiser(settings, [a, b], fused=True)
+    again.load_state_dict(optimiser.state_dict())
+    assert torch.equal(again.state[a]["momentum"], optimiser.state[a]["momentum"])
+
+
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_every_optimiser_makes_steps(name: str) -> None:
+    parameter = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+    optimiser = make_optimiser(OptimSettings(name=name, lr=0.1), [parameter], fused=True)
+    parameter.square().sum().backward()
+    optimiser.step()
+    assert float(parameter.detach().square().sum()) < 5.0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"name": "rprop", "weight_decay": 0.1}, "rprop has none"),
+        ({"name": "novograd", "betas": (0.9, 1.5)}, "not allowed"),
+        ({"name": "sgd", "nesterov": True}, "model.optim: Nesterov"),
+    ],
+)
+def test_values_that_an_optimiser_refuses(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_optimiser(OptimSettings(**settings), [torch.nn.Parameter(torch.ones(1))], fused=False)
 
 
 @pytest.mark.parametrize("name", FIXTURE)

@@ -19,7 +19,7 @@ from overtone.config import Settings
 from overtone.errors import CheckpointError, OvertoneError
 from overtone.training.callback import TrainingCallback
 from overtone.training.console import Reporter
-from overtone.training.run import check_same_run
+from overtone.training.run import check_same_run, describe_machine
 from overtone.training.train import run_training
 from support.small_models import small_model
 from support.train_samples import kill_at_step, losses, same_adapters, settings_for
@@ -134,6 +134,10 @@ def test_another_run_is_not_resumed(whole: Path, tmp_path: Path) -> None:
         ("model.optim.weight_decay=0.1", "optimiser.weight_decay was 0.0, now 0.1"),
         ("model.train_ds.drop_last=true", "batches.drop_last was False, now True"),
         ("trainer.limit_train_batches=2", "batches.limit was 1.0, now 2"),
+        ("trainer.gradient_clip_val=0.5", "gradient_clipping.value was None, now 0.5"),
+        ("trainer.limit_val_batches=1", "validation_batches was 1.0, now 1"),
+        ("trainer.precision=bf16", "precision was 32-true, now bf16-mixed"),
+        ("compute_dtype=bfloat16", "compute_dtype was float32, now bfloat16"),
     ],
 )
 def test_other_settings_are_not_resumed(whole: Path, override: str, message: str) -> None:
@@ -144,6 +148,36 @@ def test_other_settings_are_not_resumed(whole: Path, override: str, message: str
 def test_another_base_is_not_resumed(whole: Path) -> None:
     with pytest.raises(CheckpointError, match=r"belongs to another run: base was sha256:\w+, now sha256:\w+\. Give"):
         run_training(settings_for(whole, *OPTIONS), model=small_model(seed=1), reporter=QUIET)
+
+
+@pytest.mark.parametrize(("name", "key"), [("train3.wav", "recordings"), ("valid1.wav", "validation_recordings")])
+def test_other_recordings_under_the_same_names_are_not_resumed(whole: Path, name: str, key: str) -> None:
+    """As long and as many as before."""
+    before = (whole / name).read_bytes()
+    try:
+        (whole / name).write_bytes(before[:-2000] + bytes(2000))
+        with pytest.raises(CheckpointError, match=rf"belongs to another run: {key} was .*sha256:"):
+            trained(whole)
+    finally:
+        (whole / name).write_bytes(before)
+
+
+def test_another_validation_set_is_not_resumed(whole: Path) -> None:
+    before = (whole / "valid.json").read_text()
+    try:
+        (whole / "valid.json").write_text("".join(before.splitlines(keepends=True)[:-1]))
+        with pytest.raises(CheckpointError, match=r"belongs to another run: validation was \['sha256:"):
+            trained(whole)
+    finally:
+        (whole / "valid.json").write_text(before)
+
+
+def test_another_number_of_threads_is_said() -> None:
+    before = {"seed": 0, "machine": {"threads": 2, "row_processes": 1}}
+    now = {"seed": 0, "machine": {"threads": 4, "row_processes": 1}}
+    check_same_run(Path("a"), before, now)
+    assert describe_machine(before, now).startswith("The machine is another one: threads was 2, now 4. Sums are")
+    assert describe_machine(before, before) == describe_machine({"seed": 0}, now) == ""
 
 
 def test_what_a_checkpoint_does_not_name_is_not_compared() -> None:

@@ -126,7 +126,7 @@ def test_the_first_lines_and_the_progress(tmp_path: Path, model: AsrModel) -> No
     assert re.fullmatch(r"Trainable parameters: 640 of [\d,]+ \(\d\.\d\d%\)", text[1])
     assert text[2].startswith("Training audio: 0.00 h in 12 utterances; 6 steps of 4 utterances, 2.0 epochs")
     steps = [line for line in text if line.startswith("step 3/6")]
-    assert re.match(r"step 3/6  epoch 1  loss \S+  lr \S+  .*h audio/h  \d:\d\d left", steps[0])
+    assert re.match(r"step 3/6  epoch 1  loss \S+  lr \S+  .*× real time  \d:\d\d left", steps[0])
     assert any(line.startswith("step 0: WER") for line in text)
     assert "reference: " in "\n".join(text)
 
@@ -353,10 +353,10 @@ def test_the_python_form(tmp_path: Path, model: AsrModel, monkeypatch: pytest.Mo
 
 def test_the_line_of_progress() -> None:
     progress = Progress(total_steps=100)
-    assert progress.line() == "step 0/100  epoch 1  lr 0.00e+00  0 h audio/h"
+    assert progress.line() == "step 0/100  epoch 1  lr 0.00e+00  0× real time"
     progress.advance(step=10, epoch=2, loss=3.0, learning_rate=1e-3, audio=360.0, took=20.0)
     progress.wer = 0.25
-    assert progress.line() == "step 10/100  epoch 3  loss 3  lr 1.00e-03  WER 25.00%  18 h audio/h  3:00 left"
+    assert progress.line() == "step 10/100  epoch 3  loss 3  lr 1.00e-03  WER 25.00%  18× real time  3:00 left"
 
 
 def test_times_are_readable() -> None:

@@ -71,6 +71,9 @@ class FusedEncoder:
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return type(self)(copy.deepcopy(self.encoder, memo), self.dtype)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.encoder, self.dtype)  # a pickle has no copy: it is derived anew
+
     def __call__(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         self.refresh()
         with torch.autocast(mel.device.type, enabled=False):
@@ -90,6 +93,10 @@ class FusedEncoder:
             with torch.inference_mode(False), torch.no_grad():
                 self.derive()
             self.state = state
+
+    def forget(self) -> None:
+        """Derive the weights anew at the next forward, also where no write to the base has been noticed."""
+        self.state = None
 
     def is_fresh(self) -> bool:
         """True if the weights are derived from the base as it is now."""

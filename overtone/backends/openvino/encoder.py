@@ -79,6 +79,13 @@ class OpenVinoEncoder:
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return type(self)(copy.deepcopy(self.encoder, memo), self.dtype)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.encoder, self.dtype)  # a pickle has no copy: it is derived anew
+
+    def forget(self) -> None:
+        """Compile the graph anew at the next forward, also where no write to the base has been noticed."""
+        self.source.forget()
+
     def __call__(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         if self.encoder.window is not None:
             raise UsageError(f"OpenVINO does not compute local attention. {OTHERWISE}")

@@ -17,6 +17,7 @@ from overtone.evaluation.report.page import sections, series_of
 from overtone.evaluation.report.plots import element
 from overtone.evaluation.results import Evaluation, Result
 from overtone.files import write_failure
+from overtone.text_table import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,7 +41,8 @@ def print_table(evaluation: Evaluation, console: Console | None = None) -> None:
 
     console = console or Console()
     counted = f", counted {evaluation.counted}" if evaluation.counted else ""
-    console.print(f"{evaluation.model or 'model'}: {evaluation.numbers}{counted}", style="dim", markup=False)
+    model = printable(evaluation.model or "model")
+    console.print(f"{model}: {evaluation.numbers}{counted}", style="dim", markup=False)
     unbounded = console.options.update(max_width=1000)
     full = tables(evaluation, wide=True)
     fits = all(console.measure(built, options=unbounded).maximum <= console.width for built in full)
@@ -60,7 +62,7 @@ def tables(evaluation: Evaluation, *, wide: bool = True) -> list[Table]:
     built = {}
     for result in base_first(evaluation.results):
         if result.manifest not in built:
-            title = Text(f"\n{result.name}", style="bold not italic")
+            title = Text(f"\n{printable(result.name)}", style="bold not italic")
             table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False)
             table.add_column("Adapter", overflow="fold", min_width=min(label_width, 20))
             for name, width in zip(columns, (6, 12, 21, 6, 11, 6, 6, 7), strict=False):
@@ -80,7 +82,7 @@ def _cells(result: Result) -> list[Text]:
 
     words = result.words
     return [
-        Text(result.label),
+        Text(printable(result.label)),
         Text(f"{100 * result.wer:.2f}", style="bold"),
         Text(" – ".join(f"{100 * bound:.1f}" for bound in result.wer_interval)),
         _difference(result),

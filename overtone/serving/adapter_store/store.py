@@ -7,7 +7,6 @@ replacement is a new version beside the old one, which stays as long as a reques
 from __future__ import annotations
 
 import os
-import shutil
 import threading
 import time
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from typing import Self
 from overtone.adapters.adapter import check_name
 from overtone.adapters.storage import BaseIdentity
 from overtone.errors import AdapterError, did_you_mean
+from overtone.files import remove_folder
 from overtone.models.asr_model import AsrModel
 from overtone.serving.adapter_store.cache import AdapterCache, CachedAdapter, Lease
 from overtone.serving.adapter_store.entry import AdapterEntry, entry_of_folder, entry_of_model, log_change
@@ -174,14 +174,9 @@ class AdapterStore:
             self._check_known(name)
             if name not in self._entries:
                 raise AdapterError(f"'{name}' came with the model's file; it is not in the folder of adapters.")
-        hidden = folder / f".removed-{name}-{time.monotonic_ns()}"
         try:
             with self._placing:
-                (folder / name).rename(hidden)
-            if hidden.is_symlink():
-                hidden.unlink()
-            else:
-                shutil.rmtree(hidden)
+                remove_folder(folder / name)
         except OSError as error:
             raise AdapterError(f"'{name}' cannot be removed: {error.strerror or error}.") from error
         self.scan()
@@ -204,6 +199,11 @@ class AdapterStore:
             for name in sorted(gone):
                 log_change("removed", name)
             self._has_scanned = True
+
+    def __contains__(self, name: object) -> bool:
+        """True for the name of an adapter, refused or not."""
+        with self._lock:
+            return name in self._own or name in self._entries
 
     def names(self) -> set[str]:
         """Names in the store, those of refused adapters included."""

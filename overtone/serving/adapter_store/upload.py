@@ -5,9 +5,7 @@ from __future__ import annotations
 import bz2
 import io
 import lzma
-import shutil
 import tarfile
-import tempfile
 import time
 import zipfile
 import zlib
@@ -18,6 +16,7 @@ from typing import IO, Any, cast
 
 from overtone.adapters.storage import DESCRIPTION, PARAMETERS, WORDS, BaseIdentity, read_folder, replace_contents
 from overtone.errors import AdapterError
+from overtone.files import temporary_folder
 from overtone.serving.adapter_store.folder import read_version
 
 MAX_BYTES = {DESCRIPTION: 4 * 2**20, PARAMETERS: 512 * 2**20, WORDS: 256 * 2**20}
@@ -127,25 +126,20 @@ def place(store: Path, name: str, archive: bytes, identity: BaseIdentity, lock: 
     contents = unpack(archive)
     try:
         store.mkdir(parents=True, exist_ok=True)
-        waiting = Path(tempfile.mkdtemp(prefix=".upload-", dir=store))
+        with temporary_folder(store / name) as waiting:
+            folder = waiting / name
+            folder.mkdir()
+            for file, content in contents.items():
+                (folder / file).write_bytes(content)
+            try:
+                read_version(folder, identity)
+                read_folder(folder, identity)
+            except AdapterError as error:
+                raise AdapterError(str(error).replace(str(folder), f"the upload '{name}'")) from error
+            with lock:
+                replace_contents(store / name, {file: contents.get(file) for file in (WORDS, PARAMETERS, DESCRIPTION)})
     except OSError as error:
         raise AdapterError(f"The folder of adapters cannot be written: {error.strerror or error}.") from error
-    try:
-        folder = waiting / name
-        folder.mkdir()
-        for file, content in contents.items():
-            (folder / file).write_bytes(content)
-        try:
-            read_version(folder, identity)
-            read_folder(folder, identity)
-        except AdapterError as error:
-            raise AdapterError(str(error).replace(str(folder), f"the upload '{name}'")) from error
-        with lock:
-            replace_contents(store / name, {file: contents.get(file) for file in (WORDS, PARAMETERS, DESCRIPTION)})
-    except OSError as error:
-        raise AdapterError(f"The adapter cannot be written to its folder: {error.strerror or error}.") from error
-    finally:
-        shutil.rmtree(waiting, ignore_errors=True)
 
 
 def unpack(archive: bytes) -> dict[str, bytes]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -28,9 +29,9 @@ GRANULARITIES = {"word", "segment"}
 WITHOUT_EFFECT = ("temperature", "chunking_strategy")
 """Fields of OpenAI's that mean nothing to this kind of model."""
 FIELDS = {
-    "file", "model", "adapter", "language", "response_format", "stream", "timestamp_granularities[]",
-    "timestamp_granularities", "speech_contexts", "profanity_filter", "prompt", "keywords", "keywords[]", "include",
-    "include[]",
+    "file", "model", "adapter", "language", "languages", "languages[]", "response_format", "stream",
+    "timestamp_granularities", "timestamp_granularities[]", "speech_contexts", "profanity_filter", "prompt", "keywords",
+    "keywords[]", "include", "include[]",
 }  # fmt: skip
 
 
@@ -72,7 +73,7 @@ def recognition_request(form: FormData, *, prompt_boost: float = 0.0) -> Recogni
     return RecognitionRequest(
         model=text_field(form, "model"),
         adapter=text_field(form, "adapter"),
-        language=text_field(form, "language"),
+        language=text_field(form, "language") or one_language(form),
         mask_profanity=flag_field(form, "profanity_filter"),
         boosts=boosts_field(form) + keyword_boosts(list_field(form, "keywords"), prompt, prompt_boost),
         ignored=tuple(name if name in (*WITHOUT_EFFECT, "prompt") else f"field {name[:40]!r}" for name in ignored),
@@ -104,6 +105,15 @@ def text_field(form: FormData, name: str) -> str:
     if not isinstance(value, str):
         raise RequestError(f"'{name}' must be text, not a file.", name)
     return value.strip()
+
+
+def one_language(form: FormData) -> str:
+    """The one language of OpenAI's `languages`; empty where it has none. Raises RequestError for several."""
+    languages = list_field(form, "languages")
+    if len(languages) > 1:
+        message = f"'languages' names {len(languages)} languages; the model is told one, or none."
+        raise RequestError(message, "languages")
+    return languages[0].strip() if languages else ""
 
 
 def flag_field(form: FormData, name: str) -> bool:
@@ -243,5 +253,20 @@ class Models:
                 "kind": entry.kind,
                 "parameters": entry.parameters,
                 "digest": entry.digest,
+                "training": training_of(entry.card),
             }
         return shown
+
+
+def training_of(card: Mapping[str, Any]) -> dict[str, float]:
+    """Hours of speech and word error rates (0..1) of a training, as far as the card tells them; no names and paths."""
+    data = card.get("data")
+    found = {
+        "hours": data.get("hours") if isinstance(data, Mapping) else None,
+        **{key: card.get(key) for key in ("wer_before", "wer_after")},
+    }
+    return {
+        key: float(value)
+        for key, value in found.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    }

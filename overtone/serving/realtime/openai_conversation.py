@@ -1,7 +1,9 @@
 """Conversation with a client of OpenAI's realtime transcription: its messages in, items and their transcripts out.
 
 The audio between two ends is an item. With turn detection the model's silence ends it, else the client's `commit`.
-Of each item a client gets `delta` messages that append to each other, and one `completed` whose transcript counts.
+Of each item a client gets `delta` messages that append to each other, and one `completed` with the whole transcript.
+Where an utterance is computed once more as a whole when it has ended, its text comes then; a session with a short
+`delay` gets words while they are spoken, and does without.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import json
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -26,6 +28,7 @@ from overtone.serving.http.openai_json import word_logprobs
 from overtone.serving.realtime.events import EVENT, new_id
 from overtone.serving.realtime.openai_session import (
     LOGPROBS,
+    QUICK,
     TranscriptionSession,
     recognition_request,
     session_json,
@@ -187,7 +190,7 @@ class OpenAiConversation:
         """
         session = await self.pace.change(partial(update_session, self.session, changes), size)
         request = self.checked_request(session)
-        if request != self.request:
+        if request != self.request or session.delay != self.session.delay:
             await self.close_stream()
         self.session, self.request = session, request
         self.beta = self.beta or kind == "transcription_session.update"
@@ -223,7 +226,10 @@ class OpenAiConversation:
         if self.stream is None:
             if self.offset:  # the first stream is charged with the session
                 self.service.guard.charge(self.call.tenant, requests=1)
-            opening = open_session(self.service, self.request, self.call, self.settings.stream)
+            settings = self.settings.stream
+            if self.session.delay in QUICK:
+                settings = replace(settings, finals="chunks")
+            opening = open_session(self.service, self.request, self.call, settings)
             self.stream = await self.running.enter_async_context(opening)
             self.mask = self.service.mask(self.request)
         return self.stream
@@ -297,9 +303,11 @@ class OpenAiConversation:
             await self.tell("input_audio_buffer.speech_started", audio_start_ms=start, item_id=self.item.id)
 
     async def interim(self, event: Interim) -> None:
-        """Send the words that will not change any more: those decoded for good, but for the last."""
+        """Send the words that will not change any more, where there are such: those decoded for good, but the last."""
         if self.session.turn_detection is not None:
             await self.begin(event)
+        if self.stream is None or not self.stream.stream.keeps_words:
+            return
         words = [*self.item.words, *event.words[: max(0, event.known - 1)]]
         await self.add(words)
 

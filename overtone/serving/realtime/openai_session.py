@@ -18,6 +18,9 @@ PCM_RATE = 24_000
 G711_RATE = 8_000
 RATES = (8_000, 96_000)
 ENCODINGS: dict[str, Encoding] = {"audio/pcm": "linear_pcm", "audio/pcmu": "mulaw", "audio/pcma": "alaw"}
+QUICK = ("minimal", "low", "medium")
+DELAYS = (*QUICK, "high", "xhigh")
+"""Values of `delay`; with the quick ones words are sent while they are spoken, and not computed again."""
 BETA_FORMATS = {"pcm16": "audio/pcm", "g711_ulaw": "audio/pcmu", "g711_alaw": "audio/pcma"}
 """Values of `input_audio_format` in the beta."""
 LOGPROBS = "item.input_audio_transcription.logprobs"
@@ -149,6 +152,8 @@ def read_transcription(value: Any, where: str) -> dict[str, Any]:
                 raise RequestError(f"'{where}.{name}' must be text.", f"{where}.{name}")
             if text or name != "model":
                 found[name] = text
+    if found.get("delay", "") not in ("", *DELAYS):
+        raise RequestError(f"'{where}.delay' is one of {', '.join(DELAYS)}.", f"{where}.delay")
     languages, keywords = (texts(value.get(name), f"{where}.{name}") for name in ("languages", "keywords"))
     if len(languages) > 1:
         message = f"'{where}.languages' names {len(languages)} languages; the model understands one."
@@ -208,7 +213,6 @@ def recognition_request(
     without_effect = {
         "prompt": session.prompt and not prompt_boost,
         "noise_reduction": session.noise_reduction,
-        "delay": session.delay,
         **{f"turn_detection.{name}": name in (detection or {}) for name in VAD_WITHOUT_EFFECT},
     }
     try:
@@ -233,6 +237,8 @@ def session_json(session: TranscriptionSession, *, beta: bool, endpointing: Endp
         "language": session.language or None,
         "prompt": session.prompt,
     }
+    if session.delay:
+        transcription["delay"] = session.delay
     if session.keywords:
         transcription["keywords"] = list(session.keywords)
     detection = session.turn_detection

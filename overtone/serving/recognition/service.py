@@ -67,7 +67,7 @@ class RecognitionService:
         self.engine = engine
         self.store = store
         self.guard = guard or Guard()
-        self.base = base or engine.model.name or "base"
+        self.base_name = base or engine.model.name or "base"
         self.language = language
         self.limits = limits or AudioLimits()
         self.profanities = profanities
@@ -103,6 +103,11 @@ class RecognitionService:
             raise self.unknown_model(request.model or "+".join(names), metadata) from error
         call.adapter = "+".join(names)
         call.ignored = request.ignored
+
+    @property
+    def base(self) -> str:
+        """Name of the base in requests: `base` where an adapter has the base's own, which then means that adapter."""
+        return "base" if self.base_name in self.store else self.base_name
 
     def resolve(self, name: str) -> str:
         """Model that a name means: that of an alias, or itself."""

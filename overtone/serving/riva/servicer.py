@@ -17,7 +17,7 @@ import grpc
 from overtone.serving.adapter_store.names import adapter_names, model_name, visible_adapters
 from overtone.serving.adapter_store.store import AdapterEntry
 from overtone.serving.auth.guard import Metadata
-from overtone.serving.errors import LanguageError, OverloadError, RequestError, UnknownModelError
+from overtone.serving.errors import IdleError, LanguageError, OverloadError, RequestError, UnknownModelError
 from overtone.serving.recognition.request import Call, RecognitionRequest, unsupported
 from overtone.serving.recognition.service import RecognitionService
 from overtone.serving.recognition.turns import Turns
@@ -107,6 +107,7 @@ class RivaServicer:
                     session=session,
                     writer=self.writer(request),
                     id=opening.id if opening.HasField("id") else None,
+                    idle_seconds=settings.idle_seconds,
                 )
                 while arrived := await inbox.take():
                     await answers.answer(arrived)
@@ -249,6 +250,8 @@ class StreamAnswers:
     writer: ResultWriter
     id: Any
     """RequestId of the responses, or None."""
+    idle_seconds: float
+    """The client may leave a response unread for so long."""
     unanswered: int = 0
     """Messages without a response yet."""
 
@@ -280,4 +283,8 @@ class StreamAnswers:
             response = StreamingRecognizeResponse(results=[self.writer.stream(event) for event in group])
             if self.id is not None:
                 response.id.CopyFrom(self.id)
-            await self.context.write(response)
+            try:
+                async with asyncio.timeout(self.idle_seconds):
+                    await self.context.write(response)
+            except TimeoutError:
+                raise IdleError(self.idle_seconds, "taken") from None

@@ -90,6 +90,11 @@ class CacheAwareStream:
         self.close()
 
     @property
+    def keeps_words(self) -> bool:
+        """True where words of interim results that are known stay as they are in the final one."""
+        return True
+
+    @property
     def seconds(self) -> float:
         """Audio received so far."""
         return self._features.received / self.engine.sample_rate

@@ -151,6 +151,11 @@ class Stream:
         self.close()
 
     @property
+    def keeps_words(self) -> bool:
+        """True where words of interim results that are known stay as they are in the final one."""
+        return self.settings.finals == "chunks"
+
+    @property
     def seconds(self) -> float:
         """Audio received so far."""
         return self._received / self.engine.sample_rate

@@ -65,3 +65,11 @@ def test_keywords_and_words_of_the_prompt_are_boosted(service: WebService, field
     with web_service(tmp_path, adapters=()) as other:
         other.text(audio(), **{field: "Жж, ab"})
         eventually(lambda: other.calls[-1].ignored == (("prompt",) if field == "prompt" else ("1 phrase",)))
+
+
+def test_languages_are_one(service: WebService) -> None:
+    assert service.text(audio(), languages=["en"]) == "ab"
+    for languages, words in ((["de"], "'de' is not understood"), (["en", "de"], "names 2 languages")):
+        answer = service.transcribe(audio(), languages=languages)
+        assert answer.status == 400
+        assert words in answer.error["message"]

@@ -6,6 +6,8 @@ import base64
 import json
 import math
 from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ pytest.importorskip("starlette", reason="the serving extra is not installed")
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
+from overtone.serving.streaming.stream import StreamSettings
 from support.openai_client import BETA, EVENT, RATE, OpenAiClient, client, deltas, speech
 from support.speaking_model import pcm16, silence, spoken
 from support.web_service import WebService, eventually, web_service
@@ -169,6 +172,7 @@ def test_the_model_of_the_address_counts_where_the_session_names_none(service: W
         ({"audio": {"input": {"transcription": {"model": "legal"}}}}, "'legal' does not exist"),
         ({"audio": {"input": {"transcription": {"model": "swap", "language": "de"}}}}, "'de' is not understood"),
         ({"audio": {"input": {"transcription": {"model": "swap", "prompt": 3}}}}, "must be text"),
+        ({"audio": {"input": {"transcription": {"model": "swap", "delay": "none"}}}}, "one of minimal, low"),
         ({"audio": {"input": {"transcription": None}}}, "must be an object"),
         ({"audio": {"input": {"format": {"type": "audio/opus"}}}}, "Allowed: audio/pcm"),
         ({"audio": {"input": {"format": {"type": "audio/pcm", "rate": 7}}}}, "from 8000 to 96000"),
@@ -253,6 +257,28 @@ def test_logprobs_and_keywords(service: WebService) -> None:
         assert (token["token"], bytes(token["bytes"])) == ("ba", b"ba")
         assert math.exp(token["logprob"]) == pytest.approx(1.0, abs=0.3)
     eventually(lambda: service.calls[-1].ignored == ("prompt", "noise_reduction"))
+
+
+@pytest.mark.parametrize("way", ["delay", "option"])
+def test_words_come_while_they_are_spoken_where_that_is_asked_for(
+    service: WebService, tmp_path: Path, way: str
+) -> None:
+    """Nothing said is taken back: the words are those of the final text."""
+    transcription = {"model": "base", **({"delay": "low"} if way == "delay" else {})}
+    quick = StreamSettings(chunk=0.4, left=0.4, right=0.4, finals="chunks")
+    with (
+        nullcontext(service) if way == "delay" else web_service(tmp_path, adapters=(), stream=quick) as running,
+        client(running) as opened,
+    ):
+        opened.receive()
+        opened.update(transcription=transcription, turn_detection=None)
+        opened.say(speech("ab cd ef", 1.6))
+        assert opened.until(f"{EVENT}.delta")[-1]["delta"].startswith("ab")
+        completed = opened.committed()
+        assert completed["transcript"] == "ab cd ef"
+        assert deltas(opened.events, completed["item_id"]) == "ab cd ef"
+        kinds = [event["type"] for event in opened.events]
+        assert kinds.index(f"{EVENT}.delta") < kinds.index("input_audio_buffer.committed")
 
 
 # The beta

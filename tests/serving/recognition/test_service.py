@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import soundfile
 
+from overtone.adapters.kinds.linear import LinearAdapter
 from overtone.audio.decode import AudioDecoder, AudioLimits
 from overtone.errors import AudioError
+from overtone.serving.adapter_store.names import adapter_names
 from overtone.serving.adapter_store.store import AdapterStore
 from overtone.serving.auth.guard import Guard, Tenant, hash_token
 from overtone.serving.engine.engine import Engine
@@ -185,3 +187,17 @@ def test_decoding_ends_with_its_client(monkeypatch: pytest.MonkeyPatch) -> None:
         run(leave())
         service.close()
     assert all(decoder.closed and 0 < decoder._samples < 0.9 * 48_000 * 1200 for decoder in decoders)
+
+
+def test_an_adapter_of_the_bases_own_name_is_that_adapter() -> None:
+    """`serve medical.nemo` with an adapter `medical` in it: the name means the adapter, `base` the base."""
+    model = tiny_model()
+    model.adapters.add("medical", LinearAdapter(dim=4))
+    with Engine(model) as engine, AdapterStore(model, None, lock=engine.lock, poll_seconds=0) as store:
+        apart, shared = RecognitionService(engine, store), RecognitionService(engine, store, base="medical")
+        assert (apart.base, shared.base) == ("tiny", "base")
+        for asked, meant in (("medical", ("medical",)), ("base", ()), ("base+medical", ("medical",))):
+            assert adapter_names(asked, shared.base) == meant
+        assert adapter_names("tiny", apart.base) == ()
+        for service in (apart, shared):
+            service.close()

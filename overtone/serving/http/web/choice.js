@@ -22,7 +22,9 @@ export class Choice {
     const before = this.model;
     this.base = base.id;
     this.adapters = adapters;
+    const fresh = !this.names.includes(this.first.value);
     fill(this.first, this.names, this.names.length ? [] : [["", "none yet"]]);
+    if (fresh && this.names.length) this.first.value = best(adapters);
     this.fillSecond();
     if (this.model !== before) this.changed();
   }
@@ -41,11 +43,11 @@ export class Choice {
     return this.chain.length ? [this.base, ...this.chain].join("+") : null;
   }
 
-  /** "linear, 98,304 parameters" */
+  /** "trained on 6 min of speech, word errors 70 → 49 %", or "linear, 98,304 parameters" where that is not known */
   get described() {
     return this.chain
       .map((name) => this.adapters.find((adapter) => adapter.name === name))
-      .map(({ kind, parameters }) => `${kind}, ${parameters.toLocaleString("en")} parameters`)
+      .map(told)
       .join("; ");
   }
 
@@ -64,6 +66,22 @@ export class Choice {
     this.second.closest(".field").hidden = this.adapters.length < 2;
     this.disabled = false;
   }
+}
+
+/** The name of the adapter that has gained most by its card; the first where no card tells. */
+function best(adapters) {
+  const gain = ({ training }) => (training?.wer_before ?? 0) - (training?.wer_after ?? 0);
+  return adapters.reduce((most, next) => (gain(next) > gain(most) ? next : most)).name;
+}
+
+function told({ kind, parameters, training = {} }) {
+  const { hours, wer_before: before, wer_after: after } = training;
+  const speech = hours >= 1 ? `${hours.toFixed(1)} h` : `${Math.max(1, Math.round(60 * hours))} min`;
+  const known = [
+    hours && `trained on ${speech} of speech`,
+    before != null && after != null && `word errors ${Math.round(100 * before)} → ${Math.round(100 * after)} %`,
+  ].filter(Boolean);
+  return known.length ? known.join(", ") : `${kind}, ${parameters.toLocaleString("en")} parameters`;
 }
 
 function fill(select, names, before) {

@@ -28,6 +28,8 @@ export class Comparison {
     this.sides = elements.map(() => ({ words: [], provisional: "", state: "idle" }));
     this.elements = elements;
     this.lanes = [];
+    /** What was said, where that is known; else empty. @type {string[]} */
+    this.said = [];
     this.transcripts = elements.map(
       (element, side) => new Transcript(element, { play, point: (index) => this.point(side, index) }),
     );
@@ -38,6 +40,17 @@ export class Comparison {
   set(side, what) {
     Object.assign(this.sides[side], what);
     this.redraw();
+  }
+
+  /** Tell what was said; an empty text for what nobody knows. */
+  expect(text) {
+    this.said = text.split(/\s+/).filter(Boolean);
+  }
+
+  /** How many of the words that were said each side has right; null where that is not known, or not yet. */
+  get score() {
+    if (!this.said.length || !this.settled) return null;
+    return this.sides.map(({ words }) => this.said.length - wrongs(this.said, words).missed);
   }
 
   get settled() {
@@ -65,7 +78,8 @@ export class Comparison {
     this.lanes = this.sides.map(({ words }, side) => ({ words, marks: compared[side].marks, current: -1 }));
     this.sides.forEach(({ words, provisional, state }, side) => {
       const marked = { marks: compared[side].marks, gaps: settledGaps(compared[side].gaps, words, provisional) };
-      this.transcripts[side].show(words, marked, provisional, OTHERWISE[state]);
+      const wrong = this.said.length && state === "done" ? wrongs(this.said, words).heard : new Set();
+      this.transcripts[side].show(words, marked, provisional, OTHERWISE[state], wrong);
       this.elements[side].ariaBusy = String(state === "waiting");
     });
     this.timeline.show(this.lanes);
@@ -83,6 +97,13 @@ export class Comparison {
     const mark = this.lanes[side]?.marks[index];
     this.transcripts[1 - side]?.point(mark && !mark.same ? mark.partner : -1);
   }
+}
+
+/** The words that were heard wrongly, by index, and how many of those said were missed. */
+function wrongs(said, words) {
+  const { left, right } = compare(said.map((text) => ({ text })), words);
+  const heard = new Set(words.map((_, index) => index).filter((index) => !right.marks[index].same));
+  return { heard, missed: said.length - left.marks.filter(({ same, partner }) => same && partner >= 0).length };
 }
 
 function plain(words) {

@@ -1,5 +1,6 @@
 /** The page: where recordings come from, and what happens to them. */
 
+import { FORMATS, plainText, save } from "./captions.js";
 import { Choice } from "./choice.js";
 import { Comparison } from "./comparison.js";
 import { Listening } from "./listening.js";
@@ -14,6 +15,7 @@ import { TokenForm } from "./token_form.js";
 const at = (id) => document.getElementById(id);
 const BASE = 0;
 const ADAPTER = 1;
+const SIDES = ["base", "adapter"];
 
 const notice = new Notice(at("notice"), at("sides"));
 const timeline = new Timeline(at("timeline"), (seconds) => seekTo(seconds));
@@ -60,6 +62,9 @@ function begin(next, said = "") {
   at("name").textContent = next.name;
   at("said").hidden = !said;
   at("said-words").textContent = said;
+  comparison.expect(said);
+  document.body.classList.add("worked");
+  tellScore();
   at("player").hidden = false;
   at("unplayable").hidden = true;
   moved(0, false);
@@ -97,10 +102,47 @@ async function hear(side, model) {
 }
 
 function tellResult() {
-  const { differences } = comparison;
+  const { differences, score } = comparison;
   if (comparison.waiting) return;
-  if (differences === null) say("Done.");
+  tellScore();
+  if (score) {
+    const [base, adapter] = score;
+    say(`Done. Right words: base ${base} of ${comparison.said.length}, adapter ${adapter} of ${comparison.said.length}.`);
+  } else if (differences === null) say("Done.");
   else say(differences ? `Done. They differ in ${counted(differences, "word")}.` : "Done. Both heard the same words.");
+}
+
+/** What each side has right, and what can be done with its transcript. */
+function tellScore() {
+  const { score, said, sides } = comparison;
+  SIDES.forEach((name, side) => {
+    const place = at(`${name}-score`);
+    place.hidden = !score;
+    place.textContent = score ? `${score[side]} of ${counted(said.length, "word")} right` : "";
+    place.classList.toggle("better", Boolean(score) && score[side] > score[1 - side]);
+    at(`${name}-tools`).hidden = sides[side].state !== "done" || !sides[side].words.length;
+  });
+}
+
+/** Copy and save, for one side. */
+function offerTools(name, side) {
+  const add = (label, title, act) => {
+    const button = document.createElement("button");
+    Object.assign(button, { type: "button", className: "quiet", textContent: label, title });
+    button.addEventListener("click", act);
+    at(`${name}-tools`).append(button);
+  };
+  add("Copy", "Copy the text", async () => {
+    try {
+      await navigator.clipboard.writeText(plainText(comparison.sides[side].words));
+      say("Copied.");
+    } catch {
+      notice.show(new Problem("The browser did not let the page copy.", { advice: "Save the text as a file." }));
+    }
+  });
+  for (const format of Object.keys(FORMATS)) {
+    add(format.toUpperCase(), `Save as ${format}`, () => save(comparison.sides[side].words, format, recording?.name ?? ""));
+  }
 }
 
 // The microphone
@@ -242,6 +284,8 @@ async function load() {
 function fail(error, again) {
   const problem = error instanceof Problem ? error : new Problem(`The page failed: ${error.message}`);
   say("");
+  tellScore();
+  if (!listening && !playable && comparison.sides.every(({ words }) => !words.length)) at("player").hidden = true;
   if (problem.status === 401) tokenForm.ask(again);
   else notice.show(problem, problem.passing ? again : null);
   if (problem.status === 404) choice.refresh().catch(() => {});
@@ -305,6 +349,7 @@ addEventListener("drop", (event) => {
   choose([...event.dataTransfer.files]);
 });
 
+SIDES.forEach(offerTools);
 mode("idle");
 offerExamples();
 load();

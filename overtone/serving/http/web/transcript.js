@@ -28,12 +28,13 @@ export class Transcript {
    * @param {import("./alignment.js").Side} side
    * @param {string} provisional what may still change
    * @param {string} otherwise what is said where there are no words
+   * @param {Set<number>} wrong words that were not said, where it is known what was
    */
-  show(words, side, provisional, otherwise) {
+  show(words, side, provisional, otherwise, wrong = new Set()) {
     const follows = this.element.scrollTop + this.element.clientHeight > this.element.scrollHeight - 40;
     words.forEach((word, index) => {
       if (this.words[index] !== word) this.place(word, index);
-      this.mark(word, index, side);
+      this.mark(word, index, side, wrong.has(index));
     });
     for (const node of this.nodes.splice(words.length)) removed(node);
     this.words = [...words];
@@ -67,16 +68,17 @@ export class Transcript {
     this.nodes[index] = node;
   }
 
-  mark(word, index, { marks, gaps }) {
+  mark(word, index, { marks, gaps }, wrong) {
     const node = this.nodes[index];
     const differs = !marks[index].same;
     const gap = gaps.get(index) ?? "";
-    const key = `${differs} ${gap}`;
+    const key = `${differs} ${wrong} ${gap}`;
     if (node.dataset.key === key) return;
     node.dataset.key = key;
     node.dataset.gap = gap ? "‸" : "";
     node.classList.toggle("differs", differs);
-    const told = [described(word), differs && "differs", gap && elsewhere(gap)].filter(Boolean);
+    node.classList.toggle("wrong", wrong);
+    const told = [described(word), differs && "differs", wrong && "not what was said", gap && elsewhere(gap)].filter(Boolean);
     node.setAttribute("aria-description", told.join("; "));
     node.title = told.join("\n");
   }

@@ -1,0 +1,170 @@
+"""A search with several trainings at once, each in a process of its own, on processors or spread over GPUs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any
+
+import torch
+
+from overtone.config import quoted
+from overtone.errors import ConfigError
+from overtone.training.grid_search import Outcome, Trial, TrialResult, find_folder
+from overtone.training.run_folder import RESULT_FILE
+
+LAST_WORDS = 2000
+"""Characters of a process's last output that are looked at for its error."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slot:
+    """A place where one training runs at a time."""
+
+    gpu: str | None
+    """The GPU that it sees, as CUDA_VISIBLE_DEVICES names it; None on processors."""
+    threads: int
+    """Threads of its PyTorch."""
+
+
+def plan_slots(jobs: int | None, launcher: dict[str, Any]) -> list[Slot]:
+    """The places of a search: so many jobs, or as many as the launcher's keys say.
+
+    launcher: `num_gpus` and `jobs_per_gpu` as NeMo's launcher reads them; on processors one job runs at a time unless
+    `jobs` says more. Raises ConfigError for numbers that make no sense.
+    """
+    each, wanted = launcher.get("jobs_per_gpu", 1), launcher.get("num_gpus", -1)
+    for key, value in (("jobs_per_gpu", each), ("num_gpus", wanted)):
+        if not isinstance(value, int) or isinstance(value, bool) or (value < 1 and (key, value) != ("num_gpus", -1)):
+            raise ConfigError(f"hydra.launcher.{key}: {value!r} is no number of them; give 1 or more.")
+    visible = visible_gpus()
+    if wanted > len(visible) and visible:
+        raise ConfigError(f"hydra.launcher.num_gpus: {wanted} are asked for, {len(visible)} are here; give -1 for all.")
+    gpus = visible if wanted == -1 else visible[:wanted]
+    if gpus:
+        count = jobs or len(gpus) * each
+        return [Slot(gpu=gpus[number % len(gpus)], threads=threads_for(count)) for number in range(count)]
+    return [Slot(gpu=None, threads=threads_for(jobs or 1))] * (jobs or 1)
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    if not torch.cuda.is_available():
+        return []
+    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return named or [str(number) for number in range(torch.cuda.device_count())]
+
+
+def threads_for(jobs: int) -> int:
+    """Threads of each of so many jobs: this process's, shared."""
+    return max(1, torch.get_num_threads() // jobs)
+
+
+def run_at_once(trials: Sequence[Trial], slots: Sequence[Slot], configuration: Sequence[str]) -> Iterator[Outcome]:
+    """Train as many as there are slots at the same time; outcomes as they come. One that dies is an outcome too.
+
+    configuration: the options of the command that choose the YAML. An interruption ends all of them.
+    """
+    waiting: SimpleQueue[Trial] = SimpleQueue()
+    for trial in trials:
+        waiting.put(trial)
+    done: SimpleQueue[Outcome] = SimpleQueue()
+    running: set[subprocess.Popen[str]] = set()
+    ended = threading.Event()
+
+    def work(slot: Slot) -> None:
+        with suppress(Empty):
+            while not ended.is_set():
+                done.put(train_in_process(waiting.get_nowait(), slot, configuration, running, ended))
+
+    threads = [threading.Thread(target=work, args=(slot,), daemon=True) for slot in slots]
+    for thread in threads:
+        thread.start()
+    try:
+        with exit_on_sigterm():
+            for _ in trials:
+                yield done.get()
+    finally:
+        ended.set()
+        for process in list(running):
+            with suppress(ProcessLookupError):
+                process.send_signal(signal.SIGTERM)
+        for thread in threads:
+            thread.join()
+
+
+@contextmanager
+def exit_on_sigterm() -> Iterator[None]:
+    """Turn a SIGTERM inside the block into the exit that ends the trainings too; in the main thread alone."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def train_in_process(
+    trial: Trial,
+    slot: Slot,
+    configuration: Sequence[str],
+    running: set[subprocess.Popen[str]],
+    ended: threading.Event,
+) -> Outcome:
+    """Train one trial in a process of its own, and wait for it."""
+    folder = find_folder(trial.settings).path
+    words = [*trial.overrides, f"exp_manager.explicit_log_dir={quoted(folder)}"]
+    command = [sys.executable, "-m", "overtone", "train", *configuration, *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(slot.threads)}
+    if slot.gpu is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = slot.gpu
+    try:
+        process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            text=True, errors="replace", start_new_session=True,
+        )  # fmt: skip
+    except OSError as error:
+        return Outcome(trial=trial, error=f"The process could not be started: {error}.")
+    running.add(process)
+    if ended.is_set():  # since the others were told to end
+        process.terminate()
+    try:
+        _, errors = process.communicate()
+    finally:
+        running.discard(process)
+    if process.returncode != 0:
+        return Outcome(trial=trial, error=explain_end(process.returncode, errors, folder))
+    return Outcome(trial=trial, result=read_result(folder))
+
+
+def explain_end(code: int, errors: str, folder: Path) -> str:
+    """Say why a process ended with an exit code other than 0."""
+    if code < 0:
+        name = signal.Signals(-code).name if -code in set(signal.Signals) else str(-code)
+        return f"{folder}: the training was ended by {name}; a lack of memory may be the reason (SIGKILL)."
+    marked = [line for line in errors[-LAST_WORDS:].splitlines() if line.startswith("overtone: error: ")]
+    last = marked[-1].removeprefix("overtone: error: ") if marked else (errors.strip().splitlines() or [""])[-1]
+    return last or f"{folder}: the training ended with exit code {code}."
+
+
+def read_result(folder: Path) -> TrialResult:
+    """The result that a complete training has written into its folder."""
+    content = json.loads((folder / RESULT_FILE).read_text("utf-8"))
+    return TrialResult(
+        adapter=content["adapter"],
+        folder=folder,
+        best=Path(content["best"]),
+        best_step=content["best_step"],
+        wer=content["wer_after"],
+    )

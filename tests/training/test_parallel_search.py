@@ -1,0 +1,124 @@
+"""Several trainings of a search at once, each in a process of its own; one that dies is told."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from overtone import cli
+from overtone.checkpoints.load import save_model
+from overtone.cli.overrides import read_launcher
+from overtone.config import ExperimentSettings, Settings
+from overtone.errors import ConfigError
+from overtone.training import parallel_search
+from overtone.training.grid_search import Trial
+from overtone.training.parallel_search import Slot, explain_end, plan_slots, run_at_once
+from support.small_models import add_trained, small_model
+from support.train_samples import environment, losses, write_corpus
+
+SLOT = Slot(gpu=None, threads=1)
+
+
+def test_two_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Results, errors and the table are those of a search in one process; hyperparameters reach TensorBoard."""
+    monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
+    model = small_model()
+    add_trained(model, "taken")
+    save_model(model, tmp_path / "base")
+    words = [
+        f"model.nemo_model={tmp_path / 'base'}",
+        "model.adapter.adapter_name=one,taken,three",
+        f"model.train_ds.manifest_filepath={write_corpus(tmp_path)}",
+        f"model.validation_ds.manifest_filepath={write_corpus(tmp_path, count=3, name='valid')}",
+        "model.train_ds.num_workers=0",
+        "model.validation_ds.num_workers=0",
+        "trainer.max_steps=1",
+        "trainer.devices=1",
+        f"exp_manager.explicit_log_dir={tmp_path / 'runs'}",
+    ]
+    assert cli.main(["train", "-m", "--jobs", "2", *words]) == 1
+    out, err = capsys.readouterr()
+    assert "3 trainings, 2 at once" in err
+    assert "Adapter 'taken' exists already." in err
+    assert err.endswith("1 of 3 trainings failed.\n")
+    folder = tmp_path / "runs/adapter_name=three"
+    assert str(folder) in out
+    result = json.loads((folder / "result.json").read_text())
+    assert result["steps"] == 1
+    assert Path(result["best"]).name == "three-best"
+    assert losses(folder)["hp/wer_after"][0][1] == pytest.approx(result["wer_after"], abs=1e-6)
+    assert not (tmp_path / "runs/adapter_name=taken/result.json").exists()
+
+
+def dying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> list[str | None]:
+    """The errors of two trials whose processes are this script."""
+    program = tmp_path / "python"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    settings = [Settings(exp_manager=ExperimentSettings(explicit_log_dir=str(tmp_path / name))) for name in "ab"]
+    trials = [Trial(chosen=(), settings=each) for each in settings]
+    return [outcome.error for outcome in run_at_once(trials, [SLOT, SLOT], [])]
+
+
+def test_a_training_that_dies_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = dying(tmp_path, monkeypatch, "kill -9 $$")
+    assert all("ended by SIGKILL" in (error or "") for error in errors)
+    errors = dying(tmp_path, monkeypatch, "echo 'Traceback: x' >&2; echo 'overtone: error: no room.' >&2; exit 2")
+    assert errors == ["no room.", "no room."]
+
+
+def test_an_interruption_ends_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The processes that run are ended and waited for."""
+    program, pids = tmp_path / "python", tmp_path / "pids"
+    program.write_text(
+        '#!/bin/sh\nfor word; do last="$word"; done\ncase "$last" in *zero*) exit 2;; esac\n'
+        f"echo $$ >> {pids}\nexec tail -f /dev/null\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    names = ("zero", "one", "two", "three")
+    settings = [Settings(exp_manager=ExperimentSettings(explicit_log_dir=f"runs/{name}")) for name in names]
+    outcomes = run_at_once([Trial(chosen=(), settings=each) for each in settings], [SLOT, SLOT], [])
+    assert next(outcomes).error is not None
+    outcomes.close()
+    started = [int(line) for line in pids.read_text().split()] if pids.exists() else []
+    assert len(started) <= 2
+    for pid in started:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_ends_are_explained(tmp_path: Path) -> None:
+    assert "exit code 3" in explain_end(3, "", tmp_path)
+    assert explain_end(1, "a\nb\n", tmp_path) == "b"
+
+
+def test_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The launcher's keys say how many run on each GPU; on processors one at a time, or --jobs."""
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(parallel_search, "visible_gpus", list)
+    assert plan_slots(None, {"num_gpus": -1, "jobs_per_gpu": 4}) == [Slot(gpu=None, threads=threads)]
+    assert len(plan_slots(3, {})) == 3
+    monkeypatch.setattr(parallel_search, "visible_gpus", lambda: ["2", "5"])
+    assert [slot.gpu for slot in plan_slots(None, {"jobs_per_gpu": 2})] == ["2", "5", "2", "5"]
+    assert [slot.gpu for slot in plan_slots(None, {"num_gpus": 1})] == ["2"]
+    assert [slot.gpu for slot in plan_slots(3, {})] == ["2", "5", "2"]
+    for keys, message in (({"num_gpus": 3}, "3 are asked for, 2 are here"), ({"jobs_per_gpu": 0}, "jobs_per_gpu: 0")):
+        with pytest.raises(ConfigError, match=message):
+            plan_slots(None, keys)
+
+
+def test_the_keys_of_the_launcher(capsys: pytest.CaptureFixture[str]) -> None:
+    """NeMo's search names them in its file; the command line has the last word."""
+    from argparse import Namespace
+
+    arguments = Namespace(config_path=None, config_name="asr_adaptation_hp", settings=["hydra.launcher.jobs_per_gpu=2"])
+    assert read_launcher(arguments) == {"num_gpus": -1, "jobs_per_gpu": 2}
+    assert cli.main(["train", "--jobs", "2", "model.nemo_model=x"]) == 2
+    assert "give --multirun too" in capsys.readouterr().err
