@@ -72,6 +72,8 @@ class TrainerSettings:
     """Without effect: batches are dealt out to processes by their number."""
     fast_dev_run: bool = only(False, instead="give trainer.max_steps=1")
     callbacks: None = only(None, instead="leave it out")
+    resume_from_checkpoint: None = only(None, instead="give exp_manager.resume_from_checkpoint")
+    """NeMo's file of a search has it, as null."""
     profiler: Literal["simple", "advanced", "pytorch"] | None = None
     """Print at the end what took how much time."""
 

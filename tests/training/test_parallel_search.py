@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,11 @@ import torch
 
 from overtone import cli
 from overtone.checkpoints.load import save_model
-from overtone.cli.overrides import read_launcher
+from overtone.cli.overrides import read_launcher, read_trials
 from overtone.config import ExperimentSettings, Settings
 from overtone.errors import ConfigError
 from overtone.training import parallel_search
-from overtone.training.grid_search import Trial
+from overtone.training.grid_search import Trial, find_folder
 from overtone.training.parallel_search import Slot, explain_end, plan_slots, run_at_once
 from support.small_models import add_trained, small_model
 from support.train_samples import environment, losses, write_corpus
@@ -114,10 +115,30 @@ def test_places(monkeypatch: pytest.MonkeyPatch) -> None:
             plan_slots(None, keys)
 
 
+def test_the_search_of_nemo_is_taken_as_it_is(tmp_path: Path) -> None:
+    """A file with the keys of NeMo's `asr_adaptation_hp.yaml` that its training configuration does not have."""
+    (tmp_path / "hp.yaml").write_text(
+        "defaults:\n  - asr_adaptation\n  - _self_\n  - override hydra/launcher: nemo_launcher\n"
+        "name: hp\n"
+        "trainer: {max_epochs: 1, max_steps: -1, strategy: ddp, resume_from_checkpoint: null}\n"
+        "exp_manager:\n  name: ${name}-lr-${model.optim.lr}-adim-${model.adapter.linear.dim}\n"
+        "  resume_if_exists: true\n  resume_ignore_no_checkpoint: true\n"
+        "hydra:\n  sweep: {dir: '.', subdir: '.'}\n"
+        "  sweeper: {params: {model.optim.lr: '0.001,0.0001', model.adapter.linear.dim: '32,64'}}\n"
+        "  launcher: {num_gpus: -1, jobs_per_gpu: 1}\n"
+    )
+    given = ["model.nemo_model=a.nemo", "model.adapter.adapter_name=a", "model.train_ds.manifest_filepath=a.json"]
+    arguments = Namespace(config_path=str(tmp_path), config_name="hp.yaml", settings=given)
+    trials = read_trials(arguments, given)
+    assert [Path(find_folder(trial.settings).path).name for trial in trials] == [
+        f"hp-lr-{rate}-adim-{dim}" for rate in ("0.001", "0.0001") for dim in (32, 64)
+    ]
+    with pytest.raises(ConfigError, match=r"exp_manager\.resume_from_checkpoint"):
+        read_trials(arguments, [*given, "trainer.resume_from_checkpoint=a.ckpt"])
+
+
 def test_the_keys_of_the_launcher(capsys: pytest.CaptureFixture[str]) -> None:
     """NeMo's search names them in its file; the command line has the last word."""
-    from argparse import Namespace
-
     arguments = Namespace(config_path=None, config_name="asr_adaptation_hp", settings=["hydra.launcher.jobs_per_gpu=2"])
     assert read_launcher(arguments) == {"num_gpus": -1, "jobs_per_gpu": 2}
     assert cli.main(["train", "--jobs", "2", "model.nemo_model=x"]) == 2
