@@ -10,6 +10,7 @@ import torch
 
 from overtone.adapters.adapter import Adapter
 from overtone.adapters.storage import StoredAdapter, stored_digest
+from overtone.adapters.words import WORDS_ALONE
 from overtone.checkpoints.adapters import enable_adapters, read_stored
 from overtone.checkpoints.load import load_model
 from overtone.checkpoints.nemo.model import build_fresh
@@ -102,6 +103,10 @@ def add_adapter(model: AsrModel, plan: AdapterPlan, *, seed: int, base_dropout: 
     """
     torch.manual_seed(seed)
     start = None if plan.start_from is None else read_stored(model, plan.start_from)
+    if start is not None and start.kind == WORDS_ALONE:
+        raise ConfigError(
+            f"model.adapter.start_from: '{start.name}' has words alone, and nothing that could be trained."
+        )
     form = start if start is not None and plan.copies_form else plan
     layers = form.layers if isinstance(form.layers, str | int) else list(form.layers)
     adapter = model.adapters.add(plan.name, form.kind, modules=form.modules, layers=layers, strategy=form.strategy)
@@ -115,7 +120,7 @@ def add_adapter(model: AsrModel, plan: AdapterPlan, *, seed: int, base_dropout: 
 
 
 def begin_with(adapter: Adapter, start: StoredAdapter) -> None:
-    """Let a new adapter begin with the parameters of another of its form, and note that in its card.
+    """Let a new adapter begin with the parameters and words of another of its form, and note that in its card.
 
     Raises ConfigError where the settings ask for another form.
     """
@@ -137,6 +142,7 @@ def begin_with(adapter: Adapter, start: StoredAdapter) -> None:
             "settings, and it is taken from there."
         )
     adapter.load_tensors(start.tensors)
+    adapter.words = start.words
     adapter.card = {"start_from": {"name": start.name, "digest": stored_digest(start), "card": start.card}}
 
 
