@@ -8,6 +8,7 @@ import argparse
 import shlex
 import shutil
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from overtone.cli.arguments import CommandParser, number
@@ -129,5 +130,10 @@ def next_command(settings: Settings, result: TrainingResult | TrialResult) -> st
 
 
 def program() -> list[str]:
-    """The words that start this program: its name where the shell finds it, else the interpreter with the module."""
-    return ["overtone"] if shutil.which("overtone") else [sys.executable, "-m", "overtone"]
+    """The words that start this program: its name, or the way it was called where no shell finds that."""
+    called = Path(sys.argv[0])
+    if shutil.which("overtone") is None and called.name == "overtone":
+        return [sys.argv[0]]
+    if shutil.which("overtone") is None and called.parts[-2:] == ("overtone", "__main__.py"):
+        return [sys.executable, "-m", "overtone"]
+    return ["overtone"]

@@ -107,7 +107,9 @@ def test_transcribe_to_the_terminal(overtone: Overtone, folder: Path) -> None:
     code, out, err = overtone("transcribe", AUDIO[0], "--model", folder / "model", "--dtype", "float32")
     assert code == 0
     assert out.count("\n") == 1
-    assert err == "small · no adapter · base in float32, adapters in float32, on cpu\n"
+    first, hint = err.splitlines()
+    assert first == "small · no adapter · base in float32, adapters in float32, on cpu"
+    assert hint.startswith("The model's file holds adapters (medical, noise); none acts. Use one with --adapter")
 
 
 def test_options_and_paths_in_any_order(overtone: Overtone, folder: Path) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
+from overtone.cli.train import program
 from support.command_line import AUDIO, Overtone, one_line_error
 
 
@@ -53,3 +56,20 @@ def test_help_on_a_command(overtone: Overtone) -> None:
 
 def test_a_wav_is_no_manifest(overtone: Overtone, folder: Path) -> None:
     assert "a recording (Ogg) and no manifest" in one_line_error(overtone("evaluate", folder / "model", AUDIO[0]))
+
+
+@pytest.mark.parametrize(
+    ("called", "found", "words"),
+    [
+        ("/usr/bin/overtone", "/usr/bin/overtone", ["overtone"]),
+        (".venv/bin/overtone", None, [".venv/bin/overtone"]),
+        ("/lib/overtone/__main__.py", None, [sys.executable, "-m", "overtone"]),
+        ("/lib/pytest/__main__.py", None, ["overtone"]),
+    ],
+)
+def test_the_next_command_can_be_called(
+    monkeypatch: pytest.MonkeyPatch, called: str, found: str | None, words: list[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [called])
+    monkeypatch.setattr(shutil, "which", lambda name: found)
+    assert program() == words
