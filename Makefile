@@ -1,7 +1,7 @@
 # make demo    adapt the embedded model to telephone prompts and report word error rates before and after
 # make test    every test
 # make check   format, lint, types, architecture
-# make docs    the pages as a site, build/site/README.html
+# make docs    the pages as a site, build/site/index.html
 # make clean   remove caches and build leftovers (the environment stays: `rm -r .venv` starts it afresh)
 #
 # PYTHON=python3.12   the interpreter of the environment
@@ -37,7 +37,7 @@ pages := README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md LICENSE NOTICE docs 
 docs: .venv/installed-docs
 	rm -rf build/pages && mkdir -p build/pages && cp -r --parents $(wildcard $(pages)) build/pages
 	$(bin)/mkdocs build --quiet --strict
-	@echo "Written: build/site/README.html"
+	@echo "Written: build/site/index.html"
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -11,7 +11,7 @@ import torch
 from overtone.adapters.adapter import Adapter
 from overtone.adapters.storage import StoredAdapter, stored_digest
 from overtone.adapters.word_text import BOOST, Phrases, check_phrases, make_words, read_sentences, write_tokens
-from overtone.adapters.words import WordPart
+from overtone.adapters.words import WORDS_ALONE, WordPart
 from overtone.checkpoints.adapters import enable_adapters, read_stored
 from overtone.checkpoints.load import load_model
 from overtone.checkpoints.nemo.model import build_fresh
@@ -111,6 +111,10 @@ def add_adapter(model: AsrModel, plan: AdapterPlan, *, seed: int, base_dropout: 
     """
     torch.manual_seed(seed)
     start = None if plan.start_from is None else read_stored(model, plan.start_from)
+    if start is not None and start.kind == WORDS_ALONE:
+        raise ConfigError(
+            f"model.adapter.start_from: '{start.name}' has words alone, and nothing that could be trained."
+        )
     form = start if start is not None and plan.copies_form else plan
     layers = form.layers if isinstance(form.layers, str | int) else list(form.layers)
     adapter = model.adapters.add(plan.name, form.kind, modules=form.modules, layers=layers, strategy=form.strategy)
@@ -124,7 +128,7 @@ def add_adapter(model: AsrModel, plan: AdapterPlan, *, seed: int, base_dropout: 
 
 
 def begin_with(adapter: Adapter, start: StoredAdapter) -> None:
-    """Let a new adapter begin with the parameters of another of its form, and note that in its card.
+    """Let a new adapter begin with the parameters and words of another of its form, and note that in its card.
 
     Raises ConfigError where the settings ask for another form.
     """
@@ -146,6 +150,7 @@ def begin_with(adapter: Adapter, start: StoredAdapter) -> None:
             "settings, and it is taken from there."
         )
     adapter.load_tensors(start.tensors)
+    adapter.words = start.words
     adapter.card = {"start_from": {"name": start.name, "digest": stored_digest(start), "card": start.card}}
 
 
