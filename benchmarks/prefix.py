@@ -77,6 +77,7 @@ class Epochs:
             [
                 "model.nemo_model=given",
                 "model.adapter.adapter_name=epochs",
+                "model.optim.lr=0.001",
                 f"model.adapter.linear.dim={shape.adapter_dim}",
                 f"model.adapter.layers={'all' if layers == 'all' else f'last:{shape.layers // 2}'}",
                 f"model.prefix_cache.enabled={str(cached).lower()}",

@@ -89,6 +89,7 @@ def train_ours(
             "model.nemo_model=given",
             f"model.adapter.adapter_name={ADAPTER}",
             "model.adapter.adapter_state_dict_name=null",
+            "model.adapter.words=off",
             f"model.adapter.linear.dim={plan.dim}",
             f"model.train_ds.manifest_filepath={quoted(parts.train.manifest)}",
             f"model.validation_ds.manifest_filepath={quoted(parts.valid.manifest)}",
