@@ -1,7 +1,7 @@
 # make demo    adapt the embedded model to telephone prompts and report word error rates before and after
 # make test    every test
 # make check   format, lint, types, architecture
-# make docs    the pages as a site, build/site/README.html
+# make docs    the pages as a site, build/site/index.html
 # make lock    requirements/*.txt anew, the files that are installed by their hashes
 # make clean   remove caches and build leftovers (the environment stays: `rm -r .venv` starts it afresh)
 #
@@ -47,7 +47,7 @@ pages := README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md LICENSE NOTICE docs 
 docs: .venv/installed-docs
 	rm -rf build/pages && mkdir -p build/pages && cp -r --parents $(wildcard $(pages)) build/pages
 	$(bin)/mkdocs build --quiet --strict
-	@echo "Written: build/site/README.html"
+	@echo "Written: build/site/index.html"
 
 lock:
 	$(PYTHON) requirements/lock.py

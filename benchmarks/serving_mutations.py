@@ -235,7 +235,7 @@ class Mutations:
         """An HTTP request as bytes."""
         content_type, body = self.form()
         head = (
-            "POST /v1/audio/transcriptions HTTP/1.1\r\nHost: a\r\nConnection: close\r\n"
+            "POST /v1/audio/transcriptions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
             f"Content-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n"
         )
         return self.damaged(head.encode("latin-1", "replace")) + body

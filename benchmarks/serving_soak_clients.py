@@ -23,6 +23,8 @@ from benchmarks.serving_clients import JOBS, PIECE, RATE, TIMEOUT, Answer, Riva,
 from overtone.serving.riva import protobuf
 
 Call = Callable[[Riva, str, str, str | None], Awaitable[Answer]]
+RIVA: Any = ("realtime", "realtime-token.none")
+"""Subprotocols that tell Riva's dialect; a server without tokens asks for no secret."""
 THREADS = 256
 LEAVE = 0.05, 1.5
 """Seconds after which a vanishing client goes, at least and at most."""
@@ -170,7 +172,8 @@ async def session(riva: Riva, address: str, clip: str, adapter: str | None, *, v
     """A realtime session; where the client vanishes, its connection breaks off in the middle."""
     answer = Answer(interface="websocket", clip=clip, adapter=adapter, streamed=True, due=time.monotonic())
     try:
-        async with asyncio.timeout(TIMEOUT), connect(f"ws{address.removeprefix('http')}/v1/realtime") as websocket:
+        url = f"ws{address.removeprefix('http')}/v1/realtime"
+        async with asyncio.timeout(TIMEOUT), connect(url, subprotocols=RIVA) as websocket:
             await talk(websocket, riva.clips[clip], adapter, answer, vanish)
     except TimeoutError:
         answer.status = "DEADLINE_EXCEEDED"

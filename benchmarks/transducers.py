@@ -1,4 +1,4 @@
-"""Transducers: the loss with its gradient in time and memory, and greedy decoding of a batch beside its rows.
+"""Transducers: the loss with its gradient in time and memory, and decoding of a batch beside its rows.
 
 python -m benchmarks.transducers --threads 1 --nemo-python NEMO_ENVIRONMENT/bin/python \
     --transformers-python HF_ENVIRONMENT/bin/python
@@ -17,12 +17,16 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from benchmarks.harness import ROOT, interleaved, make_parser, parse, peak_memory_mb, print_machine, report
+from overtone.decoding.decoder import BeamSettings
+from overtone.decoding.fusion import NO_WORDS
 from overtone.decoding.transducer import TransducerSearch
+from overtone.decoding.transducer_beam import TransducerBeamSearch
 from overtone.nets.transducer import Joint, RecurrentPrediction
 from overtone.nets.transducer_loss import transducer_losses
 
@@ -108,8 +112,20 @@ def compare_decoding(arguments: argparse.Namespace, durations: tuple[int, ...], 
             search.paths(encoded[first : first + size], lengths[first : first + size])
         return time.perf_counter() - begun
 
-    seconds = interleaved({"row by row": lambda: decode(1), "at once": lambda: decode(rows)}, arguments.rounds)
-    report(f"greedy decoding of {rows} × {frames} frames, durations {durations or 'none'}", seconds)
+    def beam(width: int) -> float:
+        begun = time.perf_counter()
+        with torch.no_grad():
+            found = TransducerBeamSearch(
+                joint, search.prediction, [NO_WORDS] * rows, BeamSettings(width=width), max_symbols=1
+            )
+            found.push(encoded, lengths)
+        found.best(1, lengths.tolist())
+        return time.perf_counter() - begun
+
+    cases = {"row by row": partial(decode, 1), "at once": partial(decode, rows)}
+    cases |= {f"beam {width}": partial(beam, width) for width in (1, 4, 8)}
+    seconds = interleaved(cases, arguments.rounds)
+    report(f"decoding of {rows} × {frames} frames, durations {durations or 'none'}", seconds)
 
 
 def main() -> None:

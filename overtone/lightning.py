@@ -30,7 +30,7 @@ from overtone.training.console import Reporter
 from overtone.training.data import SpeechSet, read_speech, validation_batches_of, worker_count
 from overtone.training.forward import TrainingForward, make_augmentation
 from overtone.training.module import require_batch, weigh_losses
-from overtone.training.optim import choose_schedule, make_optimiser
+from overtone.training.optim import choose_schedule, make_optimiser, with_rate
 from overtone.training.validation import ValidationCounts
 
 Manifests = str | Path | Sequence[str | Path] | DatasetSettings
@@ -135,9 +135,12 @@ class AdapterSteps:
         if not math.isfinite(steps):
             raise UsageError("The Trainer has neither max_steps nor max_epochs; the schedule needs an end.")
         plain = module.trainer.precision == "32-true" and all(x.device.type == "cpu" for x in trained)
-        optimiser = make_optimiser(self.optim, trained, fused=plain)
-        schedule = choose_schedule(self.optim, max_steps=int(steps), width=self.model.encoder.width)
-        peak = self.optim.lr or 1.0
+        kinds = {own.kind.name for own in self.model.adapters if any(x.requires_grad for x in own.parameters())}
+        width = self.model.encoder.width
+        optim = with_rate(self.optim, kind="".join(kinds), steps=int(steps), width=width)
+        optimiser = make_optimiser(optim, trained, fused=plain)
+        schedule = choose_schedule(optim, max_steps=int(steps), width=width)
+        peak = float(optim.lr) or 1.0
         curve = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: schedule(step) / peak)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": curve, "interval": "step"}}
 

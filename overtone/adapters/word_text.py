@@ -15,7 +15,7 @@ from typing import Literal
 from overtone.adapters.words import WordPart, group_boosts
 from overtone.decoding.ngram import Ngram
 from overtone.decoding.ngram_counts import build_ngram
-from overtone.decoding.phrase_boost import LARGEST_BOOST, can_write, spellings
+from overtone.decoding.phrase_boost import can_write, spellings
 from overtone.errors import DataError
 from overtone.files import open_regular
 from overtone.tokenizers import Tokenizer
@@ -23,14 +23,13 @@ from overtone.tokenizers import Tokenizer
 Policy = Literal["refuse", "drop", "keep"]
 LARGEST_TEXT = 64 * 2**20
 """Bytes of all text that is counted."""
-LARGEST_PHRASES = 2 * 2**20
 BOOST = 10.0
 """The boost of a phrase unless its line gives one."""
 SHOWN = 12
 ORDER = 6
-WEIGHT = 0.3
+WEIGHT = 0.4
 """The n-gram's weight where no recordings are there to choose it with: it seldom does harm."""
-TOKEN_BONUS = 0.5
+TOKEN_BONUS = 1.0
 """The token bonus that goes with it."""
 Phrases = Sequence[tuple[str, float]]
 """Phrases with their boosts."""
@@ -92,27 +91,6 @@ def read_sentences(path: Path, *, at_most: int = LARGEST_TEXT) -> list[str]:
     return lines
 
 
-def read_phrases(path: Path, *, boost: float = BOOST) -> list[tuple[str, float]]:
-    """Phrases of a file, one a line, each with its own boost behind a tab or with the one given.
-
-    Raises DataError for a file that is missing, empty, huge or no text, and for a boost that is none.
-    """
-    found = []
-    for number, line in enumerate(read_sentences(path, at_most=LARGEST_PHRASES), start=1):
-        phrase, tab, own = line.partition("\t")
-        try:
-            value = float(own) if tab else boost
-        except ValueError:
-            value = LARGEST_BOOST + 1
-        if not abs(value) <= LARGEST_BOOST or not phrase.strip():
-            raise DataError(
-                f"{path}, phrase {number}: '{line[:60]}' is no phrase, or no phrase, a tab and a boost from "
-                f"-{LARGEST_BOOST:g} to {LARGEST_BOOST:g}."
-            )
-        found.append((" ".join(phrase.split()), value))
-    return found
-
-
 def write_tokens(
     tokenizer: Tokenizer,
     sentences: Iterable[tuple[str, str | None]],
@@ -166,7 +144,12 @@ def leave_out(text: str, strange: set[str]) -> str:
 
 
 def check_phrases(tokenizer: Tokenizer, phrases: Phrases, *, policy: Policy, option: str) -> tuple[Phrases, TokenText]:
-    """The phrases that the model can write, and what it cannot. Raises DataError where the policy is to refuse."""
+    """The phrases that the model can write, and what it cannot.
+
+    Raises DataError where the policy is to refuse, and where there is none at all.
+    """
+    if not phrases:
+        raise DataError("There is no phrase in the file of phrases; write one a line.")
     found, kept, cased = TokenText(), [], spellings(tokenizer).cased
     for phrase, boost in phrases:
         text = " ".join(cased(phrase).split())

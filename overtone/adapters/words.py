@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from overtone.adapters.kinds.base import Tensors
 from overtone.adapters.points import Point
 from overtone.budgets import check_tensor_header
-from overtone.decoding.fusion import NO_WORDS, Words
+from overtone.decoding.fusion import Words
 from overtone.decoding.ngram import Ngram
 from overtone.decoding.phrase_boost import LARGEST_BOOST, Boost, BoostTree
 from overtone.errors import AdapterError, DataError
@@ -94,6 +94,8 @@ class WordPart:
         try:
             check_tensor_header(content)
             tensors = dict(load(content))
+            header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+            own_digest = header["__metadata__"]["tokenizer_digest"]
             settings, text, boosts = (tensors.pop(name) for name in ("settings", "phrases", "boosts"))
             weight, token_bonus = settings.tolist()
             phrases = json.loads(text.numpy().tobytes().decode())
@@ -106,6 +108,10 @@ class WordPart:
             raise AdapterError(f"{place} is damaged: {error} is missing or of a type that no word part has.") from error
         except (SafetensorError, ValueError, TypeError, RuntimeError, RecursionError, DataError) as error:
             raise AdapterError(f"{place} is damaged: {error}") from error
+        if own_digest != tokenizer_digest:
+            raise AdapterError(
+                f"{place} was made with another tokenizer: it needs {own_digest}, this model has {tokenizer_digest}."
+            )
         try:
             return cls(
                 tokenizer_digest=tokenizer_digest,
@@ -175,8 +181,3 @@ WORDS_ALONE = WordsAlone()
 def words_of_chain(parts: Mapping[str, WordPart | None], chain: Sequence[str]) -> tuple[WordPart, ...]:
     """The word parts of a chain of adapters, in its order; parts: of each adapter, by name."""
     return tuple(part for part in (parts[name] for name in chain) if part is not None)
-
-
-def join_words(parts: Sequence[WordPart], tokenizer: Tokenizer) -> Words:
-    """Several word parts together, as a row's decoder takes them."""
-    return sum((part.for_decoding(tokenizer) for part in parts), NO_WORDS)

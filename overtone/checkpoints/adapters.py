@@ -26,6 +26,7 @@ from overtone.checkpoints.nemo.adapters import (
     read_adapters_pt,
     read_kind,
 )
+from overtone.checkpoints.nemo.words import read_part
 from overtone.errors import AdapterError, did_you_mean
 from overtone.models.asr_model import AsrModel
 
@@ -189,9 +190,11 @@ def load_file(model: AsrModel, path: Path) -> list[str]:
         kind, strategy = read_kind(adapter.described, str(path))
         hosts = hosts_in(model, adapter, str(path))
         tensors = own_tensors(model, kind, adapter.described, hosts, str(path))
-        name = place_for(model, adapter.name, adapter_digest(kind, strategy, parameters_digest(tensors)))
+        words = read_part(model, adapter.words, path)
+        own_words = None if words is None else words.digest()
+        name = place_for(model, adapter.name, adapter_digest(kind, strategy, parameters_digest(tensors), own_words))
         if name not in model.adapters:
-            add_nemo_adapter(model, adapter.described, hosts, str(path), name=name)
+            add_nemo_adapter(model, adapter.described, hosts, str(path), name=name).words = words
         names.append(name)
     return names
 

@@ -27,7 +27,7 @@ EXAMPLES = """examples:
   overtone words medical --ngram train.arpa --export medical.arpa
 
 A text has a sentence a line; a list of phrases one a line, each with a boost of its own behind a tab or without.
-Weights are chosen with recordings by `overtone train`; without any, --weight 0.3 seldom does harm."""
+Weights are chosen with recordings by `overtone train`; without any, the defaults seldom do harm."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,10 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="write over an adapter that is there")
     parser.add_argument("--order", type=int, default=6, metavar="N", help="tokens of the longest n-gram (default: 6)")
     parser.add_argument(
-        "--weight", type=number(at_least=0), default=0.3, help="of the n-gram beside the model (default: 0.3)"
+        "--weight", type=number(at_least=0), default=0.4, help="of the n-gram beside the model (default: 0.4)"
     )
     parser.add_argument(
-        "--token-bonus", type=number(), default=0.5, help="what each token gains, a natural logarithm (default: 0.5)"
+        "--token-bonus", type=number(), default=1.0, help="what each token gains, a natural logarithm (default: 1)"
     )
     parser.add_argument(
         "--boost", type=number(), default=10.0, help="of phrases without one of their own, -100 to 100 (default: 10)"
@@ -97,8 +97,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def make_part(arguments: argparse.Namespace, model: AsrModel) -> WordPart:
     """The word part that the options ask for; notes say what it holds, and what could not be written."""
-    from overtone.adapters.word_text import check_phrases, make_words, read_phrases, read_sentences, write_tokens
+    from overtone.adapters.word_text import check_phrases, make_words, read_sentences, write_tokens
     from overtone.checkpoints.ngrams import read_ngram
+    from overtone.decoding.phrase_boost import read_phrases
 
     option, tokenizer = "--unwritable ", model.tokenizer
     sequences: list[list[int]] = []
@@ -116,7 +117,7 @@ def make_part(arguments: argparse.Namespace, model: AsrModel) -> WordPart:
         ngram = read_ngram(Path(arguments.ngram).expanduser(), tokenizer, form=arguments.arpa_tokens)
     phrases: list[tuple[str, float]] = []
     if arguments.phrases:
-        given = read_phrases(Path(arguments.phrases).expanduser(), boost=arguments.boost)
+        given = list(read_phrases(Path(arguments.phrases).expanduser(), arguments.boost).items())
         kept, unwritten = check_phrases(tokenizer, given, policy=arguments.unwritable, option=option)
         phrases = list(kept)
         if unwritten.unwritable:

@@ -28,18 +28,16 @@ from overtone.config.experiment import (
     TrainerSettings,
 )
 from overtone.config.fields import Findings, build, to_plain
+from overtone.config.own import FlatStartSettings, InterCtcSettings, PrefixCacheSettings, WordsSettings
 from overtone.config.settings import (
     AdapterSettings,
     DatasetSettings,
-    FlatStartSettings,
-    InterCtcSettings,
     KindSettings,
     LinearSettings,
     LoraSettings,
     ModelSettings,
     OptimSettings,
     OwnKindSettings,
-    PrefixCacheSettings,
     ScheduleSettings,
     Settings,
     SpecAugmentSettings,
@@ -79,6 +77,7 @@ __all__ = [
     "TelephoneSettings",
     "TinyAttentionSettings",
     "TrainerSettings",
+    "WordsSettings",
     "WhiteNoiseSettings",
     "check_settings",
     "combinations",

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from overtone.config.augmentor import AugmentorSettings
 from overtone.config.experiment import ExperimentSettings, TrainerSettings
 from overtone.config.fields import bounded, one_of, only, section, target_of
+from overtone.config.own import FlatStartSettings, InterCtcSettings, PrefixCacheSettings, WordsSettings
 from overtone.config.targets import (
     ATTENTION_RESIDUAL_TARGETS,
     KINDS_BY_TARGET,
@@ -144,6 +145,8 @@ class AdapterSettings:
     """Ours: `all`, `last:8` or `first:8` (a number of layers), or the indices, `[0,3,5]`."""
     start_from: str | None = None
     """Ours: an adapter to go on from, of the model or on disk; kind, places and strategy are its own."""
+    words: WordsSettings | Literal["auto", "off"] | bool = "off"
+    """Ours: `auto` counts the transcripts; weights are chosen on the validation set, no gain is no word part."""
     in_features: int | None = None
     """Another spelling of the width, checked against the model."""
     dim: int | None = bounded(None, at_least=1)
@@ -270,8 +273,8 @@ class OptimSettings:
         ("adamw", "adam", "nadam", "radam", "adamax", "adadelta", "adagrad", "rmsprop", "rprop", "sgd", "novograd"),
     )
     """The optimiser of torch.optim by that name, or NovoGrad."""
-    lr: float = bounded(0.001, at_least=0)
-    """Learning rate: the peak of the schedule (a factor, with NoamAnnealing)."""
+    lr: float | Literal["auto"] = bounded(0.001, at_least=0)
+    """Learning rate: the peak of the schedule (a factor, with NoamAnnealing); auto: by kind, steps and width."""
     betas: tuple[float, ...] = (0.9, 0.98)
     """Averages of the Adam family."""
     weight_decay: float = bounded(0.0, at_least=0)
@@ -295,49 +298,6 @@ class EncoderSettings:
     """[left, right] in encoder frames, one of those that the model was trained with; null: the first."""
     self_attention_model: Literal["rel_pos_local_attn", "rel_pos"] | None = None
     """Local attention in the place of full, with any att_context_size, or the contrary; null: as it was trained."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class InterCtcSettings:
-    """CTC on the outputs of inner layers too (Lee and Watanabe 2021); empty: as the checkpoint was trained."""
-
-    loss_weights: tuple[float, ...] = ()
-    """Share of each inner loss in the whole; the final one has the rest."""
-    apply_at_layers: tuple[int, ...] = ()
-    """The layers, counted from 0, whose outputs the head is applied to."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FlatStartSettings:
-    """Ours: a first guess of where the tokens lie, for a model with fresh weights.
-
-    The tokens of a transcript are spread evenly over the loud part of the utterance, and their frame-wise likelihood
-    is trained beside CTC, less and less. CTC alone may stay at blanks for hours of audio.
-    """
-
-    steps: int = bounded(0, at_least=0)
-    """Steps over which the weight falls to nothing; 0 is no flat start."""
-    weight: float = bounded(4.0, at_least=0)
-    """Weight of the frame-wise loss at the first step."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrefixCacheSettings:
-    """Ours: the outputs of the frozen part below the adapter are computed once for each utterance and cached.
-
-    That part computes as in evaluation then: without dropout, and its features without dither.
-    """
-
-    enabled: bool | Literal["auto"] = "auto"
-    """auto: as far as nothing random lies below, so that the training is the same; true: up to the adapter."""
-    memory_gb: float = bounded(2.0, at_least=0)
-    """Most memory that is taken, in each process."""
-    folder: str | None = None
-    """Folder of the cache, for later runs too; null caches in memory alone."""
-    disk_gb: float = bounded(20.0, above=0)
-    """Most that this folder may hold."""
-    variants: int = bounded(1, at_least=1)
-    """Draws of what is random in an utterance (augmentor, spec_augment), taken in turn over the epochs."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -122,7 +122,10 @@ def stack(steps: Sequence[Step]) -> Step:
         arrays = [getattr(step, name).cpu().numpy() for step in steps]
         if name == "frame" or not arrays:
             return np.stack(arrays) if arrays else np.zeros((0, 0), dtype=np.int64)
-        return np.stack([np.pad(each, ((0, 0), (0, width - each.shape[1]))) for each in arrays])
+        found = np.zeros((len(arrays), arrays[0].shape[0], width), dtype=arrays[0].dtype)
+        for place, each in enumerate(arrays):
+            found[place, :, : each.shape[1]] = each
+        return found
 
     return Step(*(join(name) for name in Step._fields))  # type: ignore[arg-type]
 

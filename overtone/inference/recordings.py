@@ -92,18 +92,21 @@ def find_recordings(sources: Any, *, sample_rate: int = SAMPLE_RATE) -> list[lis
 
 def tell_apart(found: Sequence[Sequence[Recording]]) -> list[list[Recording]]:
     """The same recordings; files that share a name are named with as many of their folders as tell them apart."""
-    files: dict[str, dict[Path, Path]] = {}
+    files: dict[str, set[Path]] = {}
     for recording in (recording for group in found for recording in group):
-        files.setdefault(recording.name, {})[recording.path] = recording.path.resolve()
+        files.setdefault(recording.name, set()).add(recording.path)
     names: dict[tuple[str, Path], str] = {}
-    for name, places in files.items():
-        parts = 1
-        whole = set(places.values())
-        while len(whole) > 1 and len({place.parts[-parts:] for place in whole}) < len(whole):
-            parts += 1
-        for path, place in places.items():
-            names[name, path] = name if len(whole) == 1 else "/".join(place.parts[-parts:]).lstrip("/")
-    return [[replace(each, name=names[each.name, each.path]) for each in group] for group in found]
+    for name, paths in files.items():
+        if len(paths) > 1:
+            places = {path: path.resolve().parts for path in paths}
+            parts, whole = 1, set(places.values())
+            while len({place[-parts:] for place in whole}) < len(whole):
+                parts += 1
+            if len(whole) > 1:
+                names |= {(name, path): "/".join(place[-parts:]).lstrip("/") for path, place in places.items()}
+    if not names:
+        return [list(group) for group in found]
+    return [[replace(each, name=names.get((each.name, each.path), each.name)) for each in group] for group in found]
 
 
 def _recordings_of(source: Any, number: int, sample_rate: int) -> list[Recording]:

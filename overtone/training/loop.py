@@ -41,7 +41,7 @@ from overtone.training.run_folder import (
 )
 from overtone.training.summary import conclude, describe_early_end, introduce, log_search_metrics, make_card
 from overtone.training.trainer import trainer_options
-from overtone.training.validation import ValidationCounts
+from overtone.training.validation import ValidationCounts, add_words
 from overtone.training.weights import WeightsStore, check_finite, remove
 
 PLAIN_PATH = re.compile(r"[\w./~-]+")
@@ -95,6 +95,7 @@ def fit(run: Run, processes: RowProcesses | None = None) -> TrainingResult:
             if not loaders:
                 weights.keep_last(trainer.global_step)
             weights.finish()
+            add_words(run, weights.best_path, weights.nemo_path)
             if plan.delete_checkpoint and early_end is None:
                 remove(folder.checkpoint)
             if run.adapter is not None and run.general:

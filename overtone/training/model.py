@@ -10,13 +10,22 @@ import torch
 
 from overtone.adapters.adapter import Adapter
 from overtone.adapters.storage import StoredAdapter, stored_digest
+from overtone.adapters.word_text import BOOST, Phrases, check_phrases, make_words, read_sentences, write_tokens
+from overtone.adapters.words import WORDS_ALONE, WordPart
 from overtone.checkpoints.adapters import enable_adapters, read_stored
 from overtone.checkpoints.load import load_model
 from overtone.checkpoints.nemo.model import build_fresh
+from overtone.decoding.phrase_boost import read_phrases
 from overtone.errors import CheckpointError, ConfigError
 from overtone.models.asr_model import AsrModel, build_model
 from overtone.tokenizers import CharTokenizer, SentencePieceTokenizer, Tokenizer
-from overtone.training.plan import AdapterPlan, BasePlan
+from overtone.training.console import Reporter
+from overtone.training.data import SpeechSet
+from overtone.training.plan import AdapterPlan, BasePlan, TrainingPlan
+
+VOCABULARY_OPTION = "model.vocabulary_check="
+LARGEST_TOKENS = 4_000_000
+"""Tokens of transcripts and text that a word part is counted from; of more, an even share."""
 
 # Models
 
@@ -102,6 +111,10 @@ def add_adapter(model: AsrModel, plan: AdapterPlan, *, seed: int, base_dropout: 
     """
     torch.manual_seed(seed)
     start = None if plan.start_from is None else read_stored(model, plan.start_from)
+    if start is not None and start.kind == WORDS_ALONE:
+        raise ConfigError(
+            f"model.adapter.start_from: '{start.name}' has words alone, and nothing that could be trained."
+        )
     form = start if start is not None and plan.copies_form else plan
     layers = form.layers if isinstance(form.layers, str | int) else list(form.layers)
     adapter = model.adapters.add(plan.name, form.kind, modules=form.modules, layers=layers, strategy=form.strategy)
@@ -115,7 +128,7 @@ def add_adapter(model: AsrModel, plan: AdapterPlan, *, seed: int, base_dropout: 
 
 
 def begin_with(adapter: Adapter, start: StoredAdapter) -> None:
-    """Let a new adapter begin with the parameters of another of its form, and note that in its card.
+    """Let a new adapter begin with the parameters and words of another of its form, and note that in its card.
 
     Raises ConfigError where the settings ask for another form.
     """
@@ -137,6 +150,7 @@ def begin_with(adapter: Adapter, start: StoredAdapter) -> None:
             "settings, and it is taken from there."
         )
     adapter.load_tensors(start.tensors)
+    adapter.words = start.words
     adapter.card = {"start_from": {"name": start.name, "digest": stored_digest(start), "card": start.card}}
 
 
@@ -147,3 +161,36 @@ def check_widths(adapter: Adapter, widths: Mapping[str, int]) -> None:
         if width not in own:
             known = ", ".join(map(str, sorted(own)))
             raise ConfigError(f"{key}: {width} is not the width of the model's layers, {known}; leave it out.")
+
+
+# Words
+
+
+def make_word_part(plan: TrainingPlan, model: AsrModel, training: SpeechSet, reporter: Reporter) -> WordPart | None:
+    """The word part with the weights that are taken where nothing chooses them; None where the plan has none.
+
+    Raises DataError for text and phrases that cannot be read, or written by the model unless the plan allows for that.
+    """
+    chosen = plan.words
+    if chosen is None or (not training.plan.durations):
+        return None
+    names = [] if chosen.text is None else [chosen.text] if isinstance(chosen.text, str) else list(chosen.text)
+    sequences: list[list[int]] = [list(tokens) for tokens in training.dataset.tokens]
+    if names:
+        lines = [line for name in names for line in read_sentences(Path(name).expanduser())]
+        text = write_tokens(
+            model.tokenizer, ((line, None) for line in lines), policy=plan.vocabulary_check, option=VOCABULARY_OPTION
+        )
+        if text.unwritable:
+            reporter.say(f"model.adapter.words.text: {text.describe()}\n{VOCABULARY_OPTION}{plan.vocabulary_check}")
+        sequences += text.sequences
+    phrases: Phrases = ()
+    if chosen.phrases is not None:
+        given = list(read_phrases(Path(chosen.phrases).expanduser(), BOOST).items())
+        phrases, unwritten = check_phrases(
+            model.tokenizer, given, policy=plan.vocabulary_check, option=VOCABULARY_OPTION
+        )
+        if unwritten.unwritable:
+            reporter.say(f"model.adapter.words.phrases: {unwritten.describe('phrases')}")
+    step = -(-sum(map(len, sequences)) // LARGEST_TOKENS)
+    return make_words(model.tokenizer, sequences=sequences[:: max(1, step)], phrases=phrases, order=chosen.order)

@@ -126,7 +126,7 @@ class TrainingModule(LightningModule):
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         plain = self.trainer.precision == "32-true" and all(parameter.device.type == "cpu" for parameter in trained)
         optimiser = make_optimiser(self.optim, trained, fused=plain)
-        peak = self.optim.lr or 1.0
+        peak = float(self.optim.lr) or 1.0
         curve = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: self.schedule(step) / peak)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": curve, "interval": "step"}}
 

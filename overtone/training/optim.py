@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import signature
 from typing import Any
 
@@ -17,6 +17,18 @@ import torch
 from overtone.config import OptimSettings
 from overtone.errors import ConfigError, did_you_mean
 from overtone.training.novograd import Novograd
+
+USUAL_RATE = 0.001
+"""NeMo's learning rate for adapters, and for fresh weights."""
+FINE_TUNING_RATE = 0.0003
+"""The rate for every weight of a trained model."""
+EVERYTHING = "everything"
+SHORT_RATES = {"linear": 0.003, "lora": 0.003, "tiny_attn": 0.01}
+"""The best rates of short trainings on small models, by the kind of adapter."""
+SHORT = 1000
+"""Steps up to which a training is short; the rates of longer ones fall with the square root of their steps."""
+NARROW = 256
+"""Width of the layers up to which a model is small; with wider ones the rates fall likewise."""
 
 # Optimisers
 
@@ -48,7 +60,7 @@ def make_optimiser(
     fused: updates all parameters in a single call where the optimiser can. Raises ConfigError for values that the
     optimiser refuses.
     """
-    options: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay}
+    options: dict[str, Any] = {"lr": float(settings.lr), "weight_decay": settings.weight_decay}
     if settings.name in MOMENTUM_OPTIMISERS:
         options["momentum"] = settings.momentum or 0.0
         if settings.name == "sgd":
@@ -290,25 +302,40 @@ def make_schedule(
     return SCHEDULES[name](course, **given)
 
 
+def with_rate(settings: OptimSettings, *, kind: str, steps: int, width: int) -> OptimSettings:
+    """The settings with a learning rate in place of `auto`: by what is trained, for how long, and the width.
+
+    kind: of the adapter, or `everything`. Raises ConfigError where the schedule takes a factor instead of a rate.
+    """
+    if settings.lr != "auto":
+        return settings
+    if settings.sched is not None and settings.sched.name == "NoamAnnealing":
+        raise ConfigError("model.optim.lr: NoamAnnealing takes a factor, not a rate; give it, such as 1.0.")
+    if kind not in SHORT_RATES:
+        return replace(settings, lr=FINE_TUNING_RATE if kind == EVERYTHING else USUAL_RATE)
+    rate = SHORT_RATES[kind] * min(1.0, math.sqrt(SHORT / steps)) * min(1.0, math.sqrt(NARROW / width))
+    return replace(settings, lr=round(max(rate, USUAL_RATE), 5))
+
+
 def choose_schedule(settings: OptimSettings, *, max_steps: int, width: int) -> Schedule:
     """Make the schedule that the settings describe; without one the learning rate is constant.
 
     max_steps: length of the training. width: the model's, for NoamAnnealing. Raises ConfigError as `make_schedule`.
     """
-    sched = settings.sched
+    sched, rate = settings.sched, float(settings.lr)
     if sched is None:
-        return make_schedule("constant", learning_rate=settings.lr, max_steps=max_steps)
+        return make_schedule("constant", learning_rate=rate, max_steps=max_steps)
     options = ("constant_steps", "constant_ratio", "hold_steps", "hold_ratio", "decay_rate", "power", "d_model")
     given = {name: getattr(sched, name) for name in options}
     if sched.name == "NoamAnnealing" and sched.d_model is None:
         given["d_model"] = width
     return make_schedule(
         sched.name,
-        learning_rate=settings.lr,
+        learning_rate=rate,
         max_steps=sched.max_steps if sched.max_steps and sched.max_steps > 0 else max_steps,
         warmup_steps=sched.warmup_steps,
         warmup_ratio=sched.warmup_ratio,
-        min_lr=min(sched.min_lr, settings.lr),
+        min_lr=min(sched.min_lr, rate),
         options=given,
     )
 

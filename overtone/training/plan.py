@@ -25,6 +25,7 @@ from overtone.config import (
     Settings,
     SpecAugmentSettings,
     TrainerSettings,
+    WordsSettings,
     general_manifests,
     split_name,
     to_plain,
@@ -92,6 +93,8 @@ class TrainingPlan:
     """Share of the CTC loss on the output of an inner layer, by the layer's index; None: those of the checkpoint."""
     flat_start: FlatStartSettings | None
     prefix_cache: PrefixCacheSettings
+    words: WordsSettings | None
+    """The word part of the adapter: the transcripts are counted, and what the settings name; None: no such part."""
     optimiser: OptimSettings
     trainer: TrainerSettings
     experiment: ExperimentSettings
@@ -156,6 +159,7 @@ def plan_training(
         inner_losses=plan_inner_losses(chosen.interctc),
         flat_start=flat_start if flat_start.steps > 0 and flat_start.weight > 0 else None,
         prefix_cache=chosen.prefix_cache,
+        words=plan_words(chosen.adapter.words) if adapter is not None else None,
         optimiser=chosen.optim,
         trainer=settings.trainer,
         experiment=settings.exp_manager,
@@ -175,6 +179,13 @@ def plan_inner_losses(chosen: InterCtcSettings | None) -> Mapping[int, float] | 
     if chosen is None:
         return {}
     return dict(sorted(zip(chosen.apply_at_layers, chosen.loss_weights, strict=True))) or None
+
+
+def plan_words(chosen: WordsSettings | str | bool) -> WordsSettings | None:
+    """Take the word part from the settings: its defaults for `auto`, None for `off`, which YAML also reads as false."""
+    if isinstance(chosen, WordsSettings):
+        return chosen
+    return WordsSettings() if chosen in ("auto", True) else None
 
 
 def plan_base(chosen: ModelSettings) -> BasePlan:

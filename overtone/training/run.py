@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from overtone.adapters.words import WordPart
 from overtone.config import to_plain
 from overtone.data.dataset import SpeechDataset
 from overtone.data.manifest import Utterance
@@ -51,6 +52,8 @@ class Run:
     """Utterances of general speech by manifest."""
     start_from: Mapping[str, Any] | None = None
     """Name, digest and card of the adapter that the new one began with."""
+    words: WordPart | None = None
+    """The word part that the adapter gets at the end, if it makes fewer errors on the validation set."""
     prefix: PrefixPlan | None = None
     """The part of the base that is computed once for each utterance; None computes everything in every step."""
 
@@ -193,6 +196,8 @@ class TrainingResult:
     """WER of the base on the first validation set, 0..1; None without one."""
     wer_after: float | None
     """WER of the best step, 0..1."""
+    wer_words: float | None
+    """WER of the best step with its word part, on utterances of the first validation set; None without such a part."""
     wer_last: float | None
     """WER of the last step, 0..1."""
     hours: float

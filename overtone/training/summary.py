@@ -14,6 +14,7 @@ from lightning.pytorch import Trainer
 
 from overtone.config import ExperimentSettings
 from overtone.models.attention import attention_facts, attention_text
+from overtone.training.plan import TrainingPlan
 from overtone.training.progress import Progress
 from overtone.training.run import Run, TrainingResult
 from overtone.training.run_folder import RESULT_FILE, explain_write_errors, process_rank
@@ -48,6 +49,9 @@ def introduce(run: Run, notes: Sequence[str]) -> None:
         f"{run.length.steps} step{'' if run.length.steps == 1 else 's'} of {batch}, "
         f"{run.length.batches / run.length.batches_per_epoch:.1f} epochs"
     )
+    say(f"Learning rate: {float(run.plan.optimiser.lr):g} ({rate_reason(run.plan)})")
+    if run.adapter is not None:
+        say(describe_words(run))
     for speech in run.validation:
         say(f"Validation audio: {speech.hours:.2f} h in {len(speech.dataset)} utterances ({speech.name})")
     if not run.validation:
@@ -55,6 +59,23 @@ def introduce(run: Run, notes: Sequence[str]) -> None:
     say(f"Run folder: {run.folder.path}")
     for note in notes:
         say(note)
+
+
+def rate_reason(plan: TrainingPlan) -> str:
+    """Say who chose the learning rate."""
+    given = plan.record["model"]["optim"]["lr"]
+    return "by kind, steps and width; model.optim.lr names another" if given == "auto" else "as the settings say"
+
+
+def describe_words(run: Run) -> str:
+    """Say whether the adapter will have a word part, and of what."""
+    if run.words is None:
+        return "Words: none (model.adapter.words=auto counts the transcripts)"
+    ngram = run.words.ngram
+    counted = "" if ngram is None else f"{len(ngram)} n-grams of up to {ngram.order} tokens"
+    parts = [counted, f"{run.words.phrases} phrases" if run.words.phrases else ""]
+    held = "its weights are chosen on the validation set" if run.validation else "with weights that nothing chose"
+    return f"Words: {', '.join(filter(None, parts))}; {held} at the end (model.adapter.words=off: none)"
 
 
 def describe_early_end(settings: ExperimentSettings, trainer: Trainer) -> str | None:
@@ -102,7 +123,7 @@ def make_card(run: Run, step: int, metrics: Mapping[str, float], progress: Progr
             "base": "trained" if run.adapter is None else base_dtype(plan, run.machine),
             "trained": TRAINED_DTYPES[lightning_precision(plan.trainer)],
         },
-        "optimiser": {"name": plan.optimiser.name, "learning_rate": plan.optimiser.lr},
+        "optimiser": {"name": plan.optimiser.name, "learning_rate": float(plan.optimiser.lr)},
         "seed": plan.seed,
         **({} if run.start_from is None else {"start_from": dict(run.start_from)}),
         **attention_facts(run.model),
@@ -115,9 +136,9 @@ def make_card(run: Run, step: int, metrics: Mapping[str, float], progress: Progr
     }
 
 
-def general_part(card: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the part of a card about general speech; empty where that was not measured."""
-    return {key: card[key] for key in ("general",) if key in card}
+def later_parts(card: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parts of a card about words and general speech, where there are such."""
+    return {key: card[key] for key in ("words", "general") if key in card}
 
 
 def write_result(result: TrainingResult) -> None:
@@ -131,7 +152,7 @@ def write_result(result: TrainingResult) -> None:
         "wer_before": result.wer_before,
         "wer_after": result.wer_after,
         "wer_last": result.wer_last,
-        **general_part(result.card),
+        **later_parts(result.card),
     }
     with explain_write_errors(result.folder):
         (result.folder / RESULT_FILE).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
@@ -180,6 +201,7 @@ def conclude(run: Run, weights: WeightsStore, progress: Progress, steps: int) ->
     """Make the result of a training of so many steps, and print the last lines."""
     best = weights.best
     metrics = best.metrics if best is not None else {}
+    later = {} if run.adapter is None else later_parts(run.model.adapters[run.adapter].card)
     result = TrainingResult(
         adapter=run.adapter,
         folder=run.folder.path,
@@ -193,10 +215,11 @@ def conclude(run: Run, weights: WeightsStore, progress: Progress, steps: int) ->
         wer_before=progress.wer_before,
         wer_after=metrics.get("val_wer"),
         wer_last=progress.wer,
+        wer_words=later["words"]["wer"]["together"] if "words" in later else None,
         hours=run.training.hours,
         card={
             **make_card(run, best.step if best is not None else steps, metrics, progress),
-            **({} if run.adapter is None else general_part(run.model.adapters[run.adapter].card)),
+            **later,
         },
     )
     if process_rank() == 0:

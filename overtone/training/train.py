@@ -24,6 +24,7 @@ from overtone.config import (
     OptimSettings,
     ScheduleSettings,
     Settings,
+    WordsSettings,
     check_settings,
     split_name,
 )
@@ -33,7 +34,8 @@ from overtone.startup import pause_garbage_collection
 from overtone.training.console import Reporter
 from overtone.training.data import read_ahead, read_training_set, read_validation_sets
 from overtone.training.general import read_general
-from overtone.training.model import add_adapter, give_back, load_base
+from overtone.training.model import add_adapter, give_back, load_base, make_word_part
+from overtone.training.optim import EVERYTHING, with_rate
 from overtone.training.plan import AdapterPlan, BasePlan, TrainingPlan, plan_training
 from overtone.training.prefix_cache.plan import plan_prefix
 from overtone.training.row_processes import start_row_processes
@@ -47,7 +49,7 @@ from overtone.training.run_folder import (
     plan_folder,
     process_rank,
 )
-from overtone.training.trainer import Machine, find_machine, lightning_precision, plan_length
+from overtone.training.trainer import Machine, RunLength, find_machine, lightning_precision, plan_length
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
@@ -72,7 +74,8 @@ def train(
     strategy: ResidualAdd | None = None,
     max_steps: int = 1000,
     max_epochs: int | None = None,
-    learning_rate: float = 0.001,
+    learning_rate: float | Literal["auto"] = 0.001,
+    words: WordsSettings | Literal["auto", "off"] = "off",
     warmup_steps: int | None = None,
     weight_decay: float = 0.0,
     batch_size: int = 16,
@@ -91,10 +94,9 @@ def train(
     """Train a new adapter and keep it in the model, with its best weights.
 
     model: an AsrModel, or what `load_model` takes. kind: `LinearAdapter(dim=32)` unless given, or the name of one.
-    start_from: an adapter to go on from, of the model or on disk; its form is taken where no other is given.
-    output_dir: the run folder, with the adapters `checkpoints/NAME-best` and `NAME-last`. overwrite: replace these, and
-    an adapter of that name in the model. resume: go on where a run there was cut off. save_nemo: write `.nemo` files.
-    settings: everything else (early stopping, …); the arguments above take precedence. callbacks: of Lightning's.
+    start_from: an adapter to go on from. output_dir: the run folder; `checkpoints/NAME-best` in it is the adapter's.
+    overwrite: replace what has these names. resume: go on where a run was cut off. learning_rate: `auto` chooses.
+    words: a word part too. save_nemo: also `.nemo` files. settings: everything else. callbacks: of Lightning's.
     """
     own, source = (model, None) if isinstance(model, AsrModel) else (None, str(model))
     base, adapter = settings or Settings(), _plan_adapter(adapter_name, modules, kind, layers, strategy, start_from)
@@ -102,7 +104,7 @@ def train(
         base.model,
         pretrained_model=None,
         nemo_model=source,
-        adapter=_adapter(adapter, save_nemo=save_nemo),
+        adapter=replace(_adapter(adapter, save_nemo=save_nemo), words=words),
         base_dropout=base_dropout,
         vocabulary_check=vocabulary_check,
         train_ds=_dataset(base.model.train_ds, train_manifest, batch_size, num_workers),
@@ -164,7 +166,7 @@ def _adapter(plan: AdapterPlan, *, save_nemo: bool) -> AdapterSettings:
 
 
 def _optimiser(
-    base: OptimSettings, learning_rate: float, weight_decay: float, warmup_steps: int | None
+    base: OptimSettings, learning_rate: float | Literal["auto"], weight_decay: float, warmup_steps: int | None
 ) -> OptimSettings:
     sched = base.sched if warmup_steps is None else replace(base.sched or ScheduleSettings(), warmup_steps=warmup_steps)
     return replace(base, lr=learning_rate, weight_decay=weight_decay, sched=sched)
@@ -242,6 +244,8 @@ def run_in_folder(
         validation = read_validation_sets(model, plan, reporter)
         general = read_general(plan.general)
         length = plan_length(plan.trainer, training.plan, processes=machine.processes, validates=bool(validation))
+        plan = choose_rate(plan, length, model)
+        words = make_word_part(plan, model, training, reporter)
         with give_back(model), keep_attention(model):
             choose_attention(model, plan.att_context_size, plan.attention)
             adapter = None
@@ -263,6 +267,7 @@ def run_in_folder(
                 machine=machine,
                 length=length,
                 reporter=reporter,
+                words=words,
                 general=general,
                 start_from=None if adapter is None else adapter.card.get("start_from"),
                 prefix=plan_prefix(plan, model, adapter, machine=machine, length=length, cached_before=cached),
@@ -279,6 +284,12 @@ def run_in_folder(
                 with pause_garbage_collection():
                     from overtone.training.loop import fit  # Lightning, imported beside the processes' first work
                 return fit(run, processes)
+
+
+def choose_rate(plan: TrainingPlan, length: RunLength, model: AsrModel) -> TrainingPlan:
+    """The plan with a learning rate where the settings leave it open."""
+    kind = plan.adapter.kind.name if plan.adapter is not None else "" if plan.starts_fresh else EVERYTHING
+    return replace(plan, optimiser=with_rate(plan.optimiser, kind=kind, steps=length.steps, width=model.encoder.width))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Errors and loss of a validation set, counted batch by batch.
+"""Errors and loss of a validation set, counted batch by batch; and the weights of an adapter's words, chosen by them.
 
 Legend: B batch, T' encoder frames, C channels of an emission.
 """
@@ -6,20 +6,29 @@ Legend: B batch, T' encoder frames, C channels of an emission.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from overtone.adapters.words import WordPart
+from overtone.checkpoints.load import save_model
 from overtone.data.dataset import Batch, collate
 from overtone.decoding.decoder import Head
 from overtone.errors import DataError
+from overtone.inference.word_weights import Heard, WordsChoice, choose_weights, count_errors
 from overtone.training.data import validation_batches
 from overtone.training.forward import TrainingForward
 from overtone.training.prefix_cache.loader import PrefixBatch
 from overtone.training.run import Run
 from overtone.wer import ErrorCounts, character_errors, word_errors
+
+WORDS_UTTERANCES = 300
+WORDS_SECONDS = 1200.0
+"""Most validation audio that the weights of words are chosen with."""
 
 
 @dataclass(kw_only=True)
@@ -90,3 +99,82 @@ def plan_base_scoring(run: Run, forward: TrainingForward) -> Callable[[], Valida
         return counts
 
     return score
+
+
+# Words
+
+
+def add_words(run: Run, folder: Path, nemo: Path) -> None:
+    """Give the trained adapter its word part, in the model, in its folder and in its card, where that helps.
+
+    The model holds the adapter that the folder does. nemo: the adapted model, which is written again where it is there.
+    """
+    part, name, model = run.words, run.adapter, run.model
+    if part is None or name is None:
+        return
+    if not run.validation:
+        keep_words(run, folder, nemo, part, {"wer": {"together": None}})
+        return
+    with model.evaluating(), model.computing_in(run.plan.compute_dtype):
+        indices = spread_out(run)
+        heard = list(hear(run, indices, name))
+        chosen = choose_weights(model, heard, part, scope=lambda: model.adapters.use(name))
+        rates = {"adapter": chosen.without.rate, "together": chosen.best.rate}
+        if chosen.part is not None:
+            base = list(hear(run, indices, None))
+            alone = [
+                count_errors(model, base, each, scope=lambda: model.adapters.use(None)) for each in (None, chosen.part)
+            ]
+            rates = {"base": alone[0].rate, "words": alone[1].rate, **rates}
+    run.reporter.say(describe_choice(chosen, rates, sum(map(len, indices))))
+    if chosen.part is not None:
+        keep_words(run, folder, nemo, chosen.part, {"utterances": sum(map(len, indices)), "wer": rates})
+
+
+def keep_words(run: Run, folder: Path, nemo: Path, part: WordPart, facts: dict[str, Any]) -> None:
+    """Put the part into the adapter, its card and its files."""
+    assert run.adapter is not None
+    adapter = run.model.adapters[run.adapter]
+    adapter.words, adapter.card = part, {**adapter.card, "words": {**part.describe(), **facts}}
+    run.model.adapters.save(run.adapter, folder, overwrite=True)
+    if nemo.exists():
+        save_model(run.model, nemo, overwrite=True)
+        run.reporter.say(f"NeMo passes over the words in {nemo.name}; its other files hold the acoustic part alone.")
+
+
+def spread_out(run: Run) -> list[list[int]]:
+    """Batches of utterances of the first validation set, spread evenly over it, not too many."""
+    first = run.validation[0]
+    batches = validation_batches(first, run.plan, rank=0, processes=1)
+    order = [index for batch in batches for index in batch]
+    seconds = sum(first.dataset.utterances[index].duration for index in order)
+    step = max(1, -(-len(order) // WORDS_UTTERANCES), int(-(-seconds // WORDS_SECONDS)))
+    kept = set(order[::step])
+    return [own for batch in batches if (own := [index for index in batch if index in kept])]
+
+
+def hear(run: Run, batches: Sequence[Sequence[int]], adapter: str | None) -> Iterator[Heard]:
+    """The emissions of validation utterances with an adapter, or of the base. Raises DataError for bad audio."""
+    model, dataset = run.model, run.validation[0].dataset
+    for indices in batches:
+        batch = collate([dataset[index] for index in indices])
+        if isinstance(batch, DataError):
+            raise batch
+        with torch.no_grad(), model.adapters.use(adapter):
+            emissions, lengths = model(batch.waveforms.to(model.device), batch.lengths.to(model.device))
+        yield Heard(emissions, lengths, batch.texts)
+
+
+def describe_choice(chosen: WordsChoice, rates: dict[str, float], utterances: int) -> str:
+    """The line on the choice of weights."""
+    if chosen.part is None:
+        return (
+            f"Words: no weights make fewer errors than the adapter alone, {chosen.without.rate:.2%} on {utterances} "
+            "validation utterances; the adapter has no word part."
+        )
+    parts = {"base": "base", "words": "words alone", "adapter": "adapter alone", "together": "together"}
+    told = ", ".join(f"{shown} {rates[name]:.2%}" for name, shown in parts.items())
+    return (
+        f"Words: weight {chosen.part.weight:g}, token bonus {chosen.part.token_bonus:g}. "
+        f"WER on {utterances} validation utterances: {told}"
+    )

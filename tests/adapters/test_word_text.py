@@ -12,7 +12,6 @@ from overtone.adapters.word_text import (
     check_phrases,
     leave_out,
     make_words,
-    read_phrases,
     read_sentences,
     write_tokens,
 )
@@ -83,16 +82,6 @@ def test_what_is_no_text_is_refused(content: bytes | None, message: str, tmp_pat
         read_sentences(path, at_most=1000)
 
 
-def test_phrases_have_boosts_of_their_own(tmp_path: Path) -> None:
-    path = tmp_path / "phrases"
-    path.write_text("pound  key\n\nvoicemail\t25\nsolar\t-30.5\n", "utf-8")
-    assert read_phrases(path, boost=7.0) == [("pound key", 7.0), ("voicemail", 25.0), ("solar", -30.5)]
-    for wrong in ("a\tb\n", "a\t101\n", "a\tnan\n", "a\t5\t6\n"):
-        path.write_text(wrong, "utf-8")
-        with pytest.raises(DataError, match="phrase 1"):
-            read_phrases(path)
-
-
 def test_phrases_follow_the_policy() -> None:
     phrases = [("Pound key", 5.0), ("caf\u00e9", 6.0), ("9", 7.0)]
     option = "--unwritable "
@@ -102,6 +91,8 @@ def test_phrases_follow_the_policy() -> None:
     assert check_phrases(TOKENIZER, phrases, policy="drop", option=option)[0] == [("pound key", 5.0)]
     with pytest.raises(DataError, match="2 of 3 phrases hold"):
         check_phrases(TOKENIZER, phrases, policy="refuse", option=option)
+    with pytest.raises(DataError, match="no phrase in the file"):
+        check_phrases(TOKENIZER, [], policy="keep", option=option)
 
 
 def test_a_part_is_made_of_sentences_or_of_an_ngram() -> None:

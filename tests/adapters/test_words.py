@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from overtone.adapters.kinds.lora import LoraAdapter
 from overtone.adapters.storage import (
     DESCRIPTION,
     PARAMETERS,
@@ -19,9 +22,11 @@ from overtone.adapters.storage import (
     read_folder,
     stored_digest,
 )
-from overtone.adapters.words import WordPart, join_words, words_digest
+from overtone.adapters.words import WordPart, words_digest
+from overtone.checkpoints.adapters import find_adapter
+from overtone.checkpoints.huggingface.peft import save_peft
 from overtone.checkpoints.load import load_model, save_model
-from overtone.checkpoints.nemo.adapters import save_adapters
+from overtone.checkpoints.nemo.adapters import load_adapters, save_adapters
 from overtone.decoding.ngram_counts import build_ngram
 from overtone.decoding.phrase_boost import Boost
 from overtone.errors import AdapterError, CheckpointError
@@ -160,23 +165,28 @@ def test_rows_have_the_words_of_their_adapters() -> None:
 def test_the_words_of_a_chain_act_together() -> None:
     model = small_model()
     first, second = words(model), words(model, text="another", weight=0.25)
-    joined = join_words([first, second], model.tokenizer)
+    model.adapters.add_words("a", first)
+    model.adapters.add_words("b", second)
+    with model.adapters.use(["a+b", "a", None]):
+        joined, alone, none = model.adapters.words_of_rows(3, model.tokenizer)
     assert joined.ngrams == ((first.ngram, 0.5), (second.ngram, 0.25))
     assert joined.token_bonus == 0.5
-    assert [bool(tree) for tree in joined.boosts] == [True, True]
-    assert joined.boosts[0].ignored == ("ätherisch",)
-    assert join_words([first], model.tokenizer).boosts[0] is joined.boosts[0]
-    assert not join_words([], model.tokenizer)
+    assert [tree.ignored for tree in joined.boosts] == [("ätherisch",), ("ätherisch",)]
+    assert alone.boosts[0] is joined.boosts[0]
+    assert not none
 
 
 # Refusals
+
+
+METADATA = {"tokenizer_digest": small_model().tokenizer.digest()}
 
 
 def change(name: str, how: Callable[[torch.Tensor], object]) -> Callable[[Path], None]:
     def damage(path: Path) -> None:
         tensors = load_file(path)
         how(tensors[name])
-        save_file(tensors, path)
+        save_file(tensors, path, metadata=METADATA)
 
     return damage
 
@@ -210,7 +220,7 @@ CONTENTS: dict[str, tuple[Callable[[Path], object], str]] = {
         "n-gram is damaged",
     ),
     "a tensor too few": (
-        lambda path: save_file({name: t for name, t in load_file(path).items() if name != "settings"}, path),
+        lambda path: save_file({name: t for name, t in load_file(path).items() if name != "settings"}, path, METADATA),
         "'settings' is missing",
     ),
 }
@@ -242,18 +252,60 @@ def test_nothing_at_all_is_no_word_part() -> None:
         WordPart(tokenizer_digest="sha256:0")
 
 
-def test_files_of_nemo_do_not_lose_words_silently(tmp_path: Path) -> None:
+def test_files_of_nemo_hold_the_words_beside_what_nemo_reads(tmp_path: Path) -> None:
+    model = small_model(name="small")
+    for name in ("medical", "plain"):
+        add_trained(model, name)
+    model.adapters["medical"].words = words(model)
+    save_adapters(model, tmp_path / "adapters.pt")
+    for loaded in (load_model(save_model(model, tmp_path / "model.nemo")), small_model(name="small")):
+        if not loaded.adapters:
+            load_adapters(loaded, tmp_path / "adapters.pt")
+        assert same(loaded.adapters["medical"].words, words(model))
+        assert loaded.adapters["plain"].words is None
+        assert "overtone_words" not in "".join(loaded.checkpoint_files)
+    other = small_model(name="small")
+    choice = find_adapter(other, str(tmp_path / "adapters.pt"))
+    assert choice == "medical+plain"
+    assert find_adapter(other, str(tmp_path / "adapters.pt")) == choice
+    assert same(other.adapters["medical"].words, words(model))
+    loaded.adapters["medical"].words = None
+    assert load_model(save_model(loaded, tmp_path / "less.nemo")).adapters["medical"].words is None
+    model.adapters.add_words("notes", words(model))
+    with pytest.raises(CheckpointError, match="NeMo does not have"):
+        save_model(model, tmp_path / "more.nemo")
+
+
+def test_damaged_words_in_files_of_nemo_are_refused(tmp_path: Path) -> None:
     model = small_model(name="small")
     add_trained(model, "medical")
-    model.adapters["medical"].words = words(model)
-    for write in (
-        lambda: save_adapters(model, tmp_path / "adapters.pt"),
-        lambda: save_model(model, tmp_path / "model.nemo"),
-    ):
-        with pytest.raises(CheckpointError, match="'medical' has a word part, which NeMo's files cannot hold"):
-            write()
-    model.adapters["medical"].words = None
-    save_adapters(model, tmp_path / "adapters.pt")
-    model.adapters.add_words("notes", words(model))
-    with pytest.raises(CheckpointError, match="NeMo"):
-        save_model(model, tmp_path / "model.nemo")
+    part = words(model)
+    save_adapters(model, tmp_path / "plain.pt")
+    content = torch.load(tmp_path / "plain.pt", weights_only=False)
+    for harm in ("text", {"medical": torch.zeros(3)}, {"medical": torch.zeros(30, dtype=torch.uint8)}):
+        torch.save({**content, "__overtone_words__": harm}, tmp_path / "bad.pt")
+        with pytest.raises(CheckpointError, match="word part"):
+            load_adapters(small_model(name="small"), tmp_path / "bad.pt")
+    model.adapters["medical"].words = part
+    path = save_model(model, tmp_path / "model.nemo")
+    with tarfile.open(path, "a") as archive:
+        entry = tarfile.TarInfo("./overtone_words.other.safetensors")
+        entry.size = len(part.to_bytes())
+        archive.addfile(entry, io.BytesIO(part.to_bytes()))
+    with pytest.raises(CheckpointError, match="a word part of adapter 'other', which it does not hold"):
+        load_model(path)
+
+
+def test_words_of_another_tokenizer_are_refused() -> None:
+    model = small_model()
+    content = words(model).to_bytes()
+    with pytest.raises(AdapterError, match=r"made with another tokenizer: it needs sha256:.*, this model has sha256:0"):
+        WordPart.from_bytes(content, tokenizer_digest="sha256:0", place="words.safetensors")
+
+
+def test_folders_of_peft_do_not_lose_words_silently(tmp_path: Path) -> None:
+    model = small_model()
+    add_trained(model, "low", LoraAdapter(rank=2))
+    model.adapters["low"].words = words(model)
+    with pytest.raises(CheckpointError, match="which PEFT's folders cannot hold"):
+        save_peft(model.adapters["low"], tmp_path / "peft")

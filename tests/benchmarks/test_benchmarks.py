@@ -35,7 +35,14 @@ def test_transducers() -> None:
     output = run("benchmarks.transducers", "--smoke", "--threads", "1")
     assert "TDT loss and gradient" in output
     assert "NOT COMPARED with NeMo" in output
-    assert output.count("greedy decoding of 4 × 10 frames") == 2
+    assert output.count("decoding of 4 × 10 frames") == output.count("beam 8") == 2
+
+
+def test_words(tmp_path: Path) -> None:
+    output = run("benchmarks.words", "--smoke", "--threads", "1", "--json", str(tmp_path / "figures.json"))
+    for expected in ("conformer", "fastconformer", "greedy", "one n-gram, width 1", "16 n-grams, width 8"):
+        assert expected in output
+    assert '"figures"' in (tmp_path / "figures.json").read_text("utf-8")
 
 
 def test_prefix(tmp_path: Path) -> None:

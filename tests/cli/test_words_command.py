@@ -77,7 +77,7 @@ def test_an_ngram_goes_out_and_comes_in(place: Path) -> None:
         (["medical", "--text", "notes.txt", "--ngram", "a.arpa"], "two n-grams"),
         (["medical", "--text", "notes.txt", "--order", "11"], "1 to 10"),
         (["medical", "--phrases", "terms.txt", "--weight", "-1"], "too small"),
-        (["medical", "--phrases", "terms.txt", "--boost", "200"], "a boost from -100 to 100"),
+        (["medical", "--phrases", "terms.txt", "--boost", "200"], "from -100 to 100"),
         (["medical", "--phrases", "terms.txt", "--export", "a.arpa"], "phrases alone are none"),
         (["base", "--phrases", "terms.txt"], "cannot be an adapter's name"),
         (["medical", "--ngram", "notes.txt"], "begins with"),

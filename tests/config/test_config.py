@@ -51,10 +51,13 @@ def differences(first: Any, second: Any, path: str = "") -> dict[str, tuple[Any,
 
 
 def test_the_shipped_file_holds_the_defaults() -> None:
+    """But for what a YAML of NeMo's leaves as NeMo has it: no words, and NeMo's learning rate."""
     found = differences(to_plain(load()), to_plain(Settings()))
     assert set(found) == {
         "model.nemo_model",
         "model.adapter.adapter_name",
+        "model.adapter.words",
+        "model.optim.lr",
         "model.train_ds.manifest_filepath",
         "exp_manager.name",
         "exp_manager.wandb_logger_kwargs",
@@ -263,7 +266,7 @@ def test_all_mistakes_are_told_at_once() -> None:
     for line in (
         "model.optm: unknown key. Did you mean 'optim'?",
         "trainer.max_stepss: unknown key. Did you mean 'max_steps'?",
-        "model.optim.lr: 'fast' is not a number.",
+        "model.optim.lr: 'fast' is not a number or 'auto'.",
         "model.adapter.linear.dim: 0 is too small; it is at least 1.",
         "model.train_ds.is_tarred: True is not supported; unpack the archives and name a plain manifest.",
         "model.vocabulary_check: 'maybe' is not 'refuse' or 'drop' or 'keep'.",

@@ -64,6 +64,8 @@ def settings_for(folder: Path, *overrides: str, validation: bool = True) -> Sett
         [
             "model.nemo_model=given",
             "model.adapter.adapter_name=mine",
+            "model.adapter.words=off",
+            "model.optim.lr=0.001",
             f"model.train_ds.manifest_filepath={train}",
             *([f"model.validation_ds.manifest_filepath={folder / 'valid.json'}"] if validation else []),
             "model.train_ds.batch_size=4",

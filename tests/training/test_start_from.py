@@ -10,9 +10,11 @@ import torch
 from overtone.adapters.kinds.linear import LinearAdapter
 from overtone.adapters.kinds.lora import LoraAdapter
 from overtone.adapters.strategies import ResidualAdd
+from overtone.adapters.words import WordPart
 from overtone.checkpoints.huggingface.peft import save_peft
 from overtone.checkpoints.nemo.adapters import save_adapters
 from overtone.config import load_settings
+from overtone.decoding.phrase_boost import Boost
 from overtone.errors import AdapterError, ConfigError, OvertoneError
 from overtone.models.asr_model import AsrModel
 from overtone.training.console import Reporter
@@ -67,6 +69,17 @@ def test_other_kinds_and_places(tmp_path: Path) -> None:
     model.adapters.add("upper", LinearAdapter(dim=3), layers="last:2", strategy=ResidualAdd(stochastic_depth=0.5))
     adapter = add_adapter(model, plan("upper"), seed=0, base_dropout=True)  # type: ignore[arg-type]
     assert (adapter.layers, adapter.strategy) == ("last:2", ResidualAdd(stochastic_depth=0.5))
+
+
+def test_words_come_along(model: AsrModel) -> None:
+    """An adapter's words are kept; words alone cannot be trained."""
+    words = WordPart(tokenizer_digest=model.tokenizer.digest(), boosts=(Boost(phrases=("overtone",), boost=2.0),))
+    model.adapters["medical"].words = words
+    adapter = add_adapter(model, plan("medical"), seed=0, base_dropout=True)  # type: ignore[arg-type]
+    assert adapter.words == words
+    model.adapters.add_words("names", words)
+    with pytest.raises(ConfigError, match="has words alone"):
+        begun(model, "names")
 
 
 def test_settings_may_change_what_only_training_sees(model: AsrModel) -> None:

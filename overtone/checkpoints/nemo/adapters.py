@@ -24,6 +24,7 @@ from overtone.checkpoints.nemo.config import NemoAdapter, read_adapters
 from overtone.checkpoints.nemo.keys import STRATEGY
 from overtone.checkpoints.nemo.pickles import plain, read_torch_file
 from overtone.checkpoints.nemo.torch_zip import RefusedError
+from overtone.checkpoints.nemo.words import make_entry, read_part, take_entry
 from overtone.config.keys import read_section, refuse, write_section
 from overtone.config.targets import NEMO_STRATEGY_TARGETS
 from overtone.errors import AdapterError, CheckpointError, did_you_mean
@@ -46,6 +47,8 @@ class StoredNemoAdapter:
     described: NemoAdapter
     hosts: tuple[Mapping[str, Tensor], ...]
     """The tensors of each host by NeMo's name, in the order of the hosts in the model."""
+    words: bytes | None = None
+    """The file of its word part."""
 
     @property
     def name(self) -> str:
@@ -159,12 +162,10 @@ def adapter_hosts(model: AsrModel, adapter: Adapter) -> dict[str, dict[str, Tens
     """The tensors of an adapter for NeMo, which wants them in every layer.
 
     A layer that the adapter leaves out gets a copy whose last part is zero: it changes nothing.
-    Raises CheckpointError for what NeMo does not have (kinds, names, words), AdapterError for NaN or infinity.
+    Raises CheckpointError for what NeMo does not have (kinds, names), AdapterError for NaN or infinity.
     """
     check_nemo_can_hold(adapter)
     check_finite(adapter.tensors(), f"Adapter '{adapter.name}' is not written: it")
-    if adapter.words is not None:
-        raise CheckpointError(f"'{adapter.name}' has a word part, which NeMo's files cannot hold; save it in a folder.")
     form = nemo_form(adapter)
     hosts: dict[str, dict[str, Tensor]] = {}
     for point in points_of(model, adapter.kind, adapter.modules_text):
@@ -303,14 +304,17 @@ def read_adapters_pt(path: Path | str) -> list[StoredNemoAdapter]:
         if not isinstance(content, dict) or "__cfg__" not in content:
             raise RefusedError("it holds no '__cfg__'; it was not written by NeMo's save_adapters().")
         described = {adapter.name: adapter for adapter in read_adapters(plain(content["__cfg__"]), str(path))}
-        return [_stored(key, value, described) for key, value in content.items() if key != "__cfg__"]
+        words = take_entry(content)
+        return [_stored(key, value, described, words) for key, value in content.items() if key != "__cfg__"]
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from error
     except RefusedError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def _stored(key: Any, states: Any, described: Mapping[str, NemoAdapter]) -> StoredNemoAdapter:
+def _stored(
+    key: Any, states: Any, described: Mapping[str, NemoAdapter], words: Mapping[str, bytes]
+) -> StoredNemoAdapter:
     modules, _, name = str(key).rpartition(":")
     if name not in described:
         raise RefusedError(f"it has tensors of adapter '{name}', but no configuration of it.")
@@ -328,7 +332,7 @@ def _stored(key: Any, states: Any, described: Mapping[str, NemoAdapter]) -> Stor
             raise RefusedError(f"the states of adapter '{name}' hold something else than tensors.")
         hosts.append(own)
     adapter = NemoAdapter(name=name, modules=modules, config=described[name].config)
-    return StoredNemoAdapter(described=adapter, hosts=tuple(hosts))
+    return StoredNemoAdapter(described=adapter, hosts=tuple(hosts), words=words.get(name))
 
 
 def hosts_in(model: AsrModel, stored: StoredNemoAdapter, source: str) -> HostTensors:
@@ -360,6 +364,7 @@ def load_adapters(model: AsrModel, path: Path | str, names: Iterable[str] | None
         for name in chosen:
             hosts = hosts_in(model, stored[name], str(path))
             added.append(add_nemo_adapter(model, stored[name].described, hosts, str(path)))
+            added[-1].words = read_part(model, stored[name].words, path)
     except (AdapterError, CheckpointError):
         for adapter_added in added:
             model.adapters.remove(adapter_added.name)
@@ -378,7 +383,7 @@ def save_adapters(model: AsrModel, path: Path | str, names: Iterable[str] | None
     chosen = [model.adapters[name] for name in (model.adapters.names if names is None else names)]
     if not chosen:
         raise AdapterError("The model has no adapters to save; add or load one first.")
-    content: dict[str, Any] = {}
+    content: dict[str, Any] = {**make_entry(chosen)}
     for adapter in chosen:
         modules = nemo_modules(adapter)
         content[f"{modules}:{adapter.name}" if modules else adapter.name] = [

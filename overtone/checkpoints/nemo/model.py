@@ -27,6 +27,7 @@ from overtone.checkpoints.nemo.config import (
 )
 from overtone.checkpoints.nemo.pickles import read_state_dict
 from overtone.checkpoints.nemo.tokenizer import FILE_PREFIX, read_tokenizer, tokenizer_files, tokenizers_of
+from overtone.checkpoints.nemo.words import give_words, make_members, take_members
 from overtone.checkpoints.nemo.yaml import read_yaml, resolved, write_yaml
 from overtone.errors import CheckpointError, ConfigError
 from overtone.files import write_failure
@@ -63,6 +64,7 @@ def read_nemo(path: Path | str, *, adapters: bool = True) -> AsrModel:
         with archive.open(WEIGHTS) if WEIGHTS in archive else _no_weights(archive) as weights:
             base, held = split_adapters(read_state_dict(weights, f"{path}: {WEIGHTS}"))
     model = assemble(description, config, tokenizer, base, source=str(path), name=path.stem)
+    words = take_members(files)
     keep_files(model, files)
     described = {adapter.name for adapter in description.adapters}
     if described != set(held):
@@ -73,6 +75,7 @@ def read_nemo(path: Path | str, *, adapters: bool = True) -> AsrModel:
     if adapters:
         for adapter in description.adapters:
             add_nemo_adapter(model, adapter, held[adapter.name], str(path))
+        give_words(model, words, path)
         model.adapters.file_choice = tuple(entry.name for entry in description.adapters if entry.enabled)
     return model
 
@@ -81,7 +84,8 @@ def write_nemo(model: AsrModel, path: Path | str, *, enabled: Container[str] | N
     """Write the model and its adapters; NeMo restores the file, and what was not changed stands as it stood.
 
     enabled: the adapters that NeMo lets act; None: as the model's own file had it, and all that are new.
-    The file appears whole or not at all. Raises CheckpointError where NeMo lacks the kind or name of an adapter.
+    Word parts lie beside NeMo's files in it. The file appears whole or not at all. Raises CheckpointError where NeMo
+    lacks the kind or name of an adapter.
     """
     path = Path(path)
     config = nemo_config(model, enabled=enabled)
@@ -95,7 +99,9 @@ def write_nemo(model: AsrModel, path: Path | str, *, enabled: Container[str] | N
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent) as weights:
             torch.save(tensors, weights)
-            members: list[tuple[str, Any]] = sorted(model_files(model, config).items())
+            members: list[tuple[str, Any]] = sorted(
+                {**model_files(model, config), **make_members(model.adapters)}.items()
+            )
             parts = [*members, (CONFIG, write_yaml(config).encode()), (WEIGHTS, weights)]
             write_archive(path, parts, needed=needed)
     except (OSError, RuntimeError) as error:

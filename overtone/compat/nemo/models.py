@@ -18,7 +18,7 @@ from torch import Tensor
 from overtone.adapters.adapter import Adapter
 from overtone.checkpoints.adapters import enable_adapters
 from overtone.checkpoints.load import load_model, save_model
-from overtone.checkpoints.nemo.adapters import adapters_section, load_adapters, nemo_modules, read_kind, save_adapters
+from overtone.checkpoints.nemo import adapters as files
 from overtone.checkpoints.nemo.config import NemoAdapter
 from overtone.compat.nemo.adapter_mixins import plain_config
 from overtone.compat.nemo.decoding import choose_decoding
@@ -65,8 +65,8 @@ class ASRModel(LightningModule):
         self.strict_loading = False
         with open_dict(self.cfg):
             self.cfg.pop("adapters", None)
-            if len(model.adapters):
-                self.cfg.adapters = OmegaConf.create(adapters_section(model, model.adapters.names))
+            if self.names:
+                self.cfg.adapters = OmegaConf.create(files.adapters_section(model, self.names))
         if trainer is not None:
             self.set_trainer(trainer)
 
@@ -125,7 +125,7 @@ class ASRModel(LightningModule):
         """Module and name of `decoder:an4`; the module of an adapter that exists is known. Raises AdapterError."""
         module, colon, plain = name.rpartition(":")
         if not colon and plain in self.model.adapters:
-            module = nemo_modules(self.model.adapters[plain])
+            module = files.nemo_modules(self.model.adapters[plain])
         unknown = [part for part in module.split("+") if part not in self.adapter_module_names]
         if unknown:
             allowed = ", ".join(repr(part) for part in self.adapter_module_names)
@@ -141,7 +141,7 @@ class ASRModel(LightningModule):
             raise AdapterError(f"'{GLOBAL}' cannot be an adapter's name: NeMo keeps its settings there.")
         config = plain_config(cfg)
         described = NemoAdapter(name=plain, modules=module, config=config)
-        kind, strategy = read_kind(described, "add_adapter")
+        kind, strategy = files.read_kind(described, "add_adapter")
         self.model.adapters.check_free(plain)
         adapter = self.model.adapters.add(plain, kind, modules=module or "encoder", strategy=strategy)
         widths = {self.model.adapters.points[point].out_width for point in adapter.points}
@@ -155,37 +155,42 @@ class ASRModel(LightningModule):
     def publish(self) -> None:
         """Write the adapters that there are into `cfg.adapters`; flags that were set there stay."""
         before = self.cfg.get("adapters") or {}
-        section = adapters_section(self.model, self.model.adapters.names)
-        for name in self.model.adapters.names:
+        section = files.adapters_section(self.model, self.names)
+        for name in self.names:
             if name in before:
                 section[name]["enabled"] = bool(before[name].get("enabled", True))
         with open_dict(self.cfg):
             self.cfg.adapters = OmegaConf.create(section)
 
+    @property
+    def names(self) -> list[str]:
+        """The adapters that NeMo can have, in order; a LoRA, or words, are left to Overtone's own interface."""
+        return [adapter.name for adapter in self.model.adapters if files.has_nemo_form(adapter)]
+
     def chain(self) -> list[str]:
         """The enabled adapters in the order in which they act, that of their addition."""
         section = self.cfg.get("adapters") or {}
-        return [name for name in self.model.adapters.names if bool(section[name].get("enabled", True))]
+        return [name for name in self.names if bool(section[name].get("enabled", True))]
 
     @property
     def choice(self) -> str | None:
-        """The enabled adapters as a choice of `AdapterSet.use`."""
         return "+".join(self.chain()) or None
 
     def is_adapter_available(self) -> bool:
         """True if the model has any adapter, enabled or not."""
-        return len(self.model.adapters) > 0
+        return len(self.names) > 0
 
     def set_enabled_adapters(self, name: str | None = None, enabled: bool = True) -> None:
-        """Enable or disable one adapter, or all. Raises AdapterError where there is none, or none of that name."""
+        """Enable or disable one adapter, or all. Raises AdapterError for an unknown one, CheckpointError for a LoRA."""
         if not self.is_adapter_available():
             raise AdapterError("The model has no adapters to enable or disable; add one first.")
-        names = self.model.adapters.names
+        names = self.names
         if name is not None:
             plain = self.split(name)[1]
             if plain == GLOBAL:
                 raise AdapterError(f"'{GLOBAL}' is no adapter, and cannot be enabled or disabled.")
-            names = [self.model.adapters[plain].name]
+            files.check_nemo_can_hold(self.model.adapters[plain])
+            names = [plain]
         with open_dict(self.cfg):
             for each in names:
                 self.cfg.adapters[each].enabled = bool(enabled)
@@ -197,7 +202,7 @@ class ASRModel(LightningModule):
     def get_adapter_cfg(self, name: str) -> DictConfig | None:
         """The configuration of an adapter; None for an unknown name."""
         plain = self.split(name)[1]
-        return None if plain not in self.model.adapters else self.cfg.adapters[plain]
+        return self.cfg.adapters[plain] if plain in self.names else None
 
     def get_adapter_module(self, name: str) -> Adapter | None:
         """The adapter itself, with its parameters at every point; None for an unknown name."""
@@ -220,7 +225,7 @@ class ASRModel(LightningModule):
         enable_adapters(self.model, self.chain())
         names = [name] if isinstance(name, str) else name
         chosen = None if names is None else [self.split(each)[1] for each in names]
-        save_adapters(self.model, filepath, chosen)
+        files.save_adapters(self.model, filepath, chosen)
 
     def load_adapters(
         self, filepath: str | Path, name: Any = None, map_location: Any = None, strict: bool = True
@@ -231,7 +236,7 @@ class ASRModel(LightningModule):
         """
         if not strict:
             raise UsageError("strict=False would leave tensors out silently; an adapter is loaded whole.")
-        load_adapters(self.model, filepath, [name] if isinstance(name, str) else name)
+        files.load_adapters(self.model, filepath, [name] if isinstance(name, str) else name)
         self.publish()
 
     # Training
@@ -258,7 +263,6 @@ class ASRModel(LightningModule):
         self.train()
 
     def set_trainer(self, trainer: Any) -> None:
-        """Attach a Trainer; `fit` does it by itself."""
         self.trainer = trainer
 
     def set_up(self, key: str, section: Any) -> None:
@@ -320,11 +324,10 @@ class ASRModel(LightningModule):
     def validation_step(self, batch: Batch | DataError, batch_idx: int, dataloader_idx: int = 0) -> None:
         self.steps.count_errors(batch, self.choice, dataloader_idx)
 
+    test_step = validation_step
+
     def on_validation_epoch_end(self) -> None:
         self.steps.log_errors(self, "val")
-
-    def test_step(self, batch: Batch | DataError, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self.steps.count_errors(batch, self.choice, dataloader_idx)
 
     def on_test_epoch_end(self) -> None:
         self.steps.log_errors(self, "test")

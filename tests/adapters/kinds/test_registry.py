@@ -216,10 +216,17 @@ def make_kind(**body: Any) -> type[Kind]:
     return dataclass(frozen=True, kw_only=True)(made)  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize("kind", ["lora", None, 3, LinearAdapter, nn.Linear(2, 2)])
+@pytest.mark.parametrize("kind", [None, 3, LinearAdapter, nn.Linear(2, 2)])
 def test_what_is_no_kind_is_not_added(kind: Any) -> None:
     with pytest.raises(AdapterError, match="is no kind of adapter; give one such as LinearAdapter"):
         family_model().adapters.add("a", kind)
+
+
+def test_a_name_is_the_kind_with_its_defaults() -> None:
+    model = family_model()
+    assert model.adapters.add("a", "lora").kind == LoraAdapter()
+    with pytest.raises(AdapterError, match=r"kind 'lore' is unknown. Did you mean 'lora'\? Known are linear, "):
+        model.adapters.add("b", "lore")
 
 
 @pytest.mark.parametrize("kind", [LinearAdapter(), "lora", int])

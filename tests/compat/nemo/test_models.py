@@ -13,6 +13,8 @@ from omegaconf import OmegaConf, open_dict
 from torch import Tensor
 
 import overtone.compat.nemo as nemo_asr
+from overtone.adapters.kinds.linear import LinearAdapter
+from overtone.adapters.kinds.lora import LoraAdapter
 from overtone.checkpoints.load import load_model, save_model
 from overtone.compat.nemo import (
     ASRModel,
@@ -162,6 +164,23 @@ def test_flags_by_configuration(model: ASRModel) -> None:
     config.third = {"enabled": True}
     with pytest.raises(AdapterError, match="'third', which the model does not have"):
         model.update_adapter_cfg(config)
+
+
+def test_adapters_that_nemo_lacks_are_left_alone(tmp_path: Path) -> None:
+    """A LoRA of a model folder is not enabled by NeMo's names, and stays usable by our own."""
+    own = small_model()
+    own.adapters.add("low", LoraAdapter(rank=2))
+    own.adapters.add("an4", LinearAdapter(dim=4))
+    model = ASRModel.restore_from(save_model(own, tmp_path / "folder"))
+    assert isinstance(model, ASRModel)
+    assert model.get_enabled_adapters() == ["an4"]
+    assert model.get_adapter_cfg("low") is None
+    with pytest.raises(CheckpointError, match="low"):
+        model.set_enabled_adapters("low")
+    model.set_enabled_adapters(enabled=False)
+    assert model.get_enabled_adapters() == []
+    with model.model.adapters.use("low"):
+        said(model)
 
 
 def test_what_cannot_be_enabled(model: ASRModel) -> None:

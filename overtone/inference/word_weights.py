@@ -1,0 +1,101 @@
+"""The weights of a word part, chosen by the errors of recordings that nothing was learnt from.
+
+Emissions are computed once; every candidate is then a search over them. A part that does not make fewer errors than
+none is not used at all.
+
+Legend: B batch, T encoder frames, C channels of an emission.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from overtone.adapters.words import WordPart
+from overtone.decoding.decoder import DecodingOptions, find_readings
+from overtone.decoding.fusion import NO_WORDS
+from overtone.models.asr_model import AsrModel
+from overtone.wer import ErrorCounts, word_errors
+
+WEIGHTS = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
+BONUSES = (0.5, 1.0, 2.0)
+"""Token bonuses that are tried besides none."""
+
+
+class Heard(NamedTuple):
+    """The emissions of a batch of recordings, and what is said there."""
+
+    emissions: Tensor
+    """[B, T, C]"""
+    lengths: Tensor
+    """[B]"""
+    texts: Sequence[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WordsChoice:
+    """A word part with the weights that made the fewest errors."""
+
+    part: WordPart | None
+    """None where none made fewer errors than there are without it."""
+    without: ErrorCounts
+    """Errors without words."""
+    best: ErrorCounts
+    """Errors with the chosen part; `without` where none is chosen."""
+    tried: tuple[tuple[float, float, float], ...]
+    """Weight, token bonus and word error rate of every candidate."""
+
+
+Scope = Callable[[], AbstractContextManager[object]]
+
+
+def count_errors(model: AsrModel, heard: Sequence[Heard], part: WordPart | None, *, scope: Scope) -> ErrorCounts:
+    """The errors of recordings decoded with a word part, or with None. scope: the adapters that act in the decoder."""
+    words = NO_WORDS if part is None else part.for_decoding(model.tokenizer)
+    options, counts = DecodingOptions(words=words), ErrorCounts()
+    for batch in heard:
+        with torch.no_grad(), scope():
+            rows = find_readings(model.head, batch.emissions, batch.lengths, [options] * len(batch.texts))
+        for text, readings in zip(batch.texts, rows, strict=True):
+            counts += word_errors(text, model.head.read(readings[0].alignment).text)
+    return counts
+
+
+def choose_weights(model: AsrModel, heard: Sequence[Heard], part: WordPart, *, scope: Scope) -> WordsChoice:
+    """The part with the weights that make the fewest errors; of equal ones those that were tried first.
+
+    Weights of the n-gram first, then bonuses with the best of them and with its neighbours.
+    """
+    without = count_errors(model, heard, None, scope=scope)
+    best, chosen = without, None
+    tried: dict[tuple[float, float], ErrorCounts] = {}
+
+    def attempt(candidate: WordPart) -> None:
+        nonlocal best, chosen
+        key = candidate.weight, candidate.token_bonus
+        if key not in tried:
+            tried[key] = count_errors(model, heard, candidate, scope=scope)
+            if tried[key].errors < best.errors:
+                best, chosen = tried[key], candidate
+
+    if part.ngram is None:
+        attempt(part)
+    else:
+        for weight in WEIGHTS:
+            attempt(part.weighted(weight))
+        for weight, bonus in with_bonuses(min(WEIGHTS, key=lambda own: tried[own, 0.0].errors)):
+            attempt(part.weighted(weight, bonus))
+    rates = tuple((weight, bonus, counts.rate) for (weight, bonus), counts in tried.items())
+    return WordsChoice(part=chosen, without=without, best=best, tried=rates)
+
+
+def with_bonuses(weight: float) -> Iterator[tuple[float, float]]:
+    """The weight and those beside it, each with every bonus."""
+    place = WEIGHTS.index(weight)
+    for near in (weight, *WEIGHTS[place + 1 : place + 2], *WEIGHTS[max(0, place - 1) : place]):
+        yield from ((near, bonus) for bonus in BONUSES)

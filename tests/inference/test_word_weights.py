@@ -1,0 +1,80 @@
+"""Weights of word parts, chosen by the errors of recordings whose emissions are made here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+from overtone.adapters.word_text import make_words
+from overtone.adapters.words import WordPart
+from overtone.inference.word_weights import BONUSES, WEIGHTS, Heard, choose_weights, count_errors
+from overtone.models.asr_model import AsrModel
+from support.small_models import small_model
+
+
+@pytest.fixture(scope="module")
+def model() -> AsrModel:
+    return small_model()
+
+
+def hear(model: AsrModel, said: Sequence[tuple[str, str]], share: float = 0.4) -> list[Heard]:
+    """Emissions in which each of the texts is clear but for the letters of a rival, which sound more like those."""
+    size = model.tokenizer.size
+    frames = 2 * max(len(text) for text, _ in said)
+    emissions = torch.full((len(said), frames, size + 1), math.log(1e-6))
+    emissions[..., size] = math.log(0.999)
+    for row, (text, rival) in enumerate(said):
+        pairs = zip(model.tokenizer.encode(text), model.tokenizer.encode(rival), strict=True)
+        for place, (right, wrong) in enumerate(pairs):
+            emissions[row, 2 * place, size] = math.log(1e-6)
+            emissions[row, 2 * place, wrong] = math.log(1 - share)
+            emissions[row, 2 * place, right] = 0.0 if right == wrong else math.log(share)
+    lengths = torch.tensor([2 * len(text) for text, _ in said])
+    return [Heard(emissions, lengths, [text for text, _ in said])]
+
+
+def counted(model: AsrModel, *texts: str) -> WordPart:
+    return make_words(model.tokenizer, sequences=[model.tokenizer.encode(text) for text in texts])
+
+
+def test_the_weights_that_make_the_fewest_errors_are_taken(model: AsrModel) -> None:
+    heard = hear(model, [("press the pound key", "press the bound key"), ("hold the line", "hold the wine")])
+    found = choose_weights(model, heard, counted(model, "press the pound key", "hold the line"), scope=nullcontext)
+    assert found.part is not None
+    assert (found.without.errors, found.best.errors) == (2, 0)
+    assert count_errors(model, heard, found.part, scope=nullcontext).errors == 0
+    assert {weight for weight, bonus, _ in found.tried if bonus == 0} == set(WEIGHTS)
+    assert {bonus for _, bonus, _ in found.tried} == {0.0, *BONUSES}
+    assert (found.part.weight, found.part.token_bonus, 0.0) in found.tried
+
+
+@pytest.mark.parametrize("text", ["press the pound key", "something else is said here"])
+def test_without_a_gain_there_are_no_words(text: str, model: AsrModel) -> None:
+    heard = hear(model, [("press the pound key", "press the pound key")])
+    found = choose_weights(model, heard, counted(model, text), scope=nullcontext)
+    assert found.part is None
+    assert found.best == found.without
+
+
+def test_phrases_alone_have_no_weight_to_choose(model: AsrModel) -> None:
+    heard = hear(model, [("the pound key", "the bound key")])
+    part = make_words(model.tokenizer, phrases=[("pound", 20.0)])
+    found = choose_weights(model, heard, part, scope=nullcontext)
+    assert found.part is part
+    assert found.tried == ((0.0, 0.0, 0.0),)
+
+
+def test_the_scope_surrounds_every_search(model: AsrModel) -> None:
+    entered = []
+
+    def scope() -> nullcontext[None]:
+        entered.append(True)
+        return nullcontext()
+
+    heard = hear(model, [("hold", "hold"), ("on", "on")])
+    assert count_errors(model, heard * 2, None, scope=scope).errors == 0
+    assert len(entered) == 2
