@@ -344,7 +344,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, required=True, help="steps in all, of each process")
     parser.add_argument("--decay", type=int, default=3000, help="steps of the falling rate at the end")
     parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument("--weight", type=float, default=1.0, help="of the teacher's loss beside CTC's")
+    parser.add_argument("--weight", type=float, default=15.0, help="of the teacher's loss beside CTC's")
     parser.add_argument("--validate", type=int, default=400, help="steps between two validations, a multiple of 8")
     arguments = parser.parse_args()
     if processes() > 1:

@@ -330,7 +330,7 @@ def test_train_as_in_nemo(overtone: Overtone, folder: Path, manifest: Path) -> N
         ("model.adapter.linear.dmi=8", "Did you mean 'dim'?"),
         ("model.pretrained_model=fundamental", "give one of the two"),
         ("model.train_ds.manifest_filepath=missing.json", "missing.json: no such manifest."),
-        ("model.optim.lr=fast", "model.optim.lr: 'fast' is not a number."),
+        ("model.optim.lr=fast", "model.optim.lr: 'fast' is not a number or 'auto'."),
     ],
 )
 def test_train_refuses_in_one_line_and_writes_nothing(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from support.command_line import AUDIO, Overtone, one_line_error
@@ -40,3 +41,25 @@ def test_adapters_that_do_not_act_are_told(overtone: Overtone, folder: Path) -> 
     assert said in overtone(*words)[2]
     for choice in ("medical", "null"):
         assert said not in overtone(*words, "--adapter", choice)[2]
+
+
+def test_beams_phrases_and_alternatives(overtone: Overtone, folder: Path, tmp_path: Path) -> None:
+    words = ["transcribe", AUDIO[0], "--model", folder / "model"]
+    phrases = tmp_path / "terms.txt"
+    phrases.write_text("# terms\nfoo bar\t20\n\nto\n", "utf-8")
+    search = ["--beam", "4", "--phrases", phrases, "--alternatives", "3", "--format", "jsonl"]
+    code, out, err = overtone(*words, *search)
+    assert code == 0, err
+    line = json.loads(out)
+    texts = [each["pred_text"] for each in line["alternatives"]]
+    assert texts[0] == line["pred_text"]
+    assert 1 < len(texts) == len(set(texts)) <= 3
+    assert "alternatives" not in json.loads(overtone(*words, "--format", "jsonl")[1])
+    error = one_line_error(overtone(*words, "--alternatives", "3"))
+    assert "--alternatives needs --format jsonl" in error
+    assert "'0' is no whole number from 1 on" in one_line_error(overtone(*words, "--beam", "0"))
+    phrases.write_text("foo\tmuch\n", "utf-8")
+    assert f"{phrases}:1: 'much' is no boost" in one_line_error(overtone(*words, "--phrases", phrases))
+    phrases.write_text("日本\n", "utf-8")
+    assert "1 of 1 phrases cannot be written" in one_line_error(overtone(*words, "--phrases", phrases))
+    assert "the phrases cannot be read" in one_line_error(overtone(*words, "--phrases", tmp_path / "none.txt"))

@@ -13,7 +13,10 @@ import soundfile
 import torch
 
 from overtone.adapters.kinds.linear import LinearAdapter
+from overtone.adapters.words import WordPart
 from overtone.checkpoints.load import load_model, save_model
+from overtone.decoding.decoder import DecodingOptions, read_best
+from overtone.decoding.ngram_counts import build_ngram
 from overtone.decoding.transducer import TransducerHead
 from overtone.errors import AdapterError, CheckpointError, UsageError
 from overtone.evaluation.verify import verify
@@ -189,6 +192,40 @@ def test_rows_of_different_adapters_are_what_each_says_alone(name: str) -> None:
         assert (mixed[row].score == pytest.approx(before[row].score, abs=1e-3)) == (choice is None), choice
     assert model.transcribe(waveforms, lengths) == before
     assert verify(model).passed
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_rows_of_different_words_are_searched_with_their_own_adapters(name: str) -> None:
+    """Adapters act in the prediction network and the joint, one for each row; some know words, and some do not."""
+    model = transducer(**MODELS[name])
+    for number, modules in enumerate(MODULES):
+        add_trained(model, f"a{number}", modules)
+    tokenizer = model.tokenizer
+    text = "".join(LABELS[:6])
+    ngram = build_ngram([tokenizer.encode(text), tokenizer.encode(text[::-1])], vocabulary_size=tokenizer.size, order=2)
+    for adapter, weight in (("a1", 0.5), ("a2", 0.3), ("a3", 0.8)):
+        words = WordPart(tokenizer_digest=tokenizer.digest(), ngram=ngram, weight=weight, token_bonus=0.5)
+        model.adapters[adapter].words = words
+    choices = [None, "a0", "a1", "a2", "a3", "a1+a2"]
+    waveforms, lengths = batch(*[30_000 - 2_000 * row for row in range(len(choices))])
+    greedy = model.transcribe(waveforms, lengths)
+    options = DecodingOptions(alternatives=3)
+    with model.adapters.use(choices):
+        mixed = model.transcribe(waveforms, lengths)
+        several = model.find_readings(waveforms, lengths, options)
+    changed = 0
+    for row, choice in enumerate(choices):
+        part = waveforms[row : row + 1, : int(lengths[row])], lengths[row : row + 1]
+        with model.adapters.use(choice):
+            (alone,), (readings,) = model.transcribe(*part), model.find_readings(*part, options)
+        assert (mixed[row].text, mixed[row].spans) == (alone.text, alone.spans), choice
+        found, expected = (
+            read_best(model.head, [each.alignment for each in own], 3) for own in (several[row], readings)
+        )
+        assert [each.text for each in found] == [each.text for each in expected], choice
+        changed += mixed[row].text != greedy[row].text
+    assert mixed[0] == greedy[0]
+    assert changed >= 3
 
 
 @pytest.mark.parametrize("modules", MODULES)

@@ -149,7 +149,7 @@ def test_a_search_ends_with_a_table(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_all_settings_are_checked_before_the_first_training(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train", "-m", *GIVEN, "model.optim.lr=0.1,fast"]) == 2
-    assert "With model.optim.lr=fast: model.optim.lr: 'fast' is not a number." in capsys.readouterr().err
+    assert "With model.optim.lr=fast: model.optim.lr: 'fast' is not a number or 'auto'." in capsys.readouterr().err
 
 
 def test_an_unexpected_failure_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,11 +84,15 @@ class Usage:
     """Use of the server by one tenant."""
 
     def __init__(self, tenant: Tenant) -> None:
+        self.open = 0
+        """Calls, transcriptions and sessions that are open."""
+        self.limit(tenant)
+
+    def limit(self, tenant: Tenant) -> None:
+        """Set the tenant's limits, with fresh rates; what is open still counts."""
         self.requests = Allowance(tenant.requests_per_minute)
         self.audio = Allowance(tenant.audio_seconds_per_minute)
         self.most_open = tenant.sessions
-        self.open = 0
-        """Calls, transcriptions and sessions that are open."""
 
 
 def limits_of(tenant: Tenant) -> tuple[float, ...]:
@@ -114,12 +118,10 @@ class Guard:
         named = {tenant.name: tenant for tenant in (tenants or {}).values()}
         with self._lock:
             before = {tenant.name: tenant for tenant in (self.tenants or {}).values()}
-            usage = {name: Usage(tenant) for name, tenant in named.items()}
-            for name in usage.keys() & self._usage.keys():
-                if limits_of(named[name]) == limits_of(before[name]):
-                    usage[name] = self._usage[name]
-                else:
-                    usage[name].open = self._usage[name].open
+            usage = {name: self._usage.get(name) or Usage(tenant) for name, tenant in named.items()}
+            for name in usage.keys() & before.keys():
+                if limits_of(named[name]) != limits_of(before[name]):
+                    usage[name].limit(named[name])
             self._usage, self.tenants = usage, tenants
             self._admin = hash_token(admin_token) if admin_token else ""
 

@@ -131,6 +131,21 @@ def test_an_allowance_fills_again(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Allowance(float("inf")).wait(1e9) == 0.0
 
 
+def test_sessions_end_that_began_before_other_limits() -> None:
+    """Their places are free again, under the limits that hold now."""
+
+    def tenants(sessions: int) -> dict[str, Tenant]:
+        return {hash_of("good"): Tenant(name="anna", adapters=None, sessions=sessions)}
+
+    guard = Guard(tenants=tenants(2))
+    with guard.session("anna"):
+        guard.renew(tenants=tenants(1), admin_token="")
+        with pytest.raises(AccessError, match="1 calls and sessions open"), guard.session("anna"):
+            pass
+    with guard.session("anna"):
+        pass
+
+
 def test_what_counts_as_a_token() -> None:
     guard = Guard(tenants={hash_of("good"): Tenant(name="anna", adapters=frozenset({"a"}))})
     assert guard.authorise(bearer("good"), "a") == "anna"

@@ -55,7 +55,7 @@ def is_closed(client: socket.socket) -> bool:
 def test_silent_connections_end(tmp_path: Path, begin: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "LOOK_SECONDS", 0.05)
     with (
-        web_service(tmp_path, adapters=(), opening_seconds=0.2) as service,
+        web_service(tmp_path, adapters=(), opening_seconds=3.0) as service,
         sockets(service, 3, begin) as clients,
         connect(f"ws://localhost:{service.addresses.http_port}/v1/realtime") as websocket,
     ):
