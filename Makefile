@@ -2,10 +2,11 @@
 # make test    every test
 # make check   format, lint, types, architecture
 # make docs    the pages as a site, build/site/index.html
+# make lock    requirements/*.txt anew, the files that are installed by their hashes
 # make clean   remove caches and build leftovers (the environment stays: `rm -r .venv` starts it afresh)
 #
 # PYTHON=python3.12   the interpreter of the environment
-# TORCH_INDEX=URL     one more package index, such as PyTorch's index of CPU builds
+# TORCH_INDEX=URL     the index that PyTorch alone comes from, such as PyTorch's own of CPU builds
 # PIP_ARGS=...        anything else for `pip install`
 
 PYTHON ?= python3
@@ -13,10 +14,19 @@ TORCH_INDEX ?=
 PIP_ARGS ?=
 
 bin := .venv/bin
-pip_install := $(bin)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $(PIP_ARGS)
+pip := $(bin)/python -m pip
+pip_install := $(pip) install --quiet --disable-pip-version-check $(PIP_ARGS)
 
-.PHONY: demo test check docs clean
+# Every file but PyTorch's comes with its hash; PyTorch, and what only it needs, from TORCH_INDEX where that is given.
+define install
+	$(pip_install) --require-hashes --no-deps --requirement requirements/$(1).txt
+	$(pip_install) --constraint constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(pip_install) --constraint constraints.txt --no-build-isolation --editable '.[$(2)]'
+endef
+
+comma := ,
+
+.PHONY: demo test check docs lock clean
 
 demo: .venv/installed
 	$(bin)/overtone demo
@@ -39,23 +49,26 @@ docs: .venv/installed-docs
 	$(bin)/mkdocs build --quiet --strict
 	@echo "Written: build/site/index.html"
 
+lock:
+	$(PYTHON) requirements/lock.py
+
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
 # The stamps carry the time of the last installation, which is repeated only when these files change.
-.venv/installed: pyproject.toml constraints.txt | $(bin)/python
+.venv/installed: pyproject.toml constraints.txt requirements/demo.txt | $(bin)/python
 	@echo "Installing Overtone into .venv"
-	$(pip_install) --editable '.[serve]'
+	$(call install,demo,serve)
 	@touch $@
 
-.venv/installed-dev: pyproject.toml constraints.txt | $(bin)/python
+.venv/installed-dev: pyproject.toml constraints.txt requirements/test.txt | $(bin)/python
 	@echo "Installing Overtone and its development tools into .venv"
-	$(pip_install) --editable '.[dev,serve,openvino]'
+	$(call install,test,dev$(comma)serve$(comma)openvino)
 	@touch .venv/installed $@
 
 .venv/installed-docs: pyproject.toml constraints.txt | $(bin)/python
-	$(pip_install) --editable '.[docs]'
+	$(pip_install) --constraint constraints.txt --editable '.[docs]'
 	@touch $@
 
 $(bin)/python:
