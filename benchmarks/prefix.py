@@ -41,7 +41,7 @@ from overtone.training.optim import make_optimiser
 from overtone.training.plan import plan_training
 from overtone.training.prefix_cache.plan import plan_prefix
 from overtone.training.run import Run
-from overtone.training.run_folder import plan_folder
+from overtone.training.run_folder import RunLock, plan_folder
 from overtone.training.trainer import find_machine, plan_length
 
 ALL, HALF = "all layers", "top half"
@@ -98,11 +98,13 @@ class Epochs:
         training = read_training_set(model, plan, reporter)
         length = plan_length(plan.trainer, training.plan, processes=1, validates=False)
         adapter = add_adapter(model, plan.adapter, seed=plan.seed, base_dropout=plan.base_dropout)
+        folder = plan_folder(plan.experiment, default_name="prefix")
         run = Run(
             plan=plan,
             model=model,
             adapter=adapter.name,
-            folder=plan_folder(plan.experiment, default_name="prefix"),
+            folder=folder,
+            lock=RunLock(folder, leads=False),
             checkpoint=None,
             training=training,
             validation=(),
