@@ -29,7 +29,7 @@ STEPS = 300
 RECIPE = (
     "model.adapter.linear.dim=96",
     "model.optim.lr=0.003",
-    "model.adapter.words=off",
+    "model.adapter.words=auto",
     "model.spec_augment.freq_masks=1",
     "model.spec_augment.time_masks=2",
 )
