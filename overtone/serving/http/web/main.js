@@ -278,7 +278,7 @@ async function refresh() {
 
 async function load() {
   notice.clear();
-  if (await refresh()) say("Ready.");
+  if ((await refresh()) && !recording && !listening) say("Ready.");
 }
 
 function fail(error, again) {

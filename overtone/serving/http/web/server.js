@@ -5,6 +5,8 @@ import { token } from "./token.js";
 
 const ROOT = new URL("../v1/", import.meta.url);
 const LARGE = 2 ** 22;
+const PATIENCE = 5000;
+/** Milliseconds for an answer of the server that it runs. */
 
 /** The base first, then the adapters that the token opens, as OpenAI's models. */
 export async function models() {
@@ -62,10 +64,10 @@ async function answered(address, options, size = 0) {
   return response;
 }
 
-/** Whether the server still runs. */
+/** Whether the server still runs, and answers in time: one that is stopping may leave a connection open. */
 export async function alive() {
   try {
-    return (await fetch(new URL("health/live", ROOT))).ok;
+    return (await fetch(new URL("health/live", ROOT), { signal: AbortSignal.timeout(PATIENCE) })).ok;
   } catch {
     return false;
   }
