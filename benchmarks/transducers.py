@@ -83,14 +83,15 @@ def compare_losses(arguments: argparse.Namespace, shape: LossShape) -> None:
     sizes = [str(value) for value in vars(shape).values()]
     ours = in_own_process(sys.executable, ["-m", "benchmarks.transducers", "--loss", *sizes], arguments.threads)
     print(f"\nTDT loss and gradient, {shape}\n  ours {ours['seconds']:.2f} s, {ours['megabytes']:.0f} MB")
-    for name, option, python, script in (
-        ("transformers", "--transformers-python", arguments.transformers_python, "transformers_tdt_loss.py"),
-        ("NeMo", "--nemo-python", arguments.nemo_python, "nemo_tdt_loss.py"),
+    script = str(ROOT / "benchmarks" / "peer_tdt_loss.py")
+    for name, option, python in (
+        ("transformers", "--transformers-python", arguments.transformers_python),
+        ("NeMo", "--nemo-python", arguments.nemo_python),
     ):
         if python is None:
             print(f"NOT COMPARED with {name}: {option} names no Python of an environment with it.")
             continue
-        theirs = in_own_process(str(python), [str(ROOT / "benchmarks" / script), *sizes], arguments.threads)
+        theirs = in_own_process(str(python), [script, name.lower(), *sizes], arguments.threads)
         print(f"  {name} {theirs['seconds']:.2f} s, {theirs['megabytes']:.0f} MB")
         sooner, share = theirs["seconds"] / ours["seconds"], ours["megabytes"] / theirs["megabytes"]
         print(f"  {sooner:.1f}× sooner, {share:.2f} of the memory", flush=True)
