@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from overtone.data.manifest import Utterance, manifest_digest, read_manifest
+from overtone.data.vocabulary import reference_text
 from overtone.errors import DataError
 from overtone.inference.recordings import recordings_of
 from overtone.inference.transcribe import Transcriber
@@ -44,5 +45,6 @@ def count_errors(model: AsrModel, utterances: list[Utterance], adapter: str | No
     for utterance, result in zip(utterances, stream, strict=True):
         if result.hypothesis is None:
             raise DataError(f"{utterance.manifest}:{utterance.line}: {result.error}")
-        errors += word_errors(utterance.text or "", result.hypothesis.text)
+        said = reference_text(model.tokenizer, utterance.text or "", utterance.language)
+        errors += word_errors(said, result.hypothesis.text)
     return errors
