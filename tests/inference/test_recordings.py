@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -19,38 +18,7 @@ from overtone.errors import OutputError, UsageError
 from overtone.inference.recordings import find_recordings
 from overtone.inference.transcribe import Transcriber, transcribe
 from support.small_models import add_trained, small_model
-from support.tone_model import SAMPLE_RATE, ToneModel, spoken
-
-WORDS = ["abc", "bad", "cafe", "deed", "abba", "fed", "hage"]
-
-
-@pytest.fixture
-def model() -> ToneModel:
-    return ToneModel()
-
-
-@pytest.fixture
-def record(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a text as audio."""
-
-    def write(name: str, text: str, *, rate: int = SAMPLE_RATE, channels: int = 1) -> Path:
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        samples = spoken(text)
-        if rate != SAMPLE_RATE:
-            import soxr
-
-            samples = soxr.resample(samples, SAMPLE_RATE, rate)
-        soundfile.write(path, np.stack([samples] * channels, axis=1), rate)
-        return path
-
-    return write
-
-
-def sentence(words: int, seed: int = 0) -> str:
-    generator = random.Random(seed)
-    return " ".join(generator.choice(WORDS) for _ in range(words))
-
+from support.tone_model import SAMPLE_RATE, ToneModel, sentence, spoken
 
 # Recordings in memory
 

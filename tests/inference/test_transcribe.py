@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,38 +27,7 @@ from overtone.wer import character_errors
 from support.fixtures import fixture_file
 from support.media import write_media
 from support.small_models import small_model
-from support.tone_model import FRAME, SAMPLE_RATE, ToneModel, spoken
-
-WORDS = ["abc", "bad", "cafe", "deed", "abba", "fed", "hage"]
-
-
-@pytest.fixture
-def model() -> ToneModel:
-    return ToneModel()
-
-
-@pytest.fixture
-def record(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a text as audio."""
-
-    def write(name: str, text: str, *, rate: int = SAMPLE_RATE, channels: int = 1) -> Path:
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        samples = spoken(text)
-        if rate != SAMPLE_RATE:
-            import soxr
-
-            samples = soxr.resample(samples, SAMPLE_RATE, rate)
-        soundfile.write(path, np.stack([samples] * channels, axis=1), rate)
-        return path
-
-    return write
-
-
-def sentence(words: int, seed: int = 0) -> str:
-    generator = random.Random(seed)
-    return " ".join(generator.choice(WORDS) for _ in range(words))
-
+from support.tone_model import FRAME, SAMPLE_RATE, ToneModel, sentence
 
 # Windows
 

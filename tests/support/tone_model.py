@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
@@ -16,6 +17,7 @@ from overtone.nets.taps import Tap
 from overtone.tokenizers import CharTokenizer
 
 LETTERS = " abcdefgh"
+WORDS = ["abc", "bad", "cafe", "deed", "abba", "fed", "hage"]
 SAMPLE_RATE = 16_000
 FRAME = 640
 """Samples of an encoder frame."""
@@ -134,3 +136,9 @@ class ToneModel(nn.Module):
 
     def fingerprint(self) -> str:
         return "sha256:0"
+
+
+def sentence(words: int, seed: int = 0) -> str:
+    """A text of so many words, drawn with the seed."""
+    generator = random.Random(seed)
+    return " ".join(generator.choice(WORDS) for _ in range(words))

@@ -14,8 +14,9 @@ import numpy as np
 import soundfile
 import torch
 
+from overtone.checkpoints.load import save_model
 from overtone.config import Settings, load_settings
-from support.small_models import small_model
+from support.small_models import add_trained, small_model
 
 TEXTS = ("one", "two words", "a third line", "four", "and five", "six")
 SAMPLE_RATE = 16_000
@@ -122,3 +123,21 @@ def same_adapters(first: Path, second: Path) -> bool:
     """Whether two adapter folders of the small model hold the same tensors."""
     a, b = (small_model().adapters.load(folder).tensors() for folder in (first, second))
     return all(torch.equal(tensor, b[name]) for name, tensor in a.items())
+
+
+def search_words(folder: Path) -> list[str]:
+    """Words of a search of three trainings, the second of which fails: its adapter is there already."""
+    model = small_model()
+    add_trained(model, "taken")
+    save_model(model, folder / "base")
+    return [
+        f"model.nemo_model={folder / 'base'}",
+        "model.adapter.adapter_name=one,taken,three",
+        f"model.train_ds.manifest_filepath={write_corpus(folder)}",
+        f"model.validation_ds.manifest_filepath={write_corpus(folder, count=3, name='valid')}",
+        "model.train_ds.num_workers=0",
+        "model.validation_ds.num_workers=0",
+        "trainer.max_steps=1",
+        "trainer.devices=1",
+        f"exp_manager.explicit_log_dir={folder / 'runs'}",
+    ]

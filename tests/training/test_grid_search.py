@@ -7,13 +7,11 @@ from pathlib import Path
 import pytest
 
 from overtone import cli
-from overtone.checkpoints.load import save_model
 from overtone.config import ExperimentSettings, Settings, combinations, load_settings
 from overtone.errors import ConfigError, UsageError
 from overtone.training.grid_search import Trial, folder_names, run_trials, separate
 from overtone.training.run_folder import plan_folder
-from support.small_models import add_trained, small_model
-from support.train_samples import write_corpus
+from support.train_samples import search_words
 
 GIVEN = ["model.nemo_model=a.nemo", "model.adapter.adapter_name=a", "model.train_ds.manifest_filepath=a.json"]
 
@@ -119,20 +117,7 @@ def test_checkpoints_in_one_place_are_refused() -> None:
 
 def test_a_search_ends_with_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The second of three fails, the third is trained all the same, and the exit code tells."""
-    model = small_model()
-    add_trained(model, "taken")
-    save_model(model, tmp_path / "base")
-    words = [
-        f"model.nemo_model={tmp_path / 'base'}",
-        "model.adapter.adapter_name=one,taken,three",
-        f"model.train_ds.manifest_filepath={write_corpus(tmp_path)}",
-        f"model.validation_ds.manifest_filepath={write_corpus(tmp_path, count=3, name='valid')}",
-        "model.train_ds.num_workers=0",
-        "model.validation_ds.num_workers=0",
-        "trainer.max_steps=1",
-        "trainer.devices=1",
-        f"exp_manager.explicit_log_dir={tmp_path / 'runs'}",
-    ]
+    words = search_words(tmp_path)
     assert cli.main(["train", "-m", *words]) == 1
     out, err = capsys.readouterr()
     assert "Adapter 'taken' exists already." in err

@@ -12,15 +12,13 @@ import pytest
 import torch
 
 from overtone import cli
-from overtone.checkpoints.load import save_model
 from overtone.cli.overrides import read_launcher, read_trials
 from overtone.config import ExperimentSettings, Settings
 from overtone.errors import ConfigError
 from overtone.training import parallel_search
 from overtone.training.grid_search import Trial, find_folder
 from overtone.training.parallel_search import Slot, explain_end, plan_slots, run_at_once
-from support.small_models import add_trained, small_model
-from support.train_samples import environment, losses, write_corpus
+from support.train_samples import environment, losses, search_words
 
 SLOT = Slot(gpu=None, threads=1)
 
@@ -28,20 +26,7 @@ SLOT = Slot(gpu=None, threads=1)
 def test_two_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Results, errors and the table are those of a search in one process; hyperparameters reach TensorBoard."""
     monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
-    model = small_model()
-    add_trained(model, "taken")
-    save_model(model, tmp_path / "base")
-    words = [
-        f"model.nemo_model={tmp_path / 'base'}",
-        "model.adapter.adapter_name=one,taken,three",
-        f"model.train_ds.manifest_filepath={write_corpus(tmp_path)}",
-        f"model.validation_ds.manifest_filepath={write_corpus(tmp_path, count=3, name='valid')}",
-        "model.train_ds.num_workers=0",
-        "model.validation_ds.num_workers=0",
-        "trainer.max_steps=1",
-        "trainer.devices=1",
-        f"exp_manager.explicit_log_dir={tmp_path / 'runs'}",
-    ]
+    words = search_words(tmp_path)
     assert cli.main(["train", "-m", "--jobs", "2", *words]) == 1
     out, err = capsys.readouterr()
     assert "3 trainings, 2 at once" in err
