@@ -1,7 +1,7 @@
 """Learning from corrections: the next version of an adapter, from transcripts that somebody has put right.
 
-Corrections are JSON lines: "text", and "audio_filepath" where the recording is there ("offset", "duration" and "lang" as
-in manifests). The words act at once. What is learnt, and every version, is kept in ADAPTER.learning beside the adapter.
+Corrections are JSON lines: "text", and "audio_filepath" where the recording is there ("offset", "duration" and "lang"
+as in manifests). The words act at once. All that is learnt, and every version, is kept in ADAPTER.learning beside it.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ ID_DIGITS = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Correction:
-    """What was said, and where it can be heard."""
+    """A text that was put right, with its recording if there is one."""
 
     text: str
     language: str | None = None

@@ -46,7 +46,7 @@ class Version:
 
     @property
     def learning(self) -> dict[str, Any]:
-        """What the card says of its learning: nothing for an origin."""
+        """The part of the card about its learning: empty for an origin."""
         found = self.card.get(CARD)
         return found if isinstance(found, dict) else {}
 
