@@ -55,6 +55,16 @@ OPTIONS = {
 }
 
 
+class Source(Protocol):
+    """An open file of sound."""
+
+    def blocks(self, start: float = 0.0) -> Iterator[Block]:
+        """The samples from `start` seconds to the end. Raises AudioError."""
+
+    def seconds(self) -> float:
+        """Seconds of sound, counted. Raises AudioError."""
+
+
 class Readable(Protocol):
     """A file as FFmpeg sees it."""
 

@@ -1,4 +1,4 @@
-"""Sound of one recording, opened by its first bytes: WAV files of plain samples here, all others by FFmpeg.
+"""Sound of a file, opened by its first bytes: WAV files of plain samples here, all others by FFmpeg.
 
 Legend: S samples, C channels.
 """
@@ -9,29 +9,18 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, Protocol
 
-from overtone.audio.containers import FileView, Track
-from overtone.audio.joined import JoinedTracks, bounds_of
-from overtone.audio.kinds import FLAC, HEADER_BYTES, MP3, kind_of, tag_bytes
-from overtone.audio.pcm import BLOCK, Block, WavLayout, decode_samples, read_wav_layout
+from overtone.audio.containers import FileView, Source, Track
+from overtone.audio.joined import JoinedRecordings, bounds_of
+from overtone.audio.kinds import HEADER_BYTES, MP3, WAV, kind_of, tag_bytes
+from overtone.audio.pcm import BLOCK, LONGEST_WAV_HEADER, Block, WavLayout, decode_samples, read_wav_layout
 from overtone.errors import AudioError, DataError
 
-LONGEST_WAV_HEADER = 1 << 20
-"""Bytes before the samples of a WAV file; FFmpeg reads files with a longer header."""
 LFS_POINTER = b"version https://git-lfs"
 """The beginning of a text that Git leaves in the place of a large file."""
-
-
-class Source(Protocol):
-    """An open file of sound."""
-
-    def blocks(self, start: float = 0.0) -> Iterator[Block]:
-        """The samples from `start` seconds to the end. Raises AudioError."""
-
-    def seconds(self) -> float:
-        """Seconds of sound, counted. Raises AudioError."""
 
 
 class Held(Protocol):
@@ -78,9 +67,12 @@ def open_file(path: Path) -> Iterator[Source]:
 
 
 @contextmanager
-def sound_of(file: IO[bytes]) -> Iterator[Source]:
-    """The sound of an open file, which stays open. Raises AudioError."""
-    source = source_of(file)
+def sound_of(file: IO[bytes], *, is_joined: bool = True) -> Iterator[Source]:
+    """The sound of an open file, which stays open. Raises AudioError.
+
+    is_joined: several recordings may lie in it after each other.
+    """
+    source = source_of(file, is_joined=is_joined)
     try:
         yield source
     finally:
@@ -107,13 +99,9 @@ def open_source(place: Path | Held) -> Iterator[Source]:
         raise unreadable(place, getattr(error, "strerror", None) or str(error)) from error
 
 
-def source_of(file: IO[bytes]) -> Source:
+def source_of(file: IO[bytes], *, is_joined: bool = True) -> Source:
     """The reader of a file, chosen by its first bytes. Raises AudioError for bytes that begin no audio."""
     first, start = 0, file.read(HEADER_BYTES)
-    if start[:4] in (b"RIFF", b"RF64") and start[8:12] == b"WAVE":
-        layout = _wav_layout(file, start)
-        if layout is not None and layout.coding:
-            return WavFile(file, layout)
     while skipped := tag_bytes(start):
         first += skipped
         file.seek(first)
@@ -123,8 +111,13 @@ def source_of(file: IO[bytes]) -> Source:
         raise AudioError("a Git LFS pointer stands in its place; fetch it with `git lfs pull`")
     if kind is None:
         raise AudioError("nothing in its first bytes is known")
-    if kind is FLAC and len(bounds := bounds_of(file, first)) > 1:
-        return JoinedTracks(file, bounds)
+    if is_joined and len(bounds := bounds_of(file, kind, first)) > 1:
+        return JoinedRecordings(file, bounds, partial(sound_of, is_joined=False))
+    if kind is WAV and not first and start[:4] != b"RIFX":
+        file.seek(len(start))
+        layout = _wav_layout(file, start)
+        if layout is not None and layout.coding:
+            return WavFile(file, layout)
     return Track(FileView(file, first, has_size=kind is not MP3), kind)
 
 
