@@ -20,11 +20,10 @@ KNOWN_FILES = 1024
 known: dict[tuple[int, ...], tuple[int, ...]] = {}
 
 
-class Stretch(io.RawIOBase):
-    """The bytes of a file from `first` to `last`, as a file of its own. Closing it leaves the file open."""
+class Stretch:
+    """The bytes of a file from `first` to `last`, as a file of its own."""
 
     def __init__(self, file: IO[bytes], first: int, last: int) -> None:
-        super().__init__()
         self._file, self._first, self._last = file, first, last
         self._place = first
 

@@ -9,13 +9,12 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import IO, Protocol
 
-from overtone.audio.containers import FileView, Source, Track
+from overtone.audio.containers import FileView, Readable, Source, Track
 from overtone.audio.joined import JoinedRecordings, bounds_of
-from overtone.audio.kinds import HEADER_BYTES, MP3, WAV, kind_of, tag_bytes
+from overtone.audio.kinds import HEADER_BYTES, MP3, WAV, Kind, kind_of, tag_bytes
 from overtone.audio.pcm import BLOCK, LONGEST_WAV_HEADER, Block, WavLayout, decode_samples, read_wav_layout
 from overtone.errors import AudioError, DataError
 
@@ -33,7 +32,7 @@ class Held(Protocol):
 class WavFile:
     """A WAV file of plain samples. What its header says of their number is not believed past the file's end."""
 
-    def __init__(self, file: IO[bytes], layout: WavLayout) -> None:
+    def __init__(self, file: Readable, layout: WavLayout) -> None:
         self._file = file
         self._layout = layout
         there = file.seek(0, os.SEEK_END) - layout.first
@@ -67,12 +66,22 @@ def open_file(path: Path) -> Iterator[Source]:
 
 
 @contextmanager
-def sound_of(file: IO[bytes], *, is_joined: bool = True) -> Iterator[Source]:
-    """The sound of an open file, which stays open. Raises AudioError.
+def sound_of(file: IO[bytes]) -> Iterator[Source]:
+    """The sound of an open file, which stays open. Several recordings may lie in it. Raises AudioError."""
+    kind, first = kind_in(file)
+    bounds = bounds_of(file, kind, first)
+    if len(bounds) > 1:
+        yield JoinedRecordings(file, bounds, sound_of_one)
+        return
+    file.seek(0)
+    with sound_of_one(file) as source:
+        yield source
 
-    is_joined: several recordings may lie in it after each other.
-    """
-    source = source_of(file, is_joined=is_joined)
+
+@contextmanager
+def sound_of_one(file: Readable) -> Iterator[Source]:
+    """The sound of an open file of one recording, which stays open. Raises AudioError."""
+    source = source_of(file)
     try:
         yield source
     finally:
@@ -99,8 +108,19 @@ def open_source(place: Path | Held) -> Iterator[Source]:
         raise unreadable(place, getattr(error, "strerror", None) or str(error)) from error
 
 
-def source_of(file: IO[bytes], *, is_joined: bool = True) -> Source:
-    """The reader of a file, chosen by its first bytes. Raises AudioError for bytes that begin no audio."""
+def source_of(file: Readable) -> Source:
+    """The reader of a recording, chosen by its first bytes. Raises AudioError for bytes that begin no audio."""
+    kind, first = kind_in(file)
+    if kind is WAV and not first:
+        file.seek(0)
+        layout = _wav_layout(file)
+        if layout is not None and layout.coding:
+            return WavFile(file, layout)
+    return Track(FileView(file, first, has_size=kind is not MP3), kind)
+
+
+def kind_in(file: Readable) -> tuple[Kind, int]:
+    """The kind of a file, and the byte where it begins, after its tags. Raises AudioError."""
     first, start = 0, file.read(HEADER_BYTES)
     while skipped := tag_bytes(start):
         first += skipped
@@ -111,19 +131,14 @@ def source_of(file: IO[bytes], *, is_joined: bool = True) -> Source:
         raise AudioError("a Git LFS pointer stands in its place; fetch it with `git lfs pull`")
     if kind is None:
         raise AudioError("nothing in its first bytes is known")
-    if is_joined and len(bounds := bounds_of(file, kind, first)) > 1:
-        return JoinedRecordings(file, bounds, partial(sound_of, is_joined=False))
-    if kind is WAV and not first and start[:4] != b"RIFX":
-        file.seek(len(start))
-        layout = _wav_layout(file, start)
-        if layout is not None and layout.coding:
-            return WavFile(file, layout)
-    return Track(FileView(file, first, has_size=kind is not MP3), kind)
+    return kind, first
 
 
-def _wav_layout(file: IO[bytes], start: bytes) -> WavLayout | None:
-    """The layout of a WAV file, read as far as needed; None where its header is longer than ours are."""
-    start += file.read(4096 - len(start))
+def _wav_layout(file: Readable) -> WavLayout | None:
+    """The layout of a WAV file, read as far as needed; None where its header is longer than ours are, or RIFX."""
+    start = file.read(4096)
+    if start[:4] == b"RIFX":
+        return None
     layout = read_wav_layout(start)
     if layout is None:
         start += file.read(LONGEST_WAV_HEADER - len(start))
