@@ -209,6 +209,7 @@ def corners(space: Sequence[Parameter]) -> list[dict[str, str]]:
 
 
 def values_to_check(parameter: Parameter) -> tuple[str, ...]:
+    """Return every value of a list, both ends of an interval."""
     if isinstance(parameter, Choices):
         return parameter.values
     return tuple(dict.fromkeys(write_number(end, whole=parameter.whole) for end in (parameter.low, parameter.high)))

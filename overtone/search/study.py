@@ -231,6 +231,7 @@ def show_value(parameter: Parameter, value: Any) -> str:
 
 
 def make_distribution(parameter: Parameter) -> BaseDistribution:
+    """Make what Optuna draws a setting's values from."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     if not isinstance(parameter, Numbers):
@@ -253,6 +254,7 @@ def make_sampler(chosen: SamplerSettings, number: int) -> BaseSampler:
 
 
 def make_pruner(chosen: PrunerSettings) -> BasePruner:
+    """Make the pruner that the settings name."""
     from optuna.pruners import HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
 
     if chosen.name == "median":
