@@ -59,7 +59,8 @@ def evaluate(
     """Measure word and character error rates of each adapter choice on each manifest.
 
     adapters: None (the base), "a", "a+b", "@file", or the folder of a saved adapter, which is loaded. With None among
-    them the others are compared to the base. general: further manifests, of general speech. text_processing: of references and hypotheses before errors are counted.
+    them the others are compared to the base. general: further manifests, of general speech.
+    text_processing: of references and hypotheses before errors are counted.
     batch_seconds, window, overlap, compute_dtype, decoder, language, beam, phrases: as for `Transcriber`.
     level, resamples, seed: of the bootstrap. progress: called with the seconds of audio that are done, and of all.
     Raises DataError for a manifest or recording that cannot be used, AdapterError for an unknown adapter, UsageError
