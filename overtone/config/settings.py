@@ -154,7 +154,7 @@ class AdapterSettings:
     words: WordsSettings | Literal["auto", "off"] | bool = "off"
     """Ours: `auto` counts the transcripts; weights are chosen on the validation set, no gain is no word part."""
     retention: RetentionSettings | None = None
-    """Ours: how much general speech may lose; null: the adapter is as strong as it was trained."""
+    """Ours: points that general speech may lose; null: the adapter is as strong as it was trained."""
     in_features: int | None = None
     """Another spelling of the width, checked against the model."""
     dim: int | None = bounded(None, at_least=1)

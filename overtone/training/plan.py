@@ -111,7 +111,7 @@ class TrainingPlan:
     words: WordsSettings | None
     """The word part of the adapter: the transcripts are counted, and what the settings name; None: no such part."""
     retention: RetentionSettings | None
-    """How much general speech may lose; None: the adapter is as strong as it was trained."""
+    """Points that general speech may lose; None: the adapter is as strong as it was trained."""
     optimiser: OptimSettings
     trainer: TrainerSettings
     experiment: ExperimentSettings
