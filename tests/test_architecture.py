@@ -50,7 +50,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
     6: ("models",),
     7: ("checkpoints", "inference"),
     8: ("training", "evaluation"),
-    9: ("demo", "lightning", "compat", "serving"),
+    9: ("demo", "lightning", "compat", "learning", "search", "serving"),
     10: ("__init__", "__main__", "cli"),
 }
 """A room (a module, or a package with all its modules) imports only rooms of lower floors."""
@@ -62,6 +62,7 @@ NEIGHBOURS: set[tuple[str, str]] = {
     ("compat", "lightning"),
     ("data", "nets"),
     ("inference", "checkpoints"),
+    ("serving", "learning"),
     ("__main__", "cli"),
 }
 """Rooms of one floor of which the first may import the second. `errors` is open to all rooms, and the modules
