@@ -51,7 +51,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
     6: ("models",),
     7: ("checkpoints", "inference"),
     8: ("training", "evaluation"),
-    9: ("demo", "lightning", "compat", "learning", "serving"),
+    9: ("demo", "lightning", "compat", "learning", "search", "serving"),
     10: ("__init__", "__main__", "cli"),
 }
 """A room (a module, or a package with all its modules) imports only rooms of lower floors."""
