@@ -18,7 +18,7 @@ from overtone.learning.acoustic import enough_for_training, replay_of_card, repl
 from overtone.learning.corrections import Correction, Corrections, Learnt, now
 from overtone.learning.state import LearnSettings, write_state
 from overtone.learning.versions import CARD, Version, Versions
-from overtone.learning.words import ENOUGH_WORDS, WordChoice, choose_words, held_out_of, recordings_of
+from overtone.learning.words import ENOUGH_WORDS, WordChoice, choose_words, grow_part, held_out_of, recordings_of
 from overtone.models.asr_model import AsrModel
 from overtone.training.retention import (
     describe_retention,
@@ -304,17 +304,18 @@ class AcousticLearner:
             say("Acoustic part: not kept, some of its corrections have been set aside meanwhile")
             return None
         words = self.learner.words_of(current)
+        blind = self.blind_words(current, words)
         recordings = recordings_of(model, self.store, held_out_of(corrections))
         model.adapters.load(current.folder, name=BEFORE)
         try:
             before = count_errors(
-                model, list(hear(model, recordings, BEFORE)), words, scope=lambda: model.adapters.use(BEFORE)
+                model, list(hear(model, recordings, BEFORE)), blind, scope=lambda: model.adapters.use(BEFORE)
             )
         finally:
             model.adapters.remove(BEFORE)
         weakened = self.weaken(adapter, words, recordings)
         words, facts = (words, None) if weakened is None else weakened
-        after = count_errors(model, list(hear(model, recordings, name)), words, scope=lambda: model.adapters.use(name))
+        after = count_errors(model, list(hear(model, recordings, name)), blind, scope=lambda: model.adapters.use(name))
         rates = f"WER {before.rate:.2%} → {after.rate:.2%} on {before.reference_length} held-out words"
         if after.errors > before.errors or facts is None:
             say(f"Acoustic part: not kept, {rates}. The recordings stay, and count with the next ones")
@@ -324,6 +325,14 @@ class AcousticLearner:
         adapter.card = {**adapter.card, **({} if words is None else {"words": words.describe()}), **facts}
         journal = {"journal_lines": current.journal_lines, "acoustic_lines": lines}
         return self.learner.write(adapter, current, part="acoustic", facts={**journal, **judged(before, after)})
+
+    def blind_words(self, current: Version, words: WordPart | None) -> WordPart | None:
+        """Today's words as they would be without the held-out corrections, by which the acoustic part is judged."""
+        origin = self.learner.words_of(self.learner.origin_of(current))
+        known = [own for own in self.store.read(current.journal_lines) if not own.is_held_out]
+        if words is None or not known:
+            return origin
+        return grow_part(self.model, origin, known, words)
 
     def weaken(
         self, adapter: Adapter, words: WordPart | None, recordings: Sequence[Recording]
