@@ -209,6 +209,8 @@ class AcousticLearner:
         self.model, self.store, self.versions = learner.model, learner.store, learner.versions
         self.judged_lines = -1
         """Lines of the journal that the last training was made of."""
+        self.was_changed = False
+        """True once somebody has changed the adapter meanwhile: it stays as it is until there is something new."""
 
     def learn(self) -> list[Version]:
         """Train until nothing is new. Raises UsageError where another process trains the adapter."""
@@ -224,7 +226,7 @@ class AcousticLearner:
         """The lines of the journal to train on; None where there is nothing new, or too little."""
         current = self.versions.current()
         lines = len(self.store.lines())
-        if current is None or lines == self.judged_lines:
+        if current is None or lines == self.judged_lines or self.was_changed:
             return None
         now_heard, before = (
             {own.id for own in self.store.read(end) if own.audio is not None} for end in (lines, current.acoustic_lines)
@@ -298,9 +300,11 @@ class AcousticLearner:
         current, active = self.versions.current(), {own.id for own in self.store.read()}
         same = current is not None and read_description(current.folder)["parameters_digest"]
         if current is None or same != read_description(start.folder)["parameters_digest"]:
+            self.was_changed = True
             say("Acoustic part: not kept, the adapter is another one by now")
             return None
         if not {own.id for own in corrections} <= active:
+            self.was_changed = True
             say("Acoustic part: not kept, some of its corrections have been set aside meanwhile")
             return None
         words = self.learner.words_of(current)

@@ -25,7 +25,7 @@ Phase = Literal["idle", "words", "training", "done", "failed", "ended"]
 
 @dataclass(frozen=True, kw_only=True)
 class LearnSettings:
-    """How an adapter learns; what is given once counts from then on."""
+    """Choices of an adapter that learns; one that is given once counts from then on."""
 
     kind: str = "linear"
     """The kind of a new acoustic part, where the adapter has none."""
