@@ -37,6 +37,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "scope",
         "safe_yaml",
         "startup",
+        "progress",
         "text_table",
         "config",
         "configs",

@@ -21,6 +21,7 @@ from typing import Any
 from overtone.audio.kinds import HEADER_BYTES, kind_of
 from overtone.audio.load import Channels, audio_duration
 from overtone.errors import DataError, did_you_mean
+from overtone.files import read_regular
 
 SHORTER_SECONDS, SHORTER_SHARE = 0.1, 0.02
 """By so much, or by this share, a recording may be shorter than its manifest says: what codecs and rounding cut off."""
@@ -346,9 +347,7 @@ def _read_text(name: str, folder: Path) -> str:
     if path is None:
         raise DataError(f"the transcript {folder / name} does not exist. Correct 'text_filepath'.")
     try:
-        if path.stat().st_size > LARGEST_TEXT:
-            raise DataError(f"the transcript {path} has more than {LARGEST_TEXT} bytes. Correct 'text_filepath'.")
-        return " ".join(path.read_text("utf-8-sig").splitlines())
+        return " ".join(read_regular(path, at_most=LARGEST_TEXT).decode("utf-8-sig").splitlines())
     except UnicodeDecodeError as error:
         raise DataError(f"the transcript {path} is not UTF-8. Save it as UTF-8.") from error
     except OSError as error:
