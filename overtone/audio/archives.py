@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from overtone.audio.sources import Source, sound_of
+from overtone.audio.containers import Source
+from overtone.audio.sources import sound_of
 from overtone.errors import AudioError, DataError
 
 COMPRESSED = ((b"\x1f\x8b", "gzip"), (b"BZh", "bzip2"), (b"\xfd7zXZ", "xz"), (b"\x28\xb5\x2f\xfd", "zstd"))

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from overtone.audio.load import Channels, audio_duration
 from overtone.audio.sources import Held
-from overtone.data.manifest_file import Entry, numbered_lines, parse_line
+from overtone.data.manifest_file import Entry, numbered_lines, parse_line, read_content, split_lines
 from overtone.errors import DataError, did_you_mean
 from overtone.files import read_regular
 
@@ -168,16 +168,16 @@ def read_texts(path: str | Path) -> list[tuple[str, str | None, Utterance | None
     Raises DataError with the lines that cannot be used, each as `path:line: fault`.
     """
     path, found, faults = Path(path), list[tuple[str, str | None, Utterance | None]](), list[str]()
-    lines = _lines(_content(path))
+    lines = split_lines(read_content(path))
     for number, line in lines:
         try:
-            entry = _entry(line)
+            entry = parse_line(line)
             if any(entry.get(key) is not None for key in AUDIO_KEYS):
-                own = _utterance(entry, number, path, True, False)
+                own = _utterance(entry, number, path, LineForm())
                 found.append((own.text or "", own.language, own))
             else:
                 language = entry["lang"] if isinstance(entry.get("lang"), str) else None
-                found.append((_text(entry, path.parent, True, False) or "", language, None))
+                found.append((_text(entry, path.parent, LineForm()) or "", language, None))
         except DataError as error:
             faults.append(f"{path}:{number}: {error}")
     if faults:
