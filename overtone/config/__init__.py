@@ -29,7 +29,13 @@ from overtone.config.experiment import (
     TrainerSettings,
 )
 from overtone.config.fields import Findings, build, to_plain
-from overtone.config.own import FlatStartSettings, InterCtcSettings, PrefixCacheSettings, WordsSettings
+from overtone.config.own import (
+    FlatStartSettings,
+    InterCtcSettings,
+    PrefixCacheSettings,
+    RetentionSettings,
+    WordsSettings,
+)
 from overtone.config.settings import (
     AdapterSettings,
     KindSettings,
@@ -68,6 +74,7 @@ __all__ = [
     "OptimSettings",
     "OwnKindSettings",
     "PrefixCacheSettings",
+    "RetentionSettings",
     "ReverberationSettings",
     "ScheduleSettings",
     "Settings",
@@ -231,6 +238,7 @@ def _check_training(settings: Settings, findings: Findings) -> None:
         findings.add("model.adapter.adapter_name", "has to be given: the name of the new adapter.")
     if model.general_manifest and model.train != "adapter":
         findings.add("model.general_manifest", "is for an adapter, which leaves the base as it was to be measured.")
+    _check_retention(model, findings)
     if trainer.max_steps < 1 and (trainer.max_epochs or -1) < 1:
         findings.add("trainer.max_steps", "has to be at least 1, or trainer.max_epochs, or training never ends.")
     if settings.exp_manager.create_early_stopping_callback:
@@ -246,6 +254,14 @@ def _check_training(settings: Settings, findings: Findings) -> None:
         dataset: DatasetSettings = getattr(model, name)
         listed = list_sources(dataset, findings, key=f"model.{name}")
         check_dataset(dataset, listed, findings, key=f"model.{name}", trains=name == "train_ds")
+
+
+def _check_retention(model: ModelSettings, findings: Findings) -> None:
+    retention = model.adapter.retention
+    if retention is not None and not retention.manifest:
+        findings.add("model.adapter.retention.manifest", "has to be given: manifests of general speech.")
+    if retention is not None and model.train != "adapter":
+        findings.add("model.adapter.retention", "is for an adapter; leave it out with model.train=everything.")
 
 
 def _check_evaluation(settings: Settings, findings: Findings) -> None:
