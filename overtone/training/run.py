@@ -91,6 +91,7 @@ class Run:
                 "buckets": batches.buckets,
                 "shuffle": batches.shuffle,
                 "drop_last": batches.drop_last,
+                **batches.more_identity(),
                 "limit": batches.limit,
                 "processes": self.machine.processes,
                 "accumulate": self.plan.trainer.accumulate_grad_batches,
