@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from overtone.adapters.kinds.base import Kind
 from overtone.adapters.kinds.linear import LinearAdapter
@@ -22,6 +22,7 @@ from overtone.config import (
     ModelSettings,
     OptimSettings,
     PrefixCacheSettings,
+    RetentionSettings,
     Settings,
     SpecAugmentSettings,
     TrainerSettings,
@@ -35,6 +36,20 @@ from overtone.models.asr_model import AsrModel
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
+
+
+class Validation(NamedTuple):
+    """Result of a validation during a training."""
+
+    step: int
+    wer: float
+    """0..1"""
+    wer_before: float | None
+    """WER of the base, 0..1; None where it was not measured."""
+
+
+Prune = Callable[[Validation], bool]
+"""Decides after a validation whether the training promises too little to go on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +110,8 @@ class TrainingPlan:
     prefix_cache: PrefixCacheSettings
     words: WordsSettings | None
     """The word part of the adapter: the transcripts are counted, and what the settings name; None: no such part."""
+    retention: RetentionSettings | None
+    """Points that general speech may lose; None: the adapter is as strong as it was trained."""
     optimiser: OptimSettings
     trainer: TrainerSettings
     experiment: ExperimentSettings
@@ -110,6 +127,10 @@ class TrainingPlan:
     """The settings as they are written into the run folder."""
     callbacks: tuple[Callback, ...] = ()
     """Callbacks of Lightning's that the caller adds."""
+    base_errors: Path | None = None
+    """Folder in which the errors of the base are kept for other trainings; None keeps them in none."""
+    prune: Prune | None = None
+    """Asked after every validation but the last one."""
 
     @property
     def starts_fresh(self) -> bool:
@@ -132,6 +153,7 @@ def plan_training(
     model: AsrModel | None = None,
     adapter: AdapterPlan | None = None,
     callbacks: Sequence[Callback] = (),
+    prune: Prune | None = None,
 ) -> TrainingPlan:
     """Turn checked settings into a plan.
 
@@ -160,6 +182,7 @@ def plan_training(
         flat_start=flat_start if flat_start.steps > 0 and flat_start.weight > 0 else None,
         prefix_cache=chosen.prefix_cache,
         words=plan_words(chosen.adapter.words) if adapter is not None else None,
+        retention=chosen.adapter.retention if adapter is not None else None,
         optimiser=chosen.optim,
         trainer=settings.trainer,
         experiment=settings.exp_manager,
@@ -170,6 +193,8 @@ def plan_training(
         seed=settings.seed,
         delete_checkpoint=settings.delete_ckpt_after_train,
         callbacks=tuple(callbacks),
+        base_errors=Path(chosen.base_errors).expanduser() if chosen.base_errors else None,
+        prune=prune,
         record=to_plain(settings),
     )
 
