@@ -41,6 +41,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "config",
         "configs",
         "wer",
+        "languages",
         "tokenizers",
     ),
     2: ("audio",),

@@ -38,6 +38,12 @@ CHANNEL_KEYS = ("channel", "channel_selector")
 ENCODINGS = ((b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be"))
 """Byte order marks and what they mark."""
 
+TASK_SLOTS = (
+    *("source_lang", "target_lang", "task", "taskname", "pnc", "itn", "timestamp", "diarize", "emotion"),
+    "decodercontext",
+)
+"""Keys of a line that say what a multitask model is to do; a context comes last, as it may hold anything."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Utterance:
@@ -60,6 +66,9 @@ class Utterance:
 
     language: str | None = None
     """The language of the transcript, where the manifest names one under `lang`."""
+
+    task: str | None = None
+    """The task of a multitask model, where the manifest names `source_lang` or `target_lang` and further slots."""
 
     channel: Channels | None = None
     """Numbers from 0 of the channels whose mean is meant; None is all of them."""
@@ -214,10 +223,19 @@ def _utterance(line: Any, number: int, manifest: Path, need_text: bool, silence:
         offset=offset,
         speaker=_speaker(entry),
         language=entry["lang"] if isinstance(entry.get("lang"), str) else None,
+        task=_task(entry),
         channel=_channel(entry),
         line=number,
         manifest=manifest,
     )
+
+
+def _task(entry: dict[str, Any]) -> str | None:
+    """The task of a line for a multitask model, as text; None where it names no language of the speech or the text."""
+    named = {slot: str(entry[slot]) for slot in TASK_SLOTS if isinstance(entry.get(slot), str | bool | int)}
+    if not named.keys() & {"source_lang", "target_lang"}:
+        return None
+    return ",".join(f"{slot}={value}" for slot, value in named.items())
 
 
 def _entry(line: Any) -> dict[str, Any]:

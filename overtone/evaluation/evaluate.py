@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from overtone.data.manifest import Utterance, read_manifest
-from overtone.data.vocabulary import VocabularyReport, check_vocabulary, reference_text
+from overtone.data.vocabulary import VocabularyReport, check_vocabulary, read_tasks, reference_text
 from overtone.decoding.decoder import BeamSettings
 from overtone.errors import DataError, UsageError
 from overtone.evaluation.results import Difference, Evaluation, Result, UtteranceResult
@@ -70,7 +70,7 @@ def evaluate(
     if not paths or not adapters:
         raise UsageError("Nothing to evaluate: give at least one manifest, and one adapter or None for the base.")
     choices = name_choices(model, adapters)
-    sets = {path: read_references(path) for path in paths}
+    sets = {path: read_told(model, path) for path in paths}
     counted = CountedTexts(model.tokenizer, text_processing or TextProcessing())
     seconds = sum(utterance.duration for lines in sets.values() for utterance in lines)
     meter = _Meter(seconds * len({choice.chain for choice in choices}), progress)
@@ -113,6 +113,14 @@ def adapter_facts(model: AsrModel, choices: Sequence[NamedChoice]) -> dict[str, 
 def read_references(path: Path) -> list[Utterance]:
     """Read a manifest whose blank transcripts mean silence. Raises DataError for a missing transcript."""
     return read_manifest(path, silence=True)
+
+
+def read_told(model: AsrModel, path: Path) -> list[Utterance]:
+    """Read a manifest; lines for a multitask model have its tasks. Raises DataError as `read_references`, and for tasks
+    that the model does not have.
+    """
+    lines = read_references(path)
+    return lines if model.head.prompts is None else read_tasks(model.check_language, model.tokenizer, lines)
 
 
 class CountedTexts:

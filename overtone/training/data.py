@@ -31,7 +31,7 @@ from overtone.data.dataset import (
     unusable_transcripts,
 )
 from overtone.data.manifest import Utterance, manifest_digest, read_manifest
-from overtone.data.vocabulary import apply_policy, check_languages, check_vocabulary, reference_text
+from overtone.data.vocabulary import apply_policy, check_languages, check_vocabulary, read_tasks, reference_text
 from overtone.errors import ConfigError, DataError
 from overtone.files import open_regular
 from overtone.models.asr_model import AsrModel
@@ -192,7 +192,10 @@ def choose_utterances(
     for path in paths if paths is not None else manifest_paths(chosen):
         utterances += read_manifest(Path(path).expanduser(), silence=True)
     utterances = utterances[: chosen.max_utts or None]
-    check_languages(model.tokenizer.languages or model.languages, utterances)
+    if model.head.prompts is None:
+        check_languages(model.tokenizer.languages or model.languages, utterances)
+    else:
+        utterances = read_tasks(model.check_language, model.tokenizer, utterances)
     kept = keep_durations(
         utterances,
         minimum=_limit(model, chosen.min_duration, key, "min_duration"),
@@ -251,7 +254,7 @@ def make_set(
             limit=limit,
             seed=seed,
         ),
-        digest=manifest_digest(utterances, languages=bool(model.tokenizer.languages)),
+        digest=manifest_digest(utterances, languages=bool(model.tokenizer.languages or model.head.prompts)),
     )
 
 
