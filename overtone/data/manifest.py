@@ -114,6 +114,33 @@ def read_entries(
     )
 
 
+def read_texts(path: str | Path) -> list[tuple[str, str | None, Utterance | None]]:
+    """Read transcripts whose recordings may be missing: the text, its language, and the utterance or None.
+
+    Raises DataError with the lines that cannot be used, each as `path:line: fault`.
+    """
+    path, found, faults = Path(path), list[tuple[str, str | None, Utterance | None]](), list[str]()
+    lines = _lines(_content(path))
+    for number, line in lines:
+        try:
+            entry = _entry(line)
+            if any(entry.get(key) is not None for key in AUDIO_KEYS):
+                own = _utterance(entry, number, path, True, False)
+                found.append((own.text or "", own.language, own))
+            else:
+                language = entry["lang"] if isinstance(entry.get("lang"), str) else None
+                found.append((_text(entry, path.parent, True, False) or "", language, None))
+        except DataError as error:
+            faults.append(f"{path}:{number}: {error}")
+    if faults:
+        more = f"\n  … and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+        listed = "".join(f"\n  {fault}" for fault in faults[:SHOWN])
+        raise DataError(f"{len(faults)} of {len(lines)} lines of {path} cannot be used:{listed}{more}")
+    if not found:
+        raise DataError(f'{path}: there is nothing in it. One JSON object a line is needed, such as {{"text": "…"}}.')
+    return found
+
+
 def read_manifests(paths: str | Path | Sequence[str | Path], *, need_text: bool = True) -> list[Utterance]:
     """The utterances of one or several manifests, in order; a string may name several, parted by commas."""
     if isinstance(paths, str) and "," in paths and not Path(paths).exists():
