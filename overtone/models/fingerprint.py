@@ -38,7 +38,7 @@ class Fingerprint:
             for name, tensor in sorted(counted.items()):
                 digest.update(f"{name}{list(tensor.shape)}".encode())
                 values = tensor.detach().float().cpu().contiguous().numpy().astype("<f4", copy=False)
-                digest.update(values.reshape(-1))
+                digest.update(memoryview(values.reshape(-1)))  # type: ignore[arg-type]
             digest.update(canonical_text(settings).encode())
             last = self._last = seen, f"sha256:{digest.hexdigest()}"
         return last[1]

@@ -73,7 +73,9 @@ class Archive:
     def open(self, name: str) -> IO[bytes]:
         """A member as a seekable file, valid while the archive is open."""
         member = self._member(name)
-        return cast("IO[bytes]", io.BufferedReader(Part(self._file, member.offset_data, member.size)))
+        return cast(
+            "IO[bytes]", io.BufferedReader(cast("io.RawIOBase", Part(self._file, member.offset_data, member.size)))
+        )
 
     def read(self, name: str, *, at_most: int | None = None) -> bytes:
         """Read a member whole. Raises CheckpointError for more than `at_most` bytes, or the limit for small files."""
@@ -94,18 +96,29 @@ class Archive:
         return self._members[name]
 
 
-class Part(io.RawIOBase):
-    """A part of a file as a file; what is read goes straight to the reader's memory."""
+class Part:
+    """A part of a file as a raw file; what is read goes straight to the reader's memory."""
 
     def __init__(self, file: IO[bytes], start: int, size: int) -> None:
         self.file, self.start, self.size = file, start, size
         self.position = 0
+        self.closed = False
 
     def readable(self) -> bool:
         return True
 
+    def writable(self) -> bool:
+        return False
+
     def seekable(self) -> bool:
         return True
+
+    def flush(self) -> None:
+        """Nothing is written."""
+
+    def close(self) -> None:
+        """The file itself stays open."""
+        self.closed = True
 
     def tell(self) -> int:
         return self.position
@@ -117,6 +130,12 @@ class Part(io.RawIOBase):
             raise OSError(errno.EINVAL, f"{position} is no place in a file")
         self.position = position
         return position
+
+    def readall(self) -> bytes:
+        """Read what is left. Raises EOFError where the file has shrunk."""
+        content = bytearray(max(0, self.size - self.position))
+        self.readinto(content)
+        return bytes(content)
 
     def readinto(self, buffer: Any) -> int:
         """Read what is there and fits, and return the number of bytes. Raises EOFError where the file has shrunk."""
