@@ -243,13 +243,13 @@ def has_nemo_form(adapter: Adapter) -> bool:
 
 def nemo_form(adapter: Adapter) -> NemoForm:
     """The adapter's kind in NeMo's checkpoints. Raises CheckpointError for what NeMo does not have as one adapter."""
-    own = [adapter.at(name).point for name in adapter.points]
-    found = known(adapter.kind)
-    for form in () if found is None else found.nemo:
-        if all(map(form.holds, own)):
-            return form
+    found, own = known(adapter.kind), [adapter.at(name).point for name in adapter.points]
+    forms = () if found is None else found.nemo
+    if form := next((form for form in forms if all(map(form.holds, own))), None):
+        return form
+    places = f" in {adapter.modules_text}" if forms else ""
     raise CheckpointError(
-        f"Adapter '{adapter.name}' is of kind {adapter.kind.name}, which NeMo does not have in {adapter.modules_text}. "
+        f"Adapter '{adapter.name}' is of kind {adapter.kind.name}, which NeMo does not have{places}. "
         "Save it as a folder (adapters.save), or the model as a native folder, or remove it before writing for NeMo."
     )
 
