@@ -34,6 +34,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "version",
         "files",
         "budgets",
+        "clusters",
         "scope",
         "safe_yaml",
         "startup",
@@ -42,6 +43,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "config",
         "configs",
         "wer",
+        "languages",
         "tokenizers",
     ),
     2: ("audio",),
@@ -58,6 +60,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
 
 NEIGHBOURS: set[tuple[str, str]] = {
     ("config", "safe_yaml"),
+    ("tokenizers", "languages"),
     ("safe_yaml", "budgets"),
     ("adapters", "decoding"),
     ("compat", "lightning"),
@@ -190,7 +193,7 @@ def test_every_import_is_declared_and_pinned(sources: list[Source], project: dic
     required = declared(project["dependencies"])
     extras = ("datasets", "hub", "openvino", "ray", "search", "wandb")
     optional = declared([name for extra in extras for name in project[extra]])
-    serving = required | declared(project["serve"])
+    serving = required | declared(project["serve"]) | declared(project["ray"])
     assert_none(
         [
             fault

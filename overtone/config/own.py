@@ -18,6 +18,18 @@ class WordsSettings:
     """File of phrases to expect, one a line, each with its boost behind a tab or without."""
     order: int = bounded(6, at_least=1, at_most=10)
     """Tokens of the longest n-gram."""
+    prior: bool = True
+    """Mix the n-gram with the general prior of the base's tokens, where there is one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetentionSettings:
+    """Ours: the strongest adapter is kept with which general speech is not recognised worse than this allows."""
+
+    manifest: str | tuple[str, ...] | None = None
+    """Manifests of general speech, on which the strength is chosen."""
+    kappa: float = bounded(0.5, at_least=0)
+    """Points of word error rate that general speech may lose against the base."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,18 +13,23 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from overtone.adapters.words import WordPart
 from overtone.decoding.decoder import DecodingOptions, find_readings
 from overtone.decoding.fusion import NO_WORDS
 from overtone.models.asr_model import AsrModel
+from overtone.nets.layers import pad_rows
 from overtone.wer import ErrorCounts, word_errors
 
 WEIGHTS = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 BONUSES = (0.5, 1.0, 2.0)
 """Token bonuses that are tried besides none."""
+PRIOR_SHARES = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9)
+"""Shares of the general prior that are tried besides the part's own."""
 
 
 class Heard(NamedTuple):
@@ -48,10 +53,25 @@ class WordsChoice:
     best: ErrorCounts
     """Errors with the chosen part; `without` where none is chosen."""
     tried: tuple[tuple[float, float, float], ...]
-    """Weight, token bonus and word error rate of every candidate."""
+    """Weight, token bonus and word error rate of every candidate with the part's own share of the general prior."""
+    shares: tuple[tuple[float, float], ...] = ()
+    """Other shares of the general prior, with the best of these weights, and their word error rates."""
 
 
 Scope = Callable[[], AbstractContextManager[object]]
+Recording = tuple[Callable[[], NDArray[np.float32]], str]
+"""A function that reads samples [S] at the model's rate, and what is said there as the model would write it."""
+BATCH = 8
+
+
+def hear(model: AsrModel, recordings: Sequence[Recording], adapter: str | None) -> Iterator[Heard]:
+    """The emissions of recordings with an adapter, or of the base. Raises DataError for one that cannot be read."""
+    for first in range(0, len(recordings), BATCH):
+        rows = recordings[first : first + BATCH]
+        waveforms, lengths = pad_rows([read() for read, _ in rows])
+        with torch.no_grad(), model.adapters.use(adapter):
+            emissions, frames = model(waveforms.to(model.device), lengths.to(model.device))
+        yield Heard(emissions, frames, [text for _, text in rows])
 
 
 def count_errors(model: AsrModel, heard: Sequence[Heard], part: WordPart | None, *, scope: Scope) -> ErrorCounts:
@@ -69,29 +89,35 @@ def count_errors(model: AsrModel, heard: Sequence[Heard], part: WordPart | None,
 def choose_weights(model: AsrModel, heard: Sequence[Heard], part: WordPart, *, scope: Scope) -> WordsChoice:
     """The part with the weights that make the fewest errors; of equal ones those that were tried first.
 
-    Weights of the n-gram first, then bonuses with the best of them and with its neighbours.
+    Weights of the n-gram first, then bonuses with the best of them and with its neighbours, then shares of the general
+    prior, where the part has one, with the best of these.
     """
     without = count_errors(model, heard, None, scope=scope)
     best, chosen = without, None
-    tried: dict[tuple[float, float], ErrorCounts] = {}
+    tried: dict[tuple[float, float, float], ErrorCounts] = {}
 
     def attempt(candidate: WordPart) -> None:
         nonlocal best, chosen
-        key = candidate.weight, candidate.token_bonus
+        key = candidate.weight, candidate.token_bonus, candidate.prior_share
         if key not in tried:
             tried[key] = count_errors(model, heard, candidate, scope=scope)
             if tried[key].errors < best.errors:
                 best, chosen = tried[key], candidate
 
+    own = part.prior_share
     if part.ngram is None:
         attempt(part)
     else:
         for weight in WEIGHTS:
             attempt(part.weighted(weight))
-        for weight, bonus in with_bonuses(min(WEIGHTS, key=lambda own: tried[own, 0.0].errors)):
+        for weight, bonus in with_bonuses(min(WEIGHTS, key=lambda each: tried[each, 0.0, own].errors)):
             attempt(part.weighted(weight, bonus))
-    rates = tuple((weight, bonus, counts.rate) for (weight, bonus), counts in tried.items())
-    return WordsChoice(part=chosen, without=without, best=best, tried=rates)
+        weight, bonus, _ = min(tried, key=lambda key: tried[key].errors)
+        for share in PRIOR_SHARES if part.prior is not None else ():
+            attempt(part.weighted(weight, bonus, prior_share=share))
+    rates = tuple((weight, bonus, counts.rate) for (weight, bonus, share), counts in tried.items() if share == own)
+    shares = tuple((share, counts.rate) for (_, _, share), counts in tried.items() if share != own)
+    return WordsChoice(part=chosen, without=without, best=best, tried=rates, shares=shares)
 
 
 def with_bonuses(weight: float) -> Iterator[tuple[float, float]]:

@@ -9,12 +9,13 @@ from pathlib import Path
 import torch
 
 from overtone.adapters.adapter import Adapter
+from overtone.adapters.prior import find_prior
 from overtone.adapters.storage import StoredAdapter, stored_digest
 from overtone.adapters.word_text import BOOST, Phrases, check_phrases, make_words, read_sentences, write_tokens
 from overtone.adapters.words import WORDS_ALONE, WordPart
 from overtone.checkpoints.adapters import enable_adapters, read_stored
 from overtone.checkpoints.load import load_model
-from overtone.checkpoints.nemo.model import build_fresh
+from overtone.checkpoints.nemo.fresh import build_fresh
 from overtone.decoding.phrase_boost import read_phrases
 from overtone.errors import CheckpointError, ConfigError
 from overtone.models.asr_model import AsrModel, build_model
@@ -193,4 +194,6 @@ def make_word_part(plan: TrainingPlan, model: AsrModel, training: SpeechSet, rep
         if unwritten.unwritable:
             reporter.say(f"model.adapter.words.phrases: {unwritten.describe('phrases')}")
     step = -(-sum(map(len, sequences)) // LARGEST_TOKENS)
-    return make_words(model.tokenizer, sequences=sequences[:: max(1, step)], phrases=phrases, order=chosen.order)
+    prior = find_prior(model.tokenizer.digest()) if chosen.prior else None
+    counted = sequences[:: max(1, step)]
+    return make_words(model.tokenizer, sequences=counted, phrases=phrases, order=chosen.order, prior=prior)

@@ -22,6 +22,7 @@ from overtone.config import (
     ModelSettings,
     OptimSettings,
     PrefixCacheSettings,
+    RetentionSettings,
     Settings,
     SpecAugmentSettings,
     TrainerSettings,
@@ -109,6 +110,8 @@ class TrainingPlan:
     prefix_cache: PrefixCacheSettings
     words: WordsSettings | None
     """The word part of the adapter: the transcripts are counted, and what the settings name; None: no such part."""
+    retention: RetentionSettings | None
+    """Points that general speech may lose; None: the adapter is as strong as it was trained."""
     optimiser: OptimSettings
     trainer: TrainerSettings
     experiment: ExperimentSettings
@@ -124,6 +127,8 @@ class TrainingPlan:
     """The settings as they are written into the run folder."""
     callbacks: tuple[Callback, ...] = ()
     """Callbacks of Lightning's that the caller adds."""
+    base_errors: Path | None = None
+    """Folder in which the errors of the base are kept for other trainings; None keeps them in none."""
     prune: Prune | None = None
     """Asked after every validation but the last one."""
 
@@ -177,6 +182,7 @@ def plan_training(
         flat_start=flat_start if flat_start.steps > 0 and flat_start.weight > 0 else None,
         prefix_cache=chosen.prefix_cache,
         words=plan_words(chosen.adapter.words) if adapter is not None else None,
+        retention=chosen.adapter.retention if adapter is not None else None,
         optimiser=chosen.optim,
         trainer=settings.trainer,
         experiment=settings.exp_manager,
@@ -187,6 +193,7 @@ def plan_training(
         seed=settings.seed,
         delete_checkpoint=settings.delete_ckpt_after_train,
         callbacks=tuple(callbacks),
+        base_errors=Path(chosen.base_errors).expanduser() if chosen.base_errors else None,
         prune=prune,
         record=to_plain(settings),
     )

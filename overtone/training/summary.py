@@ -139,8 +139,8 @@ def make_card(run: Run, step: int, metrics: Mapping[str, float], progress: Progr
 
 
 def later_parts(card: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parts of a card about words and general speech, where there are such."""
-    return {key: card[key] for key in ("words", "general") if key in card}
+    """Return the parts of a card about words, strength and general speech, where there are such."""
+    return {key: card[key] for key in ("words", "retention", "general") if key in card}
 
 
 def write_result(result: TrainingResult) -> None:

@@ -26,11 +26,13 @@ from overtone.config import (
     Settings,
     WordsSettings,
     check_settings,
+    manifest_paths,
     split_name,
 )
 from overtone.models.asr_model import AsrModel
 from overtone.models.attention import choose_attention, keep_attention
 from overtone.startup import pause_garbage_collection
+from overtone.training.base_errors import BaseErrors
 from overtone.training.console import Reporter
 from overtone.training.data import read_ahead, read_training_set, read_validation_sets
 from overtone.training.general import read_general
@@ -38,6 +40,7 @@ from overtone.training.model import add_adapter, give_back, load_base, make_word
 from overtone.training.optim import EVERYTHING, with_rate
 from overtone.training.plan import AdapterPlan, BasePlan, Prune, TrainingPlan, plan_training
 from overtone.training.prefix_cache.plan import plan_prefix
+from overtone.training.retention import read_general_speech
 from overtone.training.row_processes import start_row_processes
 from overtone.training.run import Run, TrainingResult, check_same_run, describe_machine, read_state
 from overtone.training.run_folder import (
@@ -50,11 +53,12 @@ from overtone.training.run_folder import (
     process_rank,
 )
 from overtone.training.trainer import Machine, RunLength, find_machine, lightning_precision, plan_length
+from overtone.training.weights import WHOLE
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
 
-LEFT_BY_A_RUN = ("-best", "-last", "-last.ckpt", "-adapters.pt", ".nemo", "-best.nemo", "-last.nemo")
+LEFT_BY_A_RUN = ("-best", "-last", WHOLE, "-last.ckpt", "-adapters.pt", ".nemo", "-best.nemo", "-last.nemo")
 """Ends of names in a run's folder of checkpoints, after the adapter's name."""
 
 __all__ = ["TrainingResult", "run_training", "train"]
@@ -244,6 +248,11 @@ def run_in_folder(
         training = read_training_set(model, plan, reporter)
         validation = read_validation_sets(model, plan, reporter)
         general = read_general(plan.general)
+        retained = (
+            ()
+            if plan.retention is None
+            else read_general_speech(manifest_paths(DatasetSettings(manifest_filepath=plan.retention.manifest)))
+        )
         length = plan_length(plan.trainer, training.plan, processes=machine.processes, validates=bool(validation))
         plan = choose_rate(plan, length, model)
         words = make_word_part(plan, model, training, reporter)
@@ -270,6 +279,8 @@ def run_in_folder(
                 reporter=reporter,
                 words=words,
                 general=general,
+                base_errors=BaseErrors(plan.base_errors),
+                retained=retained,
                 start_from=None if adapter is None else adapter.card.get("start_from"),
                 prefix=plan_prefix(plan, model, adapter, machine=machine, length=length, cached_before=cached),
             )

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from overtone.adapters.prior import find_prior
+from overtone.adapters.word_text import prior_words
 from overtone.adapters.words import WordPart
 from overtone.checkpoints.load import save_model
 from overtone.data.dataset import Batch, collate
@@ -79,9 +81,11 @@ class ValidationCounts:
 def plan_base_scoring(run: Run, forward: TrainingForward) -> Callable[[], ValidationCounts] | None:
     """Make a function that counts the errors of the base on the first validation set, without Lightning.
 
-    None where a training does not begin with that.
+    None where a training does not begin with that, or where another training has counted them.
     """
     if run.checkpoint is not None or not run.validation or run.plan.starts_fresh:
+        return None
+    if run.shares_base and run.base_errors.known(run.base_identity()) is not None:
         return None
     first = run.validation[0]
     batches = validation_batches(first, run.plan, rank=0, processes=1)
@@ -94,8 +98,9 @@ def plan_base_scoring(run: Run, forward: TrainingForward) -> Callable[[], Valida
                 batch = collate([first.dataset[index] for index in indices])
                 if isinstance(batch, DataError):
                     raise batch
-                (emissions,), lengths, _ = forward(batch.waveforms, batch.lengths, base_alone=True)
-                counts.add(model.head, batch, emissions, lengths)
+                (emissions,), lengths, _ = forward.forward_batch(batch, base_alone=True)
+                with model.speaking(batch.languages or None):
+                    counts.add(model.head, batch, emissions, lengths)
         return counts
 
     return score
@@ -126,6 +131,10 @@ def add_words(run: Run, folder: Path, nemo: Path) -> None:
                 count_errors(model, base, each, scope=lambda: model.adapters.use(None)) for each in (None, chosen.part)
             ]
             rates = {"base": alone[0].rate, "words": alone[1].rate, **rates}
+            prior = find_prior(model.tokenizer.digest())
+            if prior is not None:
+                general = count_errors(model, base, prior_words(prior), scope=lambda: model.adapters.use(None))
+                rates["prior"] = general.rate
     run.reporter.say(describe_choice(chosen, rates, sum(map(len, indices))))
     if chosen.part is not None:
         keep_words(run, folder, nemo, chosen.part, {"utterances": sum(map(len, indices)), "wer": rates})
@@ -172,9 +181,16 @@ def describe_choice(chosen: WordsChoice, rates: dict[str, float], utterances: in
             f"Words: no weights make fewer errors than the adapter alone, {chosen.without.rate:.2%} on {utterances} "
             "validation utterances; the adapter has no word part."
         )
-    parts = {"base": "base", "words": "words alone", "adapter": "adapter alone", "together": "together"}
-    told = ", ".join(f"{shown} {rates[name]:.2%}" for name, shown in parts.items())
+    parts = {
+        "base": "base",
+        "prior": "base with the general prior",
+        "words": "words alone",
+        "adapter": "adapter alone",
+        "together": "together",
+    }
+    told = ", ".join(f"{shown} {rates[name]:.2%}" for name, shown in parts.items() if name in rates)
+    share = f", general prior {chosen.part.prior_share:.0%}" if chosen.part.prior_share else ""
     return (
-        f"Words: weight {chosen.part.weight:g}, token bonus {chosen.part.token_bonus:g}. "
+        f"Words: weight {chosen.part.weight:g}, token bonus {chosen.part.token_bonus:g}{share}. "
         f"WER on {utterances} validation utterances: {told}"
     )

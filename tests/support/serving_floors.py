@@ -20,6 +20,7 @@ SERVING_FLOORS: tuple[tuple[str, ...], ...] = (
     ("openapi",),
     ("app",),
     ("server",),
+    ("ray",),
 )
 """A folder or module of the server imports those of lower floors, and a folder its own modules."""
 

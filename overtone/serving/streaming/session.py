@@ -18,14 +18,14 @@ from overtone.errors import UsageError
 from overtone.nets.encoder_cache import is_made_for_streams
 from overtone.serving.adapter_store.store import Lease
 from overtone.serving.engine.engine import Engine, Samples
-from overtone.serving.errors import DrainingError, IdleError
+from overtone.serving.errors import DrainingError, IdleError, UnsupportedError
 from overtone.serving.recognition.request import Call, RecognitionRequest
-from overtone.serving.recognition.service import RecognitionService
+from overtone.serving.recognition.service import RecognitionService, RemoteStream
 from overtone.serving.streaming.cache_aware import CacheAwareStream, attention_adapters
 from overtone.serving.streaming.stream import Event, Stream, StreamSettings
 
 M = TypeVar("M")
-AnyStream = Stream | CacheAwareStream
+AnyStream = Stream | CacheAwareStream | RemoteStream
 
 MOST_MESSAGES = 256
 MOST_TAKEN = 64
@@ -207,6 +207,15 @@ def open_stream(
     return CacheAwareStream(engine, lease, settings=settings, decoding=decoding, group=group)
 
 
+async def begin_stream(
+    service: RecognitionService, request: RecognitionRequest, call: Call, settings: StreamSettings
+) -> AnyStream:
+    """Stream of this process on the call's adapters, which it leases. settings: of this request."""
+    decoding = await service.decoding(request, call)
+    lease = await service.lease(call)
+    return open_stream(service.engine, lease, settings=settings, decoding=decoding, group=call.tenant or None)
+
+
 @asynccontextmanager
 async def open_session(
     service: RecognitionService, request: RecognitionRequest, call: Call, settings: StreamSettings
@@ -214,11 +223,18 @@ async def open_session(
     """Session on the call's adapters, which it leases until it ends; the call is told how much audio it was.
 
     settings: of the server; the request's own endpointing, interim results and attention context replace theirs.
+    Raises UnsupportedError for a model that has no streams.
     """
+    if service.engine.model.head.prompts is not None:
+        raise UnsupportedError(
+            "This model hears a recording as a whole before it writes, so that it has no live streams. Send recordings."
+        )
     context = request.attention_context or settings.attention_context
     settings = replace(settings, endpointing=request.endpointing, interim=request.interim, attention_context=context)
-    decoding = await service.decoding(request, call)
-    lease = await service.lease(call)
-    stream = open_stream(service.engine, lease, settings=settings, decoding=decoding, group=call.tenant or None)
+    stream: AnyStream
+    if service.elsewhere is not None:
+        stream = await service.elsewhere.open_stream(request, call, settings)
+    else:
+        stream = await begin_stream(service, request, call, settings)
     with stream, service.audio_decoder(request) as decoder:
         yield StreamSession(service=service, request=request, call=call, stream=stream, decoder=decoder)
