@@ -12,7 +12,13 @@ from typing import Any, Literal
 from overtone.config.augmentor import AugmentorSettings
 from overtone.config.experiment import ExperimentSettings, TrainerSettings
 from overtone.config.fields import bounded, one_of, only, section, target_of
-from overtone.config.own import FlatStartSettings, InterCtcSettings, PrefixCacheSettings, WordsSettings
+from overtone.config.own import (
+    FlatStartSettings,
+    InterCtcSettings,
+    PrefixCacheSettings,
+    VocabularySettings,
+    WordsSettings,
+)
 from overtone.config.targets import (
     ATTENTION_RESIDUAL_TARGETS,
     KINDS_BY_TARGET,
@@ -147,6 +153,8 @@ class AdapterSettings:
     """Ours: an adapter to go on from, of the model or on disk; kind, places and strategy are its own."""
     words: WordsSettings | Literal["auto", "off"] | bool = "off"
     """Ours: `auto` counts the transcripts; weights are chosen on the validation set, no gain is no word part."""
+    vocabulary: VocabularySettings | None = None
+    """Ours: `{tokenizer: …}` or `{labels: […]}`, new tokens and heads of the adapter's own; null writes the base's."""
     in_features: int | None = None
     """Another spelling of the width, checked against the model."""
     dim: int | None = bounded(None, at_least=1)

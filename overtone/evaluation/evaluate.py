@@ -72,6 +72,7 @@ def evaluate(
     choices = name_choices(model, adapters)
     sets = {path: read_references(path) for path in paths}
     counted = CountedTexts(model.tokenizer, text_processing or TextProcessing())
+    writers = [counted.over(model.head_of(choice.chain).tokenizer) for choice in choices]
     seconds = sum(utterance.duration for lines in sets.values() for utterance in lines)
     meter = _Meter(seconds * len({choice.chain for choice in choices}), progress)
     bootstrap, results = _Bootstrap(level, resamples, seed), list[Result]()
@@ -94,7 +95,7 @@ def evaluate(
         adapters=adapter_facts(model, choices),
         attention=attention_text(model),
         counted=counted.processing.description,
-        unwritable={path: report for path, lines in sets.items() if (report := counted.unwritable(lines))},
+        unwritable={path: report for path, lines in sets.items() if (report := find_unwritable(lines, writers))},
     )
 
 
@@ -123,6 +124,10 @@ class CountedTexts:
         self.processing = processing
         self.is_plain = not processing.description
 
+    def over(self, tokenizer: Tokenizer) -> CountedTexts:
+        """The same for an adapter that writes with a tokenizer of its own."""
+        return self if tokenizer is self.tokenizer else CountedTexts(tokenizer, self.processing)
+
     def reference(self, utterance: Utterance) -> str:
         """The transcript as the model would write it, so that errors are the model's."""
         text = utterance.text or ""
@@ -140,6 +145,12 @@ class CountedTexts:
         return check_vocabulary(self.tokenizer, texts)
 
 
+def find_unwritable(lines: Sequence[Utterance], writers: Sequence[CountedTexts]) -> VocabularyReport | None:
+    """The report of the first of the vocabularies that cannot write every transcript; None where all can."""
+    own = {id(writer.tokenizer): writer for writer in writers}
+    return next((report for writer in own.values() if (report := writer.unwritable(lines))), None)
+
+
 def hear_each(
     transcriber: Transcriber,
     lines: Sequence[Utterance],
@@ -151,7 +162,8 @@ def hear_each(
     heard = {}
     for chain in dict.fromkeys(choice.chain for choice in choices):
         begun = time.perf_counter()
-        utterances = hear(transcriber, lines, chain, counted, progress=meter.part())
+        own = counted.over(transcriber.model.head_of(chain).tokenizer)
+        utterances = hear(transcriber, lines, chain, own, progress=meter.part())
         heard[chain] = utterances, time.perf_counter() - begun
     return heard
 

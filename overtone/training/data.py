@@ -35,6 +35,7 @@ from overtone.data.vocabulary import apply_policy, check_languages, check_vocabu
 from overtone.errors import ConfigError, DataError
 from overtone.files import open_regular
 from overtone.models.asr_model import AsrModel
+from overtone.models.vocabulary import tokenizer_of
 from overtone.training.console import Reporter
 from overtone.training.plan import TrainingPlan
 
@@ -100,7 +101,7 @@ def read_training_set(model: AsrModel, plan: TrainingPlan, reporter: Reporter) -
     chosen = plan.train_data
     check_rate(model, chosen, "train_ds")
     utterances = choose_utterances(model, chosen, "train_ds", reporter)
-    report = check_vocabulary(model.tokenizer, utterances)
+    report = check_vocabulary(tokenizer_of(model), utterances)
     policy = plan.vocabulary_check
     utterances = apply_policy(report, utterances, policy)
     if report is not None:
@@ -121,7 +122,7 @@ def training_set(
 
     limit: share or number of an epoch's batches.
     """
-    tokens = [model.tokenizer.encode(utterance.text or "", utterance.language) for utterance in utterances]
+    tokens = [tokenizer_of(model).encode(utterance.text or "", utterance.language) for utterance in utterances]
     problems = unusable_transcripts(
         utterances, tokens, seconds_per_frame=model.seconds_per_frame, frames_needed=model.head.frames_needed
     )
@@ -149,12 +150,12 @@ def read_speech(
     check_rate(model, chosen, key)
     if key == "train_ds":
         utterances = choose_utterances(model, chosen, key, reporter)
-        utterances = apply_policy(check_vocabulary(model.tokenizer, utterances), utterances, "refuse")
+        utterances = apply_policy(check_vocabulary(tokenizer_of(model), utterances), utterances, "refuse")
         return [training_set(model, chosen, utterances, reporter, seed=seed)]
     sets = []
     for path in manifest_paths(chosen):
         utterances = choose_utterances(model, chosen, key, reporter, paths=(path,))
-        tokens = [model.tokenizer.encode(utterance.text or "", utterance.language) for utterance in utterances]
+        tokens = [tokenizer_of(model).encode(utterance.text or "", utterance.language) for utterance in utterances]
         sets.append(make_set(model, chosen, utterances, tokens, seed, shuffle=False))
     return sets
 
@@ -169,13 +170,13 @@ def read_validation_sets(model: AsrModel, plan: TrainingPlan, reporter: Reporter
     for path in manifest_paths(chosen) if plan.trainer.limit_val_batches else ():
         check_rate(model, chosen, "validation_ds")
         utterances = choose_utterances(model, chosen, "validation_ds", reporter, paths=(path,))
-        report = check_vocabulary(model.tokenizer, utterances)
+        report = check_vocabulary(tokenizer_of(model), utterances)
         if report is not None:
             reporter.say(f"Validation set: {report.message}")
-        tokens = [model.tokenizer.encode(utterance.text or "", utterance.language) for utterance in utterances]
+        tokens = [tokenizer_of(model).encode(utterance.text or "", utterance.language) for utterance in utterances]
         speech = make_set(model, chosen, utterances, tokens, plan.seed, shuffle=False)
         speech.dataset.references = [
-            reference_text(model.tokenizer, utterance.text or "", utterance.language) for utterance in utterances
+            reference_text(tokenizer_of(model), utterance.text or "", utterance.language) for utterance in utterances
         ]
         sets.append(speech)
     return sets
@@ -192,7 +193,7 @@ def choose_utterances(
     for path in paths if paths is not None else manifest_paths(chosen):
         utterances += read_manifest(Path(path).expanduser(), silence=True)
     utterances = utterances[: chosen.max_utts or None]
-    check_languages(model.tokenizer.languages or model.languages, utterances)
+    check_languages(tokenizer_of(model).languages or model.languages, utterances)
     kept = keep_durations(
         utterances,
         minimum=_limit(model, chosen.min_duration, key, "min_duration"),
@@ -251,7 +252,7 @@ def make_set(
             limit=limit,
             seed=seed,
         ),
-        digest=manifest_digest(utterances, languages=bool(model.tokenizer.languages)),
+        digest=manifest_digest(utterances, languages=bool(tokenizer_of(model).languages)),
     )
 
 

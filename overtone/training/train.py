@@ -24,17 +24,19 @@ from overtone.config import (
     OptimSettings,
     ScheduleSettings,
     Settings,
+    VocabularySettings,
     WordsSettings,
     check_settings,
     split_name,
 )
 from overtone.models.asr_model import AsrModel
 from overtone.models.attention import choose_attention, keep_attention
+from overtone.models.vocabulary import writing_with
 from overtone.startup import pause_garbage_collection
 from overtone.training.console import Reporter
 from overtone.training.data import read_ahead, read_training_set, read_validation_sets
 from overtone.training.general import read_general
-from overtone.training.model import add_adapter, give_back, load_base, make_word_part
+from overtone.training.model import add_adapter, find_vocabulary, give_back, load_base, make_word_part
 from overtone.training.optim import EVERYTHING, with_rate
 from overtone.training.plan import AdapterPlan, BasePlan, TrainingPlan, plan_training
 from overtone.training.prefix_cache.plan import plan_prefix
@@ -69,6 +71,7 @@ def train(
     validation_manifest: str | Path | Sequence[str | Path] | None = None,
     kind: Kind | str | None = None,
     start_from: str | Path | None = None,
+    vocabulary: str | Path | Sequence[str] | None = None,
     modules: str = "encoder",
     layers: Layers = "all",
     strategy: ResidualAdd | None = None,
@@ -94,12 +97,16 @@ def train(
     """Train a new adapter and keep it in the model, with its best weights.
 
     model: an AsrModel, or what `load_model` takes. kind: `LinearAdapter(dim=32)` unless given, or the name of one.
+    vocabulary: tokens of its own, as a tokenizer's file or folder, or a list of labels.
     start_from: an adapter to go on from. output_dir: the run folder; `checkpoints/NAME-best` in it is the adapter's.
     overwrite: replace what has these names. resume: go on where a run was cut off. learning_rate: `auto` chooses.
     words: a word part too. save_nemo: also `.nemo` files. settings: everything else. callbacks: of Lightning's.
     """
     own, source = (model, None) if isinstance(model, AsrModel) else (None, str(model))
-    base, adapter = settings or Settings(), _plan_adapter(adapter_name, modules, kind, layers, strategy, start_from)
+    base, adapter = (
+        settings or Settings(),
+        _plan_adapter(adapter_name, modules, kind, layers, strategy, start_from, _vocabulary(vocabulary)),
+    )
     chosen = replace(
         base.model,
         pretrained_model=None,
@@ -139,6 +146,7 @@ def _plan_adapter(
     layers: Layers,
     strategy: ResidualAdd | None,
     start_from: str | Path | None,
+    vocabulary: VocabularySettings | None,
 ) -> AdapterPlan:
     name, modules = split_name(name, modules)
     return AdapterPlan(
@@ -148,8 +156,17 @@ def _plan_adapter(
         modules=modules,
         layers=layers,
         start_from=None if start_from is None else str(start_from),
+        vocabulary=vocabulary,
         copies_form=start_from is not None and (kind, strategy, modules, layers) == (None, None, "encoder", "all"),
     )
+
+
+def _vocabulary(given: str | Path | Sequence[str] | None) -> VocabularySettings | None:
+    if given is None:
+        return None
+    if isinstance(given, str | Path):
+        return VocabularySettings(tokenizer=str(given))
+    return VocabularySettings(labels=tuple(given))
 
 
 def _adapter(plan: AdapterPlan, *, save_nemo: bool) -> AdapterSettings:
@@ -161,6 +178,7 @@ def _adapter(plan: AdapterPlan, *, save_nemo: bool) -> AdapterSettings:
         adapter_state_dict_name="adapters.pt" if save_nemo else None,
         layers=plan.layers if isinstance(plan.layers, str | int) else tuple(plan.layers),
         start_from=plan.start_from,
+        vocabulary=plan.vocabulary,
         kinds={"given": section_of(plan.kind, plan.strategy)},
     )
 
@@ -240,19 +258,22 @@ def run_in_folder(
     check_folder_is_free(plan.experiment, folder)
     with keep_random_state():
         model = load_base(plan.base, seed=plan.seed) if isinstance(plan.base, BasePlan) else plan.base
-        training = read_training_set(model, plan, reporter)
-        validation = read_validation_sets(model, plan, reporter)
+        tokenizer = find_vocabulary(model, plan.adapter)
+        with writing_with(model, tokenizer):
+            training = read_training_set(model, plan, reporter)
+            validation = read_validation_sets(model, plan, reporter)
+            words = make_word_part(plan, model, training, reporter)
         general = read_general(plan.general)
         length = plan_length(plan.trainer, training.plan, processes=machine.processes, validates=bool(validation))
         plan = choose_rate(plan, length, model)
-        words = make_word_part(plan, model, training, reporter)
         with give_back(model), keep_attention(model):
             choose_attention(model, plan.att_context_size, plan.attention)
             adapter = None
             if plan.adapter is None:
                 model.train_base(base_dropout=plan.base_dropout)
             else:
-                adapter = add_adapter(model, plan.adapter, seed=plan.seed, base_dropout=plan.base_dropout)
+                seed, dropout = plan.seed, plan.base_dropout
+                adapter = add_adapter(model, plan.adapter, seed=seed, base_dropout=dropout, tokenizer=tokenizer)
             cached = None if state is None else state["identity"].get("prefix_cache") is not None
             run = Run(
                 plan=plan,

@@ -217,8 +217,8 @@ async def open_session(
     """
     context = request.attention_context or settings.attention_context
     settings = replace(settings, endpointing=request.endpointing, interim=request.interim, attention_context=context)
-    decoding = await service.decoding(request, call)
-    lease = await service.lease(call)
-    stream = open_stream(service.engine, lease, settings=settings, decoding=decoding, group=call.tenant or None)
-    with stream, service.audio_decoder(request) as decoder:
-        yield StreamSession(service=service, request=request, call=call, stream=stream, decoder=decoder)
+    with await service.lease(call) as lease:  # the stream releases it too, as soon as it ends
+        decoding = await service.decoding(request, call, lease)
+        stream = open_stream(service.engine, lease, settings=settings, decoding=decoding, group=call.tenant or None)
+        with stream, service.audio_decoder(request) as decoder:
+            yield StreamSession(service=service, request=request, call=call, stream=stream, decoder=decoder)
