@@ -64,7 +64,7 @@ clean:
 
 .venv/installed-dev: pyproject.toml constraints.txt requirements/test.txt | $(bin)/python
 	@echo "Installing Overtone and its development tools into .venv"
-	$(call install,test,dev$(comma)serve$(comma)openvino)
+	$(call install,test,dev$(comma)serve$(comma)openvino$(comma)datasets$(comma)ray$(comma)search)
 	@touch .venv/installed $@
 
 .venv/installed-docs: pyproject.toml constraints.txt | $(bin)/python

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from overtone.evaluation.evaluate import evaluate
     from overtone.inference.transcribe import Transcriber, transcribe
     from overtone.models.asr_model import AsrModel
+    from overtone.progress import progress_bar
     from overtone.training.train import train
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "transcribe",
     "train",
     "evaluate",
+    "progress_bar",
     "AsrModel",
     "AdapterSet",
     "LinearAdapter",
@@ -55,6 +57,7 @@ _HOMES = {
     "transcribe": "overtone.inference.transcribe",
     "train": "overtone.training.train",
     "evaluate": "overtone.evaluation.evaluate",
+    "progress_bar": "overtone.progress",
     "AsrModel": "overtone.models.asr_model",
     "AdapterSet": "overtone.adapters.adapter_set",
     "LinearAdapter": "overtone.adapters.kinds.linear",

@@ -12,7 +12,7 @@ import subprocess
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-EXTRAS = {"demo": ("serve",), "test": ("dev", "serve", "openvino")}
+EXTRAS = {"demo": ("serve",), "test": ("dev", "serve", "openvino", "datasets", "ray", "search")}
 """The extras that each command installs."""
 PYTORCH = re.compile(r"(torch|triton|nvidia-[\w-]+|cuda-[\w-]+)==")
 UV = "uv pip compile --no-config --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate"

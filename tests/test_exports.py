@@ -30,6 +30,7 @@ EXPORTS = {
     "overtone.training.train": {"train"},
     "overtone.inference.transcribe": {"Transcriber", "transcribe"},
     "overtone.models.asr_model": {"AsrModel"},
+    "overtone.progress": {"progress_bar"},
 }
 """The contract with users: what may be added to, and never quietly taken from."""
 

@@ -10,7 +10,9 @@ import pytest
 from support.house_rules import ROOT, declared
 
 
-@pytest.mark.parametrize(("command", "extras"), [("demo", ["serve"]), ("test", ["serve", "dev", "openvino"])])
+@pytest.mark.parametrize(
+    ("command", "extras"), [("demo", ["serve"]), ("test", ["serve", "dev", "openvino", "datasets", "ray", "search"])]
+)
 def test_what_make_installs_is_locked_by_hashes(command: str, extras: list[str]) -> None:
     """Every version is the pinned one, and nothing is left out but PyTorch: else `make lock` has to run again."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]

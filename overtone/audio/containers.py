@@ -16,7 +16,7 @@ from fractions import Fraction
 from functools import cache
 from itertools import chain
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from numpy.typing import NDArray
 
@@ -53,6 +53,16 @@ OPTIONS = {
     "protocol_whitelist": "",
     "probesize": str(PROBE_BYTES),
 }
+
+
+class Source(Protocol):
+    """An open file of sound."""
+
+    def blocks(self, start: float = 0.0) -> Iterator[Block]:
+        """The samples from `start` seconds to the end. Raises AudioError."""
+
+    def seconds(self) -> float:
+        """Seconds of sound, counted. Raises AudioError."""
 
 
 class Readable(Protocol):
@@ -269,7 +279,7 @@ class VorbisPage:
 class FileView:
     """A file from a byte on, as FFmpeg sees it."""
 
-    def __init__(self, file: IO[bytes], first: int, *, has_size: bool) -> None:
+    def __init__(self, file: Readable, first: int, *, has_size: bool) -> None:
         """has_size: FFmpeg may ask for the file's size. An MP3 file then ends where its own header says."""
         self._file = file
         self._first = first

@@ -12,9 +12,19 @@ from typing import Literal, Self
 
 import numpy as np
 
-from overtone.audio.feeds import ContainerFeed, Feed, HeldFeed
+from overtone.audio.feeds import ContainerFeed, Feed, HeldFeed, WavFeed
 from overtone.audio.kinds import HEADER_BYTES, MP3, MP4, WAV, kind_of, mp4_is_streamable, tag_bytes
-from overtone.audio.pcm import EMPTY, Block, Resampler, SampleFeed, Samples, WavLayout, join_blocks, read_wav_layout
+from overtone.audio.pcm import (
+    EMPTY,
+    LONGEST_WAV_HEADER,
+    Block,
+    Resampler,
+    SampleFeed,
+    Samples,
+    WavLayout,
+    join_blocks,
+    read_wav_layout,
+)
 from overtone.errors import AudioError
 
 __all__ = ["AudioDecoder", "AudioFormat", "AudioLimits", "Encoding"]
@@ -25,8 +35,6 @@ HEADERLESS = {"linear_pcm": "pcm16", "mulaw": "mulaw", "alaw": "alaw"}
 """Encodings of samples without a header -> coding."""
 WORK_RATE = 2 * 48_000
 """Samples of all channels in a second of ordinary audio, which is the unit of work."""
-LONGEST_WAV_HEADER = 1 << 20
-"""Bytes before the samples of a WAV file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +182,7 @@ class AudioDecoder:
         if kind is WAV and start[:4] != b"RIFX":
             layout = read_wav_layout(start)
             if layout is not None and layout.coding:
-                return SampleFeed("WAV", layout)
+                return WavFeed()
             if layout is None and len(start) < LONGEST_WAV_HEADER:
                 if ended:
                     raise AudioError("The WAV file ends before its samples begin.")

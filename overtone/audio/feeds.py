@@ -12,10 +12,11 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Protocol
 
-from overtone.audio.containers import FileView, Track
-from overtone.audio.joined import FLAC_HEADER, HEADER_BYTES
-from overtone.audio.kinds import AAC, FLAC, MP3, Kind, check_tracks
-from overtone.audio.pcm import Block
+from overtone.audio.containers import Track
+from overtone.audio.joints import RiffJoints, joints_of
+from overtone.audio.kinds import AAC, HEADER_BYTES, MP3, MP4, Kind, check_tracks
+from overtone.audio.pcm import LONGEST_WAV_HEADER, Block, SampleFeed, read_wav_layout
+from overtone.audio.sources import sound_of
 from overtone.errors import AudioError
 
 PUSH_SAMPLES = 1 << 20
@@ -64,18 +65,72 @@ class HeldFeed:
     def finish(self) -> Iterator[Block]:
         """The whole file's samples, until it is closed."""
         check_tracks(self._data)
-        track = Track(FileView(io.BytesIO(self._data), 0, has_size=True), self._kind)
-        try:
-            for block in track.blocks():
+        with sound_of(io.BytesIO(self._data)) as source:
+            for block in source.blocks():
                 if self._closed:
                     return
                 yield block
-        finally:
-            track.close()
 
     def close(self) -> None:
         """Stop at the next block."""
         self._closed = True
+
+
+class WavFeed:
+    """Recordings of plain samples, each after a WAV header. What is no sound between and after them is left out."""
+
+    container = "WAV"
+    is_quick = True
+
+    def __init__(self) -> None:
+        self._joints = RiffJoints()
+        self._data = bytearray()
+        """Bytes whose recording is not known yet."""
+        self._first = 0
+        """Place of the first byte of `_data`."""
+        self._feed: SampleFeed | None = None
+        """The reader of the recording; None until its header is whole."""
+
+    def push(self, data: bytes) -> Iterator[Block]:
+        """The samples that are whole by now. Raises AudioError."""
+        self._data += data
+        return self._read(ended=False)
+
+    def finish(self) -> Iterator[Block]:
+        """The rest. Raises AudioError."""
+        return self._read(ended=True)
+
+    def close(self) -> None:
+        """Forget the rest."""
+        self._data.clear()
+
+    def _read(self, *, ended: bool) -> Iterator[Block]:
+        for joint in self._joints.find(self._data, self._first, ended=ended):
+            yield from self._take(joint - self._first)
+            self._drop(joint - self._first)
+            self._feed = None
+        yield from self._take(len(self._data) - (0 if ended else self._joints.held))
+        if ended and self._data:
+            raise AudioError("The WAV audio ends before its samples begin.")
+
+    def _take(self, size: int) -> Iterator[Block]:
+        """The samples in the next bytes, so many, of one recording. A header that is not whole yet is kept."""
+        if self._feed is None:
+            layout = read_wav_layout(self._data[:size]) if size >= HEADER_BYTES else None
+            if layout is None and size > LONGEST_WAV_HEADER:
+                raise AudioError(f"A WAV header is longer than {LONGEST_WAV_HEADER} bytes.")
+            if layout is None:
+                return
+            if not layout.coding:
+                raise AudioError("A WAV recording after another one has a coding that is not accepted. Send PCM.")
+            self._feed = SampleFeed(self.container, layout)
+        data = bytes(self._data[:size])
+        self._drop(size)
+        yield from self._feed.push(data)
+
+    def _drop(self, size: int) -> None:
+        del self._data[:size]
+        self._first += size
 
 
 class ContainerFeed:
@@ -175,8 +230,9 @@ class Pieces:
         """Place of the first byte of `_data` in the file."""
         self._position = 0
         self._ended = False
+        self._finder = joints_of(kind)
         self._joints: deque[int] = deque()
-        """Places where further recordings of joined FLAC begin: reading ends there until `next_recording`."""
+        """Places where further recordings begin: reading ends there until `next_recording`."""
 
     def append(self, data: bytes) -> None:
         """The next piece."""
@@ -184,16 +240,17 @@ class Pieces:
             self._data += data
             if self._kind is AAC:
                 self._blot_tags(len(self._data) - len(data))
-            if self._kind is FLAC:
-                self._find_joints(len(self._data) - len(data))
-            self.hungry = self.hungry and not data
+            self._joints += self._finder.find(self._data, self._first)
+            self.hungry = self.hungry and not self._is_readable()
             self.changed.notify_all()
 
     def next_recording(self) -> bool:
-        """Go to the next one of joined recordings; False where there is none."""
+        """Go to the next one of joined recordings; False where there is none. Raises AudioError."""
         with self.changed:
             if not self._joints or self.closed:
                 return False
+            if self._kind is MP4:  # whose description is looked at before FFmpeg gets it
+                raise AudioError("Several MP4 recordings came after each other. Send each by itself.")
             joint = self._joints.popleft()
             del self._data[: joint - self._first]
             self._first = self._position = joint
@@ -203,6 +260,7 @@ class Pieces:
         """No more pieces come."""
         with self.changed:
             self._ended, self.hungry = True, False
+            self._joints += self._finder.find(self._data, self._first, ended=True)
             self.changed.notify_all()
 
     def close(self) -> None:
@@ -256,13 +314,7 @@ class Pieces:
         """Bytes that are not read yet, since the next piece may tell that they begin a tag, or another recording."""
         if self._ended or self.closed:
             return 0
-        return 2 if self._kind is AAC else HEADER_BYTES - 1 if self._kind is FLAC else 0
-
-    def _find_joints(self, begin: int) -> None:
-        """Note where further recordings begin, which may be cut between this piece and the last."""
-        for match in FLAC_HEADER.finditer(self._data, max(0, begin - HEADER_BYTES + 1)):
-            if self._first + match.start() > 0:
-                self._joints.append(self._first + match.start())
+        return 2 if self._kind is AAC else self._finder.held
 
     def _blot_tags(self, begin: int) -> None:
         """Make ID3 tags between frames unknown bytes: FFmpeg would unpack what is compressed in them."""

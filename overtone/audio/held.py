@@ -17,8 +17,9 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from overtone.audio.containers import Source
 from overtone.audio.pcm import BLOCK, Block
-from overtone.audio.sources import Held, Source, sound_of
+from overtone.audio.sources import Held, sound_of
 from overtone.errors import UsageError
 
 INTEGERS = ("int8", "uint8", "int16", "int32")

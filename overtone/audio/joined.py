@@ -1,25 +1,19 @@
-"""FLAC files that were joined: several recordings after each other, each with a header of its own.
-
-FFmpeg takes such a file for one that is damaged where the second recording begins. Chained Ogg and joined MP3 it reads
-itself.
-"""
+"""Files that were joined: several recordings after each other, each with a header of its own."""
 
 from __future__ import annotations
 
 import io
 import mmap
 import os
-import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import IO
 
-from overtone.audio.containers import Track
-from overtone.audio.kinds import FLAC
+from overtone.audio.containers import Source, is_chained
+from overtone.audio.joints import has_joints, joints_of
+from overtone.audio.kinds import OGG, Kind
 from overtone.audio.pcm import Block
 
-FLAC_HEADER = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")
-"""The beginning of a FLAC recording: its mark, and the block of 34 bytes that describes it."""
-HEADER_BYTES = 8
 KNOWN_FILES = 1024
 """Files whose recordings are remembered, so that each is searched once."""
 
@@ -27,7 +21,7 @@ known: dict[tuple[int, ...], tuple[int, ...]] = {}
 
 
 class Stretch:
-    """The bytes of a file from `first` to `last`, as FFmpeg sees a file."""
+    """The bytes of a file from `first` to `last`, as a file of its own."""
 
     def __init__(self, file: IO[bytes], first: int, last: int) -> None:
         self._file, self._first, self._last = file, first, last
@@ -56,60 +50,62 @@ class Stretch:
         return True
 
 
-class JoinedTracks:
-    """The sound of FLAC recordings after each other."""
+class JoinedRecordings:
+    """The sound of recordings that lie after each other in one file."""
 
-    def __init__(self, file: IO[bytes], bounds: list[tuple[int, int]]) -> None:
-        """bounds: the first byte of each recording, and one past its last."""
-        self._file = file
-        self._bounds = bounds
+    def __init__(
+        self,
+        file: IO[bytes],
+        bounds: list[tuple[int, int]],
+        open_one: Callable[[Stretch], AbstractContextManager[Source]],
+    ) -> None:
+        """bounds: the first byte of each recording, and one past its last. open_one: opens one of them."""
+        self._parts = [(file, first, last) for first, last in bounds]
+        self._open = open_one
 
     def blocks(self, start: float = 0.0) -> Iterator[Block]:
         """The samples from `start` seconds to the end. Raises AudioError."""
-        for first, last in self._bounds:
+        for part in self._parts:
             if start > 0.0:
-                seconds = self._seconds(first, last)
+                with self._open(Stretch(*part)) as source:
+                    seconds = source.seconds()
                 if start >= seconds:
                     start -= seconds
                     continue
-            track = Track(Stretch(self._file, first, last), FLAC)
-            try:
-                yield from track.blocks(start)
-            finally:
-                track.close()
+            with self._open(Stretch(*part)) as source:
+                yield from source.blocks(start)
             start = 0.0
 
     def seconds(self) -> float:
         """Seconds of sound, counted. Raises AudioError."""
-        return sum(self._seconds(first, last) for first, last in self._bounds)
-
-    def _seconds(self, first: int, last: int) -> float:
-        track = Track(Stretch(self._file, first, last), FLAC)
-        try:
-            return track.seconds()
-        finally:
-            track.close()
+        total = 0.0
+        for part in self._parts:
+            with self._open(Stretch(*part)) as source:
+                total += source.seconds()
+        return total
 
 
-def bounds_of(file: IO[bytes], first: int) -> list[tuple[int, int]]:
-    """The first byte of each FLAC recording in a file, and one past its last; the first recording begins at `first`."""
+def bounds_of(file: IO[bytes], kind: Kind, first: int) -> list[tuple[int, int]]:
+    """The first byte of each recording in a file, and one past its last; the first recording begins at `first`."""
+    if not has_joints(kind) or (kind is OGG and not is_chained(file)):
+        return [(first, file.seek(0, os.SEEK_END))]
     if isinstance(file, io.BytesIO):
-        content = file.getvalue()
-        return paired(starts_in(content, first), len(content))
+        with file.getbuffer() as content:
+            return paired(starts_in(content, kind, first), len(content))
     status = os.fstat(file.fileno())
     key = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size, first)
     if key not in known:
         if len(known) >= KNOWN_FILES:
             known.clear()
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
-            known[key] = starts_in(view, first)
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view, memoryview(view) as content:
+            known[key] = starts_in(content, kind, first)
     return paired(known[key], status.st_size)
 
 
-def starts_in(content: bytes | mmap.mmap, first: int) -> tuple[int, ...]:
+def starts_in(content: memoryview, kind: Kind, first: int) -> tuple[int, ...]:
     """The first byte of each recording."""
-    found = (match.start() for match in FLAC_HEADER.finditer(content, first + 1))
-    return (first, *found)
+    with content[first:] as recordings:
+        return (first, *(first + joint for joint in joints_of(kind).find(recordings, 0, ended=True)))
 
 
 def paired(starts: tuple[int, ...], end: int) -> list[tuple[int, int]]:

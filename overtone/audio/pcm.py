@@ -23,6 +23,8 @@ WAV_CODINGS = {
 }  # fmt: skip
 """Format tag and bits of a `fmt ` chunk -> coding."""
 EXTENSIBLE = 0xFFFE
+LONGEST_WAV_HEADER = 1 << 20
+"""Bytes before the samples of a WAV file; FFmpeg reads files with a longer header."""
 UNKNOWN_SIZE = 0xFFFF_FF00
 """Sizes from here on are written by programs that do not know the length yet."""
 

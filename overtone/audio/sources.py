@@ -1,4 +1,4 @@
-"""Sound of one recording, opened by its first bytes: WAV files of plain samples here, all others by FFmpeg.
+"""Sound of a file, opened by its first bytes: WAV files of plain samples here, all others by FFmpeg.
 
 Legend: S samples, C channels.
 """
@@ -12,26 +12,14 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO, Protocol
 
-from overtone.audio.containers import FileView, Track
-from overtone.audio.joined import JoinedTracks, bounds_of
-from overtone.audio.kinds import FLAC, HEADER_BYTES, MP3, kind_of, tag_bytes
-from overtone.audio.pcm import BLOCK, Block, WavLayout, decode_samples, read_wav_layout
+from overtone.audio.containers import FileView, Readable, Source, Track
+from overtone.audio.joined import JoinedRecordings, bounds_of
+from overtone.audio.kinds import HEADER_BYTES, MP3, WAV, Kind, kind_of, tag_bytes
+from overtone.audio.pcm import BLOCK, LONGEST_WAV_HEADER, Block, WavLayout, decode_samples, read_wav_layout
 from overtone.errors import AudioError, DataError
 
-LONGEST_WAV_HEADER = 1 << 20
-"""Bytes before the samples of a WAV file; FFmpeg reads files with a longer header."""
 LFS_POINTER = b"version https://git-lfs"
 """The beginning of a text that Git leaves in the place of a large file."""
-
-
-class Source(Protocol):
-    """An open file of sound."""
-
-    def blocks(self, start: float = 0.0) -> Iterator[Block]:
-        """The samples from `start` seconds to the end. Raises AudioError."""
-
-    def seconds(self) -> float:
-        """Seconds of sound, counted. Raises AudioError."""
 
 
 class Held(Protocol):
@@ -44,7 +32,7 @@ class Held(Protocol):
 class WavFile:
     """A WAV file of plain samples. What its header says of their number is not believed past the file's end."""
 
-    def __init__(self, file: IO[bytes], layout: WavLayout) -> None:
+    def __init__(self, file: Readable, layout: WavLayout) -> None:
         self._file = file
         self._layout = layout
         there = file.seek(0, os.SEEK_END) - layout.first
@@ -79,7 +67,20 @@ def open_file(path: Path) -> Iterator[Source]:
 
 @contextmanager
 def sound_of(file: IO[bytes]) -> Iterator[Source]:
-    """The sound of an open file, which stays open. Raises AudioError."""
+    """The sound of an open file, which stays open. Several recordings may lie in it. Raises AudioError."""
+    kind, first = kind_in(file)
+    bounds = bounds_of(file, kind, first)
+    if len(bounds) > 1:
+        yield JoinedRecordings(file, bounds, sound_of_one)
+        return
+    file.seek(0)
+    with sound_of_one(file) as source:
+        yield source
+
+
+@contextmanager
+def sound_of_one(file: Readable) -> Iterator[Source]:
+    """The sound of an open file of one recording, which stays open. Raises AudioError."""
     source = source_of(file)
     try:
         yield source
@@ -107,13 +108,20 @@ def open_source(place: Path | Held) -> Iterator[Source]:
         raise unreadable(place, getattr(error, "strerror", None) or str(error)) from error
 
 
-def source_of(file: IO[bytes]) -> Source:
-    """The reader of a file, chosen by its first bytes. Raises AudioError for bytes that begin no audio."""
-    first, start = 0, file.read(HEADER_BYTES)
-    if start[:4] in (b"RIFF", b"RF64") and start[8:12] == b"WAVE":
-        layout = _wav_layout(file, start)
+def source_of(file: Readable) -> Source:
+    """The reader of a recording, chosen by its first bytes. Raises AudioError for bytes that begin no audio."""
+    kind, first = kind_in(file)
+    if kind is WAV and not first:
+        file.seek(0)
+        layout = _wav_layout(file)
         if layout is not None and layout.coding:
             return WavFile(file, layout)
+    return Track(FileView(file, first, has_size=kind is not MP3), kind)
+
+
+def kind_in(file: Readable) -> tuple[Kind, int]:
+    """The kind of a file, and the byte where it begins, after its tags. Raises AudioError."""
+    first, start = 0, file.read(HEADER_BYTES)
     while skipped := tag_bytes(start):
         first += skipped
         file.seek(first)
@@ -123,14 +131,14 @@ def source_of(file: IO[bytes]) -> Source:
         raise AudioError("a Git LFS pointer stands in its place; fetch it with `git lfs pull`")
     if kind is None:
         raise AudioError("nothing in its first bytes is known")
-    if kind is FLAC and len(bounds := bounds_of(file, first)) > 1:
-        return JoinedTracks(file, bounds)
-    return Track(FileView(file, first, has_size=kind is not MP3), kind)
+    return kind, first
 
 
-def _wav_layout(file: IO[bytes], start: bytes) -> WavLayout | None:
-    """The layout of a WAV file, read as far as needed; None where its header is longer than ours are."""
-    start += file.read(4096 - len(start))
+def _wav_layout(file: Readable) -> WavLayout | None:
+    """The layout of a WAV file, read as far as needed; None where its header is longer than ours are, or RIFX."""
+    start = file.read(4096)
+    if start[:4] == b"RIFX":
+        return None
     layout = read_wav_layout(start)
     if layout is None:
         start += file.read(LONGEST_WAV_HEADER - len(start))

@@ -25,6 +25,7 @@ COMMANDS = {
     "demo": "adapt the embedded model to telephone prompts, and see what changed and what did not",
     "train": "train an adapter over a frozen model",
     "words": "an adapter from text alone: what a domain says, without any audio",
+    "learn": "the next version of an adapter, from corrected transcripts",
     "evaluate": "word error rates of a model and its adapters on manifests",
     "manifest": "manifests made of recordings and texts, checked, and split by speaker",
     "transcribe": "recordings to text, captions or word times",

@@ -21,9 +21,10 @@ from overtone.cli.arguments import (
 )
 from overtone.cli.overrides import add_configuration, is_override, read_settings
 from overtone.cli.predictions import evaluate_predictions, is_nemo_evaluation
-from overtone.cli.screen import note, progress_bar, results_console
+from overtone.cli.screen import note, results_console
 from overtone.errors import ConfigError, UsageError, did_you_mean
 from overtone.files import check_file, check_not_input
+from overtone.progress import progress_bar
 from overtone.startup import fast_imports
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from overtone.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
     from overtone.config import Purpose, Settings
-    from overtone.training.grid_search import Trial
+    from overtone.config.sweeper import SampledSearch
+    from overtone.search.trials import Trial
 
 OVERRIDE = re.compile(r"^(\+{0,2}[A-Za-z_][\w./@-]*(\[[^=]*\])?=|~[A-Za-z_])")
 
@@ -41,24 +42,39 @@ def read_settings(arguments: argparse.Namespace, overrides: Sequence[str], purpo
 
     Raises UsageError for words that are no overrides, ConfigError with every mistake in the configuration.
     """
-    from overtone.config import load_settings
+    from overtone import config
 
     if arguments.multirun:
         raise UsageError("--multirun is for training; an evaluation takes several adapters and manifests at once.")
     check_overrides(overrides)
-    return load_settings(overrides, **configuration(arguments), purpose=purpose)
+    return config.load_settings(overrides, **configuration(arguments), purpose=purpose)
+
+
+def load_settings(overrides: Sequence[str], arguments: argparse.Namespace) -> Settings:
+    """Load the settings of a training with the YAML that the arguments choose. Raises ConfigError."""
+    from overtone import config
+
+    return config.load_settings(overrides, **configuration(arguments))
+
+
+def read_sampled(arguments: argparse.Namespace, overrides: Sequence[str]) -> SampledSearch | None:
+    """Read a search with a sampler; None for one that counts up its values. Raises UsageError and ConfigError."""
+    from overtone.config.sweeper import read_search
+
+    check_overrides(overrides)
+    return read_search(overrides, **configuration(arguments))
 
 
 def read_trials(arguments: argparse.Namespace, overrides: Sequence[str]) -> list[Trial]:
     """Read the trainings of a search; all are checked before the first begins. Raises UsageError and ConfigError."""
-    from overtone.config import combinations, load_settings
-    from overtone.training.grid_search import Trial, separate
+    from overtone.config import combinations
+    from overtone.search.trials import Trial, separate
 
     check_overrides(overrides)
     trials = []
     for chosen, words in combinations(overrides, **configuration(arguments)):
         try:
-            settings = load_settings(words, **configuration(arguments))
+            settings = load_settings(words, arguments)
         except ConfigError as error:
             raise ConfigError(f"With {' '.join(chosen)}: {error}" if chosen else str(error)) from error
         trials.append(Trial(chosen=chosen, settings=settings, overrides=tuple(words)))

@@ -1,9 +1,9 @@
-"""The terminal: results on standard output, notes and a progress bar on standard error."""
+"""The terminal: results on standard output, notes on standard error."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -14,9 +14,6 @@ if TYPE_CHECKING:
 
 WIDE = 120
 """Columns of a table that is written to a file or a pipe."""
-
-Progress = Callable[[float, float], None]
-"""A function of the amount that is done and the whole amount."""
 
 
 class Terminal:
@@ -64,30 +61,3 @@ def results_console() -> Console:
     from rich.console import Console
 
     return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=WIDE)
-
-
-@contextmanager
-def progress_bar(label: str, *, show: bool = True) -> Iterator[Progress]:
-    """A bar of seconds of audio that disappears at the end; nothing where standard error is no terminal."""
-    if not show or not sys.stderr.isatty():
-        yield lambda done, whole: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=40),
-        TextColumn("{task.completed:.0f} of {task.total:.0f} s of audio"),
-        TimeRemainingColumn(),
-    )
-    # Standard output stays as it is: rich would send it to standard error along with the bar.
-    bars = Bars(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False, redirect_stderr=True)
-    with bars:
-        task = bars.add_task(label, total=None, visible=False)
-
-        def show_progress(done: float, whole: float) -> None:
-            bars.update(task, completed=done, total=whole, visible=True)
-
-        yield show_progress

@@ -18,8 +18,9 @@ from overtone.cli.arguments import (
     search_options,
     whole_number,
 )
-from overtone.cli.screen import note, progress_bar, shares_terminal_with_results
+from overtone.cli.screen import note, shares_terminal_with_results
 from overtone.errors import OvertoneError, UsageError
+from overtone.progress import progress_bar
 from overtone.startup import fast_imports
 
 FORMATS = ("text", "jsonl", "srt", "vtt", "ctm")

@@ -22,13 +22,17 @@ if TYPE_CHECKING:
 SHIPPED = Path(__file__).resolve().parent.parent / "configs"
 """Folder of the configurations that come with the package."""
 
+SAMPLED = ("n_trials", "n_jobs", "sampler", "pruner", "direction", "study_name", "storage", "max_failure_rate")
+"""Keys of a search whose settings a sampler chooses."""
+
 LAUNCHERS = ("basic", "nemo_launcher")
-SWEEPERS = ("basic",)
+SWEEPERS = ("basic", "optuna")
 HYDRA_KEYS = (
     "hydra.run.dir",
     "hydra.sweep.dir",
     "hydra.sweep.subdir",
     "hydra.sweeper.params",
+    *(f"hydra.sweeper.{key}" for key in SAMPLED),
     "hydra.launcher.num_gpus",
     "hydra.launcher.jobs_per_gpu",
     "hydra.output_subdir",
@@ -287,7 +291,7 @@ def combinations(
     words = parse(overrides)
     given = {word.key_or_group for word in words}
     file = find_file(config_path, config_name)
-    words = [word for word in parse(_params(read_yaml(file))) if word.key_or_group not in given] + words
+    words = [word for word in parse(file_search(read_yaml(file))[1]) if word.key_or_group not in given] + words
     values = [list(islice(_values(word), MAX_RUNS + 1)) for word in words]
     runs = prod(map(len, values))
     if runs > MAX_RUNS:
@@ -299,12 +303,13 @@ def combinations(
     ]
 
 
-def _params(file: dict[Any, Any]) -> list[str]:
-    """Return the search that a file describes, as overrides."""
-    node: Any = file
-    for key in ("hydra", "sweeper", "params"):
-        node = node.get(key) if isinstance(node, dict) else None
-    return [f"{key}={value}" for key, value in node.items()] if isinstance(node, dict) else []
+def file_search(file: dict[Any, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return the keys of the sweeper that a file sets, and the search that it describes, as overrides."""
+    node: Any = file.get("hydra")
+    sweeper = node.get("sweeper") if isinstance(node, dict) else None
+    keys = dict(sweeper) if isinstance(sweeper, dict) else {}
+    params = keys.pop("params", None)
+    return keys, [f"{key}={value}" for key, value in params.items()] if isinstance(params, dict) else []
 
 
 def launcher_keys(file: Path) -> dict[str, Any]:

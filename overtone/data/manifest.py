@@ -21,6 +21,7 @@ from typing import Any
 from overtone.audio.kinds import HEADER_BYTES, kind_of
 from overtone.audio.load import Channels, audio_duration
 from overtone.errors import DataError, did_you_mean
+from overtone.files import read_regular
 
 SHORTER_SECONDS, SHORTER_SHARE = 0.1, 0.02
 """By so much, or by this share, a recording may be shorter than its manifest says: what codecs and rounding cut off."""
@@ -112,6 +113,33 @@ def read_entries(
     return _read_lines(
         [(number, dict(entry)) for number, entry in enumerate(entries, start=1)], manifest, need_text, silence
     )
+
+
+def read_texts(path: str | Path) -> list[tuple[str, str | None, Utterance | None]]:
+    """Read transcripts whose recordings may be missing: the text, its language, and the utterance or None.
+
+    Raises DataError with the lines that cannot be used, each as `path:line: fault`.
+    """
+    path, found, faults = Path(path), list[tuple[str, str | None, Utterance | None]](), list[str]()
+    lines = _lines(_content(path))
+    for number, line in lines:
+        try:
+            entry = _entry(line)
+            if any(entry.get(key) is not None for key in AUDIO_KEYS):
+                own = _utterance(entry, number, path, True, False)
+                found.append((own.text or "", own.language, own))
+            else:
+                language = entry["lang"] if isinstance(entry.get("lang"), str) else None
+                found.append((_text(entry, path.parent, True, False) or "", language, None))
+        except DataError as error:
+            faults.append(f"{path}:{number}: {error}")
+    if faults:
+        more = f"\n  … and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+        listed = "".join(f"\n  {fault}" for fault in faults[:SHOWN])
+        raise DataError(f"{len(faults)} of {len(lines)} lines of {path} cannot be used:{listed}{more}")
+    if not found:
+        raise DataError(f'{path}: there is nothing in it. One JSON object a line is needed, such as {{"text": "…"}}.')
+    return found
 
 
 def read_manifests(paths: str | Path | Sequence[str | Path], *, need_text: bool = True) -> list[Utterance]:
@@ -319,9 +347,7 @@ def _read_text(name: str, folder: Path) -> str:
     if path is None:
         raise DataError(f"the transcript {folder / name} does not exist. Correct 'text_filepath'.")
     try:
-        if path.stat().st_size > LARGEST_TEXT:
-            raise DataError(f"the transcript {path} has more than {LARGEST_TEXT} bytes. Correct 'text_filepath'.")
-        return " ".join(path.read_text("utf-8-sig").splitlines())
+        return " ".join(read_regular(path, at_most=LARGEST_TEXT).decode("utf-8-sig").splitlines())
     except UnicodeDecodeError as error:
         raise DataError(f"the transcript {path} is not UTF-8. Save it as UTF-8.") from error
     except OSError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -20,6 +20,7 @@ from overtone.inference.transcribe import Transcriber
 from overtone.inference.windows import OVERLAP_SECONDS, WINDOW_SECONDS
 from overtone.models.asr_model import AsrModel
 from overtone.models.attention import attention_text
+from overtone.progress import Progress
 from overtone.tokenizers import Tokenizer
 from overtone.wer import (
     TextProcessing,
@@ -31,7 +32,6 @@ from overtone.wer import (
 
 __all__ = ["Evaluation", "evaluate"]
 
-Progress = Callable[[float, float], None]
 BASE_ALONE: tuple[Choice, ...] = (None,)
 """The default of `adapters`: no adapter, nothing else."""
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from overtone.audio.load import Channels
 from overtone.data.vocabulary import VocabularyReport
+from overtone.evaluation.listening import mark_errors, sound_uri
 from overtone.text_table import columns
 from overtone.wer import ErrorCounts, align_words
 
@@ -53,6 +54,13 @@ class UtteranceResult:
     def __post_init__(self) -> None:
         object.__setattr__(self, "wer", self.words.rate)
         object.__setattr__(self, "cer", self.characters.rate)
+
+    def _repr_html_(self) -> str:
+        """For notebooks: a player, what was said, and what was heard with its errors marked."""
+        sound = sound_uri(self.audio_path, self.offset, self.duration, self.channel)
+        said, heard = escape(self.reference), mark_errors(self.reference, self.hypothesis)
+        player = f'<audio controls preload="metadata" src="{sound}"></audio>'
+        return f"{player}<table><tr><td>said</td><td>{said}</td></tr><tr><td>heard</td><td>{heard}</td></tr></table>"
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -102,13 +102,10 @@ def score_run(best: Path, allowed: float) -> RunScore | None:
     """The score of the run with this folder of a best adapter; None where it lacks a measurement."""
     description = read_description(best)
     card, run = description["card"], best.parent.parent
-    general = [entry for entry in card.get("general") or () if entry.get("words")]
-    if card.get("wer_before") is None or card.get("wer_after") is None or not general:
+    general = general_rates(card.get("general") or ())
+    if card.get("wer_before") is None or card.get("wer_after") is None or general is None:
         return None
-    words = sum(entry["words"] for entry in general)
-    before, after = (
-        sum(entry[key] * entry["words"] for entry in general) / words for key in ("wer_before", "wer_after")
-    )
+    before, after = general
     rates = {"wer_before": card["wer_before"], "wer_after": card["wer_after"]}
     rates |= {"general_before": before, "general_after": after}
     return RunScore(
@@ -118,6 +115,18 @@ def score_run(best: Path, allowed: float) -> RunScore | None:
         score=constrained_score(**rates, allowed=allowed),
         **rates,
     )
+
+
+def general_rates(measured: Sequence[Mapping[str, Any]]) -> tuple[float, float] | None:
+    """WER of base and adapter, 0..1, on all general speech of a card; None where there is none."""
+    general = [entry for entry in measured if entry.get("words")]
+    words = sum(entry["words"] for entry in general)
+    if not words:
+        return None
+    before, after = (
+        sum(entry[key] * entry["words"] for entry in general) / words for key in ("wer_before", "wer_after")
+    )
+    return before, after
 
 
 def read_settings(path: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -31,6 +31,7 @@ from overtone.inference.rows import RowThreads, load_ahead
 from overtone.inference.windows import OVERLAP_SECONDS, WINDOW_SECONDS, Window, join_readings, plan_windows
 from overtone.models.asr_model import AsrModel, Backend
 from overtone.nets.layers import pad_rows
+from overtone.progress import Progress
 
 __all__ = ["Recording", "Transcriber", "Transcription", "transcribe"]
 
@@ -170,7 +171,7 @@ class Transcriber:
         paths: Any,
         *,
         adapter: Choice | Sequence[Choice] = None,
-        progress: Callable[[float, float], None] | None = None,
+        progress: Progress | None = None,
     ) -> Iterator[Transcription]:
         """Results in order, each as soon as it is known.
 
@@ -200,7 +201,7 @@ class Transcriber:
         recordings: Sequence[Recording],
         choices: Sequence[Choice],
         *,
-        progress: Callable[[float, float], None] | None = None,
+        progress: Progress | None = None,
     ) -> Iterator[Transcription]:
         """The same for a list of recordings with one adapter choice for each."""
         texts = [None if choice is None else str(choice) for choice in choices]
@@ -211,9 +212,7 @@ class Transcriber:
         backend = model.backend_in_use if self.compute_dtype is None else model.make_backend(self.compute_dtype)
         return self._run(jobs, backend, progress or (lambda done, total: None))
 
-    def _run(
-        self, jobs: list[_Job], backend: Backend | None, progress: Callable[[float, float], None]
-    ) -> Iterator[Transcription]:
+    def _run(self, jobs: list[_Job], backend: Backend | None, progress: Progress) -> Iterator[Transcription]:
         """Between two results nothing of the run acts: neither its dtype nor its adapters."""
         total = sum(job.duration for job in jobs)
         total_windows = sum(len(job.windows) for job in jobs)

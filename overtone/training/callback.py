@@ -18,6 +18,7 @@ from overtone.files import replace_path, system_error
 from overtone.training.console import ProgressLine, Reporter
 from overtone.training.interruption import StopRequest
 from overtone.training.module import TrainingModule
+from overtone.training.plan import Prune, Validation
 from overtone.training.progress import Progress
 from overtone.training.run_folder import explain_write_errors
 from overtone.training.weights import WeightsStore
@@ -43,6 +44,7 @@ class TrainingCallback(Callback):
         checkpoint_every: int | None = None,
         line_every: int = 10,
         restarts_timer: bool = False,
+        prune: Prune | None = None,
     ) -> None:
         super().__init__()
         self.module = module
@@ -62,6 +64,8 @@ class TrainingCallback(Callback):
         """Steps between two lines of the log."""
         self.restarts_timer = restarts_timer
         """A limit of time is that of each part of a run, not of the whole."""
+        self.prune = prune
+        self.pruned = False
         self.place = Place()
         """The epoch of the last batch."""
         self.validated_step = -1
@@ -172,6 +176,9 @@ class TrainingCallback(Callback):
             f"step {step}: WER {metrics['val_wer']:.2%}  CER {metrics['val_cer']:.2%}  "
             f"loss {metrics['val_loss']:.4g}" + ("  (best so far)" if best else "")
         )
+        if self.prune is not None and step < self.progress.total_steps:
+            self.pruned = self.prune(Validation(step, metrics["val_wer"], self.progress.wer_before))
+            trainer.should_stop = trainer.should_stop or self.pruned
 
     def set_base_wer(self, wer: float, trainer: Trainer) -> None:
         """Note the WER of the base, 0..1, as that of step 0."""

@@ -85,7 +85,7 @@ def fit(run: Run, processes: RowProcesses | None = None) -> TrainingResult:
                 ckpt_path=run.checkpoint,
                 weights_only=True,
             )
-            if early_end := describe_early_end(plan.experiment, trainer):
+            if early_end := describe_early_end(plan.experiment, trainer, pruned=callback.pruned):
                 run.reporter.say(early_end)
             if loaders and callback.validated_step != trainer.global_step:
                 trainer.validate(module, dataloaders=loaders, verbose=False)
@@ -95,10 +95,11 @@ def fit(run: Run, processes: RowProcesses | None = None) -> TrainingResult:
             if not loaders:
                 weights.keep_last(trainer.global_step)
             weights.finish()
-            add_words(run, weights.best_path, weights.nemo_path)
+            if not callback.pruned:  # it is measured no further
+                add_words(run, weights.best_path, weights.nemo_path)
             if plan.delete_checkpoint and early_end is None:
                 remove(folder.checkpoint)
-            if run.adapter is not None and run.general:
+            if run.adapter is not None and run.general and not callback.pruned:
                 note_general(run, weights)
     result = conclude(run, weights, callback.progress, trainer.global_step)
     if leads:
@@ -208,6 +209,7 @@ def make_callback(run: Run, module: TrainingModule) -> TrainingCallback:
         checkpoint_every=experiment.checkpoint_callback_params.every_n_train_steps,
         line_every=trainer.log_every_n_steps,
         restarts_timer=experiment.max_time_per_run is not None,
+        prune=run.plan.prune,
     )
 
 

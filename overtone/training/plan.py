@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from overtone.adapters.kinds.base import Kind
 from overtone.adapters.kinds.linear import LinearAdapter
@@ -36,6 +36,20 @@ from overtone.models.asr_model import AsrModel
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
+
+
+class Validation(NamedTuple):
+    """Result of a validation during a training."""
+
+    step: int
+    wer: float
+    """0..1"""
+    wer_before: float | None
+    """WER of the base, 0..1; None where it was not measured."""
+
+
+Prune = Callable[[Validation], bool]
+"""Decides after a validation whether the training promises too little to go on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +127,8 @@ class TrainingPlan:
     """The settings as they are written into the run folder."""
     callbacks: tuple[Callback, ...] = ()
     """Callbacks of Lightning's that the caller adds."""
+    prune: Prune | None = None
+    """Asked after every validation but the last one."""
 
     @property
     def starts_fresh(self) -> bool:
@@ -135,6 +151,7 @@ def plan_training(
     model: AsrModel | None = None,
     adapter: AdapterPlan | None = None,
     callbacks: Sequence[Callback] = (),
+    prune: Prune | None = None,
 ) -> TrainingPlan:
     """Turn checked settings into a plan.
 
@@ -173,6 +190,7 @@ def plan_training(
         seed=settings.seed,
         delete_checkpoint=settings.delete_ckpt_after_train,
         callbacks=tuple(callbacks),
+        prune=prune,
         record=to_plain(settings),
     )
 

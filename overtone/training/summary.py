@@ -90,13 +90,15 @@ def describe_words(run: Run) -> str:
     return f"Words: {', '.join(filter(None, parts))}; {held} at the end (model.adapter.words=off: none)"
 
 
-def describe_early_end(settings: ExperimentSettings, trainer: Trainer) -> str | None:
+def describe_early_end(settings: ExperimentSettings, trainer: Trainer, *, pruned: bool) -> str | None:
     """Say why the steps ended before the last one; None where they did not."""
     if not trainer.should_stop or trainer.global_step >= trainer.max_steps:
         return None
     stopping = trainer.early_stopping_callback
     reason = None if stopping is None else stopping.stopping_reason.name
-    if reason is None or reason == "NOT_STOPPED":
+    if pruned:
+        why = "other trainings of the search were better by then"
+    elif reason is None or reason == "NOT_STOPPED":
         key = "trainer.max_time" if settings.max_time_per_run is None else "exp_manager.max_time_per_run"
         why = f"the time of {key} is up"
     else:

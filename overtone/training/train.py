@@ -38,7 +38,7 @@ from overtone.training.data import read_ahead, read_training_set, read_validatio
 from overtone.training.general import read_general
 from overtone.training.model import add_adapter, find_vocabulary, give_back, load_base, make_word_part
 from overtone.training.optim import EVERYTHING, with_rate
-from overtone.training.plan import AdapterPlan, BasePlan, TrainingPlan, plan_training
+from overtone.training.plan import AdapterPlan, BasePlan, Prune, TrainingPlan, plan_training
 from overtone.training.prefix_cache.plan import plan_prefix
 from overtone.training.row_processes import start_row_processes
 from overtone.training.run import Run, TrainingResult, check_same_run, describe_machine, read_state
@@ -224,13 +224,14 @@ def run_training(
     reporter: Reporter | None = None,
     adapter: AdapterPlan | None = None,
     callbacks: Sequence[Callback] = (),
+    prune: Prune | None = None,
 ) -> TrainingResult:
     """Carry out the training that the settings describe.
 
-    model, adapter: stand in for those that they name. Raises as `run_plan`.
+    model, adapter: stand in for those that they name. prune: may end it early. Raises as `run_plan`.
     """
     check_settings(settings, purpose="train", model_given=model is not None)
-    plan = plan_training(settings, model=model, adapter=adapter, callbacks=callbacks)
+    plan = plan_training(settings, model=model, adapter=adapter, callbacks=callbacks, prune=prune)
     return run_plan(plan, reporter or Reporter())
 
 

@@ -177,6 +177,9 @@ def test_an_evaluation_is_shown_as_a_table(tmp_path: Path) -> None:
         ("base", "bac", 1.0), ("base", "f<d", 1.0), ("swap", "bac", 0.0), ("swap", "f<d", 1.0)
     ]  # fmt: skip
     assert dataclasses.asdict(evaluation.results[1].utterances[0])["wer"] == 0.0
+    heard = evaluation.results[0].utterances[1]._repr_html_()
+    assert '<audio controls preload="metadata" src="data:audio/' in heard
+    assert "<td>f&lt;d</td>" in heard
 
 
 def test_adapters_are_shown_as_a_table() -> None:

@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import os
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
-from overtone.audio.load import audio_duration, load_audio
 from overtone.errors import DataError
+from overtone.evaluation.listening import sound_uri
 from overtone.evaluation.results import UtteranceResult
-
-PLAYABLE = {
-    ".wav": "audio/wav",
-    ".ogg": "audio/ogg",
-    ".opus": "audio/ogg",
-    ".mp3": "audio/mpeg",
-    ".flac": "audio/flac",
-}
-"""Formats that browsers play, with their media types."""
-
-SMALL_FILE = 48_000
-"""Bytes up to which a whole file is embedded as it is."""
 
 LONGEST = 90.0
 """Seconds; longer stretches are linked, not embedded."""
-
-OPUS_RATE = 16_000
 
 
 @dataclass(kw_only=True)
@@ -56,15 +40,14 @@ def embed_sound(utterance: UtteranceResult, budget: AudioBudget) -> str | None:
     if budget.players <= 0 or utterance.duration > LONGEST:
         return None
     try:
-        kind, content = _original(utterance) or ("audio/ogg", _opus(utterance))
+        sound = sound_uri(utterance.audio_path, utterance.offset, utterance.duration, utterance.channel)
     except (DataError, OSError, RuntimeError):  # soundfile's errors are RuntimeErrors
         return None
-    encoded = base64.b64encode(content).decode("ascii")
-    if len(encoded) > budget.bytes:
+    if len(sound) > budget.bytes:
         return None
     budget.players -= 1
-    budget.bytes -= len(encoded)
-    return f"data:{kind};base64,{encoded}"
+    budget.bytes -= len(sound)
+    return sound
 
 
 def link_to(utterance: UtteranceResult, page: Path) -> str:
@@ -77,29 +60,3 @@ def link_to(utterance: UtteranceResult, page: Path) -> str:
     if not utterance.offset:
         return address
     return f"{address}#t={utterance.offset:g},{utterance.offset + utterance.duration:g}"
-
-
-def _original(utterance: UtteranceResult) -> tuple[str, bytes] | None:
-    """The file itself where it is small, whole and of a kind that browsers play."""
-    path = utterance.audio_path
-    kind = PLAYABLE.get(path.suffix.lower())
-    if kind is None or utterance.offset or utterance.channel is not None or path.stat().st_size > SMALL_FILE:
-        return None
-    if abs(audio_duration(path) - utterance.duration) > 0.1:
-        return None
-    return kind, path.read_bytes()
-
-
-def _opus(utterance: UtteranceResult) -> bytes:
-    import soundfile
-
-    samples = load_audio(
-        utterance.audio_path,
-        offset=utterance.offset,
-        duration=utterance.duration,
-        sample_rate=OPUS_RATE,
-        channel=utterance.channel,
-    )
-    buffer = io.BytesIO()
-    soundfile.write(buffer, samples, OPUS_RATE, format="OGG", subtype="OPUS")
-    return buffer.getvalue()

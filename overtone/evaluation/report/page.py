@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+from overtone.evaluation.listening import mark_errors
 from overtone.evaluation.report.audio import AudioBudget, player
 from overtone.evaluation.report.details import speakers, trainings
 from overtone.evaluation.report.plots import changes_plot, element, intervals_chart, percent, rates_plot, shorten
 from overtone.evaluation.results import Evaluation, Result, UtteranceResult
-from overtone.wer import align_words
 
 SERIES = 6
 """Colours in the style sheet: the base's, and those of adapters, used in turn."""
@@ -293,24 +293,9 @@ def _utterance(
     rows = [f'<div><dt>said</dt><dd class="said">{escape(line[0].reference) or "<i>nothing</i>"}</dd></div>']
     for result, heard in zip(group.results, line, strict=True):
         count = f'<span class="rate">{percent(heard.words.rate, 0)}</span>'
-        rows.append(
-            f"<div><dt>{chip(result.label, series[result.label])}{count}</dt><dd>{mark_errors(heard)}</dd></div>"
-        )
+        words = mark_errors(heard.reference, heard.hypothesis)
+        rows.append(f"<div><dt>{chip(result.label, series[result.label])}{count}</dt><dd>{words}</dd></div>")
     return f'<li class="{kind}"><div class="sound">{sound}</div><dl>{"".join(rows)}</dl></li>'
-
-
-def mark_errors(heard: UtteranceResult) -> str:
-    """The hypothesis with missing words struck out and wrong ones underlined."""
-    words = []
-    for aligned in align_words(heard.reference, heard.hypothesis):
-        if aligned.kind == "equal":
-            words.append(escape(aligned.hypothesis or ""))
-            continue
-        if aligned.reference is not None:
-            words.append(f"<del>{escape(aligned.reference)}</del>")
-        if aligned.hypothesis is not None:
-            words.append(f"<ins>{escape(aligned.hypothesis)}</ins>")
-    return " ".join(words) or "<i>nothing</i>"
 
 
 def chip(label: str, series: int) -> str:

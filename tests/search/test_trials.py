@@ -9,7 +9,7 @@ import pytest
 from overtone import cli
 from overtone.config import ExperimentSettings, Settings, combinations, load_settings
 from overtone.errors import ConfigError, UsageError
-from overtone.training.grid_search import Trial, folder_names, run_trials, separate
+from overtone.search.trials import Trial, folder_names, run_trials, separate
 from overtone.training.run_folder import plan_folder
 from support.train_samples import search_words
 
@@ -138,8 +138,8 @@ def test_all_settings_are_checked_before_the_first_training(capsys: pytest.Captu
 
 
 def test_an_unexpected_failure_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(settings: Settings) -> None:
+    def fail(settings: Settings, **_: object) -> None:
         raise MemoryError("no more of it")
 
-    monkeypatch.setattr("overtone.training.grid_search.run_training", fail)
+    monkeypatch.setattr("overtone.search.trials.run_training", fail)
     assert [outcome.error for outcome in run_trials(trials())] == ["MemoryError: no more of it"] * 2

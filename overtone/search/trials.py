@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import re
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from overtone.config import Settings
 from overtone.errors import OvertoneError, UsageError
+from overtone.evaluation.scores import constrained_score, general_rates
 from overtone.text_table import columns
+from overtone.training.plan import Prune
 from overtone.training.run import TrainingResult
 from overtone.training.run_folder import RunFolder, plan_folder
 from overtone.training.train import run_training
@@ -30,6 +33,12 @@ class Trial:
     settings: Settings
     overrides: tuple[str, ...] = ()
     """All overrides of the command line, for a process that trains it."""
+    options: tuple[str, ...] = ()
+    """Options of the command that such a process needs besides."""
+    number: int = 0
+    """Its number in a study."""
+    prune: Prune | None = None
+    """Ends the training early where it promises little; for one in this process."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +51,8 @@ class TrialResult:
     best_step: int
     wer: float | None
     """WER of the best step, 0..1."""
+    score: float | None = None
+    """The constrained score, 0..1, where it was measured on general speech."""
 
     @classmethod
     def of(cls, result: TrainingResult) -> TrialResult:
@@ -51,6 +62,7 @@ class TrialResult:
             best=result.best,
             best_step=result.best_step,
             wer=result.wer_after,
+            score=score_of(result.wer_before, result.wer_after, result.card.get("general")),
         )
 
 
@@ -61,11 +73,30 @@ class Outcome:
     trial: Trial
     result: TrialResult | None = None
     error: str | None = None
+    died: bool = False
+    """Its process was ended by a signal."""
+    repeated: str | None = None
+    """Error of the first attempt, where there were two."""
+    pruned: bool = False
+    """The training was ended early, because others were better by then."""
+    score: float | None = None
+    """The constrained score, 0..1, where a search is for that."""
 
     @property
     def wer(self) -> float | None:
         """WER of the best step, 0..1."""
         return None if self.result is None else self.result.wer
+
+
+def score_of(
+    wer_before: float | None, wer_after: float | None, general: Sequence[Mapping[str, Any]] | None
+) -> float | None:
+    """The constrained score of a training, 0..1; None where something was not measured."""
+    rates = general_rates(general or ())
+    if wer_before is None or wer_after is None or rates is None:
+        return None
+    before, after = rates
+    return constrained_score(wer_before=wer_before, wer_after=wer_after, general_before=before, general_after=after)
 
 
 def separate(trials: Sequence[Trial]) -> list[Trial]:
@@ -130,34 +161,39 @@ def name_folder(trial: Trial, name: str, version: str) -> Trial:
     return replace(trial, settings=replace(settings, exp_manager=inner))
 
 
-def run_trials(trials: Sequence[Trial]) -> Iterator[Outcome]:
-    """Train them one after the other; one that fails is an outcome too. KeyboardInterrupt ends the search."""
+def run_trials(trials: Iterable[Trial], tell: Callable[[Outcome], Outcome] = lambda it: it) -> Iterator[Outcome]:
+    """Train them one after the other; one that fails is an outcome too. KeyboardInterrupt ends the search.
+
+    tell: hears of every outcome before the next trial is asked for, and may add to it.
+    """
     for trial in trials:
         try:
-            yield Outcome(trial=trial, result=TrialResult.of(run_training(trial.settings)))
+            outcome = Outcome(trial=trial, result=TrialResult.of(run_training(trial.settings, prune=trial.prune)))
         except OvertoneError as error:
-            yield Outcome(trial=trial, error=str(error))
+            outcome = Outcome(trial=trial, error=str(error))
         except Exception as error:  # a lack of memory, say: the other trainings may have enough of it
             traceback.print_exc()
-            yield Outcome(trial=trial, error=f"{type(error).__name__}: {error}")
+            outcome = Outcome(trial=trial, error=f"{type(error).__name__}: {error}")
+        yield tell(outcome)
 
 
 def make_table(outcomes: Sequence[Outcome]) -> list[str]:
-    """Return one line for each training: its settings, its WER, and its folder."""
-    rows = [["", "WER", "step", "settings", "folder"]]
+    """Return one line for each training: its settings, its WER, its score where there is one, and its folder."""
+    scored = any(outcome.score is not None for outcome in outcomes)
+    rows = [["", *(["score"] if scored else []), "WER", "step", "settings", "folder"]]
     best = find_best(outcomes)
     for number, outcome in enumerate(outcomes):
         wer = "–" if outcome.wer is None else f"{outcome.wer:.2%}"
+        score = "–" if outcome.score is None else f"{outcome.score:.4f}"
+        mark = "best" if outcome is best else "pruned" if outcome.pruned else str(number)
         chosen = " ".join(outcome.trial.chosen) or "–"
-        if outcome.result is None:
-            rows.append([str(number), wer, "–", chosen, "failed"])
-        else:
-            mark = "best" if outcome is best else str(number)
-            rows.append([mark, wer, str(outcome.result.best_step), chosen, str(outcome.result.folder)])
-    return columns(rows, right=(1, 2))
+        result = outcome.result
+        step, folder = ("–", "failed") if result is None else (str(result.best_step), str(result.folder))
+        rows.append([mark, *([score] if scored else []), wer, step, chosen, folder])
+    return columns(rows, right=(1, 2, 3) if scored else (1, 2))
 
 
 def find_best(outcomes: Sequence[Outcome]) -> Outcome | None:
-    """Return the outcome with the fewest errors; None where nothing was validated."""
-    scored = [outcome for outcome in outcomes if outcome.wer is not None]
-    return min(scored, key=lambda outcome: outcome.wer or 0.0, default=None)
+    """Return the outcome with the best score, else with the fewest errors; None where nothing was validated."""
+    scored = [outcome for outcome in outcomes if outcome.wer is not None and not outcome.pruned]
+    return min(scored, key=lambda outcome: (-(outcome.score or 0.0), outcome.wer or 0.0), default=None)

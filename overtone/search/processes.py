@@ -8,19 +8,22 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import Any
 
 import torch
 
 from overtone.config import quoted
 from overtone.errors import ConfigError
-from overtone.training.grid_search import Outcome, Trial, TrialResult, find_folder
+from overtone.search.trials import Outcome, Trial, TrialResult, find_folder, score_of
 from overtone.training.run_folder import RESULT_FILE
+
+GO_ON = ("exp_manager.resume_if_exists=true", "exp_manager.resume_ignore_no_checkpoint=true")
+"""Overrides with which a training goes on from its checkpoint, or begins where there is none."""
 
 LAST_WORDS = 2000
 """Characters of a process's last output that are looked at for its error."""
@@ -69,30 +72,57 @@ def threads_for(jobs: int) -> int:
     return max(1, torch.get_num_threads() // jobs)
 
 
-def run_at_once(trials: Sequence[Trial], slots: Sequence[Slot], configuration: Sequence[str]) -> Iterator[Outcome]:
-    """Train as many as there are slots at the same time; outcomes as they come. One that dies is an outcome too.
+def run_at_once(
+    trials: Iterable[Trial],
+    slots: Sequence[Slot],
+    configuration: Sequence[str],
+    tell: Callable[[Outcome], Outcome] = lambda outcome: outcome,
+) -> Iterator[Outcome]:
+    """Train as many as there are slots at the same time; outcomes as they come. One that dies is repeated once.
 
-    configuration: the options of the command that choose the YAML. An interruption ends all of them.
+    configuration: the options of the command that choose the YAML. tell: hears of every outcome before its slot asks
+    for the next trial, and may add to it. An interruption ends all of them, and is told to nobody.
     """
-    waiting: SimpleQueue[Trial] = SimpleQueue()
-    for trial in trials:
-        waiting.put(trial)
-    done: SimpleQueue[Outcome] = SimpleQueue()
+    waiting, asking = iter(trials), threading.Lock()
+    done: SimpleQueue[Outcome | Exception | None] = SimpleQueue()
     running: set[subprocess.Popen[str]] = set()
     ended = threading.Event()
 
     def work(slot: Slot) -> None:
-        with suppress(Empty):
+        try:
             while not ended.is_set():
-                done.put(train_in_process(waiting.get_nowait(), slot, configuration, running, ended))
+                with asking:
+                    trial = next(waiting, None)
+                if trial is None:
+                    break
+                outcome = train_in_process(trial, slot, configuration, running, ended)
+                if outcome.died and not ended.is_set():  # once more, from its checkpoint where there is one
+                    again = replace(trial, overrides=(*trial.overrides, *GO_ON))
+                    outcome = replace(
+                        train_in_process(again, slot, configuration, running, ended), repeated=outcome.error
+                    )
+                if not ended.is_set():
+                    with asking:
+                        outcome = tell(outcome)
+                    done.put(outcome)
+        except Exception as error:  # of the trials or of `tell`: the caller's
+            done.put(error)
+        done.put(None)
 
     threads = [threading.Thread(target=work, args=(slot,), daemon=True) for slot in slots]
     for thread in threads:
         thread.start()
     try:
         with exit_on_sigterm():
-            for _ in trials:
-                yield done.get()
+            left = len(threads)
+            while left:
+                found = done.get()
+                if isinstance(found, Exception):
+                    raise found
+                if found is None:
+                    left -= 1
+                else:
+                    yield found
     finally:
         ended.set()
         for process in list(running):
@@ -125,7 +155,7 @@ def train_in_process(
     """Train one trial in a process of its own, and wait for it."""
     folder = find_folder(trial.settings).path
     words = [*trial.overrides, f"exp_manager.explicit_log_dir={quoted(folder)}"]
-    command = [sys.executable, "-m", "overtone", "train", *configuration, *words]
+    command = [sys.executable, "-m", "overtone", "train", *configuration, *trial.options, *words]
     environment = {**os.environ, "OMP_NUM_THREADS": str(slot.threads)}
     if slot.gpu is not None:
         environment["CUDA_VISIBLE_DEVICES"] = slot.gpu
@@ -144,7 +174,8 @@ def train_in_process(
     finally:
         running.discard(process)
     if process.returncode != 0:
-        return Outcome(trial=trial, error=explain_end(process.returncode, errors, folder))
+        reason = explain_end(process.returncode, errors, folder)
+        return Outcome(trial=trial, error=reason, died=process.returncode < 0)
     return Outcome(trial=trial, result=read_result(folder))
 
 
@@ -167,4 +198,5 @@ def read_result(folder: Path) -> TrialResult:
         best=Path(content["best"]),
         best_step=content["best_step"],
         wer=content["wer_after"],
+        score=score_of(content["wer_before"], content["wer_after"], content.get("general")),
     )

@@ -15,9 +15,9 @@ from overtone import cli
 from overtone.cli.overrides import read_launcher, read_trials
 from overtone.config import ExperimentSettings, Settings
 from overtone.errors import ConfigError
-from overtone.training import parallel_search
-from overtone.training.grid_search import Trial, find_folder
-from overtone.training.parallel_search import Slot, explain_end, plan_slots, run_at_once
+from overtone.search import processes
+from overtone.search.processes import Slot, explain_end, plan_slots, run_at_once
+from overtone.search.trials import Trial, find_folder
 from support.train_samples import environment, losses, search_words
 
 SLOT = Slot(gpu=None, threads=1)
@@ -55,6 +55,9 @@ def dying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> list[
 def test_a_training_that_dies_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     errors = dying(tmp_path, monkeypatch, "kill -9 $$")
     assert all("ended by SIGKILL" in (error or "") for error in errors)
+    twice = "case \"$*\" in *resume_if_exists*) echo 'overtone: error: twice.' >&2; exit 2;; esac; kill -9 $$"
+    errors = dying(tmp_path, monkeypatch, twice)
+    assert errors == ["twice.", "twice."]
     errors = dying(tmp_path, monkeypatch, "echo 'Traceback: x' >&2; echo 'overtone: error: no room.' >&2; exit 2")
     assert errors == ["no room.", "no room."]
 
@@ -88,10 +91,10 @@ def test_ends_are_explained(tmp_path: Path) -> None:
 def test_places(monkeypatch: pytest.MonkeyPatch) -> None:
     """The launcher's keys say how many run on each GPU; on processors one at a time, or --jobs."""
     threads = torch.get_num_threads()
-    monkeypatch.setattr(parallel_search, "visible_gpus", list)
+    monkeypatch.setattr(processes, "visible_gpus", list)
     assert plan_slots(None, {"num_gpus": -1, "jobs_per_gpu": 4}) == [Slot(gpu=None, threads=threads)]
     assert len(plan_slots(3, {})) == 3
-    monkeypatch.setattr(parallel_search, "visible_gpus", lambda: ["2", "5"])
+    monkeypatch.setattr(processes, "visible_gpus", lambda: ["2", "5"])
     assert [slot.gpu for slot in plan_slots(None, {"jobs_per_gpu": 2})] == ["2", "5", "2", "5"]
     assert [slot.gpu for slot in plan_slots(None, {"num_gpus": 1})] == ["2"]
     assert [slot.gpu for slot in plan_slots(3, {})] == ["2", "5", "2"]

@@ -1,0 +1,187 @@
+"""Learning from corrections: the next version of an adapter, kept where held-out ones are not recognised worse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from overtone.adapters.adapter import Adapter, check_name
+from overtone.adapters.storage import read_folder
+from overtone.adapters.words import WordPart
+from overtone.errors import UsageError
+from overtone.learning.corrections import Correction, Corrections, Learnt, now
+from overtone.learning.versions import CARD, Version, Versions
+from overtone.learning.words import ENOUGH_WORDS, WordChoice, choose_words, held_out_of
+from overtone.models.asr_model import AsrModel
+from overtone.wer import ErrorCounts
+
+Say = Callable[[str], None]
+HOURS = 20.0
+"""Most hours of corrections' recordings that are kept."""
+
+
+@dataclass(kw_only=True)
+class Learner:
+    """One adapter's folder, the base that it is of, and what it has learnt."""
+
+    model: AsrModel
+    folder: Path
+    """The adapter's; it need not exist."""
+    say: Say = print
+    store: Corrections = field(init=False)
+    versions: Versions = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Raises AdapterError where the folder's name cannot be an adapter's."""
+        check_name(self.name)
+        self.store = Corrections(self.folder, sample_rate=self.model.sample_rate)
+        self.versions = Versions(self.folder)
+
+    @property
+    def name(self) -> str:
+        """The adapter's name in the model, which is its folder's."""
+        return self.folder.resolve().name
+
+    def learn(self, corrections: Sequence[Correction], *, hours: float = HOURS) -> list[Version]:
+        """Add corrections, and make the versions that they lead to. Raises UsageError where another learner is at work.
+
+        hours: most recordings that are kept.
+        """
+        self.check_base()
+        with self.versions.learner():
+            new = self.store.add(corrections)
+            parent = self.versions.adopt() if self.versions.current() or self.folder.is_dir() else None
+            self.say(self.describe(new))
+            made = [self.learn_words(parent)]
+            removed = self.store.trim(hours)
+            if removed:
+                self.say(f"Recordings: {removed} removed, an even draw of {hours:g} h stays; the texts stay all")
+        return [version for version in made if version is not None]
+
+    def check_base(self) -> None:
+        """Raises AdapterError where the adapter is of another base, or damaged."""
+        if self.versions.current() is not None or self.folder.is_dir():
+            read_folder(self.folder, self.model.adapters.identity())
+
+    def describe(self, new: int) -> str:
+        """The line on what is there to learn from."""
+        every = self.store.read()
+        heard = [own for own in every if own.audio is not None]
+        held = sum(own.is_held_out for own in heard)
+        return (
+            f"Corrections: {new} new, {len(every)} in all, {len(heard)} with a recording "
+            f"({sum(own.seconds for own in heard) / 60:.1f} min; {held} held out)"
+        )
+
+    # Words
+
+    def learn_words(self, parent: Version | None) -> Version | None:
+        """The version with the words of all corrections; None where there is nothing new, or it would be worse."""
+        every = self.store.read()
+        before = [] if parent is None else self.store.read(parent.journal_lines)
+        if {own.id for own in every} == {own.id for own in before}:
+            self.say("Words: nothing new")
+            return None
+        adapter = self.load(parent)
+        origin = self.origin_of(parent)
+        choice = choose_words(
+            self.model,
+            self.store,
+            adapter=None if adapter is None else adapter.name,
+            origin=self.words_of(origin),
+            current=self.words_of(parent),
+            before=before,
+            now=every,
+        )
+        self.say(describe_words(choice, every))
+        if choice.is_worse or choice.part is None:
+            return None
+        if adapter is None:
+            adapter = self.model.adapters.add_words(self.name, choice.part)
+        adapter.words = choice.part
+        adapter.card = {**adapter.card, "words": {**choice.part.describe(), **judged(choice.before, choice.after)}}
+        return self.write(adapter, parent, part="words", facts=judged(choice.before, choice.after))
+
+    def origin_of(self, version: Version | None) -> Version | None:
+        """The version before anything was learnt, that a version comes from; None where there was none."""
+        while version is not None and version.learning:
+            version = None if version.parent is None else self.versions.read(version.parent)
+        return version
+
+    def words_of(self, version: Version | None) -> WordPart | None:
+        """The word part of a version."""
+        return None if version is None else read_folder(version.folder, self.model.adapters.identity()).words
+
+    # Versions
+
+    def load(self, version: Version | None) -> Adapter | None:
+        """A version in the model, in the place of what has its name there."""
+        if self.name in self.model.adapters:
+            self.model.adapters.remove(self.name)
+        return None if version is None else self.model.adapters.load(version.folder, name=self.name)
+
+    def write(self, adapter: Adapter, parent: Version | None, *, part: str, facts: Mapping[str, Any]) -> Version:
+        """Keep the adapter as the next version, and put it in the place of the one before."""
+        number = self.versions.next_number()
+        adapter.card = {
+            **adapter.card,
+            CARD: {
+                "version": number,
+                "parent": None if parent is None else parent.number,
+                "part": part,
+                "made": now(),
+                "corrections": len(self.store.read()),
+                "journal_lines": len(self.store.lines()),
+                **facts,
+            },
+        }
+        self.model.adapters.save(adapter.name, self.versions.folder / str(number))
+        version = self.versions.read(number)
+        self.versions.serve(version)
+        self.say(f"Version {number}: {self.folder}")
+        return version
+
+
+def go_back(folder: Path, number: int | None = None) -> tuple[Version, int]:
+    """Put an earlier version in the adapter's place, and set aside what was learnt since; it, and how many that is.
+
+    number: the version; None: the one that today's was made from. Raises UsageError where there is none.
+    """
+    versions, store = Versions(folder), Corrections(folder, sample_rate=0)
+    current = versions.current()
+    if current is None or (number is None and current.parent is None):
+        raise UsageError(f"{folder} has no earlier version to go back to.")
+    target = versions.read(current.parent if number is None and current.parent is not None else number or 0)
+    with versions.learner():
+        stays = {own.id for own in store.read(target.journal_lines)}
+        gone = [own.id for own in store.read(current.journal_lines) if own.id not in stays]
+        active = {own.id for own in store.read()}
+        gone = [id_ for id_ in gone if id_ in active]
+        if gone:
+            store.set_aside(gone)
+        versions.serve(target)
+    return target, len(gone)
+
+
+def judged(before: ErrorCounts | None, after: ErrorCounts | None) -> dict[str, Any]:
+    """The part of a card about held-out corrections; nothing where these were too few."""
+    if before is None or after is None:
+        return {}
+    rates = {"wer_before": round(before.rate, 6), "wer_after": round(after.rate, 6)}
+    return {"held_out": {"words": before.reference_length, **rates}}
+
+
+def describe_words(choice: WordChoice, every: Sequence[Learnt]) -> str:
+    """The line on the word part."""
+    part = choice.part
+    assert part is not None
+    weights = f"weight {part.weight:g}, token bonus {part.token_bonus:g}"
+    if choice.before is None or choice.after is None:
+        words = sum(len(own.text.split()) for own in held_out_of(every))
+        return f"Words: {weights}, as before ({words} of the {ENOUGH_WORDS} held-out words that a choice needs)"
+    rates = f"WER {choice.before.rate:.2%} → {choice.after.rate:.2%} on {choice.before.reference_length} held-out words"
+    if choice.is_worse:
+        return f"Words: not kept, {rates}. The corrections stay, and count with the next ones"
+    return f"Words: {weights}; {rates}"
