@@ -72,7 +72,6 @@ def evaluate(
     choices = name_choices(model, adapters)
     sets = {path: read_references(path) for path in paths}
     counted = CountedTexts(model.tokenizer, text_processing or TextProcessing())
-    writers = [counted.over(model.head_of(choice.chain).tokenizer) for choice in choices]
     seconds = sum(utterance.duration for lines in sets.values() for utterance in lines)
     meter = _Meter(seconds * len({choice.chain for choice in choices}), progress)
     bootstrap, results = _Bootstrap(level, resamples, seed), list[Result]()
@@ -95,7 +94,7 @@ def evaluate(
         adapters=adapter_facts(model, choices),
         attention=attention_text(model),
         counted=counted.processing.description,
-        unwritable={path: report for path, lines in sets.items() if (report := find_unwritable(lines, writers))},
+        unwritable=find_unwritable(model, sets, choices, counted),
     )
 
 
@@ -145,10 +144,17 @@ class CountedTexts:
         return check_vocabulary(self.tokenizer, texts)
 
 
-def find_unwritable(lines: Sequence[Utterance], writers: Sequence[CountedTexts]) -> VocabularyReport | None:
-    """The report of the first of the vocabularies that cannot write every transcript; None where all can."""
-    own = {id(writer.tokenizer): writer for writer in writers}
-    return next((report for writer in own.values() if (report := writer.unwritable(lines))), None)
+def find_unwritable(
+    model: AsrModel, sets: Mapping[Path, Sequence[Utterance]], choices: Sequence[NamedChoice], counted: CountedTexts
+) -> dict[Path, VocabularyReport]:
+    """By manifest, the report of the first of the choices' vocabularies that cannot write every transcript."""
+    own = {id(head.tokenizer): head.tokenizer for head in (model.head_of(choice.chain) for choice in choices)}
+    found = {}
+    for path, lines in sets.items():
+        reports = (counted.over(tokenizer).unwritable(lines) for tokenizer in own.values())
+        if (first := next((report for report in reports if report is not None), None)) is not None:
+            found[path] = first
+    return found
 
 
 def hear_each(

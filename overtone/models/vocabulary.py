@@ -231,7 +231,9 @@ class RowHeads:
         *,
         reduction: Reduction | None = None,
     ) -> Tensor:
-        """Raises UsageError: adapters are trained one at a time."""
+        """Raises UsageError, as adapters are trained one at a time: emissions [B, T, C], lengths [B], targets [B, U],
+        target_lengths [B].
+        """
         self.refuse()
 
     def frames_needed(self, tokens: Sequence[int]) -> int:

@@ -21,6 +21,7 @@ from overtone.config import (
     AdapterSettings,
     DatasetSettings,
     ExperimentSettings,
+    ModelSettings,
     OptimSettings,
     ScheduleSettings,
     Settings,
@@ -97,25 +98,20 @@ def train(
     """Train a new adapter and keep it in the model, with its best weights.
 
     model: an AsrModel, or what `load_model` takes. kind: `LinearAdapter(dim=32)` unless given, or the name of one.
-    vocabulary: tokens of its own, as a tokenizer's file or folder, or a list of labels.
-    start_from: an adapter to go on from. output_dir: the run folder; `checkpoints/NAME-best` in it is the adapter's.
-    overwrite: replace what has these names. resume: go on where a run was cut off. learning_rate: `auto` chooses.
-    words: a word part too. save_nemo: also `.nemo` files. settings: everything else. callbacks: of Lightning's.
+    start_from: an adapter to go on from. vocabulary: its own, a tokenizer's file or folder, or labels. output_dir: the
+    run folder; `checkpoints/NAME-best` in it is the adapter's. overwrite: replace what has these names. resume: go on
+    where a run was cut off. words: a word part too. save_nemo: also `.nemo` files. callbacks: of Lightning's.
     """
     own, source = (model, None) if isinstance(model, AsrModel) else (None, str(model))
-    base, adapter = (
-        settings or Settings(),
-        _plan_adapter(adapter_name, modules, kind, layers, strategy, start_from, _vocabulary(vocabulary)),
-    )
+    adapter = _plan_adapter(adapter_name, modules, kind, layers, strategy, start_from, vocabulary)
+    base = settings or Settings()
     chosen = replace(
-        base.model,
+        _with_data(base.model, train_manifest, validation_manifest, batch_size, num_workers),
         pretrained_model=None,
         nemo_model=source,
         adapter=replace(_adapter(adapter, save_nemo=save_nemo), words=words),
         base_dropout=base_dropout,
         vocabulary_check=vocabulary_check,
-        train_ds=_dataset(base.model.train_ds, train_manifest, batch_size, num_workers),
-        validation_ds=_dataset(base.model.validation_ds, validation_manifest, batch_size, num_workers),
         optim=_optimiser(base.model.optim, learning_rate, weight_decay, warmup_steps),
     )
     whole = replace(
@@ -146,7 +142,7 @@ def _plan_adapter(
     layers: Layers,
     strategy: ResidualAdd | None,
     start_from: str | Path | None,
-    vocabulary: VocabularySettings | None,
+    vocabulary: str | Path | Sequence[str] | None,
 ) -> AdapterPlan:
     name, modules = split_name(name, modules)
     return AdapterPlan(
@@ -156,7 +152,7 @@ def _plan_adapter(
         modules=modules,
         layers=layers,
         start_from=None if start_from is None else str(start_from),
-        vocabulary=vocabulary,
+        vocabulary=_vocabulary(vocabulary),
         copies_form=start_from is not None and (kind, strategy, modules, layers) == (None, None, "encoder", "all"),
     )
 
@@ -188,6 +184,20 @@ def _optimiser(
 ) -> OptimSettings:
     sched = base.sched if warmup_steps is None else replace(base.sched or ScheduleSettings(), warmup_steps=warmup_steps)
     return replace(base, lr=learning_rate, weight_decay=weight_decay, sched=sched)
+
+
+def _with_data(
+    base: ModelSettings,
+    training: str | Path | Sequence[str | Path],
+    validation: str | Path | Sequence[str | Path] | None,
+    batch_size: int,
+    num_workers: int,
+) -> ModelSettings:
+    return replace(
+        base,
+        train_ds=_dataset(base.train_ds, training, batch_size, num_workers),
+        validation_ds=_dataset(base.validation_ds, validation, batch_size, num_workers),
+    )
 
 
 def _dataset(

@@ -24,8 +24,7 @@ from overtone.checkpoints.nemo.config import NemoAdapter, read_adapters
 from overtone.checkpoints.nemo.keys import STRATEGY
 from overtone.checkpoints.nemo.pickles import plain, read_torch_file
 from overtone.checkpoints.nemo.torch_zip import RefusedError
-from overtone.checkpoints.nemo.vocabulary import refuse_vocabulary
-from overtone.checkpoints.nemo.words import make_entry, read_part, take_entry
+from overtone.checkpoints.nemo.words import make_entry, read_part, refuse_vocabulary, take_entry
 from overtone.config.keys import read_section, refuse, write_section
 from overtone.config.targets import NEMO_STRATEGY_TARGETS
 from overtone.errors import AdapterError, CheckpointError, did_you_mean

@@ -80,6 +80,6 @@ def test_an_upload_brings_its_tokenizer(tmp_path: Path) -> None:
 
 
 def check_upload(store: AdapterStore, folder: Path) -> None:
-    with pytest.raises(AdapterError, match="labels.json cannot be read"):
+    with pytest.raises(AdapterError, match=r"labels\.json cannot be read"):
         store.put("new", pack(folder, without="labels.json"))
     assert store.put("new", pack(folder)).state == "ready"
