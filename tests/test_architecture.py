@@ -190,7 +190,7 @@ def test_every_import_is_declared_and_pinned(sources: list[Source], project: dic
     required = declared(project["dependencies"])
     extras = ("datasets", "hub", "openvino", "ray", "search", "wandb")
     optional = declared([name for extra in extras for name in project[extra]])
-    serving = required | declared(project["serve"])
+    serving = required | declared(project["serve"]) | declared(project["ray"])
     assert_none(
         [
             fault

@@ -198,6 +198,20 @@ class Adapter(nn.Module):
         }
         return found if self.vocabulary is None else found | self.vocabulary.tensors()
 
+    def scaled_tensors(self, scale: float) -> dict[str, Tensor] | None:
+        """The tensors with which the adapter changes the stream by that factor; None for a kind that cannot tell them.
+
+        The factor is in the parameters that the change is proportional to: nothing else is computed than before.
+        """
+        form = known(self.kind)
+        if form is None or form.proportional is None:
+            return None
+        last = form.proportional(self.kind)
+        return {
+            name: tensor * scale if any(name.endswith(f".{own}") for own in last) else tensor.clone()
+            for name, tensor in self.tensors().items()
+        }
+
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Copy values by the names of `tensors()`. Raises AdapterError where one is missing, left over or misshapen."""
         if self.frozen:

@@ -77,6 +77,11 @@ class WordPart:
         """The same with other weights. Raises AdapterError for weights that are out of range."""
         return replace(self, weight=weight, token_bonus=token_bonus)
 
+    def weakened(self, share: float) -> Self:
+        """The same with a share of its weight, token bonus and boosts, 0..1."""
+        boosts = tuple(replace(boost, boost=boost.boost * share) for boost in self.boosts)
+        return replace(self, weight=self.weight * share, token_bonus=self.token_bonus * share, boosts=boosts)
+
     def to_bytes(self) -> bytes:
         """The part as a safetensors file, the same for equal parts."""
         tensors: dict[str, Tensor] = {"settings": torch.tensor([self.weight, self.token_bonus], dtype=torch.float64)}

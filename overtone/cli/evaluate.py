@@ -42,11 +42,12 @@ ACCELERATORS = {"auto": "auto", "cpu": "cpu", "gpu": "cuda", "cuda": "cuda", "mp
 EXAMPLES = """examples:
   overtone evaluate adapted.nemo test.json general.json --output report
   overtone evaluate base.nemo test.json --adapter null --adapter runs/medical-best
+  overtone evaluate base.nemo test.json --adapter runs/medical-best --general general.json
   overtone evaluate model.nemo_model=adapted.nemo model.adapter.adapter_name=medical \\
       model.test_ds.manifest_filepath=test.json
   overtone evaluate model_path=adapted.nemo dataset_manifest=test.json output_filename=predictions.json
 
-The third is NeMo's way: settings as key=value, with --config-path and --config-name for a YAML of your own.
+The fourth is NeMo's way: settings as key=value, with --config-path and --config-name for a YAML of your own.
 The last is that of NeMo's speech_to_text_eval.py: it writes predictions as a manifest, or scores those that a manifest
 holds (only_score_manifest=true)."""
 
@@ -62,6 +63,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"{ADAPTER_HELP}; may be repeated, and the base is shown beside (default: each adapter of the model)",
     )
     parser.add_argument("--no-base", action="store_true", help="leave the base out where --adapter does not name it")
+    parser.add_argument(
+        "--general",
+        action="append",
+        default=[],
+        metavar="MANIFEST",
+        help="general speech, to set the gain on the other manifests against; may be repeated",
+    )
     parser.add_argument("--lower-case", action="store_true", help="count errors in lower case")
     parser.add_argument("--no-punctuation", action="store_true", help="count errors without punctuation")
     parser.add_argument(
@@ -176,7 +184,7 @@ def measure(
         from overtone.cli.models import load
         from overtone.evaluation.evaluate import evaluate, read_references
 
-    for manifest in manifests:
+    for manifest in (*manifests, *arguments.general):
         read_references(Path(manifest))
     search = search_options(arguments)
     model = load(source, arguments.device, decoder=arguments.decoder, **attention_options(arguments))
@@ -188,6 +196,7 @@ def measure(
             model,
             manifests,
             adapters=choices,
+            general=arguments.general,
             window=arguments.window or None,
             overlap=arguments.overlap,
             batch_seconds=arguments.batch_seconds,

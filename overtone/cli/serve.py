@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from overtone.cli.arguments import add_attention, add_computing, add_decoder, attention_options, number
+from overtone.cli.cluster import add_replicas, serve_there
 from overtone.cli.screen import note
 from overtone.errors import AdapterError, UsageError
 from overtone.startup import fast_imports
@@ -47,6 +48,7 @@ EXAMPLES = """examples:
   overtone serve --demo
   overtone serve base.nemo --adapters adapters/
   overtone serve base.nemo --adapters adapters/ --host 0.0.0.0 --tokens tokens.yaml --tls-cert tls.crt --tls-key tls.key
+  overtone serve base.nemo --adapters adapters/ --ray --replicas 3
 
 Then, for example:
   curl http://127.0.0.1:9000/v1/audio/transcriptions -F file=@memo.wav -F model=medical"""
@@ -105,6 +107,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_computing(parser)
     add_decoder(parser)
     add_attention(parser)
+    add_replicas(parser)
 
 
 def add_names(parser: argparse.ArgumentParser) -> None:
@@ -233,6 +236,9 @@ def run(arguments: argparse.Namespace) -> int:
     settings = settings_of(arguments)
     is_for_people = arguments.log == "text" or sys.stderr.isatty()
     demo = None if arguments.demo is None else demo_adapter(arguments.demo)
+    started = note_addresses if is_for_people else log_addresses
+    if arguments.ray is not None:
+        return serve_there(arguments, settings, demo, started)
     model = load(
         settings.model,
         arguments.device,
@@ -246,7 +252,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         if attention := attention_text(model):
             tell(f"{model.name or 'model'} · {attention}")
-        finished = serve(settings, model=model, started=note_addresses if is_for_people else log_addresses)
+        finished = serve(settings, model=model, started=started)
     finally:
         take_down(handler)
         gc.collect()  # what sessions have left would be told on standard error when the process ends

@@ -18,9 +18,10 @@ from overtone.config.augmentor import (
     SpeedSettings,
     TelephoneSettings,
     WhiteNoiseSettings,
-    contradictions,
 )
 from overtone.config.compose import combinations, compose, quoted
+from overtone.config.dataset import DatasetSettings
+from overtone.config.dataset_checks import check_dataset
 from overtone.config.experiment import (
     CheckpointSettings,
     EarlyStoppingSettings,
@@ -32,12 +33,12 @@ from overtone.config.own import (
     FlatStartSettings,
     InterCtcSettings,
     PrefixCacheSettings,
+    RetentionSettings,
     VocabularySettings,
     WordsSettings,
 )
 from overtone.config.settings import (
     AdapterSettings,
-    DatasetSettings,
     KindSettings,
     LinearSettings,
     LoraSettings,
@@ -50,6 +51,7 @@ from overtone.config.settings import (
     StrategySettings,
     TinyAttentionSettings,
 )
+from overtone.config.sources import Source, SourceList, list_sources
 from overtone.config.targets import DDP_TARGETS
 from overtone.errors import did_you_mean
 
@@ -73,10 +75,13 @@ __all__ = [
     "OptimSettings",
     "OwnKindSettings",
     "PrefixCacheSettings",
+    "RetentionSettings",
     "ReverberationSettings",
     "ScheduleSettings",
     "Settings",
     "ShiftSettings",
+    "Source",
+    "SourceList",
     "SpecAugmentSettings",
     "SpeedSettings",
     "StrategySettings",
@@ -89,6 +94,7 @@ __all__ = [
     "check_settings",
     "combinations",
     "general_manifests",
+    "list_sources",
     "load_settings",
     "manifest_paths",
     "quoted",
@@ -240,19 +246,20 @@ def _check_limits(settings: Settings, findings: Findings) -> None:
 
 def _check_training(settings: Settings, findings: Findings) -> None:
     model, trainer = settings.model, settings.trainer
-    if not manifest_paths(model.train_ds):
+    if not model.train_ds.names_files:
         findings.add("model.train_ds.manifest_filepath", "has to be given: what to train on.")
     if model.train == "adapter" and not model.adapter.adapter_name:
         findings.add("model.adapter.adapter_name", "has to be given: the name of the new adapter.")
     _check_vocabulary(model, findings)
     if model.general_manifest and model.train != "adapter":
         findings.add("model.general_manifest", "is for an adapter, which leaves the base as it was to be measured.")
+    _check_retention(model, findings)
     if trainer.max_steps < 1 and (trainer.max_epochs or -1) < 1:
         findings.add("trainer.max_steps", "has to be at least 1, or trainer.max_epochs, or training never ends.")
     if settings.exp_manager.create_early_stopping_callback:
         key = "exp_manager.early_stopping_callback_params.monitor"
         _check_monitor(key, settings.exp_manager.early_stopping_callback_params.monitor, findings)
-        if not manifest_paths(model.validation_ds):
+        if not model.validation_ds.names_files:
             findings.add("exp_manager.create_early_stopping_callback", "needs model.validation_ds.manifest_filepath.")
         elif trainer.limit_val_batches == 0:
             findings.add("exp_manager.create_early_stopping_callback", "needs more than trainer.limit_val_batches=0.")
@@ -260,16 +267,16 @@ def _check_training(settings: Settings, findings: Findings) -> None:
     _check_monitor("exp_manager.checkpoint_callback_params.monitor", monitor, findings)
     for name in ("train_ds", "validation_ds"):
         dataset: DatasetSettings = getattr(model, name)
-        if dataset.batch_size is None and dataset.batch_duration is None:
-            findings.add(f"model.{name}.batch_size", "has to be given, or batch_duration.")
-        if dataset.augmentor is not None:
-            for inner, fault in contradictions(dataset.augmentor).items():
-                findings.add(f"model.{name}.augmentor.{inner}", fault)
-            if name == "validation_ds":
-                findings.add(f"model.{name}.augmentor", "is for training; leave it out.")
-        low, high = dataset.min_duration, dataset.max_duration
-        if low is not None and high is not None and low > high:
-            findings.add(f"model.{name}.min_duration", f"{low} s is longer than max_duration, {high} s.")
+        listed = list_sources(dataset, findings, key=f"model.{name}")
+        check_dataset(dataset, listed, findings, key=f"model.{name}", trains=name == "train_ds")
+
+
+def _check_retention(model: ModelSettings, findings: Findings) -> None:
+    retention = model.adapter.retention
+    if retention is not None and not retention.manifest:
+        findings.add("model.adapter.retention.manifest", "has to be given: manifests of general speech.")
+    if retention is not None and model.train != "adapter":
+        findings.add("model.adapter.retention", "is for an adapter; leave it out with model.train=everything.")
 
 
 def _check_evaluation(settings: Settings, findings: Findings) -> None:

@@ -139,10 +139,10 @@ def rewrite(override: Override, file: Path) -> str:
 
 
 def _as_list(override: Override) -> str:
-    """Take `a,b` as a list of manifests. Raises ConfigError for anything else: a search needs several runs."""
+    """Take `a,b` as a list of manifests or archives. Raises ConfigError for anything else: it is a search."""
     line = override.input_line.lstrip("+") if override.input_line else ""
     key, _, value = line.partition("=")
-    if key.endswith("manifest_filepath") and "(" not in value:
+    if key.endswith(("manifest_filepath", "tarred_audio_filepaths")) and "(" not in value:
         return f"++{key}=[{value}]"
     raise ConfigError(
         f"'{line}' gives several values, which is a search over several runs: give --multirun too. "

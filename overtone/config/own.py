@@ -33,6 +33,16 @@ class VocabularySettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RetentionSettings:
+    """Ours: the strongest adapter is kept with which general speech is not recognised worse than this allows."""
+
+    manifest: str | tuple[str, ...] | None = None
+    """Manifests of general speech, on which the strength is chosen."""
+    kappa: float = bounded(0.5, at_least=0)
+    """Points of word error rate that general speech may lose against the base."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class InterCtcSettings:
     """CTC on the outputs of inner layers too (Lee and Watanabe 2021); empty: as the checkpoint was trained."""
 

@@ -9,13 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from overtone.config.augmentor import AugmentorSettings
+from overtone.config.dataset import DatasetSettings
 from overtone.config.experiment import ExperimentSettings, TrainerSettings
 from overtone.config.fields import bounded, one_of, only, section, target_of
 from overtone.config.own import (
     FlatStartSettings,
     InterCtcSettings,
     PrefixCacheSettings,
+    RetentionSettings,
     VocabularySettings,
     WordsSettings,
 )
@@ -155,6 +156,8 @@ class AdapterSettings:
     """Ours: `auto` counts the transcripts; weights are chosen on the validation set, no gain is no word part."""
     vocabulary: VocabularySettings | None = None
     """Ours: `{tokenizer: …}` or `{labels: […]}`, new tokens and heads of the adapter's own; null writes the base's."""
+    retention: RetentionSettings | None = None
+    """Ours: points that general speech may lose; null: the adapter is as strong as it was trained."""
     in_features: int | None = None
     """Another spelling of the width, checked against the model."""
     dim: int | None = bounded(None, at_least=1)
@@ -188,63 +191,6 @@ class SpecAugmentSettings:
     use_vectorized_spec_augment: bool = True
     use_numba_spec_augment: bool = False
     rng: None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class DatasetSettings:
-    """A set of utterances and its batches."""
-
-    manifest_filepath: str | tuple[Any, ...] | None = Missing
-    """One manifest (JSON lines), several joined by commas, or a list."""
-    batch_size: int | None = bounded(16, at_least=1)
-    """Utterances a batch."""
-    batch_duration: float | None = bounded(None, above=0)
-    """Seconds of audio a batch: batches are then drawn from lhotse's duration buckets, and batch_size is the most
-    utterances that one may hold (null: no limit). Those of validation sets hold so much with their padding."""
-    num_buckets: int = bounded(20, at_least=1)
-    """Duration buckets, where batch_duration is given."""
-    shuffle: bool = True
-    """A new order every epoch, the same for the same seed."""
-    num_workers: int = bounded(8, at_least=0)
-    """Processes that read audio; at most one for each processor is started."""
-    pin_memory: bool = True
-    """Page-locked memory, where there is a GPU."""
-    min_duration: float | None = bounded(None, at_least=0)
-    """Seconds; shorter utterances are left out and counted. Unset: the model's own setting."""
-    max_duration: float | None = bounded(None, above=0)
-    """Seconds; longer utterances are left out and counted. Unset: the model's own setting."""
-    augmentor: AugmentorSettings | None = None
-    """Changes of the training waveforms by chance; null is none."""
-    unusable: Literal["refuse", "drop"] = "refuse"
-    """Ours: what to do with recordings that cannot be used, and with training transcripts that are empty or longer
-    than their frames allow."""
-    check_audio: Literal["none", "headers", "full"] = "headers"
-    """Ours: what is looked at before the work begins: nothing, that every recording can be opened and is as long as
-    its manifest says, or every sample."""
-    drop_last: bool = False
-    """Leave out the last batch of an epoch where it is smaller than the others."""
-    max_utts: int | None = bounded(None, at_least=0)
-    """Use only the first utterances; null or 0: all."""
-    text_field: str = only("text", instead="name the field 'text' in the manifest")
-    channel_selector: str | None = only(None, "average", instead="channels are averaged; leave it out")
-    sample_rate: int | None = None
-    """Checked against the model's; files of any rate are resampled to it."""
-    is_tarred: bool = only(False, instead="unpack the archives and name a plain manifest")
-    tarred_audio_filepaths: None = only(None, instead="unpack the archives and name a plain manifest")
-    bucketing_batch_size: None = only(None, instead="give batch_duration and num_buckets")
-    bucketing_strategy: str = "synced_randomized"
-    """For tarred sets alone; without effect."""
-    shuffle_n: int = 2048
-    """For tarred sets alone; without effect."""
-    trim_silence: bool = only(False, instead="trim the files beforehand")
-    use_start_end_token: bool = only(False, instead="leave it out")
-    normalize_transcripts: bool = only(False, instead="normalise the manifest's text")
-    use_lhotse: bool | None = None
-    """Without effect: batch_duration alone decides."""
-    return_sample_id: bool = False
-    """Without effect."""
-    parser: str = "en"
-    """Without effect: transcripts are taken as they are."""
 
 
 @dataclass(frozen=True, kw_only=True)

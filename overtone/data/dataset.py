@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from overtone.audio.load import Waveform, audio_duration, load_audio
+from overtone.audio.load import AudioReader, Waveform, audio_duration
+from overtone.audio.sources import Held
 from overtone.data.batching import Draw
 from overtone.data.manifest import Utterance, length_problem
 from overtone.errors import DataError
@@ -144,16 +145,16 @@ def audio_problems(utterances: Sequence[Utterance], *, how: AudioCheck, sample_r
         if how == "full":
             found = list(threads.map(partial(_fault_in_samples, sample_rate=sample_rate), utterances))
         else:
-            paths = list(dict.fromkeys(utterance.audio_path for utterance in utterances))
-            headers = dict(zip(paths, threads.map(_header, paths), strict=True))
-            found = [_fault_in_header(headers[utterance.audio_path], utterance) for utterance in utterances]
+            recordings = list(dict.fromkeys(utterance.recording for utterance in utterances))
+            headers = dict(zip(recordings, threads.map(_header, recordings), strict=True))
+            found = [_fault_in_header(headers[utterance.recording], utterance) for utterance in utterances]
     return {index: problem for index, problem in enumerate(found) if problem is not None}
 
 
-def _header(path: Path) -> float | str:
+def _header(recording: Path | Held) -> float | str:
     """Seconds, or the fault."""
     try:
-        return audio_duration(path)
+        return audio_duration(recording)
     except DataError as error:
         return str(error)
 
@@ -262,13 +263,14 @@ class SpeechDataset(Dataset[Any]):
 
 def read_utterance(utterance: Utterance, sample_rate: int) -> Waveform:
     """Read the samples [S] of an utterance. Raises DataError for a recording that cannot be used."""
-    waveform = load_audio(
-        utterance.audio_path,
+    with AudioReader(
+        utterance.recording,
         offset=utterance.offset,
         duration=utterance.duration,
         sample_rate=sample_rate,
         channel=utterance.channel,
-    )
+    ) as reader:
+        waveform = reader.read()
     problem = length_problem(utterance.audio_path, utterance.duration, waveform.size / sample_rate)
     if problem is not None:
         raise DataError(problem)

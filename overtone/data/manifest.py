@@ -5,7 +5,7 @@
 Relative paths start at the manifest's folder. Without `duration` the rest of the recording is meant, without `channel`
 the mean of all channels. Blank lines are skipped. NeMo's other names are read too: `audio_filename` and `audio_file`;
 `text_filepath`, `normalized_text` and `command` where there is no `text`; `channel_selector`. A file may also be a
-JSON array of such objects.
+JSON array of such objects. Lines with `_skipme`, NeMo's mark for what is not to be used, are left out.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from overtone.audio.kinds import HEADER_BYTES, kind_of
 from overtone.audio.load import Channels, audio_duration
+from overtone.audio.sources import Held
+from overtone.data.manifest_file import Entry, numbered_lines, parse_line, read_content, split_lines
 from overtone.errors import DataError, did_you_mean
 from overtone.files import read_regular
 
@@ -36,8 +37,6 @@ TEXT_KEYS = ("text", "text_filepath", "normalized_text", "command")
 """Keys of the transcript; the first one that is there counts. `command` is a spoken command, the label in NeMo's lists
 of such; nothing is executed."""
 CHANNEL_KEYS = ("channel", "channel_selector")
-ENCODINGS = ((b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be"))
-"""Byte order marks and what they mark."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +44,7 @@ class Utterance:
     """One line of a manifest: a stretch of a recording and what is said in it."""
 
     audio_path: Path
-    """Path of the recording; the file exists."""
+    """Path of the recording; the file exists, unless `held` is given."""
 
     duration: float
     """Seconds, more than 0."""
@@ -71,27 +70,76 @@ class Utterance:
     manifest: Path
     """The manifest it came from."""
 
+    held: Held | None = None
+    """The recording itself, where it is no file of its own; `audio_path` is then its name alone."""
 
-def read_manifest(path: str | Path, *, need_text: bool = True, silence: bool = False) -> list[Utterance]:
+    archive: Path | None = None
+    """The archive that the recording lies in."""
+
+    part: int = 0
+    """The part of a mixed set that the utterance belongs to."""
+
+    @property
+    def recording(self) -> Path | Held:
+        """The recording, to be read."""
+        return self.audio_path if self.held is None else self.held
+
+    @property
+    def file(self) -> Path:
+        """The file on disk that holds the recording."""
+        return self.archive or self.audio_path
+
+
+class Place(NamedTuple):
+    """The place of a line's recording; the names are those of `Utterance`."""
+
+    audio_path: Path
+    held: Held | None = None
+    archive: Path | None = None
+
+
+Find = Callable[[Entry, Path], Place]
+"""(a line, the folder of its manifest) -> the place of its recording. Raises DataError."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LineForm:
+    """The form of a manifest's lines."""
+
+    need_text: bool = True
+    """Every line must hold a transcript that is not blank."""
+    silence: bool = False
+    """A blank one will do, which means that nothing is said."""
+    convert: Callable[[Entry], Entry] | None = None
+    """Turns a line into one with NeMo's keys; None: they are."""
+    find: Find | None = None
+    """None: recordings are files of their own."""
+
+
+def read_manifest(
+    path: str | Path, *, need_text: bool = True, silence: bool = False, form: LineForm | None = None
+) -> list[Utterance]:
     """Read the utterances of one manifest, in order.
 
     need_text: whether every line must hold a transcript that is not blank.
-    silence: whether a blank one will do, which means that nothing is said.
+    silence: whether a blank one will do, which means that nothing is said. form: all of that, and more.
     Raises DataError with the lines that cannot be used, each as `path:line: fault`.
     """
     path = Path(path)
-    lines = _lines(_content(path))
-    if not lines:
-        raise DataError(f"{path}: the manifest is empty. One JSON object a line is needed, such as {_EXAMPLE}")
-    return _read_lines(lines, path, need_text, silence)
+    lines = numbered_lines(path)
+    return _read_lines(lines, path, form or LineForm(need_text=need_text, silence=silence))
 
 
-def _read_lines(lines: Sequence[tuple[int, Any]], path: Path, need_text: bool, silence: bool) -> list[Utterance]:
+def _read_lines(lines: Sequence[tuple[int, Any]], path: Path, form: LineForm) -> list[Utterance]:
     """The utterances of numbered lines. Raises DataError with all that cannot be used."""
     utterances, faults = [], []
     for number, line in lines:
         try:
-            utterances.append(_utterance(line, number, path, need_text, silence))
+            entry = parse_line(line) if form.convert is None else form.convert(parse_line(line))
+            if not entry.get("_skipme"):
+                utterances.append(_utterance(entry, number, path, form))
+            elif form.find is not None:
+                form.find(entry, path.parent)  # its recording is listed, though not used
         except DataError as error:
             faults.append(f"{path}:{number}: {error}")
     if len(faults) == 1:
@@ -110,9 +158,8 @@ def read_entries(
 
     Raises DataError, as `read_manifest`.
     """
-    return _read_lines(
-        [(number, dict(entry)) for number, entry in enumerate(entries, start=1)], manifest, need_text, silence
-    )
+    form = LineForm(need_text=need_text, silence=silence)
+    return _read_lines([(number, dict(entry)) for number, entry in enumerate(entries, start=1)], manifest, form)
 
 
 def read_texts(path: str | Path) -> list[tuple[str, str | None, Utterance | None]]:
@@ -121,16 +168,16 @@ def read_texts(path: str | Path) -> list[tuple[str, str | None, Utterance | None
     Raises DataError with the lines that cannot be used, each as `path:line: fault`.
     """
     path, found, faults = Path(path), list[tuple[str, str | None, Utterance | None]](), list[str]()
-    lines = _lines(_content(path))
+    lines = split_lines(read_content(path))
     for number, line in lines:
         try:
-            entry = _entry(line)
+            entry = parse_line(line)
             if any(entry.get(key) is not None for key in AUDIO_KEYS):
-                own = _utterance(entry, number, path, True, False)
+                own = _utterance(entry, number, path, LineForm())
                 found.append((own.text or "", own.language, own))
             else:
                 language = entry["lang"] if isinstance(entry.get("lang"), str) else None
-                found.append((_text(entry, path.parent, True, False) or "", language, None))
+                found.append((_text(entry, path.parent, LineForm()) or "", language, None))
         except DataError as error:
             faults.append(f"{path}:{number}: {error}")
     if faults:
@@ -183,62 +230,24 @@ def length_problem(path: Path, duration: float, seconds: float) -> str | None:
     )
 
 
-_EXAMPLE = '{"audio_filepath": "a.wav", "duration": 3.2, "text": "hello there"}'
-
-
-def _content(path: Path) -> bytes:
-    """The bytes of a manifest, as UTF-8 without a mark. Raises DataError for what is no text."""
-    if not path.exists():
-        raise DataError(f"{path}: no such manifest. Check the path.")
-    if not path.is_file():
-        raise DataError(f"{path}: not a file. Name a manifest, a file of JSON lines.")
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: the manifest cannot be read ({error.strerror}).") from error
-    kind = kind_of(content[:HEADER_BYTES])
-    if kind is not None:
-        raise DataError(f"{path}: a recording ({kind.name}) and no manifest. Name a file of JSON lines that lists it.")
-    for mark, encoding in ENCODINGS:
-        if content.startswith(mark):
-            try:
-                return content[len(mark) :].decode(encoding).encode() if encoding != "utf-8" else content[len(mark) :]
-            except UnicodeError as error:
-                raise DataError(f"{path}: begins as {encoding}, but is not. Save the manifest as UTF-8.") from error
-    if b"\0" in content[:4096]:
-        raise DataError(f"{path}: not a text. Name a manifest, a file of JSON lines.")
-    return content
-
-
-def _lines(content: bytes) -> list[tuple[int, Any]]:
-    """The lines that are not blank, each with its number from 1; of a JSON array its items, parsed."""
-    if content.lstrip()[:1] == b"[":
-        try:
-            array = json.loads(content)
-        except (ValueError, RecursionError):
-            pass  # told line by line
-        else:
-            return list(enumerate(array, start=1))
-    return [(number, line) for number, line in enumerate(content.split(b"\n"), start=1) if line.strip()]
-
-
-def _utterance(line: Any, number: int, manifest: Path, need_text: bool, silence: bool) -> Utterance:
-    """One line, checked; an item of an array is parsed already."""
-    entry = _entry(line)
-    audio_path = _audio_path(entry, manifest.parent)
+def _utterance(entry: Entry, number: int, manifest: Path, form: LineForm) -> Utterance:
+    """One line, checked."""
+    place = (form.find or find_file)(entry, manifest.parent)
     offset = _seconds(entry, "offset", 0.0) or 0.0
     duration = _seconds(entry, "duration", None)
     if duration is None:
-        whole = audio_duration(audio_path)
+        whole = audio_duration(place.audio_path if place.held is None else place.held)
         duration = whole - offset
         if duration <= 0.0:
-            raise DataError(f"'offset' is {offset:g} s, but {audio_path} ends after {whole:g} s. Correct 'offset'.")
+            raise DataError(
+                f"'offset' is {offset:g} s, but {place.audio_path} ends after {whole:g} s. Correct 'offset'."
+            )
     if not duration > 0.0:
         raise DataError(f"'duration' is {duration} s; more than 0 is needed.")
     return Utterance(
-        audio_path=audio_path,
+        **place._asdict(),
         duration=duration,
-        text=_text(entry, manifest.parent, need_text, silence),
+        text=_text(entry, manifest.parent, form),
         offset=offset,
         speaker=_speaker(entry),
         language=entry["lang"] if isinstance(entry.get("lang"), str) else None,
@@ -248,24 +257,21 @@ def _utterance(line: Any, number: int, manifest: Path, need_text: bool, silence:
     )
 
 
-def _entry(line: Any) -> dict[str, Any]:
-    """The object of a line. Raises DataError for anything else."""
-    entry = line
-    if isinstance(line, bytes):
-        try:
-            entry = json.loads(line.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise DataError(f"not UTF-8 (byte {error.start + 1} of the line). Save the manifest as UTF-8.") from error
-        except (ValueError, RecursionError) as error:
-            reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-            raise DataError(f"not JSON ({reason}). One object a line is needed, such as {_EXAMPLE}") from error
-    if not isinstance(entry, dict):
-        raise DataError(f"a JSON {type(entry).__name__} instead of an object such as {_EXAMPLE}")
-    return entry
+def find_file(entry: Entry, folder: Path) -> Place:
+    """The recording of a line as a file. Raises DataError where it is not named, or not there."""
+    key, name = audio_name(entry)
+    found_path = _find(name, folder)
+    if found_path is not None:
+        return Place(found_path)
+    if name.rstrip().endswith("|"):
+        raise DataError(f"'{key}' is a command, and nothing is executed. Write its output to a file and name that.")
+    if "://" in name:
+        raise DataError(f"'{key}' is the address {name}; recordings are read from disk. Fetch it and name the file.")
+    raise DataError(f"the recording {folder / name} does not exist. Correct '{key}' or remove the line.")
 
 
-def _audio_path(entry: dict[str, Any], folder: Path) -> Path:
-    """The file of the recording. Raises DataError where it is not named, or not there."""
+def audio_name(entry: Entry) -> tuple[str, str]:
+    """The key and the name of the recording of a line. Raises DataError where it is not named."""
     key = next((key for key in AUDIO_KEYS if entry.get(key) is not None), None)
     if key is None:
         near = [key for key in entry if did_you_mean(key, ["audio_filepath"])]
@@ -274,14 +280,7 @@ def _audio_path(entry: dict[str, Any], folder: Path) -> Path:
     name = entry[key]
     if not isinstance(name, str) or not name:
         raise DataError(f"'{key}' is {name!r}; the path of a recording is needed.")
-    found_path = _find(name, folder)
-    if found_path is not None:
-        return found_path
-    if name.rstrip().endswith("|"):
-        raise DataError(f"'{key}' is a command, and nothing is executed. Write its output to a file and name that.")
-    if "://" in name:
-        raise DataError(f"'{key}' is the address {name}; recordings are read from disk. Fetch it and name the file.")
-    raise DataError(f"the recording {folder / name} does not exist. Correct '{key}' or remove the line.")
+    return key, name
 
 
 def _find(name: str, folder: Path) -> Path | None:
@@ -296,7 +295,7 @@ def _find(name: str, folder: Path) -> Path | None:
     return None
 
 
-def _seconds(entry: dict[str, Any], key: str, default: float | None) -> float | None:
+def _seconds(entry: Entry, key: str, default: float | None) -> float | None:
     """A number of seconds; missing and null are the default."""
     value = entry.get(key)
     if value is None:
@@ -306,7 +305,7 @@ def _seconds(entry: dict[str, Any], key: str, default: float | None) -> float | 
     return float(value)
 
 
-def _channel(entry: dict[str, Any]) -> Channels | None:
+def _channel(entry: Entry) -> Channels | None:
     """The numbers of the chosen channels, as NeMo and lhotse count them; null and "average" are all."""
     key = next((key for key in CHANNEL_KEYS if entry.get(key) is not None), None)
     if key is None or entry[key] == "average":
@@ -320,10 +319,10 @@ def _channel(entry: dict[str, Any]) -> Channels | None:
     return tuple(numbers)
 
 
-def _text(entry: dict[str, Any], folder: Path, need_text: bool, silence: bool) -> str | None:
+def _text(entry: Entry, folder: Path, form: LineForm) -> str | None:
     """The transcript, None where there is none and none is needed."""
     key = next((key for key in TEXT_KEYS if entry.get(key) is not None), None)
-    if key is None and not need_text:
+    if key is None and not form.need_text:
         return None
     if key is None:
         near = [key for key in entry if key in ("transcript", "sentence", "transcription", "label")]
@@ -336,7 +335,7 @@ def _text(entry: dict[str, Any], folder: Path, need_text: bool, silence: bool) -
         text = _read_text(text, folder)
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise DataError(f"'{key}' holds half a surrogate pair. Write the character in full.")
-    if need_text and not silence and not text.strip():
+    if form.need_text and not form.silence and not text.strip():
         raise DataError(f"'{key}' is empty. Write the transcript there or remove the line.")
     return text
 
@@ -354,7 +353,7 @@ def _read_text(name: str, folder: Path) -> str:
         raise DataError(f"the transcript {path} cannot be read ({error.strerror}).") from error
 
 
-def _speaker(entry: dict[str, Any]) -> str | None:
+def _speaker(entry: Entry) -> str | None:
     speaker = entry.get("speaker")
     if speaker is None:
         return None

@@ -41,6 +41,7 @@ def evaluate(
     manifests: str | Path | Sequence[str | Path],
     *,
     adapters: Sequence[Choice] = BASE_ALONE,
+    general: str | Path | Sequence[str | Path] = (),
     batch_seconds: float | None = None,
     window: float | None = WINDOW_SECONDS,
     overlap: float = OVERLAP_SECONDS,
@@ -58,7 +59,7 @@ def evaluate(
     """Measure word and character error rates of each adapter choice on each manifest.
 
     adapters: None (the base), "a", "a+b", "@file", or the folder of a saved adapter, which is loaded. With None among
-    them the others are compared to the base. text_processing: of references and hypotheses before errors are counted.
+    them the others are compared to the base. general: more manifests, of general speech. text_processing: of all texts.
     batch_seconds, window, overlap, compute_dtype, decoder, language, beam, phrases: as for `Transcriber`.
     level, resamples, seed: of the bootstrap. progress: called with the seconds of audio that are done, and of all.
     Raises DataError for a manifest or recording that cannot be used, AdapterError for an unknown adapter, UsageError
@@ -66,11 +67,9 @@ def evaluate(
     """
     if adapters is BASE_ALONE:
         refuse_selection(model)
-    paths = [Path(path) for path in ([manifests] if isinstance(manifests, str | Path) else manifests)]
-    if not paths or not adapters:
-        raise UsageError("Nothing to evaluate: give at least one manifest, and one adapter or None for the base.")
+    general = as_paths(general)
+    sets = read_sets(as_paths(manifests), general, adapters)
     choices = name_choices(model, adapters)
-    sets = {path: read_references(path) for path in paths}
     counted = CountedTexts(model.tokenizer, text_processing or TextProcessing())
     seconds = sum(utterance.duration for lines in sets.values() for utterance in lines)
     meter = _Meter(seconds * len({choice.chain for choice in choices}), progress)
@@ -94,8 +93,25 @@ def evaluate(
         adapters=adapter_facts(model, choices),
         attention=attention_text(model),
         counted=counted.processing.description,
+        general=tuple(general),
         unwritable=find_unwritable(model, sets, choices, counted),
     )
+
+
+def read_sets(
+    paths: Sequence[Path], general: Sequence[Path], adapters: Sequence[Choice]
+) -> dict[Path, list[Utterance]]:
+    """Read all manifests. Raises UsageError where there is nothing to evaluate, and for one that is given both ways."""
+    if twice := set(paths) & set(general):
+        raise UsageError(f"{twice.pop()} is given as the domain and as general speech; give it once.")
+    if not paths or not adapters:
+        raise UsageError("Nothing to evaluate: give at least one manifest, and one adapter or None for the base.")
+    return {path: read_references(path) for path in [*paths, *general]}
+
+
+def as_paths(names: str | Path | Sequence[str | Path]) -> list[Path]:
+    """One path or several as a list."""
+    return [Path(name) for name in ([names] if isinstance(names, str | Path) else names)]
 
 
 def adapter_facts(model: AsrModel, choices: Sequence[NamedChoice]) -> dict[str, dict[str, Any]]:

@@ -229,6 +229,33 @@ class Result:
         }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Balance:
+    """An adapter on its domain and on general speech."""
+
+    adapter: str
+    domain: tuple[float, float]
+    """Word error rates of the base and with the adapter, 0..1."""
+    general: tuple[float, float]
+
+    @property
+    def gain(self) -> float:
+        """Word errors fewer on the domain, as a rate."""
+        return self.domain[0] - self.domain[1]
+
+    @property
+    def damage(self) -> float:
+        """Word errors more on general speech, as a rate."""
+        return self.general[1] - self.general[0]
+
+    def to_json(self) -> dict[str, Any]:
+        rates = {
+            name: {"wer_before": pair[0], "wer_after": pair[1]}
+            for name, pair in (("domain", self.domain), ("general", self.general))
+        }
+        return {"adapter": self.adapter, **rates, "gain": self.gain, "damage": self.damage}
+
+
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Evaluation:
     """All results of a run: manifest by manifest, and within each the adapters in the order asked for."""
@@ -253,6 +280,8 @@ class Evaluation:
     """The choice among several attention contexts of the model."""
     counted: str = ""
     """Changes of the texts before errors were counted, such as `in lower case`."""
+    general: tuple[Path, ...] = ()
+    """The manifests among them that hold general speech; the others are the domain's."""
     unwritable: Mapping[Path, VocabularyReport] = field(default_factory=dict)
     """By manifest, the parts of its transcripts that the model cannot write, each of them an error."""
 
@@ -279,6 +308,20 @@ class Evaluation:
         )
         caption = escape(f"{self.model or 'model'}: {self.numbers}")
         return f"<table><caption>{caption}</caption><tr>{head}</tr>{''.join(lines)}</table>"
+
+    def balances(self) -> list[Balance]:
+        """Gain on the domain and damage to general speech of each adapter; none without the base, or one of the two."""
+        labels = dict.fromkeys(result.label for result in self.results if result.adapter is not None)
+        sets = [[own for own in self.results if (own.manifest in self.general) is kind] for kind in (False, True)]
+        if not all(any(own.adapter is None for own in part) for part in sets):
+            return []
+        base = [total(own.words for own in part if own.adapter is None) for part in sets]
+        found = []
+        for label in labels:
+            own = [total(own.words for own in part if own.label == label) for part in sets]
+            rates = [(before.rate, after.rate) for before, after in zip(base, own, strict=True)]
+            found.append(Balance(adapter=label, domain=rates[0], general=rates[1]))
+        return found
 
     def rows(self) -> list[dict[str, Any]]:
         """One flat row for each utterance and adapter, with its rates, as `pandas.DataFrame` takes them."""
@@ -313,6 +356,7 @@ class Evaluation:
                 **({"attention": self.attention} if self.attention else {}),
             },
             "intervals": {"level": self.level, "resamples": self.resamples, "seed": self.seed},
+            **({"balance": [own.to_json() for own in self.balances()]} if self.general else {}),
             **({"counted": self.counted} if self.counted else {}),
             **({"unwritable": [self._unwritable_json(path) for path in self.unwritable]} if self.unwritable else {}),
             **({"adapters": {name: dict(facts) for name, facts in self.adapters.items()}} if self.adapters else {}),

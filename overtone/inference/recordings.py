@@ -127,6 +127,7 @@ def recordings_of(utterances: Iterable[Utterance]) -> list[Recording]:
             name=_below(utterance.audio_path, utterance.manifest.parent),
             offset=utterance.offset,
             duration=utterance.duration,
+            held=utterance.held,
             channel=utterance.channel,
             text=utterance.text,
             language=utterance.language,

@@ -13,13 +13,16 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from overtone.adapters.words import WordPart
 from overtone.decoding.decoder import DecodingOptions, find_readings
 from overtone.decoding.fusion import NO_WORDS
 from overtone.models.asr_model import AsrModel
+from overtone.nets.layers import pad_rows
 from overtone.wer import ErrorCounts, word_errors
 
 WEIGHTS = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
@@ -52,6 +55,19 @@ class WordsChoice:
 
 
 Scope = Callable[[], AbstractContextManager[object]]
+Recording = tuple[Callable[[], NDArray[np.float32]], str]
+"""A function that reads samples [S] at the model's rate, and what is said there as the model would write it."""
+BATCH = 8
+
+
+def hear(model: AsrModel, recordings: Sequence[Recording], adapter: str | None) -> Iterator[Heard]:
+    """The emissions of recordings with an adapter, or of the base. Raises DataError for one that cannot be read."""
+    for first in range(0, len(recordings), BATCH):
+        rows = recordings[first : first + BATCH]
+        waveforms, lengths = pad_rows([read() for read, _ in rows])
+        with torch.no_grad(), model.adapters.use(adapter):
+            emissions, frames = model(waveforms.to(model.device), lengths.to(model.device))
+        yield Heard(emissions, frames, [text for _, text in rows])
 
 
 def count_errors(model: AsrModel, heard: Sequence[Heard], part: WordPart | None, *, scope: Scope) -> ErrorCounts:

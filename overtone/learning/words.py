@@ -7,26 +7,23 @@ which nothing is counted meanwhile; afterwards these are counted too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
+from functools import partial
 
 from overtone.adapters.word_text import ORDER, TOKEN_BONUS, WEIGHT
 from overtone.adapters.words import WordPart
 from overtone.data.vocabulary import reference_text
 from overtone.decoding.ngram_mix import extend_ngram
-from overtone.inference.word_weights import Heard, Scope, choose_weights, count_errors
+from overtone.inference.word_weights import Recording, Scope, choose_weights, count_errors, hear
 from overtone.learning.corrections import Corrections, Learnt
 from overtone.models.asr_model import AsrModel
-from overtone.nets.layers import pad_rows
 from overtone.wer import ErrorCounts
 
 ENOUGH_WORDS = 50
 """Held-out words that a choice needs: with fewer, chance would choose."""
 MOST_UTTERANCES = 200
 """Held-out corrections that are heard; of more, an even draw."""
-BATCH = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,15 +67,9 @@ def held_out_of(corrections: Sequence[Learnt]) -> list[Learnt]:
     return sorted((own for own in corrections if own.is_held_out), key=lambda own: own.id)[:MOST_UTTERANCES]
 
 
-def hear(model: AsrModel, store: Corrections, learnt: Sequence[Learnt], adapter: str | None) -> Iterator[Heard]:
-    """The emissions of corrections with an adapter, or of the base. Raises DataError for bad recordings."""
-    for first in range(0, len(learnt), BATCH):
-        rows = learnt[first : first + BATCH]
-        waveforms, lengths = pad_rows([store.load(own) for own in rows])
-        texts = [reference_text(model.tokenizer, own.text, own.language) for own in rows]
-        with torch.no_grad(), model.adapters.use(adapter):
-            emissions, frames = model(waveforms.to(model.device), lengths.to(model.device))
-        yield Heard(emissions, frames, texts)
+def recordings_of(model: AsrModel, store: Corrections, learnt: Sequence[Learnt]) -> list[Recording]:
+    """Corrections as recordings to be heard."""
+    return [(partial(store.load, own), reference_text(model.tokenizer, own.text, own.language)) for own in learnt]
 
 
 def choose_words(
@@ -102,7 +93,7 @@ def choose_words(
     rest = [own for own in now if not own.is_held_out]
     if words < ENOUGH_WORDS or (not rest and origin is None):
         return WordChoice(part=whole)
-    heard = list(hear(model, store, held, adapter))
+    heard = list(hear(model, recordings_of(model, store, held), adapter))
     known = [own for own in before if not own.is_held_out]
     old = grow_part(model, origin, known, current) if known else origin
 

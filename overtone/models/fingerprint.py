@@ -25,11 +25,17 @@ class Fingerprint:
         self._last: tuple[object, str] = (None, "")
         """The state that was seen last and its fingerprint: one value, since several threads may ask."""
 
+    def remember(self, fingerprint: str) -> None:
+        """Take the fingerprint of a model whose weights are left out."""
+        self._last = None, fingerprint
+
     def of(self, tensors: Mapping[str, Tensor], settings: Settings) -> str:
         """`sha256:…` over (key, shape, float32 values) of every tensor, of any shape, and the canonical settings.
 
         Equal for the same values in whatever file and storage precision, with and without adapters.
         """
+        if any(tensor.is_meta for tensor in tensors.values()):
+            return self._last[1]  # a model without its weights is told by those that it had
         counted = {name: tensor for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")}
         seen = tuple((tensor.data_ptr(), sum_bits(tensor)) for tensor in counted.values())
         last = self._last

@@ -133,7 +133,7 @@ class Pages:
 
     async def ready(self, request: Request) -> Response:
         """Readiness of the engine. Raises HttpError 503 where it is not ready."""
-        problem = unready_reason(self.requests.service.engine.state(), self.requests.closing)
+        problem = unready_reason(self.requests.service.state(), self.requests.closing)
         if problem:
             raise HttpError(503, f"Not ready: {problem}.", code="not_ready")
         return JSONResponse({"object": "health.response", "message": "ready", "status": "ready"})

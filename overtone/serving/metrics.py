@@ -5,21 +5,24 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from overtone.serving.adapter_store.store import AdapterStore
-from overtone.serving.engine.engine import Engine
+from overtone.serving.engine.engine import Engine, EngineState
 from overtone.serving.recognition.request import Call
 
 LOG = logging.getLogger("overtone.serving.calls")
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+States = Callable[[], Mapping[str, tuple[EngineState, Mapping[str, float]]]]
+"""State of each engine and counts of its adapter store, by the replica's name."""
+F = TypeVar("F", CounterMetricFamily, GaugeMetricFamily)
 QUIET = ("GET /v1/health/live", "GET /v1/health/ready", "GET /v1/metrics", "GET /")
 """Calls of monitoring; their success is not logged."""
 SUCCESSES = ("OK", "200", "101")
@@ -49,7 +52,8 @@ STORE_GAUGES = {
 class Observer:
     """Counts and logs every call at its end. The interface, `riva` or `http`, is their label `door`."""
 
-    def __init__(self, engine: Engine, store: AdapterStore) -> None:
+    def __init__(self, engine: Engine, store: AdapterStore, states: States | None = None) -> None:
+        """states: those of engines elsewhere, in place of the engine's own."""
         self.store = store
         self.used: set[str] = set()
         """Adapters that calls have used and that are not known to be gone."""
@@ -68,7 +72,8 @@ class Observer:
         self.adapters = Counter(
             "overtone_adapter_requests", "Successful calls that used the adapter", ["adapter"], registry=self.registry
         )
-        self.registry.register(StateCollector(engine, store))
+        alone = StateCollector(lambda: {"": (engine.state(), store.counters())}, [])
+        self.registry.register(alone if states is None else StateCollector(states, ["replica"]))
 
     def at(self, interface: str) -> Callable[[Call], None]:
         """`on_call` of the Riva interface."""
@@ -104,24 +109,35 @@ class Observer:
 
 
 class StateCollector:
-    """Counts of the engine and the adapter store, read when Prometheus asks for them."""
+    """Counts of engines and adapter stores, read when Prometheus asks for them."""
 
-    def __init__(self, engine: Engine, store: AdapterStore) -> None:
-        self.engine = engine
-        self.store = store
+    def __init__(self, states: States, labels: Sequence[str]) -> None:
+        """labels: `replica` where there are several."""
+        self.states = states
+        self.labels = labels
 
     def collect(self) -> Iterator[Metric]:
-        state = self.engine.state()
+        states = self.states()
         for name, text in ENGINE_COUNTERS.items():
-            yield CounterMetricFamily(f"overtone_engine_{name}", text, value=getattr(state, name))
-        for name, text in ENGINE_GAUGES.items():
-            yield GaugeMetricFamily(f"overtone_engine_{name}", text, value=getattr(state, name))
-        yield GaugeMetricFamily("overtone_engine_alive", "Whether the worker runs", value=float(state.alive))
-        for name, value in self.store.counters().items():
+            counter = CounterMetricFamily(f"overtone_engine_{name}", text, labels=self.labels)
+            yield self.filled(counter, {replica: getattr(state, name) for replica, (state, _) in states.items()})
+        for name, text in {**ENGINE_GAUGES, "alive": "Whether the worker runs"}.items():
+            gauge = GaugeMetricFamily(f"overtone_engine_{name}", text, labels=self.labels)
+            yield self.filled(gauge, {replica: getattr(state, name) for replica, (state, _) in states.items()})
+        for name in dict.fromkeys(name for _, counters in states.values() for name in counters):
+            values = {replica: counters[name] for replica, (_, counters) in states.items() if name in counters}
             if name in STORE_GAUGES:
-                yield GaugeMetricFamily(f"overtone_adapters_{name}", STORE_GAUGES[name], value=value)
+                gauge = GaugeMetricFamily(f"overtone_adapters_{name}", STORE_GAUGES[name], labels=self.labels)
+                yield self.filled(gauge, values)
             else:
-                yield CounterMetricFamily(f"overtone_adapters_{name}", f"Adapters: {name}", value=value)
+                counter = CounterMetricFamily(f"overtone_adapters_{name}", f"Adapters: {name}", labels=self.labels)
+                yield self.filled(counter, values)
+
+    def filled(self, family: F, values: Mapping[str, float]) -> F:
+        """The family with a sample for each replica, or the one sample of a server without them."""
+        for replica, value in values.items():
+            family.add_metric([replica] if self.labels else [], float(value))
+        return family
 
 
 # Logs

@@ -32,7 +32,7 @@ from overtone.serving.http.requests import HttpRequests
 from overtone.serving.http.uvicorn import HttpServer
 from overtone.serving.memory import give_back_now_and_then, keep_freed_memory
 from overtone.serving.metrics import Observer
-from overtone.serving.recognition.service import RecognitionService
+from overtone.serving.recognition.service import Elsewhere, RecognitionService
 from overtone.serving.riva.server import RivaServer
 from overtone.serving.settings import ServerSettings
 from overtone.serving.streaming.cache_aware import check_mode, prepare_steps
@@ -71,8 +71,11 @@ class Addresses:
 class Server:
     """`start` and `stop` it in one running event loop; `close` it afterwards."""
 
-    def __init__(self, settings: ServerSettings, model: AsrModel) -> None:
-        """Read the files that the settings name. Raises UsageError or AdapterError before anything runs."""
+    def __init__(self, settings: ServerSettings, model: AsrModel, elsewhere: Elsewhere | None = None) -> None:
+        """Read the files that the settings name. Raises UsageError or AdapterError before anything runs.
+
+        elsewhere: other processes that recognise; the model then needs no weights.
+        """
         self.settings = settings
         self.keys = read_keys(settings.tls_certificate, settings.tls_key, settings.client_authority)
         self.guard = Guard(**read_access(settings))
@@ -81,7 +84,8 @@ class Server:
         check_mode(settings.stream, model)
         self.engine = Engine(model, settings.engine)
         try:
-            prepare_steps(settings.stream, self.engine)
+            if elsewhere is None:
+                prepare_steps(settings.stream, self.engine)
             self.store = AdapterStore(
                 model,
                 settings.adapters,
@@ -101,8 +105,9 @@ class Server:
             limits=settings.limits,
             profanities=settings.profanities,
             aliases=settings.aliases,
+            elsewhere=elsewhere,
         )
-        self.observer = Observer(self.engine, self.store)
+        self.observer = Observer(self.engine, self.store, None if elsewhere is None else elsewhere.states)
         self.requests = HttpRequests(self.service, settings)
         self.riva: RivaServer | None = None
         self.http: HttpServer | None = None
@@ -198,11 +203,14 @@ def bracket(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
+Started = Callable[["Server", Addresses], None]
+
+
 def serve(
     settings: ServerSettings,
     *,
     model: AsrModel | None = None,
-    started: Callable[[Server, Addresses], None] = lambda server, addresses: None,
+    started: Started = lambda server, addresses: None,
 ) -> bool:
     """Serve until SIGTERM or SIGINT (or, elsewhere than in the main thread, for ever).
 
@@ -226,7 +234,7 @@ def serve(
             server.close()
 
 
-async def run(server: Server, started: Callable[[Server, Addresses], None], *, keeps_memory: bool) -> bool:
+async def run(server: Server, started: Started, *, keeps_memory: bool) -> bool:
     """Run a server until a signal comes. Returns whether all requests were finished."""
     ending = asyncio.Event()
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(initializer=use_one_thread))

@@ -16,7 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from overtone.config import DatasetSettings, manifest_paths
+from overtone.config import DatasetSettings, Source, SourceList, list_sources
 from overtone.data.augment import Perturbations
 from overtone.data.batching import BatchPlan
 from overtone.data.dataset import (
@@ -30,7 +30,9 @@ from overtone.data.dataset import (
     refuse_unusable,
     unusable_transcripts,
 )
-from overtone.data.manifest import Utterance, manifest_digest, read_manifest
+from overtone.data.manifest import Utterance, manifest_digest
+from overtone.data.plans import plan_batches
+from overtone.data.sources import read_source
 from overtone.data.vocabulary import apply_policy, check_languages, check_vocabulary, reference_text
 from overtone.errors import ConfigError, DataError
 from overtone.files import open_regular
@@ -42,6 +44,8 @@ from overtone.training.plan import TrainingPlan
 COMPARED_RECORDINGS, COMPARED_BYTES = 2000, 1 << 14
 """Recordings of a set, and bytes of each, that a resumed run compares with those of before."""
 READERS = 8
+SHOWN_MANIFESTS = 100
+"""Most manifests of a set that are all named."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +67,9 @@ class SpeechSet:
     def recordings(self) -> str:
         """SHA-256 of the sizes and last bytes of recordings, of a large set's so many, evenly spread.
 
-        Recordings in memory and in archives are left to the manifests' digest.
+        Of recordings in archives the archives are taken; those in memory are left to the manifests' digest.
         """
-        paths = list(dict.fromkeys(utterance.audio_path for utterance in self.dataset.utterances))
+        paths = list(dict.fromkeys(utterance.file for utterance in self.dataset.utterances))
         chosen = paths[:: max(1, math.ceil(len(paths) / COMPARED_RECORDINGS))]
         with ThreadPoolExecutor(READERS, thread_name_prefix="overtone-recordings") as threads:
             ends = list(threads.map(read_end, chosen))
@@ -100,18 +104,21 @@ def read_training_set(model: AsrModel, plan: TrainingPlan, reporter: Reporter) -
     """
     chosen = plan.train_data
     check_rate(model, chosen, "train_ds")
-    utterances = choose_utterances(model, chosen, "train_ds", reporter)
+    listed = list_sources(chosen, key="model.train_ds")
+    utterances = choose_utterances(model, chosen, "train_ds", reporter, sources=listed.sources)
     report = check_vocabulary(tokenizer_of(model), utterances)
     policy = plan.vocabulary_check
     utterances = apply_policy(report, utterances, policy)
     if report is not None:
         reporter.say(f"{report.message}\nvocabulary_check={policy}: {_consequence(policy, report.utterances)}")
-    return training_set(model, chosen, utterances, reporter, seed=plan.seed, limit=plan.trainer.limit_train_batches)
+    limit = plan.trainer.limit_train_batches
+    return training_set(model, chosen, listed, utterances, reporter, seed=plan.seed, limit=limit)
 
 
 def training_set(
     model: AsrModel,
     chosen: DatasetSettings,
+    listed: SourceList,
     utterances: Sequence[Utterance],
     reporter: Reporter,
     *,
@@ -137,7 +144,11 @@ def training_set(
     perturb = None
     if chosen.augmentor is not None:
         perturb = Perturbations.from_settings(chosen.augmentor, sample_rate=model.sample_rate)
-    return make_set(model, chosen, utterances, tokens, seed, limit=limit, perturb=perturb)
+    batches = plan_batches(chosen, listed, utterances, seed=seed, limit=limit)
+    if batches.order is not None and batches.order.counts is not None:
+        counts = ", ".join(map(str, batches.order.counts))
+        reporter.say(f"model.train_ds: an epoch has {counts} utterances of the sets, in their order.")
+    return make_set(model, utterances, tokens, batches, perturb=perturb)
 
 
 def read_speech(
@@ -149,14 +160,16 @@ def read_speech(
     """
     check_rate(model, chosen, key)
     if key == "train_ds":
-        utterances = choose_utterances(model, chosen, key, reporter)
+        listed = list_sources(chosen, key=f"model.{key}")
+        utterances = choose_utterances(model, chosen, key, reporter, sources=listed.sources)
         utterances = apply_policy(check_vocabulary(tokenizer_of(model), utterances), utterances, "refuse")
-        return [training_set(model, chosen, utterances, reporter, seed=seed)]
+        return [training_set(model, chosen, listed, utterances, reporter, seed=seed)]
     sets = []
-    for path in manifest_paths(chosen):
-        utterances = choose_utterances(model, chosen, key, reporter, paths=(path,))
+    for source in sources_of(chosen, key):
+        utterances = choose_utterances(model, chosen, key, reporter, sources=(source,))
         tokens = [tokenizer_of(model).encode(utterance.text or "", utterance.language) for utterance in utterances]
-        sets.append(make_set(model, chosen, utterances, tokens, seed, shuffle=False))
+        batches = plan_batches(chosen, SourceList(), utterances, seed=seed, shuffle=False)
+        sets.append(make_set(model, utterances, tokens, batches))
     return sets
 
 
@@ -167,14 +180,15 @@ def read_validation_sets(model: AsrModel, plan: TrainingPlan, reporter: Reporter
     """
     chosen = plan.validation_data
     sets = []
-    for path in manifest_paths(chosen) if plan.trainer.limit_val_batches else ():
+    for source in sources_of(chosen, "validation_ds") if plan.trainer.limit_val_batches else ():
         check_rate(model, chosen, "validation_ds")
-        utterances = choose_utterances(model, chosen, "validation_ds", reporter, paths=(path,))
+        utterances = choose_utterances(model, chosen, "validation_ds", reporter, sources=(source,))
         report = check_vocabulary(tokenizer_of(model), utterances)
         if report is not None:
             reporter.say(f"Validation set: {report.message}")
         tokens = [tokenizer_of(model).encode(utterance.text or "", utterance.language) for utterance in utterances]
-        speech = make_set(model, chosen, utterances, tokens, plan.seed, shuffle=False)
+        batches = plan_batches(chosen, SourceList(), utterances, seed=plan.seed, shuffle=False)
+        speech = make_set(model, utterances, tokens, batches)
         speech.dataset.references = [
             reference_text(tokenizer_of(model), utterance.text or "", utterance.language) for utterance in utterances
         ]
@@ -183,15 +197,15 @@ def read_validation_sets(model: AsrModel, plan: TrainingPlan, reporter: Reporter
 
 
 def choose_utterances(
-    model: AsrModel, chosen: DatasetSettings, key: str, reporter: Reporter, *, paths: Sequence[str] | None = None
+    model: AsrModel, chosen: DatasetSettings, key: str, reporter: Reporter, *, sources: Sequence[Source]
 ) -> list[Utterance]:
     """Choose the utterances of a set that are neither too short nor too long, and whose recordings can be used.
 
     Raises DataError where a transcript is missing, where none is left, and as `leave_out_bad_audio`.
     """
     utterances: list[Utterance] = []
-    for path in paths if paths is not None else manifest_paths(chosen):
-        utterances += read_manifest(Path(path).expanduser(), silence=True)
+    for source in sources:
+        utterances += read_source(source, reporter.say)
     utterances = utterances[: chosen.max_utts or None]
     check_languages(tokenizer_of(model).languages or model.languages, utterances)
     kept = keep_durations(
@@ -226,34 +240,34 @@ def leave_out_bad_audio(
 
 def make_set(
     model: AsrModel,
-    chosen: DatasetSettings,
     utterances: Sequence[Utterance],
     tokens: Sequence[Sequence[int]],
-    seed: int,
+    batches: BatchPlan,
     *,
-    shuffle: bool | None = None,
-    limit: int | float = 1.0,
     perturb: Perturb | None = None,
 ) -> SpeechSet:
-    """Make a set of utterances with their token ids. The other arguments are those of `SpeechDataset`, `BatchPlan`."""
+    """Make a set of utterances with their token ids. perturb: a random change of each waveform."""
     manifests = dict.fromkeys(str(utterance.manifest) for utterance in utterances)
     return SpeechSet(
-        name=", ".join(manifests),
+        name=shorten(list(manifests)),
         dataset=SpeechDataset(
             utterances, tokens, sample_rate=model.sample_rate, cache_bytes=CACHE_BYTES, perturb=perturb
         ),
-        plan=BatchPlan(
-            durations=tuple(utterance.duration for utterance in utterances),
-            batch_size=chosen.batch_size,
-            batch_duration=chosen.batch_duration,
-            buckets=chosen.num_buckets,
-            shuffle=chosen.shuffle if shuffle is None else shuffle,
-            drop_last=chosen.drop_last,
-            limit=limit,
-            seed=seed,
-        ),
+        plan=batches,
         digest=manifest_digest(utterances, languages=bool(tokenizer_of(model).languages)),
     )
+
+
+def shorten(names: Sequence[str]) -> str:
+    """The names of manifests: all of them, or the first and the last of very many."""
+    if len(names) <= SHOWN_MANIFESTS:
+        return ", ".join(names)
+    return f"{names[0]} … {names[-1]} ({len(names)} manifests)"
+
+
+def sources_of(chosen: DatasetSettings, key: str) -> tuple[Source, ...]:
+    """Return what a set is read from."""
+    return list_sources(chosen, key=f"model.{key}").sources
 
 
 def validation_batches(speech: SpeechSet, plan: TrainingPlan, *, rank: int, processes: int) -> list[list[int]]:

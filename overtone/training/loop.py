@@ -29,6 +29,7 @@ from overtone.training.optim import choose_schedule
 from overtone.training.prefix_cache.forward import PrefixForward
 from overtone.training.prefix_cache.loader import cycle_variants
 from overtone.training.progress import Progress
+from overtone.training.retention import keep_general_speech
 from overtone.training.row_processes import RowProcesses
 from overtone.training.run import Run, TrainingResult
 from overtone.training.run_folder import (
@@ -97,6 +98,7 @@ def fit(run: Run, processes: RowProcesses | None = None) -> TrainingResult:
             weights.finish()
             if not callback.pruned:  # it is measured no further
                 add_words(run, weights.best_path, weights.nemo_path)
+                keep_general_speech(run, weights)
             if plan.delete_checkpoint and early_end is None:
                 remove(folder.checkpoint)
             if run.adapter is not None and run.general and not callback.pruned:

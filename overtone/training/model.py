@@ -107,11 +107,23 @@ def give_back(model: AsrModel) -> Iterator[None]:
 # Adapters
 
 
-def find_vocabulary(model: AsrModel, plan: AdapterPlan | None) -> Tokenizer | None:
+def find_vocabulary(model: AsrModel, plan: TrainingPlan) -> Tokenizer | None:
     """The tokenizer that a new adapter will own: the settings', else that of `start_from`; None: it has the base's.
 
-    Raises ConfigError where it cannot be read, AdapterError where there is no such adapter to start from.
+    Raises ConfigError where it cannot be read, or stands beside a retention, AdapterError where there is no such
+    adapter to start from.
     """
+    found = read_vocabulary(model, plan.adapter)
+    if found is not None and plan.retention is not None:
+        raise ConfigError(
+            "model.adapter.retention: an adapter with a vocabulary of its own is not the base at any strength; leave "
+            "it out. model.general_manifest measures such an adapter on general speech."
+        )
+    return found
+
+
+def read_vocabulary(model: AsrModel, plan: AdapterPlan | None) -> Tokenizer | None:
+    """The same without a look at the rest of the plan. Raises ConfigError and AdapterError."""
     own = None if plan is None else plan.vocabulary
     if own is not None and own.labels is not None:
         try:

@@ -22,6 +22,7 @@ from overtone.config import (
     ModelSettings,
     OptimSettings,
     PrefixCacheSettings,
+    RetentionSettings,
     Settings,
     SpecAugmentSettings,
     TrainerSettings,
@@ -112,6 +113,8 @@ class TrainingPlan:
     prefix_cache: PrefixCacheSettings
     words: WordsSettings | None
     """The word part of the adapter: the transcripts are counted, and what the settings name; None: no such part."""
+    retention: RetentionSettings | None
+    """Points that general speech may lose; None: the adapter is as strong as it was trained."""
     optimiser: OptimSettings
     trainer: TrainerSettings
     experiment: ExperimentSettings
@@ -180,6 +183,7 @@ def plan_training(
         flat_start=flat_start if flat_start.steps > 0 and flat_start.weight > 0 else None,
         prefix_cache=chosen.prefix_cache,
         words=plan_words(chosen.adapter.words) if adapter is not None else None,
+        retention=chosen.adapter.retention if adapter is not None else None,
         optimiser=chosen.optim,
         trainer=settings.trainer,
         experiment=settings.exp_manager,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,8 @@ class Run:
     reporter: Reporter
     general: dict[str, list[Utterance]] = field(default_factory=dict)
     """Utterances of general speech by manifest."""
+    retained: Sequence[Utterance] = ()
+    """Utterances of general speech that the adapter's strength is chosen on."""
     start_from: Mapping[str, Any] | None = None
     """Name, digest and card of the adapter that the new one began with."""
     words: WordPart | None = None
@@ -85,6 +87,7 @@ class Run:
                 "buckets": batches.buckets,
                 "shuffle": batches.shuffle,
                 "drop_last": batches.drop_last,
+                **batches.more_identity(),
                 "limit": batches.limit,
                 "processes": self.machine.processes,
                 "accumulate": self.plan.trainer.accumulate_grad_batches,

@@ -158,8 +158,8 @@ def vocabulary_facts(run: Run) -> dict[str, Any]:
 
 
 def later_parts(card: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parts of a card about words and general speech, where there are such."""
-    return {key: card[key] for key in ("words", "general") if key in card}
+    """Return the parts of a card about words, strength and general speech, where there are such."""
+    return {key: card[key] for key in ("words", "retention", "general") if key in card}
 
 
 def write_result(result: TrainingResult) -> None:

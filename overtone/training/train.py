@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from overtone.adapters.adapter import Adapter
 from overtone.adapters.kinds.base import Kind
 from overtone.adapters.kinds.linear import LinearAdapter
 from overtone.adapters.kinds.registry import find_kind, section_of
@@ -28,12 +29,14 @@ from overtone.config import (
     VocabularySettings,
     WordsSettings,
     check_settings,
+    manifest_paths,
     split_name,
 )
 from overtone.models.asr_model import AsrModel
 from overtone.models.attention import choose_attention, keep_attention
 from overtone.models.vocabulary import writing_with
 from overtone.startup import pause_garbage_collection
+from overtone.tokenizers import Tokenizer
 from overtone.training.console import Reporter
 from overtone.training.data import read_ahead, read_training_set, read_validation_sets
 from overtone.training.general import read_general
@@ -41,6 +44,7 @@ from overtone.training.model import add_adapter, find_vocabulary, give_back, loa
 from overtone.training.optim import EVERYTHING, with_rate
 from overtone.training.plan import AdapterPlan, BasePlan, Prune, TrainingPlan, plan_training
 from overtone.training.prefix_cache.plan import plan_prefix
+from overtone.training.retention import read_general_speech
 from overtone.training.row_processes import start_row_processes
 from overtone.training.run import Run, TrainingResult, check_same_run, describe_machine, read_state
 from overtone.training.run_folder import (
@@ -53,11 +57,12 @@ from overtone.training.run_folder import (
     process_rank,
 )
 from overtone.training.trainer import Machine, RunLength, find_machine, lightning_precision, plan_length
+from overtone.training.weights import WHOLE
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
 
-LEFT_BY_A_RUN = ("-best", "-last", "-last.ckpt", "-adapters.pt", ".nemo", "-best.nemo", "-last.nemo")
+LEFT_BY_A_RUN = ("-best", "-last", WHOLE, "-last.ckpt", "-adapters.pt", ".nemo", "-best.nemo", "-last.nemo")
 """Ends of names in a run's folder of checkpoints, after the adapter's name."""
 
 __all__ = ["TrainingResult", "run_training", "train"]
@@ -269,22 +274,22 @@ def run_in_folder(
     check_folder_is_free(plan.experiment, folder)
     with keep_random_state():
         model = load_base(plan.base, seed=plan.seed) if isinstance(plan.base, BasePlan) else plan.base
-        tokenizer = find_vocabulary(model, plan.adapter)
+        tokenizer = find_vocabulary(model, plan)
         with writing_with(model, tokenizer):
             training = read_training_set(model, plan, reporter)
             validation = read_validation_sets(model, plan, reporter)
             words = make_word_part(plan, model, training, reporter)
         general = read_general(plan.general)
+        retained = (
+            ()
+            if plan.retention is None
+            else read_general_speech(manifest_paths(DatasetSettings(manifest_filepath=plan.retention.manifest)))
+        )
         length = plan_length(plan.trainer, training.plan, processes=machine.processes, validates=bool(validation))
         plan = choose_rate(plan, length, model)
         with give_back(model), keep_attention(model):
             choose_attention(model, plan.att_context_size, plan.attention)
-            adapter = None
-            if plan.adapter is None:
-                model.train_base(base_dropout=plan.base_dropout)
-            else:
-                seed, dropout = plan.seed, plan.base_dropout
-                adapter = add_adapter(model, plan.adapter, seed=seed, base_dropout=dropout, tokenizer=tokenizer)
+            adapter = choose_trained(model, plan, tokenizer)
             cached = None if state is None else state["identity"].get("prefix_cache") is not None
             run = Run(
                 plan=plan,
@@ -301,6 +306,7 @@ def run_in_folder(
                 reporter=reporter,
                 words=words,
                 general=general,
+                retained=retained,
                 start_from=None if adapter is None else adapter.card.get("start_from"),
                 prefix=plan_prefix(plan, model, adapter, machine=machine, length=length, cached_before=cached),
             )
@@ -316,6 +322,15 @@ def run_in_folder(
                 with pause_garbage_collection():
                     from overtone.training.loop import fit  # Lightning, imported beside the processes' first work
                 return fit(run, processes)
+
+
+def choose_trained(model: AsrModel, plan: TrainingPlan, tokenizer: Tokenizer | None) -> Adapter | None:
+    """Add the adapter that is trained, or make the base trainable. tokenizer: of the adapter's own vocabulary."""
+    if plan.adapter is None:
+        model.train_base(base_dropout=plan.base_dropout)
+        return None
+    seed, dropout = plan.seed, plan.base_dropout
+    return add_adapter(model, plan.adapter, seed=seed, base_dropout=dropout, tokenizer=tokenizer)
 
 
 def choose_rate(plan: TrainingPlan, length: RunLength, model: AsrModel) -> TrainingPlan:

@@ -21,6 +21,8 @@ from overtone.models.asr_model import AsrModel
 from overtone.training.run_folder import CHECKPOINT_SUFFIX, RunFolder, explain_write_errors
 
 Card = Mapping[str, Any]
+WHOLE = "-whole"
+"""The end of the name of the folder with the best adapter as it was trained, where it was made weaker."""
 
 
 @dataclass(kw_only=True)
@@ -84,6 +86,11 @@ class WeightsStore:
         return self.folder.checkpoints / f"{self.label}-last"
 
     @property
+    def whole_path(self) -> Path:
+        """The best adapter as it was trained, where it was made weaker afterwards."""
+        return self.folder.checkpoints / f"{self.label}{WHOLE}"
+
+    @property
     def nemo_path(self) -> Path:
         return self.folder.checkpoints / f"{self.settings.prefix or self.folder.name}.nemo"
 
@@ -109,6 +116,7 @@ class WeightsStore:
             return False
         is_best = self.best is None or self.rank(metrics) < self.rank(self.best.metrics)
         if is_best:
+            remove(self.whole_path)
             self.write(self.best_path, step, metrics)
             self.best = SavedStep(step=step, score=score, metrics=dict(metrics))
         if self.keep_top and self.settings.save_top_k != 0:
@@ -162,11 +170,16 @@ class WeightsStore:
     def keep_last(self, step: int) -> None:
         """Write the last weights as the best too, where nothing was validated."""
         self.write(self.last_path, step, {})
+        remove(self.whole_path)
         self.write(self.best_path, step, {})
 
     def finish(self) -> None:
         """Put the best weights into the model and write the files that carry no step in their name."""
         if self.best is not None and self.adapter is not None:
+            if self.whole_path.is_dir():  # a resumed run: its best adapter had been made weaker
+                restore_adapter(self.model, self.adapter, self.whole_path)
+                self.model.adapters.save(self.adapter, self.best_path, overwrite=True)
+                remove(self.whole_path)
             restore_adapter(self.model, self.adapter, self.best_path)
         elif self.best is not None:
             load_base(self.model, read_tensors(self.best_path / WEIGHTS), str(self.best_path))

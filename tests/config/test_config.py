@@ -268,7 +268,7 @@ def test_all_mistakes_are_told_at_once() -> None:
         "trainer.max_stepss: unknown key. Did you mean 'max_steps'?",
         "model.optim.lr: 'fast' is not a number or 'auto'.",
         "model.adapter.linear.dim: 0 is too small; it is at least 1.",
-        "model.train_ds.is_tarred: True is not supported; unpack the archives and name a plain manifest.",
+        "model.train_ds.is_tarred: needs tarred_audio_filepaths, the archives of the recordings.",
         "model.vocabulary_check: 'maybe' is not 'refuse' or 'drop' or 'keep'.",
         "model.optim.name: unknown 'adamwx'. Did you mean 'adamw'?",
         "model.adapter.linear.dropout: 2.0 is too large; it is at most 1.",

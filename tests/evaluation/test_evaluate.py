@@ -59,6 +59,21 @@ def evaluation(model: ToneModel, manifest: Path) -> Evaluation:
     return evaluate(model, manifest, adapters=[None, "swap"])
 
 
+def test_gain_is_set_against_damage(model: ToneModel, tmp_path: Path) -> None:
+    domain = write_manifest(tmp_path / "domain", SPOKEN_AND_MEANT[:3])
+    general = write_manifest(tmp_path / "general", SPOKEN_AND_MEANT[3:6])
+    found = evaluate(model, domain, adapters=[None, "swap"], general=general)
+    (balance,) = found.balances()
+    rates = {(own.manifest, own.adapter): own.wer for own in found.results}
+    assert balance.gain == rates[domain, None] - rates[domain, "swap"] > 0
+    assert balance.damage == rates[general, "swap"] - rates[general, None] > 0
+    assert found.to_json()["balance"] == [balance.to_json()]
+    assert "balance" not in evaluate(model, domain, adapters=[None, "swap"]).to_json()
+    assert evaluate(model, domain, adapters=["swap"], general=general).balances() == []
+    with pytest.raises(UsageError, match="give it once"):
+        evaluate(model, domain, adapters=[None], general=domain)
+
+
 def test_counts_add_up_over_the_manifest(evaluation: Evaluation) -> None:
     base, swap = evaluation.results
     assert base.words == ErrorCounts(substitutions=3, deletions=1, insertions=2, hits=10)

@@ -27,6 +27,7 @@ BASES: dict[str, set[str]] = {
     "logging": {"Filter", "Formatter", "Handler"},
     "overtone.errors": set(),
     "pickle": {"Unpickler"},
+    "ray": {"RequestRouter"},
     "torch": {
         "BatchSampler",
         "Dataset",

@@ -20,6 +20,7 @@ SERVING_FLOORS: tuple[tuple[str, ...], ...] = (
     ("openapi",),
     ("app",),
     ("server",),
+    ("ray",),
 )
 """A folder or module of the server imports those of lower floors, and a folder its own modules."""
 
@@ -32,6 +33,7 @@ PROTOCOL_PACKAGES: dict[str, set[str]] = {
     "grpc_reflection": {"riva"},
     "prometheus_client": {"metrics"},
     "python_multipart": {"http"},
+    "ray": {"ray"},
     "starlette": {"http", "openai", "realtime", "app"},
     "uvicorn": {"http"},
     "websockets": set(),

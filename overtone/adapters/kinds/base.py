@@ -105,6 +105,8 @@ class KnownKind:
     """(kind, tensors, dtype) -> the adapter for engines outside of PyTorch; or None."""
     reads_output_alone: bool = False
     """True if `delta` looks at `y` alone, never at `x`: what lies below `y` may then be cached."""
+    proportional: Callable[[Any], tuple[str, ...]] | None = None
+    """For an adapter of the kind: its parameters that `delta` is proportional to, all together; or None."""
     shown_in_parameters: tuple[str, ...] = ()
     """Settings that the names of the parameters show, so that a digest need not hold them."""
     section: SectionForm | None = None

@@ -146,6 +146,7 @@ LINEAR = KnownKind(
     added=LinearAdapter.added,
     bottleneck=LinearAdapter.bottleneck,
     reads_output_alone=True,
+    proportional=lambda kind: LAST[kind.norm_position],
     section=SectionForm(
         settings=LinearSettings, targets={target: {} for target in LINEAR_TARGETS}, width_keys=("in_features",)
     ),

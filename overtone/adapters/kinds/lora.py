@@ -85,5 +85,6 @@ class LoraAdapter:
 
 LORA = KnownKind(
     kind=LoraAdapter,
+    proportional=lambda kind: ("up.weight",),
     section=SectionForm(settings=LoraSettings, targets={target: {} for target in LORA_TARGETS}),
 )

@@ -36,6 +36,7 @@ def register_kind(
     added: Callable[[Any, Tensors, Tensor, bool], Tensor | None] | None = None,
     bottleneck: Callable[[Any, Tensors, torch.dtype], Bottleneck | None] | None = None,
     reads_output_alone: bool = False,
+    proportional: Callable[[Any], tuple[str, ...]] | None = None,
 ) -> None:
     """Make a kind of the user's own known by its name, so that its adapters can be trained and loaded from folders.
 
@@ -44,7 +45,13 @@ def register_kind(
     Raises AdapterError for what is no such class, and for a name that belongs to another kind.
     """
     make_default(kind)
-    KINDS[kind.name] = KnownKind(kind=kind, added=added, bottleneck=bottleneck, reads_output_alone=reads_output_alone)
+    KINDS[kind.name] = KnownKind(
+        kind=kind,
+        added=added,
+        bottleneck=bottleneck,
+        reads_output_alone=reads_output_alone,
+        proportional=proportional,
+    )
 
 
 def make_default(kind: Any) -> Kind:

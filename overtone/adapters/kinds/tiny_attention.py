@@ -152,6 +152,7 @@ FIRST_TARGETS: dict[Position, str] = {
 
 TINY_ATTENTION = KnownKind(
     kind=TinyAttentionAdapter,
+    proportional=lambda kind: ("out.weight", "out.bias"),
     shown_in_parameters=("position",),
     section=SectionForm(
         settings=TinyAttentionSettings,

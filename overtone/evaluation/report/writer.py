@@ -15,7 +15,7 @@ from overtone.errors import UsageError
 from overtone.evaluation.report.audio import AudioBudget
 from overtone.evaluation.report.page import sections, series_of
 from overtone.evaluation.report.plots import element
-from overtone.evaluation.results import Evaluation, Result
+from overtone.evaluation.results import Balance, Evaluation, Result
 from overtone.files import write_failure
 from overtone.text_table import printable
 
@@ -48,6 +48,26 @@ def print_table(evaluation: Evaluation, console: Console | None = None) -> None:
     fits = all(console.measure(built, options=unbounded).maximum <= console.width for built in full)
     for built in full if fits else tables(evaluation, wide=False):
         console.print(built)
+    if balances := evaluation.balances():
+        console.print(balance_table(balances))
+
+
+def balance_table(balances: Sequence[Balance]) -> Table:
+    """Gain on the domain against damage to general speech, one row an adapter."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    title = Text("\nGain on the domain, damage to general speech (WER %)", style="bold not italic")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False)
+    table.add_column("Adapter", overflow="fold")
+    for name in ("Domain", "Gain", "General", "Damage"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for own in balances:
+        pairs = [f"{100 * before:.2f} → {100 * after:.2f}" for before, after in (own.domain, own.general)]
+        changes = [f"{100 * change:+.2f}".replace("-", "\u2212") for change in (own.gain, own.damage)]
+        table.add_row(Text(printable(own.adapter)), pairs[0], changes[0], pairs[1], changes[1])
+    return table
 
 
 def tables(evaluation: Evaluation, *, wide: bool = True) -> list[Table]:

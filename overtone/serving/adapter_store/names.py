@@ -1,7 +1,7 @@
 """Names of models in requests -> adapters. The rules are the same for every interface.
 
 `""`, `base`, `none` and the base's own name mean the base alone; `base+medical`, `<base's name>+medical` and
-`medical` mean an adapter; `a+b` is a chain in that order.
+`medical` mean an adapter, and so does Ray Serve LLM's `<base's name>:medical`; `a+b` is a chain in that order.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ def adapter_names(name: str, base: str) -> tuple[str, ...]:
     if name in BASE_NAMES or name == base:
         return ()
     for prefix in (base, "base"):
-        if prefix and name.startswith(f"{prefix}+"):
-            return tuple(name.removeprefix(f"{prefix}+").split("+"))
+        for sign in "+:":
+            if prefix and name.startswith(f"{prefix}{sign}"):
+                return tuple(name.removeprefix(f"{prefix}{sign}").split("+"))
     return tuple(name.split("+"))
 
 

@@ -30,6 +30,7 @@ class Administration:
 
     def __init__(self, requests: HttpRequests) -> None:
         self.guard = requests.service.guard
+        self.elsewhere = requests.service.elsewhere
         self.store = requests.service.store
         self.settings = requests.settings
 
@@ -47,17 +48,21 @@ class Administration:
         if request.method == "DELETE":
             await self.known(name)
             await asyncio.to_thread(run_or_400, self.store.remove, name)
+            await self.tell("scan", "")
             return Response(status_code=204)
         archive = await self.archive(request)
         entry = await asyncio.to_thread(run_or_400, self.store.put, name, archive)
+        await self.tell("scan", "")
         return JSONResponse(entry_json(entry), 201)
 
     async def load(self, request: Request) -> Response:
         """POST /v1/admin/adapters/NAME/load: into the model, before the first request asks for it."""
         name = self.admit(request)
         await self.known(name)
-        lease = await asyncio.to_thread(run_or_400, self.store.acquire, name)
-        lease.release()
+        if self.elsewhere is None:
+            lease = await asyncio.to_thread(run_or_400, self.store.acquire, name)
+            lease.release()
+        await self.tell("load", name)
         return JSONResponse(entry_json(await self.known(name)))
 
     async def unload(self, request: Request) -> Response:
@@ -65,13 +70,23 @@ class Administration:
         name = self.admit(request)
         await self.known(name)
         await asyncio.to_thread(run_or_400, self.store.unload, name)
+        await self.tell("unload", name)
         return JSONResponse(entry_json(await self.known(name)))
 
     async def scan(self, request: Request) -> Response:
         """POST /v1/admin/scan: look at the folder now."""
         self.admit(request)
         await asyncio.to_thread(self.store.scan)
+        await self.tell("scan", "")
         return await self.list(request)
+
+    async def tell(self, work: str, name: str) -> None:
+        """Tell the processes that recognise elsewhere, if there are any. Raises HttpError 400 as `run_or_400`."""
+        if self.elsewhere is not None:
+            try:
+                await self.elsewhere.change_adapters(work, name)
+            except AdapterError as error:
+                raise HttpError(400, str(error), code="invalid_adapter") from error
 
     def admit(self, request: Request) -> str:
         """Name in the path of an administrator's request; empty where it has none. Raises AccessError or HttpError."""

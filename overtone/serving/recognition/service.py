@@ -7,7 +7,7 @@ import re
 from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Mapping
 from contextlib import aclosing
 from functools import partial
-from typing import IO
+from typing import IO, Any, Protocol, Self
 
 import numpy as np
 
@@ -19,13 +19,13 @@ from overtone.nets.prompt import AUTO
 from overtone.serving.adapter_store.names import chosen_adapters, list_visible
 from overtone.serving.adapter_store.store import AdapterStore, Lease
 from overtone.serving.auth.guard import Guard, Metadata
-from overtone.serving.engine.engine import Engine, Samples
+from overtone.serving.engine.engine import Engine, EngineState, Samples
 from overtone.serving.errors import LanguageError, UnknownModelError
 from overtone.serving.recognition.decoding import DecodingThreads, HeldAudio
 from overtone.serving.recognition.offline import Recognition, head_of, recognise, recognise_in_parts
 from overtone.serving.recognition.request import MULTILINGUAL, Call, RecognitionRequest, understands
 
-__all__ = ["PROFANITIES", "HeldAudio", "Mask", "RecognitionService"]
+__all__ = ["PROFANITIES", "Elsewhere", "HeldAudio", "Mask", "RecognitionService", "RemoteStream"]
 
 Mask = Callable[[str], str]
 """Text of a result -> the text that the client sees."""
@@ -44,6 +44,47 @@ PROFANITIES = frozenset(
 WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*")
 
 
+class RemoteStream(Protocol):
+    """A stream that another process computes; as `streaming.stream.Stream`."""
+
+    @property
+    def keeps_words(self) -> bool: ...
+
+    async def push(self, samples: Samples, *, force_eou: bool = False) -> list[Any]: ...
+
+    async def finish(self) -> list[Any]: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *error: object) -> None: ...
+
+
+class Elsewhere(Protocol):
+    """Other processes that recognise in place of this one, which keeps to admission, audio and answers."""
+
+    async def recognise(
+        self, samples: Samples, request: RecognitionRequest, call: Call, *, deadline: float | None
+    ) -> Recognition:
+        """As `RecognitionService.recognise`."""
+
+    def recognise_in_parts(
+        self, samples: Samples, request: RecognitionRequest, call: Call, *, deadline: float | None
+    ) -> AsyncGenerator[Recognition]:
+        """As `RecognitionService.recognise_in_parts`."""
+
+    async def open_stream(self, request: RecognitionRequest, call: Call, settings: Any) -> RemoteStream:
+        """Stream on the call's adapters. settings: the `StreamSettings` of this request."""
+
+    async def change_adapters(self, work: str, name: str) -> None:
+        """Tell every process to `load`, `unload` or `scan`."""
+
+    def state(self) -> EngineState:
+        """State of their engines together."""
+
+    def states(self) -> Mapping[str, tuple[EngineState, Mapping[str, float]]]:
+        """State of each engine and counts of its adapter store, by the process's name."""
+
+
 class RecognitionService:
     """Works on one request after another; slow work is done off the event loop, to which the service belongs."""
 
@@ -59,10 +100,11 @@ class RecognitionService:
         profanities: frozenset[str] = PROFANITIES,
         aliases: Mapping[str, str] | None = None,
         held: HeldAudio | None = None,
+        elsewhere: Elsewhere | None = None,
     ) -> None:
         """guard: open to all unless given. base: name of the base in requests; the model's own unless given.
         language: of the model, as a BCP-47 tag. limits: of one request's audio. profanities: lower-case words.
-        aliases: other names of models, with the models that they mean.
+        aliases: other names of models, with the models that they mean. elsewhere: recognises in place of the engine.
         """
         self.engine = engine
         self.store = store
@@ -76,10 +118,15 @@ class RecognitionService:
         """Set shortly before streams are cut off, so that each is still told its last utterance."""
         self.held = held or HeldAudio()
         self.threads = DecodingThreads()
+        self.elsewhere = elsewhere
 
     def close(self) -> None:
         """End the threads that decode audio."""
         self.threads.close()
+
+    def state(self) -> EngineState:
+        """State of the engine, or of those elsewhere."""
+        return self.engine.state() if self.elsewhere is None else self.elsewhere.state()
 
     # Admission
 
@@ -200,6 +247,9 @@ class RecognitionService:
 
         Raises AdapterError, OverloadError, DrainingError, DeadlineError and WorkerError.
         """
+        if self.elsewhere is not None:
+            with self.held.hold(call.audio_seconds, call.tenant):
+                return await self.elsewhere.recognise(samples, request, call, deadline=deadline)
         with self.held.hold(call.audio_seconds, call.tenant), await self.lease(call) as lease:
             decoding = await self.decoding(request, call, lease)
             return await recognise(
@@ -213,6 +263,14 @@ class RecognitionService:
 
         Raises the errors of `recognise`. Leaving the iteration frees the places in the queue.
         """
+        if self.elsewhere is not None:
+            with self.held.hold(call.audio_seconds, call.tenant):
+                async with aclosing(
+                    self.elsewhere.recognise_in_parts(samples, request, call, deadline=deadline)
+                ) as found:
+                    async for part in found:
+                        yield part
+            return
         with self.held.hold(call.audio_seconds, call.tenant), await self.lease(call) as lease:
             decoding = await self.decoding(request, call, lease)
             parts = recognise_in_parts(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 
-from overtone.serving.engine.engine import Engine
+from overtone.serving.engine.engine import EngineState
 from overtone.serving.riva.protobuf import (
     ASR_SERVICE,
     HEALTH_SERVICE,
@@ -30,10 +30,16 @@ MOST_WAITING = 128
 MOST_WATCHES = 128
 
 
+class HasState(Protocol):
+    """An engine, or a service of engines."""
+
+    def state(self) -> EngineState: ...
+
+
 class Health:
     """Health of the engine, for one check or a watch."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: HasState) -> None:
         self.engine = engine
         self.closing = False
         """Set when the server stops, so that watches do not keep it waiting."""

@@ -50,7 +50,7 @@ class RivaServer:
         self.keys = keys
         """Keys of new connections; others may be assigned while it runs."""
         self.servicer = RivaServicer(service, settings, on_call=on_call)
-        self.health = Health(service.engine)
+        self.health = Health(service)
         self.guard = service.guard
         self.server: Any = None
 

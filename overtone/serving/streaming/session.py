@@ -20,12 +20,12 @@ from overtone.serving.adapter_store.store import Lease
 from overtone.serving.engine.engine import Engine, Samples
 from overtone.serving.errors import DrainingError, IdleError
 from overtone.serving.recognition.request import Call, RecognitionRequest
-from overtone.serving.recognition.service import RecognitionService
+from overtone.serving.recognition.service import RecognitionService, RemoteStream
 from overtone.serving.streaming.cache_aware import CacheAwareStream, attention_adapters
 from overtone.serving.streaming.stream import Event, Stream, StreamSettings
 
 M = TypeVar("M")
-AnyStream = Stream | CacheAwareStream
+AnyStream = Stream | CacheAwareStream | RemoteStream
 
 MOST_MESSAGES = 256
 MOST_TAKEN = 64
@@ -207,6 +207,19 @@ def open_stream(
     return CacheAwareStream(engine, lease, settings=settings, decoding=decoding, group=group)
 
 
+async def begin_stream(
+    service: RecognitionService, request: RecognitionRequest, call: Call, settings: StreamSettings
+) -> AnyStream:
+    """Stream of this process on the call's adapters, which it leases. settings: of this request."""
+    lease = await service.lease(call)
+    try:
+        decoding = await service.decoding(request, call, lease)
+        return open_stream(service.engine, lease, settings=settings, decoding=decoding, group=call.tenant or None)
+    except BaseException:
+        lease.release()
+        raise
+
+
 @asynccontextmanager
 async def open_session(
     service: RecognitionService, request: RecognitionRequest, call: Call, settings: StreamSettings
@@ -217,8 +230,10 @@ async def open_session(
     """
     context = request.attention_context or settings.attention_context
     settings = replace(settings, endpointing=request.endpointing, interim=request.interim, attention_context=context)
-    with await service.lease(call) as lease:  # the stream releases it too, as soon as it ends
-        decoding = await service.decoding(request, call, lease)
-        stream = open_stream(service.engine, lease, settings=settings, decoding=decoding, group=call.tenant or None)
-        with stream, service.audio_decoder(request) as decoder:
-            yield StreamSession(service=service, request=request, call=call, stream=stream, decoder=decoder)
+    stream: AnyStream
+    if service.elsewhere is not None:
+        stream = await service.elsewhere.open_stream(request, call, settings)
+    else:
+        stream = await begin_stream(service, request, call, settings)
+    with stream, service.audio_decoder(request) as decoder:
+        yield StreamSession(service=service, request=request, call=call, stream=stream, decoder=decoder)

@@ -134,11 +134,11 @@ def index_of(wanted: int | Draw) -> int:
 
 def make_key(utterance: Utterance, plan: PrefixPlan, drawn: Sequence[int]) -> str:
     """Return the SHA-256 of which audio it is, and which draw of what is random; empty where the file is gone."""
-    path = utterance.audio_path.absolute()
     try:
-        file = path.stat()
+        file = utterance.file.stat()
     except OSError:
         return ""
+    path = utterance.audio_path.absolute()
     audio = [str(path), file.st_size, file.st_mtime_ns, utterance.offset, utterance.duration]
     return digest([audio, [plan.draws, plan.seed, *drawn] if drawn else None])
 

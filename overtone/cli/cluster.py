@@ -1,0 +1,118 @@
+"""Options of commands that run on a Ray cluster, and what they do there."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from overtone.cli.arguments import attention_options, number, whole_number
+from overtone.errors import UsageError
+from overtone.startup import fast_imports
+
+if TYPE_CHECKING:
+    from overtone.models.asr_model import AsrModel
+    from overtone.serving.ray.cluster import ReplicaPlan
+    from overtone.serving.server import ServerSettings, Started
+
+HERE = "here"
+"""Value of `--ray` without an address."""
+
+
+def add_ray(parser: argparse.ArgumentParser, purpose: str) -> argparse._ArgumentGroup:
+    """`--ray` in a group of its own. purpose: of the command there."""
+    group = parser.add_argument_group("Ray cluster")
+    group.add_argument(
+        "--ray",
+        nargs="?",
+        const=HERE,
+        metavar="ADDRESS",
+        help=f"{purpose}; auto is this machine's cluster (default: that one, or a new one for the time of the command)",
+    )
+    return group
+
+
+def add_replicas(parser: argparse.ArgumentParser) -> None:
+    """Options of `overtone serve` on a cluster."""
+    group = add_ray(parser, "recognise on replicas of the model in the Ray cluster of this address")
+    group.add_argument("--replicas", type=whole_number, default=1, metavar="N", help="replicas (default: 1)")
+    group.add_argument(
+        "--max-replicas",
+        type=whole_number,
+        default=0,
+        metavar="N",
+        help="replicas at most: they are added as requests queue up, and taken away (default: none is added)",
+    )
+    group.add_argument(
+        "--replica-cpus", type=number(above=0), default=1.0, metavar="N", help="cores of a replica (default: 1)"
+    )
+    group.add_argument(
+        "--replica-gpus",
+        type=number(at_least=0),
+        default=0.0,
+        metavar="N",
+        help="GPUs of a replica; 0.5: two share one (default: 0)",
+    )
+
+
+def serve_there(arguments: argparse.Namespace, settings: ServerSettings, demo: Path | None, started: Started) -> int:
+    """Serve with replicas on a Ray cluster; returns the exit code. demo: adapter of each model. Raises UsageError."""
+    check_ray()
+    with fast_imports():
+        from overtone.serving.metrics import set_up_logs, take_down
+        from overtone.serving.ray.front import serve_on_cluster
+
+    handler = set_up_logs(arguments.log)
+    try:
+        plan = replica_plan(arguments, settings, demo)
+        finished = serve_on_cluster(plan, address=cluster_address(arguments), started=started)
+    finally:
+        take_down(handler)
+    return 0 if finished else 1
+
+
+def check_ray() -> None:
+    """Raises UsageError where Ray is not installed."""
+    if find_spec("ray") is None:
+        raise UsageError(
+            "--ray needs the package ray, which is not installed. Install with: pip install 'overtone[ray]'"
+        )
+
+
+def cluster_address(arguments: argparse.Namespace) -> str | None:
+    """Address of `--ray`, as `serving.ray.cluster.cluster` takes it."""
+    return None if arguments.ray == HERE else str(arguments.ray)
+
+
+def replica_plan(arguments: argparse.Namespace, settings: ServerSettings, demo: Path | None) -> ReplicaPlan:
+    """Plan of the replicas. demo: adapter that each model gets. Raises UsageError."""
+    from overtone.serving.ray.cluster import ReplicaPlan
+
+    return ReplicaPlan(
+        settings=settings,
+        load=loader(arguments, demo),
+        replicas=arguments.replicas,
+        most=arguments.max_replicas,
+        cpus=arguments.replica_cpus,
+        gpus=arguments.replica_gpus,
+    )
+
+
+def loader(arguments: argparse.Namespace, demo: Path | None) -> Callable[[ServerSettings], AsrModel]:
+    """Function that gives a replica its model."""
+    return partial(
+        load_served, device=arguments.device, decoder=arguments.decoder, demo=demo, **attention_options(arguments)
+    )
+
+
+def load_served(settings: ServerSettings, *, device: str, demo: Path | None, **options: Any) -> AsrModel:
+    """Model of the settings in a replica, on its device. Raises CheckpointError and UsageError."""
+    from overtone.cli.models import load
+
+    model = load(settings.model, device, **options)
+    if demo is not None:
+        model.adapters.load(demo)
+    return model

@@ -1,0 +1,139 @@
+"""Deployment of a base's replicas on a Ray cluster, and the plan that it follows."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray import cloudpickle, serve
+from ray.serve.config import AutoscalingConfig, RequestRouterConfig
+from ray.serve.handle import DeploymentHandle
+
+from overtone.checkpoints.load import load_model
+from overtone.errors import UsageError
+from overtone.models.asr_model import AsrModel
+from overtone.serving.ray.affinity import HOMES
+from overtone.serving.ray.replica import Load, Replica
+from overtone.serving.ray.router import AffinityRouter
+from overtone.serving.settings import ServerSettings
+from overtone.version import __version__
+
+LOG = logging.getLogger("overtone.serving.ray")
+APPLICATION = "overtone"
+ENGINE = "engine"
+START_SECONDS = 600.0
+"""Time for a cluster to be found or started."""
+
+
+def load_plainly(settings: ServerSettings) -> AsrModel:
+    """Model of the settings, on the GPU where the replica has one."""
+    model = load_model(settings.model)
+    return model.to("cuda") if ray.get_gpu_ids() else model
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplicaPlan:
+    """Replicas of one base. Raises UsageError for numbers that make no sense."""
+
+    settings: ServerSettings
+    load: Load = load_plainly
+    """Gives a replica its model."""
+    replicas: int = 1
+    """Replicas at the beginning, and always unless `most` is larger."""
+    most: int = 0
+    """Replicas at most; 0 is as many as `replicas`: nothing is scaled."""
+    cpus: float = 1.0
+    """Cores of a replica."""
+    gpus: float = 0.0
+    """GPUs of a replica; half a one lets two share it."""
+    busy: float = 24.0
+    """Requests, waiting or running, that a replica should have: with more, replicas are added."""
+    queue: int = 512
+    """Requests that a replica has at most."""
+    homes: int = HOMES
+    """Replicas that may hold one adapter."""
+    stats_seconds: float = 2.0
+    """Time between two words of a replica about itself."""
+    scale_down_seconds: float = 300.0
+    """Time with little to do after which a replica is taken away."""
+    health_seconds: float = 10.0
+    """Time between two checks of a replica's health."""
+
+    def __post_init__(self) -> None:
+        if self.replicas < 1:
+            raise UsageError(f"{self.replicas} replicas: one or more is needed.")
+        if self.most and self.most < self.replicas:
+            raise UsageError(
+                f"At most {self.most} replicas, but {self.replicas} to begin with; give the larger second."
+            )
+
+    @property
+    def version(self) -> str:
+        """Digest of all that replicas depend on: with the same one, running replicas go on."""
+        scale = {"replicas", "most", "busy", "scale_down_seconds"}
+        kept = {name: value for name, value in vars(self).items() if name not in scale}
+        return hashlib.sha256(cloudpickle.dumps((__version__, kept))).hexdigest()[:16]
+
+
+def engine_deployment(plan: ReplicaPlan, name: str = ENGINE) -> Any:
+    """Serve's application of the replicas alone, to be run or bound to an ingress. name: of the deployment."""
+    settings = plan.settings
+    scaling: dict[str, Any] = {"num_replicas": plan.replicas}
+    if plan.most > plan.replicas:
+        scaling = {
+            "num_replicas": None,
+            "autoscaling_config": AutoscalingConfig(
+                min_replicas=plan.replicas,
+                max_replicas=plan.most,
+                target_ongoing_requests=plan.busy,
+                downscale_delay_s=plan.scale_down_seconds,
+            ),
+        }
+    deployment = serve.deployment(Replica).options(
+        name=name,
+        max_ongoing_requests=plan.queue,
+        ray_actor_options={"num_cpus": plan.cpus, "num_gpus": plan.gpus},
+        request_router_config=RequestRouterConfig(
+            request_router_class=AffinityRouter,
+            request_router_kwargs={"homes": plan.homes, "max_batch": settings.engine.max_batch},
+            request_routing_stats_period_s=plan.stats_seconds,
+        ),
+        graceful_shutdown_timeout_s=settings.grace_seconds,
+        graceful_shutdown_wait_loop_s=0.5,
+        health_check_period_s=plan.health_seconds,
+        **scaling,
+    )
+    return deployment.bind(settings, plan.load, plan.version)
+
+
+def engine_handle(name: str = ENGINE, application: str = APPLICATION) -> DeploymentHandle[Any]:
+    """Handle of running replicas."""
+    return serve.get_deployment_handle(name, application)
+
+
+@contextmanager
+def cluster(address: str | None, **options: Any) -> Iterator[bool]:
+    """Join a Ray cluster, or start one here. Yields whether it was started here: then it ends with the block.
+
+    address: of a cluster (`auto` is the one of this machine); None takes a running one, else starts one. options: of
+    `ray.init`. Raises UsageError where there is none at the address.
+    """
+    if ray.is_initialized():
+        yield False
+        return
+    try:
+        info = ray.init(
+            address=address, ignore_reinit_error=True, include_dashboard=False, log_to_driver=False, **options
+        )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UsageError(f"There is no Ray cluster at '{address}': {error}") from error
+    LOG.info("Ray cluster at %s", info.address_info.get("address", address))
+    try:
+        yield address is None
+    finally:
+        ray.shutdown()

@@ -1,0 +1,85 @@
+"""Front: the ordinary server with all its ports, whose recordings and streams are recognised on a cluster's replicas.
+
+Tokens, tenants, TLS, limits and protocols are those of the server of one machine, because it is that one: nothing
+is read or held before a token is valid. Serve's own proxies are not in the way; any number of fronts may stand beside
+each other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from ray import serve
+
+from overtone.errors import UsageError
+from overtone.inference.rows import one_thread
+from overtone.serving.descriptors import raise_limit
+from overtone.serving.memory import keep_freed_memory
+from overtone.serving.ray.cluster import APPLICATION, ENGINE, ReplicaPlan, cluster, engine_deployment, engine_handle
+from overtone.serving.ray.remote import Replicas
+from overtone.serving.server import Server, Started, run
+
+LOG = logging.getLogger("overtone.serving.ray")
+
+
+def serve_on_cluster(
+    plan: ReplicaPlan,
+    *,
+    address: str | None = None,
+    started: Started = lambda server, addresses: None,
+) -> bool:
+    """Serve until a signal comes, as `server.serve`, on a Ray cluster. Returns whether all requests were finished.
+
+    address: of the cluster; None takes a running one, else starts one here. Raises UsageError.
+    """
+    raise_limit()
+    keeps_memory = keep_freed_memory()
+    with one_thread(), cluster(address), deployed(plan):
+        return asyncio.run(run_front(plan, started, keeps_memory=keeps_memory))
+
+
+async def run_front(plan: ReplicaPlan, started: Started, *, keeps_memory: bool) -> bool:
+    """Run a front until a signal comes. Returns whether all requests were finished."""
+    server = await front(plan)
+    try:
+        return await run(server, started, keeps_memory=keeps_memory)
+    finally:
+        server.close()
+
+
+async def front(plan: ReplicaPlan, *, application: str = APPLICATION, deployment: str = ENGINE) -> Server:
+    """A server whose engine is the running replicas of a plan; `start`, `stop` and `close` it as any other."""
+    replicas = Replicas(engine_handle(deployment, application), application=application, deployment=deployment)
+    outline = await replicas.describe()
+    settings = plan.settings
+    server = Server(replace(settings, engine=replace(settings.engine, threads=1)), outline, replicas)
+    replicas.store = server.store
+    return server
+
+
+@contextmanager
+def deployed(plan: ReplicaPlan) -> Iterator[None]:
+    """Run the replicas of a plan. Those of another front, with the same plan, are shared and stay.
+
+    Raises UsageError where they do not start.
+    """
+    serve.start(proxy_location="Disabled")
+    present = serve.status().applications.get(APPLICATION)
+    shared = present is not None and present.status == "RUNNING"
+    if shared and engine_handle().plan_version.remote().result() == plan.version:
+        LOG.info("joining the replicas of %s", plan.settings.model)
+    else:
+        LOG.info("%s replicas of %s", "replacing the" if shared else "starting", plan.settings.model)
+        try:
+            serve.run(engine_deployment(plan), name=APPLICATION, route_prefix=None)
+        except RuntimeError as error:
+            raise UsageError(f"The replicas did not start: {error}") from error
+    try:
+        yield
+    finally:
+        if not shared:
+            serve.delete(APPLICATION)

@@ -1,0 +1,241 @@
+"""Recognition on the replicas of a base: what a front asks in place of an engine of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from typing import Any, Self
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+
+from overtone.models.asr_model import AsrModel
+from overtone.serving.adapter_store.store import AdapterStore
+from overtone.serving.engine.engine import Samples
+from overtone.serving.engine.stats import EngineState
+from overtone.serving.errors import DeadlineError, DrainingError, OverloadError, WorkerError
+from overtone.serving.ray.known import KnownReplicas, known_replicas
+from overtone.serving.ray.messages import Failure, Job, Opened, ReplicaState
+from overtone.serving.recognition.offline import Recognition
+from overtone.serving.recognition.request import Call, RecognitionRequest
+from overtone.serving.streaming.stream import Event, StreamSettings
+
+LOG = logging.getLogger("overtone.serving.ray")
+TRIES = 4
+"""Times that a whole recording is sent to a replica, where replicas die of something."""
+REST = 0.2
+"""Seconds before the second try; each later one waits twice as long as the one before."""
+GONE = "The replica that computed this has gone; {then}."
+
+
+class Replicas:
+    """Replicas of one base, behind one handle of Serve. Belongs to one event loop."""
+
+    def __init__(self, handle: DeploymentHandle[Any], *, application: str, deployment: str) -> None:
+        self.handle = handle
+        self.known: KnownReplicas = known_replicas(application, deployment)
+        self.store: AdapterStore | None = None
+        """The front's own look at the folder of adapters: its digests go with each request."""
+        self.retries = 0
+        """Requests that were sent again since their replica was gone."""
+
+    async def describe(self) -> AsrModel:
+        """The base without its weights, from any replica."""
+        found: AsrModel = await self.handle.describe.remote()
+        return found
+
+    # Recordings
+
+    async def recognise(
+        self, samples: Samples, request: RecognitionRequest, call: Call, *, deadline: float | None
+    ) -> Recognition:
+        """Recognise a recording [S]; one whose replica dies is recognised by another one.
+
+        Raises WorkerError where all of them died, and the errors of `RecognitionService.recognise`.
+        """
+        data = ray.put(samples)
+        for attempt in range(TRIES):
+            response = self.handle.recognise.remote(self.job(request, call, deadline), data)
+            try:
+                recognition: Recognition = result_of(await response)
+            except asyncio.CancelledError:
+                response.cancel()
+                raise
+            except RayError as error:
+                await self.rest(attempt, error, deadline)
+            else:
+                return recognition
+        raise WorkerError(GONE.format(then=f"it was tried {TRIES} times"))
+
+    async def recognise_in_parts(
+        self, samples: Samples, request: RecognitionRequest, call: Call, *, deadline: float | None
+    ) -> AsyncGenerator[Recognition]:
+        """Recognise a recording [S] with its transcript after each window.
+
+        One whose replica dies is begun anew elsewhere: what was told before is not told again. Raises WorkerError, and
+        other errors of `RecognitionService.recognise`.
+        """
+        data, told = ray.put(samples), 0
+        for attempt in range(TRIES):
+            parts = self.handle.options(stream=True).recognise_in_parts.remote(self.job(request, call, deadline), data)
+            try:
+                count = 0
+                async with aclosing(cancelled_at_end(parts)) as found:
+                    async for part in found:
+                        count += 1
+                        recognition = result_of(part)
+                        if count > told:
+                            told = count
+                            yield recognition
+                return
+            except RayError as error:
+                await self.rest(attempt, error, deadline)
+        raise WorkerError(GONE.format(then=f"it was tried {TRIES} times"))
+
+    async def rest(self, attempt: int, error: Exception, deadline: float | None) -> None:
+        """Wait before the next try. Raises WorkerError, OverloadError, DrainingError or DeadlineError for none."""
+        if isinstance(error, RayTaskError):
+            LOG.error("a replica failed: %s", error)
+            raise WorkerError("The replica failed on this request; its log says why.") from None
+        if isinstance(error, BackPressureError):
+            raise OverloadError("Every replica has as much to do as it may have; try again later.") from None
+        if isinstance(error, DeploymentUnavailableError):
+            raise DrainingError("There is no replica for this model; ask again later.") from None
+        pause = REST * 2**attempt
+        if deadline is not None and time.monotonic() + pause >= deadline:
+            raise DeadlineError("The deadline passed while another replica was looked for.") from None
+        self.retries += 1
+        LOG.warning("a replica is gone, its recording goes to another one: %s", type(error).__name__)
+        await asyncio.sleep(pause)
+
+    def job(self, request: RecognitionRequest, call: Call, deadline: float | None) -> Job:
+        """The request for a replica."""
+        adapters = tuple(call.adapter.split("+")) if call.adapter else ()
+        return Job(
+            request=request,
+            adapters=adapters,
+            digests=tuple(self.digest(name) for name in adapters),
+            tenant=call.tenant,
+            audio_seconds=call.audio_seconds,
+            seconds_left=None if deadline is None else deadline - time.monotonic(),
+        )
+
+    def digest(self, name: str) -> str:
+        """Digest of an adapter as the front knows it. Raises AdapterError for one that has gone."""
+        assert self.store is not None
+        return self.store.entry(name).digest
+
+    # Streams
+
+    async def open_stream(self, request: RecognitionRequest, call: Call, settings: StreamSettings) -> StreamElsewhere:
+        """Open a stream at the replica that suits its adapters, where it stays.
+
+        Raises WorkerError, and the errors of `open_stream` in a server.
+        """
+        for attempt in range(TRIES):
+            answers = self.handle.options(stream=True).stream.remote(self.job(request, call, None), settings)
+            try:
+                opened = await anext(answers)
+                if isinstance(opened, Failure):
+                    raise opened.error()
+                replica = self.known.running.get(opened.replica)
+                if replica is not None:
+                    return StreamElsewhere(known=self.known, replica=replica, opened=opened, answers=answers)
+                answers.cancel()  # it has begun to drain in this moment
+            except RayError as error:
+                await self.rest(attempt, error, None)
+        raise WorkerError(GONE.format(then="open the stream again"))
+
+    # All replicas
+
+    async def change_adapters(self, work: str, name: str) -> None:
+        """Tell every replica to `load` or `unload` an adapter or to `scan`. Raises what one of them answers."""
+        replicas = list(self.known.running.values())
+        calls = [self.known.call(replica, "change_adapters", work, name) for replica in replicas]
+        for answer in await asyncio.gather(*calls, return_exceptions=True):
+            if isinstance(answer, RayError):
+                continue  # a replica that is gone reads the folder anew when it comes back
+            if isinstance(answer, BaseException):
+                raise answer
+            result_of(answer)
+
+    def states(self) -> Mapping[str, tuple[EngineState, Mapping[str, float]]]:
+        """Engine and adapter store of each replica that has told of them."""
+        return {name: (state.engine, state.store) for name, state in self.known.states().items()}
+
+    def state(self) -> EngineState:
+        """State of all engines together: alive where one of them is."""
+        return total_state(self.known.states().values(), running=len(self.known.running))
+
+
+class StreamElsewhere:
+    """A stream that one replica computes, as `streaming.stream.Stream`. A context manager; leaving it ends it there."""
+
+    def __init__(self, *, known: KnownReplicas, replica: Any, opened: Opened, answers: Any) -> None:
+        """answers: Serve's call that keeps the stream open."""
+        self.known = known
+        self.replica = replica
+        self.number = opened.stream
+        self.keeps_words = opened.keeps_words
+        self.answers = answers
+
+    async def push(self, samples: Samples, *, force_eou: bool = False) -> list[Event]:
+        """Recognise more samples [S]. Raises WorkerError where the replica is gone."""
+        return await self.ask("push", self.number, samples, force_eou)
+
+    async def finish(self) -> list[Event]:
+        """Recognise the rest. Raises WorkerError where the replica is gone."""
+        return await self.ask("finish", self.number)
+
+    async def ask(self, method: str, *arguments: Any) -> list[Event]:
+        """Answer of the stream's replica. Raises its errors, and WorkerError where it is gone."""
+        try:
+            return list(result_of(await self.known.call(self.replica, method, *arguments)))
+        except RayError as error:
+            LOG.warning("the replica of a stream is gone: %s", type(error).__name__)
+            raise WorkerError(GONE.format(then="open the stream again")) from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.answers.cancel()
+
+
+def result_of(answer: Any) -> Any:
+    """Answer of a replica. Raises the error that it is in place of one."""
+    if isinstance(answer, Failure):
+        raise answer.error()
+    return answer
+
+
+async def cancelled_at_end(answers: Any) -> AsyncGenerator[Any]:
+    """Answers of Serve's streaming call, which ends with this iteration."""
+    try:
+        async for answer in answers:
+            yield answer
+    finally:
+        answers.cancel()
+
+
+COUNTED = ("waiting", "running", "rows", "batches", "mixed_batches", "audio_seconds", "padded_seconds")
+LATER_COUNTED = ("forward_seconds", "rejected", "cancelled", "expired", "failed", "restarts")
+
+
+def total_state(states: Any, *, running: int) -> EngineState:
+    """Sum of the engines' states. running: replicas that take work, whether or not they have told of themselves."""
+    found: list[ReplicaState] = list(states)
+    sums = {name: sum(getattr(state.engine, name) for state in found) for name in (*COUNTED, *LATER_COUNTED)}
+    silent = running > len(found)
+    healthy = [state.engine.running_seconds for state in found if state.engine.alive]
+    return EngineState(
+        alive=silent or bool(healthy),
+        draining=False,
+        running_seconds=0.0 if silent else min(healthy, default=0.0),
+        **sums,
+    )

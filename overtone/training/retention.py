@@ -1,0 +1,124 @@
+"""The gate at the end of a training: the adapter is made as weak as general speech needs it, if the settings ask."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from overtone.checkpoints.load import save_model
+from overtone.checkpoints.nemo.adapters import save_adapters
+from overtone.data.dataset import read_utterance
+from overtone.data.manifest import Utterance, read_manifest
+from overtone.data.vocabulary import reference_text
+from overtone.inference.retention import Retention, Strength, choose_strength
+from overtone.inference.word_weights import Heard, Recording, hear
+from overtone.models.asr_model import AsrModel
+from overtone.training.run import Run
+from overtone.training.validation import hear as hear_validation
+from overtone.training.validation import spread_out
+from overtone.training.weights import WeightsStore
+
+MOST_UTTERANCES = 300
+MOST_SECONDS = 1800.0
+"""Most general speech that the strength is chosen on; of more, an even share."""
+
+
+def read_general_speech(paths: Iterable[str]) -> list[Utterance]:
+    """Utterances of general speech that a strength is chosen on. Raises DataError for a manifest that is unusable."""
+    every = [own for path in paths for own in read_manifest(Path(path).expanduser(), silence=True)]
+    seconds = sum(own.duration for own in every)
+    step = max(1, -(-len(every) // MOST_UTTERANCES), int(-(-seconds // MOST_SECONDS)))
+    return every[::step]
+
+
+def general_recordings(model: AsrModel, utterances: Sequence[Utterance]) -> list[Recording]:
+    """General speech as recordings to be heard, those of like length together."""
+    return [
+        (
+            partial(read_utterance, own, model.sample_rate),
+            reference_text(model.tokenizer, own.text or "", own.language),
+        )
+        for own in sorted(utterances, key=lambda own: own.duration)
+    ]
+
+
+def keep_general_speech(run: Run, weights: WeightsStore) -> None:
+    """Make the best adapter as strong as general speech can bear, in the model, in its files and in its card."""
+    plan, name, model = run.plan, run.adapter, run.model
+    if plan.retention is None or name is None:
+        return
+    adapter = model.adapters[name]
+    recordings = general_recordings(model, run.retained)
+    batches = spread_out(run) if run.validation else []
+
+    def domain(adapter_name: str | None) -> Iterable[Heard]:
+        return hear_validation(run, batches, adapter_name or "")
+
+    with model.evaluating(), model.computing_in(plan.compute_dtype):
+        found = choose_strength(
+            model,
+            adapter,
+            adapter.words,
+            general=lambda choice: hear(model, recordings, choice),
+            domain=domain if batches else None,
+            kappa=plan.retention.kappa,
+        )
+    run.reporter.say(describe_retention(found))
+    if found.chosen is not None and found.chosen is not found.whole:
+        shutil.copytree(weights.best_path, weights.whole_path)
+        adapter.words = found.chosen.part
+    adapter.card = {**adapter.card, "retention": retention_facts(found)}
+    model.adapters.save(name, weights.best_path, overwrite=True)
+    if found.chosen not in (None, found.whole):
+        write_nemo_files(run, weights)
+
+
+def write_nemo_files(run: Run, weights: WeightsStore) -> None:
+    """Write the files for NeMo again that hold the best adapter."""
+    if weights.nemo_path.exists():
+        save_model(run.model, weights.nemo_path, overwrite=True)
+    if weights.adapters_path is not None and weights.adapters_path.exists():
+        save_adapters(run.model, weights.adapters_path)
+
+
+def retention_facts(found: Retention) -> dict[str, Any]:
+    """The part of a card about general speech and the adapter's strength."""
+    chosen = found.chosen or found.whole
+    return {
+        "kappa": found.kappa,
+        "kept": found.chosen is not None,
+        "scale": chosen.scale,
+        "words": chosen.share if chosen.part is not None else 0.0,
+        "general_words": found.base.reference_length,
+        "general_wer": {"base": round(found.base.rate, 6), **rates(found, "general")},
+        "domain_wer": rates(found, "domain"),
+    }
+
+
+def rates(found: Retention, name: str) -> dict[str, float]:
+    """Error rates on one of the sets, of the whole adapter and of the one that was chosen."""
+    own = {"whole": found.whole, "chosen": found.chosen or found.whole}
+    counted = {key: getattr(strength, name) for key, strength in own.items()}
+    return {key: round(counts.rate, 6) for key, counts in counted.items() if counts is not None}
+
+
+def describe_retention(found: Retention) -> str:
+    """The lines on the choice."""
+    allowed = f"{found.base.rate:.2%} + {found.kappa:g} points allowed"
+    if found.chosen is None:
+        return (
+            f"Retention: general WER {found.whole.general.rate:.2%} ({allowed}); this kind of adapter has no "
+            "scale, and its words are not the reason. It stays as it is."
+        )
+    lines = f"Retention: {describe_strength(found.chosen)} ({allowed})"
+    return lines if found.chosen is found.whole else f"{lines}; it was {describe_strength(found.whole)}"
+
+
+def describe_strength(own: Strength) -> str:
+    """One strength and its errors in words."""
+    words = f" and {own.share:.0%} of the words" if own.part is not None else " and no words"
+    domain = "" if own.domain is None else f", validation WER {own.domain.rate:.2%}"
+    return f"{own.scale:.0%} of the acoustic part{words}: general WER {own.general.rate:.2%}{domain}"

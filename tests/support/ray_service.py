@@ -1,0 +1,83 @@
+"""A small Ray cluster with replicas of the tone model, and a front in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from overtone.serving.ray.cluster import ReplicaPlan, cluster
+from overtone.serving.ray.front import deployed, front
+from overtone.serving.settings import ServerSettings
+from support.speaking_model import SpeakingModel, put_adapter
+from support.web_service import SETTINGS, WebService
+
+OBJECT_STORE = 80 * 2**20
+
+
+def tones(settings: ServerSettings) -> SpeakingModel:
+    """The model of a replica."""
+    return SpeakingModel()
+
+
+@contextmanager
+def ray_cluster() -> Iterator[None]:
+    """Ray on this machine; its workers find the tests' modules."""
+    os.environ["RAY_AUTH_MODE"] = "disabled"  # the token would be written to the home folder
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    paths = [str(Path(__file__).resolve().parents[depth]) for depth in (1, 2)]
+    before = os.environ.get("PYTHONPATH", "")
+    os.environ["PYTHONPATH"] = os.pathsep.join([*paths, before])
+    try:
+        with cluster(None, num_cpus=2, object_store_memory=OBJECT_STORE):
+            yield
+    finally:
+        os.environ["PYTHONPATH"] = before
+
+
+@contextmanager
+def ray_service(folder: Path, *, adapters: tuple[str, ...] = ("swap", "other"), **options: Any) -> Iterator[WebService]:
+    """A front of two replicas. folder: of the adapters. options: of ServerSettings."""
+    for name in adapters:
+        put_adapter(SpeakingModel(), name, folder)
+    plan = ReplicaPlan(
+        settings=replace(SETTINGS, adapters=folder, **options),
+        load=tones,
+        replicas=2,
+        cpus=0.5,
+        stats_seconds=0.5,
+        health_seconds=1.0,
+    )
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+
+    def run(coroutine: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, loop).result(120)
+
+    try:
+        with deployed(plan):
+            server = run(front(plan))
+            addresses = run(server.start())
+            calls: list[Any] = []
+            ended = server.observer.ended
+
+            def noted(interface: str, call: Any, request_id: str = "") -> None:
+                ended(interface, call, request_id)
+                calls.append(call)
+
+            server.observer.ended = noted
+            try:
+                yield WebService(server=server, addresses=addresses, run=run, loop=loop, calls=calls)
+            finally:
+                run(server.stop(1.0))
+                server.close()
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(60)
+        loop.close()

@@ -1,0 +1,197 @@
+"""The strength of an adapter: general speech loses no more than is allowed, and the files hold what was chosen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from overtone.adapters.kinds.base import Kind
+from overtone.adapters.kinds.linear import LinearAdapter
+from overtone.adapters.kinds.lora import LoraAdapter
+from overtone.adapters.kinds.tiny_attention import TinyAttentionAdapter
+from overtone.adapters.word_text import make_words
+from overtone.errors import ConfigError, DataError
+from overtone.inference.retention import SCALES, choose_strength
+from overtone.inference.word_weights import Heard
+from overtone.models.asr_model import AsrModel
+from overtone.nets.taps import TapContext
+from overtone.training.console import Reporter
+from overtone.training.train import run_training
+from support.own_kind import ScaleAdapter
+from support.small_models import add_trained, small_model
+from support.train_samples import settings_for, write_corpus
+
+QUIET = Reporter(quiet=True)
+KINDS = [
+    LinearAdapter(dim=4),
+    LinearAdapter(dim=4, norm_position="post"),
+    LoraAdapter(rank=2),
+    TinyAttentionAdapter(heads=2),
+]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: f"{kind.name}-{getattr(kind, 'norm_position', '')}")
+@pytest.mark.parametrize("scale", [0.0, 0.25, 0.7])
+def test_a_scaled_adapter_changes_the_stream_by_that_factor(kind: Kind, scale: float) -> None:
+    model = small_model(layers=1).eval()
+    model.adapters.add("mine", kind, layers="all")
+    adapter = model.adapters["mine"]
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in adapter.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    context = TapContext(valid=torch.ones(2, 5, dtype=torch.bool), positions=torch.randn(1, 9, 32, generator=generator))
+    scaled = adapter.scaled_tensors(scale)
+    assert scaled is not None
+    for point in adapter.points:
+        tensors, width = adapter.at(point).tensors(), adapter.at(point).point
+        x = torch.randn(2, 5, width.in_width, generator=generator)
+        own = {name: scaled[f"{point}.{name}"] for name in tensors}
+        y = torch.randn(2, 5, width.out_width, generator=generator)
+        with torch.no_grad():
+            whole, part = (kind.delta(each, x, y, context, False) for each in (tensors, own))
+        assert torch.allclose(part, scale * whole, atol=1e-6)
+        assert bool(whole.any())
+
+
+def test_a_kind_that_says_nothing_has_no_scale() -> None:
+    model = small_model()
+    add_trained(model, "mine", ScaleAdapter())
+    assert model.adapters["mine"].scaled_tensors(0.5) is None
+
+
+# The choice
+
+
+def emissions_of(model: AsrModel, text: str, strength: float) -> Heard:
+    """Emissions that say a text, the more clearly the stronger."""
+    ids = [token for own in model.tokenizer.encode(text) for token in (own, model.tokenizer.size)]
+    emissions = torch.zeros(1, len(ids), model.tokenizer.size + 1)
+    emissions[0, torch.arange(len(ids)), torch.tensor(ids)] = strength
+    return Heard(emissions.log_softmax(-1), torch.tensor([len(ids)]), ["ab cd"])
+
+
+@pytest.mark.parametrize(
+    ("breaks_at", "kappa", "expected"),
+    [(2.0, 0.5, 1.0), (0.6, 0.5, 0.55), (0.3, 0.0, 0.25), (0.1, 0.0, 0.0), (0.1, 100.0, 1.0)],
+)
+def test_the_strongest_that_is_allowed_is_taken(breaks_at: float, kappa: float, expected: float) -> None:
+    """General speech is recognised until the adapter's change passes a limit; the domain gains with every scale."""
+    model = small_model()
+    add_trained(model, "mine", LoraAdapter(rank=2))
+    adapter = model.adapters["mine"]
+    whole = {name: tensor.clone() for name, tensor in adapter.tensors().items()}
+    last = next(name for name in whole if name.endswith("up.weight"))
+
+    def scale_now() -> float:
+        return float(adapter.tensors()[last].norm() / whole[last].norm())
+
+    def general(choice: str | None) -> list[Heard]:
+        broken = choice is not None and scale_now() > breaks_at
+        return [emissions_of(model, "xx yy" if broken else "ab cd", 9.0)]
+
+    def domain(choice: str | None) -> list[Heard]:
+        right = round(10 * scale_now())
+        return [emissions_of(model, "ab cd" if place < right else "xx yy", 9.0) for place in range(10)]
+
+    found = choose_strength(model, adapter, None, general=general, domain=domain, kappa=kappa)
+    assert found.chosen is not None
+    assert found.chosen.scale == expected
+    assert scale_now() == pytest.approx(expected, abs=1e-6)
+    assert found.base.errors == 0
+    assert SCALES[0] == 1.0
+
+
+def test_words_are_weakened_where_they_do_the_damage() -> None:
+    """Emissions of general speech that are sure enough bear a share of the words, and not all of them."""
+    model = small_model()
+    add_trained(model, "mine", LoraAdapter(rank=2))
+    ids = model.tokenizer.encode("xx yy")
+    part = make_words(model.tokenizer, sequences=[ids] * 20, weight=8.0, token_bonus=4.0)
+
+    def general(choice: str | None) -> list[Heard]:
+        return [emissions_of(model, "ab cd", 9.0)]
+
+    found = choose_strength(model, model.adapters["mine"], part, general=general, domain=None, kappa=0.0)
+    assert found.whole.general.errors > 0
+    assert found.chosen is not None
+    assert found.chosen.scale == 1.0
+    assert found.chosen.share < 1.0
+    if found.chosen.part is not None:
+        assert found.chosen.part.weight == pytest.approx(8.0 * found.chosen.share)
+
+
+# Trainings
+
+
+def test_a_training_keeps_general_speech(tmp_path: Path) -> None:
+    """With no points to lose the adapter of noise is no change at all; the whole one lies beside."""
+    general = write_corpus(tmp_path, count=4, name="general")
+    model = small_model()
+    retention = f"model.adapter.retention={{manifest: {general}, kappa: 0.0}}"
+    settings = settings_for(tmp_path, retention, "model.optim.lr=0.05", f"model.general_manifest={general}")
+    result = run_training(settings, model=model, reporter=QUIET)
+    facts = result.card["retention"]
+    (entry,) = result.card["general"]
+    assert facts["general_wer"]["chosen"] <= facts["general_wer"]["base"]
+    assert entry["wer_after"] == pytest.approx(facts["general_wer"]["chosen"], abs=1e-6)
+    loaded = small_model()
+    stored = loaded.adapters.load(result.best)
+    assert stored.digest() == model.adapters["mine"].digest()
+    whole = result.best.with_name("mine-whole")
+    if facts["scale"] < 1.0:
+        kept = loaded.adapters.load(whole, name="kept").tensors()
+        scaled = stored.tensors()
+        for name, tensor in kept.items():
+            factor = facts["scale"] if name.endswith("up.weight") else 1.0
+            assert torch.allclose(scaled[name], tensor * factor, atol=1e-7)
+    else:
+        assert not whole.exists()
+
+
+def test_a_resumed_training_goes_on_from_the_whole_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The best step of the first part stays the best: what was made weaker once is not made weaker twice."""
+    monkeypatch.setattr("overtone.inference.retention.SCALES", (0.5,))
+    general = write_corpus(tmp_path, count=4, name="general")
+    retention = f"model.adapter.retention={{manifest: {general}, kappa: 0.0}}"
+    same = (retention, "model.optim.lr=0.05", "exp_manager.resume_if_exists=true",
+            "exp_manager.resume_ignore_no_checkpoint=true")  # fmt: skip
+    first = run_training(settings_for(tmp_path, *same), model=small_model(), reporter=QUIET)
+    again = run_training(settings_for(tmp_path, *same), model=small_model(), reporter=QUIET)
+    one, two = (small_model().adapters.load(result.best) for result in (first, again))
+    assert one.digest() == two.digest()
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("{kappa: 0.5}", "manifest"),
+        ("{manifest: a.json, kappa: -1}", "too small"),
+        ("{manifests: a.json}", "Did you mean 'manifest'"),
+        ("0.5", "is not"),
+    ],
+)
+def test_mistakes_of_the_setting(setting: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        settings_for(tmp_path, f"model.adapter.retention={setting}")
+
+
+def test_general_speech_that_cannot_be_read(tmp_path: Path) -> None:
+    retention = f"model.adapter.retention={{manifest: {tmp_path / 'nothing.json'}}}"
+    with pytest.raises(DataError, match="nothing"):
+        run_training(settings_for(tmp_path, retention), model=small_model(), reporter=QUIET)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ConfigError, match="retention"):
+        settings_for(tmp_path, "model.adapter.retention={manifest: a.json}", "model.train=everything")
+
+
+def test_the_setting_is_in_the_record(tmp_path: Path) -> None:
+    general = write_corpus(tmp_path, count=2, name="general")
+    settings = settings_for(tmp_path, f"model.adapter.retention={{manifest: {general}, kappa: 100}}")
+    result = run_training(settings, model=small_model(), reporter=QUIET)
+    record = yaml.safe_load((result.folder / "hparams.yaml").read_text("utf-8"))
+    assert record["model"]["adapter"]["retention"] == {"manifest": str(general), "kappa": 100.0}
+    assert result.card["retention"]["scale"] == 1.0
