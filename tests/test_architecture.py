@@ -34,6 +34,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "version",
         "files",
         "budgets",
+        "clusters",
         "scope",
         "safe_yaml",
         "startup",

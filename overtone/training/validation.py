@@ -85,9 +85,11 @@ class ValidationCounts:
 def plan_base_scoring(run: Run, forward: TrainingForward) -> Callable[[], ValidationCounts] | None:
     """Make a function that counts the errors of the base on the first validation set, without Lightning.
 
-    None where a training does not begin with that.
+    None where a training does not begin with that, or where another training has counted them.
     """
     if run.checkpoint is not None or not run.validation or run.plan.starts_fresh:
+        return None
+    if run.shares_base and run.base_errors.known(run.base_identity()) is not None:
         return None
     first = run.validation[0]
     batches = validation_batches(first, run.plan, rank=0, processes=1)
