@@ -21,6 +21,7 @@ from torch import Tensor
 from overtone.decoding.fusion import NO_WORDS, Words
 from overtone.decoding.hypothesis import Hypothesis
 from overtone.decoding.phrase_boost import BoostTree
+from overtone.decoding.task import TaskPrompts
 from overtone.nets.layers import Reduction
 from overtone.tokenizers import Tokenizer
 
@@ -170,6 +171,10 @@ class Head(Protocol):
     @property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of the tokens that it writes."""
+
+    @property
+    def prompts(self) -> TaskPrompts | None:
+        """The prompts of a head that is told a task; None where none is."""
 
     def adapters_act(self) -> bool:
         """True if adapters of the selection act in the head's decoders now, one choice for each row of the batch."""

@@ -27,7 +27,8 @@ from overtone.decoding.decoder import (
 from overtone.decoding.decoder import Scope as DecoderScope
 from overtone.decoding.fusion import Words
 from overtone.decoding.hypothesis import Hypothesis
-from overtone.errors import UsageError
+from overtone.decoding.task import TaskPrompts
+from overtone.errors import AdapterError, UsageError
 from overtone.nets.layers import Reduction, Replaced
 from overtone.scope import Scope
 from overtone.tokenizers import Tokenizer
@@ -72,8 +73,13 @@ def make_vocabulary(
     """Make heads over another tokenizer's tokens, all that a model has.
 
     parts: of the model. base: its tokenizer. reuse: tokens that the base has too begin with its values; the blank and
-    the durations of a TDT model always do.
+    the durations of a TDT model always do. Raises AdapterError for a model that is told a task in its tokens.
     """
+    if not any(part in parts for part in WITH_TOKENS):
+        raise AdapterError(
+            "This model is told its task in tokens of its own vocabulary, so no adapter of it can have another one. "
+            "Adapt a CTC model or a transducer, or leave the vocabulary out."
+        )
     nets, own = dict(parts), dict[str, dict[str, nn.Module]]()
     tokens = match_tokens(tokenizer, base) if reuse else []
     for part in WITH_TOKENS:
@@ -146,6 +152,11 @@ class RowHeads:
     def tokenizer(self) -> Tokenizer:
         """Raises UsageError: there are several."""
         self.refuse()
+
+    @property
+    def prompts(self) -> TaskPrompts | None:
+        """None: a model that is told a task has one vocabulary."""
+        return None
 
     @property
     def inner(self) -> Head | None:

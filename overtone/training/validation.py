@@ -104,8 +104,9 @@ def plan_base_scoring(run: Run, forward: TrainingForward) -> Callable[[], Valida
                 batch = collate([first.dataset[index] for index in indices])
                 if isinstance(batch, DataError):
                     raise batch
-                (emissions,), lengths, _ = forward(batch.waveforms, batch.lengths, base_alone=True)
-                counts.add(model.head, batch, emissions, lengths, same_tokens=same_tokens)
+                (emissions,), lengths, _ = forward.forward_batch(batch, base_alone=True)
+                with model.speaking(batch.languages or None):
+                    counts.add(model.head, batch, emissions, lengths, same_tokens=same_tokens)
         return counts
 
     return score
