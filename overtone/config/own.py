@@ -18,6 +18,8 @@ class WordsSettings:
     """File of phrases to expect, one a line, each with its boost behind a tab or without."""
     order: int = bounded(6, at_least=1, at_most=10)
     """Tokens of the longest n-gram."""
+    prior: bool = True
+    """Mix the n-gram with the general prior of the base's tokens, where there is one."""
 
 
 @dataclass(frozen=True, kw_only=True)

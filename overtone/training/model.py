@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from overtone.adapters.adapter import Adapter
+from overtone.adapters.prior import find_prior
 from overtone.adapters.storage import StoredAdapter, stored_digest
 from overtone.adapters.tokenizer_files import find_tokenizer
 from overtone.adapters.vocabulary import split_tensors
@@ -244,4 +245,6 @@ def make_word_part(plan: TrainingPlan, model: AsrModel, training: SpeechSet, rep
         if unwritten.unwritable:
             reporter.say(f"model.adapter.words.phrases: {unwritten.describe('phrases')}")
     step = -(-sum(map(len, sequences)) // LARGEST_TOKENS)
-    return make_words(tokenizer_of(model), sequences=sequences[:: max(1, step)], phrases=phrases, order=chosen.order)
+    prior = find_prior(tokenizer_of(model).digest()) if chosen.prior else None
+    counted = sequences[:: max(1, step)]
+    return make_words(tokenizer_of(model), sequences=counted, phrases=phrases, order=chosen.order, prior=prior)

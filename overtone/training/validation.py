@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from overtone.adapters.prior import find_prior
+from overtone.adapters.word_text import prior_words
 from overtone.adapters.words import WordPart
 from overtone.checkpoints.load import save_model
 from overtone.data.dataset import Batch, collate
@@ -137,6 +139,10 @@ def add_words(run: Run, folder: Path, nemo: Path) -> None:
                 count_errors(model, base, each, scope=lambda: model.adapters.use(None)) for each in (None, chosen.part)
             ]
             rates = {"base": alone[0].rate, "words": alone[1].rate, **rates}
+            prior = find_prior(model.tokenizer.digest())
+            if prior is not None:
+                general = count_errors(model, base, prior_words(prior), scope=lambda: model.adapters.use(None))
+                rates["prior"] = general.rate
     run.reporter.say(describe_choice(chosen, rates, sum(map(len, indices))))
     if chosen.part is not None:
         keep_words(run, folder, nemo, chosen.part, {"utterances": sum(map(len, indices)), "wer": rates})
@@ -183,9 +189,16 @@ def describe_choice(chosen: WordsChoice, rates: dict[str, float], utterances: in
             f"Words: no weights make fewer errors than the adapter alone, {chosen.without.rate:.2%} on {utterances} "
             "validation utterances; the adapter has no word part."
         )
-    parts = {"base": "base", "words": "words alone", "adapter": "adapter alone", "together": "together"}
+    parts = {
+        "base": "base",
+        "prior": "base with the general prior",
+        "words": "words alone",
+        "adapter": "adapter alone",
+        "together": "together",
+    }
     told = ", ".join(f"{shown} {rates[name]:.2%}" for name, shown in parts.items() if name in rates)
+    share = f", general prior {chosen.part.prior_share:.0%}" if chosen.part.prior_share else ""
     return (
-        f"Words: weight {chosen.part.weight:g}, token bonus {chosen.part.token_bonus:g}. "
+        f"Words: weight {chosen.part.weight:g}, token bonus {chosen.part.token_bonus:g}{share}. "
         f"WER on {utterances} validation utterances: {told}"
     )
