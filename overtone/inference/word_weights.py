@@ -91,35 +91,41 @@ def count_errors(model: AsrModel, heard: Sequence[Heard], part: WordPart | None,
 def choose_weights(model: AsrModel, heard: Sequence[Heard], part: WordPart, *, scope: Scope) -> WordsChoice:
     """The part with the weights that make the fewest errors; of equal ones those that were tried first.
 
-    Weights of the n-gram first, then bonuses with the best of them and with its neighbours, then shares of the general
-    prior, where the part has one, with the best of these.
+    Weights of the n-gram first, then bonuses with the best of them and with its neighbours.
     """
-    without = count_errors(model, heard, None, scope=scope)
+    return choose_weights_of_folds(model, [(heard, part)], scope=scope)
+
+
+def choose_weights_of_folds(
+    model: AsrModel, folds: Sequence[tuple[Sequence[Heard], WordPart]], *, scope: Scope
+) -> WordsChoice:
+    """The first part with the weights that make the fewest errors, where recordings are heard with a part each."""
+
+    def count(weighted: Callable[[WordPart], WordPart | None]) -> ErrorCounts:
+        each = (count_errors(model, heard, weighted(part), scope=scope) for heard, part in folds)
+        return sum(each, ErrorCounts())
+
+    first = folds[0][1]
+    without = count(lambda part: None)
     best, chosen = without, None
-    tried: dict[tuple[float, float, float], ErrorCounts] = {}
+    tried: dict[tuple[float, float], ErrorCounts] = {}
 
-    def attempt(candidate: WordPart) -> None:
+    def attempt(weight: float, bonus: float) -> None:
         nonlocal best, chosen
-        key = candidate.weight, candidate.token_bonus, candidate.prior_share
-        if key not in tried:
-            tried[key] = count_errors(model, heard, candidate, scope=scope)
-            if tried[key].errors < best.errors:
-                best, chosen = tried[key], candidate
+        if (weight, bonus) not in tried:
+            tried[weight, bonus] = count(lambda part: part.weighted(weight, bonus))
+            if tried[weight, bonus].errors < best.errors:
+                best, chosen = tried[weight, bonus], first.weighted(weight, bonus)
 
-    own = part.prior_share
-    if part.ngram is None:
-        attempt(part)
+    if first.ngram is None:
+        attempt(first.weight, first.token_bonus)
     else:
         for weight in WEIGHTS:
-            attempt(part.weighted(weight))
-        for weight, bonus in with_bonuses(min(WEIGHTS, key=lambda each: tried[each, 0.0, own].errors)):
-            attempt(part.weighted(weight, bonus))
-        weight, bonus, _ = min(tried, key=lambda key: tried[key].errors)
-        for share in PRIOR_SHARES if part.prior is not None else ():
-            attempt(part.weighted(weight, bonus, prior_share=share))
-    rates = tuple((weight, bonus, counts.rate) for (weight, bonus, share), counts in tried.items() if share == own)
-    shares = tuple((share, counts.rate) for (_, _, share), counts in tried.items() if share != own)
-    return WordsChoice(part=chosen, without=without, best=best, tried=rates, shares=shares)
+            attempt(weight, 0.0)
+        for weight, bonus in with_bonuses(min(WEIGHTS, key=lambda own: tried[own, 0.0].errors)):
+            attempt(weight, bonus)
+    rates = tuple((weight, bonus, counts.rate) for (weight, bonus), counts in tried.items())
+    return WordsChoice(part=chosen, without=without, best=best, tried=rates)
 
 
 def with_bonuses(weight: float) -> Iterator[tuple[float, float]]:
