@@ -131,7 +131,7 @@ def plan_recording(
     head, scope = engine.model.head, engine.decoding_scope(lease)
 
     def align(emissions: Emissions) -> Alignment:
-        with scope():
+        with scope(), engine.model.speaking(decoding.language):
             return head.align_row(emissions)
 
     def submit(window: Window) -> Future[Emissions]:
