@@ -54,7 +54,7 @@ class Round(NamedTuple):
 
 
 class Beam(NamedTuple):
-    """What competes, [B, K] each but for the words."""
+    """The prefixes that compete, [B, K] each but for the words."""
 
     score: Tensor
     """Logarithm of the probability, with the gain of the words."""

@@ -50,14 +50,8 @@ class DecoderMemory:
 
     def select(self, rows: Tensor) -> DecoderMemory:
         """The memory of the given rows, [rows] int64; a row may come several times."""
-        return replace(
-            self,
-            frames=tuple(KeyValues(each.keys[rows], each.values[rows]) for each in self.frames),
-            audible=self.audible[rows],
-            valid=self.valid[rows],
-            tokens=tuple(KeyValues(each.keys[rows], each.values[rows]) for each in self.tokens),
-            seen=self.seen[rows],
-        )
+        frames = tuple(KeyValues(each.keys[rows], each.values[rows]) for each in self.frames)
+        return replace(self.reorder(rows), frames=frames, audible=self.audible[rows], valid=self.valid[rows])
 
     def reorder(self, rows: Tensor) -> DecoderMemory:
         """The same with the tokens of other rows of the same recordings, [rows] int64."""
