@@ -91,7 +91,8 @@ def count_errors(model: AsrModel, heard: Sequence[Heard], part: WordPart | None,
 def choose_weights(model: AsrModel, heard: Sequence[Heard], part: WordPart, *, scope: Scope) -> WordsChoice:
     """The part with the weights that make the fewest errors; of equal ones those that were tried first.
 
-    Weights of the n-gram first, then bonuses with the best of them and with its neighbours.
+    Weights of the n-gram first, then bonuses with the best of them and with its neighbours, then shares of the general
+    prior, where the part has one, with the best of these.
     """
     return choose_weights_of_folds(model, [(heard, part)], scope=scope)
 
@@ -100,32 +101,38 @@ def choose_weights_of_folds(
     model: AsrModel, folds: Sequence[tuple[Sequence[Heard], WordPart]], *, scope: Scope
 ) -> WordsChoice:
     """The first part with the weights that make the fewest errors, where recordings are heard with a part each."""
+    part = folds[0][1]
 
-    def count(weighted: Callable[[WordPart], WordPart | None]) -> ErrorCounts:
-        each = (count_errors(model, heard, weighted(part), scope=scope) for heard, part in folds)
-        return sum(each, ErrorCounts())
+    def count(like: WordPart | None) -> ErrorCounts:
+        each = ((heard, None if like is None else own.weighted_like(like)) for heard, own in folds)
+        return sum((count_errors(model, heard, own, scope=scope) for heard, own in each), ErrorCounts())
 
-    first = folds[0][1]
-    without = count(lambda part: None)
+    without = count(None)
     best, chosen = without, None
-    tried: dict[tuple[float, float], ErrorCounts] = {}
+    tried: dict[tuple[float, float, float], ErrorCounts] = {}
 
-    def attempt(weight: float, bonus: float) -> None:
+    def attempt(candidate: WordPart) -> None:
         nonlocal best, chosen
-        if (weight, bonus) not in tried:
-            tried[weight, bonus] = count(lambda part: part.weighted(weight, bonus))
-            if tried[weight, bonus].errors < best.errors:
-                best, chosen = tried[weight, bonus], first.weighted(weight, bonus)
+        key = candidate.weight, candidate.token_bonus, candidate.prior_share
+        if key not in tried:
+            tried[key] = count(candidate)
+            if tried[key].errors < best.errors:
+                best, chosen = tried[key], candidate
 
-    if first.ngram is None:
-        attempt(first.weight, first.token_bonus)
+    own = part.prior_share
+    if part.ngram is None:
+        attempt(part)
     else:
         for weight in WEIGHTS:
-            attempt(weight, 0.0)
-        for weight, bonus in with_bonuses(min(WEIGHTS, key=lambda own: tried[own, 0.0].errors)):
-            attempt(weight, bonus)
-    rates = tuple((weight, bonus, counts.rate) for (weight, bonus), counts in tried.items())
-    return WordsChoice(part=chosen, without=without, best=best, tried=rates)
+            attempt(part.weighted(weight))
+        for weight, bonus in with_bonuses(min(WEIGHTS, key=lambda each: tried[each, 0.0, own].errors)):
+            attempt(part.weighted(weight, bonus))
+        weight, bonus, _ = min(tried, key=lambda key: tried[key].errors)
+        for share in PRIOR_SHARES if part.prior is not None else ():
+            attempt(part.weighted(weight, bonus, prior_share=share))
+    rates = tuple((weight, bonus, counts.rate) for (weight, bonus, share), counts in tried.items() if share == own)
+    shares = tuple((share, counts.rate) for (_, _, share), counts in tried.items() if share != own)
+    return WordsChoice(part=chosen, without=without, best=best, tried=rates, shares=shares)
 
 
 def with_bonuses(weight: float) -> Iterator[tuple[float, float]]:

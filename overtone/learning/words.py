@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from overtone.adapters.word_text import ORDER, TOKEN_BONUS, WEIGHT
+from overtone.adapters.prior import find_prior
+from overtone.adapters.word_text import ORDER, make_words
 from overtone.adapters.words import WordPart
 from overtone.data.vocabulary import reference_text
 from overtone.decoding.ngram_mix import extend_ngram
@@ -33,7 +34,7 @@ ENOUGH_TO_CROSS = 20
 """Words of recordings that a choice by each from the others needs."""
 FOLDS = 5
 FEW_WEIGHT, FEW_BONUS = 0.1, 0.5
-"""Weights of words of which little is known, or which help little."""
+"""Weights of words of which little is known, or which help little; where there is a general prior, it has its own."""
 MOST_UTTERANCES = 200
 """Held-out corrections that are heard; of more, an even draw."""
 
@@ -66,16 +67,15 @@ def grow_part(model: AsrModel, origin: WordPart | None, learnt: Sequence[Learnt]
     if sentences:
         order = ORDER if ngram is None else ngram.order
         ngram = extend_ngram(ngram, sentences, vocabulary_size=tokenizer.size, order=order)
-    weighted = like is not None and like.ngram is not None
-    return WordPart(
-        tokenizer_digest=tokenizer.digest(),
-        ngram=ngram,
-        weight=like.weight if like is not None and weighted else WEIGHT,
-        token_bonus=like.token_bonus if like is not None and weighted else TOKEN_BONUS,
-        prior=like.prior if like is not None and weighted else None,
-        prior_share=like.prior_share if like is not None and weighted else 0.0,
-        boosts=() if origin is None else origin.boosts,
-    )
+    boosts = () if origin is None else origin.boosts
+    phrases = [(phrase, boost.boost) for boost in boosts for phrase in boost.phrases]
+    if like is None or like.ngram is None:
+        prior = find_prior(tokenizer.digest())
+        part = make_words(tokenizer, sequences=sentences, ngram=ngram, phrases=phrases, prior=prior)
+        few = (FEW_WEIGHT, FEW_BONUS) if prior is None else (prior.weight, prior.token_bonus)
+        return part if part.ngram is None else part.weighted(*few)
+    part = make_words(tokenizer, ngram=ngram, phrases=phrases, prior=like.prior, prior_share=like.prior_share)
+    return part.weighted_like(like)
 
 
 def held_out_of(corrections: Sequence[Learnt]) -> list[Learnt]:
@@ -105,8 +105,7 @@ def cross_validate(
     """
     heard = sorted((own for own in now if own.audio is not None), key=lambda own: own.id)[:MOST_UTTERANCES]
     if sum(len(own.text.split()) for own in heard) < ENOUGH_TO_CROSS or len(now) < 2:
-        few = origin is None and current is None
-        return WordChoice(part=whole.weighted(FEW_WEIGHT, FEW_BONUS) if few else whole)
+        return WordChoice(part=whole)
     folds = []
     for fold in range(min(FOLDS, len(heard))):
         own = heard[fold::FOLDS]
@@ -120,8 +119,7 @@ def cross_validate(
     chosen = choose_weights_of_folds(model, folds, scope=lambda: model.adapters.use(adapter))
     if chosen.part is None:
         return WordChoice(part=whole.weighted(FEW_WEIGHT), before=chosen.without, after=chosen.best, is_crossed=True)
-    part = whole.weighted(chosen.part.weight, chosen.part.token_bonus)
-    return WordChoice(part=part, before=chosen.without, after=chosen.best, is_crossed=True)
+    return WordChoice(part=whole.weighted_like(chosen.part), before=chosen.without, after=chosen.best, is_crossed=True)
 
 
 def choose_words(
