@@ -256,6 +256,34 @@ def lock(number: int, *, wait: bool) -> bool:
     return True
 
 
+def lock_byte(number: int, place: int, *, wait: bool) -> bool:
+    """Lock one byte of an open file for this process, so that one file has as many locks as are needed.
+
+    False where another process has locked it; True too where the system or the file system has no locks.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.lockf(number, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def unlock_byte(number: int, place: int) -> None:
+    """End the lock of `lock_byte`."""
+    try:
+        import fcntl
+
+        fcntl.lockf(number, fcntl.LOCK_UN, 1, place)
+    except (ImportError, OSError):
+        return
+
+
 def is_at(number: int, path: Path) -> bool:
     """True if an open file is the one at the path."""
     try:

@@ -5,21 +5,17 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from overtone.cli.arguments import attention_options, number, whole_number
-from overtone.errors import UsageError
+from overtone.clusters import HERE, check_ray
 from overtone.startup import fast_imports
 
 if TYPE_CHECKING:
     from overtone.models.asr_model import AsrModel
     from overtone.serving.ray.cluster import ReplicaPlan
     from overtone.serving.server import ServerSettings, Started
-
-HERE = "here"
-"""Value of `--ray` without an address."""
 
 
 def add_ray(parser: argparse.ArgumentParser, purpose: str) -> argparse._ArgumentGroup:
@@ -68,23 +64,10 @@ def serve_there(arguments: argparse.Namespace, settings: ServerSettings, demo: P
     handler = set_up_logs(arguments.log)
     try:
         plan = replica_plan(arguments, settings, demo)
-        finished = serve_on_cluster(plan, address=cluster_address(arguments), started=started)
+        finished = serve_on_cluster(plan, address=arguments.ray, started=started)
     finally:
         take_down(handler)
     return 0 if finished else 1
-
-
-def check_ray() -> None:
-    """Raises UsageError where Ray is not installed."""
-    if find_spec("ray") is None:
-        raise UsageError(
-            "--ray needs the package ray, which is not installed. Install with: pip install 'overtone[ray]'"
-        )
-
-
-def cluster_address(arguments: argparse.Namespace) -> str | None:
-    """Address of `--ray`, as `serving.ray.cluster.cluster` takes it."""
-    return None if arguments.ray == HERE else str(arguments.ray)
 
 
 def replica_plan(arguments: argparse.Namespace, settings: ServerSettings, demo: Path | None) -> ReplicaPlan:

@@ -104,6 +104,7 @@ def search(arguments: argparse.Namespace) -> int:
     with fast_imports(kernels=TRAINING_CACHED_KERNELS):
         from overtone.cli.models import quiet_libraries
         from overtone.search.processes import plan_slots
+        from overtone.search.trials import share, shared_folder
 
     sampled = read_sampled(arguments, arguments.settings)
     if sampled is not None:
@@ -111,7 +112,8 @@ def search(arguments: argparse.Namespace) -> int:
     trials = read_trials(arguments, arguments.settings)
     slots = plan_slots(arguments.jobs, read_launcher(arguments))
     quiet_libraries()
-    return run_search(arguments, trials, len(trials), slots)
+    shared = shared_folder(trials)
+    return run_search(arguments, trials if shared is None else share(trials, shared), len(trials), slots, shared=shared)
 
 
 def search_sampled(arguments: argparse.Namespace, sampled: SampledSearch) -> int:
@@ -127,7 +129,9 @@ def search_sampled(arguments: argparse.Namespace, sampled: SampledSearch) -> int
     with study:
         note(f"Study: {study.file}")
         count = sampled.sweeper.n_trials
-        return run_search(arguments, study.trials(), count, slots, before=study.finished(), tell=study.tell)
+        return run_search(
+            arguments, study.trials(), count, slots, before=study.finished(), tell=study.tell, shared=study.shared
+        )
 
 
 def run_search(
@@ -138,13 +142,15 @@ def run_search(
     *,
     before: Sequence[Outcome] = (),
     tell: Callable[[Outcome], Outcome] = lambda outcome: outcome,
+    shared: Path | None = None,
 ) -> int:
     """Train the trials, so many; a table at the end, also after an interruption.
 
     before: outcomes for the table that are there already. tell: hears of every outcome, and may add to it.
+    shared: the folder of what the trainings share, which is emptied when all of them are over.
     """
     from overtone.search.processes import run_at_once
-    from overtone.search.trials import find_best, make_table, run_trials
+    from overtone.search.trials import find_best, make_table, remove_prefixes, run_trials
 
     several = len(slots) > 1 and count > 1
     if several:
@@ -165,6 +171,8 @@ def run_search(
     finally:
         if outcomes:
             print("\n".join(["", *make_table(outcomes)]))
+    if shared is not None:
+        remove_prefixes(shared)
     best = find_best(outcomes)
     if best is not None and best.result is not None and best.result.adapter is not None:
         print(next_command(best.trial.settings, best.result))

@@ -283,6 +283,8 @@ class ModelSettings:
     test_ds: DatasetSettings = field(default_factory=lambda: DatasetSettings(shuffle=False))
     general_manifest: str | tuple[str, ...] | None = None
     """Ours: manifests of general speech, on which base and best adapter are measured at the end of a training."""
+    base_errors: str | None = None
+    """Ours: folder in which the errors of the base are kept, so that it is measured once for several trainings."""
     optim: OptimSettings = section(OptimSettings)
 
 

@@ -91,6 +91,7 @@ class CtcHead:
 
     gives_log_probs = True
     decodes_with_adapters = False
+    prompts = None
 
     def __init__(
         self,

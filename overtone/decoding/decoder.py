@@ -21,6 +21,7 @@ from torch import Tensor
 from overtone.decoding.fusion import NO_WORDS, Words
 from overtone.decoding.hypothesis import Hypothesis
 from overtone.decoding.phrase_boost import BoostTree
+from overtone.decoding.task import TaskPrompts
 from overtone.nets.layers import Reduction
 
 Emissions = npt.NDArray[np.float32]
@@ -157,6 +158,10 @@ class Head(Protocol):
     """The sum of losses over a batch in the checkpoint's own training."""
     decodes_with_adapters: bool
     """True if adapters may act in the head's decoders too, which then need their scope."""
+
+    @property
+    def prompts(self) -> TaskPrompts | None:
+        """The prompts of a head that is told a task; None where none is."""
 
     def adapters_act(self) -> bool:
         """True if adapters of the selection act in the head's decoders now, one choice for each row of the batch."""

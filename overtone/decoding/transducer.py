@@ -274,6 +274,7 @@ class TransducerHead:
 
     gives_log_probs = False
     decodes_with_adapters = True
+    prompts = None
     inner = None
 
     def __init__(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from overtone.data.manifest import Utterance, read_manifest
-from overtone.data.vocabulary import VocabularyReport, check_vocabulary, reference_text
+from overtone.data.vocabulary import VocabularyReport, check_vocabulary, read_tasks, reference_text
 from overtone.decoding.decoder import BeamSettings
 from overtone.errors import DataError, UsageError
 from overtone.evaluation.results import Difference, Evaluation, Result, UtteranceResult
@@ -68,7 +68,7 @@ def evaluate(
     if adapters is BASE_ALONE:
         refuse_selection(model)
     general = as_paths(general)
-    sets = read_sets(as_paths(manifests), general, adapters)
+    sets = read_sets(model, as_paths(manifests), general, adapters)
     choices = name_choices(model, adapters)
     counted = CountedTexts(model.tokenizer, text_processing or TextProcessing())
     seconds = sum(utterance.duration for lines in sets.values() for utterance in lines)
@@ -99,14 +99,14 @@ def evaluate(
 
 
 def read_sets(
-    paths: Sequence[Path], general: Sequence[Path], adapters: Sequence[Choice]
+    model: AsrModel, paths: Sequence[Path], general: Sequence[Path], adapters: Sequence[Choice]
 ) -> dict[Path, list[Utterance]]:
     """Read all manifests. Raises UsageError where there is nothing to evaluate, and for one that is given both ways."""
     if twice := set(paths) & set(general):
         raise UsageError(f"{twice.pop()} is given as the domain and as general speech; give it once.")
     if not paths or not adapters:
         raise UsageError("Nothing to evaluate: give at least one manifest, and one adapter or None for the base.")
-    return {path: read_references(path) for path in [*paths, *general]}
+    return {path: read_told(model, path) for path in [*paths, *general]}
 
 
 def as_paths(names: str | Path | Sequence[str | Path]) -> list[Path]:
@@ -129,6 +129,14 @@ def adapter_facts(model: AsrModel, choices: Sequence[NamedChoice]) -> dict[str, 
 def read_references(path: Path) -> list[Utterance]:
     """Read a manifest whose blank transcripts mean silence. Raises DataError for a missing transcript."""
     return read_manifest(path, silence=True)
+
+
+def read_told(model: AsrModel, path: Path) -> list[Utterance]:
+    """Read a manifest; lines for a multitask model have its tasks. Raises DataError as `read_references`, and for tasks
+    that the model does not have.
+    """
+    lines = read_references(path)
+    return lines if model.head.prompts is None else read_tasks(model.check_language, model.tokenizer, lines)
 
 
 class CountedTexts:

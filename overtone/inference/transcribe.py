@@ -241,7 +241,8 @@ class Transcriber:
         if job.error is None:
             try:
                 if self.model.languages:
-                    job.language = self.model.check_language(self.language or recording.language)
+                    told = recording.language if self.model.head.prompts is None else recording.told
+                    job.language = self.model.check_language(self.language or told)
                 rest = audio_duration(recording.source) - recording.offset
                 job.duration = rest
                 if recording.duration is not None:

@@ -21,6 +21,7 @@ from overtone.backends.fused.encoder import FusedEncoder, fast_dtype
 from overtone.backends.openvino.encoder import OpenVinoEncoder
 from overtone.decoding.decoder import GREEDY, Alignment, DecodingOptions, Head, Reading, find_readings
 from overtone.decoding.hypothesis import Hypothesis
+from overtone.decoding.task import TaskPrompts
 from overtone.errors import ConfigError, UsageError
 from overtone.models.fingerprint import Fingerprint
 from overtone.models.heads import make_heads
@@ -83,6 +84,7 @@ class AsrModel(nn.Module):
             tokenizer,
             seconds_per_frame=self.seconds_per_frame,
             transducer=settings.get("transducer", {}),
+            multitask=settings.get("multitask", {}),
             ctc_reduction=cast(Reduction, str(self.config.get("ctc_reduction") or "mean_batch")),
         )
         """Heads by name; a hybrid model has several."""
@@ -134,9 +136,9 @@ class AsrModel(nn.Module):
             )
 
     @property
-    def told(self) -> PromptKernel | None:
-        """The net that is told the language; None where the model has none."""
-        return cast(PromptKernel, self.prompt_kernel) if "prompt_kernel" in self.parts else None
+    def told(self) -> PromptKernel | TaskPrompts | None:
+        """The part that is told the language or the task of each row; None where there is none."""
+        return cast(PromptKernel, self.prompt_kernel) if "prompt_kernel" in self.parts else self.head.prompts
 
     @property
     def languages(self) -> tuple[str, ...]:

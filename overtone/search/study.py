@@ -24,7 +24,7 @@ from overtone.config.sweeper import (
 )
 from overtone.errors import ConfigError
 from overtone.search.processes import GO_ON, read_result
-from overtone.search.trials import Outcome, Trial, find_folder, folder_names
+from overtone.search.trials import SHARED, Outcome, Trial, find_folder, folder_names, share_one
 from overtone.training.plan import Prune, Validation
 from overtone.training.run_folder import RESULT_FILE, RunFolder, RunLock, explain_write_errors
 
@@ -71,7 +71,7 @@ class StudySearch:
         if not settings[0].model.validation_ds.manifest_filepath:
             raise ConfigError("hydra/sweeper=optuna: give model.validation_ds.manifest_filepath, which decides.")
         self.folder = common_folder(settings)
-        self.file = self.folder / STUDY_FILE
+        self.file, self.shared = self.folder / STUDY_FILE, self.folder / SHARED
         self.resumes = settings[0].exp_manager.resume_if_exists
         self.by_score = bool(general_manifests(settings[0].model)) and settings[0].model.train != "everything"
         self.lock = RunLock(
@@ -154,7 +154,7 @@ class StudySearch:
             resume_if_exists=True,
             resume_ignore_no_checkpoint=True,
         )
-        return Trial(
+        trial = Trial(
             chosen=tuple(shown),
             settings=replace(settings, exp_manager=experiment),
             overrides=(*self.search.overrides, *overrides_of(chosen), *GO_ON),
@@ -162,6 +162,7 @@ class StudySearch:
             prune=make_prune(self.file, frozen.number),
             number=frozen.number,
         )
+        return share_one(trial, self.shared)
 
     def tell(self, outcome: Outcome) -> Outcome:
         """Take the outcome of a training into the study; return it with its score, and whether it was pruned."""

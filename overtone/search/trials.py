@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import shutil
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from overtone.config import Settings
+from overtone.config import Settings, quoted
 from overtone.errors import OvertoneError, UsageError
 from overtone.evaluation.scores import constrained_score, general_rates
 from overtone.text_table import columns
@@ -19,6 +21,10 @@ from overtone.training.run import TrainingResult
 from overtone.training.run_folder import RunFolder, plan_folder
 from overtone.training.train import run_training
 from overtone.training.trainer import find_machine
+
+SHARED = "shared"
+"""Folder, in that of a search, of what its trainings share."""
+PREFIX = "prefix_cache"
 
 LONGEST_NAME = 120
 """Characters of a folder's name; longer ones end in a digest."""
@@ -116,6 +122,40 @@ def separate(trials: Sequence[Trial]) -> list[Trial]:
             "writes into its own run folder."
         )
     return list(trials)
+
+
+def share(trials: Sequence[Trial], folder: Path) -> list[Trial]:
+    """Let trainings share, in a folder, what they would all compute: errors of the base, and a prefix cache.
+
+    What the settings say themselves stays.
+    """
+    return [share_one(trial, folder) for trial in trials]
+
+
+def share_one(trial: Trial, folder: Path) -> Trial:
+    """Give a trial the shared folders, in its settings and in the overrides for a process of its own."""
+    model, added = trial.settings.model, []
+    if model.base_errors is None:
+        model = replace(model, base_errors=str(folder / "base"))
+        added.append(f"++model.base_errors={quoted(folder / 'base')}")
+    if model.prefix_cache.enabled is not False and model.prefix_cache.folder is None:
+        model = replace(model, prefix_cache=replace(model.prefix_cache, folder=str(folder / PREFIX)))
+        added.append(f"++model.prefix_cache.folder={quoted(folder / PREFIX)}")
+    settings = replace(trial.settings, model=model)
+    return replace(trial, settings=settings, overrides=(*trial.overrides, *added))
+
+
+def shared_folder(trials: Sequence[Trial]) -> Path | None:
+    """The folder for what the trainings share, beside their run folders; None where these have no place in common."""
+    folders = [find_folder(trial.settings) for trial in trials]
+    if len(folders) < 2 or len({folder.exp_dir.absolute() for folder in folders}) > 1:
+        return None
+    return Path(os.path.commonpath([folder.path.absolute() for folder in folders])) / SHARED
+
+
+def remove_prefixes(folder: Path) -> None:
+    """Remove the prefix cache of a search that is over; the errors of the base stay, they are small."""
+    shutil.rmtree(folder / PREFIX, ignore_errors=True)
 
 
 def folder_settings(settings: Settings) -> tuple[str | None, ...]:

@@ -33,7 +33,7 @@ from overtone.data.dataset import (
 from overtone.data.manifest import Utterance, manifest_digest
 from overtone.data.plans import plan_batches
 from overtone.data.sources import read_source
-from overtone.data.vocabulary import apply_policy, check_languages, check_vocabulary, reference_text
+from overtone.data.vocabulary import apply_policy, check_languages, check_vocabulary, read_tasks, reference_text
 from overtone.errors import ConfigError, DataError
 from overtone.files import open_regular
 from overtone.models.asr_model import AsrModel
@@ -206,7 +206,10 @@ def choose_utterances(
     for source in sources:
         utterances += read_source(source, reporter.say)
     utterances = utterances[: chosen.max_utts or None]
-    check_languages(model.tokenizer.languages or model.languages, utterances)
+    if model.head.prompts is None:
+        check_languages(model.tokenizer.languages or model.languages, utterances)
+    else:
+        utterances = read_tasks(model.check_language, model.tokenizer, utterances)
     kept = keep_durations(
         utterances,
         minimum=_limit(model, chosen.min_duration, key, "min_duration"),
@@ -253,7 +256,7 @@ def make_set(
             utterances, tokens, sample_rate=model.sample_rate, cache_bytes=CACHE_BYTES, perturb=perturb
         ),
         plan=batches,
-        digest=manifest_digest(utterances, languages=bool(model.tokenizer.languages)),
+        digest=manifest_digest(utterances, languages=bool(model.tokenizer.languages or model.head.prompts)),
     )
 
 

@@ -78,7 +78,7 @@ def fit(run: Run, processes: RowProcesses | None = None) -> TrainingResult:
             compute_base(run, trainer.strategy.root_device, processes),
         ):
             if state is None and loaders and not plan.starts_fresh:
-                callback.set_base_wer(score_base(trainer, module, loaders, processes), trainer)
+                callback.set_base_wer(score_base(run, trainer, module, loaders, processes), trainer)
             trainer.fit(
                 module,
                 train_dataloaders=make_training_loader(run, state, prefix),
@@ -113,7 +113,9 @@ def note_general(run: Run, weights: WeightsStore) -> None:
     """Measure the best adapter and the base on general speech, and write that into the card of the best adapter."""
     assert run.adapter is not None
     adapter = run.model.adapters[run.adapter]
-    found = measure_general(run.model, run.adapter, run.general, compute_dtype=run.plan.compute_dtype)
+    found = measure_general(
+        run.model, run.adapter, run.general, compute_dtype=run.plan.compute_dtype, shared=run.base_errors
+    )
     adapter.card = {**adapter.card, "general": found}
     run.model.adapters.save(run.adapter, weights.best_path, overwrite=True)
     for entry in found:
@@ -274,15 +276,27 @@ def compute_base(run: Run, device: torch.device, processes: RowProcesses | None)
         yield
 
 
-def score_base(trainer: Any, module: TrainingModule, loaders: list[Any], processes: RowProcesses | None) -> float:
-    """Return the WER of the base on the first validation set, 0..1, which another process may have found already."""
-    if processes is not None and processes.has_first_task:
-        counts: ValidationCounts = processes.first_result()
-    else:
+def score_base(
+    run: Run, trainer: Any, module: TrainingModule, loaders: list[Any], processes: RowProcesses | None
+) -> float:
+    """Return the WER of the base on the first validation set, 0..1.
+
+    Another process of this training may have found it already, or another training that shares its folder.
+    """
+
+    def count() -> list[float]:
         with module.score_base():
             trainer.validate(module, dataloaders=loaders, verbose=False)
-        counts = module.counts[0]
-    return counts.words.rate
+        found: list[float] = module.counts[0].tensor().tolist()
+        return found
+
+    if processes is not None and processes.has_first_task:
+        counts: ValidationCounts = processes.first_result()
+        if run.shares_base:
+            run.base_errors.keep(run.base_identity(), counts.tensor().tolist())
+        return counts.words.rate
+    found = run.base_errors.measure(run.base_identity(), count) if run.shares_base else count()
+    return ValidationCounts.from_tensor(torch.tensor(found, dtype=torch.float64)).words.rate
 
 
 @contextmanager

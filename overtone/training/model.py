@@ -14,7 +14,7 @@ from overtone.adapters.word_text import BOOST, Phrases, check_phrases, make_word
 from overtone.adapters.words import WORDS_ALONE, WordPart
 from overtone.checkpoints.adapters import enable_adapters, read_stored
 from overtone.checkpoints.load import load_model
-from overtone.checkpoints.nemo.model import build_fresh
+from overtone.checkpoints.nemo.fresh import build_fresh
 from overtone.decoding.phrase_boost import read_phrases
 from overtone.errors import CheckpointError, ConfigError
 from overtone.models.asr_model import AsrModel, build_model

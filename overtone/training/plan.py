@@ -127,6 +127,8 @@ class TrainingPlan:
     """The settings as they are written into the run folder."""
     callbacks: tuple[Callback, ...] = ()
     """Callbacks of Lightning's that the caller adds."""
+    base_errors: Path | None = None
+    """Folder in which the errors of the base are kept for other trainings; None keeps them in none."""
     prune: Prune | None = None
     """Asked after every validation but the last one."""
 
@@ -191,6 +193,7 @@ def plan_training(
         seed=settings.seed,
         delete_checkpoint=settings.delete_ckpt_after_train,
         callbacks=tuple(callbacks),
+        base_errors=Path(chosen.base_errors).expanduser() if chosen.base_errors else None,
         prune=prune,
         record=to_plain(settings),
     )

@@ -16,6 +16,7 @@ from overtone.data.manifest import Utterance
 from overtone.errors import CheckpointError
 from overtone.models.asr_model import AsrModel
 from overtone.models.attention import attention_facts
+from overtone.training.base_errors import BaseErrors, base_facts
 from overtone.training.console import Reporter
 from overtone.training.data import SpeechSet, worker_count
 from overtone.training.plan import TrainingPlan
@@ -59,6 +60,9 @@ class Run:
     prefix: PrefixPlan | None = None
     """The part of the base that is computed once for each utterance; None computes everything in every step."""
 
+    base_errors: BaseErrors = field(default_factory=BaseErrors)
+    """Errors of the base that other trainings have measured."""
+
     @property
     def inner_losses(self) -> Mapping[int, float]:
         """Share of the loss on the output of an inner layer, by the layer's index."""
@@ -96,6 +100,23 @@ class Run:
             "inner_losses": [list(share) for share in self.inner_losses.items()],
             "prefix_cache": None if self.prefix is None else self.prefix.identity(),
             MACHINE: {"threads": torch.get_num_threads(), "row_processes": self.machine.row_processes},
+        }
+
+    @property
+    def shares_base(self) -> bool:
+        """The base is a checkpoint's, and one process measures it: other trainings may use what it finds."""
+        return self.adapter is not None and bool(self.validation) and self.machine.processes == 1
+
+    def base_identity(self) -> dict[str, Any]:
+        """Return what the errors of the base on the first validation set depend on."""
+        chosen, first = self.plan.validation_data, self.validation[0]
+        return {
+            **base_facts(self.model, device=self.machine.accelerator, dtype=base_dtype(self.plan, self.machine)),
+            "prepared": self.plan.compute_dtype != "float32",
+            "precision": lightning_precision(self.plan.trainer),
+            "validation": [first.digest, first.recordings],
+            "batches": [chosen.batch_size, chosen.batch_duration, str(self.plan.trainer.limit_val_batches)],
+            "prefix_cache": None if self.prefix is None else self.prefix.identity(),
         }
 
     def adapter_identity(self) -> dict[str, Any]:

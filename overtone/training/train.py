@@ -32,6 +32,7 @@ from overtone.config import (
 from overtone.models.asr_model import AsrModel
 from overtone.models.attention import choose_attention, keep_attention
 from overtone.startup import pause_garbage_collection
+from overtone.training.base_errors import BaseErrors
 from overtone.training.console import Reporter
 from overtone.training.data import read_ahead, read_training_set, read_validation_sets
 from overtone.training.general import read_general
@@ -278,6 +279,7 @@ def run_in_folder(
                 reporter=reporter,
                 words=words,
                 general=general,
+                base_errors=BaseErrors(plan.base_errors),
                 retained=retained,
                 start_from=None if adapter is None else adapter.card.get("start_from"),
                 prefix=plan_prefix(plan, model, adapter, machine=machine, length=length, cached_before=cached),

@@ -79,9 +79,11 @@ class ValidationCounts:
 def plan_base_scoring(run: Run, forward: TrainingForward) -> Callable[[], ValidationCounts] | None:
     """Make a function that counts the errors of the base on the first validation set, without Lightning.
 
-    None where a training does not begin with that.
+    None where a training does not begin with that, or where another training has counted them.
     """
     if run.checkpoint is not None or not run.validation or run.plan.starts_fresh:
+        return None
+    if run.shares_base and run.base_errors.known(run.base_identity()) is not None:
         return None
     first = run.validation[0]
     batches = validation_batches(first, run.plan, rank=0, processes=1)
@@ -94,8 +96,9 @@ def plan_base_scoring(run: Run, forward: TrainingForward) -> Callable[[], Valida
                 batch = collate([first.dataset[index] for index in indices])
                 if isinstance(batch, DataError):
                     raise batch
-                (emissions,), lengths, _ = forward(batch.waveforms, batch.lengths, base_alone=True)
-                counts.add(model.head, batch, emissions, lengths)
+                (emissions,), lengths, _ = forward.forward_batch(batch, base_alone=True)
+                with model.speaking(batch.languages or None):
+                    counts.add(model.head, batch, emissions, lengths)
         return counts
 
     return score

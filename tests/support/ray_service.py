@@ -11,7 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from overtone.serving.ray.cluster import ReplicaPlan, cluster
+from overtone.clusters import cluster
+from overtone.serving.ray.cluster import ReplicaPlan
 from overtone.serving.ray.front import deployed, front
 from overtone.serving.settings import ServerSettings
 from support.speaking_model import SpeakingModel, put_adapter
@@ -34,7 +35,7 @@ def ray_cluster() -> Iterator[None]:
     before = os.environ.get("PYTHONPATH", "")
     os.environ["PYTHONPATH"] = os.pathsep.join([*paths, before])
     try:
-        with cluster(None, num_cpus=2, object_store_memory=OBJECT_STORE):
+        with cluster(num_cpus=2, object_store_memory=OBJECT_STORE):
             yield
     finally:
         os.environ["PYTHONPATH"] = before

@@ -33,7 +33,6 @@ PROTOCOL_PACKAGES: dict[str, set[str]] = {
     "grpc_reflection": {"riva"},
     "prometheus_client": {"metrics"},
     "python_multipart": {"http"},
-    "ray": {"ray"},
     "starlette": {"http", "openai", "realtime", "app"},
     "uvicorn": {"http"},
     "websockets": set(),

@@ -88,6 +88,7 @@ class StepHead:
     """
 
     gives_log_probs = False
+    prompts = None
     decodes_with_adapters = False
     inner = None
     reduction: Reduction = "sum"

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,11 +20,8 @@ from overtone.serving.ray.router import AffinityRouter
 from overtone.serving.settings import ServerSettings
 from overtone.version import __version__
 
-LOG = logging.getLogger("overtone.serving.ray")
 APPLICATION = "overtone"
 ENGINE = "engine"
-START_SECONDS = 600.0
-"""Time for a cluster to be found or started."""
 
 
 def load_plainly(settings: ServerSettings) -> AsrModel:
@@ -114,26 +108,3 @@ def engine_deployment(plan: ReplicaPlan, name: str = ENGINE) -> Any:
 def engine_handle(name: str = ENGINE, application: str = APPLICATION) -> DeploymentHandle[Any]:
     """Handle of running replicas."""
     return serve.get_deployment_handle(name, application)
-
-
-@contextmanager
-def cluster(address: str | None, **options: Any) -> Iterator[bool]:
-    """Join a Ray cluster, or start one here. Yields whether it was started here: then it ends with the block.
-
-    address: of a cluster (`auto` is the one of this machine); None takes a running one, else starts one. options: of
-    `ray.init`. Raises UsageError where there is none at the address.
-    """
-    if ray.is_initialized():
-        yield False
-        return
-    try:
-        info = ray.init(
-            address=address, ignore_reinit_error=True, include_dashboard=False, log_to_driver=False, **options
-        )
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise UsageError(f"There is no Ray cluster at '{address}': {error}") from error
-    LOG.info("Ray cluster at %s", info.address_info.get("address", address))
-    try:
-        yield address is None
-    finally:
-        ray.shutdown()

@@ -15,11 +15,12 @@ from dataclasses import replace
 
 from ray import serve
 
+from overtone.clusters import HERE, cluster
 from overtone.errors import UsageError
 from overtone.inference.rows import one_thread
 from overtone.serving.descriptors import raise_limit
 from overtone.serving.memory import keep_freed_memory
-from overtone.serving.ray.cluster import APPLICATION, ENGINE, ReplicaPlan, cluster, engine_deployment, engine_handle
+from overtone.serving.ray.cluster import APPLICATION, ENGINE, ReplicaPlan, engine_deployment, engine_handle
 from overtone.serving.ray.remote import Replicas
 from overtone.serving.server import Server, Started, run
 
@@ -29,12 +30,12 @@ LOG = logging.getLogger("overtone.serving.ray")
 def serve_on_cluster(
     plan: ReplicaPlan,
     *,
-    address: str | None = None,
+    address: str = HERE,
     started: Started = lambda server, addresses: None,
 ) -> bool:
     """Serve until a signal comes, as `server.serve`, on a Ray cluster. Returns whether all requests were finished.
 
-    address: of the cluster; None takes a running one, else starts one here. Raises UsageError.
+    address: as for `clusters.cluster`. Raises UsageError.
     """
     raise_limit()
     keeps_memory = keep_freed_memory()

@@ -9,7 +9,7 @@ Legend: B batch, S samples, F mel bins, T mel frames, T' encoder frames, D width
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,20 +104,29 @@ class PrefixForward:
         """Return x [B, T', D], padded as without a cache, and lengths [B]; what is missing is computed and cached."""
         # Activations that were missing when the batch was read may have come with a batch before it.
         found = [one.activations or (self.store.get(one.key) if one.key else None) for one in batch.utterances]
-        with self.evaluation_mode() if None in found else nullcontext():
-            rows = [there or self.compute(one) for there, one in zip(found, batch.utterances, strict=True)]
+        if None in found:
+            with self.evaluation_mode():
+                for wait in (False, True):  # what another process is computing comes last
+                    for row, one in enumerate(batch.utterances):
+                        found[row] = found[row] or self.compute(one, wait=wait)
+        rows = [there for there in found if there is not None]
         frames, device = max(padded for _, padded in rows), self.model.device
         x = torch.stack([F.pad(x.to(device), (0, 0, 0, frames - len(x))) for x, _ in rows])
         return x, torch.tensor([len(x) for x, _ in rows], device=device)
 
-    def compute(self, utterance: CachedUtterance) -> Activations:
-        """Compute the activations of an utterance and cache them."""
+    def compute(self, utterance: CachedUtterance, *, wait: bool = True) -> Activations | None:
+        """Compute the activations of an utterance and cache them; None while another process does, unless to wait."""
         assert utterance.waveform is not None
-        x, padded = self.below(utterance.waveform, utterance.seed)
-        activations = Activations(x.cpu(), padded)
-        if utterance.key:
-            self.store.put(utterance.key, activations)
-        return activations
+        with self.store.claim(utterance.key, wait=wait) as held:
+            if not held:
+                return None
+            if utterance.key and (found := self.store.get(utterance.key)) is not None:
+                return found  # of a process that held it before
+            x, padded = self.below(utterance.waveform, utterance.seed)
+            activations = Activations(x.cpu(), padded)
+            if utterance.key:
+                self.store.put(utterance.key, activations)
+            return activations
 
     def below(self, waveform: Tensor, seed: int | None) -> Activations:
         """Waveform [S] -> its activations at the cut [T', D], or its features [T, F]."""

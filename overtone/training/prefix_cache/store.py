@@ -11,21 +11,23 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from overtone.files import FULL
+from overtone.files import FULL, lock_byte, unlock_byte
 
 SUFFIX = ".safetensors"
 NAME_LENGTH = 32
 """Characters of a digest that name a folder."""
+LOCK_DIGITS = 15
+"""Digits of a key, in base 16, that choose the byte whose lock stands for it."""
 
 
 class Activations(NamedTuple):
@@ -63,6 +65,7 @@ class PrefixStore:
         """Prints a line for the user: the disk takes no more."""
         self.in_memory: dict[str, Activations] = {}
         self.lock = threading.Lock()
+        self.locks: IO[bytes] | None = None
         if folder is not None:
             self.disk -= bytes_in(folder)
 
@@ -86,6 +89,34 @@ class PrefixStore:
             if key not in self.in_memory and activations.x.nbytes <= self.memory:
                 self.memory -= activations.x.nbytes
                 self.in_memory[key] = activations
+
+    @contextmanager
+    def claim(self, key: str, *, wait: bool) -> Iterator[bool]:
+        """Hold a key for this process while its activations are computed; False where another process holds it.
+
+        A process that dies holds nothing any more. Where a file system has no locks, each computes for itself.
+        """
+        if self.folder is None or not key:
+            yield True
+            return
+        place, file = int(key[:LOCK_DIGITS], 16), self.lock_file()
+        held = file is None or lock_byte(file, place, wait=wait)
+        try:
+            yield held
+        finally:
+            if file is not None and held:
+                unlock_byte(file, place)
+
+    def lock_file(self) -> int | None:
+        """Return the descriptor of the file whose bytes stand for keys; None where it cannot be made."""
+        if self.locks is None:
+            assert self.folder is not None
+            try:
+                (self.folder / self.owner[:NAME_LENGTH]).mkdir(parents=True, exist_ok=True)
+                self.locks = (self.folder / self.owner[:NAME_LENGTH] / "locks").open("wb")
+            except OSError:  # nothing can be written there; the first file says so
+                return None
+        return self.locks.fileno()
 
     # Files
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from overtone.training.prefix_cache.store import Activations, PrefixStore
+from support.train_samples import environment
 
 KEPT = Activations(torch.randn(5, 4).to(torch.bfloat16), 7)
 
@@ -102,3 +105,30 @@ def test_a_full_disk_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert len(said) == 1
     assert said[0].startswith(f"Prefix cache: the disk of {tmp_path} is full.")
     assert not any(path.is_file() for path in tmp_path.rglob("*"))
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from overtone.training.prefix_cache.store import PrefixStore
+store = PrefixStore(width=4, memory=0.0, folder=Path(sys.argv[1]), disk=1e6, owner="o" * 64, report=print)
+with store.claim("a" * 64, wait=True) as held:
+    print(held, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_one_process_computes_what_several_need(tmp_path: Path) -> None:
+    """Others see that, may do something else first, and are free when it dies."""
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path)], env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"True\n"
+    store, _ = store_in(tmp_path)
+    with store.claim("a" * 64, wait=False) as held, store.claim("b" * 64, wait=False) as other:
+        assert (held, other) == (False, True)
+    holder.kill()
+    holder.wait(60)
+    with store.claim("a" * 64, wait=True) as held:
+        assert held
