@@ -260,37 +260,37 @@ class OptimSettings:
     grad_averaging: bool = False
     """Weigh each gradient by what the momentum leaves, with novograd."""
     amsgrad: bool | None = None
-    """Of adam and adamw. Unset here and below: the optimiser's own."""
+    """For adam and adamw. Unset here and below: the optimiser's own."""
     rho: float | None = bounded(None, at_least=0, at_most=1)
-    """Of adadelta."""
+    """For adadelta."""
     alpha: float | None = bounded(None, at_least=0, at_most=1)
-    """Of rmsprop."""
+    """For rmsprop."""
     centered: bool | None = None
-    """Of rmsprop."""
+    """For rmsprop."""
     dampening: float | None = bounded(None, at_least=0)
-    """Of sgd."""
+    """For sgd."""
     lr_decay: float | None = bounded(None, at_least=0)
-    """Of adagrad."""
+    """For adagrad."""
     initial_accumulator_value: float | None = bounded(None, at_least=0)
-    """Of adagrad."""
+    """For adagrad."""
     etas: tuple[float, ...] | None = None
-    """Of rprop: factors of the rate where a gradient changes its sign, and where not."""
+    """For rprop: factors of the rate where a gradient changes its sign, and where not."""
     step_sizes: tuple[float, ...] | None = None
-    """Of rprop: smallest and largest step."""
+    """For rprop: smallest and largest step."""
     beta1: float | None = bounded(None, at_least=0, at_most=1)
-    """Of adafactor: of a momentum; unset: none."""
+    """For adafactor: of a momentum; unset: none."""
     clip_threshold: float | None = bounded(None, above=0)
-    """Of adafactor: largest root mean square of an update."""
+    """For adafactor: largest root mean square of an update."""
     decay_rate: float | None = bounded(None, at_most=0)
-    """Of adafactor: power of the step in the weight of the past, -0.8."""
+    """For adafactor: power of the step in the weight of the past, -0.8."""
     scale_parameter: bool | None = None
-    """Of adafactor: multiply the rate by each tensor's root mean square; unset: it does."""
+    """For adafactor: multiply the rate by each tensor's root mean square; unset: it does."""
     relative_step: bool = only(False, instead="the schedule decides the rate")
     warmup_init: bool = only(False, instead="give sched.warmup_steps")
     max_grad_norm: float | None = bounded(None, at_least=0)
-    """Of adan: largest norm of all gradients."""
+    """For adan: largest norm of all gradients."""
     no_prox: bool | None = None
-    """Of adan: weights decay before the step, as in AdamW."""
+    """For adan: weights decay before the step, as in AdamW."""
     luc: bool = only(False, instead="give trainer.gradient_clip_val")
     sched: ScheduleSettings | None = section(ScheduleSettings)
     """null: a constant learning rate."""

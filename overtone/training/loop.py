@@ -25,6 +25,7 @@ from overtone.training.forward import make_augmentation, make_forward
 from overtone.training.general import measure_general
 from overtone.training.interruption import explain_worker_death
 from overtone.training.module import TrainingModule
+from overtone.training.optim.schedules import choose_schedule
 from overtone.training.prefix_cache.forward import PrefixForward
 from overtone.training.prefix_cache.loader import cycle_variants
 from overtone.training.progress import Progress
@@ -39,7 +40,6 @@ from overtone.training.run_folder import (
     make_loggers,
     process_rank,
 )
-from overtone.training.schedules import choose_schedule
 from overtone.training.summary import conclude, describe_early_end, introduce, log_search_metrics, make_card
 from overtone.training.trainer import trainer_options
 from overtone.training.validation import ValidationCounts, add_words

@@ -22,8 +22,8 @@ from overtone.models.asr_model import AsrModel
 from overtone.training.flat_start import FlatStart
 from overtone.training.forward import BatchForward
 from overtone.training.optim import make_optimiser
+from overtone.training.optim.schedules import Schedule
 from overtone.training.prefix_cache.loader import PrefixBatch
-from overtone.training.schedules import Schedule
 from overtone.training.validation import ValidationCounts
 
 AnyBatch = Batch | PrefixBatch

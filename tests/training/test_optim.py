@@ -11,7 +11,7 @@ import torch
 from overtone.config import OptimSettings
 from overtone.errors import ConfigError
 from overtone.training.optim import OPTIMISERS, make_optimiser
-from overtone.training.schedules import SCHEDULES, make_schedule
+from overtone.training.optim.schedules import SCHEDULES, make_schedule
 from support.fixtures import fixture_file
 
 FIXTURE: dict[str, tuple[str, dict[str, Any]]] = {

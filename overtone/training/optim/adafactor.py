@@ -76,9 +76,9 @@ class Adafactor(Optimizer):
 
 
 def inverse_root(state: dict[str, Any], squared: Tensor, past: float) -> Tensor:
-    """The inverse root of the second moment, of the shape of the squared gradient, which is counted into the state.
+    """The inverse root [..., R, C] of the second moment, into which the squared gradient [..., R, C] is counted.
 
-    past: weight of the squares before.
+    state: the moment's sums so far. past: their weight.
     """
     if squared.dim() < 2:
         moment: Tensor = state.setdefault("squares", torch.zeros_like(squared))

@@ -10,9 +10,9 @@ import torch
 
 from overtone.config import OptimSettings
 from overtone.errors import ConfigError
-from overtone.training.adafactor import Adafactor
-from overtone.training.adan import BETAS, Adan
-from overtone.training.novograd import Novograd
+from overtone.training.optim.adafactor import Adafactor
+from overtone.training.optim.adan import BETAS, Adan
+from overtone.training.optim.novograd import Novograd
 
 USUAL_RATE = 0.001
 """NeMo's learning rate for adapters, and for fresh weights."""
