@@ -27,7 +27,7 @@ VOCABULARY_KEYS = ("num_classes", "vocabulary", "vocab_size")
 """Keys of a head's section that tell its tokens."""
 
 
-def change_vocabulary(model: AsrModel, tokenizer: Tokenizer) -> AsrModel:
+def with_fresh_heads(model: AsrModel, tokenizer: Tokenizer) -> AsrModel:
     """A model with the preprocessor and encoder of another, and fresh heads over other tokens; adapters stay behind.
 
     Raises CheckpointError for a model that is told a task in its tokens.
@@ -51,7 +51,7 @@ def with_vocabulary_of(model: AsrModel, name: str) -> AsrModel:
     assert own is not None, "the caller has looked"
     check_others(model, name)
     with UnsetWeights():
-        changed = change_vocabulary(model, own.tokenizer)
+        changed = with_fresh_heads(model, own.tokenizer)
     for part, net in own.nets.items():
         getattr(changed, part).load_state_dict(net.state_dict())
     for other in model.adapters:
