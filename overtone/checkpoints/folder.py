@@ -11,30 +11,29 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor
 
 from overtone.adapters.adapter import Adapter
 from overtone.adapters.storage import DESCRIPTION
-from overtone.budgets import check_tensor_header
 from overtone.checkpoints.nemo.adapters import adapter_config, has_nemo_form, nemo_modules, read_kind
 from overtone.checkpoints.nemo.archive import LIMITS, plain_name
 from overtone.checkpoints.nemo.config import NemoAdapter, translate
+from overtone.checkpoints.nemo.keys import nemo_key
 from overtone.checkpoints.nemo.model import (
     CONFIG,
     assemble,
     keep_files,
     model_files,
     nemo_config,
-    nemo_key,
     read_config,
     size_of,
 )
 from overtone.checkpoints.nemo.tokenizer import FILE_PREFIX, read_tokenizer
 from overtone.checkpoints.nemo.yaml import write_yaml
+from overtone.checkpoints.tensors import read_tensors, write_tensors
 from overtone.errors import CheckpointError, OvertoneError
-from overtone.files import open_regular, read_regular, replace_folder, write_failure
+from overtone.files import read_regular, replace_folder, write_failure
 from overtone.models.asr_model import AsrModel
 
 WEIGHTS = "model.safetensors"
@@ -130,27 +129,6 @@ def stored_tensors(model: AsrModel, storage: Storage) -> dict[str, Tensor]:
         halved = value.to(STORAGES[storage]) if is_matrix else value
         tensors[nemo_key(name)] = halved if bool(halved.isfinite().all()) else value
     return tensors
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file. Raises CheckpointError where it is missing or damaged."""
-    try:
-        with open_regular(path) as start:
-            check_tensor_header(start.read(8))
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} does not exist.") from error
-    except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{path} is truncated, damaged or no safetensors file: {error}.") from error
-
-
-def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write a safetensors file, with the permissions that the umask leaves: safetensors writes for the owner alone."""
-    path.touch()
-    mode = path.stat().st_mode & 0o777
-    save_file(dict(tensors), path, metadata={"format": "pt"})
-    path.chmod(mode)
 
 
 def read_file(path: Path, at_most: int) -> bytes:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from overtone.data.manifest import Utterance, read_manifest
-from overtone.data.vocabulary import VocabularyReport, check_vocabulary, reference_text
+from overtone.data.vocabulary import VocabularyReport, check_vocabulary, read_tasks, reference_text
 from overtone.decoding.decoder import BeamSettings
 from overtone.errors import DataError, UsageError
 from overtone.evaluation.results import Difference, Evaluation, Result, UtteranceResult
@@ -81,7 +81,7 @@ def evaluate(
     if adapters is BASE_ALONE:
         refuse_selection(model)
     general = as_paths(general)
-    sets = read_sets(as_paths(manifests), general, adapters)
+    sets = read_sets(model, as_paths(manifests), general, adapters)
     choices = name_choices(model, adapters)
     counted = CountedTexts(model.tokenizer, text_processing or TextProcessing())
     seconds = sum(utterance.duration for lines in sets.values() for utterance in lines)
@@ -108,7 +108,7 @@ def evaluate(
         attention=attention_text(model),
         counted=counted.processing.description,
         general=tuple(general),
-        unwritable={path: report for path, lines in sets.items() if (report := counted.unwritable(lines))},
+        unwritable=find_unwritable(model, sets, choices, counted),
     )
 
 
@@ -118,14 +118,14 @@ def sources_of(choices: Sequence[NamedChoice]) -> dict[str, str]:
 
 
 def read_sets(
-    paths: Sequence[Path], general: Sequence[Path], adapters: Sequence[Choice]
+    model: AsrModel, paths: Sequence[Path], general: Sequence[Path], adapters: Sequence[Choice]
 ) -> dict[Path, list[Utterance]]:
     """Read all manifests. Raises UsageError where there is nothing to evaluate, and for one that is given both ways."""
     if twice := set(paths) & set(general):
         raise UsageError(f"{twice.pop()} is given as the domain and as general speech; give it once.")
     if not paths or not adapters:
         raise UsageError("Nothing to evaluate: give at least one manifest, and one adapter or None for the base.")
-    return {path: read_references(path) for path in [*paths, *general]}
+    return {path: read_told(model, path) for path in [*paths, *general]}
 
 
 def as_paths(names: str | Path | Sequence[str | Path]) -> list[Path]:
@@ -150,6 +150,14 @@ def read_references(path: Path) -> list[Utterance]:
     return read_manifest(path, silence=True)
 
 
+def read_told(model: AsrModel, path: Path) -> list[Utterance]:
+    """Read a manifest; lines for a multitask model have its tasks. Raises DataError as `read_references`, and for tasks
+    that the model does not have.
+    """
+    lines = read_references(path)
+    return lines if model.head.prompts is None else read_tasks(model.check_language, model.tokenizer, lines)
+
+
 class CountedTexts:
     """References and hypotheses as they are counted."""
 
@@ -157,6 +165,10 @@ class CountedTexts:
         self.tokenizer = tokenizer
         self.processing = processing
         self.is_plain = not processing.description
+
+    def over(self, tokenizer: Tokenizer) -> CountedTexts:
+        """The same for an adapter that writes with a tokenizer of its own."""
+        return self if tokenizer is self.tokenizer else CountedTexts(tokenizer, self.processing)
 
     def reference(self, utterance: Utterance) -> str:
         """The transcript as the model would write it, so that errors are the model's."""
@@ -175,6 +187,19 @@ class CountedTexts:
         return check_vocabulary(self.tokenizer, texts)
 
 
+def find_unwritable(
+    model: AsrModel, sets: Mapping[Path, Sequence[Utterance]], choices: Sequence[NamedChoice], counted: CountedTexts
+) -> dict[Path, VocabularyReport]:
+    """By manifest, the report of the first of the choices' vocabularies that cannot write every transcript."""
+    own = {id(head.tokenizer): head.tokenizer for head in (model.head_of(choice.chain) for choice in choices)}
+    found = {}
+    for path, lines in sets.items():
+        reports = (counted.over(tokenizer).unwritable(lines) for tokenizer in own.values())
+        if (first := next((report for report in reports if report is not None), None)) is not None:
+            found[path] = first
+    return found
+
+
 def hear_each(
     transcriber: Transcribes,
     lines: Sequence[Utterance],
@@ -186,7 +211,8 @@ def hear_each(
     heard = {}
     for chain in dict.fromkeys(choice.chain for choice in choices):
         begun = time.perf_counter()
-        utterances = hear(transcriber, lines, chain, counted, progress=meter.part())
+        own = counted.over(transcriber.model.head_of(chain).tokenizer)
+        utterances = hear(transcriber, lines, chain, own, progress=meter.part())
         heard[chain] = utterances, time.perf_counter() - begun
     return heard
 

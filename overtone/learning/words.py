@@ -42,7 +42,7 @@ class WordChoice:
 
 
 def grow_part(model: AsrModel, origin: WordPart | None, learnt: Sequence[Learnt], like: WordPart | None) -> WordPart:
-    """The origin's word part with what corrections say. like: has the weights.
+    """The origin's word part with what corrections say. like: has the weights, and the share of the general prior.
 
     Raises AdapterError where there are neither corrections nor an origin.
     """
@@ -58,6 +58,8 @@ def grow_part(model: AsrModel, origin: WordPart | None, learnt: Sequence[Learnt]
         ngram=ngram,
         weight=like.weight if like is not None and weighted else WEIGHT,
         token_bonus=like.token_bonus if like is not None and weighted else TOKEN_BONUS,
+        prior=like.prior if like is not None and weighted else None,
+        prior_share=like.prior_share if like is not None and weighted else 0.0,
         boosts=() if origin is None else origin.boosts,
     )
 
@@ -104,4 +106,5 @@ def choose_words(
     part, after = chosen.part, chosen.best
     if part is None:  # no weights are better than none: those of today may still be as good as before
         part, after = fresh, count_errors(model, heard, fresh, scope=scope)
-    return WordChoice(part=whole.weighted(part.weight, part.token_bonus), before=errors, after=after)
+    chosen_weights = whole.weighted(part.weight, part.token_bonus, prior_share=part.prior_share)
+    return WordChoice(part=chosen_weights, before=errors, after=after)

@@ -43,16 +43,23 @@ class Fingerprint:
             digest = hashlib.sha256()
             for name, tensor in sorted(counted.items()):
                 digest.update(f"{name}{list(tensor.shape)}".encode())
-                digest.update(tensor.detach().float().cpu().contiguous().numpy().astype("<f4").tobytes())
+                values = tensor.detach().float().cpu().contiguous().numpy().astype("<f4", copy=False)
+                digest.update(memoryview(values.reshape(-1)))  # type: ignore[arg-type]
             digest.update(canonical_text(settings).encode())
             last = self._last = seen, f"sha256:{digest.hexdigest()}"
         return last[1]
 
 
 def sum_bits(tensor: Tensor) -> int:
-    """The sum of a tensor's elements (any shape) read as whole numbers: a quick sign of any write to it."""
-    whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
-    return int(tensor.detach().contiguous().view(whole).sum(dtype=torch.int64))
+    """The sum of a tensor's memory (any shape) read as whole numbers of 64 bits: a quick sign of any write to it.
+
+    Numbers of 32 bits would take twenty times as long: a sum of them is not vectorised.
+    """
+    content = tensor.detach().contiguous().view(-1).view(torch.uint8)
+    if content.storage_offset() % 8:
+        content = content.clone()
+    whole = len(content) - len(content) % 8
+    return int(content[:whole].view(torch.int64).sum()) + int(content[whole:].sum())
 
 
 def canonical_text(settings: Settings) -> str:

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
-from overtone.checkpoints.folder import WEIGHTS, read_tensors
+from overtone.checkpoints.folder import WEIGHTS
 from overtone.checkpoints.load import save_model
 from overtone.checkpoints.nemo.adapters import check_nemo_can_hold, save_adapters
 from overtone.checkpoints.nemo.model import load_base
+from overtone.checkpoints.tensors import read_tensors
 from overtone.config import CheckpointSettings
 from overtone.errors import CheckpointError, OvertoneError
 from overtone.models.asr_model import AsrModel

@@ -127,3 +127,45 @@ def test_two_processors(tmp_path: Path) -> None:
     assert "for each of 2 processes" in finished.stdout
     (best,) = (tmp_path / "run/checkpoints").glob("*-best")
     assert load_model(best).fingerprint() != small_model().fingerprint()
+
+
+def test_a_fresh_hybrid_learns(tmp_path: Path) -> None:
+    """Both heads of it, with durations, from nothing."""
+    family = "nemo.collections.asr.modules"
+    config = {
+        "preprocessor": {"_target_": f"{family}.AudioToMelSpectrogramPreprocessor", "features": 80},
+        "encoder": {
+            "_target_": f"{family}.ConformerEncoder",
+            "feat_in": 80,
+            "n_layers": 2,
+            "d_model": 16,
+            "n_heads": 2,
+            "conv_kernel_size": 5,
+            "subsampling_factor": 4,
+        },
+        "decoder": {"_target_": f"{family}.RNNTDecoder", "prednet": {"pred_hidden": 12, "pred_rnn_layers": 1}},
+        "joint": {"_target_": f"{family}.RNNTJoint", "jointnet": {"joint_hidden": 12}, "num_extra_outputs": 3},
+        "aux_ctc": {"ctc_loss_weight": 0.3, "decoder": {"_target_": f"{family}.ConvASRDecoder"}},
+        "model_defaults": {"tdt_durations": [0, 1, 2]},
+        "loss": {"loss_name": "tdt", "tdt_kwargs": {"durations": [0, 1, 2], "sigma": 0.02}},
+    }
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(config))
+    (tmp_path / "labels.txt").write_text("\n".join(LABELS) + "\n")
+    settings = settings_for(
+        tmp_path,
+        "name=base",
+        "model.nemo_model=null",
+        f"model.init={tmp_path / 'base.yaml'}",
+        f"model.tokenizer={tmp_path / 'labels.txt'}",
+        "model.train=everything",
+        "model.base_dropout=false",
+        "trainer.max_steps=20",
+        "model.optim.lr=0.01",
+    )
+    result = run_training(settings, reporter=QUIET)
+    shown = [value for _, value in losses(tmp_path / "run")["train_loss"]]
+    assert shown[-1] < 0.8 * shown[0]
+    last = load_model(result.last)
+    assert list(last.heads) == ["rnnt", "ctc", "hybrid"]
+    assert result.nemo is not None
+    assert load_model(result.best).fingerprint() == load_model(result.nemo).fingerprint()

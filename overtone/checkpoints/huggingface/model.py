@@ -16,10 +16,8 @@ from overtone.checkpoints.folder import (
     has_same_values,
     is_native,
     read_file,
-    read_tensors,
     replace_model,
     stored_tensors,
-    write_tensors,
 )
 from overtone.checkpoints.huggingface.config import (
     CONFIG,
@@ -33,7 +31,9 @@ from overtone.checkpoints.huggingface.config import (
 from overtone.checkpoints.huggingface.peft import ADAPTER_CONFIG, load_peft, lora_of, write_peft
 from overtone.checkpoints.huggingface.tokenizer import read_pieces, write_pieces
 from overtone.checkpoints.nemo.archive import LIMITS, plain_name
-from overtone.checkpoints.nemo.model import check_keys, check_shape, load_base, nemo_key, net_shapes, size_of
+from overtone.checkpoints.nemo.keys import nemo_key
+from overtone.checkpoints.nemo.model import check_keys, check_shape, load_base, net_shapes, size_of
+from overtone.checkpoints.tensors import read_tensors, write_tensors
 from overtone.config.keys import refuse
 from overtone.errors import AdapterError, CheckpointError, ConfigError
 from overtone.models.asr_model import AsrModel, build_model
@@ -96,7 +96,7 @@ def read_huggingface(folder: Path | str, *, adapters: bool = True) -> AsrModel:
         raise CheckpointError(f"{folder}: {error}") from error
     base = {nemo_key(name): tensor for name, tensor in model.base_state_dict().items()}
     own = {key: base[key] if key.startswith(FEATURES) else tensors.pop(layout_key(key)) for key in base}
-    load_base(model, own, str(folder))
+    load_base(model, own, str(folder), keep=True)
     for place in sorted((folder / ADAPTERS).glob(f"*/{ADAPTER_CONFIG}")) if adapters else ():
         try:
             load_peft(model, place.parent)

@@ -22,9 +22,10 @@ from overtone.adapters.kinds.lora import LORA_TAPS, LoraAdapter
 from overtone.adapters.points import Layers, Point
 from overtone.adapters.strategies import ResidualAdd
 from overtone.budgets import check_json
-from overtone.checkpoints.folder import read_file, read_tensors, replace_model, write_tensors
+from overtone.checkpoints.folder import read_file, replace_model
 from overtone.checkpoints.nemo.archive import LIMITS
 from overtone.checkpoints.nemo.model import listed, size_of
+from overtone.checkpoints.tensors import read_tensors, write_tensors
 from overtone.config.keys import Key, flag, integer, number, read_section, refuse, shown
 from overtone.errors import CheckpointError
 from overtone.models.asr_model import AsrModel

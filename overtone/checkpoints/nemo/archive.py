@@ -5,7 +5,9 @@ Reading trusts nothing: only plain files under plain names, each once, within li
 
 from __future__ import annotations
 
+import errno
 import gzip
+import io
 import os
 import tarfile
 import tempfile
@@ -14,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, cast
+from typing import IO, Any, cast
 
 from overtone.adapters.storage import LFS_POINTER
 from overtone.budgets import TAR_HEADER_BYTES, TAR_HEADERS_BYTES
@@ -51,9 +53,9 @@ LIMITS = Limits()
 class Archive:
     """The files of an opened `.nemo` by name (without `./`); `open_archive` checks and opens one."""
 
-    def __init__(self, path: Path, tar: tarfile.TarFile, members: dict[str, tarfile.TarInfo], limits: Limits) -> None:
+    def __init__(self, path: Path, file: IO[bytes], members: dict[str, tarfile.TarInfo], limits: Limits) -> None:
         self.path = path
-        self._tar = tar
+        self._file = file
         self._members = members
         self._limits = limits
 
@@ -70,9 +72,10 @@ class Archive:
 
     def open(self, name: str) -> IO[bytes]:
         """A member as a seekable file, valid while the archive is open."""
-        file = self._tar.extractfile(self._member(name))
-        assert file is not None, "members are plain files"
-        return file
+        member = self._member(name)
+        return cast(
+            "IO[bytes]", io.BufferedReader(cast("io.RawIOBase", Part(self._file, member.offset_data, member.size)))
+        )
 
     def read(self, name: str, *, at_most: int | None = None) -> bytes:
         """Read a member whole. Raises CheckpointError for more than `at_most` bytes, or the limit for small files."""
@@ -91,6 +94,58 @@ class Archive:
                 "It is damaged or no .nemo of a single model."
             )
         return self._members[name]
+
+
+class Part:
+    """A part of a file as a raw file; what is read goes straight to the reader's memory."""
+
+    def __init__(self, file: IO[bytes], start: int, size: int) -> None:
+        self.file, self.start, self.size = file, start, size
+        self.position = 0
+        self.closed = False
+
+    def readable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return False
+
+    def seekable(self) -> bool:
+        return True
+
+    def flush(self) -> None:
+        """Nothing is written."""
+
+    def close(self) -> None:
+        """The file itself stays open."""
+        self.closed = True
+
+    def tell(self) -> int:
+        return self.position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move to a place in the part, or behind it. Raises OSError for one before it."""
+        position = {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: self.size}[whence] + offset
+        if position < 0:
+            raise OSError(errno.EINVAL, f"{position} is no place in a file")
+        self.position = position
+        return position
+
+    def readall(self) -> bytes:
+        """Read what is left. Raises EOFError where the file has shrunk."""
+        content = bytearray(max(0, self.size - self.position))
+        self.readinto(content)
+        return bytes(content)
+
+    def readinto(self, buffer: Any) -> int:
+        """Read what is there and fits, and return the number of bytes. Raises EOFError where the file has shrunk."""
+        wanted = min(len(buffer), max(0, self.size - self.position))
+        self.file.seek(self.start + self.position)
+        count: int = self.file.readinto(memoryview(buffer)[:wanted])  # type: ignore[attr-defined]
+        if count < wanted:
+            raise EOFError("it has become shorter while it was read")
+        self.position += count
+        return count
 
 
 class Unpacked:
@@ -189,7 +244,7 @@ def open_archive(path: Path, *, limits: Limits = LIMITS) -> Iterator[Archive]:
             raise CheckpointError(f"{path} cannot be read: {cause}.") from error
         except DAMAGES as error:
             raise CheckpointError(_damage(path, error)) from error
-        yield Archive(path, tar, members, limits)
+        yield Archive(path, file, members, limits)
 
 
 def write_archive(path: Path, members: Iterable[tuple[str, bytes | IO[bytes]]], *, needed: int | None = None) -> None:

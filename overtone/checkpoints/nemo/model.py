@@ -18,18 +18,14 @@ from overtone.checkpoints.nemo.adapters import (
     split_adapters,
 )
 from overtone.checkpoints.nemo.archive import LIMITS, Archive, Unpacked, open_archive, open_unpacked, write_archive
-from overtone.checkpoints.nemo.config import (
-    ENCODERS,
-    NemoDescription,
-    describe,
-    translate,
-    vocabulary_keys,
-)
+from overtone.checkpoints.nemo.config import ENCODERS, NemoDescription, describe, translate
+from overtone.checkpoints.nemo.keys import nemo_key
+from overtone.checkpoints.nemo.multitask import adaptable_sections, rows_of
 from overtone.checkpoints.nemo.pickles import read_state_dict
 from overtone.checkpoints.nemo.tokenizer import FILE_PREFIX, read_tokenizer, tokenizer_files, tokenizers_of
 from overtone.checkpoints.nemo.words import give_words, make_members, take_members
 from overtone.checkpoints.nemo.yaml import read_yaml, resolved, write_yaml
-from overtone.errors import CheckpointError, ConfigError
+from overtone.errors import CheckpointError, ConfigError, UsageError
 from overtone.files import write_failure
 from overtone.models.asr_model import AsrModel, build_model
 from overtone.models.parts import UnsetWeights, build_part, parts_of
@@ -37,17 +33,6 @@ from overtone.tokenizers import CharTokenizer, Tokenizer
 
 CONFIG = "model_config.yaml"
 WEIGHTS = "model_weights.ckpt"
-KEY_PREFIXES = (
-    ("preprocessor.", "preprocessor.featurizer."),
-    ("decoder.projection.", "decoder.decoder_layers.0."),
-    ("ctc_decoder.projection.", "ctc_decoder.decoder_layers.0."),
-    ("decoder.embed.", "decoder.prediction.embed."),
-    ("decoder.embeds.", "decoder.prediction.embeds."),
-    ("decoder.lstm.", "decoder.prediction.dec_rnn.lstm."),
-    ("prompt_kernel.up.", "prompt_kernel.0."),
-    ("prompt_kernel.down.", "prompt_kernel.2."),
-)
-"""Beginnings of our keys -> those of NeMo's, where they differ."""
 
 
 def read_nemo(path: Path | str, *, adapters: bool = True) -> AsrModel:
@@ -136,6 +121,8 @@ def assemble(
     Raises CheckpointError where they contradict each other.
     """
     settings = description.settings
+    if "transf_decoder" in settings:
+        settings["transf_decoder"]["classes"] = rows_of(tokenizer.size)
     for part in ("decoder", "joint", "ctc_decoder"):
         if part not in settings:
             continue
@@ -149,51 +136,54 @@ def assemble(
         check_sizes(settings, tensors, source)
         with UnsetWeights():
             model = build_model(settings=settings, tokenizer=tokenizer, config=config, name=name)
-    except ConfigError as error:
+    except (ConfigError, UsageError) as error:
         raise CheckpointError(f"{source}: {error}") from error
-    load_base(model, tensors, source)
+    load_base(model, tensors, source, keep=True)
     return model
 
 
-def build_fresh(path: Path, tokenizer: Tokenizer, *, seed: int) -> AsrModel:
-    """Build a model with fresh weights from a NeMo configuration, whose vocabulary and data sections are not read.
+def load_base(model: AsrModel, tensors: dict[str, Tensor], source: str, *, keep: bool = False) -> None:
+    """Move the values into the base; `tensors` is emptied on the way, so that none but the smallest are copied.
 
-    Raises ConfigError where the file cannot be read.
-    """
-    try:
-        config = read_config(path.read_bytes(), str(path))
-    except OSError as error:
-        raise ConfigError(f"model.init: {path} cannot be read ({error.strerror}).") from error
-    parts: dict[str, Any] = {key: config[key] for key in ("preprocessor", "encoder", "decoder") if key in config}
-    if isinstance(parts.get("decoder"), dict):
-        parts["decoder"] = {**parts["decoder"], "num_classes": tokenizer.size, "vocabulary": tokenizer.vocabulary}
-    parts.update(vocabulary_keys(tokenizer))
-    settings = translate(parts, str(path)).settings
-    settings["decoder"]["classes"] = tokenizer.size
-    torch.manual_seed(seed)
-    described = {**describe(settings, tokenizer), "ctc_reduction": config.get("ctc_reduction", "mean_batch")}
-    return build_model(settings=settings, tokenizer=tokenizer, config=described, name=path.stem)
-
-
-def load_base(model: AsrModel, tensors: dict[str, Tensor], source: str) -> None:
-    """Move the values into the base; `tensors` is emptied on the way, so that no more than one is in memory twice.
-
+    keep: as they are, float32 tensors become the base's own, for a model that nothing else has seen yet.
     Raises CheckpointError unless exactly the base's keys, shapes and types are there.
     """
     own = {nemo_key(name): tensor for name, tensor in model.base_state_dict().items()}
     check_keys(own.keys(), tensors.keys(), source)
     shared = model.settings["encoder"].get("untie_biases") is False
+    places = base_tensors(model) if keep and not shared else {}
+    kept: set[int] = set()
     with torch.no_grad():
         for key in list(tensors):
             tensor = tensors[key] if shared else tensors.pop(key)
             check_shape(key, tensor, own[key].shape, source)
             if tensor.is_floating_point() != own[key].is_floating_point():
                 raise CheckpointError(f"{source}: {key} holds {tensor.dtype}, expected {own[key].dtype}.")
-            own[key].copy_(tensor)
+            if key in places and is_own_memory(tensor, own[key], kept):
+                kept.add(tensor.data_ptr())
+                places[key].data = tensor
+            else:
+                own[key].copy_(tensor)
         for key in tensors:
             if not torch.equal(own[key], tensors[key].to(own[key].dtype)):
                 raise CheckpointError(f"{source}: {key} differs between layers, although untie_biases is false.")
         tensors.clear()
+
+
+def base_tensors(model: AsrModel) -> dict[str, Tensor]:
+    """The parameters and buffers of the base themselves, by NeMo's keys."""
+    found = [*model.named_parameters(), *model.named_buffers()]
+    return {nemo_key(name): tensor for name, tensor in found}
+
+
+def is_own_memory(tensor: Tensor, place: Tensor, kept: Container[int]) -> bool:
+    """True if a tensor, of any shape, can stand in the place of another: it has all of its memory for itself."""
+    return (
+        (tensor.dtype, tensor.device) == (place.dtype, place.device)
+        and tensor.is_contiguous()
+        and tensor.untyped_storage().nbytes() == tensor.nbytes
+        and tensor.data_ptr() not in kept
+    )
 
 
 def check_sizes(settings: Mapping[str, Mapping[str, Any]], tensors: Mapping[str, Tensor], source: str) -> None:
@@ -225,7 +215,7 @@ def net_shapes(settings: Mapping[str, Mapping[str, Any]], source: str) -> dict[s
     Raises CheckpointError for sizes that cannot be.
     """
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), UnsetWeights():  # drawing on it would import the compiler of torch
             alike = {"layers": 1} if "layers" in settings["encoder"] else {}
             encoder = build_part("encoder", {**settings["encoder"], **alike})
             heads = {
@@ -279,6 +269,8 @@ def nemo_config(
         config["adapters"] = adapters_section(model, names, enabled)
         adaptable = ENCODERS[model.settings["encoder"].get("kind", "conformer")].adaptable
         config["encoder"] = {**config["encoder"], "_target_": adaptable}
+        if "transf_decoder" in model.parts:
+            config |= adaptable_sections(config)
     return config
 
 
@@ -299,14 +291,6 @@ def model_files(model: AsrModel, config: Mapping[str, Any]) -> dict[str, bytes]:
                 if path.startswith(FILE_PREFIX) or not own:
                     files.setdefault(path.removeprefix(FILE_PREFIX) or name, content)
     return files
-
-
-def nemo_key(name: str) -> str:
-    """Our key of a base tensor -> NeMo's."""
-    for ours, theirs in KEY_PREFIXES:
-        if name.startswith(ours):
-            return theirs + name.removeprefix(ours)
-    return name
 
 
 def listed(keys: Iterable[str]) -> str:

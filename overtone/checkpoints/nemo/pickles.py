@@ -161,7 +161,7 @@ class Storages:
             content = read_member(self.archive, f"{self.root}/data/{key}")
             if len(content) != count * dtype.itemsize:
                 raise RefusedError(f"storage {key} has {len(content)} bytes, {count * dtype.itemsize} are announced.")
-            self.read[key] = torch.frombuffer(content, dtype=dtype) if len(content) else torch.empty(0, dtype=dtype)
+            self.read[key] = content.view(dtype)
         storage = self.read[key]
         if storage.dtype != dtype or storage.numel() != count:
             raise RefusedError(f"storage {key} is announced in two ways.")
