@@ -73,8 +73,8 @@ def evaluate(
 
     adapters: None (the base), "a", "a+b", "@file", or the folder of a saved adapter, which is loaded. With None among
     them the others are compared to the base. general: more manifests, of general speech. text_processing: of all texts.
-    batch_seconds, window, overlap, compute_dtype, decoder, language, beam, phrases: as for `Transcriber`.
-    elsewhere: gives the transcriber. level, resamples, seed: of the bootstrap. progress: called with the seconds of audio that are done, and of all.
+    batch_seconds to phrases: as for `Transcriber`. elsewhere: gives one that has workers.
+    level, resamples, seed: of the bootstrap. progress: called with the seconds of audio that are done, and of all.
     Raises DataError for a manifest or recording that cannot be used, AdapterError for an unknown adapter, UsageError
     where there is nothing to evaluate, and where a `use` block says another thing than `adapters`.
     """
@@ -92,16 +92,14 @@ def evaluate(
         own = Transcriber(model, batch_seconds=batch_seconds, beam=beam, phrases=phrases, **options)
         transcriber = own if elsewhere is None else elsewhere(sources_of(choices))
         for path, lines in sets.items():
-            results += bootstrap.results(path, choices, hear_each(transcriber, lines, choices, counted, meter))
+            results += bootstrap.results(path, choices, hear_each(transcriber, model, lines, choices, counted, meter))
         used = model.compute_dtype
     return Evaluation(
         model=model.name,
         fingerprint=model.fingerprint(),
         compute_dtype=used,
         device=str(model.device),
-        level=level,
-        resamples=resamples,
-        seed=seed,
+        **vars(bootstrap),
         created=datetime.now().astimezone().isoformat(timespec="seconds"),
         results=tuple(results),
         adapters=adapter_facts(model, choices),
@@ -202,6 +200,7 @@ def find_unwritable(
 
 def hear_each(
     transcriber: Transcribes,
+    model: AsrModel,
     lines: Sequence[Utterance],
     choices: Sequence[NamedChoice],
     counted: CountedTexts,
@@ -211,7 +210,7 @@ def hear_each(
     heard = {}
     for chain in dict.fromkeys(choice.chain for choice in choices):
         begun = time.perf_counter()
-        own = counted.over(transcriber.model.head_of(chain).tokenizer)
+        own = counted.over(model.head_of(chain).tokenizer)
         utterances = hear(transcriber, lines, chain, own, progress=meter.part())
         heard[chain] = utterances, time.perf_counter() - begun
     return heard
