@@ -17,6 +17,7 @@ from overtone.cli.arguments import (
     add_search,
     add_windows,
     attention_options,
+    language_of,
     search_options,
 )
 from overtone.cli.overrides import add_configuration, is_override, read_settings
@@ -204,7 +205,7 @@ def measure(
             overlap=arguments.overlap,
             batch_seconds=arguments.batch_seconds,
             compute_dtype=dtype,
-            language=arguments.language,
+            language=language_of(arguments),
             text_processing=text_processing(arguments),
             **search,
             progress=progress,

@@ -15,6 +15,7 @@ from overtone.cli.arguments import (
     add_search,
     add_windows,
     attention_options,
+    language_of,
     search_options,
     whole_number,
 )
@@ -94,7 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
         overlap=arguments.overlap,
         batch_seconds=arguments.batch_seconds,
         compute_dtype=arguments.dtype,
-        language=arguments.language,
+        language=language_of(arguments),
         alternatives=arguments.alternatives,
         **search,
     )
