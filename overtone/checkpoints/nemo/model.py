@@ -274,7 +274,7 @@ def nemo_config(
         adaptable = ENCODERS[model.settings["encoder"].get("kind", "conformer")].adaptable
         config["encoder"] = {**config["encoder"], "_target_": adaptable}
         if "transf_decoder" in model.parts:
-            config |= adaptable_sections(config)
+            config |= adaptable_sections(config, model.settings["transf_decoder"]["classes"])
     return config
 
 
