@@ -317,9 +317,9 @@ class ModelSettings:
     init: str | None = None
     """Ours: path of a model's YAML, built with fresh weights (then `train=everything`)."""
     tokenizer: str | None = None
-    """Ours, with train=everything: a new vocabulary, as a sentencepiece model, or a text file with one label a line."""
-    train: Literal["adapter", "everything"] = "adapter"
-    """Ours: a new adapter over the frozen base, or every weight of the base."""
+    """Ours, where the base is trained: another vocabulary, under fresh heads; a file or folder as for an adapter's."""
+    train: Literal["adapter", "everything"] | tuple[str, ...] = "adapter"
+    """Ours: a new adapter over the frozen base, every weight of the base, or parts, `[decoder, encoder.layers.12-]`."""
     base_dropout: bool = True
     """Ours: whether the base's own dropout acts in training."""
     vocabulary_check: Literal["refuse", "drop", "keep"] = "refuse"
