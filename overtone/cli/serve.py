@@ -9,7 +9,6 @@ import argparse
 import gc
 import logging
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -234,6 +233,7 @@ def run(arguments: argparse.Namespace) -> int:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its C code writes lines of its own to standard error
     with fast_imports():
         from overtone.cli.models import load, quiet_libraries
+        from overtone.learning.versions import copy_to_learn
         from overtone.models.attention import attention_text
         from overtone.serving.metrics import set_up_logs, take_down
         from overtone.serving.server import serve
@@ -245,7 +245,7 @@ def run(arguments: argparse.Namespace) -> int:
     if settings.learn and arguments.ray is not None:
         raise UsageError("--learn does not go with --ray; let adapters learn with `overtone learn`.")
     if settings.learn and demo is not None and settings.adapters is None:
-        settings, demo = replace(settings, adapters=learning_copy(demo)), None
+        settings, demo = replace(settings, adapters=copy_to_learn(demo)), None
     started = note_addresses if is_for_people else log_addresses
     if arguments.ray is not None:
         return serve_there(arguments, settings, demo, started)
@@ -333,17 +333,6 @@ def demo_adapter(folder: str) -> Path:
             return best[0]
     where = f"{folder} holds no adapter of a demo" if folder else f"There is no {DEMO_FOLDERS}/ here with an adapter"
     raise UsageError(f"{where}. Train one first: `overtone demo` (a few minutes), then `overtone serve --demo`.")
-
-
-def learning_copy(folder: Path) -> Path:
-    """A folder of adapters with a copy of the demo's, which may learn; one that is there stays as it is."""
-    from overtone.adapters.storage import read_description
-
-    adapters = folder.parent / "learning"
-    own = adapters / str(read_description(folder)["name"])
-    if not own.exists():
-        shutil.copytree(folder, own)
-    return adapters
 
 
 def age(path: Path) -> float:
