@@ -13,7 +13,15 @@ from overtone.adapters.adapter import Adapter
 from overtone.adapters.kinds.base import Kind
 from overtone.adapters.kinds.registry import KINDS
 from overtone.adapters.points import Layers, Point
-from overtone.adapters.storage import DESCRIPTION, count_parameters, described_digest, read_description, read_kind
+from overtone.adapters.storage import (
+    DESCRIPTION,
+    count_parameters,
+    described_digest,
+    read_description,
+    read_kind,
+    read_words,
+)
+from overtone.adapters.words import WordPart
 from overtone.checkpoints.load import load_model
 from overtone.checkpoints.nemo.adapters import StoredNemoAdapter, read_adapters_pt
 from overtone.checkpoints.nemo.adapters import read_kind as read_nemo_kind
@@ -28,6 +36,11 @@ TOKENIZERS = {
     "AggregateTokenizer": "sentencepiece for each language",
     "WordPieceTokenizer": "WordPiece",
     "CharTokenizer": "characters",
+}
+WORD_FACTS = {
+    "ngrams": "order {order}, {ngrams:,} n-grams, weight {weight:g}, token bonus {token_bonus:g}",
+    "prior_share": "general prior {prior_share:.0%}",
+    "phrases": "{phrases} phrases",
 }
 MODEL_CARDS = ("MODEL_CARD.md", "README.md")
 
@@ -51,6 +64,8 @@ class AdapterInspection:
     base_fingerprint: str | None
     tokenizer_digest: str | None
     card: dict[str, Any]
+    words: dict[str, Any] | None = None
+    """The word part: bytes, order, n-grams, weights, number of phrases; of a file of NeMo the bytes alone."""
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -221,6 +236,7 @@ def inspect_adapter(model: AsrModel, adapter: Adapter) -> AdapterInspection:
         base_fingerprint=model.fingerprint(),
         tokenizer_digest=model.tokenizer.digest(),
         card=adapter.card,
+        words=inspect_words(adapter.words),
     )
 
 
@@ -240,6 +256,7 @@ def inspect_adapter_folder(folder: Path) -> AdapterInspection:
         base_fingerprint=description["base_fingerprint"],
         tokenizer_digest=description["tokenizer_digest"],
         card=description["card"],
+        words=inspect_words(read_words(folder, description)),
     )
 
 
@@ -259,7 +276,13 @@ def inspect_nemo_adapter(stored: StoredNemoAdapter, source: str) -> AdapterInspe
         base_fingerprint=None,
         tokenizer_digest=None,
         card={},
+        words=None if stored.words is None else {"bytes": len(stored.words)},
     )
+
+
+def inspect_words(part: WordPart | None) -> dict[str, Any] | None:
+    """The word part of an adapter in plain values, and its size."""
+    return None if part is None else {"bytes": len(part.to_bytes()), **part.describe()}
 
 
 def fields_of(kind: Kind) -> dict[str, Any]:
@@ -336,11 +359,18 @@ def adapter_lines(adapter: AdapterInspection, base_parameters: int | None) -> li
         *([("strategy", strategy)] if strategy else []),
         ("acts on", f"{adapter.modules}, layers {value_text(adapter.layers)}: {len(adapter.points)} points"),
         ("parameters", f"{adapter.parameters:,}{share}"),
+        *([("words", words_text(adapter.words))] if adapter.words else []),
         *([("digest", adapter.digest)] if adapter.digest else []),
         *([("made for", adapter.base_fingerprint)] if adapter.base_fingerprint and base_parameters is None else []),
         *card_facts(adapter.card),
     ]
     return [f"  {adapter.name}", *columns(facts, indent="    ")]
+
+
+def words_text(words: Mapping[str, Any]) -> str:
+    """`order 6, 7,223 n-grams, weight 0.5, token bonus 1, general prior 60%, 3 phrases, 130 kB`"""
+    facts = [form.format_map(words) for key, form in WORD_FACTS.items() if words.get(key)]
+    return ", ".join([*facts, bytes_text(words["bytes"])])
 
 
 def card_facts(card: Mapping[str, Any], prefix: str = "card") -> list[tuple[str, str]]:
