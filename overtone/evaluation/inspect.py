@@ -21,7 +21,6 @@ from overtone.adapters.storage import (
     read_kind,
     read_words,
 )
-from overtone.adapters.words import WordPart
 from overtone.checkpoints.load import load_model
 from overtone.checkpoints.nemo.adapters import StoredNemoAdapter, read_adapters_pt
 from overtone.checkpoints.nemo.adapters import read_kind as read_nemo_kind
@@ -236,13 +235,14 @@ def inspect_adapter(model: AsrModel, adapter: Adapter) -> AdapterInspection:
         base_fingerprint=model.fingerprint(),
         tokenizer_digest=model.tokenizer.digest(),
         card=adapter.card,
-        words=inspect_words(adapter.words),
+        words=None if adapter.words is None else {"bytes": len(adapter.words.to_bytes()), **adapter.words.describe()},
     )
 
 
 def inspect_adapter_folder(folder: Path) -> AdapterInspection:
     """Inspect an adapter's folder without its base. Raises AdapterError where it is damaged."""
     description = read_description(folder)
+    words = read_words(folder, description)
     return AdapterInspection(
         name=description["name"],
         kind=description["kind"],
@@ -256,7 +256,7 @@ def inspect_adapter_folder(folder: Path) -> AdapterInspection:
         base_fingerprint=description["base_fingerprint"],
         tokenizer_digest=description["tokenizer_digest"],
         card=description["card"],
-        words=inspect_words(read_words(folder, description)),
+        words=None if words is None else {"bytes": len(words.to_bytes()), **words.describe()},
     )
 
 
@@ -278,11 +278,6 @@ def inspect_nemo_adapter(stored: StoredNemoAdapter, source: str) -> AdapterInspe
         card={},
         words=None if stored.words is None else {"bytes": len(stored.words)},
     )
-
-
-def inspect_words(part: WordPart | None) -> dict[str, Any] | None:
-    """The word part of an adapter in plain values, and its size."""
-    return None if part is None else {"bytes": len(part.to_bytes()), **part.describe()}
 
 
 def fields_of(kind: Kind) -> dict[str, Any]:
