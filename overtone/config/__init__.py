@@ -34,6 +34,7 @@ from overtone.config.own import (
     InterCtcSettings,
     PrefixCacheSettings,
     RetentionSettings,
+    VocabularySettings,
     WordsSettings,
 )
 from overtone.config.settings import (
@@ -87,6 +88,7 @@ __all__ = [
     "TelephoneSettings",
     "TinyAttentionSettings",
     "TrainerSettings",
+    "VocabularySettings",
     "WordsSettings",
     "WhiteNoiseSettings",
     "check_settings",
@@ -184,6 +186,18 @@ def _check_model(model: ModelSettings, findings: Findings) -> None:
         )
 
 
+def _check_vocabulary(model: ModelSettings, findings: Findings) -> None:
+    """Check the vocabulary that an adapter is to own."""
+    own = model.adapter.vocabulary
+    if own is None:
+        return
+    if (own.tokenizer is None) == (own.labels is None):
+        given = "neither" if own.tokenizer is None else "both"
+        findings.add("model.adapter.vocabulary", f"has {given} of tokenizer and labels; give one of the two.")
+    if model.train != "adapter":
+        findings.add("model.adapter.vocabulary", "is an adapter's; a base that is trained takes model.tokenizer.")
+
+
 def _check_new_base(model: ModelSettings, findings: Findings) -> None:
     """Check the settings that help a base that is trained as a whole."""
     inner_losses = model.interctc or InterCtcSettings()
@@ -236,6 +250,7 @@ def _check_training(settings: Settings, findings: Findings) -> None:
         findings.add("model.train_ds.manifest_filepath", "has to be given: what to train on.")
     if model.train == "adapter" and not model.adapter.adapter_name:
         findings.add("model.adapter.adapter_name", "has to be given: the name of the new adapter.")
+    _check_vocabulary(model, findings)
     if model.general_manifest and model.train != "adapter":
         findings.add("model.general_manifest", "is for an adapter, which leaves the base as it was to be measured.")
     _check_retention(model, findings)

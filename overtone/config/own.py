@@ -23,6 +23,18 @@ class WordsSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class VocabularySettings:
+    """Ours: a vocabulary of the adapter's own, with new heads over its tokens."""
+
+    tokenizer: str | None = None
+    """A sentencepiece model, a WordPiece `vocab.txt`, a file with one label a line, or a folder with one of them."""
+    labels: tuple[str, ...] | None = None
+    """The characters, or whole words, in the place of a file."""
+    reuse: bool = True
+    """Tokens that the base has too begin with the base's values."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RetentionSettings:
     """Ours: the strongest adapter is kept with which general speech is not recognised worse than this allows."""
 

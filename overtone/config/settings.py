@@ -17,6 +17,7 @@ from overtone.config.own import (
     InterCtcSettings,
     PrefixCacheSettings,
     RetentionSettings,
+    VocabularySettings,
     WordsSettings,
 )
 from overtone.config.targets import (
@@ -153,6 +154,8 @@ class AdapterSettings:
     """Ours: an adapter to go on from, of the model or on disk; kind, places and strategy are its own."""
     words: WordsSettings | Literal["auto", "off"] | bool = "off"
     """Ours: `auto` counts the transcripts; weights are chosen on the validation set, no gain is no word part."""
+    vocabulary: VocabularySettings | None = None
+    """Ours: `{tokenizer: …}` or `{labels: […]}`, new tokens and heads of the adapter's own; null writes the base's."""
     retention: RetentionSettings | None = None
     """Ours: points that general speech may lose; null: the adapter is as strong as it was trained."""
     in_features: int | None = None

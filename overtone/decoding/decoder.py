@@ -23,6 +23,7 @@ from overtone.decoding.hypothesis import Hypothesis
 from overtone.decoding.phrase_boost import BoostTree
 from overtone.decoding.task import TaskPrompts
 from overtone.nets.layers import Reduction
+from overtone.tokenizers import Tokenizer
 
 Emissions = npt.NDArray[np.float32]
 """[T, C]: the output of a head's net for T encoder frames of one recording, which its decoder takes."""
@@ -135,6 +136,12 @@ class DecodingOptions:
         """The words of the adapters, and the phrases besides."""
         return self.words + Words(boosts=(self.boosts,)) if self.boosts else self.words
 
+    def written_by(self, tokenizer: Tokenizer) -> DecodingOptions:
+        """The same with the phrases over the tokens of a tokenizer."""
+        if self.boosts is None or self.boosts.tokenizer is tokenizer:
+            return self
+        return replace(self, boosts=self.boosts.over(tokenizer))
+
     def with_words(self, words: Words) -> DecodingOptions:
         """The same with further words."""
         return replace(self, words=self.words + words) if words else self
@@ -152,12 +159,18 @@ GREEDY = DecodingOptions()
 class Head(Protocol):
     """The part that makes an encoder a recogniser: emissions, a loss on them, and decoders that take them."""
 
+    channels: int
+    """C of its emissions."""
     gives_log_probs: bool
     """True if emissions are log-probabilities of the vocabulary and blank: they may be averaged over windows."""
     reduction: Reduction
     """The sum of losses over a batch in the checkpoint's own training."""
     decodes_with_adapters: bool
     """True if adapters may act in the head's decoders too, which then need their scope."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the tokens that it writes."""
 
     @property
     def prompts(self) -> TaskPrompts | None:

@@ -241,6 +241,7 @@ class MultitaskHead:
         self.encoder = encoder
         self.tokenizer = tokenizer
         self.prompts = prompts
+        self.channels = net.width
         self.seconds_per_frame = seconds_per_frame
         self.label_smoothing, self.masks_prompt = label_smoothing, masks_prompt
         self.greedy = MultitaskSearch(net, prompts, max_delta=max_delta)

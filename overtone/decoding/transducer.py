@@ -296,6 +296,7 @@ class TransducerHead:
         self.joint = joint
         self.prediction = prediction
         self.tokenizer = tokenizer
+        self.channels = joint.width
         self.seconds_per_frame = seconds_per_frame
         self.reduction: Reduction = reduction
         self.sigma, self.omega, self.fastemit = sigma, omega, fastemit

@@ -94,7 +94,7 @@ def evaluate(
         attention=attention_text(model),
         counted=counted.processing.description,
         general=tuple(general),
-        unwritable={path: report for path, lines in sets.items() if (report := counted.unwritable(lines))},
+        unwritable=find_unwritable(model, sets, choices, counted),
     )
 
 
@@ -147,6 +147,10 @@ class CountedTexts:
         self.processing = processing
         self.is_plain = not processing.description
 
+    def over(self, tokenizer: Tokenizer) -> CountedTexts:
+        """The same for an adapter that writes with a tokenizer of its own."""
+        return self if tokenizer is self.tokenizer else CountedTexts(tokenizer, self.processing)
+
     def reference(self, utterance: Utterance) -> str:
         """The transcript as the model would write it, so that errors are the model's."""
         text = utterance.text or ""
@@ -164,6 +168,19 @@ class CountedTexts:
         return check_vocabulary(self.tokenizer, texts)
 
 
+def find_unwritable(
+    model: AsrModel, sets: Mapping[Path, Sequence[Utterance]], choices: Sequence[NamedChoice], counted: CountedTexts
+) -> dict[Path, VocabularyReport]:
+    """By manifest, the report of the first of the choices' vocabularies that cannot write every transcript."""
+    own = {id(head.tokenizer): head.tokenizer for head in (model.head_of(choice.chain) for choice in choices)}
+    found = {}
+    for path, lines in sets.items():
+        reports = (counted.over(tokenizer).unwritable(lines) for tokenizer in own.values())
+        if (first := next((report for report in reports if report is not None), None)) is not None:
+            found[path] = first
+    return found
+
+
 def hear_each(
     transcriber: Transcriber,
     lines: Sequence[Utterance],
@@ -175,7 +192,8 @@ def hear_each(
     heard = {}
     for chain in dict.fromkeys(choice.chain for choice in choices):
         begun = time.perf_counter()
-        utterances = hear(transcriber, lines, chain, counted, progress=meter.part())
+        own = counted.over(transcriber.model.head_of(chain).tokenizer)
+        utterances = hear(transcriber, lines, chain, own, progress=meter.part())
         heard[chain] = utterances, time.perf_counter() - begun
     return heard
 

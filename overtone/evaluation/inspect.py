@@ -21,6 +21,7 @@ from overtone.adapters.storage import (
     read_kind,
     read_words,
 )
+from overtone.adapters.words import words_text
 from overtone.checkpoints.load import load_model
 from overtone.checkpoints.nemo.adapters import StoredNemoAdapter, read_adapters_pt
 from overtone.checkpoints.nemo.adapters import read_kind as read_nemo_kind
@@ -35,11 +36,6 @@ TOKENIZERS = {
     "AggregateTokenizer": "sentencepiece for each language",
     "WordPieceTokenizer": "WordPiece",
     "CharTokenizer": "characters",
-}
-WORD_FACTS = {
-    "ngrams": "order {order}, {ngrams:,} n-grams, weight {weight:g}, token bonus {token_bonus:g}",
-    "prior_share": "general prior {prior_share:.0%}",
-    "phrases": "{phrases} phrases",
 }
 MODEL_CARDS = ("MODEL_CARD.md", "README.md")
 
@@ -65,6 +61,8 @@ class AdapterInspection:
     card: dict[str, Any]
     words: dict[str, Any] | None = None
     """The word part: bytes, order, n-grams, weights, number of phrases; of a file of NeMo the bytes alone."""
+    vocabulary: dict[str, Any] | None = None
+    """Digest, kind and size of its own tokenizer; None where it writes the base's tokens."""
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -236,6 +234,7 @@ def inspect_adapter(model: AsrModel, adapter: Adapter) -> AdapterInspection:
         tokenizer_digest=model.tokenizer.digest(),
         card=adapter.card,
         words=None if adapter.words is None else {"bytes": len(adapter.words.to_bytes()), **adapter.words.describe()},
+        vocabulary=None if adapter.vocabulary is None else dict(adapter.vocabulary.describe()),
     )
 
 
@@ -257,6 +256,7 @@ def inspect_adapter_folder(folder: Path) -> AdapterInspection:
         tokenizer_digest=description["tokenizer_digest"],
         card=description["card"],
         words=None if words is None else {"bytes": len(words.to_bytes()), **words.describe()},
+        vocabulary=description.get("vocabulary"),
     )
 
 
@@ -354,18 +354,13 @@ def adapter_lines(adapter: AdapterInspection, base_parameters: int | None) -> li
         *([("strategy", strategy)] if strategy else []),
         ("acts on", f"{adapter.modules}, layers {value_text(adapter.layers)}: {len(adapter.points)} points"),
         ("parameters", f"{adapter.parameters:,}{share}"),
-        *([("words", words_text(adapter.words))] if adapter.words else []),
+        *([("words", f"{words_text(adapter.words)}{bytes_text(adapter.words['bytes'])}")] if adapter.words else []),
+        *([("vocabulary", own_vocabulary_text(adapter.vocabulary))] if adapter.vocabulary else []),
         *([("digest", adapter.digest)] if adapter.digest else []),
         *([("made for", adapter.base_fingerprint)] if adapter.base_fingerprint and base_parameters is None else []),
         *card_facts(adapter.card),
     ]
     return [f"  {adapter.name}", *columns(facts, indent="    ")]
-
-
-def words_text(words: Mapping[str, Any]) -> str:
-    """`order 6, 7,223 n-grams, weight 0.5, token bonus 1, general prior 60%, 3 phrases, 130 kB`"""
-    facts = [form.format_map(words) for key, form in WORD_FACTS.items() if words.get(key)]
-    return ", ".join([*facts, bytes_text(words["bytes"])])
 
 
 def card_facts(card: Mapping[str, Any], prefix: str = "card") -> list[tuple[str, str]]:
@@ -391,6 +386,14 @@ def vocabulary_text(tokenizer: Mapping[str, Any]) -> str:
     """One line on the vocabulary."""
     kind = TOKENIZERS.get(tokenizer["kind"], "")
     return f"{tokenizer['size']} symbols ({kind}): {' '.join(tokenizer['first'])} …"
+
+
+def own_vocabulary_text(vocabulary: Mapping[str, Any]) -> str:
+    """One line on the vocabulary of an adapter."""
+    return (
+        f"its own, {vocabulary.get('size')} symbols ({vocabulary.get('kind')}), heads of "
+        f"{vocabulary.get('parameters', 0):,} parameters; {vocabulary['digest']}"
+    )
 
 
 def width_text(group: PointsInspection) -> str:

@@ -76,13 +76,15 @@ def hear(model: AsrModel, recordings: Sequence[Recording], adapter: str | None) 
 
 def count_errors(model: AsrModel, heard: Sequence[Heard], part: WordPart | None, *, scope: Scope) -> ErrorCounts:
     """The errors of recordings decoded with a word part, or with None. scope: the adapters that act in the decoder."""
-    words = NO_WORDS if part is None else part.for_decoding(model.tokenizer)
-    options, counts = DecodingOptions(words=words), ErrorCounts()
+    counts = ErrorCounts()
     for batch in heard:
         with torch.no_grad(), scope():
-            rows = find_readings(model.head, batch.emissions, batch.lengths, [options] * len(batch.texts))
+            head = model.head
+            words = NO_WORDS if part is None else part.for_decoding(head.tokenizer)
+            options = [DecodingOptions(words=words)] * len(batch.texts)
+            rows = find_readings(head, batch.emissions, batch.lengths, options)
         for text, readings in zip(batch.texts, rows, strict=True):
-            counts += word_errors(text, model.head.read(readings[0].alignment).text)
+            counts += word_errors(text, head.read(readings[0].alignment).text)
     return counts
 
 

@@ -54,6 +54,8 @@ class HybridHead:
         self.ctc_weight = ctc_weight
         self.inner = ctc
         self.width = transducer.joint.width
+        self.tokenizer = transducer.tokenizer
+        self.channels = transducer.channels + ctc.channels
         self.reduction = transducer.reduction
 
     def emit(self, x: Tensor, lengths: Tensor) -> Tensor:

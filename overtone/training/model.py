@@ -11,6 +11,8 @@ import torch
 from overtone.adapters.adapter import Adapter
 from overtone.adapters.prior import find_prior
 from overtone.adapters.storage import StoredAdapter, stored_digest
+from overtone.adapters.tokenizer_files import find_tokenizer
+from overtone.adapters.vocabulary import split_tensors
 from overtone.adapters.word_text import BOOST, Phrases, check_phrases, make_words, read_sentences, write_tokens
 from overtone.adapters.words import WORDS_ALONE, WordPart
 from overtone.checkpoints.adapters import enable_adapters, read_stored
@@ -19,6 +21,7 @@ from overtone.checkpoints.nemo.fresh import build_fresh
 from overtone.decoding.phrase_boost import read_phrases
 from overtone.errors import CheckpointError, ConfigError
 from overtone.models.asr_model import AsrModel, build_model
+from overtone.models.vocabulary import tokenizer_of
 from overtone.tokenizers import CharTokenizer, SentencePieceTokenizer, Tokenizer
 from overtone.training.console import Reporter
 from overtone.training.data import SpeechSet
@@ -105,8 +108,41 @@ def give_back(model: AsrModel) -> Iterator[None]:
 # Adapters
 
 
-def add_adapter(model: AsrModel, plan: AdapterPlan, *, seed: int, base_dropout: bool) -> Adapter:
-    """Add the new adapter, disable all others, freeze everything else.
+def find_vocabulary(model: AsrModel, plan: TrainingPlan) -> Tokenizer | None:
+    """The tokenizer that a new adapter will own: the settings', else that of `start_from`; None: it has the base's.
+
+    Raises ConfigError where it cannot be read, or stands beside a retention, AdapterError where there is no such
+    adapter to start from.
+    """
+    found = read_vocabulary(model, plan.adapter)
+    if found is not None and plan.retention is not None:
+        raise ConfigError(
+            "model.adapter.retention: an adapter with a vocabulary of its own is not the base at any strength; leave "
+            "it out. model.general_manifest measures such an adapter on general speech."
+        )
+    return found
+
+
+def read_vocabulary(model: AsrModel, plan: AdapterPlan | None) -> Tokenizer | None:
+    """The same without a look at the rest of the plan. Raises ConfigError and AdapterError."""
+    own = None if plan is None else plan.vocabulary
+    if own is not None and own.labels is not None:
+        try:
+            return CharTokenizer(own.labels)
+        except CheckpointError as error:
+            raise ConfigError(f"model.adapter.vocabulary.labels: {error}") from error
+    if own is not None and own.tokenizer is not None:
+        return find_tokenizer(Path(own.tokenizer), key="model.adapter.vocabulary.tokenizer")
+    if plan is None or plan.start_from is None:
+        return None
+    start = read_stored(model, plan.start_from)
+    return None if start.vocabulary is None else start.vocabulary.tokenizer
+
+
+def add_adapter(
+    model: AsrModel, plan: AdapterPlan, *, seed: int, base_dropout: bool, tokenizer: Tokenizer | None = None
+) -> Adapter:
+    """Add the new adapter, disable all others, freeze everything else. tokenizer: of its own vocabulary.
 
     Raises AdapterError, and ConfigError after the adapter has been added.
     """
@@ -118,7 +154,15 @@ def add_adapter(model: AsrModel, plan: AdapterPlan, *, seed: int, base_dropout: 
         )
     form = start if start is not None and plan.copies_form else plan
     layers = form.layers if isinstance(form.layers, str | int) else list(form.layers)
-    adapter = model.adapters.add(plan.name, form.kind, modules=form.modules, layers=layers, strategy=form.strategy)
+    adapter = model.adapters.add(
+        plan.name,
+        form.kind,
+        modules=form.modules,
+        layers=layers,
+        strategy=form.strategy,
+        tokenizer=tokenizer,
+        reuse=plan.vocabulary is None or plan.vocabulary.reuse,
+    )
     check_widths(adapter, plan.widths)
     if start is not None:
         begin_with(adapter, start)
@@ -141,8 +185,12 @@ def begin_with(adapter: Adapter, start: StoredAdapter) -> None:
     }
     if adapter.kind.name != start.kind.name:
         differing = {"kind": (start.kind.name, adapter.kind.name)}
-    shapes = {name: tensor.shape for name, tensor in adapter.tensors().items()}
-    if not differing and shapes != {name: tensor.shape for name, tensor in start.tensors.items()}:
+    begun, (at_points, _) = adapter.tensors(), split_tensors(start.tensors)
+    digest = None if adapter.vocabulary is None else adapter.vocabulary.digest()
+    same_tokens = digest == (None if start.vocabulary is None else start.vocabulary.tokenizer.digest())
+    tensors = start.tensors if same_tokens else {**split_tensors(begun)[1], **at_points}
+    shapes = {name: tensor.shape for name, tensor in begun.items()}
+    if not differing and shapes != {name: tensor.shape for name, tensor in tensors.items()}:
         differing["places"] = (f"{start.modules}, layers {start.layers}", f"{adapter.modules_text}, {adapter.layers}")
     if differing:
         told = "; ".join(f"{key} is {before} there, {now} in the settings" for key, (before, now) in differing.items())
@@ -150,8 +198,8 @@ def begin_with(adapter: Adapter, start: StoredAdapter) -> None:
             f"model.adapter.start_from: adapter '{start.name}' has another form: {told}. Leave the form out of the "
             "settings, and it is taken from there."
         )
-    adapter.load_tensors(start.tensors)
-    adapter.words = start.words
+    adapter.load_tensors(tensors)
+    adapter.words = start.words if same_tokens else None
     adapter.card = {"start_from": {"name": start.name, "digest": stored_digest(start), "card": start.card}}
 
 
@@ -180,7 +228,10 @@ def make_word_part(plan: TrainingPlan, model: AsrModel, training: SpeechSet, rep
     if names:
         lines = [line for name in names for line in read_sentences(Path(name).expanduser())]
         text = write_tokens(
-            model.tokenizer, ((line, None) for line in lines), policy=plan.vocabulary_check, option=VOCABULARY_OPTION
+            tokenizer_of(model),
+            ((line, None) for line in lines),
+            policy=plan.vocabulary_check,
+            option=VOCABULARY_OPTION,
         )
         if text.unwritable:
             reporter.say(f"model.adapter.words.text: {text.describe()}\n{VOCABULARY_OPTION}{plan.vocabulary_check}")
@@ -189,11 +240,11 @@ def make_word_part(plan: TrainingPlan, model: AsrModel, training: SpeechSet, rep
     if chosen.phrases is not None:
         given = list(read_phrases(Path(chosen.phrases).expanduser(), BOOST).items())
         phrases, unwritten = check_phrases(
-            model.tokenizer, given, policy=plan.vocabulary_check, option=VOCABULARY_OPTION
+            tokenizer_of(model), given, policy=plan.vocabulary_check, option=VOCABULARY_OPTION
         )
         if unwritten.unwritable:
             reporter.say(f"model.adapter.words.phrases: {unwritten.describe('phrases')}")
     step = -(-sum(map(len, sequences)) // LARGEST_TOKENS)
-    prior = find_prior(model.tokenizer.digest()) if chosen.prior else None
+    prior = find_prior(tokenizer_of(model).digest()) if chosen.prior else None
     counted = sequences[:: max(1, step)]
-    return make_words(model.tokenizer, sequences=counted, phrases=phrases, order=chosen.order, prior=prior)
+    return make_words(tokenizer_of(model), sequences=counted, phrases=phrases, order=chosen.order, prior=prior)

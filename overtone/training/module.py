@@ -133,6 +133,11 @@ class TrainingModule(LightningModule):
 
     # Validation
 
+    @property
+    def has_base_tokens(self) -> bool:
+        """True unless the adapter has a vocabulary of its own."""
+        return self.adapter is None or self.model.adapters[self.adapter].vocabulary is None
+
     @contextmanager
     def score_base(self) -> Iterator[None]:
         """Validate the base instead of the adapter inside the block."""
@@ -151,7 +156,8 @@ class TrainingModule(LightningModule):
         adapter = None if self.base_alone else self.adapter
         try:
             with self.model.speaking(batch.languages or None), self.model.adapters.use(adapter):
-                self.counts[dataloader_idx].add(self.model.head, batch, emissions, lengths)
+                counts, same = self.counts[dataloader_idx], not self.base_alone or self.has_base_tokens
+                counts.add(self.model.head, batch, emissions, lengths, same_tokens=same)
         except OutputError:
             self.refuse_loss(f"The loss on a validation set is nan after step {self.global_step}")
             raise

@@ -26,6 +26,7 @@ from overtone.config import (
     Settings,
     SpecAugmentSettings,
     TrainerSettings,
+    VocabularySettings,
     WordsSettings,
     general_manifests,
     split_name,
@@ -79,6 +80,8 @@ class AdapterPlan:
     """NeMo's switches for its own checks, kept for the files that NeMo reads."""
     start_from: str | None = None
     """The adapter whose parameters it begins with: a name in the model, or a path; None: identity at birth."""
+    vocabulary: VocabularySettings | None = None
+    """Tokens of its own; None: those of `start_from`, or the base's."""
     copies_form: bool = False
     """Kind, modules, layers and strategy are those of `start_from`: the settings say no more than the defaults."""
 
@@ -246,6 +249,7 @@ def plan_adapter(chosen: AdapterSettings) -> AdapterPlan:
         widths=named_widths(chosen, section),
         nemo=asdict(chosen.global_settings),
         start_from=chosen.start_from,
+        vocabulary=chosen.vocabulary,
         copies_form=chosen.start_from is not None and as_usual,
     )
 

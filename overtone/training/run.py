@@ -132,6 +132,7 @@ class Run:
             "strategy": asdict(adapter.strategy),
             "modules": adapter.modules_text,
             "layers": to_plain(adapter.layers),
+            "vocabulary": None if adapter.vocabulary is None else adapter.vocabulary.digest(),
             "start_from": None if self.start_from is None else self.start_from["digest"],
         }
 

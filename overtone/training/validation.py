@@ -43,9 +43,15 @@ class ValidationCounts:
     """Sum of the losses of the utterances."""
     utterances: int = 0
 
-    def add(self, head: Head, batch: Batch | PrefixBatch, emissions: Tensor, lengths: Tensor) -> None:
-        """Count the errors of greedy decoding of a batch's emissions [B, T', C], lengths [B]."""
-        self.loss += float(head.loss(emissions, lengths, batch.targets, batch.target_lengths, reduction="sum"))
+    def add(
+        self, head: Head, batch: Batch | PrefixBatch, emissions: Tensor, lengths: Tensor, *, same_tokens: bool = True
+    ) -> None:
+        """Count the errors of greedy decoding of a batch's emissions [B, T', C], lengths [B].
+
+        same_tokens: the targets are tokens of this head; without that there is no loss.
+        """
+        if same_tokens:
+            self.loss += float(head.loss(emissions, lengths, batch.targets, batch.target_lengths, reduction="sum"))
         self.utterances += len(batch.texts)
         for text, alignment in zip(batch.texts, head.align(emissions, lengths), strict=True):
             hypothesis = head.read(alignment).text
@@ -90,6 +96,8 @@ def plan_base_scoring(run: Run, forward: TrainingForward) -> Callable[[], Valida
     first = run.validation[0]
     batches = validation_batches(first, run.plan, rank=0, processes=1)
 
+    same_tokens = run.adapter is None or run.model.adapters[run.adapter].vocabulary is None
+
     def score() -> ValidationCounts:
         model, counts = run.model.eval(), ValidationCounts()
         first.dataset.stop_caching()  # nothing is read twice here, nor needed as long as the process lives
@@ -100,7 +108,7 @@ def plan_base_scoring(run: Run, forward: TrainingForward) -> Callable[[], Valida
                     raise batch
                 (emissions,), lengths, _ = forward.forward_batch(batch, base_alone=True)
                 with model.speaking(batch.languages or None):
-                    counts.add(model.head, batch, emissions, lengths)
+                    counts.add(model.head, batch, emissions, lengths, same_tokens=same_tokens)
         return counts
 
     return score
@@ -125,7 +133,7 @@ def add_words(run: Run, folder: Path, nemo: Path) -> None:
         heard = list(hear(run, indices, name))
         chosen = choose_weights(model, heard, part, scope=lambda: model.adapters.use(name))
         rates = {"adapter": chosen.without.rate, "together": chosen.best.rate}
-        if chosen.part is not None:
+        if chosen.part is not None and model.adapters[name].vocabulary is None:
             base = list(hear(run, indices, None))
             alone = [
                 count_errors(model, base, each, scope=lambda: model.adapters.use(None)) for each in (None, chosen.part)

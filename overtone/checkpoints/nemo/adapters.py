@@ -24,7 +24,7 @@ from overtone.checkpoints.nemo.config import NemoAdapter, read_adapters
 from overtone.checkpoints.nemo.keys import STRATEGY, nemo_key
 from overtone.checkpoints.nemo.pickles import plain, read_torch_file
 from overtone.checkpoints.nemo.torch_zip import RefusedError
-from overtone.checkpoints.nemo.words import make_entry, read_part, take_entry
+from overtone.checkpoints.nemo.words import make_entry, read_part, refuse_vocabulary, take_entry
 from overtone.config.keys import read_section, refuse, write_section
 from overtone.config.targets import NEMO_STRATEGY_TARGETS
 from overtone.errors import AdapterError, CheckpointError, did_you_mean
@@ -60,8 +60,7 @@ def read_kind(described: NemoAdapter, source: str) -> tuple[Kind, ResidualAdd]:
 
     Raises CheckpointError for classes and values that are not supported.
     """
-    where = f"{source}: adapters.{described.name}"
-    section = dict(described.config)
+    where, section = f"{source}: adapters.{described.name}", dict(described.config)
     strategy = section.pop("adapter_strategy", None) or {}
     known_strategies = ", ".join(NEMO_STRATEGY_TARGETS)
     if not isinstance(strategy, dict):
@@ -255,8 +254,9 @@ def nemo_form(adapter: Adapter) -> NemoForm:
 
 
 def check_nemo_can_hold(adapter: Adapter) -> None:
-    """Raises CheckpointError for a kind or a place that NeMo does not have, and for a name that it cannot give."""
+    """Raises CheckpointError for a kind, place, name or vocabulary that adapters in NeMo cannot have."""
     nemo_form(adapter)
+    refuse_vocabulary(adapter)
     places = {adapter.at(point).point.module for point in adapter.points} - set(NEMO_MODULES)
     if places:
         raise CheckpointError(

@@ -22,7 +22,7 @@ from overtone.serving.auth.guard import Guard, Metadata
 from overtone.serving.engine.engine import Engine, EngineState, Samples
 from overtone.serving.errors import LanguageError, UnknownModelError
 from overtone.serving.recognition.decoding import DecodingThreads, HeldAudio
-from overtone.serving.recognition.offline import Recognition, recognise, recognise_in_parts
+from overtone.serving.recognition.offline import Recognition, head_of, recognise, recognise_in_parts
 from overtone.serving.recognition.request import MULTILINGUAL, Call, RecognitionRequest, understands
 
 __all__ = ["PROFANITIES", "Elsewhere", "HeldAudio", "Mask", "RecognitionService", "RemoteStream"]
@@ -194,10 +194,11 @@ class RecognitionService:
             return self.store.acquire(call.adapter)
         return await asyncio.to_thread(self.store.acquire, call.adapter)
 
-    async def decoding(self, request: RecognitionRequest, call: Call) -> DecodingOptions:
-        """Decoding options of a request; phrases without effect are noted in the call."""
-        boosts, tokenizer = None, self.engine.model.tokenizer
+    async def decoding(self, request: RecognitionRequest, call: Call, lease: Lease) -> DecodingOptions:
+        """Decoding options of a request; phrases that have no effect with the lease are noted in the call."""
+        boosts = None
         if request.boosts:
+            tokenizer = head_of(self.engine, lease).tokenizer
             boosts = await self.threads.run(BoostTree, request.boosts, tokenizer, client=call.client)
         decoding = DecodingOptions(boosts=boosts, alternatives=request.hypotheses, language=self.told_language(request))
         call.ignored += decoding.ignored
@@ -249,8 +250,8 @@ class RecognitionService:
         if self.elsewhere is not None:
             with self.held.hold(call.audio_seconds, call.tenant):
                 return await self.elsewhere.recognise(samples, request, call, deadline=deadline)
-        decoding = await self.decoding(request, call)
         with self.held.hold(call.audio_seconds, call.tenant), await self.lease(call) as lease:
+            decoding = await self.decoding(request, call, lease)
             return await recognise(
                 self.engine, samples, lease=lease, decoding=decoding, deadline=deadline, group=call.tenant or None
             )
@@ -270,8 +271,8 @@ class RecognitionService:
                     async for part in found:
                         yield part
             return
-        decoding = await self.decoding(request, call)
         with self.held.hold(call.audio_seconds, call.tenant), await self.lease(call) as lease:
+            decoding = await self.decoding(request, call, lease)
             parts = recognise_in_parts(
                 self.engine, samples, lease=lease, decoding=decoding, deadline=deadline, group=call.tenant or None
             )

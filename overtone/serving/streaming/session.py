@@ -211,9 +211,13 @@ async def begin_stream(
     service: RecognitionService, request: RecognitionRequest, call: Call, settings: StreamSettings
 ) -> AnyStream:
     """Stream of this process on the call's adapters, which it leases. settings: of this request."""
-    decoding = await service.decoding(request, call)
     lease = await service.lease(call)
-    return open_stream(service.engine, lease, settings=settings, decoding=decoding, group=call.tenant or None)
+    try:
+        decoding = await service.decoding(request, call, lease)
+        return open_stream(service.engine, lease, settings=settings, decoding=decoding, group=call.tenant or None)
+    except BaseException:
+        lease.release()
+        raise
 
 
 @asynccontextmanager
