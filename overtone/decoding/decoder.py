@@ -104,6 +104,10 @@ class BeamSettings:
     settled_lead: float = 5.0
     """Frames in which all readings agree but those so far (natural logarithm) behind the best count as settled."""
 
+    length_penalty: float | None = None
+    """Exponent of the penalty of length, with an attention decoder, which knows the width besides; None is the
+    checkpoint's own."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DecodingOptions:

@@ -10,8 +10,9 @@ vocabulary.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Self, cast
 
 import numpy as np
@@ -32,9 +33,10 @@ from overtone.decoding.decoder import (
 )
 from overtone.decoding.fusion import Words
 from overtone.decoding.hypothesis import Hypothesis, shift
+from overtone.decoding.multitask_beam import MultitaskBeamSearch
 from overtone.decoding.task import TaskPrompts
 from overtone.decoding.transducer_path import TransducerPath, read_path
-from overtone.errors import DataError, UsageError
+from overtone.errors import DataError
 from overtone.nets.layers import Reduction, reduce_losses
 from overtone.nets.transformer import TransformerDecoder, TransformerEncoder
 from overtone.tokenizers import Tokenizer
@@ -86,38 +88,59 @@ class MultitaskSearch:
                 if bool(goes_on.any()):
                     found, memory, where = self.net.read(token.unsqueeze(1), goes_on.unsqueeze(1), memory)
                     log_probs, heard = found[:, 0], where[:, 0]
-        return self.collect(said, lengths.tolist(), limits.tolist())
+        return self.collect(said, lengths.tolist(), limits.tolist(), tasks)
 
     def collect(
-        self, said: Sequence[tuple[Tensor, Tensor, Tensor]], lengths: Sequence[int], limits: Sequence[int]
+        self,
+        said: Sequence[tuple[Tensor, Tensor, Tensor]],
+        lengths: Sequence[int],
+        limits: Sequence[int],
+        tasks: Sequence[str | None],
     ) -> list[TransducerPath]:
         """The tokens of each row. said: token [B], log-probability [B] and weights of frames [B, T] of every round."""
         if not said:
-            return [self.path([], np.zeros(0, np.float32), np.zeros((0, length)), length) for length in lengths]
+            return [replace(EMPTY, frames=length) for length in lengths]
         tokens, values, heard = (torch.stack(column, dim=1).cpu() for column in zip(*said, strict=True))
         paths = []
         for row, length in enumerate(lengths):
             ids = tokens[row].tolist()
             ends = ids.index(self.prompts.end) + 1 if self.prompts.end in ids else min(len(ids), max(limits[row], 0))
             weights = heard[row, :ends, :length].numpy().astype(np.float64)
-            paths.append(self.path(ids[:ends], values[row, :ends].numpy(), weights, length))
+            paths.append(self.path(ids[:ends], values[row, :ends].numpy(), weights, tasks[row]))
         return paths
 
     def path(
-        self, ids: Sequence[int], values: npt.NDArray[np.float32], weights: npt.NDArray[np.float64], frames: int
+        self, ids: Sequence[int], values: npt.NDArray[np.float32], weights: npt.NDArray[np.float64], task: str | None
     ) -> TransducerPath:
         """The tokens of a row as a path; weights [U, T]. The end of the text and padding behind it are left out."""
         count = len(ids)
         while count and ids[count - 1] in (self.prompts.end, self.prompts.pad):
             count -= 1
-        return TransducerPath(
+        path = TransducerPath(
             ids=np.asarray(ids[:count], dtype=np.int64),
             places=place_tokens(weights[:count]),
             durations=np.zeros(count, dtype=np.int64),
             log_probs=np.asarray(values[:count], dtype=np.float32),
-            frames=frames,
+            frames=weights.shape[1],
             score=float(np.sum(values, dtype=np.float64)),
         )
+        return read_times(path, self.prompts.times) if self.prompts.asks_times(task) else path
+
+
+def read_times(path: TransducerPath, times: Mapping[int, int]) -> TransducerPath:
+    """The path with its tokens where its own tokens of times say; these last some frames then, as all others do.
+
+    times: tokens that say a time, with the frame that each means.
+    """
+    places, durations, begin, first = path.places.copy(), path.durations.copy(), 0, 0
+    for index, token in enumerate(path.ids.tolist()):
+        if token in times:
+            frame = min(max(times[token], begin), max(path.frames - 1, 0))
+            places[first:index], durations[first:index] = begin, max(1, frame - begin)
+            places[index], durations[index] = frame, 1
+            begin, first = frame, index + 1
+    places[first:] = np.maximum(places[first:], begin)
+    return replace(path, places=places, durations=durations)
 
 
 def place_tokens(weights: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
@@ -235,6 +258,7 @@ class MultitaskHead:
         label_smoothing: float = 0.0,
         masks_prompt: bool = False,
         max_delta: int = MAX_DELTA,
+        length_penalty: float = 0.0,
     ) -> None:
         """encoder: between the model's encoder and the decoder. masks_prompt: the loss counts no token of prompts."""
         self.net = net
@@ -244,6 +268,7 @@ class MultitaskHead:
         self.channels = net.width
         self.seconds_per_frame = seconds_per_frame
         self.label_smoothing, self.masks_prompt = label_smoothing, masks_prompt
+        self.length_penalty = length_penalty
         self.greedy = MultitaskSearch(net, prompts, max_delta=max_delta)
 
     @property
@@ -305,8 +330,24 @@ class MultitaskHead:
     def search(
         self, emissions: Tensor, lengths: Tensor, words: Sequence[Words], settings: BeamSettings, count: int
     ) -> list[list[Reading]]:
-        """Raises UsageError: there is none yet."""
-        raise UsageError("Models with an attention decoder are decoded greedily; leave out beam, phrases and the like.")
+        """The best prefixes of each row: emissions [B, T, H], lengths [B]."""
+        greedy, states = self.greedy, emissions.float()
+        tasks = self.prompts.rows(len(words))
+        prompts = [self.prompts.tokens(task) for task in tasks]
+        penalty = self.length_penalty if settings.length_penalty is None else settings.length_penalty
+        ends = {"end": self.prompts.end, "pad": self.prompts.pad}
+        with torch.no_grad():
+            search = MultitaskBeamSearch(
+                self.net, words, width=settings.width, size=greedy.size, length_penalty=penalty, **ends
+            )
+            tokens, valid = pad_tokens(prompts, self.prompts.pad, states.device)
+            memory = self.net.listen(states, lengths.to(states.device))
+            found = search.search(tokens, valid, memory, greedy.limits(lengths.tolist(), prompts))
+        readings = []
+        for own, length, task in zip(found, lengths.tolist(), tasks, strict=True):
+            paths = [greedy.path(each.tokens, each.values, each.weights[:, :length], task) for each in own[:count]]
+            readings.append([Reading(cast(Alignment, path), each.rank) for path, each in zip(paths, own, strict=False)])
+        return readings
 
     def align_row(self, emissions: Emissions) -> Alignment:
         """Decode one row greedily: emissions [T, H]."""
@@ -315,8 +356,15 @@ class MultitaskHead:
             return self.align(states, torch.tensor([len(emissions)]))[0]
 
     def read(self, alignment: Alignment) -> Hypothesis:
+        """The text, without the tokens of times that the task has asked for."""
         path = cast(TransducerPath, alignment)
-        return read_path(path, self.tokenizer, seconds_per_frame=self.seconds_per_frame)
+        is_time = np.isin(path.ids, list(self.prompts.times)) & (path.durations > 0)
+        parts = {name: getattr(path, name)[~is_time] for name in ("ids", "places", "durations", "log_probs")}
+        found = read_path(replace(path, **parts), self.tokenizer, seconds_per_frame=self.seconds_per_frame)
+        if not is_time.any():
+            return found
+        spans = zip(path.places.tolist(), (path.places + np.maximum(path.durations, 1)).tolist(), strict=True)
+        return replace(found, ids=tuple(path.ids.tolist()), spans=tuple(spans))
 
     def scores(self, emissions: Tensor, lengths: Tensor) -> Tensor:
         """Log-probabilities of the first token of the text, the same at every frame, [B, T, V].

@@ -34,6 +34,7 @@ SLOTS = {
 }
 """Slots of each format in the order of the prompt; canary2 has `decodercontext` besides, before them."""
 DEFAULTS = {"pnc": "<|pnc|>", "emotion": "<|emo:undefined|>", **{flag: f"<|no{flag}|>" for flag in FLAGS[1:]}}
+TIME = re.compile(r"<\|\d+\|>")
 LANGUAGE = re.compile(r"<\|[a-z]{2,3}(-[A-Za-z]{2,4})?\|>")
 
 
@@ -54,6 +55,8 @@ class TaskPrompts:
         for token in (BEGIN, END, PAD, *([CONTEXT] if form == "canary2" else [])):
             if token not in self.specials:
                 raise UsageError(f"The vocabulary has no {token}, which prompts of the format {form} need.")
+        self.times = {own: int(piece[2:-2]) for piece, own in self.specials.items() if TIME.fullmatch(piece)}
+        """Tokens that say a time, with the encoder frame that each means."""
         self.begin, self.end, self.pad = (self.specials[token] for token in (BEGIN, END, PAD))
         spoken = [piece[2:-2] for piece in self.specials if LANGUAGE.fullmatch(piece)]
         written = tokenizer.languages or spoken
@@ -94,6 +97,10 @@ class TaskPrompts:
                 self.encoded = {}
             self.encoded[task] = tuple(self.encode(self.slots(task)))
         return self.encoded[task]
+
+    def asks_times(self, task: str | None) -> bool:
+        """True if the text is to hold tokens that say when its words begin and end. Raises UsageError as `check`."""
+        return bool(self.times) and self.slots(task).get("timestamp") == "<|timestamp|>"
 
     def slots(self, task: str | None) -> dict[str, str]:
         """The value of every slot, special tokens but for `decodercontext`. Raises UsageError as `check`."""

@@ -6,7 +6,7 @@ Legend: B batch, T encoder frames, U tokens, N keys, D width, H heads, K = D / H
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, cast
 
@@ -50,13 +50,31 @@ class DecoderMemory:
 
     def select(self, rows: Tensor) -> DecoderMemory:
         """The memory of the given rows, [rows] int64; a row may come several times."""
-        return replace(
-            self,
-            frames=tuple(KeyValues(each.keys[rows], each.values[rows]) for each in self.frames),
-            audible=self.audible[rows],
-            valid=self.valid[rows],
-            tokens=tuple(KeyValues(each.keys[rows], each.values[rows]) for each in self.tokens),
-            seen=self.seen[rows],
+        frames = tuple(KeyValues(each.keys[rows], each.values[rows]) for each in self.frames)
+        return replace(self.reorder(rows), frames=frames, audible=self.audible[rows], valid=self.valid[rows])
+
+    def reorder(self, rows: Tensor) -> DecoderMemory:
+        """The same with the tokens of other rows of the same recordings, [rows] int64."""
+        tokens = tuple(KeyValues(each.keys[rows], each.values[rows]) for each in self.tokens)
+        return replace(self, tokens=tokens, seen=self.seen[rows])
+
+    @staticmethod
+    def interleave(parts: Sequence[DecoderMemory]) -> DecoderMemory:
+        """The memories of as many rows each as one: the first rows of all, then the second ones, and so on."""
+
+        def join(tensors: Sequence[Tensor]) -> Tensor:
+            return torch.stack(list(tensors), dim=1).flatten(0, 1)
+
+        def join_all(held: Sequence[tuple[KeyValues, ...]]) -> tuple[KeyValues, ...]:
+            layers = zip(*held, strict=True)
+            return tuple(KeyValues(*(join(each) for each in zip(*layer, strict=True))) for layer in layers)
+
+        return DecoderMemory(
+            frames=join_all([part.frames for part in parts]),
+            audible=join([part.audible for part in parts]),
+            valid=join([part.valid for part in parts]),
+            tokens=join_all([part.tokens for part in parts]),
+            seen=join([part.seen for part in parts]),
         )
 
 

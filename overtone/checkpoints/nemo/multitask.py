@@ -43,6 +43,7 @@ HEAD = (Key("dropout", "dropout_head", number(0.0, 1.0), 0.0),)
 HEAD_FIXED: dict[str, tuple[Any, ...]] = {"num_layers": (1,), "log_softmax": (True,)}
 SMOOTHING = Key("label_smoothing", "label_smoothing", number(0.0, 1.0), 0.0)
 MASKED = Key("use_loss_mask_for_prompt", "masks_prompt", lambda value: flag(bool(value)), False)
+PENALTY = Key("length_penalty", "length_penalty", number(0.0, 100.0), 0.0)
 DELTA = Key("max_generation_delta", "max_delta", integer(-1, 1_000_000), MAX_DELTA)
 
 
@@ -127,6 +128,7 @@ def read_multitask(config: Mapping[str, Any], settings: dict[str, dict[str, Any]
         MASKED.ours: read_key(config, MASKED, source),
         SMOOTHING.ours: read_smoothing(config, source),
         DELTA.ours: read_delta(config, source),
+        PENALTY.ours: read_penalty(config, source),
     }
 
 
@@ -161,6 +163,13 @@ def read_delta(config: Mapping[str, Any], source: str) -> int:
     decoding = dict(resolved(config, "decoding", source)) if config.get("decoding") else {}
     section = decoding.get("beam" if decoding.get("strategy", "beam") == "beam" else "greedy") or {}
     found: int = read_key(section, Key(DELTA.theirs, DELTA.ours, DELTA.check, -1), f"{source}: decoding")
+    return found
+
+
+def read_penalty(config: Mapping[str, Any], source: str) -> float:
+    """The exponent of the penalty of length in a beam search; NeMo does not read the `len_pen` of its own files."""
+    decoding = dict(resolved(config, "decoding", source)) if config.get("decoding") else {}
+    found: float = read_key(decoding.get("beam") or {}, PENALTY, f"{source}: decoding.beam")
     return found
 
 
@@ -209,7 +218,7 @@ def write_multitask(
         "decoding": {
             "strategy": "beam",
             "return_best_hypothesis": True,
-            "beam": {"beam_size": 1, "len_pen": 0.0, DELTA.theirs: options[DELTA.ours]},
+            "beam": {"beam_size": 1, **{key.theirs: options[key.ours] for key in (PENALTY, DELTA)}},
         },
     }
     if between and between["layers"]:
@@ -217,8 +226,11 @@ def write_multitask(
     return sections
 
 
-def adaptable_sections(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The sections `transf_encoder` and `transf_decoder` of a configuration as NeMo needs them for adapters."""
+def adaptable_sections(config: Mapping[str, Any], classes: int) -> dict[str, Any]:
+    """The sections `transf_encoder` and `transf_decoder` of a configuration as NeMo needs them for adapters.
+
+    classes: rows of the vocabulary, which NeMo knows by itself in the other form alone.
+    """
     sections: dict[str, Any] = {}
     if isinstance(config.get("transf_encoder"), Mapping):
         sections["transf_encoder"] = {**config["transf_encoder"], "_target_": TRANSF_ENCODER.adaptable}
@@ -228,5 +240,5 @@ def adaptable_sections(config: Mapping[str, Any]) -> dict[str, Any]:
         for name in (*NAMED_FIXED, "library"):
             decoder.pop(name, None)
         decoder |= nested
-    sections["transf_decoder"] = {**decoder, "_target_": TRANSF_DECODER.adaptable}
+    sections["transf_decoder"] = {**decoder, "vocab_size": classes, "_target_": TRANSF_DECODER.adaptable}
     return sections

@@ -138,7 +138,7 @@ def plan_recording(
     head, scope = head_of(engine, lease), engine.decoding_scope(lease)
 
     def align(emissions: Emissions) -> Alignment:
-        with scope():
+        with scope(), engine.model.speaking(decoding.language):
             return head.align_row(emissions)
 
     def submit(window: Window) -> Future[Emissions]:
