@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from safetensors import SafetensorError
@@ -96,6 +96,10 @@ class WordPart:
         share = self.prior_share if prior_share is None else prior_share
         return replace(self, weight=weight, token_bonus=token_bonus, prior_share=share)
 
+    def weighted_like(self, other: WordPart) -> Self:
+        """The same with another part's weight, token bonus and share of the general prior."""
+        return self.weighted(other.weight, other.token_bonus, prior_share=other.prior_share)
+
     def weakened(self, share: float) -> Self:
         """The same with a share of its weight, token bonus and boosts, 0..1."""
         boosts = tuple(replace(boost, boost=boost.boost * share) for boost in self.boosts)
@@ -176,6 +180,16 @@ class WordPart:
             **({"prior_share": self.prior_share} if self.prior_share else {}),
             "phrases": self.phrases,
         }
+
+
+def words_text(description: Mapping[str, Any]) -> str:
+    """`order 6, 7,223 n-grams, weight 0.5, token bonus 1, general prior 60%, 3 phrases, ` of a part's description."""
+    facts = {
+        "ngrams": "order {order}, {ngrams:,} n-grams, weight {weight:g}, token bonus {token_bonus:g}, ",
+        "prior_share": "general prior {prior_share:.0%}, ",
+        "phrases": "{phrases} phrases, ",
+    }
+    return "".join(form.format_map(description) for key, form in facts.items() if description.get(key))
 
 
 def words_digest(content: bytes) -> str:
