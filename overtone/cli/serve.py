@@ -15,9 +15,9 @@ import threading
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from overtone.cli.arguments import add_attention, add_computing, add_decoder, attention_options, number
+from overtone.cli.arguments import add_attention, add_computing, add_decoder, attention_options, number, port, whole
 from overtone.cli.cluster import add_replicas, serve_there
 from overtone.cli.screen import note
 from overtone.errors import AdapterError, UsageError
@@ -59,7 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "model", nargs="?", metavar="MODEL", help="a .nemo file, a model folder, or a name (default: fundamental)"
     )
     parser.add_argument(
-        "--adapters", type=Path, metavar="FOLDER", help="holds one adapter folder each; it is watched for changes"
+        "--adapters",
+        metavar="FOLDER",
+        help="one adapter folder each, watched for changes; s3://… is mirrored",
     )
     parser.add_argument(
         "--demo",
@@ -143,6 +145,13 @@ def add_security(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--admin-token-file", type=Path, metavar="FILE", help="holds the token that opens the administration"
+    )
+    group.add_argument(
+        "--adapter-source",
+        action="append",
+        default=[],
+        metavar="URI",
+        help="beginning of what POST /v1/load_lora_adapter may fetch, as s3://bucket/adapters/; may be repeated",
     )
     group.add_argument("--tls-cert", type=Path, metavar="FILE", help="the server's certificate (PEM), for both ports")
     group.add_argument("--tls-key", type=Path, metavar="FILE", help="its key (PEM)")
@@ -288,7 +297,8 @@ def settings_of(arguments: argparse.Namespace) -> ServerSettings:
     limits = AudioLimits(max_bytes=arguments.max_megabytes * 2**20, max_seconds=arguments.max_seconds)
     return ServerSettings(
         model=arguments.model or ServerSettings().model,
-        adapters=arguments.adapters,
+        **place_of(arguments.adapters),
+        adapter_sources=tuple(arguments.adapter_source),
         capacity=arguments.capacity,
         aliases=aliases_of(arguments.alias),
         prompt_boost=arguments.prompt_boost,
@@ -310,6 +320,13 @@ def settings_of(arguments: argparse.Namespace) -> ServerSettings:
         limits=limits,
         grace_seconds=arguments.grace,
     )
+
+
+def place_of(adapters: str | None) -> dict[str, Any]:
+    """Setting of a folder of adapters, or of a URI that is mirrored."""
+    if adapters is None or "://" not in adapters:
+        return {"adapters": None if adapters is None else Path(adapters)}
+    return {"adapters_from": adapters}
 
 
 def demo_adapter(folder: str) -> Path:
@@ -372,18 +389,3 @@ def log_addresses(server: Server, addresses: Addresses) -> None:
         facts["health"] = addresses.health
     adapters = f"{', '.join(names[:8]) or 'none'}{more}"
     LOG.info("%s · adapters: %s", server.service.base, adapters, extra={"call": facts})
-
-
-def port(text: str) -> int:
-    return whole_number(text, 0, 65_535)
-
-
-def whole(text: str) -> int:
-    return whole_number(text, 1, 1_000_000)
-
-
-def whole_number(text: str, least: int, most: int) -> int:
-    """Whole number within limits, for argparse."""
-    if not text.isdecimal() or not least <= int(text) <= most:
-        raise argparse.ArgumentTypeError(f"'{text[:20]}' is no whole number from {least} to {most}")
-    return int(text)
