@@ -32,6 +32,7 @@ DEMO_ADAPTERS = "run/checkpoints/*/adapter.yaml"
 BEST = "-best"
 
 PACKAGES = {
+    "fsspec": "fsspec",
     "grpc": "grpcio",
     "google.protobuf": "protobuf",
     "starlette": "starlette",
