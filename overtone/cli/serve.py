@@ -19,17 +19,15 @@ from typing import TYPE_CHECKING, Any
 
 from overtone.cli.arguments import add_attention, add_computing, add_decoder, attention_options, number, port, whole
 from overtone.cli.cluster import add_replicas, serve_there
+from overtone.cli.models import demo_adapter, learning_copy, load_demo
 from overtone.cli.screen import note
-from overtone.errors import AdapterError, UsageError
+from overtone.errors import UsageError
 from overtone.startup import fast_imports
 
 if TYPE_CHECKING:
     from overtone.serving.server import Addresses, Server, ServerSettings
 
 LOG = logging.getLogger("overtone.serving.server")
-DEMO_FOLDERS = "overtone_demo*"
-DEMO_ADAPTERS = "run/checkpoints/*/adapter.yaml"
-BEST = "-best"
 
 PACKAGES = {
     "fsspec": "fsspec",
@@ -70,6 +68,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         const="",
         metavar="FOLDER",
         help="with the adapter that `overtone demo` trained, in that folder or the newest overtone_demo*/ here",
+    )
+    parser.add_argument(
+        "--learn",
+        action="store_true",
+        help="let adapters of the folder learn from corrections; with --tokens, those that a tenant's entry names",
     )
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is every one (default: 127.0.0.1)"
@@ -246,6 +249,10 @@ def run(arguments: argparse.Namespace) -> int:
     settings = settings_of(arguments)
     is_for_people = arguments.log == "text" or sys.stderr.isatty()
     demo = None if arguments.demo is None else demo_adapter(arguments.demo)
+    if settings.learn and arguments.ray is not None:
+        raise UsageError("--learn does not go with --ray; let adapters learn with `overtone learn`.")
+    if settings.learn and demo is not None and settings.adapters is None:
+        settings, demo = replace(settings, adapters=learning_copy(demo)), None
     started = note_addresses if is_for_people else log_addresses
     if arguments.ray is not None:
         return serve_there(arguments, settings, demo, started)
@@ -300,6 +307,7 @@ def settings_of(arguments: argparse.Namespace) -> ServerSettings:
         model=arguments.model or ServerSettings().model,
         **place_of(arguments.adapters),
         adapter_sources=tuple(arguments.adapter_source),
+        learn=arguments.learn,
         capacity=arguments.capacity,
         aliases=aliases_of(arguments.alias),
         prompt_boost=arguments.prompt_boost,
@@ -328,34 +336,6 @@ def place_of(adapters: str | None) -> dict[str, Any]:
     if adapters is None or "://" not in adapters:
         return {"adapters": None if adapters is None else Path(adapters)}
     return {"adapters_from": adapters}
-
-
-def demo_adapter(folder: str) -> Path:
-    """Folder of the best adapter of a run of `overtone demo`. Raises UsageError."""
-    candidates = [Path(folder)] if folder else sorted(Path().glob(DEMO_FOLDERS), key=age)
-    for candidate in candidates:
-        found = sorted(path.parent for path in candidate.glob(DEMO_ADAPTERS))
-        best = [path for path in found if path.name.endswith(BEST)] or found
-        if best:
-            return best[0]
-    where = f"{folder} holds no adapter of a demo" if folder else f"There is no {DEMO_FOLDERS}/ here with an adapter"
-    raise UsageError(f"{where}. Train one first: `overtone demo` (a few minutes), then `overtone serve --demo`.")
-
-
-def age(path: Path) -> float:
-    """Sort key: the newest first."""
-    return -path.stat().st_mtime
-
-
-def load_demo(model: object, folder: Path) -> None:
-    """Add the adapter of the demo to the model. Raises UsageError where it does not fit."""
-    from overtone.models.asr_model import AsrModel
-
-    assert isinstance(model, AsrModel)
-    try:
-        model.adapters.load(folder)
-    except AdapterError as error:
-        raise UsageError(f"The demo's adapter does not fit this model: {error}") from error
 
 
 def note_addresses(server: Server, addresses: Addresses) -> None:

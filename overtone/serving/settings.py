@@ -24,6 +24,8 @@ class ServerSettings:
     """URI of a folder of adapter folders (`s3://bucket/adapters`) that is mirrored, in place of `adapters`."""
     adapter_sources: tuple[str, ...] = ()
     """Beginnings of the URIs that `POST /v1/load_lora_adapter` may name."""
+    learn: bool = False
+    """Adapters of the folder learn from corrections that are sent to the server."""
     capacity: int = 64
     """Adapters of the folder in the model at a time; the least recently used makes way."""
     base: str = ""
