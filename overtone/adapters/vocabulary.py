@@ -30,11 +30,21 @@ OwnModules = Mapping[str, Mapping[str, nn.Module]]
 class Vocabulary(nn.Module):
     """A tokenizer, and heads over its tokens."""
 
-    def __init__(self, tokenizer: Tokenizer, heads: Mapping[str, Head], own: OwnModules, *, reused: int = 0) -> None:
-        """heads: by name, as the model's. own: what they do not share with the base's. reused: tokens that begin with
-        values of the base's.
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        heads: Mapping[str, Head],
+        nets: Mapping[str, nn.Module],
+        own: OwnModules,
+        *,
+        reused: int = 0,
+    ) -> None:
+        """heads: by name, as the model's. nets: of the heads, by part. own: what they do not share with the base's.
+        reused: tokens that begin with values of the base's.
         """
         super().__init__()
+        self.nets = dict(nets)
+        """Nets of the heads, which share modules with the base: their parameters are not the adapter's."""
         self.tokenizer = tokenizer
         self.heads = dict(heads)
         self.reused = reused

@@ -175,8 +175,14 @@ def _check_model(model: ModelSettings, findings: Findings) -> None:
         findings.add("model.tokenizer", "has to be given with model.init: the vocabulary of the new model.")
     if model.init and model.train != "everything":
         findings.add("model.train", "is 'everything' where model.init makes fresh weights.")
-    if model.tokenizer and model.train != "everything":
-        findings.add("model.tokenizer", "changes the vocabulary, which needs model.train=everything.")
+    if model.tokenizer and model.train == "adapter":
+        findings.add(
+            "model.tokenizer",
+            "changes the vocabulary, which needs model.train=everything, or parts with the decoder; an adapter takes "
+            "model.adapter.vocabulary.",
+        )
+    if model.train == ():
+        findings.add("model.train", "names no part; give adapter, everything, or parts such as [decoder].")
     _check_new_base(model, findings)
     kinds = model.adapter.kinds
     if model.adapter.adapter_type not in kinds:
@@ -203,7 +209,7 @@ def _check_new_base(model: ModelSettings, findings: Findings) -> None:
     inner_losses = model.interctc or InterCtcSettings()
     inner, weights = inner_losses.apply_at_layers, inner_losses.loss_weights
     for key, given in (("interctc.apply_at_layers", bool(inner)), ("flat_start.steps", model.flat_start.steps > 0)):
-        if given and model.train != "everything":
+        if given and model.train == "adapter":
             findings.add(f"model.{key}", "is for model.train=everything; leave it out for an adapter.")
     if len(inner) != len(weights):
         findings.add("model.interctc.loss_weights", f"{len(weights)} weights for {len(inner)} layers; give one each.")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from overtone.data.manifest import Utterance, read_manifest
 from overtone.data.vocabulary import VocabularyReport, check_vocabulary, read_tasks, reference_text
@@ -15,8 +15,8 @@ from overtone.decoding.decoder import BeamSettings
 from overtone.errors import DataError, UsageError
 from overtone.evaluation.results import Difference, Evaluation, Result, UtteranceResult
 from overtone.inference.choices import Choice, NamedChoice, Phrases, name_choices, refuse_selection
-from overtone.inference.recordings import recordings_of
-from overtone.inference.transcribe import Transcriber
+from overtone.inference.recordings import Recording, recordings_of
+from overtone.inference.transcribe import Transcriber, Transcription
 from overtone.inference.windows import OVERLAP_SECONDS, WINDOW_SECONDS
 from overtone.models.asr_model import AsrModel
 from overtone.models.attention import attention_text
@@ -34,6 +34,18 @@ __all__ = ["Evaluation", "evaluate"]
 
 BASE_ALONE: tuple[Choice, ...] = (None,)
 """The default of `adapters`: no adapter, nothing else."""
+
+
+class Transcribes(Protocol):
+    """A `Transcriber`, or what stands for it."""
+
+    def run(
+        self, recordings: Sequence[Recording], choices: Sequence[Choice], *, progress: Progress | None = None
+    ) -> Iterator[Transcription]: ...
+
+
+Elsewhere = Callable[[Mapping[str, str]], Transcribes]
+"""Function of the sources of adapters, by the chain that acts."""
 
 
 def evaluate(
@@ -55,12 +67,13 @@ def evaluate(
     seed: int = 0,
     text_processing: TextProcessing | None = None,
     progress: Progress | None = None,
+    elsewhere: Elsewhere | None = None,
 ) -> Evaluation:
     """Measure word and character error rates of each adapter choice on each manifest.
 
     adapters: None (the base), "a", "a+b", "@file", or the folder of a saved adapter, which is loaded. With None among
     them the others are compared to the base. general: more manifests, of general speech. text_processing: of all texts.
-    batch_seconds, window, overlap, compute_dtype, decoder, language, beam, phrases: as for `Transcriber`.
+    batch_seconds to phrases: as for `Transcriber`. elsewhere: gives one that has workers.
     level, resamples, seed: of the bootstrap. progress: called with the seconds of audio that are done, and of all.
     Raises DataError for a manifest or recording that cannot be used, AdapterError for an unknown adapter, UsageError
     where there is nothing to evaluate, and where a `use` block says another thing than `adapters`.
@@ -76,18 +89,17 @@ def evaluate(
     bootstrap, results = _Bootstrap(level, resamples, seed), list[Result]()
     with model.computing_in(compute_dtype):
         options: dict[str, Any] = {"window": window, "overlap": overlap, "decoder": decoder, "language": language}
-        transcriber = Transcriber(model, batch_seconds=batch_seconds, beam=beam, phrases=phrases, **options)
+        own = Transcriber(model, batch_seconds=batch_seconds, beam=beam, phrases=phrases, **options)
+        transcriber = own if elsewhere is None else elsewhere(sources_of(choices))
         for path, lines in sets.items():
-            results += bootstrap.results(path, choices, hear_each(transcriber, lines, choices, counted, meter))
+            results += bootstrap.results(path, choices, hear_each(transcriber, model, lines, choices, counted, meter))
         used = model.compute_dtype
     return Evaluation(
         model=model.name,
         fingerprint=model.fingerprint(),
         compute_dtype=used,
         device=str(model.device),
-        level=level,
-        resamples=resamples,
-        seed=seed,
+        **vars(bootstrap),
         created=datetime.now().astimezone().isoformat(timespec="seconds"),
         results=tuple(results),
         adapters=adapter_facts(model, choices),
@@ -96,6 +108,11 @@ def evaluate(
         general=tuple(general),
         unwritable=find_unwritable(model, sets, choices, counted),
     )
+
+
+def sources_of(choices: Sequence[NamedChoice]) -> dict[str, str]:
+    """Folders of the adapters that lie in one, by the chain that acts."""
+    return {str(one.chain): one.source for one in choices if one.source is not None}
 
 
 def read_sets(
@@ -182,7 +199,8 @@ def find_unwritable(
 
 
 def hear_each(
-    transcriber: Transcriber,
+    transcriber: Transcribes,
+    model: AsrModel,
     lines: Sequence[Utterance],
     choices: Sequence[NamedChoice],
     counted: CountedTexts,
@@ -192,14 +210,14 @@ def hear_each(
     heard = {}
     for chain in dict.fromkeys(choice.chain for choice in choices):
         begun = time.perf_counter()
-        own = counted.over(transcriber.model.head_of(chain).tokenizer)
+        own = counted.over(model.head_of(chain).tokenizer)
         utterances = hear(transcriber, lines, chain, own, progress=meter.part())
         heard[chain] = utterances, time.perf_counter() - begun
     return heard
 
 
 def hear(
-    transcriber: Transcriber,
+    transcriber: Transcribes,
     lines: Sequence[Utterance],
     choice: Choice,
     counted: CountedTexts,

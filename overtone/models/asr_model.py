@@ -373,11 +373,12 @@ class AsrModel(nn.Module):
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
-        if not self.base_is_frozen and not self.base_dropout:
-            self.encoder.eval()
+        if not self.base_is_frozen:
+            if not self.base_dropout:
+                self.encoder.eval()
             for module in self.encoder.modules():
                 if isinstance(module, nn.BatchNorm2d):
-                    module.train(mode)
+                    module.train(mode and all(parameter.requires_grad for parameter in module.parameters()))
         if self.base_is_frozen:
             for part in self.parts:
                 getattr(self, part).train(mode and self.base_dropout)

@@ -89,7 +89,8 @@ def make_vocabulary(
             for module, before in replaced.values():
                 module.to(next(before.parameters()).device)
                 begin_with_base(module, before, tokens, classes=tokenizer.size, base_classes=base.size)
-    return Vocabulary(tokenizer, make_heads(nets, tokenizer), own, reused=len(tokens))
+    heads = make_heads(nets, tokenizer)
+    return Vocabulary(tokenizer, heads, {part: nets[part] for part in own}, own, reused=len(tokens))
 
 
 def heads_of_rows(heads: Mapping[str, Head], name: str, adapters: AdapterSet, rows: int) -> list[Head]:

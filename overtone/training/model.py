@@ -18,11 +18,12 @@ from overtone.adapters.words import WORDS_ALONE, WordPart
 from overtone.checkpoints.adapters import enable_adapters, read_stored
 from overtone.checkpoints.load import load_model
 from overtone.checkpoints.nemo.fresh import build_fresh
+from overtone.checkpoints.nemo.vocabulary import with_fresh_heads
 from overtone.decoding.phrase_boost import read_phrases
 from overtone.errors import CheckpointError, ConfigError
-from overtone.models.asr_model import AsrModel, build_model
+from overtone.models.asr_model import AsrModel
 from overtone.models.vocabulary import tokenizer_of
-from overtone.tokenizers import CharTokenizer, SentencePieceTokenizer, Tokenizer
+from overtone.tokenizers import CharTokenizer, Tokenizer
 from overtone.training.console import Reporter
 from overtone.training.data import SpeechSet
 from overtone.training.plan import AdapterPlan, BasePlan, TrainingPlan
@@ -45,30 +46,20 @@ def load_base(plan: BasePlan, *, seed: int) -> AsrModel:
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
-    """Read a sentencepiece model (`.model`), or a text file with one label a line. Raises ConfigError."""
-    try:
-        content = path.read_bytes()
-        if path.suffix == ".model":
-            return SentencePieceTokenizer(content)
-        return CharTokenizer([line for line in content.decode("utf-8").split("\n") if line])
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"model.tokenizer: {path} cannot be read ({error}).") from error
-    except CheckpointError as error:
-        raise ConfigError(f"model.tokenizer: {path}: {error}") from error
+    """Read the tokenizer of a file or folder, as `find_tokenizer`. Raises ConfigError."""
+    return find_tokenizer(path, key="model.tokenizer")
 
 
 def change_vocabulary(model: AsrModel, tokenizer: Tokenizer, *, seed: int) -> AsrModel:
-    """Return the model's encoder under a fresh head for another vocabulary; adapters do not come along."""
-    settings = {part: dict(values) for part, values in model.settings.items()}
-    settings["decoder"]["classes"] = tokenizer.size
+    """Return the model's encoder under fresh heads for another vocabulary; adapters do not come along.
+
+    Raises ConfigError for a model that cannot have another vocabulary.
+    """
     torch.manual_seed(seed)
-    changed = build_model(settings=settings, tokenizer=tokenizer, name=model.name)
-    own = changed.base_state_dict()
-    with torch.no_grad():
-        for name, tensor in model.base_state_dict().items():
-            if not name.startswith("decoder."):
-                own[name].copy_(tensor)
-    return changed
+    try:
+        return with_fresh_heads(model, tokenizer)
+    except CheckpointError as error:
+        raise ConfigError(f"model.tokenizer: {error}") from error
 
 
 @contextmanager

@@ -21,7 +21,8 @@ from overtone.errors import DataError, OutputError, OvertoneError
 from overtone.models.asr_model import AsrModel
 from overtone.training.flat_start import FlatStart
 from overtone.training.forward import BatchForward
-from overtone.training.optim import Schedule, make_optimiser
+from overtone.training.optim import make_optimiser
+from overtone.training.optim.schedules import Schedule
 from overtone.training.prefix_cache.loader import PrefixBatch
 from overtone.training.validation import ValidationCounts
 

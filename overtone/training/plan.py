@@ -94,7 +94,9 @@ class TrainingPlan:
     """Name of the experiment, unless `experiment` gives one."""
     base: AsrModel | BasePlan
     adapter: AdapterPlan | None
-    """The adapter to train; None trains every weight of the base."""
+    """The adapter to train; None trains the base."""
+    trained_parts: tuple[str, ...] = ()
+    """Parts of the base that are trained where no adapter is; none trains all of it."""
     att_context_size: tuple[int, ...] | None
     """The attention context of the base; None: the one that acts."""
     attention: str | None
@@ -136,6 +138,11 @@ class TrainingPlan:
     """Asked after every validation but the last one."""
 
     @property
+    def changes_vocabulary(self) -> bool:
+        """The base gets another vocabulary, and its heads begin anew."""
+        return isinstance(self.base, BasePlan) and self.base.tokenizer is not None
+
+    @property
     def starts_fresh(self) -> bool:
         """The base has no weights of a checkpoint, so that its WER says nothing."""
         return isinstance(self.base, BasePlan) and self.base.config is not None
@@ -164,7 +171,7 @@ def plan_training(
     Raises ConfigError for an adapter of a kind without the dimension that the settings give.
     """
     chosen = settings.model
-    if chosen.train == "everything":
+    if chosen.train != "adapter":
         adapter = None
     elif adapter is None:
         adapter = plan_adapter(chosen.adapter)
@@ -173,6 +180,7 @@ def plan_training(
         name=settings.name,
         base=model if model is not None else plan_base(chosen),
         adapter=adapter,
+        trained_parts=() if chosen.train in ("adapter", "everything") else tuple(chosen.train),
         att_context_size=chosen.encoder.att_context_size,
         attention=chosen.encoder.self_attention_model,
         base_dropout=chosen.base_dropout,

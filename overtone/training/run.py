@@ -122,7 +122,7 @@ class Run:
     def adapter_identity(self) -> dict[str, Any]:
         """Return what the adapter is and its base; nothing where every weight is trained and in the checkpoint."""
         if self.adapter is None:
-            return {}
+            return {"trained": list(self.plan.trained_parts)}
         adapter = self.model.adapters[self.adapter]
         return {
             "base": self.model.fingerprint(),

@@ -15,6 +15,7 @@ from lightning.pytorch import Trainer
 from overtone.adapters.vocabulary import Vocabulary
 from overtone.config import ExperimentSettings
 from overtone.models.attention import attention_facts, attention_text
+from overtone.models.vocabulary import WITH_TOKENS
 from overtone.training.plan import TrainingPlan
 from overtone.training.progress import Progress
 from overtone.training.run import Run, TrainingResult
@@ -31,7 +32,7 @@ def introduce(run: Run, notes: Sequence[str]) -> None:
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     dtype = TRAINED_DTYPES[lightning_precision(run.plan.trainer)]
     if run.adapter is None:
-        say(f"Base '{model.name}': every weight is trained, in {dtype}")
+        say(describe_trained(run, dtype))
     else:
         frozen = base_dtype(run.plan, run.machine)
         say(f"Base '{model.name}': frozen, in {frozen}; adapter '{run.adapter}': trained, in {dtype}")
@@ -62,6 +63,20 @@ def introduce(run: Run, notes: Sequence[str]) -> None:
     say(f"Run folder: {run.folder.path}")
     for note in notes:
         say(note)
+
+
+def describe_trained(run: Run, dtype: str) -> str:
+    """Say which parts of the base are trained, and which begin anew."""
+    plan, model = run.plan, run.model
+    trained = "every weight is"
+    if plan.trained_parts:
+        trained = f"{', '.join(plan.trained_parts)} {'is' if len(plan.trained_parts) == 1 else 'are'}"
+    rest = "; everything else is frozen" if plan.trained_parts else ""
+    said = f"Base '{model.name}': {trained} trained, in {dtype}{rest}"
+    if plan.changes_vocabulary and not plan.starts_fresh:
+        heads = " and ".join(part for part in WITH_TOKENS if part in model.parts)
+        said += f"\nVocabulary changed: {model.tokenizer.size} tokens; {heads} begin anew, with random values"
+    return said
 
 
 def describe_vocabulary(vocabulary: Vocabulary) -> str:

@@ -43,6 +43,7 @@ from overtone.training.data import read_ahead, read_training_set, read_validatio
 from overtone.training.general import read_general
 from overtone.training.model import add_adapter, find_vocabulary, give_back, load_base, make_word_part
 from overtone.training.optim import EVERYTHING, with_rate
+from overtone.training.parts import check_new_heads, train_parts
 from overtone.training.plan import AdapterPlan, BasePlan, Prune, TrainingPlan, plan_training
 from overtone.training.prefix_cache.plan import plan_prefix
 from overtone.training.retention import read_general_speech
@@ -329,7 +330,8 @@ def run_in_folder(
 def choose_trained(model: AsrModel, plan: TrainingPlan, tokenizer: Tokenizer | None) -> Adapter | None:
     """Add the adapter that is trained, or make the base trainable. tokenizer: of the adapter's own vocabulary."""
     if plan.adapter is None:
-        model.train_base(base_dropout=plan.base_dropout)
+        check_new_heads(model, plan)
+        train_parts(model, plan.trained_parts, base_dropout=plan.base_dropout)
         return None
     seed, dropout = plan.seed, plan.base_dropout
     return add_adapter(model, plan.adapter, seed=seed, base_dropout=dropout, tokenizer=tokenizer)

@@ -9,7 +9,7 @@ import pytest
 import sentencepiece
 import yaml
 
-from overtone.adapters.kinds.linear import LinearAdapter
+from overtone.checkpoints.load import load_model
 from overtone.errors import CheckpointError, ConfigError, DataError
 from overtone.evaluation.evaluate import evaluate
 from overtone.evaluation.inspect import as_text, inspect
@@ -173,10 +173,18 @@ def test_settings_that_contradict_each_other_are_refused(
         settings_for(tmp_path, *overrides)
 
 
-def test_files_for_nemo_are_left_out_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_adapted_model_for_nemo_has_the_new_vocabulary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = small_model()
-    settings = settings_for(tmp_path, NEW, "model.adapter.adapter_state_dict_name=adapters.pt")
-    result = run_training(settings, model=model, reporter=Reporter())
+    add_trained(model, "plain")
+    nemo = ("model.adapter.adapter_state_dict_name=adapters.pt", "exp_manager.checkpoint_callback_params.save_top_k=1")
+    result = run_training(settings_for(tmp_path, NEW, *nemo), model=model, reporter=Reporter())
     assert result.adapters_file is None
-    assert "has a vocabulary of its own" in capsys.readouterr().out
-    assert isinstance(model.adapters["mine"].kind, LinearAdapter)
+    assert "No adapters.pt: Adapter 'mine' has a vocabulary of its own" in capsys.readouterr().out
+    assert result.nemo is not None
+    whole = load_model(result.nemo)
+    assert whole.tokenizer.vocabulary == LETTERS
+    assert whole.adapters.file_choice == ("mine",)
+    assert whole.adapters.names == ["plain", "mine"]
+    for choice, own in (("mine", "@file"), ("plain+mine", "plain+mine")):
+        expected = transcribe(model, tmp_path / "valid0.wav", adapter=choice)[0].text
+        assert transcribe(whole, tmp_path / "valid0.wav", adapter=own)[0].text == expected

@@ -24,7 +24,8 @@ from overtone.checkpoints.nemo.config import NemoAdapter, read_adapters
 from overtone.checkpoints.nemo.keys import STRATEGY, nemo_key
 from overtone.checkpoints.nemo.pickles import plain, read_torch_file
 from overtone.checkpoints.nemo.torch_zip import RefusedError
-from overtone.checkpoints.nemo.words import make_entry, read_part, refuse_vocabulary, take_entry
+from overtone.checkpoints.nemo.vocabulary import refuse_vocabulary
+from overtone.checkpoints.nemo.words import make_entry, read_part, take_entry
 from overtone.config.keys import read_section, refuse, write_section
 from overtone.config.targets import NEMO_STRATEGY_TARGETS
 from overtone.errors import AdapterError, CheckpointError, did_you_mean
@@ -80,9 +81,8 @@ def read_kind_section(section: Mapping[str, Any], where: str) -> Kind:
     forms = [(each.kind, form) for each in KINDS.values() for form in each.nemo]
     found = next(((kind, form) for kind, form in forms if target in form.targets), None)
     if found is None:
-        refuse(
-            where, "_target_", section.get("_target_"), ", ".join(name for _, form in forms for name in form.targets)
-        )
+        allowed = ", ".join(name for _, form in forms for name in form.targets)
+        refuse(where, "_target_", section.get("_target_"), allowed)
     kind, form = found
     settings = read_section(section, form.keys, where, fixed=form.fixed, idle=("enabled", *form.constants))
     del settings[WIDTH]
@@ -253,18 +253,18 @@ def nemo_form(adapter: Adapter) -> NemoForm:
     )
 
 
-def check_nemo_can_hold(adapter: Adapter) -> None:
-    """Raises CheckpointError for a kind, place, name or vocabulary that adapters in NeMo cannot have."""
+def check_nemo_can_hold(adapter: Adapter, *, vocabulary: bool = True) -> None:
+    """Raises CheckpointError for a kind, place, name or `vocabulary` that adapters in NeMo cannot have."""
+    if vocabulary:
+        refuse_vocabulary(adapter)
     nemo_form(adapter)
-    refuse_vocabulary(adapter)
     places = {adapter.at(point).point.module for point in adapter.points} - set(NEMO_MODULES)
     if places:
         raise CheckpointError(
             f"Adapter '{adapter.name}' acts in {', '.join(sorted(places))}, where NeMo has no adapters (it has them in "
             f"{', '.join(NEMO_MODULES)}). Save it as an adapter folder."
         )
-    taken = adapter.name == "global_cfg" or hasattr(nn.ModuleDict(), adapter.name)
-    if taken or not NEMO_NAME.match(adapter.name):
+    if adapter.name == "global_cfg" or hasattr(nn.ModuleDict(), adapter.name) or not NEMO_NAME.match(adapter.name):
         raise CheckpointError(
             f"'{adapter.name}' cannot be an adapter's name in NeMo (letters, digits, '_' and '-', and no word that "
             "PyTorch's ModuleDict uses itself). Save it as an adapter folder and load it under another name."

@@ -23,6 +23,7 @@ from overtone.checkpoints.nemo.keys import nemo_key
 from overtone.checkpoints.nemo.multitask import adaptable_sections, check_tied, rows_of
 from overtone.checkpoints.nemo.pickles import read_state_dict
 from overtone.checkpoints.nemo.tokenizer import FILE_PREFIX, read_tokenizer, tokenizer_files, tokenizers_of
+from overtone.checkpoints.nemo.vocabulary import find_owner, with_vocabulary_of
 from overtone.checkpoints.nemo.words import give_words, make_members, take_members
 from overtone.checkpoints.nemo.yaml import read_yaml, resolved, write_yaml
 from overtone.errors import CheckpointError, ConfigError, UsageError
@@ -71,11 +72,14 @@ def read_nemo(path: Path | str, *, adapters: bool = True) -> AsrModel:
 def write_nemo(model: AsrModel, path: Path | str, *, enabled: Container[str] | None = None) -> None:
     """Write the model and its adapters; NeMo restores the file, and what was not changed stands as it stood.
 
-    enabled: the adapters that NeMo lets act; None: as the model's own file had it, and all that are new.
+    enabled: the adapters that NeMo lets act; None: as the model's own file had it, and all that are new. With an
+    adapter among them that has a vocabulary of its own, the file is a model with that vocabulary.
     Word parts lie beside NeMo's files in it. The file appears whole or not at all. Raises CheckpointError where NeMo
     lacks the kind or name of an adapter.
     """
     path = Path(path)
+    owner = find_owner(model, enabled)
+    model = model if owner is None else with_vocabulary_of(model, owner)
     config = nemo_config(model, enabled=enabled)
     tensors = {nemo_key(name): tensor.detach().cpu() for name, tensor in model.base_state_dict().items()}
     for adapter in model.adapters:

@@ -69,12 +69,3 @@ def give_words(model: AsrModel, parts: Mapping[str, bytes], source: str | Path) 
                 f"{source} has a word part of adapter '{name}', which it does not hold; it is damaged."
             )
         model.adapters[name].words = read_part(model, content, source)
-
-
-def refuse_vocabulary(adapter: Adapter) -> None:
-    """Raises CheckpointError for an adapter with a vocabulary of its own."""
-    if adapter.vocabulary is not None:
-        raise CheckpointError(
-            f"Adapter '{adapter.name}' has a vocabulary of its own, which NeMo's adapters do not have. Save it as an "
-            "adapter folder (adapters.save) or the model as a native folder."
-        )
