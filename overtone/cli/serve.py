@@ -113,7 +113,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_computing(parser)
     add_decoder(parser)
     add_attention(parser)
-    add_replicas(parser)
 
 
 def add_names(parser: argparse.ArgumentParser) -> None:
@@ -182,7 +181,7 @@ def add_security(parser: argparse.ArgumentParser) -> None:
 
 
 def add_streams(parser: argparse.ArgumentParser) -> None:
-    """Options of streams."""
+    """Options of streams, and of replicas."""
     group = parser.add_argument_group("streams")
     group.add_argument(
         "--stream",
@@ -206,6 +205,7 @@ def add_streams(parser: argparse.ArgumentParser) -> None:
         help="cache_aware: each chunk of a stream is computed once, with the model's own chunks and context in place "
         "of these; auto: that for models that were trained for it (default: auto)",
     )
+    add_replicas(parser)
 
 
 def alias(text: str) -> tuple[str, str]:
@@ -235,6 +235,7 @@ def context(text: str) -> tuple[float, float, float]:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Serve until a signal comes; returns the exit code. Raises UsageError for options that do not go together."""
     check_installed()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the server is there, which reads its files again
