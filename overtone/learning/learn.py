@@ -10,6 +10,7 @@ from typing import Any
 from overtone.adapters.adapter import Adapter, check_name
 from overtone.adapters.storage import read_folder
 from overtone.adapters.words import WordPart
+from overtone.errors import AdapterError
 from overtone.inference.retention import SHARES
 from overtone.inference.word_weights import Heard, count_errors, hear
 from overtone.learning.corrections import Correction, Corrections, Learnt, now
@@ -70,9 +71,12 @@ class Learner:
         return self.folder.is_dir()
 
     def check_base(self) -> None:
-        """Raises AdapterError where the adapter is of another base, or damaged."""
-        if self.exists:
-            read_folder(self.folder, self.model.adapters.identity())
+        """Raises AdapterError where the adapter is of another base, damaged, or has a vocabulary of its own."""
+        if self.exists and read_folder(self.folder, self.model.adapters.identity()).vocabulary is not None:
+            raise AdapterError(
+                f"The adapter in {self.folder} has a vocabulary of its own, and corrections are read in the base's. "
+                "Train it further on their recordings, with model.adapter.start_from."
+            )
 
     def describe(self, new: int) -> str:
         """The line on what is there to learn from."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -200,12 +199,3 @@ def go_back(folder: Path, number: int | None = None) -> tuple[Version, int]:
             store.set_aside(gone)
         versions.serve(target)
     return target, len(gone)
-
-
-def copy_to_learn(adapter: Path) -> Path:
-    """A folder of adapters beside one, with a copy of it that may learn; a copy that is there stays as it is."""
-    adapters = adapter.parent / "learning"
-    own = adapters / str(read_description(adapter)["name"])
-    if not own.exists():
-        shutil.copytree(adapter, own)
-    return adapters

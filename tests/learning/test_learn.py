@@ -14,6 +14,7 @@ import torch
 
 from overtone.adapters.storage import read_description
 from overtone.checkpoints.load import save_model
+from overtone.cli.models import learning_copy
 from overtone.errors import DataError, UsageError
 from overtone.learning import learn as words_module
 from overtone.learning import training as learning
@@ -22,7 +23,7 @@ from overtone.learning.corrections import Correction, Learnt
 from overtone.learning.learn import Learner
 from overtone.learning.state import LearnSettings, read_settings, read_state, remember, write_state
 from overtone.learning.training import learn
-from overtone.learning.versions import TRAINING_LOCK, Versions, copy_to_learn, go_back
+from overtone.learning.versions import TRAINING_LOCK, Versions, go_back
 from overtone.models.asr_model import AsrModel
 from overtone.wer import ErrorCounts
 from support.small_models import add_trained, small_model
@@ -274,10 +275,10 @@ def test_a_copy_of_an_adapter_learns_in_its_place(learner: Learner) -> None:
     """The demo's adapter stays what its run made of it, and what its copy has learnt stays too."""
     add_trained(learner.model, "mine")
     learner.model.adapters.save("mine", learner.folder)
-    copied = copy_to_learn(learner.folder) / "mine"
+    copied = learning_copy(learner.folder) / "mine"
     before = read_description(learner.folder)["parameters_digest"]
     Learner(model=learner.model, folder=copied, say=lines(learner).append).add([Correction(text="say this")], SHORT)
-    assert copy_to_learn(learner.folder) == copied.parent
+    assert learning_copy(learner.folder) == copied.parent
     assert "word_part" in read_description(copied)
     assert "word_part" not in read_description(learner.folder)
     assert read_description(learner.folder)["parameters_digest"] == before
