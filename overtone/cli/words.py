@@ -249,7 +249,10 @@ def train_on_text(arguments: argparse.Namespace, model: AsrModel) -> str | None:
 def choose(
     arguments: argparse.Namespace, model: AsrModel, words: WordPart, acoustic: str | None
 ) -> tuple[WordPart | None, str | None]:
-    """What of the adapter makes the fewest errors on recordings. Raises DataError where nothing makes fewer."""
+    """The parts of the adapter that make the fewest errors on recordings.
+
+    Raises DataError where nothing makes fewer, UsageError for an adapter with a vocabulary of its own.
+    """
     from overtone.data.dataset import read_utterance
     from overtone.data.manifest import read_manifest
     from overtone.data.vocabulary import reference_text

@@ -138,7 +138,7 @@ def choose_weights_of_folds(
 
 @dataclass(frozen=True, kw_only=True)
 class PartsChoice:
-    """What of an adapter made the fewest errors on recordings: its words, its acoustic part, both or nothing."""
+    """The parts of an adapter that made the fewest errors on recordings: words, acoustic part, both or nothing."""
 
     part: WordPart | None
     """The words with their weights; None: none of them."""
@@ -153,7 +153,7 @@ class PartsChoice:
 def choose_parts(
     model: AsrModel, recordings: Sequence[Recording], part: WordPart, adapter: str | None = None, *, optional: bool
 ) -> PartsChoice:
-    """Of words, an acoustic part and both what makes the fewest errors; of equal ones what is less.
+    """The best of words, an acoustic part, both and nothing by the fewest errors; of equal ones what is less.
 
     adapter: one with the acoustic part, or None. optional: whether the acoustic part may be left out.
     """

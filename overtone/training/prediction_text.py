@@ -48,7 +48,7 @@ class TextTraining:
     """A training on text: perplexities of a held-out token, and the best step."""
 
     before: float
-    """Of the base."""
+    """The base's."""
     after: float
     """With the adapter; `before` where it was taken back."""
     step: int
@@ -142,7 +142,7 @@ def draw(sentences: Sequence[list[int]], steps: int, seed: int) -> Iterator[list
 
 
 def text_loss(model: AsrModel, head: TransducerHead, name: str, batch: Sequence[Sequence[int]]) -> Tensor:
-    """How unlikely a batch is with the adapter, and how far its expectations lie from the base's: a scalar."""
+    """The loss of a batch, a scalar: how unlikely it is, and how far from what the base expects."""
     targets, inside = pad_tokens(batch, model.device)
     with torch.no_grad(), model.adapters.use(None):
         base = expect(head, targets)
@@ -166,7 +166,7 @@ def perplexity(model: AsrModel, head: TransducerHead, choice: str | None, senten
 
 
 def expect(head: TransducerHead, targets: Tensor) -> Expected:
-    """What prediction network and joint expect before each token, where the encoder says nothing; targets [B, U]."""
+    """Expectations before each token, where the encoder says nothing; targets [B, U]."""
     joint = head.joint
     predictions = joint.pred(head.prediction(targets))[:, :-1]  # [B, U, J]
     nothing = joint.enc(predictions.new_zeros(len(targets), 1, joint.enc.in_features))  # [B, 1, J]
