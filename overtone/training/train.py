@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import glob
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -32,6 +32,7 @@ from overtone.config import (
     manifest_paths,
     split_name,
 )
+from overtone.data.tables import Manifests, name_tables
 from overtone.models.asr_model import AsrModel
 from overtone.models.attention import choose_attention, keep_attention
 from overtone.models.vocabulary import writing_with
@@ -74,9 +75,9 @@ def train(
     model: AsrModel | str | Path,
     *,
     adapter_name: str,
-    train_manifest: str | Path | Sequence[str | Path],
+    train_manifest: Manifests | None,
     output_dir: str | Path,
-    validation_manifest: str | Path | Sequence[str | Path] | None = None,
+    validation_manifest: Manifests | None = None,
     kind: Kind | str | None = None,
     start_from: str | Path | None = None,
     vocabulary: str | Path | Sequence[str] | None = None,
@@ -104,16 +105,19 @@ def train(
 ) -> TrainingResult:
     """Train a new adapter and keep it in the model, with its best weights.
 
-    model: an AsrModel, or what `load_model` takes. kind: `LinearAdapter(dim=32)` unless given, or the name of one.
-    start_from: an adapter to go on from. vocabulary: its own, a tokenizer's file or folder, or labels. output_dir: the
-    run folder; `checkpoints/NAME-best` in it is the adapter's. overwrite: replace what has these names. resume: go on
-    where a run was cut off. words: a word part too. save_nemo: also `.nemo` files. callbacks: of Lightning's.
+    model: an AsrModel, or what `load_model` takes. train_manifest, validation_manifest: a path, a data set of Hugging
+    Face's, a frame of pandas, a list of rows, or several; None is what `settings` name.
+    kind: `LinearAdapter(dim=32)` unless given, or the name of one. start_from: an adapter to go on from.
+    vocabulary: its own, a tokenizer's file or folder, or labels. output_dir: the run folder; `checkpoints/NAME-best` in
+    it is the adapter's. overwrite: replace what has these names. resume: go on where a run was cut off.
+    words: a word part too. save_nemo: also `.nemo` files. callbacks: of Lightning's.
     """
     own, source = (model, None) if isinstance(model, AsrModel) else (None, str(model))
     adapter = _plan_adapter(adapter_name, modules, kind, layers, strategy, start_from, vocabulary)
-    base = settings or Settings()
+    base, (training, tables) = settings or Settings(), name_tables(train_manifest, "train")
+    validation, more_tables = name_tables(validation_manifest, "validation")
     chosen = replace(
-        _with_data(base.model, train_manifest, validation_manifest, batch_size, num_workers),
+        _with_data(base.model, training, validation, batch_size, num_workers),
         pretrained_model=None,
         nemo_model=source,
         adapter=replace(_adapter(adapter, save_nemo=save_nemo), words=words),
@@ -129,7 +133,8 @@ def train(
     )
     if overwrite:
         make_room(own, adapter_name, Path(output_dir))
-    return run_training(whole, model=own, reporter=Reporter(quiet=quiet), adapter=adapter, callbacks=callbacks)
+    reporter, tables = Reporter(quiet=quiet), tables | more_tables
+    return run_training(whole, model=own, reporter=reporter, adapter=adapter, callbacks=callbacks, tables=tables)
 
 
 def make_room(model: AsrModel | None, name: str, folder: Path) -> None:
@@ -195,8 +200,8 @@ def _optimiser(
 
 def _with_data(
     base: ModelSettings,
-    training: str | Path | Sequence[str | Path],
-    validation: str | Path | Sequence[str | Path] | None,
+    training: Sequence[Any],
+    validation: Sequence[Any],
     batch_size: int,
     num_workers: int,
 ) -> ModelSettings:
@@ -207,16 +212,9 @@ def _with_data(
     )
 
 
-def _dataset(
-    base: DatasetSettings, manifests: str | Path | Sequence[str | Path] | None, batch_size: int, num_workers: int
-) -> DatasetSettings:
-    names = [] if manifests is None else [manifests] if isinstance(manifests, str | Path) else list(manifests)
-    return replace(
-        base,
-        manifest_filepath=tuple(str(name) for name in names) or None,
-        batch_size=batch_size,
-        num_workers=num_workers,
-    )
+def _dataset(base: DatasetSettings, manifests: Sequence[Any], batch_size: int, num_workers: int) -> DatasetSettings:
+    names = tuple(manifests) or (None if base.inputs or base.cuts_path or base.shar_path else base.manifest_filepath)
+    return replace(base, manifest_filepath=names, batch_size=batch_size, num_workers=num_workers)
 
 
 def _experiment(base: ExperimentSettings, folder: Path, *, save_nemo: bool, resume: bool) -> ExperimentSettings:
@@ -242,13 +240,15 @@ def run_training(
     adapter: AdapterPlan | None = None,
     callbacks: Sequence[Callback] = (),
     prune: Prune | None = None,
+    tables: Mapping[str, Any] | None = None,
 ) -> TrainingResult:
     """Carry out the training that the settings describe.
 
-    model, adapter: stand in for those that they name. prune: may end it early. Raises as `run_plan`.
+    model, adapter: stand in for those that they name. prune: may end it early. tables: manifests in memory, by the
+    names that the settings give them. Raises as `run_plan`.
     """
     check_settings(settings, purpose="train", model_given=model is not None)
-    plan = plan_training(settings, model=model, adapter=adapter, callbacks=callbacks, prune=prune)
+    plan = plan_training(settings, model=model, adapter=adapter, callbacks=callbacks, prune=prune, tables=tables)
     return run_plan(plan, reporter or Reporter())
 
 
