@@ -96,6 +96,10 @@ class WordPart:
         share = self.prior_share if prior_share is None else prior_share
         return replace(self, weight=weight, token_bonus=token_bonus, prior_share=share)
 
+    def weighted_like(self, other: WordPart) -> Self:
+        """The same with another part's weight, token bonus and share of the general prior."""
+        return self.weighted(other.weight, other.token_bonus, prior_share=other.prior_share)
+
     def weakened(self, share: float) -> Self:
         """The same with a share of its weight, token bonus and boosts, 0..1."""
         boosts = tuple(replace(boost, boost=boost.boost * share) for boost in self.boosts)

@@ -94,7 +94,20 @@ def choose_weights(model: AsrModel, heard: Sequence[Heard], part: WordPart, *, s
     Weights of the n-gram first, then bonuses with the best of them and with its neighbours, then shares of the general
     prior, where the part has one, with the best of these.
     """
-    without = count_errors(model, heard, None, scope=scope)
+    return choose_weights_of_folds(model, [(heard, part)], scope=scope)
+
+
+def choose_weights_of_folds(
+    model: AsrModel, folds: Sequence[tuple[Sequence[Heard], WordPart]], *, scope: Scope
+) -> WordsChoice:
+    """The first part with the weights that make the fewest errors, where recordings are heard with a part each."""
+    part = folds[0][1]
+
+    def count(like: WordPart | None) -> ErrorCounts:
+        each = ((heard, None if like is None else own.weighted_like(like)) for heard, own in folds)
+        return sum((count_errors(model, heard, own, scope=scope) for heard, own in each), ErrorCounts())
+
+    without = count(None)
     best, chosen = without, None
     tried: dict[tuple[float, float, float], ErrorCounts] = {}
 
@@ -102,7 +115,7 @@ def choose_weights(model: AsrModel, heard: Sequence[Heard], part: WordPart, *, s
         nonlocal best, chosen
         key = candidate.weight, candidate.token_bonus, candidate.prior_share
         if key not in tried:
-            tried[key] = count_errors(model, heard, candidate, scope=scope)
+            tried[key] = count(candidate)
             if tried[key].errors < best.errors:
                 best, chosen = tried[key], candidate
 

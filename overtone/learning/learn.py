@@ -132,8 +132,9 @@ class Learner:
         if adapter is None:
             adapter = self.model.adapters.add_words(self.name, part)
         adapter.words = part
-        adapter.card = {**adapter.card, "words": {**part.describe(), **judged(choice.before, choice.after)}}
-        return self.write(adapter, parent, part="words", facts=judged(choice.before, choice.after))
+        facts = {} if choice.is_crossed else judged(choice.before, choice.after)
+        adapter.card = {**adapter.card, "words": {**part.describe(), **facts}}
+        return self.write(adapter, parent, part="words", facts=facts)
 
     def bear_general_speech(
         self, part: WordPart, adapter: Adapter | None, current: WordPart | None, settings: LearnSettings
@@ -380,6 +381,11 @@ def describe_words(choice: WordChoice, every: Sequence[Learnt]) -> str:
         words = sum(len(own.text.split()) for own in held_out_of(every))
         return f"Words: {weights}, as before ({words} of the {ENOUGH_WORDS} held-out words that a choice needs)"
     rates = f"WER {choice.before.rate:.2%} → {choice.after.rate:.2%} on {choice.before.reference_length} held-out words"
+    if choice.is_crossed:
+        return (
+            f"Words: {weights}; WER {choice.before.rate:.2%} without words, {choice.after.rate:.2%} with them, each of "
+            f"{choice.before.reference_length} words from the other corrections"
+        )
     if choice.is_worse:
         return f"Words: not kept, {rates}. The corrections stay, and count with the next ones"
     return f"Words: {weights}; {rates}"

@@ -87,6 +87,11 @@ def read_state(adapter: Path) -> dict[str, Any]:
     return content
 
 
+def worker_command(adapter: Path, model: str, *options: str) -> list[str]:
+    """The command line of a process that learns what there is to be learnt."""
+    return [sys.executable, "-m", "overtone", "learn", str(adapter.resolve()), "--model", model, *options]
+
+
 def start_worker(adapter: Path, model: str, *options: str) -> Path:
     """Start a process that learns what is there to be learnt, at low priority; the file that it writes lines to.
 
@@ -96,7 +101,7 @@ def start_worker(adapter: Path, model: str, *options: str) -> Path:
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as file:
         subprocess.Popen(
-            [sys.executable, "-m", "overtone", "learn", str(adapter.resolve()), "--model", model, *options],
+            worker_command(adapter, model, *options),
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=file,

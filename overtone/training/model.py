@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,12 +17,13 @@ from overtone.adapters.word_text import BOOST, Phrases, check_phrases, make_word
 from overtone.adapters.words import WORDS_ALONE, WordPart
 from overtone.checkpoints.adapters import enable_adapters, read_stored
 from overtone.checkpoints.load import load_model
-from overtone.checkpoints.nemo.fresh import build_fresh
+from overtone.checkpoints.nemo.config import describe
+from overtone.checkpoints.nemo.fresh import build_fresh, draw_heads
 from overtone.checkpoints.nemo.vocabulary import with_fresh_heads
 from overtone.decoding.phrase_boost import read_phrases
 from overtone.errors import CheckpointError, ConfigError
 from overtone.models.asr_model import AsrModel
-from overtone.models.vocabulary import tokenizer_of
+from overtone.models.vocabulary import WITH_TOKENS, tokenizer_of
 from overtone.tokenizers import CharTokenizer, Tokenizer
 from overtone.training.console import Reporter
 from overtone.training.data import SpeechSet
@@ -57,9 +58,35 @@ def change_vocabulary(model: AsrModel, tokenizer: Tokenizer, *, seed: int) -> As
     """
     torch.manual_seed(seed)
     try:
-        return with_fresh_heads(model, tokenizer)
+        changed = with_fresh_heads(model, tokenizer)
+        draw_heads(changed, changed.config or describe(changed.settings, tokenizer), model.name)
+        return changed
     except CheckpointError as error:
         raise ConfigError(f"model.tokenizer: {error}") from error
+
+
+def check_new_heads(model: AsrModel, plan: TrainingPlan) -> None:
+    """Raises ConfigError where the vocabulary is changed, and a head that begins anew would stay frozen."""
+    missing = [part for part in WITH_TOKENS if part in model.parts and part not in plan.trained_parts]
+    if plan.trained_parts and plan.changes_vocabulary and missing:
+        raise ConfigError(
+            f"model.train: model.tokenizer makes {', '.join(missing)} anew; that has to be among the parts."
+        )
+
+
+def check_base_stays(plan: TrainingPlan, written: Sequence[Path]) -> None:
+    """Raises ConfigError where a file that the training writes is the base's own. written: paths of weights."""
+    source = plan.base.checkpoint if isinstance(plan.base, BasePlan) else None
+    if source is None:
+        return
+    base = Path(source).expanduser().resolve()
+    for path in written:
+        own = path.resolve()
+        if own == base or base.is_relative_to(own):
+            raise ConfigError(
+                f"{path} is the base that is trained, and would be overwritten. Choose another exp_manager.exp_dir or "
+                "exp_manager.name, or copy the base."
+            )
 
 
 @contextmanager

@@ -35,6 +35,7 @@ from overtone.config import (
 from overtone.data.tables import Manifests, name_tables
 from overtone.models.asr_model import AsrModel
 from overtone.models.attention import choose_attention, keep_attention
+from overtone.models.trained_parts import train_parts
 from overtone.models.vocabulary import writing_with
 from overtone.startup import pause_garbage_collection
 from overtone.tokenizers import Tokenizer
@@ -42,9 +43,8 @@ from overtone.training.base_errors import BaseErrors
 from overtone.training.console import Reporter
 from overtone.training.data import read_ahead, read_training_set, read_validation_sets
 from overtone.training.general import read_general
-from overtone.training.model import add_adapter, find_vocabulary, give_back, load_base, make_word_part
+from overtone.training.model import add_adapter, check_new_heads, find_vocabulary, give_back, load_base, make_word_part
 from overtone.training.optim import EVERYTHING, with_rate
-from overtone.training.parts import check_new_heads, train_parts
 from overtone.training.plan import AdapterPlan, BasePlan, Prune, TrainingPlan, plan_training
 from overtone.training.prefix_cache.plan import plan_prefix
 from overtone.training.retention import read_general_speech

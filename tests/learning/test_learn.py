@@ -225,7 +225,7 @@ def test_words_that_general_speech_cannot_bear(
     if expected:
         part = small_model().adapters.load(learner.folder).words
         assert part is not None
-        assert part.weight == pytest.approx(0.4 * 0.35)
+        assert part.weight == pytest.approx(0.1 * 0.35)
 
 
 def test_settings_are_remembered(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from overtone.checkpoints.load import load_model, save_model
 from overtone.errors import ConfigError
 from overtone.inference.transcribe import transcribe
 from overtone.models.asr_model import AsrModel
+from overtone.models.trained_parts import parameters_of
 from overtone.training.console import Reporter
-from overtone.training.parts import parameters_of
 from overtone.training.train import run_training
 from support.own_vocabulary import MODELS
 from support.small_models import small_model

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from torch import nn
 
 from overtone.errors import ConfigError, did_you_mean
 from overtone.models.asr_model import AsrModel
-from overtone.models.vocabulary import WITH_TOKENS
-from overtone.training.plan import BasePlan, TrainingPlan
 
 KEY = "model.train"
 RANGE = re.compile(r"(?P<above>.+)\.(?P<first>\d+)(?P<dash>-)(?P<last>\d*)")
@@ -81,25 +78,3 @@ def part_names(model: AsrModel) -> list[str]:
     lists = {name: count for name, count in numbered(model).items() if name in ("encoder.layers", "encoder.encoder")}
     own = [part for part in model.parts if any(True for _ in getattr(model, part).parameters())]
     return [*own, *(f"{name}.0-{count - 1}" for name, count in lists.items())]
-
-
-def check_new_heads(model: AsrModel, plan: TrainingPlan) -> None:
-    """Raises ConfigError where the vocabulary is changed, and a head that begins anew would stay frozen."""
-    missing = [part for part in WITH_TOKENS if part in model.parts and part not in plan.trained_parts]
-    if plan.trained_parts and plan.changes_vocabulary and missing:
-        raise ConfigError(f"{KEY}: model.tokenizer makes {', '.join(missing)} anew; that has to be among the parts.")
-
-
-def check_base_stays(plan: TrainingPlan, written: Sequence[Path]) -> None:
-    """Raises ConfigError where a file that the training writes is the base's own. written: paths of weights."""
-    source = plan.base.checkpoint if isinstance(plan.base, BasePlan) else None
-    if source is None:
-        return
-    base = Path(source).expanduser().resolve()
-    for path in written:
-        own = path.resolve()
-        if own == base or base.is_relative_to(own):
-            raise ConfigError(
-                f"{path} is the base that is trained, and would be overwritten. Choose another exp_manager.exp_dir or "
-                "exp_manager.name, or copy the base."
-            )
