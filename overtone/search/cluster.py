@@ -93,8 +93,8 @@ def result_of(reference: Any, trial: Trial) -> Outcome:
     try:
         outcome: Outcome = ray.get(reference)
     except ray.exceptions.RayError as error:
-        reason = str(error).strip().splitlines()
-        return Outcome(trial=trial, error=f"The task was lost on the cluster: {reason[0] if reason else ''}", died=True)
+        reason = f"{str(error).strip()}.".partition(". ")[0].splitlines()[0].rstrip(".")
+        return Outcome(trial=trial, error=f"The task was lost on the cluster: {reason}.", died=True)
     return outcome
 
 
