@@ -82,10 +82,7 @@ def evaluate(
     """
     if adapters is BASE_ALONE:
         refuse_selection(model)
-    domain, tables = name_tables(manifests, "data")
-    general, more_tables = name_tables(general, "general")
-    general = as_paths(general)
-    sets = read_sets(model, as_paths(domain), general, adapters, tables | more_tables)
+    sets, general = read_sets(model, manifests, general, adapters)
     choices = name_choices(model, adapters)
     counted = CountedTexts(model.tokenizer, text_processing or TextProcessing())
     seconds = sum(utterance.duration for lines in sets.values() for utterance in lines)
@@ -120,18 +117,19 @@ def sources_of(choices: Sequence[NamedChoice]) -> dict[str, str]:
 
 
 def read_sets(
-    model: AsrModel,
-    paths: Sequence[Path],
-    general: Sequence[Path],
-    adapters: Sequence[Choice],
-    tables: Mapping[str, Any],
-) -> dict[Path, list[Utterance]]:
-    """Read all manifests. Raises UsageError where there is nothing to evaluate, and for one that is given both ways."""
-    if twice := set(paths) & set(general):
+    model: AsrModel, manifests: Manifests, general: Manifests, adapters: Sequence[Choice]
+) -> tuple[dict[Path, list[Utterance]], list[Path]]:
+    """Read all manifests, and tell those of general speech.
+
+    Raises UsageError where there is nothing to evaluate, and for one that is given both ways.
+    """
+    named, general_named = name_tables(manifests, "data"), name_tables(general, "general")
+    paths, elsewhere, tables = as_paths(named[0]), as_paths(general_named[0]), named[1] | general_named[1]
+    if twice := set(paths) & set(elsewhere):
         raise UsageError(f"{twice.pop()} is given as the domain and as general speech; give it once.")
     if not paths or not adapters:
         raise UsageError("Nothing to evaluate: give at least one manifest, and one adapter or None for the base.")
-    return {path: read_told(model, path, tables.get(str(path))) for path in [*paths, *general]}
+    return {path: read_told(model, path, tables.get(str(path))) for path in [*paths, *elsewhere]}, elsewhere
 
 
 def as_paths(names: str | Path | Sequence[str | Path]) -> list[Path]:

@@ -22,7 +22,6 @@ from overtone.config import (
     AdapterSettings,
     DatasetSettings,
     ExperimentSettings,
-    ModelSettings,
     OptimSettings,
     ScheduleSettings,
     Settings,
@@ -105,19 +104,16 @@ def train(
 ) -> TrainingResult:
     """Train a new adapter and keep it in the model, with its best weights.
 
-    model: an AsrModel, or what `load_model` takes. train_manifest, validation_manifest: a path, a data set of Hugging
-    Face's, a frame of pandas, a list of rows, or several; None is what `settings` name.
-    kind: `LinearAdapter(dim=32)` unless given, or the name of one. start_from: an adapter to go on from.
-    vocabulary: its own, a tokenizer's file or folder, or labels. output_dir: the run folder; `checkpoints/NAME-best` in
-    it is the adapter's. overwrite: replace what has these names. resume: go on where a run was cut off.
-    words: a word part too. save_nemo: also `.nemo` files. callbacks: of Lightning's.
+    model: an AsrModel, or what `load_model` takes. Manifests are paths, or tables as `read_table` takes them; None is
+    those of `settings`. start_from: an adapter to go on from. vocabulary: its own, a tokenizer, or labels. output_dir:
+    the run folder, with the adapter in `checkpoints/NAME-best`. overwrite: replace what has these names. resume: go on
+    where a run was cut off. words: a word part too. save_nemo: also `.nemo` files. callbacks: of Lightning's.
     """
     own, source = (model, None) if isinstance(model, AsrModel) else (None, str(model))
     adapter = _plan_adapter(adapter_name, modules, kind, layers, strategy, start_from, vocabulary)
-    base, (training, tables) = settings or Settings(), name_tables(train_manifest, "train")
-    validation, more_tables = name_tables(validation_manifest, "validation")
+    base, tables = _with_data(settings or Settings(), train_manifest, validation_manifest, batch_size, num_workers)
     chosen = replace(
-        _with_data(base.model, training, validation, batch_size, num_workers),
+        base.model,
         pretrained_model=None,
         nemo_model=source,
         adapter=replace(_adapter(adapter, save_nemo=save_nemo), words=words),
@@ -126,14 +122,13 @@ def train(
         optim=_optimiser(base.model.optim, learning_rate, weight_decay, warmup_steps),
     )
     whole = replace(
-        replace(base, name=adapter_name, compute_dtype=compute_dtype, seed=seed),
-        model=chosen,
+        replace(base, name=adapter_name, compute_dtype=compute_dtype, seed=seed, model=chosen),
         trainer=replace(base.trainer, max_steps=max_steps, max_epochs=max_epochs),
         exp_manager=_experiment(base.exp_manager, Path(output_dir), save_nemo=save_nemo, resume=resume),
     )
     if overwrite:
         make_room(own, adapter_name, Path(output_dir))
-    reporter, tables = Reporter(quiet=quiet), tables | more_tables
+    reporter = Reporter(quiet=quiet)
     return run_training(whole, model=own, reporter=reporter, adapter=adapter, callbacks=callbacks, tables=tables)
 
 
@@ -199,17 +194,17 @@ def _optimiser(
 
 
 def _with_data(
-    base: ModelSettings,
-    training: Sequence[Any],
-    validation: Sequence[Any],
-    batch_size: int,
-    num_workers: int,
-) -> ModelSettings:
-    return replace(
-        base,
-        train_ds=_dataset(base.train_ds, training, batch_size, num_workers),
-        validation_ds=_dataset(base.validation_ds, validation, batch_size, num_workers),
+    base: Settings, training: Manifests, validation: Manifests, batch_size: int, num_workers: int
+) -> tuple[Settings, dict[str, Any]]:
+    """Return the settings with these manifests, and the tables among them by name."""
+    train_names, train_tables = name_tables(training, "train")
+    names, tables = name_tables(validation, "validation")
+    model = replace(
+        base.model,
+        train_ds=_dataset(base.model.train_ds, train_names, batch_size, num_workers),
+        validation_ds=_dataset(base.model.validation_ds, names, batch_size, num_workers),
     )
+    return replace(base, model=model), train_tables | tables
 
 
 def _dataset(base: DatasetSettings, manifests: Sequence[Any], batch_size: int, num_workers: int) -> DatasetSettings:
