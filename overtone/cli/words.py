@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from overtone.adapters.prior import Prior
     from overtone.adapters.words import WordPart
     from overtone.models.asr_model import AsrModel
+    from overtone.tokenizers import Tokenizer
 
 POLICIES = ("refuse", "drop", "keep")
 ORDERS = range(1, 11)
@@ -100,11 +101,13 @@ def run(arguments: argparse.Namespace) -> int:
 
     check_name(arguments.name)
     model = load(arguments.model, "cpu")
-    words = make_part(arguments, model)
+    acoustic = find_acoustic(arguments, model)
+    tokenizer = model.head_of(acoustic).tokenizer  # an adapter may have its own
+    words = make_part(arguments, model, tokenizer)
     folder = Path(arguments.output or arguments.name).expanduser()
-    save(arguments, model, words, folder)
+    save(arguments, model, words, folder, acoustic)
     if arguments.export and words.ngram is not None:
-        save_arpa(words.ngram, Path(arguments.export).expanduser(), model.tokenizer)
+        save_arpa(words.ngram, Path(arguments.export).expanduser(), tokenizer)
     print(f"Adapter: {folder}")
     print(
         f"Next: {shlex.join(['overtone', 'transcribe', 'AUDIO', '--model', arguments.model, '--adapter', str(folder)])}"
@@ -112,15 +115,18 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def make_part(arguments: argparse.Namespace, model: AsrModel) -> WordPart:
-    """The word part that the options ask for; notes say what it holds, and what could not be written."""
+def make_part(arguments: argparse.Namespace, model: AsrModel, tokenizer: Tokenizer) -> WordPart:
+    """The word part that the options ask for; notes say what it holds, and what could not be written.
+
+    tokenizer: of its tokens.
+    """
     from overtone.adapters.word_text import TOKEN_BONUS, WEIGHT, check_phrases, make_words, read_sentences, write_tokens
     from overtone.checkpoints.ngrams import read_ngram
     from overtone.decoding.phrase_boost import read_phrases
 
-    option, tokenizer = "--unwritable ", model.tokenizer
+    option = "--unwritable "
     sequences: list[list[int]] = []
-    prior = choose_prior(arguments, model)
+    prior = choose_prior(arguments, model, tokenizer)
     ngram = None if prior is None or arguments.prior != ONLY else prior.ngram
     if arguments.text:
         lines = [line for name in arguments.text for line in read_sentences(Path(name).expanduser())]
@@ -161,14 +167,14 @@ def make_part(arguments: argparse.Namespace, model: AsrModel) -> WordPart:
     return words
 
 
-def choose_prior(arguments: argparse.Namespace, model: AsrModel) -> Prior | None:
+def choose_prior(arguments: argparse.Namespace, model: AsrModel, tokenizer: Tokenizer) -> Prior | None:
     """The general prior that acts: for text unless the options say otherwise, for an n-gram where they give a share.
 
     Raises UsageError where the options want one and the model has none.
     """
     from overtone.adapters.prior import find_prior
 
-    prior = find_prior(model.tokenizer.digest())
+    prior = find_prior(tokenizer.digest())
     if prior is None and arguments.prior:
         raise UsageError(f"--prior: {model.name} has no general prior; the embedded base, fundamental, has one.")
     wanted = bool(arguments.text) if arguments.prior is None else bool(arguments.prior)
@@ -185,20 +191,27 @@ def prior_share(text: str) -> float | str:
     return share
 
 
-def save(arguments: argparse.Namespace, model: AsrModel, words: WordPart, folder: Path) -> None:
-    """Write the adapter's folder, with the acoustic part of another where the options name one.
+def find_acoustic(arguments: argparse.Namespace, model: AsrModel) -> str | None:
+    """The adapter that gets the words, loaded; None makes one of words alone.
 
-    Raises UsageError where they name more than one adapter, or the base.
+    Raises UsageError where the options name more than one adapter, or the base.
     """
     if arguments.adapter is None:
+        return None
+    from overtone.checkpoints.adapters import find_adapter
+
+    found = find_adapter(model, arguments.adapter)
+    if found is None or "+" in found:
+        raise UsageError(f"--adapter {arguments.adapter}: one adapter is needed, not the base and not a chain.")
+    return found
+
+
+def save(arguments: argparse.Namespace, model: AsrModel, words: WordPart, folder: Path, acoustic: str | None) -> None:
+    """Write the adapter's folder, with the acoustic part of another where there is one."""
+    if acoustic is None:
         model.adapters.add_words(arguments.name, words)
     else:
-        from overtone.checkpoints.adapters import find_adapter
-
-        found = find_adapter(model, arguments.adapter)
-        if found is None or "+" in found:
-            raise UsageError(f"--adapter {arguments.adapter}: one adapter is needed, not the base and not a chain.")
-        if found != arguments.name:
-            model.adapters.rename(found, arguments.name)
+        if acoustic != arguments.name:
+            model.adapters.rename(acoustic, arguments.name)
         model.adapters[arguments.name].words = words
     model.adapters.save(arguments.name, folder, overwrite=arguments.overwrite)
