@@ -232,3 +232,14 @@ def test_what_writes_the_bases_tokens_refuses_such_an_adapter(tmp_path: Path) ->
     model.adapters.save("own", tmp_path / "own")
     with pytest.raises(AdapterError, match="corrections are read in the base's"):
         Learner(model=model, folder=tmp_path / "own").check_base()
+
+
+@pytest.mark.parametrize("head", ["ctc", "rnnt"])
+def test_processes_that_share_the_rows_learn_the_same(head: str, tmp_path: Path) -> None:
+    losses = []
+    for processes in (1, 2):
+        run = f"exp_manager.explicit_log_dir={tmp_path / str(processes)}"
+        settings = settings_for(tmp_path, NEW, run, f"compute_processes={processes}", "model.base_dropout=false")
+        result = run_training(settings, model=MODELS[head](), reporter=Reporter(quiet=True))
+        losses.append(yaml.safe_load((result.last / "adapter.yaml").read_text())["card"]["loss_after"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
