@@ -25,7 +25,7 @@ from overtone.lightning import AdapterModule
 from overtone.tokenizers import CharTokenizer
 from overtone.training.console import Reporter
 from overtone.training.train import run_training, train
-from support.own_vocabulary import MODELS, add_own
+from support.own_vocabulary import LABELS, MODELS, add_own
 from support.small_models import add_trained, small_model
 from support.train_samples import TEXTS, settings_for, write_corpus
 
@@ -123,6 +123,18 @@ def test_it_is_shown_and_proven_like_any_other(tmp_path: Path) -> None:
     assert 0.0 <= own.symbols_changed <= 1.0
     assert "vocabulary" in as_text(inspect(tmp_path / "run/checkpoints/mine-best"))
     assert "its own, 27 symbols (char)" in as_text(inspect(model))
+
+
+@pytest.mark.parametrize("head", MODELS)
+def test_every_head_is_proven(head: str, tmp_path: Path) -> None:
+    model = MODELS[head]()
+    add_own(model, "own", LETTERS)
+    add_own(model, "other", LABELS, modules="encoder+decoder", seed=2)
+    write_corpus(tmp_path)
+    proof = verify(model, sorted(tmp_path.glob("train*.wav")))
+    assert proof.passed, [check for check in proof.all_checks if not check.passed]
+    assert {each.adapter for each in proof.adapters} == {"own", "other"}
+    assert all(0.0 < each.symbols_changed <= 1.0 for each in proof.adapters)
 
 
 def test_words_are_counted_in_the_new_tokens(tmp_path: Path) -> None:
