@@ -25,7 +25,7 @@ from overtone.lightning import AdapterModule
 from overtone.tokenizers import CharTokenizer
 from overtone.training.console import Reporter
 from overtone.training.train import run_training, train
-from support.own_vocabulary import MODELS, add_own
+from support.own_vocabulary import LABELS, MODELS, add_own
 from support.small_models import add_trained, small_model
 from support.train_samples import TEXTS, settings_for, write_corpus
 
@@ -123,6 +123,18 @@ def test_it_is_shown_and_proven_like_any_other(tmp_path: Path) -> None:
     assert 0.0 <= own.symbols_changed <= 1.0
     assert "vocabulary" in as_text(inspect(tmp_path / "run/checkpoints/mine-best"))
     assert "its own, 27 symbols (char)" in as_text(inspect(model))
+
+
+@pytest.mark.parametrize("head", MODELS)
+def test_every_head_is_proven(head: str, tmp_path: Path) -> None:
+    model = MODELS[head]()
+    add_own(model, "own", LETTERS)
+    add_own(model, "other", LABELS, modules="encoder+decoder", seed=2)
+    write_corpus(tmp_path)
+    proof = verify(model, sorted(tmp_path.glob("train*.wav")))
+    assert proof.passed, [check for check in proof.all_checks if not check.passed]
+    assert {each.adapter for each in proof.adapters} == {"own", "other"}
+    assert all(0.0 < each.symbols_changed <= 1.0 for each in proof.adapters)
 
 
 def test_words_are_counted_in_the_new_tokens(tmp_path: Path) -> None:
@@ -232,3 +244,14 @@ def test_what_writes_the_bases_tokens_refuses_such_an_adapter(tmp_path: Path) ->
     model.adapters.save("own", tmp_path / "own")
     with pytest.raises(AdapterError, match="corrections are read in the base's"):
         Learner(model=model, folder=tmp_path / "own").check_base()
+
+
+@pytest.mark.parametrize("head", ["ctc", "rnnt"])
+def test_processes_that_share_the_rows_learn_the_same(head: str, tmp_path: Path) -> None:
+    losses = []
+    for processes in (1, 2):
+        run = f"exp_manager.explicit_log_dir={tmp_path / str(processes)}"
+        settings = settings_for(tmp_path, NEW, run, f"compute_processes={processes}", "model.base_dropout=false")
+        result = run_training(settings, model=MODELS[head](), reporter=Reporter(quiet=True))
+        losses.append(yaml.safe_load((result.last / "adapter.yaml").read_text())["card"]["loss_after"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
