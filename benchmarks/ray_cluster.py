@@ -210,6 +210,7 @@ def main() -> None:
     parser.add_argument("what", choices=("overhead", "affinity", "soak"))
     parser.add_argument("--seconds", type=float, default=90.0)
     parser.add_argument("--requests", type=int, default=6000)
+    parser.add_argument("--clients", type=int, nargs="*", default=[24, 48])
     parser.add_argument("--rounds", type=int, default=6)
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="overtone-ray-"))
@@ -232,7 +233,8 @@ def main() -> None:
                 put_adapter(model, f"a{number}", folder)
             print("| replicas | capacity | clients | adapter found loaded | rows of a forward | mixed | requests/s |")
             print("|--:|--:|--:|--:|--:|--:|--:|")
-            for replicas, capacity, clients in ((1, 1000, 16), (3, 400, 48), (3, 64, 48)):
+            loads = [one for clients in arguments.clients for one in ((3, 400, clients), (1, 1000, clients // 3))]
+            for replicas, capacity, clients in loads:
                 plan = plan_of(folder, tones, replicas=replicas, cpus=0.3, capacity=capacity)
                 with deployed(plan):
                     asyncio.run(measure_affinity(plan, 1000, arguments.requests, clients))

@@ -18,6 +18,7 @@ import random
 import statistics
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
+from typing import Any
 
 from overtone.serving.ray.affinity import HeldAdapters, Homes, choose
 
@@ -48,11 +49,8 @@ class SimulatedReplica:
     name: str
     capacity: int
     held: OrderedDict[int, None] = field(default_factory=OrderedDict)
-    waiting: deque[tuple[float, int, bool]] = field(default_factory=deque)
-    ongoing: int = 0
+    waiting: deque[tuple[float, bool]] = field(default_factory=deque)
     running: bool = False
-    batches: int = 0
-    rows: int = 0
 
     def has(self, adapter: int) -> bool:
         """Whether the adapter is loaded; it counts as used."""
@@ -95,89 +93,107 @@ def fill(replicas: dict[str, SimulatedReplica], homes: Homes, settings: Settings
         replicas[homes.of(str(adapter))[0]].keep(adapter)
 
 
-def simulate(settings: Settings, seed: int = 0) -> Outcome:
-    """Run one simulation."""
-    chance = random.Random(seed)
-    replicas = {
-        f"r{number}": SimulatedReplica(name=f"r{number}", capacity=settings.capacity)
-        for number in range(settings.replicas)
-    }
-    homes, known = Homes(settings.homes), HeldAdapters()
-    homes.settle(tuple(replicas))
-    fill(replicas, homes, settings)
-    for name, replica in replicas.items():
-        known.tell(name, tuple(map(str, replica.held)), settings.capacity)
-    rate = settings.load * settings.replicas * MAX_BATCH / (FORWARD + ROW * MAX_BATCH)
-    weights = list(itertools.accumulate((number + 1) ** -settings.skew for number in range(settings.adapters)))
-    busy = dict.fromkeys(replicas, 0)
-    order = itertools.count()
-    events: list[tuple[float, int, str, tuple]] = [(0.0, next(order), "arrive", ())]
-    events += [(chance.random() * REPORT, next(order), "tell", (name,)) for name in replicas]
-    heapq.heapify(events)
-    arrived = hits = 0
-    seconds: list[float] = []
-    began = ended = 0.0
-    rows = batches = 0
+class Simulation:
+    """Events of one simulation, and what is counted of them."""
 
-    def start(replica: SimulatedReplica, now: float) -> None:
+    def __init__(self, settings: Settings, seed: int) -> None:
+        self.settings = settings
+        self.chance = random.Random(seed)
+        names = [f"r{number}" for number in range(settings.replicas)]
+        self.replicas = {name: SimulatedReplica(name=name, capacity=settings.capacity) for name in names}
+        self.homes, self.known = Homes(settings.homes), HeldAdapters()
+        self.homes.settle(tuple(names))
+        fill(self.replicas, self.homes, settings)
+        for name, replica in self.replicas.items():
+            self.known.tell(name, tuple(map(str, replica.held)), settings.capacity)
+        self.rate = settings.load * settings.replicas * MAX_BATCH / (FORWARD + ROW * MAX_BATCH)
+        powers = ((number + 1) ** -settings.skew for number in range(settings.adapters))
+        self.weights = list(itertools.accumulate(powers))
+        self.busy = dict.fromkeys(names, 0)
+        self.order = itertools.count()
+        self.events: list[Any] = []
+        self.arrived = self.hits = self.rows = self.batches = 0
+        self.began = self.now = 0.0
+        self.seconds: list[float] = []
+
+    def plan(self, after: float, work: Any, *facts: Any) -> None:
+        """Let something happen after so many seconds."""
+        heapq.heappush(self.events, (self.now + after, next(self.order), work, facts))
+
+    def run(self) -> None:
+        """Run until enough requests are answered."""
+        self.plan(0.0, self.arrive)
+        for name in self.replicas:
+            self.plan(self.chance.random() * REPORT, self.tell, name)
+        while len(self.seconds) < self.settings.requests:
+            self.now, _, work, facts = heapq.heappop(self.events)
+            work(*facts)
+
+    def arrive(self) -> None:
+        """A request comes, and is sent to a replica."""
+        adapter = bisect.bisect_left(self.weights, self.chance.random() * self.weights[-1])
+        wanted = (str(adapter),) if self.settings.routing == "affinity" else ()
+        options = {"homes": self.homes, "held": self.known, "max_batch": MAX_BATCH, "chance": self.chance}
+        chosen = choose(self.busy, wanted, **options)[0]
+        self.known.send(chosen, wanted)
+        self.busy[chosen] += 1
+        counted = self.arrived >= self.settings.warm
+        self.began = self.began or (self.now if counted else 0.0)
+        self.arrived += 1
+        replica = self.replicas[chosen]
+        if replica.has(adapter):
+            self.hits += counted
+            self.wait(replica, self.now, counted)
+        else:
+            self.plan(LOAD, self.load, replica, adapter, self.now, counted)
+        self.plan(self.chance.expovariate(self.rate), self.arrive)
+
+    def load(self, replica: SimulatedReplica, adapter: int, then: float, counted: bool) -> None:
+        """An adapter is loaded; its request waits for a forward."""
+        replica.keep(adapter)
+        self.wait(replica, then, counted)
+
+    def wait(self, replica: SimulatedReplica, then: float, counted: bool) -> None:
+        replica.waiting.append((then, counted))
+        self.start(replica)
+
+    def start(self, replica: SimulatedReplica) -> None:
+        """Begin a forward, if the replica is idle."""
         if replica.running or not replica.waiting:
             return
         batch = [replica.waiting.popleft() for _ in range(min(MAX_BATCH, len(replica.waiting)))]
         replica.running = True
-        if batch[0][2]:
-            nonlocal rows, batches
-            rows, batches = rows + len(batch), batches + 1
-        heapq.heappush(events, (now + FORWARD + ROW * len(batch), next(order), "done", (replica.name, batch)))
+        self.rows += len(batch)
+        self.batches += 1
+        self.plan(FORWARD + ROW * len(batch), self.answer, replica, batch)
 
-    total = settings.warm + settings.requests
-    while len(seconds) < settings.requests:
-        now, _, kind, facts = heapq.heappop(events)
-        if kind == "arrive":
-            adapter = bisect.bisect_left(weights, chance.random() * weights[-1])
-            name = str(adapter)
-            wanted = (name,) if settings.routing == "affinity" else ()
-            chosen = choose(busy, wanted, homes=homes, held=known, max_batch=MAX_BATCH, chance=chance)[0]
-            known.send(chosen, wanted)
-            busy[chosen] += 1
-            counted = arrived >= settings.warm
-            if counted and not began:
-                began = now
-            arrived += 1
-            replica = replicas[chosen]
-            if replica.has(adapter):
-                hits += counted
-                replica.waiting.append((now, adapter, counted))
-                start(replica, now)
-            else:
-                heapq.heappush(events, (now + LOAD, next(order), "loaded", (chosen, adapter, now, counted)))
-            if arrived < total * 2:
-                heapq.heappush(events, (now + chance.expovariate(rate), next(order), "arrive", ()))
-        elif kind == "loaded":
-            chosen, adapter, then, counted = facts
-            replicas[chosen].keep(adapter)
-            replicas[chosen].waiting.append((then, adapter, counted))
-            start(replicas[chosen], now)
-        elif kind == "done":
-            chosen, batch = facts
-            replica = replicas[chosen]
-            replica.running = False
-            busy[chosen] -= len(batch)
-            seconds += [now - then for then, _, counted in batch if counted]
-            ended = now
-            start(replica, now)
-        else:
-            (name,) = facts
-            known.tell(name, tuple(map(str, replicas[name].held)), settings.capacity)
-            heapq.heappush(events, (now + REPORT, next(order), "tell", (name,)))
-    counted_requests = max(1, arrived - settings.warm)
-    seconds.sort()
-    held = [adapter for replica in replicas.values() for adapter in replica.held]
+    def answer(self, replica: SimulatedReplica, batch: list[tuple[float, bool]]) -> None:
+        """A forward ends."""
+        replica.running = False
+        self.busy[replica.name] -= len(batch)
+        self.seconds += [self.now - then for then, counted in batch if counted]
+        self.start(replica)
+
+    def tell(self, name: str) -> None:
+        """A replica tells of itself."""
+        self.known.tell(name, tuple(map(str, self.replicas[name].held)), self.settings.capacity)
+        self.plan(REPORT, self.tell, name)
+
+
+def simulate(settings: Settings, seed: int = 0) -> Outcome:
+    """Run one simulation."""
+    simulation = Simulation(settings, seed)
+    simulation.run()
+    counted = simulation.arrived - settings.warm
+    seconds = sorted(simulation.seconds)
+    held = [adapter for replica in simulation.replicas.values() for adapter in replica.held]
+    spent = simulation.now - simulation.began
     return Outcome(
-        hits=hits / counted_requests,
+        hits=simulation.hits / counted,
         median=statistics.median(seconds),
         last=seconds[int(0.99 * len(seconds))],
-        batch=rows / max(1, batches),
-        loads=(1 - hits / counted_requests) * counted_requests / max(1e-9, ended - began) / settings.replicas,
+        batch=simulation.rows / simulation.batches,
+        loads=(counted - simulation.hits) / spent / settings.replicas,
         copies=len(held) / max(1, len(set(held))),
     )
 
