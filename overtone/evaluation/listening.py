@@ -7,7 +7,8 @@ import io
 from html import escape
 from pathlib import Path
 
-from overtone.audio.load import Channels, audio_duration, load_audio
+from overtone.audio.load import AudioReader, Channels, audio_duration
+from overtone.audio.sources import Held
 from overtone.wer import align_words
 
 PLAYABLE = {
@@ -23,12 +24,13 @@ SMALL_FILE = 48_000
 OPUS_RATE = 16_000
 
 
-def sound_uri(path: Path, offset: float, duration: float, channel: Channels | None) -> str:
+def sound_uri(path: Path | Held, offset: float, duration: float, channel: Channels | None) -> str:
     """The sound of a stretch in seconds: a small file as it is, anything else as Ogg-Opus.
 
     Raises DataError, OSError and RuntimeError (soundfile's) for sound that cannot be read.
     """
-    kind, content = _original(path, offset, duration, channel) or ("audio/ogg", _opus(path, offset, duration, channel))
+    original = _original(path, offset, duration, channel) if isinstance(path, Path) else None
+    kind, content = original or ("audio/ogg", _opus(path, offset, duration, channel))
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
@@ -42,10 +44,11 @@ def _original(path: Path, offset: float, duration: float, channel: Channels | No
     return kind, path.read_bytes()
 
 
-def _opus(path: Path, offset: float, duration: float, channel: Channels | None) -> bytes:
+def _opus(path: Path | Held, offset: float, duration: float, channel: Channels | None) -> bytes:
     import soundfile
 
-    samples = load_audio(path, offset=offset, duration=duration, sample_rate=OPUS_RATE, channel=channel)
+    with AudioReader(path, offset=offset, duration=duration, sample_rate=OPUS_RATE, channel=channel) as reader:
+        samples = reader.read()
     buffer = io.BytesIO()
     soundfile.write(buffer, samples, OPUS_RATE, format="OGG", subtype="OPUS")
     return buffer.getvalue()

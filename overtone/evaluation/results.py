@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from overtone.audio.load import Channels
+from overtone.audio.sources import Held
 from overtone.data.vocabulary import VocabularyReport
 from overtone.evaluation.listening import mark_errors, sound_uri
 from overtone.text_table import columns
@@ -46,6 +47,8 @@ class UtteranceResult:
     """The speaker, where the manifest names one."""
     written: str | None = None
     """The transcript as its manifest has it, where `reference` is the form that is counted."""
+    held: Held | None = field(default=None, repr=False, compare=False)
+    """The recording itself, where it is no file of its own; `audio_path` is then its name alone."""
     wer: float = field(init=False)
     """Word errors by reference words."""
     cer: float = field(init=False)
@@ -57,7 +60,7 @@ class UtteranceResult:
 
     def _repr_html_(self) -> str:
         """For notebooks: a player, what was said, and what was heard with its errors marked."""
-        sound = sound_uri(self.audio_path, self.offset, self.duration, self.channel)
+        sound = sound_uri(self.held or self.audio_path, self.offset, self.duration, self.channel)
         said, heard = escape(self.reference), mark_errors(self.reference, self.hypothesis)
         player = f'<audio controls preload="metadata" src="{sound}"></audio>'
         return f"{player}<table><tr><td>said</td><td>{said}</td></tr><tr><td>heard</td><td>{heard}</td></tr></table>"
