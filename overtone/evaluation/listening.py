@@ -66,3 +66,10 @@ def mark_errors(reference: str, hypothesis: str) -> str:
         if aligned.hypothesis is not None:
             words.append(f"<ins>{escape(aligned.hypothesis)}</ins>")
     return " ".join(words) or "<i>nothing</i>"
+
+
+def player_beside(sound: str, reference: str, hypothesis: str) -> str:
+    """A player of the sound, a data URI, above what was said and what was heard, its errors marked."""
+    said, heard = escape(reference), mark_errors(reference, hypothesis)
+    player = f'<audio controls preload="metadata" src="{sound}"></audio>'
+    return f"{player}<table><tr><td>said</td><td>{said}</td></tr><tr><td>heard</td><td>{heard}</td></tr></table>"
