@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from overtone.adapters.prior import PRIOR
+from overtone.checkpoints.adapters import load_prior
 from overtone.checkpoints.load import load_model
 from overtone.config import load_settings, quoted
 from overtone.data.manifest import Utterance, read_manifest
@@ -52,7 +54,7 @@ class Demonstration:
     folder: Path
     training: TrainingResult
     evaluation: Evaluation
-    """Base and adapter on the test split."""
+    """Base, base with the general prior where it has one, and adapter on the test split."""
     checks: tuple[Check, ...]
     """Proofs that the base is intact."""
     report: Path
@@ -64,7 +66,12 @@ class Demonstration:
 
     @property
     def adapted(self) -> Result:
-        return self.evaluation.results[1]
+        return self.evaluation.results[-1]
+
+    @property
+    def with_prior(self) -> Result | None:
+        """The base with its general prior; None for a base that has none."""
+        return self.evaluation.results[1] if len(self.evaluation.results) > 2 else None
 
     @property
     def intact(self) -> bool:
@@ -115,7 +122,8 @@ def demo(
     say("\nTraining an adapter; the base is frozen")
     training = run_training(load_settings(overrides), model=model, reporter=reporter)
 
-    evaluation = evaluate(model, test, adapters=[None, ADAPTER], compute_dtype="auto")
+    prior = (PRIOR,) if load_prior(model) else ()
+    evaluation = evaluate(model, test, adapters=[None, *prior, ADAPTER], compute_dtype="auto")
     found = Demonstration(
         folder=folder,
         training=training,
@@ -205,6 +213,8 @@ def conclude(found: Demonstration, base: str, say: Say, show: Show | None) -> No
     if show is not None:
         show(found.evaluation)
     say(f"  {summary(found)}")
+    if found.with_prior is not None:
+        say(f"  base decodes greedily; {PRIOR}: with its general prior, {rate_text(found.with_prior)}. Neither adapted")
     say("\nBefore and after: the sentences that gained the most, and the one that lost the most if there is one")
     for utterance, adapted in changed_most(found):
         say(f"  said     {utterance.reference}")

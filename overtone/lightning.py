@@ -30,7 +30,8 @@ from overtone.training.console import Reporter
 from overtone.training.data import SpeechSet, read_speech, validation_batches_of, worker_count
 from overtone.training.forward import TrainingForward, make_augmentation
 from overtone.training.module import require_batch, weigh_losses
-from overtone.training.optim import choose_schedule, make_optimiser, with_rate
+from overtone.training.optim import make_optimiser, with_rate
+from overtone.training.optim.schedules import choose_schedule
 from overtone.training.validation import ValidationCounts
 
 Manifests = str | Path | Sequence[str | Path] | DatasetSettings

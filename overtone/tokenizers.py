@@ -13,6 +13,7 @@ from typing import Protocol
 import sentencepiece
 
 from overtone.errors import CheckpointError, UsageError
+from overtone.languages import SPECIALS, match_language, target_language
 
 WORD_BOUNDARY = "▁"
 """U+2581, sentencepiece's visible space."""
@@ -110,12 +111,10 @@ class SentencePieceTokenizer:
         return [piece.replace(WORD_BOUNDARY, " ") for piece in self._vocabulary]
 
     def encode(self, text: str, language: str | None = None) -> list[int]:
-        ids: list[int] = self._processor.encode_as_ids(text)
-        return ids
+        return list(self._processor.encode_as_ids(text))
 
     def decode(self, ids: Sequence[int]) -> str:
-        text: str = self._processor.decode_ids([int(piece_id) for piece_id in ids])
-        return text
+        return str(self._processor.decode_ids([int(piece_id) for piece_id in ids]))
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         return [self._vocabulary[piece_id] for piece_id in ids]
@@ -129,9 +128,7 @@ class SentencePieceTokenizer:
     def unwritable(self, text: str, language: str | None = None) -> list[str]:
         encoded = self._processor.encode(text, return_type="offset_mapping")
         unknown = self._processor.unk_id()
-        ranges = [
-            span for piece_id, span in zip(encoded["ids"], encoded["offsets"], strict=True) if piece_id == unknown
-        ]
+        ranges = [span for own, span in zip(encoded["ids"], encoded["offsets"], strict=True) if own == unknown]
         return [character for first, end in ranges for character in text[first:end]]
 
     def starts_word(self, piece_id: int) -> bool:
@@ -149,7 +146,7 @@ class AggregateTokenizer:
 
     def __init__(self, parts: Mapping[str, SentencePieceTokenizer]) -> None:
         """parts: by language. Raises CheckpointError where there is none."""
-        if not parts:
+        if not parts.keys() - {SPECIALS}:
             raise CheckpointError("The tokenizer of several languages holds none; one for each language is needed.")
         self.parts = dict(parts)
         sizes = [part.size for part in parts.values()]
@@ -172,7 +169,7 @@ class AggregateTokenizer:
 
     @property
     def languages(self) -> tuple[str, ...]:
-        return tuple(self.parts)
+        return tuple(name for name in self.parts if name != SPECIALS)
 
     def encode(self, text: str, language: str | None = None) -> list[int]:
         """Raises UsageError for a language that the tokenizer does not have."""
@@ -194,9 +191,12 @@ class AggregateTokenizer:
 
     def check_language(self, language: str | None) -> str:
         """Return the language, the first for None. Raises UsageError for one that the tokenizer does not have."""
-        chosen = next(iter(self.parts)) if language is None else language
-        if chosen not in self.parts:
-            raise UsageError(f"language '{chosen}' is none of this model's: {', '.join(self.parts)}.")
+        own = self.languages
+        chosen = own[0] if language is None else language
+        if SPECIALS in self.parts:
+            chosen = match_language(target_language(chosen), own) or chosen
+        if chosen not in own:
+            raise UsageError(f"language '{chosen}' is none of this model's: {', '.join(own)}.")
         return chosen
 
     def starts_word(self, piece_id: int) -> bool:

@@ -43,6 +43,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "config",
         "configs",
         "wer",
+        "languages",
         "tokenizers",
     ),
     2: ("audio",),
@@ -59,6 +60,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
 
 NEIGHBOURS: set[tuple[str, str]] = {
     ("config", "safe_yaml"),
+    ("tokenizers", "languages"),
     ("safe_yaml", "budgets"),
     ("adapters", "decoding"),
     ("compat", "lightning"),

@@ -17,7 +17,7 @@ from overtone import cli
 from overtone.adapters.kinds.registry import KINDS
 from overtone.checkpoints import load
 from overtone.checkpoints.load import save_model
-from overtone.config import Settings, to_plain
+from overtone.config import Settings, VocabularySettings, to_plain
 from support.small_models import small_model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -145,7 +145,7 @@ def known_keys(settings: Any = None, path: str = "") -> Iterator[str]:
 
 
 def test_every_setting_that_is_named_exists() -> None:
-    known = set(known_keys())
+    known = set(known_keys()) | set(known_keys(to_plain(VocabularySettings()), "model.adapter.vocabulary."))
     for page in PAGES:
         named = re.findall(r"\b((?:model|trainer|exp_manager)\.[a-z_]+(?:\.[a-z_]+)*)=", page.read_text("utf-8"))
         named += re.findall(r"`((?:model|trainer|exp_manager)\.[a-z_]+(?:\.[a-z_]+)*)`", page.read_text("utf-8"))

@@ -17,6 +17,7 @@ from overtone.adapters.kinds.base import Kind, Tensors
 from overtone.adapters.kinds.registry import known
 from overtone.adapters.points import Layers, Point, parse_layers, parse_modules
 from overtone.adapters.strategies import ResidualAdd
+from overtone.adapters.vocabulary import Vocabulary
 from overtone.adapters.words import WORDS_ALONE, WordPart
 from overtone.errors import AdapterError
 from overtone.nets.taps import Bottleneck
@@ -160,6 +161,8 @@ class Adapter(nn.Module):
         """Data and results of its training."""
         self.words: WordPart | None = None
         """Its word part, which decoding adds to the scores of tokens."""
+        self.vocabulary: Vocabulary | None = None
+        """Its own tokenizer, with heads over its tokens; None writes the base's."""
         self.nemo: dict[str, Any] | None = None
         """Its configuration as NeMo wrote it, kept for writing back."""
         self.frozen = False
@@ -188,11 +191,12 @@ class Adapter(nn.Module):
 
     def tensors(self) -> dict[str, Tensor]:
         """Every parameter by `point.parameter`, such as `encoder.layers.0.after_block.down.weight`."""
-        return {
+        found = {
             f"{point}.{name}": tensor.detach()
             for point in self.by_point
             for name, tensor in self.at(point).tensors().items()
         }
+        return found if self.vocabulary is None else found | self.vocabulary.tensors()
 
     def scaled_tensors(self, scale: float) -> dict[str, Tensor] | None:
         """The tensors with which the adapter changes the stream by that factor; None for a kind that cannot tell them.
@@ -250,6 +254,20 @@ class Adapter(nn.Module):
         for part in self.by_point.values():
             part.name = name
 
+    def own_vocabulary(self, vocabulary: Vocabulary, values: Mapping[str, Tensor] | None = None) -> None:
+        """Own a vocabulary. values: its tensors by the names of `tensors()`, for a frozen adapter.
+
+        Raises AdapterError where one is missing, left over or of another shape.
+        """
+        if values is not None:
+            own = vocabulary.tensors()
+            self.check_shapes({name: tensor.shape for name, tensor in own.items()}, values)
+            with torch.no_grad():
+                for name, tensor in own.items():
+                    tensor.copy_(values[name])
+            vocabulary.requires_grad_(False)
+        self.vocabulary = vocabulary.train(self.training)
+
     def freeze(self) -> None:
         """Promise that no parameter is written any more: forwards need not look whether one has been."""
         self.requires_grad_(False).eval()
@@ -284,15 +302,18 @@ class Adapter(nn.Module):
     def digest(self) -> str:
         """SHA-256 of kind, settings, strategy, parameters and words; the name does not count."""
         words = None if self.words is None else self.words.digest()
-        return adapter_digest(self.kind, self.strategy, parameters_digest(self.tensors()), words)
+        vocabulary = None if self.vocabulary is None else self.vocabulary.digest()
+        return adapter_digest(self.kind, self.strategy, parameters_digest(self.tensors()), words, vocabulary)
 
     def parameter_count(self) -> int:
         """The number of its parameters at all points."""
         return sum(parameter.numel() for parameter in self.parameters())
 
 
-def adapter_digest(kind: Kind, strategy: ResidualAdd, parameters: str, words: str | None = None) -> str:
-    """SHA-256 over kind, settings, strategy, and the digests of parameters and word part, where there is one.
+def adapter_digest(
+    kind: Kind, strategy: ResidualAdd, parameters: str, words: str | None = None, vocabulary: str | None = None
+) -> str:
+    """SHA-256 over kind, settings, strategy, and the digests of parameters, word part and vocabulary of its own.
 
     Points show in the parameters' names, and so do some settings: what a position `auto` came to be in this model.
     """
@@ -300,6 +321,8 @@ def adapter_digest(kind: Kind, strategy: ResidualAdd, parameters: str, words: st
     shown = () if form is None else form.shown_in_parameters
     settings = {name: value for name, value in asdict(kind).items() if name not in shown}  # type: ignore[call-overload]
     meaning = [kind.name, settings, asdict(strategy), parameters, *([] if words is None else [words])]
+    if vocabulary is not None:
+        meaning.append({"vocabulary": vocabulary})
     return f"sha256:{hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()}"
 
 

@@ -19,6 +19,8 @@ from overtone.adapters.points import Layers, Point, collect_points
 from overtone.adapters.selection import BASE, Choice, Observer, Selection, stack_adapters
 from overtone.adapters.storage import BaseIdentity, StoredAdapter, read_folder, write_folder
 from overtone.adapters.strategies import ResidualAdd
+from overtone.adapters.tokenizer_files import StoredVocabulary
+from overtone.adapters.vocabulary import Vocabulary, VocabularyMaker, split_tensors
 from overtone.adapters.words import WORDS_ALONE, WordPart, words_of_chain
 from overtone.decoding.fusion import NO_WORDS, Words
 from overtone.errors import AdapterError, did_you_mean
@@ -85,6 +87,8 @@ class AdapterSet(nn.Module):
         self.register_buffer("anchor", torch.empty(0), persistent=False)
         self.anchor: Tensor
         """An empty tensor that moves with the model: new adapters are created on its device."""
+        self.make_vocabulary: VocabularyMaker | None = None
+        """Makes heads of the model for another tokenizer; the model sets it."""
         self.base_identity: BaseIdentity | None = None
         """The identity of the base, which folders of adapters are checked against; the model sets it."""
         for name, (point, tap) in collect_points(model).items():
@@ -121,15 +125,27 @@ class AdapterSet(nn.Module):
         modules: str = "encoder",
         layers: Layers = "all",
         strategy: ResidualAdd | None = None,
+        tokenizer: Tokenizer | None = None,
+        reuse: bool = True,
     ) -> Adapter:
         """Add a new adapter, identity at birth.
 
         `modules`: encoder, decoder, joint, or several joined by `+`. `layers`: all, last:8, first:2 or numbers.
-        Raises AdapterError where the name is taken or malformed, or a module has no point for the kind.
+        `tokenizer`: of a vocabulary of its own, for which it gets new heads; with `reuse` tokens that the base has too
+        begin with the base's values. Raises AdapterError where the name is taken or malformed, or a module has no point
+        for the kind.
         """
         adapter = self.make(name, kind, modules=modules, layers=layers, strategy=strategy)
+        if tokenizer is not None:
+            adapter.own_vocabulary(self.heads_for(tokenizer, reuse=reuse))
         self.insert(adapter)
         return adapter
+
+    def heads_for(self, tokenizer: Tokenizer, *, reuse: bool = False) -> Vocabulary:
+        """Heads of the model over another tokenizer's tokens. Raises AdapterError where the set has no AsrModel."""
+        if self.make_vocabulary is None:
+            raise AdapterError("This adapter set belongs to no model with a head; use AsrModel.adapters.")
+        return self.make_vocabulary(tokenizer, reuse=reuse)
 
     def make(
         self, name: str, kind: Kind | str, *, modules: str, layers: Layers, strategy: ResidualAdd | None = None
@@ -155,6 +171,12 @@ class AdapterSet(nn.Module):
         self.insert(adapter)
         return adapter
 
+    def restore_heads(self, stored: StoredVocabulary) -> Vocabulary:
+        """Heads for the vocabulary of a folder, whose values are loaded later."""
+        found = self.heads_for(stored.tokenizer)
+        found.reused = stored.reused
+        return found
+
     def words_of(self, choice: str | None) -> tuple[WordPart, ...]:
         """The word parts of None, a name, a chain or "@file", in the order of the chain.
 
@@ -165,12 +187,16 @@ class AdapterSet(nn.Module):
         return words_of_chain({name: self[name].words for name in chain}, chain)
 
     def words_of_rows(self, rows: int, tokenizer: Tokenizer) -> list[Words]:
-        """The words of each of so many rows, with the adapters in use. Raises AdapterError for other rows."""
+        """The words of each of so many rows, with the adapters in use; tokenizer: the base's.
+
+        Raises AdapterError for other rows.
+        """
         selection = self.selection
         if selection is None or selection.is_base:
             return [NO_WORDS] * rows
         return [
-            sum((part.for_decoding(tokenizer) for part in parts), start=NO_WORDS) for parts in selection.words(rows)
+            sum((part.for_decoding(own or tokenizer) for part in parts), start=NO_WORDS)
+            for own, parts in zip(selection.tokenizers(rows), selection.words(rows), strict=True)
         ]
 
     def make_frozen(self, name: str, stored: StoredAdapter) -> Adapter:
@@ -179,7 +205,7 @@ class AdapterSet(nn.Module):
         Raises AdapterError where the tensors are not what the description says.
         """
         chosen = choose_points(list(self.points.values()), stored.kind, modules=stored.modules, layers=stored.layers)
-        device = self.anchor.device
+        device, (at_points, own) = self.anchor.device, split_tensors(stored.tensors)
         adapter = Adapter(
             check_name(name),
             stored.kind,
@@ -187,8 +213,10 @@ class AdapterSet(nn.Module):
             modules=stored.modules,
             layers=stored.layers,
             strategy=stored.strategy,
-            values={key: tensor.to(device) for key, tensor in stored.tensors.items()},
+            values={key: tensor.to(device) for key, tensor in at_points.items()},
         )
+        if stored.vocabulary is not None:
+            adapter.own_vocabulary(self.restore_heads(stored.vocabulary), own)
         adapter.card, adapter.words = stored.card, stored.words
         return adapter
 
@@ -230,7 +258,10 @@ class AdapterSet(nn.Module):
         if own.kind == WORDS_ALONE and own.words is not None:
             return self.add_words(new, own.words)
         layers, modules = own.layers, own.modules_text
-        made = self.add(new, own.kind, modules=modules, layers=layers, strategy=own.strategy)
+        tokenizer = None if own.vocabulary is None else own.vocabulary.tokenizer
+        made = self.add(
+            new, own.kind, modules=modules, layers=layers, strategy=own.strategy, tokenizer=tokenizer, reuse=False
+        )
         made.load_tensors(own.tensors())
         made.card, made.nemo, made.words = copy.deepcopy(own.card), copy.deepcopy(own.nemo), own.words
         return made
@@ -299,6 +330,8 @@ class AdapterSet(nn.Module):
             layers=stored.layers,
             strategy=stored.strategy,
         )
+        if stored.vocabulary is not None:
+            adapter.own_vocabulary(self.restore_heads(stored.vocabulary))
         adapter.load_tensors(stored.tensors)
         adapter.card, adapter.words = stored.card, stored.words
         self.insert(adapter)  # whole: another thread may use it at once

@@ -11,7 +11,7 @@ from torch import nn
 from overtone.errors import AdapterError, did_you_mean
 from overtone.nets.taps import Place, Position, Tap
 
-MODULES = ("encoder", "decoder", "joint", "ctc_decoder")
+MODULES = ("encoder", "transf_encoder", "decoder", "transf_decoder", "joint", "ctc_decoder")
 LAYER = re.compile(r"^encoder\.(?:layers|encoder)\.(\d+)\.")
 
 Layers = str | int | Sequence[int]
@@ -24,7 +24,7 @@ class Point:
     name: str
     """The qualified name of the tap, such as `encoder.layers.3.after_block`."""
     module: str
-    """`encoder`, `decoder` or `joint`."""
+    """One of MODULES."""
     place: Place
     """`after_block`, `after_attention`, `linear` (around a Linear) or `input` (of a head)."""
     layer: int | None

@@ -15,10 +15,12 @@ from torch import Tensor
 from overtone.adapters.adapter import Adapter, PointAdapter, stack_rows, unstack
 from overtone.adapters.kinds.base import Kind, Tensors
 from overtone.adapters.kinds.registry import known
+from overtone.adapters.vocabulary import Vocabulary, vocabulary_of_chain
 from overtone.adapters.words import WordPart, words_of_chain
 from overtone.errors import AdapterError, did_you_mean
 from overtone.nets.layers import recomputing
 from overtone.nets.taps import Chains, TapContext
+from overtone.tokenizers import Tokenizer
 
 BATCHES_KEPT = 4
 """Stacks of parameters that are kept, each of a batch or of a part of one, for the next batch of the same adapters."""
@@ -77,7 +79,12 @@ class Selection:
             else:
                 self.rows = chains
         self.penalties: list[Tensor] = []
+        self.vocabularies: dict[Chain, Vocabulary] = {}
+        """Vocabularies of the chains in use that have one of their own."""
         self.used = frozenset(name for chain in (self.rows or (self.chain,)) for name in chain)
+        if any(self.adapters[name].vocabulary is not None for name in self.used):
+            found = {chain: vocabulary_of_chain(self.adapters, chain) for chain in set(self.rows or (self.chain,))}
+            self.vocabularies = {chain: own for chain, own in found.items() if own is not None}
         self.is_base = not self.used and self.row_count is None
         """True if no adapter acts, on a batch of any size."""
         self.trainable = [name for name in self.used if not self.adapters[name].frozen]
@@ -118,6 +125,11 @@ class Selection:
         parts = {name: self.adapters[name].words for name in self.used}
         chains = self.rows or [self.chain] * rows
         return [words_of_chain(parts, chain) for chain in chains]
+
+    def tokenizers(self, rows: int) -> list[Tokenizer | None]:
+        """The tokenizer of each of so many rows; None is the base's."""
+        found = [self.vocabularies.get(chain) for chain in self.rows or [self.chain] * rows]
+        return [None if own is None else own.tokenizer for own in found]
 
     def apply(self, point: str, x: Tensor, y: Tensor, context: TapContext, *, in_place: bool = False) -> Tensor:
         """x [B, T, in_width], y [B, T, out_width] -> `y` with every row's own chain applied at the point.

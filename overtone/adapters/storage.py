@@ -1,6 +1,6 @@
 """Adapters on disk: a folder with `adapter.yaml` (the description) and `adapter.safetensors` (the parameters).
 
-An adapter with a word part has `words.safetensors` beside them.
+An adapter with a word part has `words.safetensors` beside them, one with a vocabulary of its own a tokenizer's file.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from overtone.adapters.kinds.base import Kind
 from overtone.adapters.kinds.registry import KINDS
 from overtone.adapters.points import Layers
 from overtone.adapters.strategies import ResidualAdd
+from overtone.adapters.tokenizer_files import StoredVocabulary, check_section, folder_contents, read_vocabulary
 from overtone.adapters.words import WORDS_ALONE, WordPart, words_digest
 from overtone.budgets import check_tensor_header
 from overtone.errors import AdapterError, did_you_mean
@@ -69,10 +70,12 @@ class StoredAdapter:
     card: dict[str, Any]
     tensors: dict[str, Tensor]
     words: WordPart | None = None
+    vocabulary: StoredVocabulary | None = None
 
 
 def stored_copy(adapter: Adapter) -> StoredAdapter:
     """A copy of an adapter outside of its model."""
+    own = adapter.vocabulary
     return StoredAdapter(
         name=adapter.name,
         kind=adapter.kind,
@@ -82,13 +85,15 @@ def stored_copy(adapter: Adapter) -> StoredAdapter:
         card=copy.deepcopy(adapter.card),
         tensors={name: tensor.clone() for name, tensor in adapter.tensors().items()},
         words=adapter.words,
+        vocabulary=None if own is None else StoredVocabulary(tokenizer=own.tokenizer, reused=own.reused),
     )
 
 
 def stored_digest(stored: StoredAdapter) -> str:
     """The digest (`Adapter.digest`) of an adapter outside of a model."""
     words = None if stored.words is None else stored.words.digest()
-    return adapter_digest(stored.kind, stored.strategy, parameters_digest(stored.tensors), words)
+    vocabulary = None if stored.vocabulary is None else stored.vocabulary.tokenizer.digest()
+    return adapter_digest(stored.kind, stored.strategy, parameters_digest(stored.tensors), words, vocabulary)
 
 
 def write_folder(adapter: Adapter, folder: Path, identity: BaseIdentity, *, overwrite: bool = False) -> Path:
@@ -118,12 +123,15 @@ def write_folder(adapter: Adapter, folder: Path, identity: BaseIdentity, *, over
     }
     if adapter.words is not None:
         description["word_part"] = adapter.words.describe()
+    if adapter.vocabulary is not None:
+        description["vocabulary"] = adapter.vocabulary.describe()
     text = yaml.safe_dump(description, sort_keys=False, allow_unicode=True)
     if len(text.encode()) > LARGEST_DESCRIPTION:
         raise AdapterError(f"The card of adapter '{adapter.name}' is larger than {LARGEST_DESCRIPTION} bytes.")
     try:
         words = None if adapter.words is None else adapter.words.to_bytes()
-        replace_contents(folder, {WORDS: words, PARAMETERS: save(tensors), DESCRIPTION: text.encode()})
+        tokenizer = folder_contents(None if adapter.vocabulary is None else adapter.vocabulary.tokenizer)
+        replace_contents(folder, {**tokenizer, WORDS: words, PARAMETERS: save(tensors), DESCRIPTION: text.encode()})
     except OSError as error:
         raise AdapterError(write_failure(folder, error)) from error
     return folder
@@ -243,6 +251,7 @@ def read_folder(folder: Path, identity: BaseIdentity, *, description: dict[str, 
         card=description["card"],
         tensors=tensors,
         words=read_words(folder, description),
+        vocabulary=read_vocabulary(folder, description.get("vocabulary")),
     )
 
 
@@ -266,7 +275,8 @@ def read_words(folder: Path, description: Mapping[str, Any]) -> WordPart | None:
             f"{path} is not the word part that {DESCRIPTION} describes: it is damaged, or of another adapter. Fetch or "
             "save the folder again."
         )
-    return WordPart.from_bytes(content, tokenizer_digest=description["tokenizer_digest"], place=str(path))
+    tokenizer_digest = description.get("vocabulary", {}).get("digest", description["tokenizer_digest"])
+    return WordPart.from_bytes(content, tokenizer_digest=tokenizer_digest, place=str(path))
 
 
 def check_base(description: Mapping[str, Any], identity: BaseIdentity, *, what: str = "It") -> None:
@@ -335,14 +345,16 @@ def read_description(folder: Path) -> dict[str, Any]:
     part = description.get("word_part", {"digest": ""})
     if not isinstance(part, dict) or not isinstance(part.get("digest"), str):
         raise AdapterError(f"{path}: 'word_part' is malformed.")
+    if "vocabulary" in description:
+        check_section(description["vocabulary"], path)
     return description
 
 
 def described_digest(folder: Path, description: dict[str, Any]) -> str:
     """The digest (`Adapter.digest`) of a folder's adapter, by its description alone."""
     kind, strategy = read_kind(folder, description), read_strategy(folder, description)
-    words = description.get("word_part", {}).get("digest")
-    return adapter_digest(kind, strategy, description["parameters_digest"], words)
+    words, vocabulary = (description.get(part, {}).get("digest") for part in ("word_part", "vocabulary"))
+    return adapter_digest(kind, strategy, description["parameters_digest"], words, vocabulary)
 
 
 def read_strategy(folder: Path, description: dict[str, Any]) -> ResidualAdd:

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from overtone.adapters.prior import SHARE, Prior
 from overtone.adapters.words import WordPart, group_boosts
+from overtone.decoding.mixture import estimate_share
 from overtone.decoding.ngram import Ngram
 from overtone.decoding.ngram_counts import build_ngram
 from overtone.decoding.phrase_boost import can_write, spellings
@@ -181,20 +183,30 @@ def make_words(
     order: int = ORDER,
     weight: float = WEIGHT,
     token_bonus: float = TOKEN_BONUS,
+    prior: Prior | None = None,
+    prior_share: float | None = None,
 ) -> WordPart:
     """A word part of sentences in tokens, or of an n-gram that exists already, and of phrases.
 
+    prior: the general prior that the n-gram is mixed with. prior_share: its share; None is the one with which the
+    sentences predict each other best, or SHARE where there are none.
     Raises AdapterError where there is neither, DataError for an n-gram of another number of tokens.
     """
     if ngram is None and sequences:
         ngram = build_ngram(sequences, vocabulary_size=tokenizer.size, order=order)
     if ngram is not None and ngram.vocabulary_size != tokenizer.size:
         raise DataError(f"The n-gram has {ngram.vocabulary_size} tokens, the model {tokenizer.size}.")
+    if ngram is None or prior is None:
+        prior, prior_share = None, 0.0
+    elif prior_share is None:
+        prior_share = estimate_share(sequences, prior.ngram, order=order) if sequences else SHARE
     return WordPart(
         tokenizer_digest=tokenizer.digest(),
         ngram=ngram,
         weight=weight if ngram is not None else 0.0,
         token_bonus=token_bonus if ngram is not None else 0.0,
+        prior=prior,
+        prior_share=prior_share,
         boosts=group_boosts(phrases),
     )
 
@@ -204,3 +216,13 @@ def shown(character: str) -> str:
     name = unicodedata.name(character, "") if len(character) == 1 else ""
     plain = character.isascii() and character.isprintable() and character != " "
     return repr(character) if plain or not name else f"{character!r} ({name.lower()})"
+
+
+def prior_words(prior: Prior) -> WordPart:
+    """The general prior as a word part of its own, with its weights."""
+    return WordPart(
+        tokenizer_digest=prior.tokenizer_digest,
+        ngram=prior.ngram,
+        weight=prior.weight,
+        token_bonus=prior.token_bonus,
+    )

@@ -1,5 +1,7 @@
 """The word part of an adapter: an n-gram over the model's tokens and boosted phrases, with the weights they act with.
 
+The n-gram may be mixed with the general prior of the embedded base; the part's file names that and does not hold it.
+
 An adapter has an acoustic part (parameters at points of the net), a word part, or both. Where several adapters are
 chained, their word parts act together: the weighted logarithms and the bonuses add up, the phrases are all boosted.
 """
@@ -19,8 +21,10 @@ from torch import Tensor, nn
 
 from overtone.adapters.kinds.base import Tensors
 from overtone.adapters.points import Point
+from overtone.adapters.prior import Prior, find_prior
 from overtone.budgets import check_tensor_header
 from overtone.decoding.fusion import Words
+from overtone.decoding.mixture import Mixture
 from overtone.decoding.ngram import Ngram
 from overtone.decoding.phrase_boost import LARGEST_BOOST, Boost, BoostTree
 from overtone.errors import AdapterError, DataError
@@ -44,6 +48,10 @@ class WordPart:
     """Weight of the n-gram's logarithms beside those of the model."""
     token_bonus: float = 0.0
     """Natural logarithm that every token gains, against the n-gram's leaning to short texts."""
+    prior: Prior | None = None
+    """The general prior that the n-gram is mixed with."""
+    prior_share: float = 0.0
+    """Share of the prior in the mixture, 0 without one."""
     boosts: tuple[Boost, ...] = ()
     """Phrases that are likelier, or less likely, than the model thinks."""
     trees: list[BoostTree] = field(default_factory=list, init=False, repr=False)
@@ -58,6 +66,11 @@ class WordPart:
             )
         if any(not abs(boost.boost) <= LARGEST_BOOST for boost in self.boosts):
             raise AdapterError(f"A phrase's boost must lie between -{LARGEST_BOOST:g} and {LARGEST_BOOST:g}.")
+        if not 0.0 <= self.prior_share < 1.0 or (self.prior_share and (self.prior is None or self.ngram is None)):
+            raise AdapterError(
+                f"The general prior's share is {self.prior_share}; from 0 to below 1 is allowed, and more than 0 needs "
+                "both a prior and an n-gram."
+            )
         if self.ngram is None and not any(boost.phrases for boost in self.boosts):
             raise AdapterError("A word part needs an n-gram or a phrase; it has neither.")
 
@@ -70,12 +83,22 @@ class WordPart:
         """The part as decoders take it; the tokenizer is its own."""
         if self.phrases and not self.trees:
             self.trees.append(BoostTree(self.boosts, tokenizer))
-        ngrams = () if self.ngram is None else ((self.ngram, self.weight),)
-        return Words(ngrams=ngrams, boosts=tuple(self.trees[:1]), token_bonus=self.token_bonus)
+        words = Words(boosts=tuple(self.trees[:1]), token_bonus=self.token_bonus)
+        if self.ngram is None:
+            return words
+        if self.prior is None or not self.prior_share:
+            return words + Words(ngrams=((self.ngram, self.weight),))
+        mixture = Mixture(domain=self.ngram, general=self.prior.ngram, share=self.prior_share)
+        return words + Words(mixtures=((mixture, self.weight),))
 
-    def weighted(self, weight: float, token_bonus: float = 0.0) -> Self:
-        """The same with other weights. Raises AdapterError for weights that are out of range."""
-        return replace(self, weight=weight, token_bonus=token_bonus)
+    def weighted(self, weight: float, token_bonus: float = 0.0, *, prior_share: float | None = None) -> Self:
+        """The same with other weights; the share is kept unless given. Raises AdapterError for what is out of range."""
+        share = self.prior_share if prior_share is None else prior_share
+        return replace(self, weight=weight, token_bonus=token_bonus, prior_share=share)
+
+    def weighted_like(self, other: WordPart) -> Self:
+        """The same with another part's weight, token bonus and share of the general prior."""
+        return self.weighted(other.weight, other.token_bonus, prior_share=other.prior_share)
 
     def weakened(self, share: float) -> Self:
         """The same with a share of its weight, token bonus and boosts, 0..1."""
@@ -91,6 +114,9 @@ class WordPart:
         text = json.dumps([phrase for phrase, _ in phrases], ensure_ascii=False).encode()
         tensors["phrases"] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
         tensors["boosts"] = torch.tensor([boost for _, boost in phrases], dtype=torch.float64)
+        if self.prior is not None and self.prior_share:
+            tensors["prior_share"] = torch.tensor([self.prior_share], dtype=torch.float64)
+            tensors["prior_digest"] = torch.frombuffer(bytearray(self.prior.digest.encode()), dtype=torch.uint8)
         return save(tensors, metadata={"tokenizer_digest": self.tokenizer_digest})
 
     @classmethod
@@ -107,6 +133,8 @@ class WordPart:
             if not isinstance(phrases, list) or not all(isinstance(phrase, str) for phrase in phrases):
                 raise ValueError("its phrases are no list of texts")
             boosted = list(zip(phrases, boosts.tolist(), strict=True))
+            share = float(tensors.pop("prior_share")) if "prior_share" in tensors else 0.0
+            wanted = tensors.pop("prior_digest").numpy().tobytes().decode() if share else None
             named = {name.removeprefix(NGRAM): tensor for name, tensor in tensors.items()}
             ngram = Ngram.from_tensors(named) if tensors else None
         except KeyError as error:
@@ -117,12 +145,21 @@ class WordPart:
             raise AdapterError(
                 f"{place} was made with another tokenizer: it needs {own_digest}, this model has {tokenizer_digest}."
             )
+        prior = find_prior(tokenizer_digest)
+        if wanted is not None and (prior is None or prior.digest != wanted):
+            own = "has none for this tokenizer" if prior is None else f"has {prior.digest}"
+            raise AdapterError(
+                f"{place} is mixed with the general prior {wanted}; this version of Overtone {own}. Make the word part "
+                "again from its text, or use the version that made it."
+            )
         try:
             return cls(
                 tokenizer_digest=tokenizer_digest,
                 ngram=ngram,
                 weight=weight,
                 token_bonus=token_bonus,
+                prior=prior if share else None,
+                prior_share=share,
                 boosts=group_boosts(boosted),
             )
         except AdapterError as error:
@@ -140,6 +177,7 @@ class WordPart:
             "ngrams": 0 if self.ngram is None else len(self.ngram),
             "weight": self.weight,
             "token_bonus": self.token_bonus,
+            **({"prior_share": self.prior_share} if self.prior_share else {}),
             "phrases": self.phrases,
         }
 

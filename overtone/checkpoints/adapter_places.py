@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -43,6 +43,8 @@ class AdapterEntry:
     wer_after: float | None
     folder: str | None
     """The folder, for an adapter that has its own."""
+    vocabulary: str | None = None
+    """Size and kind of its own vocabulary; None where it writes the base's tokens."""
 
 
 class AdapterPlace(Protocol):
@@ -86,6 +88,11 @@ def find_place(path: Path, *, output: Path | None = None) -> AdapterPlace:
     return ModelPlace(path, find_model(path), output or path)
 
 
+def vocabulary_text(described: Mapping[str, Any] | None) -> str | None:
+    """Size and kind of a vocabulary, such as `28 char`."""
+    return None if described is None else f"{described.get('size', '')} {described.get('kind', '')}".strip()
+
+
 class ModelPlace:
     """The adapters inside a model's `.nemo` or folder."""
 
@@ -106,6 +113,7 @@ class ModelPlace:
                 wer_before=adapter.card.get("wer_before"),
                 wer_after=adapter.card.get("wer_after"),
                 folder=None,
+                vocabulary=None if adapter.vocabulary is None else vocabulary_text(adapter.vocabulary.describe()),
             )
             for adapter in self.model.adapters
         ]
@@ -251,6 +259,7 @@ def folder_entry(folder: Path, description: dict[str, Any]) -> AdapterEntry:
         wer_before=card.get("wer_before"),
         wer_after=card.get("wer_after"),
         folder=str(folder),
+        vocabulary=vocabulary_text(description.get("vocabulary")),
     )
 
 

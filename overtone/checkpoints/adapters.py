@@ -6,6 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from overtone.adapters.adapter import adapter_digest, parameters_digest
+from overtone.adapters.prior import PRIOR, find_prior
 from overtone.adapters.storage import (
     DESCRIPTION,
     StoredAdapter,
@@ -14,6 +15,7 @@ from overtone.adapters.storage import (
     read_folder,
     stored_copy,
 )
+from overtone.adapters.word_text import prior_words
 from overtone.checkpoints.huggingface.peft import ADAPTER_CONFIG, is_peft, load_peft, read_peft
 from overtone.checkpoints.nemo.adapters import (
     StoredNemoAdapter,
@@ -58,7 +60,9 @@ def load_chain(model: AsrModel, text: str) -> str:
     if is_stored(text):
         return "+".join(load_stored(model, text))
     parts = text.split("+")
-    return "+".join(name for part in parts for name in (find_names(model, part) if Path(part).exists() else [part]))
+    return "+".join(
+        name for part in parts for name in (find_names(model, part) if Path(part).exists() or part == PRIOR else [part])
+    )
 
 
 def stored_name(text: str) -> str | None:
@@ -73,6 +77,8 @@ def find_names(model: AsrModel, part: str) -> list[str]:
         return [part]
     if is_stored(part):
         return load_stored(model, part)
+    if part == PRIOR and not Path(part).exists() and load_prior(model):
+        return [PRIOR]
     present = ", ".join(model.adapters.names) or "none"
     near = did_you_mean(part, model.adapters.names)
     path = Path(part)
@@ -83,6 +89,14 @@ def find_names(model: AsrModel, part: str) -> list[str]:
         f"Adapter '{part}' is neither in the model nor a folder.{near} Adapters of this model: {present}. "
         "A path to the folder of a saved adapter does as well."
     )
+
+
+def load_prior(model: AsrModel) -> bool:
+    """Add the general prior of the model's tokenizer as an adapter of words alone; False where there is none."""
+    prior = find_prior(model.tokenizer.digest())
+    if prior is not None:
+        model.adapters.add_words(PRIOR, prior_words(prior))
+    return prior is not None
 
 
 def below(folder: Path) -> str:

@@ -19,13 +19,13 @@ from overtone.adapters.storage import DESCRIPTION
 from overtone.checkpoints.nemo.adapters import adapter_config, has_nemo_form, nemo_modules, read_kind
 from overtone.checkpoints.nemo.archive import LIMITS, plain_name
 from overtone.checkpoints.nemo.config import NemoAdapter, translate
+from overtone.checkpoints.nemo.keys import nemo_key
 from overtone.checkpoints.nemo.model import (
     CONFIG,
     assemble,
     keep_files,
     model_files,
     nemo_config,
-    nemo_key,
     read_config,
     size_of,
 )

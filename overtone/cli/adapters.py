@@ -105,7 +105,7 @@ def change(place: AdapterPlace, arguments: argparse.Namespace) -> None:
 
 def as_text(entries: list[AdapterEntry]) -> str:
     """A table of the adapters."""
-    head = ["name", "kind", "modules", "layers", "parameters", "enabled", "WER", "folder"]
+    head = ["name", "kind", "modules", "layers", "parameters", "vocabulary", "enabled", "WER", "folder"]
     rows = [
         [
             entry.name,
@@ -113,6 +113,7 @@ def as_text(entries: list[AdapterEntry]) -> str:
             entry.modules,
             str(entry.layers),
             f"{entry.parameters:,}",
+            entry.vocabulary or "",
             {True: "yes", False: "no", None: ""}[entry.enabled],
             wer_text(entry),
             entry.folder or "",

@@ -87,12 +87,29 @@ def add_decoder(parser: argparse.ArgumentParser) -> None:
 
 
 def add_language(parser: argparse.ArgumentParser) -> None:
-    """`--language`."""
+    """`--language` and `--prompt`."""
     parser.add_argument(
         "--language",
         metavar="TAG",
-        help="language that a model with prompts is told, such as de-DE (default: a manifest's lang, else auto)",
+        help="language that a model with prompts is told, such as de-DE (default: a manifest's lang, else auto); a "
+        "Canary model takes 'SOURCE>TARGET' too",
     )
+    parser.add_argument(
+        "--prompt",
+        nargs="+",
+        default=[],
+        metavar="SLOT=VALUE",
+        help="slots of a Canary model's prompt, such as source_lang=de target_lang=en pnc=no timestamp=yes",
+    )
+
+
+def language_of(arguments: argparse.Namespace) -> str | None:
+    """The language or the task that `--language` and `--prompt` name. Raises UsageError for a slot without a value."""
+    wrong = [slot for slot in arguments.prompt if "=" not in slot]
+    if wrong:
+        raise UsageError(f"--prompt {wrong[0]}: SLOT=VALUE is needed, such as target_lang=en.")
+    last = sorted(arguments.prompt, key=lambda slot: slot.startswith("decodercontext="))
+    return ",".join(filter(None, (arguments.language, *last))) or None
 
 
 def add_search(parser: argparse.ArgumentParser) -> None:

@@ -17,9 +17,11 @@ from overtone.cli.arguments import (
     add_search,
     add_windows,
     attention_options,
+    language_of,
     search_options,
 )
 from overtone.cli.overrides import add_configuration, is_override, read_settings
+from overtone.cli.parts import add_crew, hearing_elsewhere
 from overtone.cli.predictions import evaluate_predictions, is_nemo_evaluation
 from overtone.cli.screen import note, results_console
 from overtone.errors import ConfigError, UsageError, did_you_mean
@@ -87,6 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_language(parser)
     add_attention(parser)
     add_configuration(parser)
+    add_crew(parser, "transcribe with workers of the Ray cluster of this address")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -191,17 +194,18 @@ def measure(
     choices = [None, *model.adapters.names] if adapters is None else list(map(choice_of, adapters))
     if beside_base and None not in choices:
         choices.append(None)
-    with progress_bar("evaluating") as progress:
+    with hearing_elsewhere(arguments, source, dtype) as elsewhere, progress_bar("evaluating") as progress:
         return evaluate(
             model,
             manifests,
+            elsewhere=elsewhere,
             adapters=choices,
             general=arguments.general,
             window=arguments.window or None,
             overlap=arguments.overlap,
             batch_seconds=arguments.batch_seconds,
             compute_dtype=dtype,
-            language=arguments.language,
+            language=language_of(arguments),
             text_processing=text_processing(arguments),
             **search,
             progress=progress,

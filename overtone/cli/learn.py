@@ -1,7 +1,7 @@
 """Learning from corrections: the next version of an adapter, from transcripts that somebody has put right.
 
 Corrections are JSON lines: "text", and "audio_filepath" where the recording is there ("offset", "duration" and "lang"
-as in manifests). The words act at once. All that is learnt, and every version, is kept in ADAPTER.learning beside it.
+as in manifests). The words act at once, an acoustic part is trained then. All that is learnt is in ADAPTER.learning.
 """
 
 from __future__ import annotations
@@ -37,9 +37,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what to do with text that the model cannot write: refuse it, drop the correction, or keep the rest of "
         "it (default: refuse)",
     )
+    parser.add_argument("--words-only", action="store_true", help="train no acoustic part")
     parser.add_argument(
-        "--hours", type=number(above=0), default=20.0, help="most recordings that are kept, in hours (default: 20)"
+        "--kind", choices=("linear", "lora", "tiny_attn"), help="of a new acoustic part, where there is none (linear)"
     )
+    parser.add_argument("--steps", type=int, metavar="N", help="steps of the training (default: by the recordings)")
+    parser.add_argument(
+        "--replay",
+        action="append",
+        metavar="MANIFEST",
+        help="what the adapter was trained on before it learnt; may be repeated (default: what its card names)",
+    )
+    parser.add_argument(
+        "--general", action="append", metavar="MANIFEST", help="general speech that must not suffer; may be repeated"
+    )
+    parser.add_argument(
+        "--kappa", type=number(at_least=0), help="points of WER that general speech may lose (default: 0.5)"
+    )
+    parser.add_argument("--hours", type=number(above=0), help="most hours of recordings that are kept (default: 20)")
+    parser.add_argument("--background", action="store_true", help="train in a process of its own, at low priority")
     parser.add_argument("--versions", action="store_true", help="list the versions, and change nothing")
     parser.add_argument(
         "--back",
@@ -65,12 +81,24 @@ def run(arguments: argparse.Namespace) -> int:
         return list_versions(folder, as_json=arguments.json)
     if arguments.back is not None:
         return back(folder, arguments.back)
-    if not arguments.corrections:
+    if arguments.steps is not None and arguments.steps < 1:
+        raise UsageError(f"--steps {arguments.steps} is not allowed; at least 1 is needed.")
+    from overtone.learning.corrections import Corrections
+
+    if not arguments.corrections and not Corrections(folder, sample_rate=0).lines():
         raise UsageError("Nothing to learn from: give a file of corrections, JSON lines.")
+    learn(arguments, folder)
+    print(f"Adapter: {folder}")
+    return 0
+
+
+def learn(arguments: argparse.Namespace, folder: Path) -> None:
+    """Add the corrections of the files, and make versions of them; with --background the training goes on alone."""
     with fast_imports():
         from overtone.cli.models import load
         from overtone.learning.learn import Learner
         from overtone.learning.reading import read_corrections
+        from overtone.learning.state import read_settings, remember, start_worker
 
     model = load(arguments.model, "cpu")
     learner = Learner(model=model, folder=folder, say=note)
@@ -80,10 +108,36 @@ def run(arguments: argparse.Namespace) -> int:
         for name in arguments.corrections
         for own in read_corrections(Path(name).expanduser(), model, policy=arguments.unwritable)
     ]
+    given = {
+        "acoustic": False if arguments.words_only else None,
+        "kind": arguments.kind,
+        "steps": arguments.steps,
+        "replay": absolute(arguments.replay),
+        "general": absolute(arguments.general),
+        "kappa": arguments.kappa,
+        "hours": arguments.hours,
+    }
+    read_settings(folder)
     with model.evaluating():
-        learner.learn(corrections, hours=arguments.hours)
-    print(f"Adapter: {folder}")
-    return 0
+        settings = remember(folder, **{key: own for key, own in given.items() if key != "acoustic"})
+        if arguments.words_only or arguments.background:
+            learner.add(corrections, settings)
+        else:
+            learner.learn(corrections, settings)
+    if arguments.background and not arguments.words_only:
+        log = start_worker(folder, arguments.model)
+        note(f"Acoustic part: training in the background; {log} tells what becomes of it")
+
+
+def absolute(names: list[str] | None) -> tuple[str, ...] | None:
+    """Paths that are read again from another folder. Raises UsageError where there is no file."""
+    if names is None:
+        return None
+    paths = [Path(name).expanduser() for name in names]
+    for path in paths:
+        if not path.is_file():
+            raise UsageError(f"{path}: no such manifest. Check the path.")
+    return tuple(str(path.resolve()) for path in paths)
 
 
 def list_versions(folder: Path, *, as_json: bool) -> int:
@@ -119,7 +173,7 @@ def list_versions(folder: Path, *, as_json: bool) -> int:
 
 def back(folder: Path, wanted: int) -> int:
     """Go back to a version; -1 is the one before."""
-    from overtone.learning.learn import go_back
+    from overtone.learning.versions import go_back
 
     target, aside = go_back(folder, None if wanted == -1 else wanted)
     note(f"Version {target.number} acts; {aside} corrections that were learnt since are set aside")

@@ -71,12 +71,15 @@ def run(arguments: argparse.Namespace) -> int:
 def score_folder(arguments: argparse.Namespace) -> int:
     """Rank the runs below a folder. Raises UsageError where there is nothing to rank."""
     with fast_imports():
-        from overtone.evaluation.scores import as_csv, as_svg, as_table, score_runs
+        from overtone.evaluation.scores import as_csv, as_svg, as_table, count_runs, score_runs
 
     if arguments.dataset_type_column or arguments.base_adapted or arguments.base_original is not None:
         raise UsageError("Bases and columns are for --nemo-compat; runs carry the WER of their base in their cards.")
     allowed = arguments.max_degradation / 100
-    runs = score_runs(Path(arguments.path).expanduser(), allowed=allowed)
+    folder = Path(arguments.path).expanduser()
+    runs = score_runs(folder, allowed=allowed)
+    if lacking := count_runs(folder) - len(runs):
+        note(f"Left out: {lacking} runs without a measurement on domain and general speech, as pruned ones are.")
     print(
         json.dumps([each.to_json() for each in runs], indent=1, ensure_ascii=False)
         if arguments.json

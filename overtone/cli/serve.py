@@ -9,6 +9,7 @@ import argparse
 import gc
 import logging
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -67,6 +68,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         const="",
         metavar="FOLDER",
         help="with the adapter that `overtone demo` trained, in that folder or the newest overtone_demo*/ here",
+    )
+    parser.add_argument(
+        "--learn",
+        action="store_true",
+        help="let adapters of the folder learn from corrections; with --tokens, those that a tenant's entry names",
     )
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is every one (default: 127.0.0.1)"
@@ -236,6 +242,10 @@ def run(arguments: argparse.Namespace) -> int:
     settings = settings_of(arguments)
     is_for_people = arguments.log == "text" or sys.stderr.isatty()
     demo = None if arguments.demo is None else demo_adapter(arguments.demo)
+    if settings.learn and arguments.ray is not None:
+        raise UsageError("--learn does not go with --ray; let adapters learn with `overtone learn`.")
+    if settings.learn and demo is not None and settings.adapters is None:
+        settings, demo = replace(settings, adapters=learning_copy(demo)), None
     started = note_addresses if is_for_people else log_addresses
     if arguments.ray is not None:
         return serve_there(arguments, settings, demo, started)
@@ -289,6 +299,7 @@ def settings_of(arguments: argparse.Namespace) -> ServerSettings:
     return ServerSettings(
         model=arguments.model or ServerSettings().model,
         adapters=arguments.adapters,
+        learn=arguments.learn,
         capacity=arguments.capacity,
         aliases=aliases_of(arguments.alias),
         prompt_boost=arguments.prompt_boost,
@@ -322,6 +333,17 @@ def demo_adapter(folder: str) -> Path:
             return best[0]
     where = f"{folder} holds no adapter of a demo" if folder else f"There is no {DEMO_FOLDERS}/ here with an adapter"
     raise UsageError(f"{where}. Train one first: `overtone demo` (a few minutes), then `overtone serve --demo`.")
+
+
+def learning_copy(folder: Path) -> Path:
+    """A folder of adapters with a copy of the demo's, which may learn; one that is there stays as it is."""
+    from overtone.adapters.storage import read_description
+
+    adapters = folder.parent / "learning"
+    own = adapters / str(read_description(folder)["name"])
+    if not own.exists():
+        shutil.copytree(folder, own)
+    return adapters
 
 
 def age(path: Path) -> float:

@@ -15,20 +15,23 @@ from overtone.cli.arguments import (
     add_search,
     add_windows,
     attention_options,
+    language_of,
     search_options,
     whole_number,
 )
+from overtone.cli.parts import add_workers, goes_in_parts, transcribe_in_parts
 from overtone.cli.screen import note, shares_terminal_with_results
 from overtone.errors import OvertoneError, UsageError
 from overtone.progress import progress_bar
 from overtone.startup import fast_imports
 
-FORMATS = ("text", "jsonl", "srt", "vtt", "ctm")
+FORMATS = ("text", "jsonl", "srt", "vtt", "ctm", "parquet")
 
 EXAMPLES = """examples:
   overtone transcribe memo.flac
   overtone transcribe calls/ --model base.nemo --adapter runs/medical --format jsonl --output calls.jsonl
   overtone transcribe interview.mp3 --format srt --output interview.srt
+  overtone transcribe calls.json --adapter column:tenant --adapters adapters/ --format jsonl --output out.jsonl --ray
 
 One unreadable file is reported and the rest go on; the exit code is then 1. Where none can be read it is 2, and an
 old file at --output stays."""
@@ -55,10 +58,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_language(parser)
     add_attention(parser)
+    add_workers(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Transcribe as the arguments say. Raises UsageError for alternatives that the format cannot hold."""
+    if goes_in_parts(arguments):
+        return transcribe_in_parts(arguments, one_adapter(arguments.adapter))
     with fast_imports():
         from overtone.checkpoints.adapters import find_adapter
         from overtone.cli.models import computing_line, load
@@ -89,7 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
         overlap=arguments.overlap,
         batch_seconds=arguments.batch_seconds,
         compute_dtype=arguments.dtype,
-        language=arguments.language,
+        language=language_of(arguments),
         alternatives=arguments.alternatives,
         **search,
     )

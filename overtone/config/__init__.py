@@ -34,6 +34,7 @@ from overtone.config.own import (
     InterCtcSettings,
     PrefixCacheSettings,
     RetentionSettings,
+    VocabularySettings,
     WordsSettings,
 )
 from overtone.config.settings import (
@@ -87,6 +88,7 @@ __all__ = [
     "TelephoneSettings",
     "TinyAttentionSettings",
     "TrainerSettings",
+    "VocabularySettings",
     "WordsSettings",
     "WhiteNoiseSettings",
     "check_settings",
@@ -173,8 +175,14 @@ def _check_model(model: ModelSettings, findings: Findings) -> None:
         findings.add("model.tokenizer", "has to be given with model.init: the vocabulary of the new model.")
     if model.init and model.train != "everything":
         findings.add("model.train", "is 'everything' where model.init makes fresh weights.")
-    if model.tokenizer and model.train != "everything":
-        findings.add("model.tokenizer", "changes the vocabulary, which needs model.train=everything.")
+    if model.tokenizer and model.train == "adapter":
+        findings.add(
+            "model.tokenizer",
+            "changes the vocabulary, which needs model.train=everything, or parts with the decoder; an adapter takes "
+            "model.adapter.vocabulary.",
+        )
+    if model.train == ():
+        findings.add("model.train", "names no part; give adapter, everything, or parts such as [decoder].")
     _check_new_base(model, findings)
     kinds = model.adapter.kinds
     if model.adapter.adapter_type not in kinds:
@@ -184,12 +192,24 @@ def _check_model(model: ModelSettings, findings: Findings) -> None:
         )
 
 
+def _check_vocabulary(model: ModelSettings, findings: Findings) -> None:
+    """Check the vocabulary that an adapter is to own."""
+    own = model.adapter.vocabulary
+    if own is None:
+        return
+    if (own.tokenizer is None) == (own.labels is None):
+        given = "neither" if own.tokenizer is None else "both"
+        findings.add("model.adapter.vocabulary", f"has {given} of tokenizer and labels; give one of the two.")
+    if model.train != "adapter":
+        findings.add("model.adapter.vocabulary", "is an adapter's; a base that is trained takes model.tokenizer.")
+
+
 def _check_new_base(model: ModelSettings, findings: Findings) -> None:
     """Check the settings that help a base that is trained as a whole."""
     inner_losses = model.interctc or InterCtcSettings()
     inner, weights = inner_losses.apply_at_layers, inner_losses.loss_weights
     for key, given in (("interctc.apply_at_layers", bool(inner)), ("flat_start.steps", model.flat_start.steps > 0)):
-        if given and model.train != "everything":
+        if given and model.train == "adapter":
             findings.add(f"model.{key}", "is for model.train=everything; leave it out for an adapter.")
     if len(inner) != len(weights):
         findings.add("model.interctc.loss_weights", f"{len(weights)} weights for {len(inner)} layers; give one each.")
@@ -236,6 +256,7 @@ def _check_training(settings: Settings, findings: Findings) -> None:
         findings.add("model.train_ds.manifest_filepath", "has to be given: what to train on.")
     if model.train == "adapter" and not model.adapter.adapter_name:
         findings.add("model.adapter.adapter_name", "has to be given: the name of the new adapter.")
+    _check_vocabulary(model, findings)
     if model.general_manifest and model.train != "adapter":
         findings.add("model.general_manifest", "is for an adapter, which leaves the base as it was to be measured.")
     _check_retention(model, findings)

@@ -143,7 +143,7 @@ def _field_value(item: Field[Any], hint: Any, value: Any, where: str, findings: 
     result = convert(hint, value, where, findings)
     if len(findings.mistakes) > before:
         return result if is_dataclass(result) else MISSING
-    problem = _limits(item.metadata, result)
+    problem = None if "only" in item.metadata else _limits(item.metadata, result)
     if problem:
         findings.add(where, problem)
         return MISSING

@@ -18,6 +18,20 @@ class WordsSettings:
     """File of phrases to expect, one a line, each with its boost behind a tab or without."""
     order: int = bounded(6, at_least=1, at_most=10)
     """Tokens of the longest n-gram."""
+    prior: bool = True
+    """Mix the n-gram with the general prior of the base's tokens, where there is one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VocabularySettings:
+    """Ours: a vocabulary of the adapter's own, with new heads over its tokens."""
+
+    tokenizer: str | None = None
+    """A sentencepiece model, a WordPiece `vocab.txt`, a file with one label a line, or a folder with one of them."""
+    labels: tuple[str, ...] | None = None
+    """The characters, or whole words, in the place of a file."""
+    reuse: bool = True
+    """Tokens that the base has too begin with the base's values."""
 
 
 @dataclass(frozen=True, kw_only=True)

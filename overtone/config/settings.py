@@ -17,6 +17,7 @@ from overtone.config.own import (
     InterCtcSettings,
     PrefixCacheSettings,
     RetentionSettings,
+    VocabularySettings,
     WordsSettings,
 )
 from overtone.config.targets import (
@@ -153,6 +154,8 @@ class AdapterSettings:
     """Ours: an adapter to go on from, of the model or on disk; kind, places and strategy are its own."""
     words: WordsSettings | Literal["auto", "off"] | bool = "off"
     """Ours: `auto` counts the transcripts; weights are chosen on the validation set, no gain is no word part."""
+    vocabulary: VocabularySettings | None = None
+    """Ours: `{tokenizer: …}` or `{labels: […]}`, new tokens and heads of the adapter's own; null writes the base's."""
     retention: RetentionSettings | None = None
     """Ours: points that general speech may lose; null: the adapter is as strong as it was trained."""
     in_features: int | None = None
@@ -208,7 +211,23 @@ class ScheduleSettings:
     hold_steps: int | None = bounded(None, at_least=0)
     hold_ratio: float | None = bounded(None, at_least=0, at_most=1)
     decay_rate: float | None = None
+    step_size: int | None = bounded(None, at_least=1)
+    """Steps of a stair, of StepLR."""
+    gamma: float | None = bounded(None, above=0)
+    """Factor of each stair of StepLR, or of each step of CyclicLR's mode exp_range."""
+    base_lr: float | None = bounded(None, at_least=0)
+    """Lower rate of CyclicLR."""
+    max_lr: float | None = bounded(None, above=0)
+    """Upper rate of CyclicLR."""
+    step_size_up: int | None = bounded(None, at_least=1)
+    """Steps of CyclicLR upward, 2000."""
+    step_size_down: int | None = bounded(None, at_least=1)
+    """Steps of CyclicLR downward; unset: as many as upward."""
+    mode: Literal["triangular", "triangular2", "exp_range"] | None = None
+    """Upper rate of CyclicLR's later cycles: the same, half of the one before, or falling by gamma every step."""
+    cycle_momentum: bool = only(False, instead="leave it out; the momentum stays")
     power: float | None = None
+    cycle: bool | None = None
     d_model: int | None = bounded(None, at_least=1)
     last_epoch: int = only(-1, instead="a resumed run finds its place by itself")
     monitor: str | None = None
@@ -221,22 +240,58 @@ class OptimSettings:
 
     name: str = one_of(
         "adamw",
-        ("adamw", "adam", "nadam", "radam", "adamax", "adadelta", "adagrad", "rmsprop", "rprop", "sgd", "novograd"),
+        (
+            *("adamw", "adam", "nadam", "radam", "adamax", "adadelta", "adagrad", "rmsprop", "rprop", "sgd"),
+            *("novograd", "adafactor", "adan", "fused_adam"),
+        ),
     )
-    """The optimiser of torch.optim by that name, or NovoGrad."""
+    """The optimiser of torch.optim by that name, or one that PyTorch does not have as NeMo has it."""
     lr: float | Literal["auto"] = bounded(0.001, at_least=0)
     """Learning rate: the peak of the schedule (a factor, with NoamAnnealing); auto: by kind, steps and width."""
     betas: tuple[float, ...] = (0.9, 0.98)
     """Averages of the Adam family."""
     weight_decay: float = bounded(0.0, at_least=0)
-    eps: float | None = bounded(None, above=0)
-    """Unset: the optimiser's own."""
+    eps: float | tuple[float, ...] | None = bounded(None, above=0)
+    """Unset: the optimiser's own. Two numbers for adafactor."""
     momentum: float | None = bounded(None, at_least=0)
     """Momentum of sgd and rmsprop."""
     nesterov: bool | None = None
     """Nesterov momentum of sgd."""
     grad_averaging: bool = False
     """Weigh each gradient by what the momentum leaves, with novograd."""
+    amsgrad: bool | None = None
+    """For adam and adamw. Unset here and below: the optimiser's own."""
+    rho: float | None = bounded(None, at_least=0, at_most=1)
+    """For adadelta."""
+    alpha: float | None = bounded(None, at_least=0, at_most=1)
+    """For rmsprop."""
+    centered: bool | None = None
+    """For rmsprop."""
+    dampening: float | None = bounded(None, at_least=0)
+    """For sgd."""
+    lr_decay: float | None = bounded(None, at_least=0)
+    """For adagrad."""
+    initial_accumulator_value: float | None = bounded(None, at_least=0)
+    """For adagrad."""
+    etas: tuple[float, ...] | None = None
+    """For rprop: factors of the rate where a gradient changes its sign, and where not."""
+    step_sizes: tuple[float, ...] | None = None
+    """For rprop: smallest and largest step."""
+    beta1: float | None = bounded(None, at_least=0, at_most=1)
+    """For adafactor: of a momentum; unset: none."""
+    clip_threshold: float | None = bounded(None, above=0)
+    """For adafactor: largest root mean square of an update."""
+    decay_rate: float | None = bounded(None, at_most=0)
+    """For adafactor: power of the step in the weight of the past, -0.8."""
+    scale_parameter: bool | None = None
+    """For adafactor: multiply the rate by each tensor's root mean square; unset: it does."""
+    relative_step: bool = only(False, instead="the schedule decides the rate")
+    warmup_init: bool = only(False, instead="give sched.warmup_steps")
+    max_grad_norm: float | None = bounded(None, at_least=0)
+    """For adan: largest norm of all gradients."""
+    no_prox: bool | None = None
+    """For adan: weights decay before the step, as in AdamW."""
+    luc: bool = only(False, instead="give trainer.gradient_clip_val")
     sched: ScheduleSettings | None = section(ScheduleSettings)
     """null: a constant learning rate."""
 
@@ -262,9 +317,9 @@ class ModelSettings:
     init: str | None = None
     """Ours: path of a model's YAML, built with fresh weights (then `train=everything`)."""
     tokenizer: str | None = None
-    """Ours, with train=everything: a new vocabulary, as a sentencepiece model, or a text file with one label a line."""
-    train: Literal["adapter", "everything"] = "adapter"
-    """Ours: a new adapter over the frozen base, or every weight of the base."""
+    """Ours, where the base is trained: another vocabulary, under fresh heads; a file or folder as for an adapter's."""
+    train: Literal["adapter", "everything"] | tuple[str, ...] = "adapter"
+    """Ours: a new adapter over the frozen base, every weight of the base, or parts, `[decoder, encoder.layers.12-]`."""
     base_dropout: bool = True
     """Ours: whether the base's own dropout acts in training."""
     vocabulary_check: Literal["refuse", "drop", "keep"] = "refuse"

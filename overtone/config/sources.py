@@ -268,6 +268,9 @@ def manifest_sources(
     """The sources of manifests: one, a list, or a list of `[manifest, weight]`, with archives in the same form."""
     where = f"{key}.manifest_filepath"
     pairs: list[tuple[str, float | None]] = []
+    if not isinstance(manifests, str | list | tuple | None):
+        findings.add(where, f"{manifests!r} is no manifest; a path or a list of paths is needed.")
+        return SourceList()
     for item in [manifests] if isinstance(manifests, str) else flatten(manifests or (), tarred=archives is not None):
         name, weight = split_weight(item)
         if not isinstance(name, str):

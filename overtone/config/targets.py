@@ -19,6 +19,10 @@ ABSOLUTE_ATTENTION_TARGETS = (
     f"{_ATTENTION}.MultiHeadAttentionAdapter",
     f"{_ATTENTION_SHORT}.MultiHeadAttentionAdapter",
 )
+TRANSFORMER_ATTENTION_TARGETS = tuple(
+    f"{path}.TransformerMultiHeadAttentionAdapter"
+    for path in (f"{_ATTENTION_SHORT}.transformer_multi_head_attention_adapter_module", _ATTENTION_SHORT)
+)
 NEMO_ATTENTION_TARGETS = (*RELATIVE_ATTENTION_TARGETS, *ABSOLUTE_ATTENTION_TARGETS)
 OWN_ATTENTION_TARGET = "overtone.TinyAttentionAdapter"
 TINY_ATTENTION_TARGETS = (*NEMO_ATTENTION_TARGETS, OWN_ATTENTION_TARGET)

@@ -38,6 +38,12 @@ TEXT_KEYS = ("text", "text_filepath", "normalized_text", "command")
 of such; nothing is executed."""
 CHANNEL_KEYS = ("channel", "channel_selector")
 
+TASK_SLOTS = (
+    *("source_lang", "target_lang", "task", "taskname", "pnc", "itn", "timestamp", "diarize", "emotion"),
+    "decodercontext",
+)
+"""Keys of a line that say what a multitask model is to do; a context comes last, as it may hold anything."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Utterance:
@@ -60,6 +66,9 @@ class Utterance:
 
     language: str | None = None
     """The language of the transcript, where the manifest names one under `lang`."""
+
+    task: str | None = None
+    """The task of a multitask model, where the manifest names `source_lang` or `target_lang` and further slots."""
 
     channel: Channels | None = None
     """Numbers from 0 of the channels whose mean is meant; None is all of them."""
@@ -251,10 +260,19 @@ def _utterance(entry: Entry, number: int, manifest: Path, form: LineForm) -> Utt
         offset=offset,
         speaker=_speaker(entry),
         language=entry["lang"] if isinstance(entry.get("lang"), str) else None,
+        task=_task(entry),
         channel=_channel(entry),
         line=number,
         manifest=manifest,
     )
+
+
+def _task(entry: dict[str, Any]) -> str | None:
+    """The task of a line for a multitask model, as text; None where it names no language of the speech or the text."""
+    named = {slot: str(entry[slot]) for slot in TASK_SLOTS if isinstance(entry.get(slot), str | bool | int)}
+    if not named.keys() & {"source_lang", "target_lang"}:
+        return None
+    return ",".join(f"{slot}={value}" for slot, value in named.items())
 
 
 def find_file(entry: Entry, folder: Path) -> Place:

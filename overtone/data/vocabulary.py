@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from overtone.data.manifest import Utterance
-from overtone.errors import DataError
+from overtone.errors import DataError, UsageError
 from overtone.nets.prompt import AUTO
 from overtone.tokenizers import Tokenizer
 
@@ -61,6 +61,26 @@ def check_languages(languages: Sequence[str], utterances: Sequence[Utterance]) -
                 f"{utterance.manifest}:{utterance.line}: 'lang' is '{utterance.language}'; the model knows "
                 f"{', '.join(languages)}. Correct it, or leave it out for {default}."
             )
+
+
+def read_tasks(
+    check: Callable[[str | None], str | None], tokenizer: Tokenizer, utterances: Sequence[Utterance]
+) -> list[Utterance]:
+    """The utterances for a multitask model: the language of each is its task, as the model writes it.
+
+    check: spells a task, or raises UsageError for one that the model does not have. Raises DataError, naming the line,
+    for such a task, and for one whose text the model cannot be taught.
+    """
+    known: dict[str | None, str | None] = {}
+    for utterance in utterances:
+        task = utterance.task or utterance.language
+        if task not in known:
+            try:
+                known[task] = check(task)
+                tokenizer.encode("", known[task])
+            except UsageError as error:
+                raise DataError(f"{utterance.manifest}:{utterance.line}: {error}") from error
+    return [replace(own, language=known[own.task or own.language]) for own in utterances]
 
 
 def check_vocabulary(tokenizer: Tokenizer, utterances: Sequence[Utterance]) -> VocabularyReport | None:

@@ -91,6 +91,7 @@ class CtcHead:
 
     gives_log_probs = True
     decodes_with_adapters = False
+    prompts = None
 
     def __init__(
         self,
@@ -103,6 +104,7 @@ class CtcHead:
         """seconds_per_frame: from one encoder frame to the next. reduction: of the checkpoint's own training."""
         self.net = net
         self.tokenizer = tokenizer
+        self.channels = tokenizer.size + 1
         self.seconds_per_frame = seconds_per_frame
         self.reduction: Reduction = reduction
 

@@ -21,7 +21,9 @@ from torch import Tensor
 from overtone.decoding.fusion import NO_WORDS, Words
 from overtone.decoding.hypothesis import Hypothesis
 from overtone.decoding.phrase_boost import BoostTree
+from overtone.decoding.task import TaskPrompts
 from overtone.nets.layers import Reduction
+from overtone.tokenizers import Tokenizer
 
 Emissions = npt.NDArray[np.float32]
 """[T, C]: the output of a head's net for T encoder frames of one recording, which its decoder takes."""
@@ -102,6 +104,10 @@ class BeamSettings:
     settled_lead: float = 5.0
     """Frames in which all readings agree but those so far (natural logarithm) behind the best count as settled."""
 
+    length_penalty: float | None = None
+    """Exponent of the penalty of length, with an attention decoder, which knows the width besides; None is the
+    checkpoint's own."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DecodingOptions:
@@ -134,6 +140,12 @@ class DecodingOptions:
         """The words of the adapters, and the phrases besides."""
         return self.words + Words(boosts=(self.boosts,)) if self.boosts else self.words
 
+    def written_by(self, tokenizer: Tokenizer) -> DecodingOptions:
+        """The same with the phrases over the tokens of a tokenizer."""
+        if self.boosts is None or self.boosts.tokenizer is tokenizer:
+            return self
+        return replace(self, boosts=self.boosts.over(tokenizer))
+
     def with_words(self, words: Words) -> DecodingOptions:
         """The same with further words."""
         return replace(self, words=self.words + words) if words else self
@@ -151,12 +163,22 @@ GREEDY = DecodingOptions()
 class Head(Protocol):
     """The part that makes an encoder a recogniser: emissions, a loss on them, and decoders that take them."""
 
+    channels: int
+    """C of its emissions."""
     gives_log_probs: bool
     """True if emissions are log-probabilities of the vocabulary and blank: they may be averaged over windows."""
     reduction: Reduction
     """The sum of losses over a batch in the checkpoint's own training."""
     decodes_with_adapters: bool
     """True if adapters may act in the head's decoders too, which then need their scope."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the tokens that it writes."""
+
+    @property
+    def prompts(self) -> TaskPrompts | None:
+        """The prompts of a head that is told a task; None where none is."""
 
     def adapters_act(self) -> bool:
         """True if adapters of the selection act in the head's decoders now, one choice for each row of the batch."""

@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from overtone.decoding.mixture import Mixture, MixtureBatch
 from overtone.decoding.ngram import Ngram, NgramBatch
 from overtone.decoding.phrase_boost import BoostBatch, BoostTree
 
@@ -25,18 +26,22 @@ class Words:
 
     ngrams: tuple[tuple[Ngram, float], ...] = ()
     """N-grams over the model's tokens, each with the weight of its logarithms."""
+    mixtures: tuple[tuple[Mixture, float], ...] = ()
+    """Mixtures of a domain's n-gram with a general one, each with the weight of its logarithms."""
     boosts: tuple[BoostTree, ...] = ()
     """Phrases that are likelier or less likely than the model thinks."""
     token_bonus: float = 0.0
     """Natural logarithm that every token gains, against the n-grams' leaning to few tokens."""
 
     def __bool__(self) -> bool:
-        return bool(self.token_bonus or any(weight for _, weight in self.ngrams) or any(self.boosts))
+        weights = (weight for _, weight in (*self.ngrams, *self.mixtures))
+        return bool(self.token_bonus or any(weights) or any(self.boosts))
 
     def __add__(self, other: Words) -> Words:
         """Both together, as a chain of adapters has them."""
         return Words(
             ngrams=self.ngrams + other.ngrams,
+            mixtures=self.mixtures + other.mixtures,
             boosts=self.boosts + other.boosts,
             token_bonus=self.token_bonus + other.token_bonus,
         )
@@ -72,12 +77,16 @@ class Fusion:
         """[B] float32: the most that one token can gain beyond an n-gram's scores, which are never above 0."""
         self.lifting: list[tuple[BoostBatch, int]] = []
         """The phrases among the scorers, and their places."""
-        owned = {id(ngram): ngram for row in rows for ngram, _ in row.ngrams}
-        here = {key: ngram if ngram.arcs.tokens.device == device else ngram.to(device) for key, ngram in owned.items()}
         for place in range(max((len(row.ngrams) for row in rows), default=0)):
             found = [row.ngrams[place] if place < len(row.ngrams) else (None, 0.0) for row in rows]
-            batch = NgramBatch([here.get(id(ngram)) for ngram, _ in found], vocabulary_size=vocabulary_size)
+            batch = NgramBatch(
+                [None if ngram is None else ngram.to(device) for ngram, _ in found], vocabulary_size=vocabulary_size
+            )
             self.scorers.append((batch, torch.tensor([weight for _, weight in found], device=device)))
+        for place in range(max((len(row.mixtures) for row in rows), default=0)):
+            mixed = [row.mixtures[place] if place < len(row.mixtures) else (None, 0.0) for row in rows]
+            mixtures = MixtureBatch([own for own, _ in mixed], vocabulary_size=vocabulary_size, device=device)
+            self.scorers.append((mixtures, torch.tensor([weight for _, weight in mixed], device=device)))
         for place in range(max((len(row.boosts) for row in rows), default=0)):
             trees = BoostBatch(
                 [row.boosts[place] if place < len(row.boosts) else None for row in rows], vocabulary_size

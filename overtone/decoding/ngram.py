@@ -102,6 +102,8 @@ class Ngram:
         self.arcs = arcs
         self.order = order
         self.start = start
+        self.copies: dict[str, Ngram] = {}
+        """Copies on other devices."""
 
     @property
     def vocabulary_size(self) -> int:
@@ -138,8 +140,12 @@ class Ngram:
         return total + float(self.end(state))
 
     def to(self, device: torch.device | str) -> Ngram:
-        """The same on another device."""
-        return Ngram(self.arcs.to(device), order=self.order, start=self.start)
+        """The same on a device; on another one it is a copy, which is made once."""
+        if self.arcs.tokens.device == torch.device(device):
+            return self
+        if str(device) not in self.copies:
+            self.copies[str(device)] = Ngram(self.arcs.to(device), order=self.order, start=self.start)
+        return self.copies[str(device)]
 
     def to_tensors(self) -> dict[str, Tensor]:
         """The n-gram as int32 and float32 tensors by name, for safetensors."""

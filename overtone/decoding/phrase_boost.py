@@ -86,12 +86,16 @@ class BoostTree:
 
     def __init__(self, boosts: Sequence[Boost], tokenizer: Tokenizer) -> None:
         self.root = Place()
+        self.boosts = tuple(boosts)
+        self.tokenizer = tokenizer
         self.vocabulary = spellings(tokenizer)
         self.ignored: tuple[str, ...] = ()
         """Phrases that are empty, hold characters that the vocabulary cannot write, or are too many."""
         self.start = BoostState(active=((self.root, 0.0),), fresh=True, earned=0.0, bonus=0.0)
         self.largest_gain = 0.0
         """The most that one token can add to the bonus of a prefix."""
+        self._others: dict[int, BoostTree] = {}
+        """Trees of the same phrases over other tokenizers, by their identity."""
         self._onward: dict[tuple[Place, bool], Tokens] = {}
         self._table: BoostTable | None = None
         ignored, characters = [], 0
@@ -108,6 +112,14 @@ class BoostTree:
 
     def __bool__(self) -> bool:
         return bool(self.root.children)
+
+    def over(self, tokenizer: Tokenizer) -> BoostTree:
+        """The same phrases over the tokens of another tokenizer."""
+        if tokenizer is self.tokenizer:
+            return self
+        if id(tokenizer) not in self._others:
+            self._others[id(tokenizer)] = BoostTree(self.boosts, tokenizer)
+        return self._others[id(tokenizer)]
 
     def _add(self, text: str, rate: float) -> None:
         place = self.root

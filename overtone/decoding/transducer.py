@@ -274,6 +274,7 @@ class TransducerHead:
 
     gives_log_probs = False
     decodes_with_adapters = True
+    prompts = None
     inner = None
 
     def __init__(
@@ -295,6 +296,7 @@ class TransducerHead:
         self.joint = joint
         self.prediction = prediction
         self.tokenizer = tokenizer
+        self.channels = joint.width
         self.seconds_per_frame = seconds_per_frame
         self.reduction: Reduction = reduction
         self.sigma, self.omega, self.fastemit = sigma, omega, fastemit

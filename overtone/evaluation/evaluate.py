@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from overtone.data.manifest import Utterance, read_manifest
-from overtone.data.vocabulary import VocabularyReport, check_vocabulary, reference_text
+from overtone.data.vocabulary import VocabularyReport, check_vocabulary, read_tasks, reference_text
 from overtone.decoding.decoder import BeamSettings
 from overtone.errors import DataError, UsageError
 from overtone.evaluation.results import Difference, Evaluation, Result, UtteranceResult
 from overtone.inference.choices import Choice, NamedChoice, Phrases, name_choices, refuse_selection
-from overtone.inference.recordings import recordings_of
-from overtone.inference.transcribe import Transcriber
+from overtone.inference.recordings import Recording, recordings_of
+from overtone.inference.transcribe import Transcriber, Transcription
 from overtone.inference.windows import OVERLAP_SECONDS, WINDOW_SECONDS
 from overtone.models.asr_model import AsrModel
 from overtone.models.attention import attention_text
@@ -34,6 +34,18 @@ __all__ = ["Evaluation", "evaluate"]
 
 BASE_ALONE: tuple[Choice, ...] = (None,)
 """The default of `adapters`: no adapter, nothing else."""
+
+
+class Transcribes(Protocol):
+    """A `Transcriber`, or what stands for it."""
+
+    def run(
+        self, recordings: Sequence[Recording], choices: Sequence[Choice], *, progress: Progress | None = None
+    ) -> Iterator[Transcription]: ...
+
+
+Elsewhere = Callable[[Mapping[str, str]], Transcribes]
+"""Function of the sources of adapters, by the chain that acts."""
 
 
 def evaluate(
@@ -55,12 +67,13 @@ def evaluate(
     seed: int = 0,
     text_processing: TextProcessing | None = None,
     progress: Progress | None = None,
+    elsewhere: Elsewhere | None = None,
 ) -> Evaluation:
     """Measure word and character error rates of each adapter choice on each manifest.
 
     adapters: None (the base), "a", "a+b", "@file", or the folder of a saved adapter, which is loaded. With None among
     them the others are compared to the base. general: more manifests, of general speech. text_processing: of all texts.
-    batch_seconds, window, overlap, compute_dtype, decoder, language, beam, phrases: as for `Transcriber`.
+    batch_seconds to phrases: as for `Transcriber`. elsewhere: gives one that has workers.
     level, resamples, seed: of the bootstrap. progress: called with the seconds of audio that are done, and of all.
     Raises DataError for a manifest or recording that cannot be used, AdapterError for an unknown adapter, UsageError
     where there is nothing to evaluate, and where a `use` block says another thing than `adapters`.
@@ -68,7 +81,7 @@ def evaluate(
     if adapters is BASE_ALONE:
         refuse_selection(model)
     general = as_paths(general)
-    sets = read_sets(as_paths(manifests), general, adapters)
+    sets = read_sets(model, as_paths(manifests), general, adapters)
     choices = name_choices(model, adapters)
     counted = CountedTexts(model.tokenizer, text_processing or TextProcessing())
     seconds = sum(utterance.duration for lines in sets.values() for utterance in lines)
@@ -76,37 +89,41 @@ def evaluate(
     bootstrap, results = _Bootstrap(level, resamples, seed), list[Result]()
     with model.computing_in(compute_dtype):
         options: dict[str, Any] = {"window": window, "overlap": overlap, "decoder": decoder, "language": language}
-        transcriber = Transcriber(model, batch_seconds=batch_seconds, beam=beam, phrases=phrases, **options)
+        own = Transcriber(model, batch_seconds=batch_seconds, beam=beam, phrases=phrases, **options)
+        transcriber = own if elsewhere is None else elsewhere(sources_of(choices))
         for path, lines in sets.items():
-            results += bootstrap.results(path, choices, hear_each(transcriber, lines, choices, counted, meter))
+            results += bootstrap.results(path, choices, hear_each(transcriber, model, lines, choices, counted, meter))
         used = model.compute_dtype
     return Evaluation(
         model=model.name,
         fingerprint=model.fingerprint(),
         compute_dtype=used,
         device=str(model.device),
-        level=level,
-        resamples=resamples,
-        seed=seed,
+        **vars(bootstrap),
         created=datetime.now().astimezone().isoformat(timespec="seconds"),
         results=tuple(results),
         adapters=adapter_facts(model, choices),
         attention=attention_text(model),
         counted=counted.processing.description,
         general=tuple(general),
-        unwritable={path: report for path, lines in sets.items() if (report := counted.unwritable(lines))},
+        unwritable=find_unwritable(model, sets, choices, counted),
     )
 
 
+def sources_of(choices: Sequence[NamedChoice]) -> dict[str, str]:
+    """Folders of the adapters that lie in one, by the chain that acts."""
+    return {str(one.chain): one.source for one in choices if one.source is not None}
+
+
 def read_sets(
-    paths: Sequence[Path], general: Sequence[Path], adapters: Sequence[Choice]
+    model: AsrModel, paths: Sequence[Path], general: Sequence[Path], adapters: Sequence[Choice]
 ) -> dict[Path, list[Utterance]]:
     """Read all manifests. Raises UsageError where there is nothing to evaluate, and for one that is given both ways."""
     if twice := set(paths) & set(general):
         raise UsageError(f"{twice.pop()} is given as the domain and as general speech; give it once.")
     if not paths or not adapters:
         raise UsageError("Nothing to evaluate: give at least one manifest, and one adapter or None for the base.")
-    return {path: read_references(path) for path in [*paths, *general]}
+    return {path: read_told(model, path) for path in [*paths, *general]}
 
 
 def as_paths(names: str | Path | Sequence[str | Path]) -> list[Path]:
@@ -131,6 +148,14 @@ def read_references(path: Path) -> list[Utterance]:
     return read_manifest(path, silence=True)
 
 
+def read_told(model: AsrModel, path: Path) -> list[Utterance]:
+    """Read a manifest; lines for a multitask model have its tasks. Raises DataError as `read_references`, and for tasks
+    that the model does not have.
+    """
+    lines = read_references(path)
+    return lines if model.head.prompts is None else read_tasks(model.check_language, model.tokenizer, lines)
+
+
 class CountedTexts:
     """References and hypotheses as they are counted."""
 
@@ -138,6 +163,10 @@ class CountedTexts:
         self.tokenizer = tokenizer
         self.processing = processing
         self.is_plain = not processing.description
+
+    def over(self, tokenizer: Tokenizer) -> CountedTexts:
+        """The same for an adapter that writes with a tokenizer of its own."""
+        return self if tokenizer is self.tokenizer else CountedTexts(tokenizer, self.processing)
 
     def reference(self, utterance: Utterance) -> str:
         """The transcript as the model would write it, so that errors are the model's."""
@@ -156,8 +185,22 @@ class CountedTexts:
         return check_vocabulary(self.tokenizer, texts)
 
 
+def find_unwritable(
+    model: AsrModel, sets: Mapping[Path, Sequence[Utterance]], choices: Sequence[NamedChoice], counted: CountedTexts
+) -> dict[Path, VocabularyReport]:
+    """By manifest, the report of the first of the choices' vocabularies that cannot write every transcript."""
+    own = {id(head.tokenizer): head.tokenizer for head in (model.head_of(choice.chain) for choice in choices)}
+    found = {}
+    for path, lines in sets.items():
+        reports = (counted.over(tokenizer).unwritable(lines) for tokenizer in own.values())
+        if (first := next((report for report in reports if report is not None), None)) is not None:
+            found[path] = first
+    return found
+
+
 def hear_each(
-    transcriber: Transcriber,
+    transcriber: Transcribes,
+    model: AsrModel,
     lines: Sequence[Utterance],
     choices: Sequence[NamedChoice],
     counted: CountedTexts,
@@ -167,13 +210,14 @@ def hear_each(
     heard = {}
     for chain in dict.fromkeys(choice.chain for choice in choices):
         begun = time.perf_counter()
-        utterances = hear(transcriber, lines, chain, counted, progress=meter.part())
+        own = counted.over(model.head_of(chain).tokenizer)
+        utterances = hear(transcriber, lines, chain, own, progress=meter.part())
         heard[chain] = utterances, time.perf_counter() - begun
     return heard
 
 
 def hear(
-    transcriber: Transcriber,
+    transcriber: Transcribes,
     lines: Sequence[Utterance],
     choice: Choice,
     counted: CountedTexts,

@@ -51,6 +51,8 @@ class AdapterInspection:
     base_fingerprint: str | None
     tokenizer_digest: str | None
     card: dict[str, Any]
+    vocabulary: dict[str, Any] | None = None
+    """Digest, kind and size of its own tokenizer; None where it writes the base's tokens."""
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -221,6 +223,7 @@ def inspect_adapter(model: AsrModel, adapter: Adapter) -> AdapterInspection:
         base_fingerprint=model.fingerprint(),
         tokenizer_digest=model.tokenizer.digest(),
         card=adapter.card,
+        vocabulary=None if adapter.vocabulary is None else dict(adapter.vocabulary.describe()),
     )
 
 
@@ -240,6 +243,7 @@ def inspect_adapter_folder(folder: Path) -> AdapterInspection:
         base_fingerprint=description["base_fingerprint"],
         tokenizer_digest=description["tokenizer_digest"],
         card=description["card"],
+        vocabulary=description.get("vocabulary"),
     )
 
 
@@ -336,6 +340,7 @@ def adapter_lines(adapter: AdapterInspection, base_parameters: int | None) -> li
         *([("strategy", strategy)] if strategy else []),
         ("acts on", f"{adapter.modules}, layers {value_text(adapter.layers)}: {len(adapter.points)} points"),
         ("parameters", f"{adapter.parameters:,}{share}"),
+        *([("vocabulary", own_vocabulary_text(adapter.vocabulary))] if adapter.vocabulary else []),
         *([("digest", adapter.digest)] if adapter.digest else []),
         *([("made for", adapter.base_fingerprint)] if adapter.base_fingerprint and base_parameters is None else []),
         *card_facts(adapter.card),
@@ -366,6 +371,14 @@ def vocabulary_text(tokenizer: Mapping[str, Any]) -> str:
     """One line on the vocabulary."""
     kind = TOKENIZERS.get(tokenizer["kind"], "")
     return f"{tokenizer['size']} symbols ({kind}): {' '.join(tokenizer['first'])} …"
+
+
+def own_vocabulary_text(vocabulary: Mapping[str, Any]) -> str:
+    """One line on the vocabulary of an adapter."""
+    return (
+        f"its own, {vocabulary.get('size')} symbols ({vocabulary.get('kind')}), heads of "
+        f"{vocabulary.get('parameters', 0):,} parameters; {vocabulary['digest']}"
+    )
 
 
 def width_text(group: PointsInspection) -> str:

@@ -21,8 +21,17 @@ from overtone.text_table import columns
 
 ALLOWED_DAMAGE = 0.03
 """Points of WER (as a share) by which general speech may become worse, as in the paper."""
+BEST = f"**/checkpoints/*-best/{DESCRIPTION}"
+"""The cards of best adapters below the folder of a search."""
 SETTINGS_FILE = "hparams.yaml"
-LEFT_OUT = ("exp_manager", "name", "trainer.devices", "model.adapter.adapter_name")
+LEFT_OUT = (
+    "exp_manager",
+    "name",
+    "trainer.devices",
+    "model.adapter.adapter_name",
+    "model.base_errors",
+    "model.prefix_cache.folder",
+)
 """Settings that name a run and do not make it."""
 
 
@@ -85,7 +94,7 @@ def score_runs(folder: Path, *, allowed: float = ALLOWED_DAMAGE) -> list[RunScor
     """
     if not allowed > 0:
         raise UsageError(f"The allowed damage is {allowed:g}; more than 0 is needed.")
-    cards = sorted(folder.glob(f"**/checkpoints/*-best/{DESCRIPTION}"))
+    cards = sorted(folder.glob(BEST))
     if not cards:
         raise UsageError(f"Below {folder} are no runs with a best adapter (checkpoints/NAME-best). Name another.")
     found = [score for path in cards if (score := score_run(path.parent, allowed)) is not None]
@@ -96,6 +105,11 @@ def score_runs(folder: Path, *, allowed: float = ALLOWED_DAMAGE) -> list[RunScor
         )
     ranked = sorted(found, key=lambda run: (-run.score, run.wer_after, str(run.folder)))
     return [RunScore(**{**vars(run), "chosen": chosen}) for run, chosen in zip(ranked, differing(ranked), strict=True)]
+
+
+def count_runs(folder: Path) -> int:
+    """Count the runs below a folder, those included that lack a measurement."""
+    return len(list(folder.glob(BEST)))
 
 
 def score_run(best: Path, allowed: float) -> RunScore | None:

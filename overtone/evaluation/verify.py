@@ -20,6 +20,7 @@ from overtone.inference.choices import resolve_choice
 from overtone.inference.recordings import find_recordings, recordings_of
 from overtone.models.asr_model import AsrModel
 from overtone.nets.layers import valid_frames
+from overtone.tokenizers import Tokenizer
 
 PROMPTS = Path(__file__).resolve().parent.parent / "prompts"
 """The embedded telephone prompts."""
@@ -220,8 +221,7 @@ def tensors_digest(model: AsrModel) -> str:
 def prove(stage: Stage, chain: str) -> AdapterProof:
     """Measure and check one chain of adapters."""
     adapted, effects = observe_chain(stage, chain)
-    change = (adapted - stage.base)[stage.valid].abs()  # [frames, N]
-    symbols = (adapted.argmax(-1) != stage.base.argmax(-1))[stage.valid]
+    change, symbols = compare_scores(stage, adapted, stage.model.head_of(chain).tokenizer)
     pairs = zip(stage.names, stage.texts(None), stage.texts(chain), strict=True)
     changed = [TextChange(recording=name, base=base, adapted=text) for name, base, text in pairs if base != text]
     largest = float(change.max())
@@ -241,6 +241,25 @@ def prove(stage: Stage, chain: str) -> AdapterProof:
         examples=tuple(changed[:EXAMPLES]),
         checks=checks,
     )
+
+
+def compare_scores(stage: Stage, adapted: Tensor, tokenizer: Tokenizer) -> tuple[Tensor, Tensor]:
+    """Changes of the base's scores by an adapter [frames, N], and the frames whose symbol is another, [frames] bool.
+
+    adapted: scores [B, T, N] over the tokens of `tokenizer`. Of other tokens than the base's the blank alone is the
+    same score, and symbols are compared by their spelling.
+    """
+    own, base, before = adapted[stage.valid], stage.base[stage.valid], stage.model.tokenizer
+    if tokenizer is before:
+        return (own - base).abs(), own.argmax(-1) != base.argmax(-1)
+    names: dict[str, int] = {}
+    symbols = []
+    for scores, each in ((own, tokenizer), (base, before)):
+        texts = [*each.spelled, *(f"\0{number}" for number in range(scores.size(-1) - each.size))]
+        numbers = torch.tensor([names.setdefault(text, len(names)) for text in texts])
+        symbols.append(numbers[scores.argmax(-1).cpu()])
+    blanks = own[:, tokenizer.size] - base[:, before.size]
+    return blanks.abs().unsqueeze(-1), symbols[0] != symbols[1]
 
 
 def observe_chain(stage: Stage, chain: str) -> tuple[Tensor, tuple[PointEffect, ...]]:
@@ -306,11 +325,12 @@ def check_mixed_rows(stage: Stage, name: str, choices: list[str | None]) -> Chec
     for row, choice in enumerate(choices):
         frames = int(stage.frames[row])
         if choice is None:
-            if not torch.equal(mixed[row, :frames], stage.base[row, :frames]):
+            if not torch.equal(mixed[row, :frames, : stage.base.size(-1)], stage.base[row, :frames]):
                 return Check(name=name, passed=False, detail=f"row {row} uses no adapter and differs from the base")
         else:
             alone = stage.row_alone(row, choice)[0]
-            largest = max(largest, float((mixed[row, :frames] - alone[:frames]).abs().max()))
+            own = mixed[row, :frames, : alone.size(-1)]  # another row's vocabulary may be larger
+            largest = max(largest, float((own - alone[:frames]).abs().max()))
     others = f"the same to {largest:.1g}" if largest else "bit-identical"
     detail = f"base rows bit-identical; the others, beside each row alone, {others}"
     return Check(name=name, passed=largest <= ROW_TOLERANCE, detail=detail)

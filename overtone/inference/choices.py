@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,13 +46,29 @@ def decoding_options(
     if wrong:
         raise UsageError(f"The boost of '{wrong[0]}' is {boosted[wrong[0]]}; -100 to 100 are allowed.")
     tree = BoostTree([Boost(phrases=(phrase,), boost=boost) for phrase, boost in boosted.items()], model.tokenizer)
+    if not any(adapter.vocabulary is not None for adapter in model.adapters):
+        refuse_ignored(tree, "the model's vocabulary")
+    return DecodingOptions(boosts=tree if boosted else None, alternatives=alternatives, beam=beam)
+
+
+def refuse_ignored(tree: BoostTree, vocabulary: str) -> None:
+    """Raises UsageError where a vocabulary cannot write a phrase."""
     if tree.ignored:
         shown = ", ".join(f"'{phrase[:40]}'" for phrase in tree.ignored[:5])
         raise UsageError(
-            f"{len(tree.ignored)} of {len(boosted)} phrases cannot be written in the model's vocabulary, or are empty: "
-            f"{shown}. Spell them as transcripts are spelt, or leave them out."
+            f"{len(tree.ignored)} of {sum(len(boost.phrases) for boost in tree.boosts)} phrases cannot be written in "
+            f"{vocabulary}, or are empty: {shown}. Spell them as transcripts are spelt, or leave them out."
         )
-    return DecodingOptions(boosts=tree or None, alternatives=alternatives, beam=beam)
+
+
+def check_phrases(model: AsrModel, options: DecodingOptions, chains: Iterable[str | None]) -> None:
+    """Raises UsageError where a vocabulary that one of the chains writes in cannot write a phrase."""
+    if options.boosts is None:
+        return
+    for chain in chains:
+        tokenizer = model.head_of(chain).tokenizer
+        own = "the model's vocabulary" if tokenizer is model.tokenizer else f"the vocabulary of '{chain}'"
+        refuse_ignored(options.boosts.over(tokenizer), own)
 
 
 def refuse_selection(model: AsrModel) -> None:

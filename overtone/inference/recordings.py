@@ -63,6 +63,9 @@ class Recording:
     language: str | None = None
     """The language, where a manifest names one under `lang`."""
 
+    task: str | None = None
+    """The task of a multitask model, where a manifest names one."""
+
     problem: str | None = None
     """The reason why there is nothing to read here, known before trying (a folder without audio)."""
 
@@ -70,6 +73,11 @@ class Recording:
     def source(self) -> Path | Held:
         """The recording in memory, or its file."""
         return self.path if self.held is None else self.held
+
+    @property
+    def told(self) -> str | None:
+        """The task that a multitask model is told, or the language alone."""
+        return self.task or self.language
 
 
 def find_recordings(sources: Any, *, sample_rate: int = SAMPLE_RATE) -> list[list[Recording]]:
@@ -131,6 +139,7 @@ def recordings_of(utterances: Iterable[Utterance]) -> list[Recording]:
             channel=utterance.channel,
             text=utterance.text,
             language=utterance.language,
+            task=utterance.task,
         )
         for utterance in utterances
     ]

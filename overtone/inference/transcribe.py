@@ -20,6 +20,7 @@ from overtone.errors import DataError, OutputError, OvertoneError, UsageError
 from overtone.inference.choices import (
     Choice,
     Phrases,
+    check_phrases,
     check_weights,
     decoding_options,
     refuse_selection,
@@ -205,6 +206,7 @@ class Transcriber:
         """The same for a list of recordings with one adapter choice for each."""
         texts = [None if choice is None else str(choice) for choice in choices]
         chains = {text: resolve_choice(self.model, text) for text in dict.fromkeys(texts)}
+        check_phrases(self.model, self.options, chains.values())
         jobs = [self._open(recording, text, chains[text]) for recording, text in zip(recordings, texts, strict=True)]
         model = self.model
         backend = model.backend_in_use if self.compute_dtype is None else model.make_backend(self.compute_dtype)
@@ -241,7 +243,8 @@ class Transcriber:
         if job.error is None:
             try:
                 if self.model.languages:
-                    job.language = self.model.check_language(self.language or recording.language)
+                    told = recording.language if self.model.head.prompts is None else recording.told
+                    job.language = self.model.check_language(self.language or told)
                 rest = audio_duration(recording.source) - recording.offset
                 job.duration = rest
                 if recording.duration is not None:
@@ -347,7 +350,8 @@ class Transcriber:
         found = join_readings(job.windows, [readings for readings in job.readings if readings is not None], count)
         job.readings = []
         try:
-            hypotheses = read_best(self.model.heads[self.decoder], found, count)
+            with self.model.decoding_with(self.decoder):
+                hypotheses = read_best(self.model.head_of(job.chain), found, count)
         except OutputError as error:
             check_weights(self.model, job.chain)
             message = f"{job.recording.path}: {error}"

@@ -28,6 +28,8 @@ from overtone.wer import ErrorCounts, word_errors
 WEIGHTS = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 BONUSES = (0.5, 1.0, 2.0)
 """Token bonuses that are tried besides none."""
+PRIOR_SHARES = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9)
+"""Shares of the general prior that are tried besides the part's own."""
 
 
 class Heard(NamedTuple):
@@ -51,7 +53,9 @@ class WordsChoice:
     best: ErrorCounts
     """Errors with the chosen part; `without` where none is chosen."""
     tried: tuple[tuple[float, float, float], ...]
-    """Weight, token bonus and word error rate of every candidate."""
+    """Weight, token bonus and word error rate of every candidate with the part's own share of the general prior."""
+    shares: tuple[tuple[float, float], ...] = ()
+    """Other shares of the general prior, with the best of these weights, and their word error rates."""
 
 
 Scope = Callable[[], AbstractContextManager[object]]
@@ -72,42 +76,63 @@ def hear(model: AsrModel, recordings: Sequence[Recording], adapter: str | None) 
 
 def count_errors(model: AsrModel, heard: Sequence[Heard], part: WordPart | None, *, scope: Scope) -> ErrorCounts:
     """The errors of recordings decoded with a word part, or with None. scope: the adapters that act in the decoder."""
-    words = NO_WORDS if part is None else part.for_decoding(model.tokenizer)
-    options, counts = DecodingOptions(words=words), ErrorCounts()
+    counts = ErrorCounts()
     for batch in heard:
         with torch.no_grad(), scope():
-            rows = find_readings(model.head, batch.emissions, batch.lengths, [options] * len(batch.texts))
+            head = model.head
+            words = NO_WORDS if part is None else part.for_decoding(head.tokenizer)
+            options = [DecodingOptions(words=words)] * len(batch.texts)
+            rows = find_readings(head, batch.emissions, batch.lengths, options)
         for text, readings in zip(batch.texts, rows, strict=True):
-            counts += word_errors(text, model.head.read(readings[0].alignment).text)
+            counts += word_errors(text, head.read(readings[0].alignment).text)
     return counts
 
 
 def choose_weights(model: AsrModel, heard: Sequence[Heard], part: WordPart, *, scope: Scope) -> WordsChoice:
     """The part with the weights that make the fewest errors; of equal ones those that were tried first.
 
-    Weights of the n-gram first, then bonuses with the best of them and with its neighbours.
+    Weights of the n-gram first, then bonuses with the best of them and with its neighbours, then shares of the general
+    prior, where the part has one, with the best of these.
     """
-    without = count_errors(model, heard, None, scope=scope)
+    return choose_weights_of_folds(model, [(heard, part)], scope=scope)
+
+
+def choose_weights_of_folds(
+    model: AsrModel, folds: Sequence[tuple[Sequence[Heard], WordPart]], *, scope: Scope
+) -> WordsChoice:
+    """The first part with the weights that make the fewest errors, where recordings are heard with a part each."""
+    part = folds[0][1]
+
+    def count(like: WordPart | None) -> ErrorCounts:
+        each = ((heard, None if like is None else own.weighted_like(like)) for heard, own in folds)
+        return sum((count_errors(model, heard, own, scope=scope) for heard, own in each), ErrorCounts())
+
+    without = count(None)
     best, chosen = without, None
-    tried: dict[tuple[float, float], ErrorCounts] = {}
+    tried: dict[tuple[float, float, float], ErrorCounts] = {}
 
     def attempt(candidate: WordPart) -> None:
         nonlocal best, chosen
-        key = candidate.weight, candidate.token_bonus
+        key = candidate.weight, candidate.token_bonus, candidate.prior_share
         if key not in tried:
-            tried[key] = count_errors(model, heard, candidate, scope=scope)
+            tried[key] = count(candidate)
             if tried[key].errors < best.errors:
                 best, chosen = tried[key], candidate
 
+    own = part.prior_share
     if part.ngram is None:
         attempt(part)
     else:
         for weight in WEIGHTS:
             attempt(part.weighted(weight))
-        for weight, bonus in with_bonuses(min(WEIGHTS, key=lambda own: tried[own, 0.0].errors)):
+        for weight, bonus in with_bonuses(min(WEIGHTS, key=lambda each: tried[each, 0.0, own].errors)):
             attempt(part.weighted(weight, bonus))
-    rates = tuple((weight, bonus, counts.rate) for (weight, bonus), counts in tried.items())
-    return WordsChoice(part=chosen, without=without, best=best, tried=rates)
+        weight, bonus, _ = min(tried, key=lambda key: tried[key].errors)
+        for share in PRIOR_SHARES if part.prior is not None else ():
+            attempt(part.weighted(weight, bonus, prior_share=share))
+    rates = tuple((weight, bonus, counts.rate) for (weight, bonus, share), counts in tried.items() if share == own)
+    shares = tuple((share, counts.rate) for (_, _, share), counts in tried.items() if share != own)
+    return WordsChoice(part=chosen, without=without, best=best, tried=rates, shares=shares)
 
 
 def with_bonuses(weight: float) -> Iterator[tuple[float, float]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,10 +27,13 @@ from overtone.adapters.storage import (
 )
 from overtone.errors import AdapterError, UsageError
 from overtone.files import clean_leftovers, lock, write_failure
-from overtone.learning.corrections import SUFFIX
+from overtone.learning.corrections import SUFFIX, Corrections
 
 VERSIONS = "versions"
-LOCK = "learning.lock"
+LOCK, TRAINING_LOCK = "change.lock", "training.lock"
+"""Files that are locked while the adapter changes, for seconds, and while it is trained."""
+TRIES, FEW_TRIES, PAUSE = 300, 10, 0.1
+"""Tries to get a lock, and seconds between them: whoever only looks has it for a moment."""
 CARD = "learning"
 """The key of a card under which a version says what it is."""
 FILES = (WORDS, PARAMETERS, DESCRIPTION)
@@ -59,6 +63,11 @@ class Version:
     def journal_lines(self) -> int:
         """Lines of the journal that it was made from."""
         return int(self.learning.get("journal_lines", 0))
+
+    @property
+    def acoustic_lines(self) -> int:
+        """Lines of the journal that its acoustic part was trained on."""
+        return int(self.learning.get("acoustic_lines", 0))
 
 
 class Versions:
@@ -125,22 +134,68 @@ class Versions:
             raise AdapterError(write_failure(target, error)) from error
 
     @contextmanager
-    def learner(self) -> Iterator[None]:
-        """Hold the adapter for one learner. Raises UsageError where another process is learning."""
+    def change(self) -> Iterator[None]:
+        """Hold the adapter for a change. Raises UsageError where another process does not end its own."""
+        with self.hold(LOCK, "is being changed", tries=TRIES):
+            clean_leftovers(self.folder)
+            yield
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Hold the adapter's training. Raises UsageError where another process trains it."""
+        with self.hold(TRAINING_LOCK, "is being trained", tries=FEW_TRIES):
+            yield
+
+    @contextmanager
+    def hold(self, name: str, busy: str, *, tries: int) -> Iterator[None]:
+        """Hold one of the locks. Raises UsageError where another process has it, at so many tries."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder.parent / LOCK
-        with path.open("a+", encoding="utf-8") as file:
-            try:
-                lock(file.fileno(), wait=False)
-            except BlockingIOError:
-                file.seek(0)
-                holder = file.read(200).strip()
-                raise UsageError(
-                    f"{self.adapter} is learning already ({holder or 'another process'}). Wait until that has ended; "
-                    "what it has not seen is learnt then."
-                ) from None
+        with (self.folder.parent / name).open("a+", encoding="utf-8") as file:
+            for left in reversed(range(tries)):
+                try:
+                    lock(file.fileno(), wait=False)
+                    break
+                except BlockingIOError:
+                    if not left:
+                        file.seek(0)
+                        holder = file.read(200).strip() or "another process"
+                        raise UsageError(
+                            f"{self.adapter} {busy} already ({holder}). Wait until that has ended; nothing is lost."
+                        ) from None
+                    time.sleep(PAUSE)
             file.truncate(0)
             file.write(f"process {os.getpid()} on {platform.node()}\n")
             file.flush()
-            clean_leftovers(self.folder)
             yield
+
+    def is_held(self, name: str) -> bool:
+        """True if a process has one of the locks; False too where the file system has no locks."""
+        try:
+            with (self.folder.parent / name).open("rb") as file:
+                lock(file.fileno(), wait=False)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
+
+def go_back(folder: Path, number: int | None = None) -> tuple[Version, int]:
+    """Put an earlier version in the adapter's place, and set aside what was learnt since; it, and how many that is.
+
+    number: the version; None: the one that today's was made from. Raises UsageError where there is none.
+    """
+    versions, store = Versions(folder), Corrections(folder, sample_rate=0)
+    current = versions.current()
+    if current is None or (number is None and current.parent is None):
+        raise UsageError(f"{folder} has no earlier version to go back to.")
+    target = versions.read(current.parent if number is None and current.parent is not None else number or 0)
+    with versions.change():
+        stays = {own.id for own in store.read(target.journal_lines)}
+        gone = [own.id for own in store.read(current.journal_lines) if own.id not in stays]
+        active = {own.id for own in store.read()}
+        gone = [id_ for id_ in gone if id_ in active]
+        if gone:
+            store.set_aside(gone)
+        versions.serve(target)
+    return target, len(gone)

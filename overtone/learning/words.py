@@ -11,17 +11,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from overtone.adapters.word_text import ORDER, TOKEN_BONUS, WEIGHT
+from overtone.adapters.prior import find_prior
+from overtone.adapters.word_text import ORDER, make_words
 from overtone.adapters.words import WordPart
 from overtone.data.vocabulary import reference_text
 from overtone.decoding.ngram_mix import extend_ngram
-from overtone.inference.word_weights import Recording, Scope, choose_weights, count_errors, hear
+from overtone.inference.word_weights import (
+    Recording,
+    Scope,
+    choose_weights,
+    choose_weights_of_folds,
+    count_errors,
+    hear,
+)
 from overtone.learning.corrections import Corrections, Learnt
 from overtone.models.asr_model import AsrModel
 from overtone.wer import ErrorCounts
 
 ENOUGH_WORDS = 50
 """Held-out words that a choice needs: with fewer, chance would choose."""
+ENOUGH_TO_CROSS = 20
+"""Words of recordings that a choice by each from the others needs."""
+FOLDS = 5
+FEW_WEIGHT, FEW_BONUS = 0.1, 0.5
+"""Weights of words of which little is known, or which help little; where there is a general prior, it has its own."""
 MOST_UTTERANCES = 200
 """Held-out corrections that are heard; of more, an even draw."""
 
@@ -34,6 +47,8 @@ class WordChoice:
     before: ErrorCounts | None = None
     """Errors on held-out corrections with what was known before; None where these were too few."""
     after: ErrorCounts | None = None
+    is_crossed: bool = False
+    """The errors are of all corrections, each recognised with the words of the others; before: without words."""
 
     @property
     def is_worse(self) -> bool:
@@ -42,7 +57,7 @@ class WordChoice:
 
 
 def grow_part(model: AsrModel, origin: WordPart | None, learnt: Sequence[Learnt], like: WordPart | None) -> WordPart:
-    """The origin's word part with what corrections say. like: has the weights.
+    """The origin's word part with what corrections say. like: has the weights, and the share of the general prior.
 
     Raises AdapterError where there are neither corrections nor an origin.
     """
@@ -52,14 +67,15 @@ def grow_part(model: AsrModel, origin: WordPart | None, learnt: Sequence[Learnt]
     if sentences:
         order = ORDER if ngram is None else ngram.order
         ngram = extend_ngram(ngram, sentences, vocabulary_size=tokenizer.size, order=order)
-    weighted = like is not None and like.ngram is not None
-    return WordPart(
-        tokenizer_digest=tokenizer.digest(),
-        ngram=ngram,
-        weight=like.weight if like is not None and weighted else WEIGHT,
-        token_bonus=like.token_bonus if like is not None and weighted else TOKEN_BONUS,
-        boosts=() if origin is None else origin.boosts,
-    )
+    boosts = () if origin is None else origin.boosts
+    phrases = [(phrase, boost.boost) for boost in boosts for phrase in boost.phrases]
+    if like is None or like.ngram is None:
+        prior = find_prior(tokenizer.digest())
+        part = make_words(tokenizer, sequences=sentences, ngram=ngram, phrases=phrases, prior=prior)
+        few = (FEW_WEIGHT, FEW_BONUS) if prior is None else (prior.weight, prior.token_bonus)
+        return part if part.ngram is None else part.weighted(*few)
+    part = make_words(tokenizer, ngram=ngram, phrases=phrases, prior=like.prior, prior_share=like.prior_share)
+    return part.weighted_like(like)
 
 
 def held_out_of(corrections: Sequence[Learnt]) -> list[Learnt]:
@@ -70,6 +86,40 @@ def held_out_of(corrections: Sequence[Learnt]) -> list[Learnt]:
 def recordings_of(model: AsrModel, store: Corrections, learnt: Sequence[Learnt]) -> list[Recording]:
     """Corrections as recordings to be heard."""
     return [(partial(store.load, own), reference_text(model.tokenizer, own.text, own.language)) for own in learnt]
+
+
+def cross_validate(
+    model: AsrModel,
+    store: Corrections,
+    now: Sequence[Learnt],
+    whole: WordPart,
+    *,
+    adapter: str | None,
+    origin: WordPart | None,
+    current: WordPart | None,
+) -> WordChoice:
+    """The word part with weights by which all corrections are recognised best, each from the words of the others.
+
+    whole: of all corrections, with the weights of today. Where there are too few words for that, these stay; they are
+    small where a few sentences are all that is known.
+    """
+    heard = sorted((own for own in now if own.audio is not None), key=lambda own: own.id)[:MOST_UTTERANCES]
+    if sum(len(own.text.split()) for own in heard) < ENOUGH_TO_CROSS or len(now) < 2:
+        return WordChoice(part=whole)
+    folds = []
+    for fold in range(min(FOLDS, len(heard))):
+        own = heard[fold::FOLDS]
+        texts = {each.text for each in own}
+        others = [each for each in now if each.text not in texts]
+        if others or origin is not None:
+            part = grow_part(model, origin, others, current)
+            folds.append((list(hear(model, recordings_of(model, store, own), adapter)), part))
+    if not folds:
+        return WordChoice(part=whole)
+    chosen = choose_weights_of_folds(model, folds, scope=lambda: model.adapters.use(adapter))
+    if chosen.part is None:
+        return WordChoice(part=whole.weighted(FEW_WEIGHT), before=chosen.without, after=chosen.best, is_crossed=True)
+    return WordChoice(part=whole.weighted_like(chosen.part), before=chosen.without, after=chosen.best, is_crossed=True)
 
 
 def choose_words(
@@ -92,7 +142,7 @@ def choose_words(
     whole = grow_part(model, origin, now, current)
     rest = [own for own in now if not own.is_held_out]
     if words < ENOUGH_WORDS or (not rest and origin is None):
-        return WordChoice(part=whole)
+        return cross_validate(model, store, now, whole, adapter=adapter, origin=origin, current=current)
     heard = list(hear(model, recordings_of(model, store, held), adapter))
     known = [own for own in before if not own.is_held_out]
     old = grow_part(model, origin, known, current) if known else origin
@@ -104,4 +154,5 @@ def choose_words(
     part, after = chosen.part, chosen.best
     if part is None:  # no weights are better than none: those of today may still be as good as before
         part, after = fresh, count_errors(model, heard, fresh, scope=scope)
-    return WordChoice(part=whole.weighted(part.weight, part.token_bonus), before=errors, after=after)
+    chosen_weights = whole.weighted(part.weight, part.token_bonus, prior_share=part.prior_share)
+    return WordChoice(part=chosen_weights, before=errors, after=after)

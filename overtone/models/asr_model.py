@@ -6,8 +6,9 @@ Legend: B batch, S samples, F mel bins, T mel frames, T' encoder frames, D width
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any, Self, cast
 
 import torch
@@ -21,12 +22,13 @@ from overtone.backends.fused.encoder import FusedEncoder, fast_dtype
 from overtone.backends.openvino.encoder import OpenVinoEncoder
 from overtone.decoding.decoder import GREEDY, Alignment, DecodingOptions, Head, Reading, find_readings
 from overtone.decoding.hypothesis import Hypothesis
+from overtone.decoding.task import TaskPrompts
 from overtone.errors import ConfigError, UsageError
 from overtone.models.fingerprint import Fingerprint
 from overtone.models.heads import make_heads
 from overtone.models.parts import Settings, build_part, complete, parts_of
+from overtone.models.vocabulary import head_in_use, heads_of_rows, make_vocabulary
 from overtone.nets.encoder import Encoder
-from overtone.nets.layers import Reduction
 from overtone.nets.prompt import Languages, PromptKernel
 from overtone.scope import Scope
 from overtone.tokenizers import Tokenizer
@@ -41,8 +43,6 @@ heads_in_use: Scope[str] = Scope("overtone_heads")
 """The name of the head of every model in a `decoding_with` block."""
 backends_in_use: Scope[Backend | None] = Scope("overtone_backends")
 """The backend of every model in a `computing_in` block."""
-
-
 MODES = threading.Lock()
 """Held while modules change their modes."""
 
@@ -58,12 +58,7 @@ class AsrModel(nn.Module):
     encoder: Encoder
 
     def __init__(
-        self,
-        settings: Settings,
-        tokenizer: Tokenizer,
-        *,
-        config: Mapping[str, Any] | None = None,
-        name: str = "",
+        self, settings: Settings, tokenizer: Tokenizer, *, config: Mapping[str, Any] | None = None, name: str = ""
     ) -> None:
         super().__init__()
         self.settings = settings
@@ -78,18 +73,17 @@ class AsrModel(nn.Module):
         self.whole_settings = {part: complete(part, settings[part]) for part in self.parts}
         for part in self.parts:
             setattr(self, part, build_part(part, settings[part]))
-        self.heads: dict[str, Head] = make_heads(
-            {part: getattr(self, part) for part in self.parts},
-            tokenizer,
-            seconds_per_frame=self.seconds_per_frame,
-            transducer=settings.get("transducer", {}),
-            ctc_reduction=cast(Reduction, str(self.config.get("ctc_reduction") or "mean_batch")),
-        )
+        nets = {part: getattr(self, part) for part in self.parts}
+        options: dict[str, Any] = {part: settings.get(part, {}) for part in ("transducer", "multitask")}
+        options["ctc_reduction"] = str(self.config.get("ctc_reduction") or "mean_batch")
+        make: Callable[..., dict[str, Head]] = partial(make_heads, seconds_per_frame=self.seconds_per_frame, **options)
+        self.heads = make(nets, tokenizer)
         """Heads by name; a hybrid model has several."""
         self.head_name = next(iter(self.heads))
         """The head that recognises."""
         self.adapters = AdapterSet(self)
         self.adapters.base_identity = BaseIdentity(fingerprint=self.fingerprint, tokenizer_digest=tokenizer.digest)
+        self.adapters.make_vocabulary = partial(make_vocabulary, nets, tokenizer, make)
         self.backend: Backend | None = None
         """The backend that computes the encoder outside of a `computing_in` block; None: the encoder itself."""
         self.base_is_frozen = True
@@ -104,8 +98,17 @@ class AsrModel(nn.Module):
 
     @property
     def head(self) -> Head:
-        """The head that recognises."""
-        return self.heads[self.head_in_use]
+        """The head that recognises: the base's, or that of an adapter in use with a vocabulary of its own."""
+        return head_in_use(self.heads, self.head_in_use, self.adapters)
+
+    def heads_of_rows(self, rows: int) -> list[Head]:
+        """The head of each row of a batch, with the adapters in use."""
+        return heads_of_rows(self.heads, self.head_in_use, self.adapters, rows)
+
+    def head_of(self, choice: str | None) -> Head:
+        """The head of a row with a choice of adapters. Raises AdapterError as `AdapterSet.use`."""
+        with self.adapters.use(choice):
+            return self.head
 
     @property
     def head_in_use(self) -> str:
@@ -134,9 +137,9 @@ class AsrModel(nn.Module):
             )
 
     @property
-    def told(self) -> PromptKernel | None:
-        """The net that is told the language; None where the model has none."""
-        return cast(PromptKernel, self.prompt_kernel) if "prompt_kernel" in self.parts else None
+    def told(self) -> PromptKernel | TaskPrompts | None:
+        """The part that is told the language or the task of each row; None where there is none."""
+        return cast(PromptKernel, self.prompt_kernel) if "prompt_kernel" in self.parts else self.head.prompts
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -153,10 +156,7 @@ class AsrModel(nn.Module):
         return None
 
     def speaking(self, languages: Languages) -> AbstractContextManager[object]:
-        """Tell the model the language of all rows, or of each, inside the block; models without prompts ignore it.
-
-        The choice is a context variable: other threads do not see it.
-        """
+        """Tell the model, in this thread, the language of all rows, or of each; models without prompts ignore it."""
         return nullcontext() if self.told is None else self.told.speaking(languages)
 
     def prompt(self, x: Tensor) -> Tensor:
@@ -168,8 +168,8 @@ class AsrModel(nn.Module):
 
     def transcribe(self, waveforms: Tensor, lengths: Tensor) -> list[Hypothesis]:
         """Waveforms [B, S], lengths [B] -> one hypothesis for each row, with the adapters in use and their words."""
-        head = self.head
-        return [head.read(alignment) for alignment in self.align(waveforms, lengths)]
+        heads = self.heads_of_rows(len(waveforms))
+        return [head.read(each) for head, each in zip(heads, self.align(waveforms, lengths), strict=True)]
 
     def align(self, waveforms: Tensor, lengths: Tensor) -> list[Alignment]:
         """Waveforms [B, S], lengths [B] -> the tokens and the silence of each row, frame by frame, as `transcribe`."""
@@ -185,7 +185,9 @@ class AsrModel(nn.Module):
         with torch.no_grad():
             emissions, frames = self(waveforms.to(self.device), lengths.to(self.device))
         words = self.adapters.words_of_rows(len(waveforms), self.tokenizer)
-        return find_readings(self.head, emissions, frames, [options.with_words(own) for own in words])
+        heads = self.heads_of_rows(len(waveforms))
+        each = [options.written_by(head.tokenizer).with_words(own) for head, own in zip(heads, words, strict=True)]
+        return find_readings(self.head, emissions, frames, each)
 
     def forward(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """waveforms [B, S], lengths [B] -> emissions [B, T', C] float32, lengths [B].
@@ -223,8 +225,7 @@ class AsrModel(nn.Module):
     @property
     def inner_losses(self) -> Mapping[int, float]:
         """The checkpoint's own losses on inner layers: the share of each in the whole loss, by the layer's index."""
-        losses: Mapping[int, float] = self.settings.get("interctc", {}).get("losses", {})
-        return losses
+        return cast(Mapping[int, float], self.settings.get("interctc", {}).get("losses", {}))
 
     @property
     def device(self) -> torch.device:
@@ -372,11 +373,12 @@ class AsrModel(nn.Module):
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
-        if not self.base_is_frozen and not self.base_dropout:
-            self.encoder.eval()
+        if not self.base_is_frozen:
+            if not self.base_dropout:
+                self.encoder.eval()
             for module in self.encoder.modules():
                 if isinstance(module, nn.BatchNorm2d):
-                    module.train(mode)
+                    module.train(mode and all(parameter.requires_grad for parameter in module.parameters()))
         if self.base_is_frozen:
             for part in self.parts:
                 getattr(self, part).train(mode and self.base_dropout)

@@ -27,10 +27,13 @@ from overtone.decoding.decoder import (
 )
 from overtone.decoding.fusion import Words
 from overtone.decoding.hypothesis import Hypothesis
+from overtone.decoding.multitask import MultitaskHead
+from overtone.decoding.task import TaskPrompts
 from overtone.decoding.transducer import TransducerHead
 from overtone.nets.ctc import CtcProjection
 from overtone.nets.layers import Reduction
 from overtone.nets.transducer import Joint, PredictionNet
+from overtone.nets.transformer import TransformerDecoder, TransformerEncoder
 from overtone.tokenizers import Tokenizer
 
 
@@ -42,6 +45,7 @@ class HybridHead:
 
     gives_log_probs = False
     decodes_with_adapters = True
+    prompts = None
 
     def __init__(self, transducer: TransducerHead, ctc: CtcHead, *, ctc_weight: float) -> None:
         """ctc_weight: the share of the CTC loss, 0…1."""
@@ -50,6 +54,8 @@ class HybridHead:
         self.ctc_weight = ctc_weight
         self.inner = ctc
         self.width = transducer.joint.width
+        self.tokenizer = transducer.tokenizer
+        self.channels = transducer.channels + ctc.channels
         self.reduction = transducer.reduction
 
     def emit(self, x: Tensor, lengths: Tensor) -> Tensor:
@@ -113,12 +119,20 @@ def make_heads(
     *,
     seconds_per_frame: float,
     transducer: Mapping[str, Any],
+    multitask: Mapping[str, Any],
     ctc_reduction: Reduction,
 ) -> dict[str, Head]:
-    """The heads of a model by name: `rnnt` (with or without durations), `ctc`, and `hybrid` where it has both.
+    """The heads of a model by name: `rnnt` (with or without durations), `ctc`, `hybrid` where it has both, or `aed`.
 
-    transducer: further arguments of TransducerHead; `ctc_weight` and `ctc_reduction` of a hybrid.
+    transducer: further arguments of TransducerHead; `ctc_weight` and `ctc_reduction` of a hybrid. multitask: those of
+    MultitaskHead, and the format and the defaults of its prompts. Raises UsageError for prompts that cannot be.
     """
+    if isinstance(decoder := parts.get("transf_decoder"), TransformerDecoder):
+        options = {name: value for name, value in multitask.items() if not name.startswith("prompt_")}
+        prompts = TaskPrompts(tokenizer, multitask["prompt_format"], multitask["prompt_defaults"])
+        encoder = cast(TransformerEncoder | None, parts.get("transf_encoder"))
+        options["seconds_per_frame"] = seconds_per_frame
+        return {"aed": MultitaskHead(decoder, tokenizer, prompts, encoder=encoder, **options)}
     heads: dict[str, Head] = {}
     first, second = None, None
     if isinstance(joint := parts.get("joint"), Joint):

@@ -19,6 +19,7 @@ from overtone.nets.ctc import CtcProjection
 from overtone.nets.jasper import JasperBlock, JasperEncoder
 from overtone.nets.prompt import PromptKernel
 from overtone.nets.transducer import Joint, RecurrentPrediction, StatelessPrediction
+from overtone.nets.transformer import TransformerDecoder, TransformerEncoder
 
 Settings = Mapping[str, Mapping[str, Any]]
 """Plain keyword arguments of the parts that a model has, by part."""
@@ -30,6 +31,8 @@ PARTS: dict[str, dict[str, type[nn.Module]]] = {
     "joint": {"joint": Joint},
     "ctc_decoder": {"ctc": CtcProjection},
     "prompt_kernel": {"prompt": PromptKernel},
+    "transf_encoder": {"transformer": TransformerEncoder},
+    "transf_decoder": {"transformer": TransformerDecoder},
 }
 """Every part that a model may have, in order, and the classes of each by `kind`."""
 NESTED: dict[str, type[nn.Module]] = {"blocks": JasperBlock}

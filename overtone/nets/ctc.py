@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from overtone.nets.layers import Reduction, pointwise_conv, reduce_losses, valid_frames
+from overtone.nets.layers import Reduction, Replaced, pointwise_conv, reduce_losses, share_modules, valid_frames
 from overtone.nets.taps import Tap, TapContext
 
 
@@ -29,6 +29,11 @@ class CtcProjection(nn.Module):
         x = self.input(x, x, TapContext(valid=valid_frames(lengths, x.size(1))))
         logits = pointwise_conv(x, self.projection.weight, self.projection.bias)
         return torch.log_softmax(logits.float() / self.temperature, dim=-1)
+
+    def with_classes(self, classes: int) -> tuple[CtcProjection, Replaced]:
+        """The same net over so many other tokens, and its own modules by name, each with this net's in its place."""
+        own = nn.Conv1d(self.projection.in_channels, classes + 1, 1)
+        return share_modules(self, {"projection": own}), {"projection": (own, self.projection)}
 
 
 def frames_needed(tokens: Sequence[int]) -> int:

@@ -6,10 +6,11 @@ Legend: B batch, T time, D width.
 from __future__ import annotations
 
 import contextvars
+import copy
 import itertools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,9 @@ BLOCK = 1 << 22
 SEED = 20_230_501
 
 _tapes: dict[tuple[float, torch.dtype, torch.device], Tensor] = {}
+Net = TypeVar("Net", bound=nn.Module)
+Replaced = dict[str, tuple[nn.Module, nn.Module]]
+"""Modules of a twin that it does not share with a net, by name, each with the net's own in its place."""
 
 
 def valid_frames(lengths: Tensor, frames: int) -> Tensor:
@@ -200,3 +204,10 @@ def run_checkpointed(part: Callable[..., Tensor], *arguments: Any) -> Tensor:
 
     output: Tensor = checkpoint(run, *arguments, use_reentrant=False)
     return output
+
+
+def share_modules(net: Net, own: Mapping[str, nn.Module]) -> Net:
+    """A twin of a net with modules of its own, by name; every other module, parameter and buffer is the net's."""
+    twin = copy.copy(net)
+    twin._modules = {**net._modules, **own}
+    return twin

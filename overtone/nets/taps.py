@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 Place = Literal["after_block", "after_attention", "linear", "input"]
-Position = Literal["rel_pos", "abs_pos", "rel_pos_local_attn"]
+Position = Literal["rel_pos", "abs_pos", "rel_pos_local_attn", "transf_abs"]
 LOCAL: Position = "rel_pos_local_attn"
 """Relative positions, and attention to neighbours alone."""
+TRANSFORMER: Position = "transf_abs"
+"""A transformer's, whose layers see no positions."""
 
 
 @dataclass(frozen=True, kw_only=True)

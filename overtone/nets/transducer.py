@@ -10,12 +10,13 @@ N scores (V+1 and the durations).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from overtone.errors import ConfigError
+from overtone.nets.layers import Replaced, share_modules
 from overtone.nets.taps import Tap, TapContext
 
 State = tuple[Tensor, ...]
@@ -38,6 +39,9 @@ class PredictionNet(Protocol):
 
     def acts(self) -> bool:
         """True if adapters act in it now."""
+
+    def with_classes(self, classes: int) -> tuple[PredictionNet, Replaced]:
+        """The same net over so many other tokens, and its own modules by name, each with this net's in its place."""
 
 
 class RecurrentPrediction(nn.Module):
@@ -73,6 +77,13 @@ class RecurrentPrediction(nn.Module):
     def acts(self) -> bool:
         """True if adapters act in it now."""
         return self.output.acts()
+
+    def with_classes(self, classes: int) -> tuple[RecurrentPrediction, Replaced]:
+        """The same net over so many other tokens, and its own modules by name, each with this net's in its place."""
+        own = nn.Embedding(classes + 1, self.width, padding_idx=classes)
+        twin = share_modules(self, {"embed": own})
+        twin.blank = classes
+        return twin, {"embed": (own, self.embed)}
 
     def adapted(self, y: Tensor) -> Tensor:
         """y [B, U, H] -> [B, U, H] with the adapters in use."""
@@ -116,6 +127,14 @@ class StatelessPrediction(nn.Module):
     def acts(self) -> bool:
         """True if adapters act in it now."""
         return self.output.acts()
+
+    def with_classes(self, classes: int) -> tuple[StatelessPrediction, Replaced]:
+        """The same net over so many other tokens, and its own modules by name, each with this net's in its place."""
+        sizes = [cast(nn.Embedding, embed).embedding_dim for embed in self.embeds]
+        own = nn.ModuleList(nn.Embedding(classes + 1, size, padding_idx=classes) for size in sizes)
+        twin = share_modules(self, {"embeds": own})
+        twin.blank = classes
+        return twin, {"embeds": (own, self.embeds)}
 
     def embedded(self, history: Tensor) -> Tensor:
         """history [B, U, context] int64, the newest token last -> [B, U, H]"""
@@ -168,3 +187,11 @@ class Joint(nn.Module):
             x = self.sum(flat, flat, context).view_as(x)
         scores: Tensor = self.joint_net(x)
         return scores
+
+    def with_classes(self, classes: int) -> tuple[Joint, Replaced]:
+        """The same net over so many other tokens, and its own modules by name, each with this net's in its place."""
+        *shared, output = self.joint_net
+        own = nn.Linear(self.width, classes + 1 + len(self.durations))
+        twin = share_modules(self, {"joint_net": nn.Sequential(*shared, own)})
+        twin.blank = classes
+        return twin, {"output": (own, output)}

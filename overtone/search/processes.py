@@ -25,6 +25,7 @@ from overtone.training.run_folder import RESULT_FILE
 GO_ON = ("exp_manager.resume_if_exists=true", "exp_manager.resume_ignore_no_checkpoint=true")
 """Overrides with which a training goes on from its checkpoint, or begins where there is none."""
 
+WAKING_SECONDS = 1.0
 LAST_WORDS = 2000
 """Characters of a process's last output that are looked at for its error."""
 
@@ -169,14 +170,23 @@ def train_in_process(
     running.add(process)
     if ended.is_set():  # since the others were told to end
         process.terminate()
-    try:
-        _, errors = process.communicate()
-    finally:
-        running.discard(process)
+    errors = wait_for(process)
+    running.discard(process)
     if process.returncode != 0:
         reason = explain_end(process.returncode, errors, folder)
         return Outcome(trial=trial, error=reason, died=process.returncode < 0)
     return Outcome(trial=trial, result=read_result(folder))
+
+
+def wait_for(process: subprocess.Popen[str]) -> str:
+    """Wait until a process ends, and return what it wrote to standard error.
+
+    It wakes now and then, so that what is raised in this thread from outside, as by a cluster's task, is not lost.
+    """
+    while True:
+        with suppress(subprocess.TimeoutExpired):
+            _, errors = process.communicate(timeout=WAKING_SECONDS)
+            return errors
 
 
 def explain_end(code: int, errors: str, folder: Path) -> str:
@@ -198,5 +208,6 @@ def read_result(folder: Path) -> TrialResult:
         best=Path(content["best"]),
         best_step=content["best_step"],
         wer=content["wer_after"],
+        wer_before=content["wer_before"],
         score=score_of(content["wer_before"], content["wer_after"], content.get("general")),
     )

@@ -57,6 +57,8 @@ class TrialResult:
     best_step: int
     wer: float | None
     """WER of the best step, 0..1."""
+    wer_before: float | None = None
+    """WER of the base, 0..1."""
     score: float | None = None
     """The constrained score, 0..1, where it was measured on general speech."""
 
@@ -68,6 +70,7 @@ class TrialResult:
             best=result.best,
             best_step=result.best_step,
             wer=result.wer_after,
+            wer_before=result.wer_before,
             score=score_of(result.wer_before, result.wer_after, result.card.get("general")),
         )
 
@@ -132,13 +135,16 @@ def share(trials: Sequence[Trial], folder: Path) -> list[Trial]:
     return [share_one(trial, folder) for trial in trials]
 
 
-def share_one(trial: Trial, folder: Path) -> Trial:
-    """Give a trial the shared folders, in its settings and in the overrides for a process of its own."""
+def share_one(trial: Trial, folder: Path, *, prefix: bool = True) -> Trial:
+    """Give a trial the shared folders, in its settings and in the overrides for a process of its own.
+
+    prefix: trainings have utterances in common, so that a prefix cache is shared too.
+    """
     model, added = trial.settings.model, []
     if model.base_errors is None:
         model = replace(model, base_errors=str(folder / "base"))
         added.append(f"++model.base_errors={quoted(folder / 'base')}")
-    if model.prefix_cache.enabled is not False and model.prefix_cache.folder is None:
+    if prefix and model.prefix_cache.enabled is not False and model.prefix_cache.folder is None:
         model = replace(model, prefix_cache=replace(model.prefix_cache, folder=str(folder / PREFIX)))
         added.append(f"++model.prefix_cache.folder={quoted(folder / PREFIX)}")
     settings = replace(trial.settings, model=model)
@@ -217,11 +223,11 @@ def run_trials(trials: Iterable[Trial], tell: Callable[[Outcome], Outcome] = lam
         yield tell(outcome)
 
 
-def make_table(outcomes: Sequence[Outcome]) -> list[str]:
+def make_table(outcomes: Sequence[Outcome], *, names_best: bool = True) -> list[str]:
     """Return one line for each training: its settings, its WER, its score where there is one, and its folder."""
     scored = any(outcome.score is not None for outcome in outcomes)
     rows = [["", *(["score"] if scored else []), "WER", "step", "settings", "folder"]]
-    best = find_best(outcomes)
+    best = find_best(outcomes) if names_best else None
     for number, outcome in enumerate(outcomes):
         wer = "–" if outcome.wer is None else f"{outcome.wer:.2%}"
         score = "–" if outcome.score is None else f"{outcome.score:.4f}"

@@ -24,8 +24,10 @@ from overtone.serving.errors import IdleError
 from overtone.serving.http.admin import Administration
 from overtone.serving.http.errors import CLIENT_GONE, HttpError, error_response
 from overtone.serving.http.gate import Gate, allowed_names
+from overtone.serving.http.learning import Learning
 from overtone.serving.http.page import Page
 from overtone.serving.http.requests import HttpRequests, metadata_of
+from overtone.serving.learning import LearningJobs
 from overtone.serving.metrics import Observer
 from overtone.serving.openai.endpoints import Models, Transcriptions
 from overtone.serving.openapi import describe_api
@@ -42,9 +44,10 @@ STUCK_SECONDS = 120.0
 """Time of a forward after which the server counts as unready."""
 
 
-def build_app(requests: HttpRequests, observer: Observer) -> ASGIApp:
-    """Application with all routes; `observer` gets each call at its end."""
+def build_app(requests: HttpRequests, observer: Observer, jobs: LearningJobs | None = None) -> ASGIApp:
+    """Application with all routes; `observer` gets each call at its end. jobs: None where nothing learns."""
     realtime, models, admin = Realtime(requests), Models(requests), Administration(requests)
+    learning = Learning(requests, jobs)
     pages = Pages(requests, observer)
     adapter = "/v1/admin/adapters/{name}"
     routes: list[BaseRoute] = [
@@ -58,6 +61,9 @@ def build_app(requests: HttpRequests, observer: Observer) -> ASGIApp:
         Route("/v1/realtime/client_secrets", realtime.mint_secret, methods=["POST"]),
         WebSocketRoute(OPENAI_PATH, realtime.connect),
         WebSocketRoute("/v1/realtime", realtime.connect),
+        Route("/v1/adapters/{name}/corrections", learning.correct, methods=["POST"]),
+        Route("/v1/adapters/{name}/learning", learning.state),
+        Route("/v1/adapters/{name}/back", learning.back, methods=["POST"]),
         Route("/v1/admin/adapters", admin.list),
         Route("/v1/admin/scan", admin.scan, methods=["POST"]),
         Route(adapter, admin.one, methods=["GET", "PUT", "POST", "DELETE"]),

@@ -50,10 +50,32 @@ def public_paths(service: RecognitionService) -> dict[str, Any]:
                 "responses": {"101": {"description": "switching to the WebSocket protocol"}},
             }
         },
+        **learning_paths(),
         "/v1/health/live": {"get": operation("Whether the process answers.", open=True)},
         "/v1/health/ready": {"get": operation("Whether requests are welcome.", open=True)},
         "/v1/metrics": {"get": operation("Metrics for Prometheus.", media="text/plain")},
         "/openapi.json": {"get": operation("This document.", open=True)},
+    }
+
+
+def learning_paths() -> dict[str, Any]:
+    """Paths of learning from corrections."""
+    one, text = "/v1/adapters/{name}", {"type": "string"}
+    fields = {"text": text, "language": text, "file": {**text, "format": "binary"}}
+    errors = {"413": "too large", "415": "unknown kind of audio"}
+    correct = operation("A transcript put right, with its recording.", named=True, success="202", errors=errors)
+    rows = {"type": "array", "items": {"type": "object", "properties": {"text": text, "language": text}}}
+    correct["requestBody"] = {
+        "required": True,
+        "content": {
+            "multipart/form-data": {"schema": {"type": "object", "required": ["text"], "properties": fields}},
+            "application/json": {"schema": {"type": "object", "properties": {"corrections": rows}}},
+        },
+    }
+    return {
+        f"{one}/corrections": {"post": correct},
+        f"{one}/learning": {"get": operation("Versions, corrections, and the state of learning.", named=True)},
+        f"{one}/back": {"post": operation("The version before, in the place of this one.", named=True)},
     }
 
 

@@ -30,6 +30,7 @@ from overtone.serving.engine.engine import Engine
 from overtone.serving.http.gate import LOOPBACK
 from overtone.serving.http.requests import HttpRequests
 from overtone.serving.http.uvicorn import HttpServer
+from overtone.serving.learning import LearningJobs
 from overtone.serving.memory import give_back_now_and_then, keep_freed_memory
 from overtone.serving.metrics import Observer
 from overtone.serving.recognition.service import Elsewhere, RecognitionService
@@ -81,6 +82,8 @@ class Server:
         self.guard = Guard(**read_access(settings))
         if settings.adapters is not None and not settings.adapters.is_dir():
             raise UsageError(f"{settings.adapters} is no folder. Make it, and put adapter folders into it.")
+        if settings.learn and settings.adapters is None:
+            raise UsageError("A server that learns needs a folder of adapters: --adapters FOLDER.")
         check_mode(settings.stream, model)
         self.engine = Engine(model, settings.engine)
         try:
@@ -109,6 +112,9 @@ class Server:
         )
         self.observer = Observer(self.engine, self.store, None if elsewhere is None else elsewhere.states)
         self.requests = HttpRequests(self.service, settings)
+        self.jobs: LearningJobs | None = None
+        if settings.learn:
+            self.jobs = LearningJobs(settings.model, self.store, sample_rate=self.engine.sample_rate)
         self.riva: RivaServer | None = None
         self.http: HttpServer | None = None
         self.health: HttpServer | None = None
@@ -116,7 +122,7 @@ class Server:
     async def start(self) -> Addresses:
         """Listen on all ports. Raises UsageError where one cannot be had; none is open then."""
         settings = self.settings
-        self.http = HttpServer(build_app(self.requests, self.observer), settings)
+        self.http = HttpServer(build_app(self.requests, self.observer, self.jobs), settings)
         self.riva = RivaServer(self.service, settings, keys=self.keys, on_call=self.observer.at("riva"))
         async with AsyncExitStack() as opened:
             http_port = await self.http.start()
@@ -168,6 +174,8 @@ class Server:
         """Take nothing new, and finish running requests within `grace` seconds. Returns whether all were finished."""
         ends = time.monotonic() + (self.settings.grace_seconds if grace is None else grace)
         self.requests.closing = True
+        if self.jobs is not None:
+            await self.jobs.stop()
         finished = True
         if self.riva is not None and self.http is not None:
             left = max(0.0, ends - time.monotonic())

@@ -20,6 +20,8 @@ class ServerSettings:
     """A .nemo file, a model folder, or a name."""
     adapters: Path | None = None
     """A folder of adapter folders, watched; None serves the model's own adapters alone."""
+    learn: bool = False
+    """Adapters of the folder learn from corrections that are sent to the server."""
     capacity: int = 64
     """Adapters of the folder in the model at a time; the least recently used makes way."""
     base: str = ""

@@ -33,10 +33,11 @@ from overtone.data.dataset import (
 from overtone.data.manifest import Utterance, manifest_digest
 from overtone.data.plans import plan_batches
 from overtone.data.sources import read_source
-from overtone.data.vocabulary import apply_policy, check_languages, check_vocabulary, reference_text
+from overtone.data.vocabulary import apply_policy, check_languages, check_vocabulary, read_tasks, reference_text
 from overtone.errors import ConfigError, DataError
 from overtone.files import open_regular
 from overtone.models.asr_model import AsrModel
+from overtone.models.vocabulary import tokenizer_of
 from overtone.training.console import Reporter
 from overtone.training.plan import TrainingPlan
 
@@ -105,7 +106,7 @@ def read_training_set(model: AsrModel, plan: TrainingPlan, reporter: Reporter) -
     check_rate(model, chosen, "train_ds")
     listed = list_sources(chosen, key="model.train_ds")
     utterances = choose_utterances(model, chosen, "train_ds", reporter, sources=listed.sources)
-    report = check_vocabulary(model.tokenizer, utterances)
+    report = check_vocabulary(tokenizer_of(model), utterances)
     policy = plan.vocabulary_check
     utterances = apply_policy(report, utterances, policy)
     if report is not None:
@@ -128,7 +129,7 @@ def training_set(
 
     limit: share or number of an epoch's batches.
     """
-    tokens = [model.tokenizer.encode(utterance.text or "", utterance.language) for utterance in utterances]
+    tokens = [tokenizer_of(model).encode(utterance.text or "", utterance.language) for utterance in utterances]
     problems = unusable_transcripts(
         utterances, tokens, seconds_per_frame=model.seconds_per_frame, frames_needed=model.head.frames_needed
     )
@@ -161,12 +162,12 @@ def read_speech(
     if key == "train_ds":
         listed = list_sources(chosen, key=f"model.{key}")
         utterances = choose_utterances(model, chosen, key, reporter, sources=listed.sources)
-        utterances = apply_policy(check_vocabulary(model.tokenizer, utterances), utterances, "refuse")
+        utterances = apply_policy(check_vocabulary(tokenizer_of(model), utterances), utterances, "refuse")
         return [training_set(model, chosen, listed, utterances, reporter, seed=seed)]
     sets = []
     for source in sources_of(chosen, key):
         utterances = choose_utterances(model, chosen, key, reporter, sources=(source,))
-        tokens = [model.tokenizer.encode(utterance.text or "", utterance.language) for utterance in utterances]
+        tokens = [tokenizer_of(model).encode(utterance.text or "", utterance.language) for utterance in utterances]
         batches = plan_batches(chosen, SourceList(), utterances, seed=seed, shuffle=False)
         sets.append(make_set(model, utterances, tokens, batches))
     return sets
@@ -182,14 +183,14 @@ def read_validation_sets(model: AsrModel, plan: TrainingPlan, reporter: Reporter
     for source in sources_of(chosen, "validation_ds") if plan.trainer.limit_val_batches else ():
         check_rate(model, chosen, "validation_ds")
         utterances = choose_utterances(model, chosen, "validation_ds", reporter, sources=(source,))
-        report = check_vocabulary(model.tokenizer, utterances)
+        report = check_vocabulary(tokenizer_of(model), utterances)
         if report is not None:
             reporter.say(f"Validation set: {report.message}")
-        tokens = [model.tokenizer.encode(utterance.text or "", utterance.language) for utterance in utterances]
+        tokens = [tokenizer_of(model).encode(utterance.text or "", utterance.language) for utterance in utterances]
         batches = plan_batches(chosen, SourceList(), utterances, seed=plan.seed, shuffle=False)
         speech = make_set(model, utterances, tokens, batches)
         speech.dataset.references = [
-            reference_text(model.tokenizer, utterance.text or "", utterance.language) for utterance in utterances
+            reference_text(tokenizer_of(model), utterance.text or "", utterance.language) for utterance in utterances
         ]
         sets.append(speech)
     return sets
@@ -206,7 +207,10 @@ def choose_utterances(
     for source in sources:
         utterances += read_source(source, reporter.say)
     utterances = utterances[: chosen.max_utts or None]
-    check_languages(model.tokenizer.languages or model.languages, utterances)
+    if model.head.prompts is None:
+        check_languages(tokenizer_of(model).languages or model.languages, utterances)
+    else:
+        utterances = read_tasks(model.check_language, tokenizer_of(model), utterances)
     kept = keep_durations(
         utterances,
         minimum=_limit(model, chosen.min_duration, key, "min_duration"),
@@ -253,7 +257,7 @@ def make_set(
             utterances, tokens, sample_rate=model.sample_rate, cache_bytes=CACHE_BYTES, perturb=perturb
         ),
         plan=batches,
-        digest=manifest_digest(utterances, languages=bool(model.tokenizer.languages)),
+        digest=manifest_digest(utterances, languages=bool(tokenizer_of(model).languages or model.head.prompts)),
     )
 
 

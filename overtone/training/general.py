@@ -54,11 +54,11 @@ def base_errors(model: AsrModel, path: str, utterances: list[Utterance], shared:
 
 def count_errors(model: AsrModel, utterances: list[Utterance], adapter: str | None) -> ErrorCounts:
     """Count word errors with an adapter, or of the base. Raises DataError for audio that cannot be read."""
-    errors = ErrorCounts()
+    errors, tokenizer = ErrorCounts(), model.head_of(adapter).tokenizer
     stream = Transcriber(model).run(recordings_of(utterances), [adapter] * len(utterances))
     for utterance, result in zip(utterances, stream, strict=True):
         if result.hypothesis is None:
             raise DataError(f"{utterance.manifest}:{utterance.line}: {result.error}")
-        said = reference_text(model.tokenizer, utterance.text or "", utterance.language)
+        said = reference_text(tokenizer, utterance.text or "", utterance.language)
         errors += word_errors(said, result.hypothesis.text)
     return errors

@@ -24,8 +24,9 @@ from overtone.training.flat_start import FlatStart
 from overtone.training.forward import make_augmentation, make_forward
 from overtone.training.general import measure_general
 from overtone.training.interruption import explain_worker_death
+from overtone.training.model import check_base_stays
 from overtone.training.module import TrainingModule
-from overtone.training.optim import choose_schedule
+from overtone.training.optim.schedules import choose_schedule
 from overtone.training.prefix_cache.forward import PrefixForward
 from overtone.training.prefix_cache.loader import cycle_variants
 from overtone.training.progress import Progress
@@ -201,6 +202,7 @@ def make_callback(run: Run, module: TrainingModule) -> TrainingCallback:
         keep_top=experiment.create_checkpoint_callback,
         adapters_file=run.plan.adapters_file,
     )
+    check_base_stays(run.plan, [weights.best_path, weights.last_path, weights.nemo_path])
     return TrainingCallback(
         module=module,
         plan=run.training.plan,

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from overtone.adapters.adapter import Adapter
+from overtone.adapters.prior import find_prior
 from overtone.adapters.storage import StoredAdapter, stored_digest
+from overtone.adapters.tokenizer_files import find_tokenizer
+from overtone.adapters.vocabulary import split_tensors
 from overtone.adapters.word_text import BOOST, Phrases, check_phrases, make_words, read_sentences, write_tokens
 from overtone.adapters.words import WORDS_ALONE, WordPart
 from overtone.checkpoints.adapters import enable_adapters, read_stored
 from overtone.checkpoints.load import load_model
-from overtone.checkpoints.nemo.fresh import build_fresh
+from overtone.checkpoints.nemo.config import describe
+from overtone.checkpoints.nemo.fresh import build_fresh, draw_heads
+from overtone.checkpoints.nemo.vocabulary import with_fresh_heads
 from overtone.decoding.phrase_boost import read_phrases
 from overtone.errors import CheckpointError, ConfigError
-from overtone.models.asr_model import AsrModel, build_model
-from overtone.tokenizers import CharTokenizer, SentencePieceTokenizer, Tokenizer
+from overtone.models.asr_model import AsrModel
+from overtone.models.vocabulary import WITH_TOKENS, tokenizer_of
+from overtone.tokenizers import CharTokenizer, Tokenizer
 from overtone.training.console import Reporter
 from overtone.training.data import SpeechSet
 from overtone.training.plan import AdapterPlan, BasePlan, TrainingPlan
@@ -41,30 +47,46 @@ def load_base(plan: BasePlan, *, seed: int) -> AsrModel:
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
-    """Read a sentencepiece model (`.model`), or a text file with one label a line. Raises ConfigError."""
-    try:
-        content = path.read_bytes()
-        if path.suffix == ".model":
-            return SentencePieceTokenizer(content)
-        return CharTokenizer([line for line in content.decode("utf-8").split("\n") if line])
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"model.tokenizer: {path} cannot be read ({error}).") from error
-    except CheckpointError as error:
-        raise ConfigError(f"model.tokenizer: {path}: {error}") from error
+    """Read the tokenizer of a file or folder, as `find_tokenizer`. Raises ConfigError."""
+    return find_tokenizer(path, key="model.tokenizer")
 
 
 def change_vocabulary(model: AsrModel, tokenizer: Tokenizer, *, seed: int) -> AsrModel:
-    """Return the model's encoder under a fresh head for another vocabulary; adapters do not come along."""
-    settings = {part: dict(values) for part, values in model.settings.items()}
-    settings["decoder"]["classes"] = tokenizer.size
+    """Return the model's encoder under fresh heads for another vocabulary; adapters do not come along.
+
+    Raises ConfigError for a model that cannot have another vocabulary.
+    """
     torch.manual_seed(seed)
-    changed = build_model(settings=settings, tokenizer=tokenizer, name=model.name)
-    own = changed.base_state_dict()
-    with torch.no_grad():
-        for name, tensor in model.base_state_dict().items():
-            if not name.startswith("decoder."):
-                own[name].copy_(tensor)
-    return changed
+    try:
+        changed = with_fresh_heads(model, tokenizer)
+        draw_heads(changed, changed.config or describe(changed.settings, tokenizer), model.name)
+        return changed
+    except CheckpointError as error:
+        raise ConfigError(f"model.tokenizer: {error}") from error
+
+
+def check_new_heads(model: AsrModel, plan: TrainingPlan) -> None:
+    """Raises ConfigError where the vocabulary is changed, and a head that begins anew would stay frozen."""
+    missing = [part for part in WITH_TOKENS if part in model.parts and part not in plan.trained_parts]
+    if plan.trained_parts and plan.changes_vocabulary and missing:
+        raise ConfigError(
+            f"model.train: model.tokenizer makes {', '.join(missing)} anew; that has to be among the parts."
+        )
+
+
+def check_base_stays(plan: TrainingPlan, written: Sequence[Path]) -> None:
+    """Raises ConfigError where a file that the training writes is the base's own. written: paths of weights."""
+    source = plan.base.checkpoint if isinstance(plan.base, BasePlan) else None
+    if source is None:
+        return
+    base = Path(source).expanduser().resolve()
+    for path in written:
+        own = path.resolve()
+        if own == base or base.is_relative_to(own):
+            raise ConfigError(
+                f"{path} is the base that is trained, and would be overwritten. Choose another exp_manager.exp_dir or "
+                "exp_manager.name, or copy the base."
+            )
 
 
 @contextmanager
@@ -104,8 +126,41 @@ def give_back(model: AsrModel) -> Iterator[None]:
 # Adapters
 
 
-def add_adapter(model: AsrModel, plan: AdapterPlan, *, seed: int, base_dropout: bool) -> Adapter:
-    """Add the new adapter, disable all others, freeze everything else.
+def find_vocabulary(model: AsrModel, plan: TrainingPlan) -> Tokenizer | None:
+    """The tokenizer that a new adapter will own: the settings', else that of `start_from`; None: it has the base's.
+
+    Raises ConfigError where it cannot be read, or stands beside a retention, AdapterError where there is no such
+    adapter to start from.
+    """
+    found = read_vocabulary(model, plan.adapter)
+    if found is not None and plan.retention is not None:
+        raise ConfigError(
+            "model.adapter.retention: an adapter with a vocabulary of its own is not the base at any strength; leave "
+            "it out. model.general_manifest measures such an adapter on general speech."
+        )
+    return found
+
+
+def read_vocabulary(model: AsrModel, plan: AdapterPlan | None) -> Tokenizer | None:
+    """The same without a look at the rest of the plan. Raises ConfigError and AdapterError."""
+    own = None if plan is None else plan.vocabulary
+    if own is not None and own.labels is not None:
+        try:
+            return CharTokenizer(own.labels)
+        except CheckpointError as error:
+            raise ConfigError(f"model.adapter.vocabulary.labels: {error}") from error
+    if own is not None and own.tokenizer is not None:
+        return find_tokenizer(Path(own.tokenizer), key="model.adapter.vocabulary.tokenizer")
+    if plan is None or plan.start_from is None:
+        return None
+    start = read_stored(model, plan.start_from)
+    return None if start.vocabulary is None else start.vocabulary.tokenizer
+
+
+def add_adapter(
+    model: AsrModel, plan: AdapterPlan, *, seed: int, base_dropout: bool, tokenizer: Tokenizer | None = None
+) -> Adapter:
+    """Add the new adapter, disable all others, freeze everything else. tokenizer: of its own vocabulary.
 
     Raises AdapterError, and ConfigError after the adapter has been added.
     """
@@ -117,7 +172,15 @@ def add_adapter(model: AsrModel, plan: AdapterPlan, *, seed: int, base_dropout: 
         )
     form = start if start is not None and plan.copies_form else plan
     layers = form.layers if isinstance(form.layers, str | int) else list(form.layers)
-    adapter = model.adapters.add(plan.name, form.kind, modules=form.modules, layers=layers, strategy=form.strategy)
+    adapter = model.adapters.add(
+        plan.name,
+        form.kind,
+        modules=form.modules,
+        layers=layers,
+        strategy=form.strategy,
+        tokenizer=tokenizer,
+        reuse=plan.vocabulary is None or plan.vocabulary.reuse,
+    )
     check_widths(adapter, plan.widths)
     if start is not None:
         begin_with(adapter, start)
@@ -140,8 +203,12 @@ def begin_with(adapter: Adapter, start: StoredAdapter) -> None:
     }
     if adapter.kind.name != start.kind.name:
         differing = {"kind": (start.kind.name, adapter.kind.name)}
-    shapes = {name: tensor.shape for name, tensor in adapter.tensors().items()}
-    if not differing and shapes != {name: tensor.shape for name, tensor in start.tensors.items()}:
+    begun, (at_points, _) = adapter.tensors(), split_tensors(start.tensors)
+    digest = None if adapter.vocabulary is None else adapter.vocabulary.digest()
+    same_tokens = digest == (None if start.vocabulary is None else start.vocabulary.tokenizer.digest())
+    tensors = start.tensors if same_tokens else {**split_tensors(begun)[1], **at_points}
+    shapes = {name: tensor.shape for name, tensor in begun.items()}
+    if not differing and shapes != {name: tensor.shape for name, tensor in tensors.items()}:
         differing["places"] = (f"{start.modules}, layers {start.layers}", f"{adapter.modules_text}, {adapter.layers}")
     if differing:
         told = "; ".join(f"{key} is {before} there, {now} in the settings" for key, (before, now) in differing.items())
@@ -149,8 +216,8 @@ def begin_with(adapter: Adapter, start: StoredAdapter) -> None:
             f"model.adapter.start_from: adapter '{start.name}' has another form: {told}. Leave the form out of the "
             "settings, and it is taken from there."
         )
-    adapter.load_tensors(start.tensors)
-    adapter.words = start.words
+    adapter.load_tensors(tensors)
+    adapter.words = start.words if same_tokens else None
     adapter.card = {"start_from": {"name": start.name, "digest": stored_digest(start), "card": start.card}}
 
 
@@ -179,7 +246,10 @@ def make_word_part(plan: TrainingPlan, model: AsrModel, training: SpeechSet, rep
     if names:
         lines = [line for name in names for line in read_sentences(Path(name).expanduser())]
         text = write_tokens(
-            model.tokenizer, ((line, None) for line in lines), policy=plan.vocabulary_check, option=VOCABULARY_OPTION
+            tokenizer_of(model),
+            ((line, None) for line in lines),
+            policy=plan.vocabulary_check,
+            option=VOCABULARY_OPTION,
         )
         if text.unwritable:
             reporter.say(f"model.adapter.words.text: {text.describe()}\n{VOCABULARY_OPTION}{plan.vocabulary_check}")
@@ -188,9 +258,11 @@ def make_word_part(plan: TrainingPlan, model: AsrModel, training: SpeechSet, rep
     if chosen.phrases is not None:
         given = list(read_phrases(Path(chosen.phrases).expanduser(), BOOST).items())
         phrases, unwritten = check_phrases(
-            model.tokenizer, given, policy=plan.vocabulary_check, option=VOCABULARY_OPTION
+            tokenizer_of(model), given, policy=plan.vocabulary_check, option=VOCABULARY_OPTION
         )
         if unwritten.unwritable:
             reporter.say(f"model.adapter.words.phrases: {unwritten.describe('phrases')}")
     step = -(-sum(map(len, sequences)) // LARGEST_TOKENS)
-    return make_words(model.tokenizer, sequences=sequences[:: max(1, step)], phrases=phrases, order=chosen.order)
+    prior = find_prior(tokenizer_of(model).digest()) if chosen.prior else None
+    counted = sequences[:: max(1, step)]
+    return make_words(tokenizer_of(model), sequences=counted, phrases=phrases, order=chosen.order, prior=prior)

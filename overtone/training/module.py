@@ -21,7 +21,8 @@ from overtone.errors import DataError, OutputError, OvertoneError
 from overtone.models.asr_model import AsrModel
 from overtone.training.flat_start import FlatStart
 from overtone.training.forward import BatchForward
-from overtone.training.optim import Schedule, make_optimiser
+from overtone.training.optim import make_optimiser
+from overtone.training.optim.schedules import Schedule
 from overtone.training.prefix_cache.loader import PrefixBatch
 from overtone.training.validation import ValidationCounts
 
@@ -78,7 +79,8 @@ class TrainingModule(LightningModule):
         torch.manual_seed(step_seed(self.seed, batch_idx, self.global_rank))
         heads, lengths, auxiliary = self.batch_forward.forward_batch(batch, base_alone=False)
         own = heads[-1]
-        with self.model.adapters.use(self.adapter) as selection:  # some heads have points of their own
+        # Some heads have points of their own, and some are told the languages.
+        with self.model.speaking(batch.languages or None), self.model.adapters.use(self.adapter) as selection:
             loss = self.compute_loss(heads, lengths, batch)
             loss = loss + auxiliary.to(own.device) + selection.auxiliary_loss().to(own.device)
         self.last_loss = float(loss.detach())
@@ -103,7 +105,7 @@ class TrainingModule(LightningModule):
         emissions [B, T', C], lengths [B].
         """
         head = self.model.head
-        with self.model.adapters.use(self.adapter):
+        with self.model.speaking(batch.languages[:1] or None), self.model.adapters.use(self.adapter):
             found = head.read(head.align(emissions[:1], lengths[:1])[0])
         return f"reference: {batch.texts[0]}\nhypothesis: {found.text}"
 
@@ -132,6 +134,11 @@ class TrainingModule(LightningModule):
 
     # Validation
 
+    @property
+    def has_base_tokens(self) -> bool:
+        """True unless the adapter has a vocabulary of its own."""
+        return self.adapter is None or self.model.adapters[self.adapter].vocabulary is None
+
     @contextmanager
     def score_base(self) -> Iterator[None]:
         """Validate the base instead of the adapter inside the block."""
@@ -147,9 +154,11 @@ class TrainingModule(LightningModule):
     def validation_step(self, batch: AnyBatch | DataError, batch_idx: int, dataloader_idx: int = 0) -> None:
         batch = require_batch(batch)
         (emissions,), lengths, _ = self.batch_forward.forward_batch(batch, base_alone=self.base_alone)
+        adapter = None if self.base_alone else self.adapter
         try:
-            with self.model.adapters.use(None if self.base_alone else self.adapter):
-                self.counts[dataloader_idx].add(self.model.head, batch, emissions, lengths)
+            with self.model.speaking(batch.languages or None), self.model.adapters.use(adapter):
+                counts, same = self.counts[dataloader_idx], not self.base_alone or self.has_base_tokens
+                counts.add(self.model.head, batch, emissions, lengths, same_tokens=same)
         except OutputError:
             self.refuse_loss(f"The loss on a validation set is nan after step {self.global_step}")
             raise

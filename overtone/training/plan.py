@@ -26,6 +26,7 @@ from overtone.config import (
     Settings,
     SpecAugmentSettings,
     TrainerSettings,
+    VocabularySettings,
     WordsSettings,
     general_manifests,
     split_name,
@@ -79,6 +80,8 @@ class AdapterPlan:
     """NeMo's switches for its own checks, kept for the files that NeMo reads."""
     start_from: str | None = None
     """The adapter whose parameters it begins with: a name in the model, or a path; None: identity at birth."""
+    vocabulary: VocabularySettings | None = None
+    """Tokens of its own; None: those of `start_from`, or the base's."""
     copies_form: bool = False
     """Kind, modules, layers and strategy are those of `start_from`: the settings say no more than the defaults."""
 
@@ -91,7 +94,9 @@ class TrainingPlan:
     """Name of the experiment, unless `experiment` gives one."""
     base: AsrModel | BasePlan
     adapter: AdapterPlan | None
-    """The adapter to train; None trains every weight of the base."""
+    """The adapter to train; None trains the base."""
+    trained_parts: tuple[str, ...] = ()
+    """Parts of the base that are trained where no adapter is; none trains all of it."""
     att_context_size: tuple[int, ...] | None
     """The attention context of the base; None: the one that acts."""
     attention: str | None
@@ -133,6 +138,11 @@ class TrainingPlan:
     """Asked after every validation but the last one."""
 
     @property
+    def changes_vocabulary(self) -> bool:
+        """The base gets another vocabulary, and its heads begin anew."""
+        return isinstance(self.base, BasePlan) and self.base.tokenizer is not None
+
+    @property
     def starts_fresh(self) -> bool:
         """The base has no weights of a checkpoint, so that its WER says nothing."""
         return isinstance(self.base, BasePlan) and self.base.config is not None
@@ -161,7 +171,7 @@ def plan_training(
     Raises ConfigError for an adapter of a kind without the dimension that the settings give.
     """
     chosen = settings.model
-    if chosen.train == "everything":
+    if chosen.train != "adapter":
         adapter = None
     elif adapter is None:
         adapter = plan_adapter(chosen.adapter)
@@ -170,6 +180,7 @@ def plan_training(
         name=settings.name,
         base=model if model is not None else plan_base(chosen),
         adapter=adapter,
+        trained_parts=() if chosen.train in ("adapter", "everything") else tuple(chosen.train),
         att_context_size=chosen.encoder.att_context_size,
         attention=chosen.encoder.self_attention_model,
         base_dropout=chosen.base_dropout,
@@ -246,6 +257,7 @@ def plan_adapter(chosen: AdapterSettings) -> AdapterPlan:
         widths=named_widths(chosen, section),
         nemo=asdict(chosen.global_settings),
         start_from=chosen.start_from,
+        vocabulary=chosen.vocabulary,
         copies_form=chosen.start_from is not None and as_usual,
     )
 

@@ -122,7 +122,7 @@ class Run:
     def adapter_identity(self) -> dict[str, Any]:
         """Return what the adapter is and its base; nothing where every weight is trained and in the checkpoint."""
         if self.adapter is None:
-            return {}
+            return {"trained": list(self.plan.trained_parts)}
         adapter = self.model.adapters[self.adapter]
         return {
             "base": self.model.fingerprint(),
@@ -132,6 +132,7 @@ class Run:
             "strategy": asdict(adapter.strategy),
             "modules": adapter.modules_text,
             "layers": to_plain(adapter.layers),
+            "vocabulary": None if adapter.vocabulary is None else adapter.vocabulary.digest(),
             "start_from": None if self.start_from is None else self.start_from["digest"],
         }
 

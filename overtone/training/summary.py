@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 
+from overtone.adapters.vocabulary import Vocabulary
 from overtone.config import ExperimentSettings
 from overtone.models.attention import attention_facts, attention_text
+from overtone.models.vocabulary import WITH_TOKENS
 from overtone.training.plan import TrainingPlan
 from overtone.training.progress import Progress
 from overtone.training.run import Run, TrainingResult
@@ -30,12 +32,14 @@ def introduce(run: Run, notes: Sequence[str]) -> None:
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     dtype = TRAINED_DTYPES[lightning_precision(run.plan.trainer)]
     if run.adapter is None:
-        say(f"Base '{model.name}': every weight is trained, in {dtype}")
+        say(describe_trained(run, dtype))
     else:
         frozen = base_dtype(run.plan, run.machine)
         say(f"Base '{model.name}': frozen, in {frozen}; adapter '{run.adapter}': trained, in {dtype}")
     if run.start_from is not None and run.adapter is not None:
         say(f"Adapter '{run.adapter}' goes on from '{run.start_from['name']}' ({run.start_from['digest'][:19]}…)")
+    if run.adapter is not None and (vocabulary := model.adapters[run.adapter].vocabulary) is not None:
+        say(describe_vocabulary(vocabulary))
     if attention := attention_text(model):
         say(f"The base has {attention}")
     total = base if run.adapter is None else base + trained
@@ -59,6 +63,29 @@ def introduce(run: Run, notes: Sequence[str]) -> None:
     say(f"Run folder: {run.folder.path}")
     for note in notes:
         say(note)
+
+
+def describe_trained(run: Run, dtype: str) -> str:
+    """Say which parts of the base are trained, and which begin anew."""
+    plan, model = run.plan, run.model
+    trained = "every weight is"
+    if plan.trained_parts:
+        trained = f"{', '.join(plan.trained_parts)} {'is' if len(plan.trained_parts) == 1 else 'are'}"
+    rest = "; everything else is frozen" if plan.trained_parts else ""
+    said = f"Base '{model.name}': {trained} trained, in {dtype}{rest}"
+    if plan.changes_vocabulary and not plan.starts_fresh:
+        heads = " and ".join(part for part in WITH_TOKENS if part in model.parts)
+        said += f"\nVocabulary changed: {model.tokenizer.size} tokens; {heads} begin anew, with random values"
+    return said
+
+
+def describe_vocabulary(vocabulary: Vocabulary) -> str:
+    """Say which tokens the adapter writes, and what its heads begin with."""
+    facts = vocabulary.describe()
+    return (
+        f"Vocabulary of its own: {facts['size']} tokens ({facts['kind']}, {str(facts['digest'])[:19]}…), "
+        f"{facts['reused']} of them begin with the base's values; {facts['parameters']:,} parameters in new heads"
+    )
 
 
 def rate_reason(plan: TrainingPlan) -> str:
@@ -128,6 +155,7 @@ def make_card(run: Run, step: int, metrics: Mapping[str, float], progress: Progr
         "optimiser": {"name": plan.optimiser.name, "learning_rate": float(plan.optimiser.lr)},
         "seed": plan.seed,
         **({} if run.start_from is None else {"start_from": dict(run.start_from)}),
+        **vocabulary_facts(run),
         **attention_facts(run.model),
         "versions": {
             "overtone": __version__,
@@ -136,6 +164,12 @@ def make_card(run: Run, step: int, metrics: Mapping[str, float], progress: Progr
             "python": platform.python_version(),
         },
     }
+
+
+def vocabulary_facts(run: Run) -> dict[str, Any]:
+    """Return the adapter's own vocabulary for the card; nothing where it has the base's."""
+    own = None if run.adapter is None else run.model.adapters[run.adapter].vocabulary
+    return {} if own is None else {"vocabulary": own.describe()}
 
 
 def later_parts(card: Mapping[str, Any]) -> dict[str, Any]:

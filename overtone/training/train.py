@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from overtone.adapters.adapter import Adapter
 from overtone.adapters.kinds.base import Kind
 from overtone.adapters.kinds.linear import LinearAdapter
 from overtone.adapters.kinds.registry import find_kind, section_of
@@ -21,9 +22,11 @@ from overtone.config import (
     AdapterSettings,
     DatasetSettings,
     ExperimentSettings,
+    ModelSettings,
     OptimSettings,
     ScheduleSettings,
     Settings,
+    VocabularySettings,
     WordsSettings,
     check_settings,
     manifest_paths,
@@ -31,12 +34,15 @@ from overtone.config import (
 )
 from overtone.models.asr_model import AsrModel
 from overtone.models.attention import choose_attention, keep_attention
+from overtone.models.trained_parts import train_parts
+from overtone.models.vocabulary import writing_with
 from overtone.startup import pause_garbage_collection
+from overtone.tokenizers import Tokenizer
 from overtone.training.base_errors import BaseErrors
 from overtone.training.console import Reporter
 from overtone.training.data import read_ahead, read_training_set, read_validation_sets
 from overtone.training.general import read_general
-from overtone.training.model import add_adapter, give_back, load_base, make_word_part
+from overtone.training.model import add_adapter, check_new_heads, find_vocabulary, give_back, load_base, make_word_part
 from overtone.training.optim import EVERYTHING, with_rate
 from overtone.training.plan import AdapterPlan, BasePlan, Prune, TrainingPlan, plan_training
 from overtone.training.prefix_cache.plan import plan_prefix
@@ -73,6 +79,7 @@ def train(
     validation_manifest: str | Path | Sequence[str | Path] | None = None,
     kind: Kind | str | None = None,
     start_from: str | Path | None = None,
+    vocabulary: str | Path | Sequence[str] | None = None,
     modules: str = "encoder",
     layers: Layers = "all",
     strategy: ResidualAdd | None = None,
@@ -98,21 +105,20 @@ def train(
     """Train a new adapter and keep it in the model, with its best weights.
 
     model: an AsrModel, or what `load_model` takes. kind: `LinearAdapter(dim=32)` unless given, or the name of one.
-    start_from: an adapter to go on from. output_dir: the run folder; `checkpoints/NAME-best` in it is the adapter's.
-    overwrite: replace what has these names. resume: go on where a run was cut off. learning_rate: `auto` chooses.
-    words: a word part too. save_nemo: also `.nemo` files. settings: everything else. callbacks: of Lightning's.
+    start_from: an adapter to go on from. vocabulary: its own, a tokenizer's file or folder, or labels. output_dir: the
+    run folder; `checkpoints/NAME-best` in it is the adapter's. overwrite: replace what has these names. resume: go on
+    where a run was cut off. words: a word part too. save_nemo: also `.nemo` files. callbacks: of Lightning's.
     """
     own, source = (model, None) if isinstance(model, AsrModel) else (None, str(model))
-    base, adapter = settings or Settings(), _plan_adapter(adapter_name, modules, kind, layers, strategy, start_from)
+    adapter = _plan_adapter(adapter_name, modules, kind, layers, strategy, start_from, vocabulary)
+    base = settings or Settings()
     chosen = replace(
-        base.model,
+        _with_data(base.model, train_manifest, validation_manifest, batch_size, num_workers),
         pretrained_model=None,
         nemo_model=source,
         adapter=replace(_adapter(adapter, save_nemo=save_nemo), words=words),
         base_dropout=base_dropout,
         vocabulary_check=vocabulary_check,
-        train_ds=_dataset(base.model.train_ds, train_manifest, batch_size, num_workers),
-        validation_ds=_dataset(base.model.validation_ds, validation_manifest, batch_size, num_workers),
         optim=_optimiser(base.model.optim, learning_rate, weight_decay, warmup_steps),
     )
     whole = replace(
@@ -143,6 +149,7 @@ def _plan_adapter(
     layers: Layers,
     strategy: ResidualAdd | None,
     start_from: str | Path | None,
+    vocabulary: str | Path | Sequence[str] | None,
 ) -> AdapterPlan:
     name, modules = split_name(name, modules)
     return AdapterPlan(
@@ -152,8 +159,17 @@ def _plan_adapter(
         modules=modules,
         layers=layers,
         start_from=None if start_from is None else str(start_from),
+        vocabulary=_vocabulary(vocabulary),
         copies_form=start_from is not None and (kind, strategy, modules, layers) == (None, None, "encoder", "all"),
     )
+
+
+def _vocabulary(given: str | Path | Sequence[str] | None) -> VocabularySettings | None:
+    if given is None:
+        return None
+    if isinstance(given, str | Path):
+        return VocabularySettings(tokenizer=str(given))
+    return VocabularySettings(labels=tuple(given))
 
 
 def _adapter(plan: AdapterPlan, *, save_nemo: bool) -> AdapterSettings:
@@ -165,6 +181,7 @@ def _adapter(plan: AdapterPlan, *, save_nemo: bool) -> AdapterSettings:
         adapter_state_dict_name="adapters.pt" if save_nemo else None,
         layers=plan.layers if isinstance(plan.layers, str | int) else tuple(plan.layers),
         start_from=plan.start_from,
+        vocabulary=plan.vocabulary,
         kinds={"given": section_of(plan.kind, plan.strategy)},
     )
 
@@ -174,6 +191,20 @@ def _optimiser(
 ) -> OptimSettings:
     sched = base.sched if warmup_steps is None else replace(base.sched or ScheduleSettings(), warmup_steps=warmup_steps)
     return replace(base, lr=learning_rate, weight_decay=weight_decay, sched=sched)
+
+
+def _with_data(
+    base: ModelSettings,
+    training: str | Path | Sequence[str | Path],
+    validation: str | Path | Sequence[str | Path] | None,
+    batch_size: int,
+    num_workers: int,
+) -> ModelSettings:
+    return replace(
+        base,
+        train_ds=_dataset(base.train_ds, training, batch_size, num_workers),
+        validation_ds=_dataset(base.validation_ds, validation, batch_size, num_workers),
+    )
 
 
 def _dataset(
@@ -245,8 +276,11 @@ def run_in_folder(
     check_folder_is_free(plan.experiment, folder)
     with keep_random_state():
         model = load_base(plan.base, seed=plan.seed) if isinstance(plan.base, BasePlan) else plan.base
-        training = read_training_set(model, plan, reporter)
-        validation = read_validation_sets(model, plan, reporter)
+        tokenizer = find_vocabulary(model, plan)
+        with writing_with(model, tokenizer):
+            training = read_training_set(model, plan, reporter)
+            validation = read_validation_sets(model, plan, reporter)
+            words = make_word_part(plan, model, training, reporter)
         general = read_general(plan.general)
         retained = (
             ()
@@ -255,14 +289,9 @@ def run_in_folder(
         )
         length = plan_length(plan.trainer, training.plan, processes=machine.processes, validates=bool(validation))
         plan = choose_rate(plan, length, model)
-        words = make_word_part(plan, model, training, reporter)
         with give_back(model), keep_attention(model):
             choose_attention(model, plan.att_context_size, plan.attention)
-            adapter = None
-            if plan.adapter is None:
-                model.train_base(base_dropout=plan.base_dropout)
-            else:
-                adapter = add_adapter(model, plan.adapter, seed=plan.seed, base_dropout=plan.base_dropout)
+            adapter = choose_trained(model, plan, tokenizer)
             cached = None if state is None else state["identity"].get("prefix_cache") is not None
             run = Run(
                 plan=plan,
@@ -296,6 +325,16 @@ def run_in_folder(
                 with pause_garbage_collection():
                     from overtone.training.loop import fit  # Lightning, imported beside the processes' first work
                 return fit(run, processes)
+
+
+def choose_trained(model: AsrModel, plan: TrainingPlan, tokenizer: Tokenizer | None) -> Adapter | None:
+    """Add the adapter that is trained, or make the base trainable. tokenizer: of the adapter's own vocabulary."""
+    if plan.adapter is None:
+        check_new_heads(model, plan)
+        train_parts(model, plan.trained_parts, base_dropout=plan.base_dropout)
+        return None
+    seed, dropout = plan.seed, plan.base_dropout
+    return add_adapter(model, plan.adapter, seed=seed, base_dropout=dropout, tokenizer=tokenizer)
 
 
 def choose_rate(plan: TrainingPlan, length: RunLength, model: AsrModel) -> TrainingPlan:

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from overtone.adapters.prior import find_prior
+from overtone.adapters.word_text import prior_words
 from overtone.adapters.words import WordPart
 from overtone.checkpoints.load import save_model
 from overtone.data.dataset import Batch, collate
@@ -41,9 +43,15 @@ class ValidationCounts:
     """Sum of the losses of the utterances."""
     utterances: int = 0
 
-    def add(self, head: Head, batch: Batch | PrefixBatch, emissions: Tensor, lengths: Tensor) -> None:
-        """Count the errors of greedy decoding of a batch's emissions [B, T', C], lengths [B]."""
-        self.loss += float(head.loss(emissions, lengths, batch.targets, batch.target_lengths, reduction="sum"))
+    def add(
+        self, head: Head, batch: Batch | PrefixBatch, emissions: Tensor, lengths: Tensor, *, same_tokens: bool = True
+    ) -> None:
+        """Count the errors of greedy decoding of a batch's emissions [B, T', C], lengths [B].
+
+        same_tokens: the targets are tokens of this head; without that there is no loss.
+        """
+        if same_tokens:
+            self.loss += float(head.loss(emissions, lengths, batch.targets, batch.target_lengths, reduction="sum"))
         self.utterances += len(batch.texts)
         for text, alignment in zip(batch.texts, head.align(emissions, lengths), strict=True):
             hypothesis = head.read(alignment).text
@@ -88,6 +96,8 @@ def plan_base_scoring(run: Run, forward: TrainingForward) -> Callable[[], Valida
     first = run.validation[0]
     batches = validation_batches(first, run.plan, rank=0, processes=1)
 
+    same_tokens = run.adapter is None or run.model.adapters[run.adapter].vocabulary is None
+
     def score() -> ValidationCounts:
         model, counts = run.model.eval(), ValidationCounts()
         first.dataset.stop_caching()  # nothing is read twice here, nor needed as long as the process lives
@@ -96,8 +106,9 @@ def plan_base_scoring(run: Run, forward: TrainingForward) -> Callable[[], Valida
                 batch = collate([first.dataset[index] for index in indices])
                 if isinstance(batch, DataError):
                     raise batch
-                (emissions,), lengths, _ = forward(batch.waveforms, batch.lengths, base_alone=True)
-                counts.add(model.head, batch, emissions, lengths)
+                (emissions,), lengths, _ = forward.forward_batch(batch, base_alone=True)
+                with model.speaking(batch.languages or None):
+                    counts.add(model.head, batch, emissions, lengths, same_tokens=same_tokens)
         return counts
 
     return score
@@ -122,12 +133,16 @@ def add_words(run: Run, folder: Path, nemo: Path) -> None:
         heard = list(hear(run, indices, name))
         chosen = choose_weights(model, heard, part, scope=lambda: model.adapters.use(name))
         rates = {"adapter": chosen.without.rate, "together": chosen.best.rate}
-        if chosen.part is not None:
+        if chosen.part is not None and model.adapters[name].vocabulary is None:
             base = list(hear(run, indices, None))
             alone = [
                 count_errors(model, base, each, scope=lambda: model.adapters.use(None)) for each in (None, chosen.part)
             ]
             rates = {"base": alone[0].rate, "words": alone[1].rate, **rates}
+            prior = find_prior(model.tokenizer.digest())
+            if prior is not None:
+                general = count_errors(model, base, prior_words(prior), scope=lambda: model.adapters.use(None))
+                rates["prior"] = general.rate
     run.reporter.say(describe_choice(chosen, rates, sum(map(len, indices))))
     if chosen.part is not None:
         keep_words(run, folder, nemo, chosen.part, {"utterances": sum(map(len, indices)), "wer": rates})
@@ -174,9 +189,16 @@ def describe_choice(chosen: WordsChoice, rates: dict[str, float], utterances: in
             f"Words: no weights make fewer errors than the adapter alone, {chosen.without.rate:.2%} on {utterances} "
             "validation utterances; the adapter has no word part."
         )
-    parts = {"base": "base", "words": "words alone", "adapter": "adapter alone", "together": "together"}
-    told = ", ".join(f"{shown} {rates[name]:.2%}" for name, shown in parts.items())
+    parts = {
+        "base": "base",
+        "prior": "base with the general prior",
+        "words": "words alone",
+        "adapter": "adapter alone",
+        "together": "together",
+    }
+    told = ", ".join(f"{shown} {rates[name]:.2%}" for name, shown in parts.items() if name in rates)
+    share = f", general prior {chosen.part.prior_share:.0%}" if chosen.part.prior_share else ""
     return (
-        f"Words: weight {chosen.part.weight:g}, token bonus {chosen.part.token_bonus:g}. "
+        f"Words: weight {chosen.part.weight:g}, token bonus {chosen.part.token_bonus:g}{share}. "
         f"WER on {utterances} validation utterances: {told}"
     )

@@ -15,6 +15,7 @@ from overtone.checkpoints.folder import WEIGHTS
 from overtone.checkpoints.load import save_model
 from overtone.checkpoints.nemo.adapters import check_nemo_can_hold, save_adapters
 from overtone.checkpoints.nemo.model import load_base
+from overtone.checkpoints.nemo.vocabulary import check_others, find_owner, refuse_vocabulary
 from overtone.checkpoints.tensors import read_tensors
 from overtone.config import CheckpointSettings
 from overtone.errors import CheckpointError, OvertoneError
@@ -54,10 +55,17 @@ class WeightsStore:
     """Name of the file in NeMo's format, for the best adapter."""
     best: SavedStep | None = None
     top: list[SavedStep] = field(default_factory=list)
+    adapters_obstacle: str | None = field(init=False, default=None)
+    """Reason why an `adapters.pt` cannot hold the adapter; None where it can, or need not."""
     nemo_obstacle: str | None = field(init=False)
     """Reason why NeMo's formats cannot hold what is trained; None where they can, or need not."""
 
     def __post_init__(self) -> None:
+        if self.adapters_file is not None and self.adapter is not None:
+            try:
+                refuse_vocabulary(self.model.adapters[self.adapter])
+            except CheckpointError as error:
+                self.adapters_obstacle, self.adapters_file = str(error), None
         self.nemo_obstacle = find_nemo_obstacle(self.model) if self.wants_nemo else None
 
     @property
@@ -68,6 +76,8 @@ class WeightsStore:
     @property
     def notes(self) -> list[str]:
         """Lines for the user about files that cannot be written although they are asked for."""
+        if self.nemo_obstacle is None and self.adapters_obstacle is not None:
+            return [f"No adapters.pt: {self.adapters_obstacle}"]
         if self.nemo_obstacle is not None and (self.settings.always_save_nemo or self.adapters_file):
             return [f"No files for NeMo: {self.nemo_obstacle}"]
         return []
@@ -225,8 +235,11 @@ class WeightsStore:
 def find_nemo_obstacle(model: AsrModel) -> str | None:
     """Return why NeMo's formats cannot hold the model's adapters; None where they can."""
     try:
+        owner = find_owner(model, None)
+        if owner is not None:
+            check_others(model, owner)
         for adapter in model.adapters:
-            check_nemo_can_hold(adapter)
+            check_nemo_can_hold(adapter, vocabulary=False)
     except CheckpointError as error:
         return str(error)
     return None

@@ -16,7 +16,7 @@ from overtone.adapters.kinds.tiny_attention import TinyAttentionAdapter
 from overtone.adapters.strategies import ResidualAdd
 from overtone.checkpoints.load import load_model
 from overtone.checkpoints.nemo.adapters import host_of, parameter_names, split_adapters
-from overtone.checkpoints.nemo.model import nemo_key
+from overtone.checkpoints.nemo.keys import nemo_key
 from overtone.decoding.transducer import TransducerHead
 from overtone.models.asr_model import AsrModel
 from support.fixtures import CTC_MODELS, fixture_file, fixture_folders, recordings

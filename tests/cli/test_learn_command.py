@@ -118,16 +118,21 @@ def test_an_adapter_that_something_else_made_is_an_origin(place: Path, capsys: p
     assert "parent" not in found[2]
 
 
-def test_two_learners_do_not_meet(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_learners_do_not_meet(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a refused one was given is learnt by the next."""
+    monkeypatch.setattr("overtone.learning.versions.TRIES", 2)
     assert learn("sound", "one.jsonl") == 0
     before = digest_of(place / "sound")
     with (place / "sound.learning" / LOCK).open("a") as file:
         assert lock(file.fileno(), wait=False)
         assert learn("sound", "two.jsonl") == 2
         assert cli.main(["learn", "sound", "--back"]) == 2
-    assert "is learning already" in capsys.readouterr().err
+    assert "is being changed already" in capsys.readouterr().err
     assert digest_of(place / "sound") == before
-    assert learn("sound", "two.jsonl") == 0
+    assert learn("sound") == 0
+    assert "0 new, 5 in all" in capsys.readouterr().err
 
 
 def test_a_version_that_was_not_put_in_its_place_harms_nothing(

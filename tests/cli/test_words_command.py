@@ -91,3 +91,49 @@ def test_mistakes_write_nothing(
     assert message in err
     assert err.startswith("overtone: error:")
     assert not (place / "medical").exists()
+
+
+def test_text_is_mixed_with_the_general_prior(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["words", "medical", "--text", "notes.txt", "--unwritable", "keep", "--overwrite"]
+    assert cli.main(words) == 0
+    assert "general prior 9" in capsys.readouterr().err
+    model = load_model("fundamental")
+    mixed = model.adapters.load("medical").words
+    assert mixed is not None
+    assert mixed.prior is not None
+    assert (mixed.weight, mixed.token_bonus) == (mixed.prior.weight, mixed.prior.token_bonus)
+    assert cli.main([*words, "--prior", "0.25", "--weight", "0.3"]) == 0
+    given = model.adapters.load("medical", name="given").words
+    assert given is not None
+    assert (given.prior_share, given.weight) == (0.25, 0.3)
+    assert cli.main([*words, "--prior", "0"]) == 0
+    alone = model.adapters.load("medical", name="alone").words
+    assert alone is not None
+    assert (alone.prior, alone.weight, alone.token_bonus) == (None, 0.4, 1.0)
+
+
+def test_the_general_prior_alone_becomes_an_adapter(place: Path) -> None:
+    assert cli.main(["words", "english", "--prior", "only", "--phrases", "terms.txt"]) == 0
+    words = load_model("fundamental").adapters.load("english").words
+    assert words is not None
+    assert words.phrases == 2
+    assert words.ngram is not None
+    assert len(words.ngram) > 200_000
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--prior", "only", "--text", "notes.txt"], "--prior only is the general prior alone"),
+        (["--prior", "only", "--model", "base.nemo"], "has no general prior"),
+        (["--prior", "0.3", "--text", "notes.txt", "--model", "base.nemo"], "has no general prior"),
+        (["--prior", "1", "--text", "notes.txt"], "1 is too large"),
+        (["--prior", "some", "--text", "notes.txt"], "'some' is no number"),
+    ],
+)
+def test_priors_that_cannot_be_are_refused(
+    options: list[str], message: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["words", "medical", *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not (place / "medical").exists()

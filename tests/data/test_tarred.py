@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tarfile
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from overtone.data.manifest import LineForm, Utterance, read_manifest
 from overtone.data.sources import read_source
 from overtone.data.tarred import read_tarred
 from overtone.errors import DataError
+from support.fixtures import fixture_file
 from support.shards import pack, packed_corpus, write_lines
 from support.train_samples import SAMPLE_RATE, write_corpus
 
@@ -171,3 +173,14 @@ def test_an_archive_that_changes_during_a_training(tmp_path: Path) -> None:
     last.write_bytes(last.read_bytes()[:3000])
     with pytest.raises(DataError, match=r"audio_2\.tar/train11\.wav.*its archive has become shorter"):
         read_utterance(found[-1], SAMPLE_RATE)
+
+
+def test_the_same_as_nemos_loader(tmp_path: Path) -> None:
+    """Texts and samples that NeMo's loader gives for the same archives, in whatever order."""
+    manifest, archives = packed_corpus(tmp_path, count=11)
+    found = [
+        [one.text, len(waveform), hashlib.sha256(waveform.tobytes()).hexdigest()]
+        for one in read(manifest, archives)
+        for waveform in [read_utterance(one, SAMPLE_RATE)]
+    ]
+    assert sorted(found) == json.loads(fixture_file("tarred/nemo.json").read_text())["rows"]

@@ -80,7 +80,9 @@ def test_runs_are_ranked(search: Path) -> None:
 def test_the_command(search: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table, plot = tmp_path / "scores.csv", tmp_path / "scores.svg"
     assert cli.main(["scores", str(search), "--csv", str(table), "--plot", str(plot)]) == 0
-    head, best, *_ = capsys.readouterr().out.splitlines()
+    out, err = capsys.readouterr()
+    assert "Left out: 1 runs" in err
+    head, best, *_ = out.splitlines()
     assert head.split()[:3] == ["score", "domain", "WER"]
     assert best.split()[0] == "0.3000"
     assert "dim=32" in best

@@ -9,9 +9,11 @@ from contextlib import nullcontext
 import pytest
 import torch
 
+from overtone.adapters.prior import Prior
 from overtone.adapters.word_text import make_words
 from overtone.adapters.words import WordPart
-from overtone.inference.word_weights import BONUSES, WEIGHTS, Heard, choose_weights, count_errors
+from overtone.decoding.ngram_counts import build_ngram
+from overtone.inference.word_weights import BONUSES, PRIOR_SHARES, WEIGHTS, Heard, choose_weights, count_errors
 from overtone.models.asr_model import AsrModel
 from support.small_models import small_model
 
@@ -58,6 +60,19 @@ def test_without_a_gain_there_are_no_words(text: str, model: AsrModel) -> None:
     found = choose_weights(model, heard, counted(model, text), scope=nullcontext)
     assert found.part is None
     assert found.best == found.without
+
+
+def test_shares_of_the_general_prior_are_tried_and_the_best_is_kept(model: AsrModel) -> None:
+    tokenizer = model.tokenizer
+    general = build_ngram([tokenizer.encode("go on with the pound key")], vocabulary_size=tokenizer.size, order=6)
+    prior = Prior(tokenizer_digest=tokenizer.digest(), digest="sha256:", ngram=general, weight=0.5, token_bonus=0.0)
+    part = make_words(tokenizer, sequences=[tokenizer.encode("hold the line")], prior=prior, prior_share=0.1)
+    heard = hear(model, [("the pound key", "the bound key"), ("hold the line", "hold the wine")], share=0.2)
+    found = choose_weights(model, heard, part, scope=nullcontext)
+    assert found.part is not None
+    assert found.best.errors == 0
+    assert {share for share, _ in found.shares} == set(PRIOR_SHARES) - {0.1}
+    assert found.best.errors < count_errors(model, heard, part.weighted(0.5, prior_share=0.0), scope=nullcontext).errors
 
 
 def test_phrases_alone_have_no_weight_to_choose(model: AsrModel) -> None:

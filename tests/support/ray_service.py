@@ -27,11 +27,12 @@ def tones(settings: ServerSettings) -> SpeakingModel:
 
 
 @contextmanager
-def ray_cluster() -> Iterator[None]:
-    """Ray on this machine; its workers find the tests' modules."""
+def ray_cluster(*folders: str) -> Iterator[None]:
+    """Ray on this machine; its workers find the tests' modules, those of these folders too."""
     os.environ["RAY_AUTH_MODE"] = "disabled"  # the token would be written to the home folder
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     paths = [str(Path(__file__).resolve().parents[depth]) for depth in (1, 2)]
+    paths += folders
     before = os.environ.get("PYTHONPATH", "")
     os.environ["PYTHONPATH"] = os.pathsep.join([*paths, before])
     try:

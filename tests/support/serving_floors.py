@@ -14,7 +14,7 @@ SERVING_FLOORS: tuple[tuple[str, ...], ...] = (
     ("engine", "memory", "descriptors"),
     ("recognition",),
     ("streaming",),
-    ("metrics", "settings"),
+    ("learning", "metrics", "settings"),
     ("riva", "http"),
     ("openai", "realtime"),
     ("openapi",),

@@ -88,6 +88,7 @@ class StepHead:
     """
 
     gives_log_probs = False
+    prompts = None
     decodes_with_adapters = False
     inner = None
     reduction: Reduction = "sum"
@@ -98,6 +99,7 @@ class StepHead:
         self.matrix = torch.randn(width, tokenizer.size + 1, generator=generator)
         self.seconds_per_frame = seconds_per_frame
         self.tokenizer = tokenizer
+        self.channels = tokenizer.size + 2
 
     def emit(self, x: Tensor, lengths: Tensor) -> Tensor:
         """x [B, T, D], lengths [B] -> [B, T, V+2]"""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from overtone.adapters.adapter_set import AdapterSet
 from overtone.decoding.ctc import CtcHead
-from overtone.decoding.decoder import GREEDY, DecodingOptions, Reading, find_readings
+from overtone.decoding.decoder import GREEDY, DecodingOptions, Head, Reading, find_readings
 from overtone.nets.taps import Tap
 from overtone.tokenizers import CharTokenizer
 
@@ -82,6 +82,14 @@ class ToneModel(nn.Module):
         strength[swapped] = strength[swapped][..., [0, 2, 1, *range(3, len(LETTERS))]]
         blank = torch.full_like(strength[..., :1], 0.15)
         return (40 * torch.cat((strength, blank), dim=-1)).log_softmax(-1), frames
+
+    def head_of(self, choice: str | None) -> Head:
+        """The one head that there is."""
+        return self.head
+
+    def heads_of_rows(self, rows: int) -> list[Head]:
+        """The one head for every row."""
+        return [self.head] * rows
 
     def rows_with(self, name: str, rows: int) -> Tensor:
         """[B] bool: the rows whose adapters include the name."""

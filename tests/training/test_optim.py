@@ -10,7 +10,8 @@ import torch
 
 from overtone.config import OptimSettings
 from overtone.errors import ConfigError
-from overtone.training.optim import OPTIMISERS, SCHEDULES, make_optimiser, make_schedule
+from overtone.training.optim import OPTIMISERS, make_optimiser
+from overtone.training.optim.schedules import SCHEDULES, make_schedule
 from support.fixtures import fixture_file
 
 FIXTURE: dict[str, tuple[str, dict[str, Any]]] = {
@@ -50,6 +51,27 @@ NEMO: list[tuple[str, dict[str, Any], dict[str, Any], tuple[float, ...]]] = [
      (0.00025, 0.00075, 0.0008164965809277262, 0.0005547001962252292, 0.0)),
     ("PolynomialDecayAnnealing", {"warmup_steps": 3, "min_lr": 1e-5}, {"power": 2.0},
      (0.00025, 0.00075, 0.0007807612456747405, 0.00022923875432525953, 1e-05)),
+    ("PolynomialDecayAnnealing", {"warmup_steps": 3, "min_lr": 1e-5}, {"power": 2.0, "cycle": True},
+     (0.00025, 0.00075, 0.0007807612456747405, 0.00022923875432525953, 1e-05)),
+    ("WarmupHoldPolicy", {"warmup_steps": 3, "min_lr": 1e-5}, {"hold_steps": 4},
+     (0.00025, 0.00075, 0.001, 0.001, 1e-05)),
+    ("WarmupHoldAnnealOneMinusSquareRoot", {"warmup_steps": 3, "min_lr": 1e-5}, {"hold_steps": 4},
+     (0.00025, 0.00075, 0.001, 0.0003798263270539577, 1e-05)),
+    ("WarmupHoldAnnealOneMinusSquareRoot", {"warmup_steps": 3}, {},
+     (0.00025, 0.00075, 0.0005, 0.0002254033307585166, 0.0)),
+    ("T5InverseSquareRootAnnealing", {"min_lr": 1e-5}, {"constant_steps": 4},
+     (0.5, 0.5, 0.4472135954999579, 0.2886751345948129, 1e-05)),
+    ("PolynomialHoldDecayAnnealing", {"warmup_steps": 3, "min_lr": 1e-5}, {"hold_steps": 4, "power": 2.0},
+     (0.00025, 0.00075, 0.001, 0.00038491124260355036, 1e-05)),
+    ("PolynomialHoldDecayAnnealing", {"warmup_steps": 3, "min_lr": 1e-5}, {"power": 2.0},
+     (0.00025, 0.00075, 0.0005032871972318339, 9.564013840830447e-05, 1e-05)),
+    ("StepLR", {}, {"step_size": 5, "gamma": 0.5}, (0.001, 0.001, 0.0005, 0.00025, 6.25e-05)),
+    ("CyclicLR", {}, {"base_lr": 1e-4, "max_lr": 1e-3, "step_size_up": 4},
+     (0.0001, 0.00055, 0.0007750000000000001, 0.001, 0.0007750000000000001)),
+    ("CyclicLR", {}, {"base_lr": 1e-4, "max_lr": 1e-3, "step_size_up": 4, "step_size_down": 2, "mode": "triangular2"},
+     (0.0001, 0.0005499999999999999, 0.0005499999999999996, 0.0001, 0.00018437500000000002)),
+    ("CyclicLR", {}, {"base_lr": 1e-4, "max_lr": 1e-3, "step_size_up": 4, "mode": "exp_range", "gamma": 0.9},
+     (0.0001, 0.0004645, 0.0004985807500000001, 0.0003541865828329001, 0.0001738578176637709)),
 ]  # fmt: skip
 
 
@@ -62,6 +84,57 @@ NOVOGRAD: list[tuple[dict[str, Any], tuple[float, ...]]] = [
         (0.9761563, -1.9523126, 0.4880781, 2.9284687, 0.2096643, -0.0718137),
     ),
 ]
+
+
+# NeMo 3.0.0: AVAILABLE_OPTIMIZERS[name]([a, b], lr=0.05, …) after four steps; adafactor with relative_step=False.
+OTHERS: list[tuple[str, dict[str, Any], tuple[float, ...]]] = [
+    ("adafactor", {}, (0.7179619, -1.8221555, 0.3948629, 2.8056629, 0.0484864, -0.1984692)),
+    ("adafactor", {"weight_decay": 0.01}, (0.7161806, -1.8182873, 0.3939418, 2.7998095, 0.0481234, -0.1983057)),
+    ("adafactor", {"beta1": 0.9}, (0.9358501, -1.9601512, 0.4763905, 2.9560921, 0.2047039, -0.0451937)),
+    (
+        "adafactor",
+        {"decay_rate": -0.5, "clip_threshold": 0.5, "eps": (1e-20, 1e-3)},
+        (0.8582869, -1.9117082, 0.4476327, 2.903152, 0.1497199, -0.0997187),
+    ),
+    ("adan", {}, (0.8110352, -1.8118525, 0.3093032, 2.8121161, 0.050966, -0.199498)),
+    ("adan", {"weight_decay": 0.01}, (0.80926, -1.8080792, 0.308529, 2.8063447, 0.050719, -0.1992497)),
+    (
+        "adan",
+        {"weight_decay": 0.01, "no_prox": True},
+        (0.8091638, -1.8079827, 0.3084315, 2.806247, 0.0506204, -0.1993486),
+    ),
+    ("adan", {"max_grad_norm": 1.0}, (0.8001273, -1.8000966, 0.3008341, 2.8001211, 0.0723767, -0.1741782)),
+    ("adan", {"betas": (0.9, 0.8, 0.95)}, (0.8077981, -1.8084595, 0.3064535, 2.8086755, 0.0499471, -0.2002719)),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "expected"), OTHERS)
+def test_optimisers_that_are_nemos(name: str, options: dict[str, Any], expected: tuple[float, ...]) -> None:
+    a = torch.nn.Parameter(torch.tensor([[1.0, -2.0], [0.5, 3.0]]))
+    b = torch.nn.Parameter(torch.tensor([0.25, 0.0]))
+    scaled = {"scale_parameter": False} if name == "adafactor" else {}
+    settings = OptimSettings(name=name, lr=0.05, **scaled, **options)
+    optimiser = make_optimiser(settings, [a, b], fused=True)
+    for step in range(4):
+        optimiser.zero_grad()
+        ((a * a).sum() * (step + 1) + (b - 1).pow(3).sum()).backward()
+        optimiser.step()
+    assert [*a.flatten().tolist(), *b.tolist()] == pytest.approx(expected, abs=1e-6)
+    again = make_optimiser(settings, [a, b], fused=True)
+    again.load_state_dict(optimiser.state_dict())
+    assert again.state[a]["step"] == 4
+
+
+def test_adafactor_scales_the_rate_by_each_tensor_alone() -> None:
+    """NeMo's writes the scaled rate back, so that it is scaled again for the next tensor; the first one is the same."""
+    a, b = (torch.nn.Parameter(torch.tensor([[1.0, -2.0], [0.5, 3.0]])) for _ in range(2))
+    optimiser = make_optimiser(OptimSettings(name="adafactor", lr=0.05), [a, b], fused=False)
+    for step in range(4):
+        optimiser.zero_grad()
+        ((a * a).sum() * (step + 1) + (b * b).sum() * (step + 1)).backward()
+        optimiser.step()
+    nemos = [0.5041236, -1.6807081, 0.3117315, 2.6534643]
+    assert a.flatten().tolist() == b.flatten().tolist() == pytest.approx(nemos, abs=1e-6)
 
 
 @pytest.mark.parametrize(("options", "expected"), NOVOGRAD)
@@ -95,6 +168,9 @@ def test_every_optimiser_makes_steps(name: str) -> None:
         ({"name": "rprop", "weight_decay": 0.1}, "rprop has none"),
         ({"name": "novograd", "betas": (0.9, 1.5)}, "not allowed"),
         ({"name": "sgd", "nesterov": True}, "model.optim: Nesterov"),
+        ({"name": "adan", "betas": (0.9, 0.99)}, "not allowed for adan"),
+        ({"name": "adafactor", "eps": (1e-30, 1e-3), "decay_rate": 0.0}, "decay_rate is below 0"),
+        ({"name": "adamw", "rho": 0.9}, r"model\.optim\.rho: adamw does not take it; it is for adadelta\."),
     ],
 )
 def test_values_that_an_optimiser_refuses(settings: dict[str, Any], message: str) -> None:
@@ -138,7 +214,10 @@ def test_steps_of_warmup_win_over_a_ratio() -> None:
     ("name", "options", "message"),
     [
         ("CosineAnealing", {}, "Did you mean 'CosineAnnealing'"),
-        ("StepLR", {}, "Known are CosineAnnealing, NoamAnnealing"),
+        ("ReduceLROnPlateau", {}, "Known are CosineAnnealing, NoamAnnealing"),
+        ("StepLR", {}, "step_size: has to be given"),
+        ("CyclicLR", {"base_lr": 0.1}, "max_lr: have to be given"),
+        ("T5InverseSquareRootAnnealing", {}, "constant_steps: has to be at least 1"),
         ("CosineAnnealing", {"power": 2.0}, "model.optim.sched.power: CosineAnnealing does not take it"),
         ("CosineAnnealing", {"constant_steps": 30}, "30 is more than the 20 steps"),
         ("NoamAnnealing", {}, "d_model: has to be given"),

@@ -62,6 +62,7 @@ def test_words_that_make_fewer_errors_are_kept_with_the_adapter(tmp_path: Path) 
     rates = result.card["words"]["wer"]
     assert rates["together"] < rates["adapter"]
     assert rates["words"] < rates["base"]
+    assert rates["prior"] < rates["base"], "the base's general prior, beside which the words are shown"
     assert result.wer_words == rates["together"]
     part = model.adapters["mine"].words
     assert part is not None
@@ -84,7 +85,7 @@ def test_words_of_something_else_are_left_out(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("overtone.training.model.make_words", make_of_noise)
     model = load_model("fundamental")
     monkeypatch.setattr(Reporter, "say", lambda self, text: said.append(text))
-    result = short_training(model, tmp_path, WordsSettings(order=2))
+    result = short_training(model, tmp_path, WordsSettings(order=2, prior=False))
     assert result.wer_words is None
     assert model.adapters["mine"].words is None
     assert not (result.best / WORDS).exists()

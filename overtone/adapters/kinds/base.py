@@ -92,6 +92,10 @@ class NemoForm:
     """For an adapter of the kind: our names of its parts -> NeMo's."""
     last: Callable[[Any], tuple[str, ...]]
     """For an adapter of the kind: its parameters that make it identity where they are zero."""
+    holds: Callable[[Point], bool] = lambda point: True
+    """True if NeMo has this form at a point."""
+    fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    """Further keys with the only values that are supported; the first of each is written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +114,8 @@ class KnownKind:
     shown_in_parameters: tuple[str, ...] = ()
     """Settings that the names of the parameters show, so that a digest need not hold them."""
     section: SectionForm | None = None
-    nemo: NemoForm | None = None
+    nemo: tuple[NemoForm, ...] = ()
+    """Its forms in NeMo's checkpoints, each at points of its own."""
 
     @property
     def name(self) -> str:

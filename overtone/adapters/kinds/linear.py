@@ -150,18 +150,20 @@ LINEAR = KnownKind(
     section=SectionForm(
         settings=LinearSettings, targets={target: {} for target in LINEAR_TARGETS}, width_keys=("in_features",)
     ),
-    nemo=NemoForm(
-        targets={target: {} for target in NEMO_LINEAR_TARGETS},
-        target_at=lambda kind, point: NEMO_LINEAR_TARGETS[0],
-        strategy_target=RESIDUAL_TARGETS[0],
-        keys=(
-            width_key("in_features"),
-            Key("dim", "dim", integer()),
-            Key("activation", "activation", str, "swish"),
-            Key("norm_position", "norm_position", one_of("pre", "post"), "pre"),
-            Key("dropout", "dropout", number(0.0, 1.0), 0.0),
+    nemo=(
+        NemoForm(
+            targets={target: {} for target in NEMO_LINEAR_TARGETS},
+            target_at=lambda kind, point: NEMO_LINEAR_TARGETS[0],
+            strategy_target=RESIDUAL_TARGETS[0],
+            keys=(
+                width_key("in_features"),
+                Key("dim", "dim", integer()),
+                Key("activation", "activation", str, "swish"),
+                Key("norm_position", "norm_position", one_of("pre", "post"), "pre"),
+                Key("dropout", "dropout", number(0.0, 1.0), 0.0),
+            ),
+            parts=lambda kind: NEMO_PARTS[kind.norm_position],
+            last=lambda kind: LAST[kind.norm_position],
         ),
-        parts=lambda kind: NEMO_PARTS[kind.norm_position],
-        last=lambda kind: LAST[kind.norm_position],
     ),
 )

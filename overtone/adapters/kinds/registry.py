@@ -25,7 +25,7 @@ KINDS: dict[str, KnownKind] = {known.name: known for known in (LINEAR, TINY_ATTE
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 RESERVED = (
     *("format", "name", "kind", "modules", "layers", "strategy", "points", "parameters", "parameters_digest"),
-    *("base_fingerprint", "tokenizer_digest", "card", "words", "word_part"),
+    *("base_fingerprint", "tokenizer_digest", "card", "words", "word_part", "vocabulary"),
 )
 """Keys of an adapter's description, beside which the settings of its kind stand under the kind's name."""
 

@@ -31,10 +31,11 @@ from overtone.config.targets import (
     ATTENTION_RESIDUAL_TARGETS,
     OWN_ATTENTION_TARGET,
     RELATIVE_ATTENTION_TARGETS,
+    TRANSFORMER_ATTENTION_TARGETS,
 )
 from overtone.errors import AdapterError
 from overtone.nets.attention import attend, new_position_biases, relative_shift, split_heads
-from overtone.nets.taps import LOCAL, Position, TapContext
+from overtone.nets.taps import LOCAL, TRANSFORMER, Position, TapContext
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +141,14 @@ NEMO_PARTS = {
     "position_bias_v": "pos_bias_v",
 }
 """Our parts -> NeMo's."""
+TRANSFORMER_PARTS = {
+    "norm": "pre_norm",
+    "query": "query_net",
+    "key": "key_net",
+    "value": "value_net",
+    "out": "out_projection",
+}
+"""The same in the layers of a transformer."""
 NEMO_TARGETS = {
     **{target: {"position": "rel_pos"} for target in RELATIVE_ATTENTION_TARGETS},
     **{target: {"position": "abs_pos"} for target in ABSOLUTE_ATTENTION_TARGETS},
@@ -160,18 +169,36 @@ TINY_ATTENTION = KnownKind(
         names={"n_head": "heads", "proj_dim": "projection", "dropout_rate": "dropout"},
         width_keys=("n_feat",),
     ),
-    nemo=NemoForm(
-        targets=NEMO_TARGETS,
-        target_at=lambda kind, point: FIRST_TARGETS[kind.position_at(point)],
-        strategy_target=ATTENTION_RESIDUAL_TARGETS[0],
-        keys=(
-            Key("n_head", "heads", integer()),
-            width_key("n_feat"),
-            Key("dropout_rate", "dropout", number(0.0, 1.0), 0.0),
-            Key("proj_dim", "projection", optional(integer(-1_000_000)), None),
+    nemo=(
+        NemoForm(
+            targets=NEMO_TARGETS,
+            target_at=lambda kind, point: FIRST_TARGETS[kind.position_at(point)],
+            strategy_target=ATTENTION_RESIDUAL_TARGETS[0],
+            keys=(
+                Key("n_head", "heads", integer()),
+                width_key("n_feat"),
+                Key("dropout_rate", "dropout", number(0.0, 1.0), 0.0),
+                Key("proj_dim", "projection", optional(integer(-1_000_000)), None),
+            ),
+            constants={"use_pytorch_sdpa": False, "use_pytorch_sdpa_backends": None},
+            parts=lambda kind: NEMO_PARTS,
+            last=lambda kind: ("out.weight", "out.bias"),
+            holds=lambda point: point.attention != TRANSFORMER,
         ),
-        constants={"use_pytorch_sdpa": False, "use_pytorch_sdpa_backends": None},
-        parts=lambda kind: NEMO_PARTS,
-        last=lambda kind: ("out.weight", "out.bias"),
+        NemoForm(
+            targets={target: {"position": "auto"} for target in TRANSFORMER_ATTENTION_TARGETS},
+            target_at=lambda kind, point: TRANSFORMER_ATTENTION_TARGETS[0],
+            strategy_target=ATTENTION_RESIDUAL_TARGETS[0],
+            keys=(
+                width_key("hidden_size"),
+                Key("num_attention_heads", "heads", integer()),
+                Key("attn_score_dropout", "dropout", number(0.0, 1.0), 0.0),
+                Key("proj_dim", "projection", optional(integer(-1_000_000)), None),
+            ),
+            fixed={"attn_layer_dropout": (0.0,)},
+            parts=lambda kind: TRANSFORMER_PARTS,
+            last=lambda kind: ("out.weight", "out.bias"),
+            holds=lambda point: point.attention == TRANSFORMER,
+        ),
     ),
 )

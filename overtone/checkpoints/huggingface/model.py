@@ -31,7 +31,8 @@ from overtone.checkpoints.huggingface.config import (
 from overtone.checkpoints.huggingface.peft import ADAPTER_CONFIG, load_peft, lora_of, write_peft
 from overtone.checkpoints.huggingface.tokenizer import read_pieces, write_pieces
 from overtone.checkpoints.nemo.archive import LIMITS, plain_name
-from overtone.checkpoints.nemo.model import check_keys, check_shape, load_base, nemo_key, net_shapes, size_of
+from overtone.checkpoints.nemo.keys import nemo_key
+from overtone.checkpoints.nemo.model import check_keys, check_shape, load_base, net_shapes, size_of
 from overtone.checkpoints.tensors import read_tensors, write_tensors
 from overtone.config.keys import refuse
 from overtone.errors import AdapterError, CheckpointError, ConfigError

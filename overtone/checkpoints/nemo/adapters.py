@@ -21,9 +21,10 @@ from overtone.adapters.kinds.registry import KINDS, known
 from overtone.adapters.points import Point, parse_modules
 from overtone.adapters.strategies import ResidualAdd
 from overtone.checkpoints.nemo.config import NemoAdapter, read_adapters
-from overtone.checkpoints.nemo.keys import STRATEGY
+from overtone.checkpoints.nemo.keys import STRATEGY, nemo_key
 from overtone.checkpoints.nemo.pickles import plain, read_torch_file
 from overtone.checkpoints.nemo.torch_zip import RefusedError
+from overtone.checkpoints.nemo.vocabulary import refuse_vocabulary
 from overtone.checkpoints.nemo.words import make_entry, read_part, take_entry
 from overtone.config.keys import read_section, refuse, write_section
 from overtone.config.targets import NEMO_STRATEGY_TARGETS
@@ -32,7 +33,7 @@ from overtone.files import open_regular, replace_file, write_failure
 from overtone.models.asr_model import AsrModel
 
 HELD = re.compile(r"^(?P<host>.+)\.adapter_layer\.(?P<name>[^.]+)\.(?P<parameter>.+)$")
-NEMO_MODULES = ("encoder", "decoder", "joint")
+NEMO_MODULES = ("encoder", "decoder", "joint", "transf_encoder", "transf_decoder")
 """Parts of a model that have adapters in NeMo."""
 NEMO_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
 
@@ -60,8 +61,7 @@ def read_kind(described: NemoAdapter, source: str) -> tuple[Kind, ResidualAdd]:
 
     Raises CheckpointError for classes and values that are not supported.
     """
-    where = f"{source}: adapters.{described.name}"
-    section = dict(described.config)
+    where, section = f"{source}: adapters.{described.name}", dict(described.config)
     strategy = section.pop("adapter_strategy", None) or {}
     known_strategies = ", ".join(NEMO_STRATEGY_TARGETS)
     if not isinstance(strategy, dict):
@@ -78,14 +78,13 @@ def read_kind(described: NemoAdapter, source: str) -> tuple[Kind, ResidualAdd]:
 def read_kind_section(section: Mapping[str, Any], where: str) -> Kind:
     """The kind of an adapter's section. Raises CheckpointError, and AdapterError for values that contradict it."""
     target = str(section.get("_target_"))
-    forms = [(each.kind, each.nemo) for each in KINDS.values() if each.nemo is not None]
+    forms = [(each.kind, form) for each in KINDS.values() for form in each.nemo]
     found = next(((kind, form) for kind, form in forms if target in form.targets), None)
     if found is None:
-        refuse(
-            where, "_target_", section.get("_target_"), ", ".join(name for _, form in forms for name in form.targets)
-        )
+        allowed = ", ".join(name for _, form in forms for name in form.targets)
+        refuse(where, "_target_", section.get("_target_"), allowed)
     kind, form = found
-    settings = read_section(section, form.keys, where, idle=("enabled", *form.constants))
+    settings = read_section(section, form.keys, where, fixed=form.fixed, idle=("enabled", *form.constants))
     del settings[WIDTH]
     build: Callable[..., Kind] = kind
     return build(**settings, **form.targets[target])
@@ -219,6 +218,7 @@ def adapter_config(adapter: Adapter) -> dict[str, Any]:
         **write_section({**vars(adapter.kind), WIDTH: point.out_width}, form.keys),
         "adapter_strategy": {**write_section(vars(adapter.strategy), STRATEGY), "_target_": form.strategy_target},
         **form.constants,
+        **{key: values[0] for key, values in form.fixed.items()},
         "_target_": form.target_at(adapter.kind, point),
         "enabled": True,
     }
@@ -241,18 +241,22 @@ def has_nemo_form(adapter: Adapter) -> bool:
 
 
 def nemo_form(adapter: Adapter) -> NemoForm:
-    """The adapter's kind in NeMo's checkpoints. Raises CheckpointError for a kind that NeMo does not have."""
-    found = known(adapter.kind)
-    if found is None or found.nemo is None:
-        raise CheckpointError(
-            f"Adapter '{adapter.name}' is of kind {adapter.kind.name}, which NeMo does not have. Save it as an adapter "
-            f"folder (adapters.save) or the model as a native folder, or remove it before writing a file for NeMo."
-        )
-    return found.nemo
+    """The adapter's kind in NeMo's checkpoints. Raises CheckpointError for what NeMo does not have as one adapter."""
+    found, own = known(adapter.kind), [adapter.at(name).point for name in adapter.points]
+    forms = () if found is None else found.nemo
+    if form := next((form for form in forms if all(map(form.holds, own))), None):
+        return form
+    places = f" in {adapter.modules_text}" if forms else ""
+    raise CheckpointError(
+        f"Adapter '{adapter.name}' is of kind {adapter.kind.name}, which NeMo does not have{places}. "
+        "Save it as a folder (adapters.save), or the model as a native folder, or remove it before writing for NeMo."
+    )
 
 
-def check_nemo_can_hold(adapter: Adapter) -> None:
-    """Raises CheckpointError for a kind or a place that NeMo does not have, and for a name that it cannot give."""
+def check_nemo_can_hold(adapter: Adapter, *, vocabulary: bool = True) -> None:
+    """Raises CheckpointError for a kind, place, name or `vocabulary` that adapters in NeMo cannot have."""
+    if vocabulary:
+        refuse_vocabulary(adapter)
     nemo_form(adapter)
     places = {adapter.at(point).point.module for point in adapter.points} - set(NEMO_MODULES)
     if places:
@@ -260,8 +264,7 @@ def check_nemo_can_hold(adapter: Adapter) -> None:
             f"Adapter '{adapter.name}' acts in {', '.join(sorted(places))}, where NeMo has no adapters (it has them in "
             f"{', '.join(NEMO_MODULES)}). Save it as an adapter folder."
         )
-    taken = adapter.name == "global_cfg" or hasattr(nn.ModuleDict(), adapter.name)
-    if taken or not NEMO_NAME.match(adapter.name):
+    if adapter.name == "global_cfg" or hasattr(nn.ModuleDict(), adapter.name) or not NEMO_NAME.match(adapter.name):
         raise CheckpointError(
             f"'{adapter.name}' cannot be an adapter's name in NeMo (letters, digits, '_' and '-', and no word that "
             "PyTorch's ModuleDict uses itself). Save it as an adapter folder and load it under another name."
@@ -270,7 +273,7 @@ def check_nemo_can_hold(adapter: Adapter) -> None:
 
 def host_of(point: Point) -> str:
     """`encoder.layers.3.after_block` hangs on `encoder.layers.3`."""
-    return point.name.rpartition(".")[0]
+    return nemo_key(point.name).rpartition(".")[0]
 
 
 def points_of(model: AsrModel, kind: Kind, modules: str) -> list[Point]:
@@ -282,10 +285,8 @@ def points_of(model: AsrModel, kind: Kind, modules: str) -> list[Point]:
 
 def parameter_names(kind: Kind, point: Point) -> dict[str, str]:
     """Our names of the parameters at a point -> NeMo's, for a kind that NeMo has."""
-    found = known(kind)
-    assert found is not None
-    assert found.nemo is not None
-    table, names = found.nemo.parts(kind), {}
+    forms = (form for each in KINDS.values() if isinstance(kind, each.kind) for form in each.nemo)
+    table, names = next(form for form in forms if form.holds(point)).parts(kind), {}
     for ours in parameter_shapes(kind, point):
         part, dot, rest = ours.partition(".")
         names[ours] = f"{table[part]}{dot}{rest}"

@@ -23,6 +23,7 @@ from overtone.checkpoints.nemo.keys import (
     STATELESS_DECODER,
     Section,
 )
+from overtone.checkpoints.nemo.multitask import TRANSF_DECODER, read_multitask, write_multitask
 from overtone.checkpoints.nemo.tokenizer import (
     TokenizerSource,
     character_source,
@@ -107,7 +108,17 @@ PROMPTED_HYBRID = Family(
     sections=HYBRID.sections,
     more=read_prompts,
 )
-FAMILIES = (CTC, TRANSDUCER, HYBRID, PROMPTED, PROMPTED_HYBRID)
+MULTITASK = Family(
+    words="Canary, which transcribes and translates (EncDecMultiTaskModel)",
+    character_models=(),
+    piece_models=(
+        f"{MODELS}.EncDecMultiTaskModel",
+        f"{MODELS}.aed_multitask_models.EncDecMultiTaskModel",
+    ),
+    sections={"preprocessor": (PREPROCESSOR,), "encoder": (CONFORMER,), "transf_decoder": (TRANSF_DECODER,)},
+    more=read_multitask,
+)
+FAMILIES = (CTC, TRANSDUCER, HYBRID, PROMPTED, PROMPTED_HYBRID, MULTITASK)
 INNER_LOSSES = tuple(Key(name, name, a_list, ()) for name in ("apply_at_layers", "loss_weights"))
 ENCODERS = {"conformer": CONFORMER, "jasper": JASPER}
 """The sections of encoders, by their kind in our settings."""
@@ -189,11 +200,12 @@ def find_family(config: Mapping[str, Any], source: str) -> tuple[Family, Vocabul
     told = f"target is {target}"
     if not target:
         vocabulary: Vocabulary = "pieces" if config.get("tokenizer") else "characters"
-        found = next((key for key in ("transf_decoder", "transf_encoder") if config.get(key) is not None), None)
-        if found is None:
+        if config.get("transf_decoder") is not None:
+            return MULTITASK, vocabulary
+        if config.get("transf_encoder") is None:
             hybrid, transducer = config.get("aux_ctc") is not None, config.get("joint") is not None
             return (HYBRID if hybrid else TRANSDUCER if transducer else CTC), vocabulary
-        target, told = "Transf", f"it has a section '{found}'"
+        target, told = "Transf", "it has a section 'transf_encoder'"
     name = target.rpartition(".")[2]
     words = next((words for sign, words in OTHER_TYPES if sign in name.lower()), name)
     raise CheckpointError(
@@ -277,6 +289,8 @@ def read_adapters(section: Any, source: str) -> tuple[NemoAdapter, ...]:
 
 def family_of(parts: Collection[str]) -> Family:
     """The family of a model that has these parts."""
+    if "transf_decoder" in parts:
+        return MULTITASK
     if "prompt_kernel" in parts:
         return PROMPTED_HYBRID if "ctc_decoder" in parts else PROMPTED
     return HYBRID if "ctc_decoder" in parts else TRANSDUCER if "joint" in parts else CTC
@@ -308,6 +322,7 @@ def describe(settings: Settings, tokenizer: Tokenizer) -> dict[str, Any]:
         "encoder": encoder.to_section(parts["encoder"]),
         **describe_heads(parts, tokenizer),
         **(write_transducer(settings) if "joint" in parts else {}),
+        **(write_multitask(parts, settings) if "transf_decoder" in parts else {}),
         **write_inner_losses(settings.get("interctc", {}).get("losses", {})),
         "optim": {"name": "adamw", "lr": 0.001, "betas": [0.9, 0.98], "weight_decay": 0.0},
         "target": target,
@@ -318,6 +333,8 @@ def describe(settings: Settings, tokenizer: Tokenizer) -> dict[str, Any]:
 def describe_heads(parts: Settings, tokenizer: Tokenizer) -> dict[str, Any]:
     """The sections of the heads. Raises CheckpointError for a CTC head with a temperature."""
     sections: dict[str, Any] = {}
+    if "transf_decoder" in parts:
+        return sections
     head = parts.get("ctc_decoder") or (None if "joint" in parts else parts["decoder"])
     if head is not None:
         if head["temperature"] != 1.0:

@@ -94,6 +94,11 @@ def draw_weights(model: AsrModel, config: Mapping[str, Any], source: str) -> Non
     """
     if model.settings["encoder"].get("kind") == "jasper":
         draw_convolutions(model.encoder, config["encoder"], f"{source}: encoder")  # type: ignore[arg-type]
+    draw_heads(model, config, source)
+
+
+def draw_heads(model: AsrModel, config: Mapping[str, Any], source: str) -> None:
+    """Draw the weights of the heads that NeMo draws otherwise than torch. Raises CheckpointError for unknown modes."""
     heads = {"decoder": config["decoder"], "ctc_decoder": (config.get("aux_ctc") or {}).get("decoder")}
     for part, section in heads.items():
         net = getattr(model, part) if part in model.parts else None

@@ -63,6 +63,32 @@ class Section:
         return read_section(section, self.keys, where, fixed=self.fixed, idle=self.idle)
 
 
+KEY_PREFIXES = (
+    ("preprocessor.", "preprocessor.featurizer."),
+    ("decoder.projection.", "decoder.decoder_layers.0."),
+    ("ctc_decoder.projection.", "ctc_decoder.decoder_layers.0."),
+    ("decoder.embed.", "decoder.prediction.embed."),
+    ("decoder.embeds.", "decoder.prediction.embeds."),
+    ("decoder.lstm.", "decoder.prediction.dec_rnn.lstm."),
+    ("prompt_kernel.up.", "prompt_kernel.0."),
+    ("prompt_kernel.down.", "prompt_kernel.2."),
+    ("transf_encoder.projection.", "encoder_decoder_proj."),
+    ("transf_decoder.embedding.", "transf_decoder._embedding."),
+    ("transf_decoder.layers.", "transf_decoder._decoder.layers."),
+    ("transf_decoder.final_layer_norm.", "transf_decoder._decoder.final_layer_norm."),
+    ("transf_decoder.head.", "log_softmax.mlp.layer0."),
+)
+"""Beginnings of our keys -> those of NeMo's, where they differ."""
+
+
+def nemo_key(name: str) -> str:
+    """Our key of a base tensor -> NeMo's."""
+    for ours, theirs in KEY_PREFIXES:
+        if name.startswith(ours):
+            return theirs + name.removeprefix(ours)
+    return name
+
+
 # Checks of values
 
 

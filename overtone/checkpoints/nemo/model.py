@@ -19,11 +19,14 @@ from overtone.checkpoints.nemo.adapters import (
 )
 from overtone.checkpoints.nemo.archive import LIMITS, Archive, Unpacked, open_archive, open_unpacked, write_archive
 from overtone.checkpoints.nemo.config import ENCODERS, NemoDescription, describe, translate
+from overtone.checkpoints.nemo.keys import nemo_key
+from overtone.checkpoints.nemo.multitask import adaptable_sections, rows_of
 from overtone.checkpoints.nemo.pickles import read_state_dict
 from overtone.checkpoints.nemo.tokenizer import FILE_PREFIX, read_tokenizer, tokenizer_files, tokenizers_of
+from overtone.checkpoints.nemo.vocabulary import find_owner, with_vocabulary_of
 from overtone.checkpoints.nemo.words import give_words, make_members, take_members
 from overtone.checkpoints.nemo.yaml import read_yaml, resolved, write_yaml
-from overtone.errors import CheckpointError, ConfigError
+from overtone.errors import CheckpointError, ConfigError, UsageError
 from overtone.files import write_failure
 from overtone.models.asr_model import AsrModel, build_model
 from overtone.models.parts import UnsetWeights, build_part, parts_of
@@ -31,17 +34,6 @@ from overtone.tokenizers import CharTokenizer, Tokenizer
 
 CONFIG = "model_config.yaml"
 WEIGHTS = "model_weights.ckpt"
-KEY_PREFIXES = (
-    ("preprocessor.", "preprocessor.featurizer."),
-    ("decoder.projection.", "decoder.decoder_layers.0."),
-    ("ctc_decoder.projection.", "ctc_decoder.decoder_layers.0."),
-    ("decoder.embed.", "decoder.prediction.embed."),
-    ("decoder.embeds.", "decoder.prediction.embeds."),
-    ("decoder.lstm.", "decoder.prediction.dec_rnn.lstm."),
-    ("prompt_kernel.up.", "prompt_kernel.0."),
-    ("prompt_kernel.down.", "prompt_kernel.2."),
-)
-"""Beginnings of our keys -> those of NeMo's, where they differ."""
 
 
 def read_nemo(path: Path | str, *, adapters: bool = True) -> AsrModel:
@@ -77,11 +69,14 @@ def read_nemo(path: Path | str, *, adapters: bool = True) -> AsrModel:
 def write_nemo(model: AsrModel, path: Path | str, *, enabled: Container[str] | None = None) -> None:
     """Write the model and its adapters; NeMo restores the file, and what was not changed stands as it stood.
 
-    enabled: the adapters that NeMo lets act; None: as the model's own file had it, and all that are new.
+    enabled: the adapters that NeMo lets act; None: as the model's own file had it, and all that are new. With an
+    adapter among them that has a vocabulary of its own, the file is a model with that vocabulary.
     Word parts lie beside NeMo's files in it. The file appears whole or not at all. Raises CheckpointError where NeMo
     lacks the kind or name of an adapter.
     """
     path = Path(path)
+    owner = find_owner(model, enabled)
+    model = model if owner is None else with_vocabulary_of(model, owner)
     config = nemo_config(model, enabled=enabled)
     tensors = {nemo_key(name): tensor.detach().cpu() for name, tensor in model.base_state_dict().items()}
     for adapter in model.adapters:
@@ -130,6 +125,8 @@ def assemble(
     Raises CheckpointError where they contradict each other.
     """
     settings = description.settings
+    if "transf_decoder" in settings:
+        settings["transf_decoder"]["classes"] = rows_of(tokenizer.size)
     for part in ("decoder", "joint", "ctc_decoder"):
         if part not in settings:
             continue
@@ -143,7 +140,7 @@ def assemble(
         check_sizes(settings, tensors, source)
         with UnsetWeights():
             model = build_model(settings=settings, tokenizer=tokenizer, config=config, name=name)
-    except ConfigError as error:
+    except (ConfigError, UsageError) as error:
         raise CheckpointError(f"{source}: {error}") from error
     load_base(model, tensors, source, keep=True)
     return model
@@ -276,6 +273,8 @@ def nemo_config(
         config["adapters"] = adapters_section(model, names, enabled)
         adaptable = ENCODERS[model.settings["encoder"].get("kind", "conformer")].adaptable
         config["encoder"] = {**config["encoder"], "_target_": adaptable}
+        if "transf_decoder" in model.parts:
+            config |= adaptable_sections(config, model.settings["transf_decoder"]["classes"])
     return config
 
 
@@ -296,14 +295,6 @@ def model_files(model: AsrModel, config: Mapping[str, Any]) -> dict[str, bytes]:
                 if path.startswith(FILE_PREFIX) or not own:
                     files.setdefault(path.removeprefix(FILE_PREFIX) or name, content)
     return files
-
-
-def nemo_key(name: str) -> str:
-    """Our key of a base tensor -> NeMo's."""
-    for ours, theirs in KEY_PREFIXES:
-        if name.startswith(ours):
-            return theirs + name.removeprefix(ours)
-    return name
 
 
 def listed(keys: Iterable[str]) -> str:

@@ -12,6 +12,7 @@ import sentencepiece
 from overtone.checkpoints.nemo.yaml import resolved
 from overtone.config.keys import refuse, shown
 from overtone.errors import CheckpointError
+from overtone.languages import SPECIALS
 from overtone.tokenizers import (
     AggregateTokenizer,
     CharTokenizer,
@@ -22,6 +23,9 @@ from overtone.tokenizers import (
 
 FILE_PREFIX = "nemo:"
 """A configuration's mark for the name of a file in the same archive."""
+CANARY = "nemo.collections.common.tokenizers.canary_tokenizer"
+CANARY_CLASSES = (f"{CANARY}.CanaryTokenizer", f"{CANARY}.CanaryBPETokenizer")
+"""Tokenizers that know the special tokens of prompts: of several languages, and of one vocabulary for all."""
 SUPPORTED = "bpe (a sentencepiece model), wpe (WordPiece), agg (one sentencepiece model a language), or characters"
 
 
@@ -73,8 +77,11 @@ def single_source(section: Mapping[str, Any], where: str) -> TokenizerSource:
 
 
 def refuse_custom(section: Mapping[str, Any], where: str) -> None:
-    """Raises CheckpointError for a tokenizer with classes or symbols of its own."""
-    for key in ("custom_tokenizer", "special_tokens", "hf_kwargs"):
+    """Raises CheckpointError for a tokenizer with classes or symbols of its own, but for those of Canary."""
+    custom = section.get("custom_tokenizer")
+    if custom and not (isinstance(custom, dict) and custom.get("_target_") in CANARY_CLASSES):
+        refuse(where, "custom_tokenizer", custom, f"null, or _target_ {CANARY_CLASSES[0]}")
+    for key in ("special_tokens", "hf_kwargs"):
         if section.get(key):
             refuse(where, key, section[key], "null")
 
@@ -128,7 +135,9 @@ def read_member(source: TokenizerSource, files: Mapping[str, bytes], where: str)
 def tokenizer_section(tokenizer: Tokenizer) -> dict[str, Any]:
     """The section `tokenizer` of a configuration. Raises CheckpointError for a tokenizer of a user's own."""
     if isinstance(tokenizer, AggregateTokenizer):
-        return {"type": "agg", "langs": {name: tokenizer_section(part) for name, part in tokenizer.parts.items()}}
+        section = {"type": "agg", "langs": {name: tokenizer_section(part) for name, part in tokenizer.parts.items()}}
+        custom = {"custom_tokenizer": {"_target_": CANARY_CLASSES[0], "tokenizers": None}}
+        return section | (custom if SPECIALS in tokenizer.parts else {})
     names = {key: f"{FILE_PREFIX}{name}" for key, (name, _) in tokenizer_files(tokenizer).items()}
     return {"dir": "tokenizer", "type": "wpe" if isinstance(tokenizer, WordPieceTokenizer) else "bpe", **names}
 

@@ -15,13 +15,19 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
 from overtone.adapters.storage import DESCRIPTION, PARAMETERS, WORDS, BaseIdentity, read_folder, replace_contents
+from overtone.adapters.tokenizer_files import LARGEST_TOKENIZER, TOKENIZER_FILES
 from overtone.errors import AdapterError
 from overtone.files import temporary_folder
 from overtone.serving.adapter_store.folder import read_version
 
-MAX_BYTES = {DESCRIPTION: 4 * 2**20, PARAMETERS: 512 * 2**20, WORDS: 256 * 2**20}
+MAX_BYTES = {
+    DESCRIPTION: 4 * 2**20,
+    PARAMETERS: 512 * 2**20,
+    WORDS: 256 * 2**20,
+    **dict.fromkeys(TOKENIZER_FILES, LARGEST_TOKENIZER),
+}
 """Bytes that each file may unpack to."""
-OPTIONAL = (WORDS,)
+OPTIONAL = (WORDS, *TOKENIZER_FILES)
 """Files that an adapter may lack."""
 MAX_MEMBERS = 64
 MAX_UNPACKED = sum(MAX_BYTES.values()) + 2**20
@@ -137,7 +143,9 @@ def place(store: Path, name: str, archive: bytes, identity: BaseIdentity, lock: 
             except AdapterError as error:
                 raise AdapterError(str(error).replace(str(folder), f"the upload '{name}'")) from error
             with lock:
-                replace_contents(store / name, {file: contents.get(file) for file in (WORDS, PARAMETERS, DESCRIPTION)})
+                replace_contents(
+                    store / name, {file: contents.get(file) for file in (*OPTIONAL, PARAMETERS, DESCRIPTION)}
+                )
     except OSError as error:
         raise AdapterError(f"The folder of adapters cannot be written: {error.strerror or error}.") from error
 

@@ -9,6 +9,7 @@ A file of tokens names tenants, the hashes of their tokens, and the adapters tha
         requests_per_minute: 600         # optional
         audio_seconds_per_minute: 3600   # optional
         sessions: 64                     # optional: calls, transcriptions and realtime sessions at a time
+        learn: [medical]                 # optional: those of its adapters that learn from its corrections, or: all
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ SHORTEST_ADMIN_TOKEN = 16
 """Characters."""
 SESSIONS = 64
 """Calls, transcriptions and realtime sessions of one tenant at a time, unless its entry says otherwise."""
+NONE = {"adapters": "the base alone", "learn": "no learning"}
+"""Meaning of an empty list, by the key of a tenant's entry."""
 RATES = {"requests_per_minute", "audio_seconds_per_minute"}
 MAX_FILE_BYTES = 2**20
 
@@ -54,6 +57,8 @@ class Tenant:
     audio_seconds_per_minute: float = math.inf
     sessions: int = SESSIONS
     """Calls, transcriptions and realtime sessions at a time."""
+    learn: frozenset[str] | None = frozenset()
+    """Adapters that learn from its corrections, if they are among its own; None for all of these."""
 
 
 class Allowance:
@@ -189,6 +194,19 @@ class Guard:
         if not self._is_admin(metadata):
             raise AccessError("The administrator's token is needed.", fault="unauthenticated")
 
+    def authorise_learning(self, metadata: Metadata, adapter: str) -> str:
+        """Tenant of whoever may have an adapter learn; empty for the administrator, and where there are no tenants.
+
+        Raises AccessError.
+        """
+        if self.tenants is None or self._is_admin(metadata):
+            return ""
+        name = self.authorise(metadata, adapter)
+        learn = self._tenant(metadata).learn
+        if learn is not None and adapter not in learn:
+            raise AccessError(f"The adapter '{adapter}' is not among those that learn from this token's corrections.")
+        return name
+
     def authorise_metrics(self, metadata: Metadata) -> None:
         """Raises AccessError, except for the administrator, tenants of all adapters, and servers without tokens."""
         if self.tenants is None:
@@ -274,6 +292,7 @@ def read_tenants(data: Any) -> Iterator[tuple[str, Tenant]]:
         tenant = Tenant(
             name=name,
             adapters=read_adapters(entry.get("adapters"), where),
+            learn=read_adapters(entry.get("learn", []), where, key="learn"),
             sessions=read_count(entry.get("sessions", SESSIONS), f"{where}: 'sessions'"),
             **{key: read_rate(entry[key], f"{where}: '{key}'") for key in RATES & entry.keys()},
         )
@@ -286,12 +305,12 @@ def read_tenants(data: Any) -> Iterator[tuple[str, Tenant]]:
             yield value, tenant
 
 
-def read_adapters(value: Any, where: str) -> frozenset[str] | None:
-    """Adapters of a tenant, None for all. where: its place, for the message. Raises UsageError."""
+def read_adapters(value: Any, where: str, *, key: str = "adapters") -> frozenset[str] | None:
+    """Adapters of a tenant, None for all. where, key: their place, for the message. Raises UsageError."""
     if value == ALL:
         return None
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-        raise UsageError(f"{where}: 'adapters' must be '{ALL}' or a list of names; [] allows the base alone.")
+        raise UsageError(f"{where}: '{key}' must be '{ALL}' or a list of names; [] allows {NONE[key]}.")
     try:
         return frozenset(check_name(name) for name in value)
     except AdapterError as error:

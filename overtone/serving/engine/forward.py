@@ -59,7 +59,8 @@ def compute_whole(model: AsrModel, rows: Sequence[Row]) -> Sequence[Answer]:
     """Emissions [T, C] of waveforms or features."""
     emissions, lengths = run_model(model, rows)  # [B, T', C]
     values, frames = emissions.float().cpu().numpy(), lengths.tolist()
-    return [values[row, : frames[row]].copy() for row in range(len(rows))]
+    heads = model.heads_of_rows(len(rows))
+    return [values[row, : frames[row], : head.channels].copy() for row, head in enumerate(heads)]
 
 
 def run_steps(model: AsrModel, steps: Sequence[StreamStep]) -> Sequence[Answer]:
@@ -69,10 +70,10 @@ def run_steps(model: AsrModel, steps: Sequence[StreamStep]) -> Sequence[Answer]:
     lengths = torch.tensor([step.frames for step in steps], device=model.device)
     x, lengths, cache = encoder.step(mel, lengths, join_caches([step.cache for step in steps]), last=True)
     emissions, frames = model.head.emit(model.prompt(x), lengths).float().cpu().numpy(), lengths.tolist()
-    answers = []
+    answers, heads = [], model.heads_of_rows(len(steps))
     for row, (step, own) in enumerate(zip(steps, split_cache(cache), strict=True)):
         kept = frames[row] if step.last else min(frames[row], encoder.sizes.keep)
-        answers.append(StepAnswer(emissions=emissions[row, :kept].copy(), cache=own))
+        answers.append(StepAnswer(emissions=emissions[row, :kept, : heads[row].channels].copy(), cache=own))
     return answers
 
 

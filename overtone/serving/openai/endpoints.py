@@ -23,7 +23,13 @@ from overtone.serving.http.bodies import form_file, read_form, while_connected
 from overtone.serving.http.errors import envelope
 from overtone.serving.http.requests import HttpRequests, metadata_of
 from overtone.serving.openai.responses import FORMATS, answer, event, events
-from overtone.serving.recognition.request import RecognitionRequest, json_boosts, keyword_boosts
+from overtone.serving.recognition.request import (
+    TASK_KEYS,
+    RecognitionRequest,
+    custom_task,
+    json_boosts,
+    keyword_boosts,
+)
 
 GRANULARITIES = {"word", "segment"}
 WITHOUT_EFFECT = ("temperature", "chunking_strategy")
@@ -31,7 +37,7 @@ WITHOUT_EFFECT = ("temperature", "chunking_strategy")
 FIELDS = {
     "file", "model", "adapter", "language", "languages", "languages[]", "response_format", "stream",
     "timestamp_granularities", "timestamp_granularities[]", "speech_contexts", "profanity_filter", "prompt", "keywords",
-    "keywords[]", "include", "include[]",
+    "keywords[]", "include", "include[]", *TASK_KEYS,
 }  # fmt: skip
 
 
@@ -74,6 +80,7 @@ def recognition_request(form: FormData, *, prompt_boost: float = 0.0) -> Recogni
         model=text_field(form, "model"),
         adapter=text_field(form, "adapter"),
         language=text_field(form, "language") or one_language(form),
+        task=custom_task({name: text_field(form, name) for name in TASK_KEYS}),
         mask_profanity=flag_field(form, "profanity_filter"),
         boosts=boosts_field(form) + keyword_boosts(list_field(form, "keywords"), prompt, prompt_boost),
         ignored=tuple(name if name in (*WITHOUT_EFFECT, "prompt") else f"field {name[:40]!r}" for name in ignored),

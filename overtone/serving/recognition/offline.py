@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from overtone.decoding.decoder import Alignment, DecodingOptions, Emissions
+from overtone.decoding.decoder import Alignment, DecodingOptions, Emissions, Head
 from overtone.decoding.fusion import NO_WORDS
 from overtone.decoding.hypothesis import Hypothesis
 from overtone.inference.windows import OVERLAP_SECONDS, WINDOW_SECONDS, Window, WindowJoiner, plan_windows
@@ -107,6 +107,12 @@ def check_scores(hypotheses: list[Hypothesis]) -> list[Hypothesis]:
     return hypotheses
 
 
+def head_of(engine: Engine, lease: Lease | None) -> Head:
+    """The head that recognises with the adapters of a lease."""
+    with engine.lock:
+        return engine.model.head_of(None if lease is None else lease.choice)
+
+
 def with_words(engine: Engine, lease: Lease | None, decoding: DecodingOptions | None) -> DecodingOptions:
     """Decoding options with the words of a lease's adapters."""
     decoding, choice = decoding or DecodingOptions(), None if lease is None else lease.choice
@@ -114,7 +120,8 @@ def with_words(engine: Engine, lease: Lease | None, decoding: DecodingOptions | 
         return decoding
     with engine.lock:
         parts = engine.model.adapters.words_of(choice)
-    return decoding.with_words(sum((part.for_decoding(engine.model.tokenizer) for part in parts), start=NO_WORDS))
+    tokenizer = head_of(engine, lease).tokenizer
+    return decoding.with_words(sum((part.for_decoding(tokenizer) for part in parts), start=NO_WORDS))
 
 
 def plan_recording(
@@ -128,10 +135,10 @@ def plan_recording(
     """Joiner of the windows of waveform [S], and the function that submits one of them."""
     samples_per_frame = engine.seconds_per_frame * engine.sample_rate
     windows = windows_of(engine, max(1, math.ceil(waveform.size / samples_per_frame - 1e-6)))
-    head, scope = engine.model.head, engine.decoding_scope(lease)
+    head, scope = head_of(engine, lease), engine.decoding_scope(lease)
 
     def align(emissions: Emissions) -> Alignment:
-        with scope():
+        with scope(), engine.model.speaking(decoding.language):
             return head.align_row(emissions)
 
     def submit(window: Window) -> Future[Emissions]:

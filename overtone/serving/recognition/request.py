@@ -32,9 +32,16 @@ KNOWN_KEYS = frozenset(
     {
         "adapter", "adapter_scale", "apply_partial_itn", "att_context_size", "enable_automatic_language_detection",
         "enable_vad_endpointing", "get_vad_probabilities", "source_language", "stop_history_eou",
+        "target_language", "task", "pnc", "itn", "timestamp", "diarize", "emotion", "decodercontext",
     }
 )  # fmt: skip
 """Keys of Riva's custom_configuration that are no mistake, besides those of `neural_vad.`."""
+TASK_KEYS = {
+    "source_language": "source_lang",
+    "target_language": "target_lang",
+    **{name: name for name in ("task", "pnc", "itn", "timestamp", "diarize", "emotion", "decodercontext")},
+}
+"""Keys of custom_configuration, and fields of a form, that say what a multitask model is to do: its slots."""
 LISTED = 20
 """Unknown keys in the log."""
 WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
@@ -87,6 +94,8 @@ class RecognitionRequest:
     """Second place for the adapter; empty where `model` alone says it."""
     language: str = ""
     """BCP-47 tag; empty is the server's."""
+    task: str = ""
+    """Further slots of a multitask model's prompt, `target_lang=en,pnc=no`; empty leaves them to the model."""
     encoding: Encoding = "auto"
     """Encoding of audio without a header; a header is believed before it."""
     sample_rate: int = 0
@@ -237,6 +246,17 @@ def custom_adapter(custom: Mapping[str, str]) -> str:
     if "adapter_scale" in custom:
         raise RequestError("custom_configuration 'adapter_scale' is not supported: an adapter acts as it was trained.")
     return custom.get("adapter", "")
+
+
+def custom_task(given: Mapping[str, str]) -> str:
+    """Slots of a multitask model's prompt among texts by name, as one text; a context comes last.
+
+    A source alone is the target too.
+    """
+    named = {slot: given[key].strip() for key, slot in TASK_KEYS.items() if given.get(key, "").strip()}
+    if source := named.get("source_lang"):
+        named = {"source_lang": source, "target_lang": source, **named}
+    return ",".join(f"{slot}={value}" for slot, value in named.items())
 
 
 def custom_context(custom: Mapping[str, str]) -> tuple[int, int] | None:

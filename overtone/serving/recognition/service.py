@@ -15,14 +15,15 @@ from overtone.audio.decode import AudioDecoder, AudioLimits
 from overtone.decoding.decoder import DecodingOptions
 from overtone.decoding.phrase_boost import BoostTree
 from overtone.errors import AdapterError, AudioError, UsageError
+from overtone.languages import target_language
 from overtone.nets.prompt import AUTO
 from overtone.serving.adapter_store.names import chosen_adapters, list_visible
 from overtone.serving.adapter_store.store import AdapterStore, Lease
 from overtone.serving.auth.guard import Guard, Metadata
 from overtone.serving.engine.engine import Engine, EngineState, Samples
-from overtone.serving.errors import LanguageError, UnknownModelError
+from overtone.serving.errors import LanguageError, RequestError, UnknownModelError
 from overtone.serving.recognition.decoding import DecodingThreads, HeldAudio
-from overtone.serving.recognition.offline import Recognition, recognise, recognise_in_parts
+from overtone.serving.recognition.offline import Recognition, head_of, recognise, recognise_in_parts
 from overtone.serving.recognition.request import MULTILINGUAL, Call, RecognitionRequest, understands
 
 __all__ = ["PROFANITIES", "Elsewhere", "HeldAudio", "Mask", "RecognitionService", "RemoteStream"]
@@ -149,7 +150,8 @@ class RecognitionService:
         except AdapterError as error:
             raise self.unknown_model(request.model or "+".join(names), metadata) from error
         call.adapter = "+".join(names)
-        call.ignored = request.ignored
+        has_tasks = self.engine.model.head.prompts is not None
+        call.ignored = request.ignored + (("task",) if request.task and not has_tasks else ())
 
     @property
     def base(self) -> str:
@@ -165,7 +167,10 @@ class RecognitionService:
         return name in self.aliases or name in self.store.names()
 
     def told_language(self, request: RecognitionRequest) -> str | None:
-        """Language that a model which is told languages is told; None is its own `auto`. Raises LanguageError."""
+        """Language, or the task, that a model which is told such is told; None is its own `auto`.
+
+        Raises LanguageError, and RequestError for slots that a multitask model does not have.
+        """
         model, asked = self.engine.model, request.language
         if not model.languages:
             if not understands(self.language, asked):
@@ -173,14 +178,20 @@ class RecognitionService:
             return None
         language = None if asked.lower() in ("", MULTILINGUAL) else asked
         try:
-            return model.check_language(language)
+            told = model.check_language(language)
         except UsageError as error:
             raise LanguageError(asked, ", ".join(model.languages)) from error
+        if model.head.prompts is None or not request.task:
+            return told
+        try:
+            return model.check_language(",".join(filter(None, (language, request.task))))
+        except UsageError as error:
+            raise RequestError(str(error), "task") from error
 
     def spoken_language(self, request: RecognitionRequest) -> str:
         """Language of the results: the one that the model was told, else the server's. Raises LanguageError."""
         told = self.told_language(request)
-        return self.language if told in (None, AUTO) else str(told)
+        return self.language if told in (None, AUTO) else target_language(str(told))
 
     def unknown_model(self, name: str, metadata: Metadata) -> UnknownModelError:
         """Error that lists the models which the caller may use."""
@@ -194,10 +205,11 @@ class RecognitionService:
             return self.store.acquire(call.adapter)
         return await asyncio.to_thread(self.store.acquire, call.adapter)
 
-    async def decoding(self, request: RecognitionRequest, call: Call) -> DecodingOptions:
-        """Decoding options of a request; phrases without effect are noted in the call."""
-        boosts, tokenizer = None, self.engine.model.tokenizer
+    async def decoding(self, request: RecognitionRequest, call: Call, lease: Lease) -> DecodingOptions:
+        """Decoding options of a request; phrases that have no effect with the lease are noted in the call."""
+        boosts = None
         if request.boosts:
+            tokenizer = head_of(self.engine, lease).tokenizer
             boosts = await self.threads.run(BoostTree, request.boosts, tokenizer, client=call.client)
         decoding = DecodingOptions(boosts=boosts, alternatives=request.hypotheses, language=self.told_language(request))
         call.ignored += decoding.ignored
@@ -249,8 +261,8 @@ class RecognitionService:
         if self.elsewhere is not None:
             with self.held.hold(call.audio_seconds, call.tenant):
                 return await self.elsewhere.recognise(samples, request, call, deadline=deadline)
-        decoding = await self.decoding(request, call)
         with self.held.hold(call.audio_seconds, call.tenant), await self.lease(call) as lease:
+            decoding = await self.decoding(request, call, lease)
             return await recognise(
                 self.engine, samples, lease=lease, decoding=decoding, deadline=deadline, group=call.tenant or None
             )
@@ -270,8 +282,8 @@ class RecognitionService:
                     async for part in found:
                         yield part
             return
-        decoding = await self.decoding(request, call)
         with self.held.hold(call.audio_seconds, call.tenant), await self.lease(call) as lease:
+            decoding = await self.decoding(request, call, lease)
             parts = recognise_in_parts(
                 self.engine, samples, lease=lease, decoding=decoding, deadline=deadline, group=call.tenant or None
             )

@@ -12,6 +12,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
+from overtone.decoding.task import FLAGS
 from overtone.serving.riva.protobuf import ENCODINGS, descriptor
 
 Treatment = Literal["honoured", "ignored", "rejected", "set", "unset"]
@@ -203,6 +204,17 @@ CUSTOM_KEYS = [
         note="Streams of a cache-aware model: one of its attention contexts, as `70/1`; recordings refuse it.",
     ),
     *(
+        CustomKey(name=name, treatment="honoured", note=note)
+        for name, note in (
+            ("source_language", "Canary models: language of the speech; `language_code` unless given."),
+            ("target_language", "Canary models: language of the text; that of the speech unless given."),
+            ("task", "Canary models: `transcribe` or `translate`; by the languages unless given."),
+            *((name, "Canary models whose prompts have it: `yes` or `no`.") for name in FLAGS),
+            ("emotion", "Canary models whose prompts have it."),
+            ("decodercontext", "Canary models whose prompts have it: text that comes before."),
+        )
+    ),
+    *(
         CustomKey(name=name, treatment="ignored", note=note)
         for name, note in (
             ("apply_partial_itn", "No inverse text normalisation."),
@@ -210,7 +222,6 @@ CUSTOM_KEYS = [
             ("enable_vad_endpointing", "Utterances end by blank frames."),
             ("get_vad_probabilities", "No neural voice activity detection."),
             ("neural_vad.*", "No neural voice activity detection."),
-            ("source_language", "One language."),
             ("stop_history_eou", "endpointing_config has it."),
             ("(any other)", "Unknown; the server's log names it."),
         )

@@ -16,6 +16,7 @@ from overtone.serving.recognition.request import (
     changed_endpointing,
     custom_adapter,
     custom_context,
+    custom_task,
     phrase_boosts,
     unknown_keys,
 )
@@ -69,6 +70,7 @@ def recognition_request(config: Any, *, endpointing: Endpointing, interim: bool 
         mask_profanity=config.profanity_filter,
         endpointing=changed_endpointing(endpointing, given_endpointing(config.endpointing_config)),
         interim=interim,
+        task=custom_task(config.custom_configuration),
         attention_context=custom_context(config.custom_configuration),
         ignored=ignored_fields(config),
     )

@@ -24,7 +24,7 @@ from overtone.nets.encoder_cache import ATTENTION_ADAPTER, CachedEncoder, check_
 from overtone.serving.adapter_store.store import Lease
 from overtone.serving.engine.engine import Engine, Samples
 from overtone.serving.engine.queue import StepAnswer, StreamStep
-from overtone.serving.recognition.offline import place, with_words
+from overtone.serving.recognition.offline import head_of, place, with_words
 from overtone.serving.streaming.stream import StreamSettings
 from overtone.serving.streaming.utterances import Ended, Event, Interim, Utterances, decoders_of
 
@@ -77,9 +77,14 @@ class CacheAwareStream:
         """Encoder frames that are decoded for good."""
         self._flight: Future[StepAnswer] | None = None
         self._decoding = with_words(engine, lease, decoding)
-        new_decoder = decoders_of(engine.model.head, self._decoding, engine.decoding_scope(lease))
+        head = head_of(engine, lease)
         self._utterances = Utterances(
-            engine, settings.endpointing, new_decoder, max_utterance=settings.max_utterance, lead=0
+            engine,
+            settings.endpointing,
+            decoders_of(head, self._decoding, engine.decoding_scope(lease)),
+            pieces=head.tokenizer.vocabulary,
+            max_utterance=settings.max_utterance,
+            lead=0,
         )
         self._begun = self._over = False
 

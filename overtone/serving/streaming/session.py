@@ -18,7 +18,7 @@ from overtone.errors import UsageError
 from overtone.nets.encoder_cache import is_made_for_streams
 from overtone.serving.adapter_store.store import Lease
 from overtone.serving.engine.engine import Engine, Samples
-from overtone.serving.errors import DrainingError, IdleError
+from overtone.serving.errors import DrainingError, IdleError, UnsupportedError
 from overtone.serving.recognition.request import Call, RecognitionRequest
 from overtone.serving.recognition.service import RecognitionService, RemoteStream
 from overtone.serving.streaming.cache_aware import CacheAwareStream, attention_adapters
@@ -211,9 +211,13 @@ async def begin_stream(
     service: RecognitionService, request: RecognitionRequest, call: Call, settings: StreamSettings
 ) -> AnyStream:
     """Stream of this process on the call's adapters, which it leases. settings: of this request."""
-    decoding = await service.decoding(request, call)
     lease = await service.lease(call)
-    return open_stream(service.engine, lease, settings=settings, decoding=decoding, group=call.tenant or None)
+    try:
+        decoding = await service.decoding(request, call, lease)
+        return open_stream(service.engine, lease, settings=settings, decoding=decoding, group=call.tenant or None)
+    except BaseException:
+        lease.release()
+        raise
 
 
 @asynccontextmanager
@@ -223,7 +227,12 @@ async def open_session(
     """Session on the call's adapters, which it leases until it ends; the call is told how much audio it was.
 
     settings: of the server; the request's own endpointing, interim results and attention context replace theirs.
+    Raises UnsupportedError for a model that has no streams.
     """
+    if service.engine.model.head.prompts is not None:
+        raise UnsupportedError(
+            "This model hears a recording as a whole before it writes, so that it has no live streams. Send recordings."
+        )
     context = request.attention_context or settings.attention_context
     settings = replace(settings, endpointing=request.endpointing, interim=request.interim, attention_context=context)
     stream: AnyStream

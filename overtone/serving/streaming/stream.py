@@ -26,7 +26,7 @@ from overtone.errors import UsageError
 from overtone.inference.windows import Window, WindowJoiner
 from overtone.serving.adapter_store.store import Lease
 from overtone.serving.engine.engine import Engine, Samples
-from overtone.serving.recognition.offline import place, window_answers, windows_of, with_words
+from overtone.serving.recognition.offline import head_of, place, window_answers, windows_of, with_words
 from overtone.serving.recognition.request import Endpointing
 from overtone.serving.streaming.utterances import Ended, Event, Final, Interim, Overlap, Utterances, decoders_of
 
@@ -129,16 +129,18 @@ class Stream:
         self._computed = 0
         """Frames that a step has computed, the guesses included."""
         self._flight: deque[tuple[_Step, Future[Emissions]]] = deque()
-        self._overlap = Overlap(averages=engine.model.head.gives_log_probs)
+        self._head = head_of(engine, lease)
+        self._overlap = Overlap(averages=self._head.gives_log_probs)
         self._last_step: tuple[_Step, Emissions] | None = None
         """Newest step that was decoded, and its emissions [T, C]."""
         self._decoding = with_words(engine, lease, decoding)
         self._scope = engine.decoding_scope(lease)
-        self._new_decoder = decoders_of(engine.model.head, self._decoding, self._scope)
+        self._new_decoder = decoders_of(self._head, self._decoding, self._scope)
         self._utterances = Utterances(
             engine,
             settings.endpointing,
             self._new_decoder,
+            pieces=self._head.tokenizer.vocabulary,
             max_utterance=settings.max_utterance,
             lead=self.left,
         )
@@ -318,7 +320,7 @@ class Stream:
     def _align(self, emissions: Emissions) -> Alignment:
         """Greedy alignment of emissions [T, C]."""
         with self._scope():
-            return self.engine.model.head.align_row(emissions)
+            return self._head.align_row(emissions)
 
     def _decode_whole(self, ended: Ended) -> list[Event | Ended]:
         """Final result of an utterance whose context lies within the last step; else the utterance as it is."""

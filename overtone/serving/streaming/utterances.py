@@ -5,7 +5,7 @@ Legend: T frames, C channels of an emission, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -145,10 +145,11 @@ class Utterances:
         endpointing: Endpointing,
         new_decoder: Callable[[int], Decoder],
         *,
+        pieces: Sequence[str],
         max_utterance: float,
         lead: int,
     ) -> None:
-        """new_decoder: makes a decoder of the frames from a number on. max_utterance: seconds.
+        """new_decoder: makes a decoder of the frames from a number on. pieces: its tokens. max_utterance: seconds.
 
         lead: frames of silence that an utterance begins with, where there are so many.
         """
@@ -157,7 +158,6 @@ class Utterances:
         self.lead = lead
         self.endpointer = Endpointer(endpointing, engine.seconds_per_frame)
         self.longest = max(1, round(max_utterance / engine.seconds_per_frame))
-        pieces = engine.model.tokenizer.vocabulary
         self.ending_tokens = frozenset(index for index, piece in enumerate(pieces) if mark_name(piece) in ENDS)
         """Tokens by which the model says that an utterance has ended."""
         self.frames = 0

@@ -52,6 +52,7 @@ class PrefixBatch(NamedTuple):
     """[B] int64"""
     texts: list[str]
     ids: list[str]
+    languages: Sequence[str | None] = ()
 
 
 class PrefixLoader:

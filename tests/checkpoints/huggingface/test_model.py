@@ -21,7 +21,7 @@ from overtone.checkpoints.huggingface.model import KEYS, layout_key, read_huggin
 from overtone.checkpoints.huggingface.peft import read_peft
 from overtone.checkpoints.huggingface.tokenizer import write_model
 from overtone.checkpoints.load import load_model, save_model
-from overtone.checkpoints.nemo.model import nemo_key
+from overtone.checkpoints.nemo.keys import nemo_key
 from overtone.errors import CheckpointError, OvertoneError
 from overtone.models.asr_model import AsrModel
 from support.families import family_model

@@ -147,7 +147,8 @@ REFUSED = [
     ("encoder.att_chunk_context_size", [[70], [1], [0]], "chunked_limited_with_rc"),
     ("encoder.att_context_size", [[70, 13], [70]], "a list of such pairs"),
     ("target", "nemo.collections.asr.models.EncDecHATModel", "encoder-decoder type transducer (HAT)"),
-    ("target", "nemo.collections.asr.models.EncDecMultiTaskModel", "attention encoder-decoder"),
+    ("target", "nemo.collections.asr.models.SLUIntentSlotBPEModel", "encoder-decoder type SLUIntentSlotBPEModel"),
+    ("target", "nemo.collections.asr.models.EncDecTransfModelBPE", "attention encoder-decoder"),
     ("target", "my.package.Model", "encoder-decoder type Model is not supported yet"),
     ("target", "os.system", "not supported yet"),
     ("encoder._target_", f"{MODULES}.RNNEncoder", "encoder type RNNEncoder is not supported yet"),
@@ -213,21 +214,51 @@ def test_unsupported_values_are_refused_by_name(path: str, value: Any, words: st
     assert (words or "Supported: null, or reduction_factor 1") in message
 
 
-@pytest.mark.parametrize("model", ["canary_aed"])
-def test_reference_models_of_other_types_are_refused_by_name(model: str) -> None:
-    path = fixture_file(f"{model}/model_config.yaml")
-    with pytest.raises(CheckpointError, match=r"type .* is not supported yet"):
-        translate(read_yaml(path.read_bytes(), str(path)))
-
-
-@pytest.mark.parametrize("content", ["transf_encoder", "transf_decoder"])
-def test_without_a_target_the_content_tells(content: str) -> None:
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [("transf_encoder", "encoder-decoder type .* is not supported yet"), ("transf_decoder", "transf_decoder type x")],
+)
+def test_without_a_target_the_content_tells(content: str, words: str) -> None:
     config = char_config()
     del config["target"]
     assert translate(config) == translate(char_config())
     config[content] = {"_target_": "x"}
-    with pytest.raises(CheckpointError, match=r"encoder-decoder type .* is not supported yet"):
+    with pytest.raises(CheckpointError, match=words):
         translate(config)
+
+
+MULTITASK_REFUSED = [
+    ("prompt_format", "gemma", "Supported: canary, canary2"),
+    ("transf_encoder.mask_future", True, "mask_future is true"),
+    ("transf_encoder.hidden_size", 64, "32, as transf_decoder"),
+    ("transf_encoder._target_", "my.Encoder", "my.Encoder"),
+    ("transf_decoder._target_", "my.Decoder", "transf_decoder type Decoder is not supported yet"),
+    ("transf_decoder.model_name", "bert", "model_name is bert"),
+    ("transf_decoder.config_dict.hidden_act", "tanh", "relu, gelu"),
+    ("transf_decoder.config_dict.novel", 1, "this key is unknown"),
+    ("head.num_layers", 2, "num_layers is 2"),
+    ("loss._target_", "my.Loss", "SmoothedCrossEntropyLoss"),
+    ("loss.label_smoothing", 2.0, "from 0 to 1"),
+    ("tokenizer.custom_tokenizer._target_", "my.Tokenizer", "CanaryTokenizer"),
+    ("decoding.beam.max_generation_delta", "many", "a whole number"),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "words"), MULTITASK_REFUSED)
+def test_unsupported_values_of_multitask_models_are_refused_by_name(path: str, value: Any, words: str) -> None:
+    file = fixture_file("canary_aed/model_config.yaml")
+    config = read_yaml(file.read_bytes(), str(file))
+    translate(config)
+    *parents, name = path.split(".")
+    section = config
+    for parent in parents:
+        section = section[parent]
+    section[name] = value
+    with pytest.raises(CheckpointError) as caught:
+        translate(config, "a.nemo: model_config.yaml")
+    assert str(caught.value).startswith("a.nemo: model_config.yaml")
+    assert name in str(caught.value)
+    assert words in str(caught.value)
 
 
 def test_references_within_the_file_are_followed() -> None:

@@ -13,7 +13,7 @@ import pytest
 
 grpc = pytest.importorskip("grpc", reason="the serving extra is not installed")
 
-from overtone.serving.recognition.request import KNOWN_KEYS, is_known_key  # noqa: E402
+from overtone.serving.recognition.request import KNOWN_KEYS, TASK_KEYS, is_known_key  # noqa: E402
 from overtone.serving.riva import protobuf  # noqa: E402
 from overtone.serving.riva.fields import (  # noqa: E402
     CUSTOM_KEYS,
@@ -141,7 +141,9 @@ def test_keys_of_custom_configuration(service: Service, key: Any) -> None:
         assert code is grpc.StatusCode.INVALID_ARGUMENT
         assert name in details
     else:
-        assert service.text(audio, **config) == ("bac " if key.treatment == "honoured" else "abc ")
+        assert key.treatment == ("honoured" if name == "adapter" or name in TASK_KEYS else "ignored")
+        assert service.text(audio, **config) == ("bac " if name == "adapter" else "abc ")  # a model without tasks
+        assert ("task" in service.calls[-1].ignored) == (name in TASK_KEYS)
 
 
 def test_phrases_have_limits(service: Service) -> None:

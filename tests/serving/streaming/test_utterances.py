@@ -143,7 +143,8 @@ def test_the_model_itself_may_end_an_utterance(ending: str, texts: list[str]) ->
         return GreedyDecoder(tones.tokenizer, seconds_per_frame=0.04, first_frame=first)
 
     with Engine(tones, EngineSettings(max_wait=0.0)) as engine:  # type: ignore[arg-type]
-        utterances = Utterances(engine, Endpointing(), new_decoder, max_utterance=30.0, lead=0)
+        pieces = tones.tokenizer.vocabulary
+        utterances = Utterances(engine, Endpointing(), new_decoder, pieces=pieces, max_utterance=30.0, lead=0)
         chunks = [[BLANK, 0, BLANK, 1], [BLANK] * 4, [0, BLANK, 0], [1, BLANK]]
         events = [event for chunk in chunks for event in utterances.push(likely(chunk), 0.0)]
     found = [event.decoder.hypotheses()[0].text for event in events if isinstance(event, Ended)]

@@ -1,4 +1,4 @@
-"""Optimisers and learning-rate schedules, by NeMo's names.
+"""Learning-rate schedules, by NeMo's names.
 
 A schedule is a plain function from the number of finished steps to the learning rate of the next one, computed as in
 NeMo (nemo/core/optim/lr_scheduler.py). Steps count from zero.
@@ -8,83 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from inspect import signature
 from typing import Any
 
-import torch
-
 from overtone.config import OptimSettings
 from overtone.errors import ConfigError, did_you_mean
-from overtone.training.novograd import Novograd
-
-USUAL_RATE = 0.001
-"""NeMo's learning rate for adapters, and for fresh weights."""
-FINE_TUNING_RATE = 0.0003
-"""The rate for every weight of a trained model."""
-EVERYTHING = "everything"
-SHORT_RATES = {"linear": 0.003, "lora": 0.003, "tiny_attn": 0.01}
-"""The best rates of short trainings on small models, by the kind of adapter."""
-SHORT = 1000
-"""Steps up to which a training is short; the rates of longer ones fall with the square root of their steps."""
-NARROW = 256
-"""Width of the layers up to which a model is small; with wider ones the rates fall likewise."""
-
-# Optimisers
-
-OPTIMISERS: dict[str, type[torch.optim.Optimizer]] = {
-    "adamw": torch.optim.AdamW,
-    "adam": torch.optim.Adam,
-    "nadam": torch.optim.NAdam,
-    "radam": torch.optim.RAdam,
-    "adamax": torch.optim.Adamax,
-    "adadelta": torch.optim.Adadelta,
-    "adagrad": torch.optim.Adagrad,
-    "rmsprop": torch.optim.RMSprop,
-    "rprop": torch.optim.Rprop,
-    "sgd": torch.optim.SGD,
-    "novograd": Novograd,
-}
-WITHOUT_BETAS = ("adadelta", "adagrad", "rprop")
-WITHOUT_EPS = ("sgd", "rprop")
-MOMENTUM_OPTIMISERS = ("sgd", "rmsprop")
-FUSED_OPTIMISERS = ("adamw", "adam")
-"""With a single call for all parameters; Lightning clips no gradients of these beside mixed precision."""
-
-
-def make_optimiser(
-    settings: OptimSettings, parameters: list[torch.nn.Parameter], *, fused: bool
-) -> torch.optim.Optimizer:
-    """Make the optimiser by its NeMo name.
-
-    fused: updates all parameters in a single call where the optimiser can. Raises ConfigError for values that the
-    optimiser refuses.
-    """
-    options: dict[str, Any] = {"lr": float(settings.lr), "weight_decay": settings.weight_decay}
-    if settings.name in MOMENTUM_OPTIMISERS:
-        options["momentum"] = settings.momentum or 0.0
-        if settings.name == "sgd":
-            options["nesterov"] = bool(settings.nesterov)
-    elif settings.name not in WITHOUT_BETAS:
-        options["betas"] = tuple(settings.betas)
-    if settings.name == "rprop" and options.pop("weight_decay"):
-        raise ConfigError("model.optim.weight_decay: rprop has none; leave it out, or choose another optimiser.")
-    if settings.name == "novograd":
-        options["grad_averaging"] = settings.grad_averaging
-    if fused and settings.name in FUSED_OPTIMISERS:
-        options["fused"] = True
-    if settings.eps is not None and settings.name not in WITHOUT_EPS:
-        options["eps"] = settings.eps
-    try:
-        optimiser = OPTIMISERS[settings.name](parameters, **options)
-    except (TypeError, ValueError) as error:  # PyTorch's answer to values that do not fit
-        raise ConfigError(f"model.optim: {error}") from error
-    # A fused step writes without a trace, and what is derived from the parameters would stay as it was.
-    optimiser.register_step_post_hook(lambda *_: torch.autograd.graph.increment_version(parameters))
-    return optimiser
-
-
-# Schedules
 
 Schedule = Callable[[int], float]
 
@@ -232,8 +161,98 @@ def inverse_square_root(course: Course) -> Schedule:
     return lambda step: course.after_warmup(step, falling)
 
 
-def polynomial(course: Course, *, power: float = 1.0) -> Schedule:
-    """Rise, then fall with a power of what is left."""
+def hold(course: Course, *, hold_steps: int | None = None, hold_ratio: float | None = None) -> Schedule:
+    """A linear rise to the peak, which then holds."""
+    return _held(course, _steps(hold_steps, hold_ratio, course.max_steps, "hold"), lambda _: course.peak)
+
+
+def square_root_after_hold(
+    course: Course, *, hold_steps: int | None = None, hold_ratio: float | None = None
+) -> Schedule:
+    """Rise, hold the peak, then fall by the root of what is done (Hägele et al. 2024)."""
+    held = _steps(hold_steps, hold_ratio, course.max_steps, "hold")
+    start = course.warmup + held if held else 0
+
+    def falling(step: int) -> float:
+        return max(course.min_lr, course.peak * (1 - math.sqrt(_share(step - start, course.max_steps - start))))
+
+    return _held(course, held, falling)
+
+
+def polynomial_after_hold(
+    course: Course,
+    *,
+    hold_steps: int | None = None,
+    hold_ratio: float | None = None,
+    power: float = 1.0,
+    cycle: bool = False,
+) -> Schedule:
+    """Rise, hold the peak, then fall with a power of what is left. cycle: without effect within the course."""
+    held = _steps(hold_steps, hold_ratio, course.max_steps, "hold")
+    start = course.warmup + held if held else 0
+
+    def falling(step: int) -> float:
+        left = 1 - _share(step - start, course.max_steps - max(course.warmup, start))
+        return (course.peak - course.min_lr) * math.pow(left, power) + course.min_lr
+
+    return _held(course, held, falling)
+
+
+def inverse_square_root_of_t5(
+    course: Course, *, constant_steps: int | None = None, constant_ratio: float | None = None
+) -> Schedule:
+    """Raffel et al. 2020: the inverse root of the step, whatever the learning rate says; constant at first.
+
+    Raises ConfigError without constant steps.
+    """
+    first = _steps(constant_steps, constant_ratio, course.max_steps, "constant")
+    if first < 1:
+        raise ConfigError("model.optim.sched.constant_steps: has to be at least 1 with T5InverseSquareRootAnnealing.")
+
+    def rate(step: int) -> float:
+        return course.min_lr if step > max(course.max_steps, first) else 1 / math.sqrt(max(step, first))
+
+    return rate
+
+
+def stairs(course: Course, *, step_size: int | None = None, gamma: float = 0.1) -> Schedule:
+    """PyTorch's StepLR: times gamma every so many steps. Raises ConfigError without their number."""
+    if step_size is None:
+        raise ConfigError("model.optim.sched.step_size: has to be given with StepLR, in steps.")
+    width = step_size
+    return lambda step: course.peak * gamma ** (step // width)
+
+
+def cyclic(
+    course: Course,
+    *,
+    base_lr: float | None = None,
+    max_lr: float | None = None,
+    step_size_up: int = 2000,
+    step_size_down: int | None = None,
+    mode: str = "triangular",
+    gamma: float = 1.0,
+) -> Schedule:
+    """PyTorch's CyclicLR (Smith 2017): up and down between two rates, the upper one falling by the mode.
+
+    Raises ConfigError without the two.
+    """
+    if base_lr is None or max_lr is None:
+        raise ConfigError("model.optim.sched.base_lr, model.optim.sched.max_lr: have to be given with CyclicLR.")
+    low, high, up = base_lr, max_lr, step_size_up
+    length = up + (up if step_size_down is None else step_size_down)
+
+    def rate(step: int) -> float:
+        cycle, place = divmod(step, length)
+        height = place / up if place <= up else (length - place) / (length - up)
+        scale = {"triangular": 1.0, "triangular2": 0.5**cycle, "exp_range": gamma**step}[mode]
+        return low + (high - low) * height * scale
+
+    return rate
+
+
+def polynomial(course: Course, *, power: float = 1.0, cycle: bool = False) -> Schedule:
+    """Rise, then fall with a power of what is left. cycle: without effect within the course."""
 
     def falling(step: int) -> float:
         left = 1 - _share(step - course.warmup, course.max_steps - course.warmup)
@@ -253,9 +272,20 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "SquareRootAnnealing": square_root,
     "InverseSquareRootAnnealing": inverse_square_root,
     "PolynomialDecayAnnealing": polynomial,
+    "PolynomialHoldDecayAnnealing": polynomial_after_hold,
+    "WarmupHoldPolicy": hold,
+    "WarmupHoldAnnealOneMinusSquareRoot": square_root_after_hold,
+    "T5InverseSquareRootAnnealing": inverse_square_root_of_t5,
+    "StepLR": stairs,
+    "CyclicLR": cyclic,
     "constant": constant,
 }
 """NeMo's names, and `constant`."""
+
+OPTIONS = tuple(
+    dict.fromkeys(name for schedule in SCHEDULES.values() for name in list(signature(schedule).parameters)[1:])
+)
+"""Keys that some schedule takes."""
 
 _MIN_LR: dict[str, float] = {"SquareAnnealing": 1e-5}
 """Smallest rates where the settings give none; otherwise zero."""
@@ -302,21 +332,6 @@ def make_schedule(
     return SCHEDULES[name](course, **given)
 
 
-def with_rate(settings: OptimSettings, *, kind: str, steps: int, width: int) -> OptimSettings:
-    """The settings with a learning rate in place of `auto`: by what is trained, for how long, and the width.
-
-    kind: of the adapter, or `everything`. Raises ConfigError where the schedule takes a factor instead of a rate.
-    """
-    if settings.lr != "auto":
-        return settings
-    if settings.sched is not None and settings.sched.name == "NoamAnnealing":
-        raise ConfigError("model.optim.lr: NoamAnnealing takes a factor, not a rate; give it, such as 1.0.")
-    if kind not in SHORT_RATES:
-        return replace(settings, lr=FINE_TUNING_RATE if kind == EVERYTHING else USUAL_RATE)
-    rate = SHORT_RATES[kind] * min(1.0, math.sqrt(SHORT / steps)) * min(1.0, math.sqrt(NARROW / width))
-    return replace(settings, lr=round(max(rate, USUAL_RATE), 5))
-
-
 def choose_schedule(settings: OptimSettings, *, max_steps: int, width: int) -> Schedule:
     """Make the schedule that the settings describe; without one the learning rate is constant.
 
@@ -325,8 +340,7 @@ def choose_schedule(settings: OptimSettings, *, max_steps: int, width: int) -> S
     sched, rate = settings.sched, float(settings.lr)
     if sched is None:
         return make_schedule("constant", learning_rate=rate, max_steps=max_steps)
-    options = ("constant_steps", "constant_ratio", "hold_steps", "hold_ratio", "decay_rate", "power", "d_model")
-    given = {name: getattr(sched, name) for name in options}
+    given = {name: getattr(sched, name) for name in OPTIONS}
     if sched.name == "NoamAnnealing" and sched.d_model is None:
         given["d_model"] = width
     return make_schedule(
