@@ -89,16 +89,17 @@ def load_nemo(path: str, _: str) -> tuple[Text, Callable[[Any], Callable[[], flo
         return [getattr(each, "text", each) for each in found]
 
     def make_step(waveforms: Any) -> Callable[[], float]:
-        width = model.cfg.encoder.get("d_model") or model.cfg.encoder.jasper[-1].filters
+        settings = model.to_config_dict()
+        width = settings.encoder.get("d_model") or settings.encoder.jasper[-1].filters
         model.replace_adapter_compatible_modules()
-        model.add_adapter("timed", cfg=LinearAdapterConfig(in_features=width, dim=32))
+        model.add_adapter("timed", LinearAdapterConfig(in_features=width, dim=32))
         model.set_enabled_adapters("timed", enabled=True)
         model.freeze()
         model.train()
         model.unfreeze_enabled_adapters()
         optimiser = torch.optim.AdamW([x for x in model.parameters() if x.requires_grad], lr=1e-3)
         lengths, sizes = torch.full((ROWS,), waveforms.size(1)), torch.full((ROWS,), TOKENS)
-        durations = bool(model.cfg.get("joint", {}).get("num_extra_outputs"))
+        durations = bool(settings.get("joint", {}).get("num_extra_outputs"))
         targets = torch.randint(100, (ROWS, TOKENS))
 
         def step() -> float:
