@@ -1,6 +1,7 @@
 """Decoding with words beside a forward: greedy with fusion and beams, 16 rows with one n-gram or another one for each.
 
 python -m benchmarks.words --threads 1
+python -m benchmarks.words --threads 1 --resident 1000    # so many word parts in memory, batches of 16 of them
 
 Times are those of the processor, so that other work on the machine counts little. The base has random weights, and
 would say noise: emissions are made instead, a peak for each token of a text with a rival beside it, and noise around.
@@ -8,9 +9,12 @@ would say noise: emissions are made instead, a peak for each token of a text wit
 
 from __future__ import annotations
 
+import os
+import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -20,7 +24,8 @@ from benchmarks.models import make_base, make_batch
 from overtone.decoding.ctc_path import best_path
 from overtone.decoding.ctc_search import CtcSearch
 from overtone.decoding.decoder import BeamSettings
-from overtone.decoding.fusion import Words
+from overtone.decoding.fusion import Fusion, Words
+from overtone.decoding.mixture import Mixture
 from overtone.decoding.ngram_counts import build_ngram
 
 ROUNDS = 3
@@ -96,9 +101,68 @@ def measure_ctc(shape: Shape) -> dict[str, float]:
     return figures
 
 
+def measure_resident(count: int) -> dict[str, float]:
+    """Memory of so many word parts, and processor seconds of batches of 16 of them, drawn anew each time."""
+    classes, generator = 128, random.Random(0)
+    before = resident_megabytes()
+    general = build_ngram(make_texts(20_000, 40, classes), vocabulary_size=classes, order=6)
+    figures = {"general n-gram, MB": resident_megabytes() - before}
+    before = resident_megabytes()
+    texts = make_texts(40 * count, 25, classes)
+    ngrams = [build_ngram(texts[place::count], vocabulary_size=classes, order=6) for place in range(count)]
+    del texts
+    figures["n-grams each"] = sum(map(len, ngrams)) / count
+    figures["word parts, MB"] = resident_megabytes() - before
+    emissions = make_emissions(make_texts(16, 32, classes), 100, classes)
+
+    def batch(mixed: bool, width: int | None) -> object:
+        drawn = generator.sample(ngrams, 16)
+        if mixed:
+            mixtures = [Mixture(domain=ngram, general=general, share=0.4) for ngram in drawn]
+            rows = [Words(mixtures=((mixture, 0.7),), token_bonus=2.0) for mixture in mixtures]
+        else:
+            rows = [Words(ngrams=((ngram, 0.7),), token_bonus=2.0) for ngram in drawn]
+        return Fusion(rows, classes, emissions.device) if width is None else search(emissions, rows, width)
+
+    for name, mixed in (("", False), (", mixed with the general one", True)):
+        figures[f"words of a batch{name}"] = processor_seconds(partial(batch, mixed, None))
+        for width in (1, 8):
+            figures[f"width {width}{name}"] = processor_seconds(partial(batch, mixed, width))
+    figures["with those batches, MB"] = resident_megabytes() - before
+    large = [build_ngram(texts, vocabulary_size=classes, order=6) for texts in halves(16, classes)]
+    rows = [Words(ngrams=((ngram, 0.7),)) for ngram in large]
+    figures["n-grams each of 16 large ones"] = sum(map(len, large)) / 16
+    begun = time.process_time()
+    Fusion(rows, classes, emissions.device)
+    figures["first words of a batch of these"] = time.process_time() - begun
+    figures["words of a batch of these"] = processor_seconds(lambda: Fusion(rows, classes, emissions.device))
+    return figures
+
+
+def halves(count: int, classes: int) -> Iterator[list[list[int]]]:
+    """So many texts, each half of the same sentences."""
+    texts = make_texts(8000, 40, classes)
+    for place in range(count):
+        yield random.Random(place).sample(texts, len(texts) // 2)
+
+
+def resident_megabytes() -> float:
+    """Memory of this process."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
 def main() -> None:
-    arguments = parse(make_parser(__doc__))
+    parser = make_parser(__doc__)
+    parser.add_argument("--resident", type=int, metavar="N", help="measure N word parts in memory instead")
+    arguments = parse(parser)
     print_machine()
+    if arguments.resident:
+        resident = measure_resident(arguments.resident)
+        for what, value in resident.items():
+            print(f"  {what:50} {value:10.4g}")
+        write_json(arguments.json, resident)
+        return
     figures = {shape.name: measure_ctc(shape) for shape in chosen_shapes(arguments)}
     for name, own in figures.items():
         print(f"\n{name}: 16 rows; seconds of the processor, and shares of the forward")

@@ -26,6 +26,7 @@ from overtone.data.batching import BatchPlan, Draw, step_seed
 from overtone.data.dataset import Batch, make_loader
 from overtone.errors import ConfigError, DataError, OvertoneError, UsageError
 from overtone.models.asr_model import AsrModel
+from overtone.models.vocabulary import writing_with
 from overtone.training.console import Reporter
 from overtone.training.data import SpeechSet, read_speech, validation_batches_of, worker_count
 from overtone.training.forward import TrainingForward, make_augmentation
@@ -211,10 +212,11 @@ class AdapterModule(LightningModule):
         self.steps.spec_augment = spec_augment
         self.strict_loading = False
         self.chosen = {"train_ds": dataset_of(train), "validation_ds": dataset_of(validation)}
-        self.speech = {
-            key: read_speech(model, chosen, key, Reporter(quiet=True), seed=seed) if chosen is not None else []
-            for key, chosen in self.chosen.items()
-        }
+        with writing_with(model, model.head_of(adapter).tokenizer):
+            self.speech = {
+                key: read_speech(model, chosen, key, Reporter(quiet=True), seed=seed) if chosen is not None else []
+                for key, chosen in self.chosen.items()
+            }
         """The sets of utterances."""
         self.before: tuple[str, Any] = (model.head_name, model.backend)
         """Head and backend outside of `fit`."""

@@ -20,7 +20,7 @@ from overtone.adapters.selection import BASE, Choice, Observer, Selection, stack
 from overtone.adapters.storage import BaseIdentity, StoredAdapter, read_folder, write_folder
 from overtone.adapters.strategies import ResidualAdd
 from overtone.adapters.tokenizer_files import StoredVocabulary
-from overtone.adapters.vocabulary import Vocabulary, VocabularyMaker, split_tensors
+from overtone.adapters.vocabulary import Vocabulary, VocabularyMaker, check_words, split_tensors
 from overtone.adapters.words import WORDS_ALONE, WordPart, words_of_chain
 from overtone.decoding.fusion import NO_WORDS, Words
 from overtone.errors import AdapterError, did_you_mean
@@ -311,7 +311,10 @@ class AdapterSet(nn.Module):
 
         Raises AdapterError where the folder holds an adapter already (unless `overwrite`) or cannot be written.
         """
-        return write_folder(self[name], Path(folder).expanduser(), self.identity(), overwrite=overwrite)
+        own = self[name]
+        if own.vocabulary is not None and own.words is not None:
+            check_words(own.words, own.vocabulary.digest(), name)
+        return write_folder(own, Path(folder).expanduser(), self.identity(), overwrite=overwrite)
 
     def load(self, folder: str | Path, *, name: str | None = None) -> Adapter:
         """Add the adapter of a folder, under its own name unless another is given.

@@ -137,6 +137,15 @@ def needs_base_tokens(adapter: VocabularyOwner, digest: str) -> str | None:
     return None
 
 
+def check_words(words: WordPart, digest: str, name: str) -> None:
+    """Raises AdapterError for words that an adapter with a vocabulary of that digest could not write."""
+    if words.tokenizer_digest != digest:
+        raise AdapterError(
+            f"Adapter '{name}' has a vocabulary of its own ({digest}), and its word part is over other tokens "
+            f"({words.tokenizer_digest}). Make words for it with `overtone words … --adapter`."
+        )
+
+
 def begin_with_base(
     own: nn.Module, base: nn.Module, tokens: Sequence[tuple[int, int]], *, classes: int, base_classes: int
 ) -> None:

@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from safetensors import SafetensorError
@@ -180,6 +180,16 @@ class WordPart:
             **({"prior_share": self.prior_share} if self.prior_share else {}),
             "phrases": self.phrases,
         }
+
+
+def words_text(description: Mapping[str, Any]) -> str:
+    """`order 6, 7,223 n-grams, weight 0.5, token bonus 1, general prior 60%, 3 phrases, ` of a part's description."""
+    facts = {
+        "ngrams": "order {order}, {ngrams:,} n-grams, weight {weight:g}, token bonus {token_bonus:g}, ",
+        "prior_share": "general prior {prior_share:.0%}, ",
+        "phrases": "{phrases} phrases, ",
+    }
+    return "".join(form.format_map(description) for key, form in facts.items() if description.get(key))
 
 
 def words_digest(content: bytes) -> str:

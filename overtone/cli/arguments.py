@@ -135,6 +135,23 @@ def whole_number(text: str) -> int:
     return int(text)
 
 
+def port(text: str) -> int:
+    """An argument type: a port; 0 is any."""
+    return whole_within(text, 0, 65_535)
+
+
+def whole(text: str) -> int:
+    """An argument type: a whole number from 1 to a million."""
+    return whole_within(text, 1, 1_000_000)
+
+
+def whole_within(text: str, least: int, most: int) -> int:
+    """Whole number within limits."""
+    if not text.isdecimal() or not least <= int(text) <= most:
+        raise argparse.ArgumentTypeError(f"'{text[:20]}' is no whole number from {least} to {most}")
+    return int(text)
+
+
 def search_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The two options as arguments of `Transcriber`. Raises DataError for phrases that cannot be read."""
     from overtone.decoding.phrase_boost import read_phrases

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from overtone.errors import UsageError
+from overtone.errors import AdapterError, UsageError
 
 if TYPE_CHECKING:
     from overtone.models.asr_model import AsrModel
+
+
+DEMO_FOLDERS = "overtone_demo*"
+DEMO_ADAPTERS = "run/checkpoints/*/adapter.yaml"
+BEST = "-best"
 
 
 def load(
@@ -67,3 +74,39 @@ def computing_line(model: AsrModel, arguments: argparse.Namespace, choice: str |
 def quiet_libraries() -> None:
     """Keep other people's warnings off the screen; ours are errors or part of the output."""
     warnings.filterwarnings("ignore")
+
+
+def demo_adapter(folder: str) -> Path:
+    """Folder of the best adapter of a run of `overtone demo`. Raises UsageError."""
+    candidates = [Path(folder)] if folder else sorted(Path().glob(DEMO_FOLDERS), key=age)
+    for candidate in candidates:
+        found = sorted(path.parent for path in candidate.glob(DEMO_ADAPTERS))
+        best = [path for path in found if path.name.endswith(BEST)] or found
+        if best:
+            return best[0]
+    where = f"{folder} holds no adapter of a demo" if folder else f"There is no {DEMO_FOLDERS}/ here with an adapter"
+    raise UsageError(f"{where}. Train one first: `overtone demo` (a few minutes), then `overtone serve --demo`.")
+
+
+def learning_copy(folder: Path) -> Path:
+    """A folder of adapters with a copy of the demo's, which may learn; one that is there stays as it is."""
+    from overtone.adapters.storage import read_description
+
+    adapters = folder.parent / "learning"
+    own = adapters / str(read_description(folder)["name"])
+    if not own.exists():
+        shutil.copytree(folder, own)
+    return adapters
+
+
+def age(path: Path) -> float:
+    """Sort key: the newest first."""
+    return -path.stat().st_mtime
+
+
+def load_demo(model: AsrModel, folder: Path) -> None:
+    """Add the adapter of the demo to the model. Raises UsageError where it does not fit."""
+    try:
+        model.adapters.load(folder)
+    except AdapterError as error:
+        raise UsageError(f"The demo's adapter does not fit this model: {error}") from error

@@ -9,30 +9,28 @@ import argparse
 import gc
 import logging
 import os
-import shutil
 import signal
 import sys
 import threading
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from overtone.cli.arguments import add_attention, add_computing, add_decoder, attention_options, number
+from overtone.cli.arguments import add_attention, add_computing, add_decoder, attention_options, number, port, whole
 from overtone.cli.cluster import add_replicas, serve_there
+from overtone.cli.models import demo_adapter, learning_copy, load_demo
 from overtone.cli.screen import note
-from overtone.errors import AdapterError, UsageError
+from overtone.errors import UsageError
 from overtone.startup import fast_imports
 
 if TYPE_CHECKING:
     from overtone.serving.server import Addresses, Server, ServerSettings
 
 LOG = logging.getLogger("overtone.serving.server")
-DEMO_FOLDERS = "overtone_demo*"
-DEMO_ADAPTERS = "run/checkpoints/*/adapter.yaml"
-BEST = "-best"
 
 PACKAGES = {
+    "fsspec": "fsspec",
     "grpc": "grpcio",
     "google.protobuf": "protobuf",
     "starlette": "starlette",
@@ -60,7 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "model", nargs="?", metavar="MODEL", help="a .nemo file, a model folder, or a name (default: fundamental)"
     )
     parser.add_argument(
-        "--adapters", type=Path, metavar="FOLDER", help="holds one adapter folder each; it is watched for changes"
+        "--adapters",
+        metavar="FOLDER",
+        help="one adapter folder each, watched for changes; s3://… is mirrored",
     )
     parser.add_argument(
         "--demo",
@@ -113,7 +113,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_computing(parser)
     add_decoder(parser)
     add_attention(parser)
-    add_replicas(parser)
 
 
 def add_names(parser: argparse.ArgumentParser) -> None:
@@ -150,6 +149,13 @@ def add_security(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--admin-token-file", type=Path, metavar="FILE", help="holds the token that opens the administration"
     )
+    group.add_argument(
+        "--adapter-source",
+        action="append",
+        default=[],
+        metavar="URI",
+        help="beginning of what POST /v1/load_lora_adapter may fetch, as s3://bucket/adapters/; may be repeated",
+    )
     group.add_argument("--tls-cert", type=Path, metavar="FILE", help="the server's certificate (PEM), for both ports")
     group.add_argument("--tls-key", type=Path, metavar="FILE", help="its key (PEM)")
     group.add_argument(
@@ -175,7 +181,7 @@ def add_security(parser: argparse.ArgumentParser) -> None:
 
 
 def add_streams(parser: argparse.ArgumentParser) -> None:
-    """Options of streams."""
+    """Options of streams, and of replicas."""
     group = parser.add_argument_group("streams")
     group.add_argument(
         "--stream",
@@ -199,6 +205,7 @@ def add_streams(parser: argparse.ArgumentParser) -> None:
         help="cache_aware: each chunk of a stream is computed once, with the model's own chunks and context in place "
         "of these; auto: that for models that were trained for it (default: auto)",
     )
+    add_replicas(parser)
 
 
 def alias(text: str) -> tuple[str, str]:
@@ -228,6 +235,7 @@ def context(text: str) -> tuple[float, float, float]:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Serve until a signal comes; returns the exit code. Raises UsageError for options that do not go together."""
     check_installed()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the server is there, which reads its files again
@@ -298,7 +306,8 @@ def settings_of(arguments: argparse.Namespace) -> ServerSettings:
     limits = AudioLimits(max_bytes=arguments.max_megabytes * 2**20, max_seconds=arguments.max_seconds)
     return ServerSettings(
         model=arguments.model or ServerSettings().model,
-        adapters=arguments.adapters,
+        **place_of(arguments.adapters),
+        adapter_sources=tuple(arguments.adapter_source),
         learn=arguments.learn,
         capacity=arguments.capacity,
         aliases=aliases_of(arguments.alias),
@@ -323,43 +332,11 @@ def settings_of(arguments: argparse.Namespace) -> ServerSettings:
     )
 
 
-def demo_adapter(folder: str) -> Path:
-    """Folder of the best adapter of a run of `overtone demo`. Raises UsageError."""
-    candidates = [Path(folder)] if folder else sorted(Path().glob(DEMO_FOLDERS), key=age)
-    for candidate in candidates:
-        found = sorted(path.parent for path in candidate.glob(DEMO_ADAPTERS))
-        best = [path for path in found if path.name.endswith(BEST)] or found
-        if best:
-            return best[0]
-    where = f"{folder} holds no adapter of a demo" if folder else f"There is no {DEMO_FOLDERS}/ here with an adapter"
-    raise UsageError(f"{where}. Train one first: `overtone demo` (a few minutes), then `overtone serve --demo`.")
-
-
-def learning_copy(folder: Path) -> Path:
-    """A folder of adapters with a copy of the demo's, which may learn; one that is there stays as it is."""
-    from overtone.adapters.storage import read_description
-
-    adapters = folder.parent / "learning"
-    own = adapters / str(read_description(folder)["name"])
-    if not own.exists():
-        shutil.copytree(folder, own)
-    return adapters
-
-
-def age(path: Path) -> float:
-    """Sort key: the newest first."""
-    return -path.stat().st_mtime
-
-
-def load_demo(model: object, folder: Path) -> None:
-    """Add the adapter of the demo to the model. Raises UsageError where it does not fit."""
-    from overtone.models.asr_model import AsrModel
-
-    assert isinstance(model, AsrModel)
-    try:
-        model.adapters.load(folder)
-    except AdapterError as error:
-        raise UsageError(f"The demo's adapter does not fit this model: {error}") from error
+def place_of(adapters: str | None) -> dict[str, Any]:
+    """Setting of a folder of adapters, or of a URI that is mirrored."""
+    if adapters is None or "://" not in adapters:
+        return {"adapters": None if adapters is None else Path(adapters)}
+    return {"adapters_from": adapters}
 
 
 def note_addresses(server: Server, addresses: Addresses) -> None:
@@ -394,18 +371,3 @@ def log_addresses(server: Server, addresses: Addresses) -> None:
         facts["health"] = addresses.health
     adapters = f"{', '.join(names[:8]) or 'none'}{more}"
     LOG.info("%s · adapters: %s", server.service.base, adapters, extra={"call": facts})
-
-
-def port(text: str) -> int:
-    return whole_number(text, 0, 65_535)
-
-
-def whole(text: str) -> int:
-    return whole_number(text, 1, 1_000_000)
-
-
-def whole_number(text: str, least: int, most: int) -> int:
-    """Whole number within limits, for argparse."""
-    if not text.isdecimal() or not least <= int(text) <= most:
-        raise argparse.ArgumentTypeError(f"'{text[:20]}' is no whole number from {least} to {most}")
-    return int(text)

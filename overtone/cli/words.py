@@ -7,23 +7,27 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from overtone.cli.arguments import number
 from overtone.cli.screen import note
-from overtone.errors import UsageError
+from overtone.errors import DataError, UsageError
 from overtone.startup import fast_imports
 
 if TYPE_CHECKING:
     from overtone.adapters.prior import Prior
     from overtone.adapters.words import WordPart
     from overtone.models.asr_model import AsrModel
+    from overtone.tokenizers import Tokenizer
 
 POLICIES = ("refuse", "drop", "keep")
 ORDERS = range(1, 11)
 ONLY = "only"
 LARGEST_SHARE = 0.95
+MOST_RECORDINGS = 300
+"""Recordings that weights are chosen by; of more, an even share."""
 EXAMPLES = """examples:
   overtone words medical --text notes.txt --phrases drugs.txt --model base.nemo
   overtone words medical --text notes.txt --adapter runs/medical --output medical-with-words
@@ -49,6 +53,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--model", default="fundamental", help="the base (default: fundamental)")
     parser.add_argument("--adapter", metavar="FOLDER", help="an adapter whose acoustic part the new one gets too")
+    parser.add_argument(
+        "--prediction",
+        action="store_true",
+        help="transducers: train an adapter of the prediction network on the text too",
+    )
+    parser.add_argument(
+        "--valid",
+        metavar="MANIFEST",
+        help="recordings of the domain with transcripts: weights, and what of the adapter is kept, are chosen by them",
+    )
     parser.add_argument("--output", "-o", metavar="FOLDER", help="folder of the adapter (default: NAME)")
     parser.add_argument("--overwrite", action="store_true", help="write over an adapter that is there")
     parser.add_argument(
@@ -91,6 +105,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("--text and --ngram are two n-grams, and an adapter has one; give one of them.")
     if arguments.export and not (arguments.text or arguments.ngram or arguments.prior == ONLY):
         raise UsageError("--export writes an n-gram, and phrases alone are none; leave it out.")
+    if arguments.prediction and (not arguments.text or arguments.adapter):
+        raise UsageError(
+            "--prediction trains an acoustic part on --text; it needs that, and does not go with --adapter."
+        )
     if arguments.order not in ORDERS:
         raise UsageError(f"--order {arguments.order} is not allowed; 1 to {ORDERS[-1]} are.")
     with fast_imports():
@@ -100,11 +118,18 @@ def run(arguments: argparse.Namespace) -> int:
 
     check_name(arguments.name)
     model = load(arguments.model, "cpu")
-    words = make_part(arguments, model)
+    acoustic = find_acoustic(arguments, model)
+    tokenizer = model.head_of(acoustic).tokenizer  # an adapter may have its own
+    words = make_part(arguments, model, tokenizer)
+    if arguments.prediction:
+        acoustic = train_on_text(arguments, model)
+    part: WordPart | None = words
+    if arguments.valid:
+        part, acoustic = choose(arguments, model, words, acoustic)
     folder = Path(arguments.output or arguments.name).expanduser()
-    save(arguments, model, words, folder)
+    save(arguments, model, part, acoustic, folder)
     if arguments.export and words.ngram is not None:
-        save_arpa(words.ngram, Path(arguments.export).expanduser(), model.tokenizer)
+        save_arpa(words.ngram, Path(arguments.export).expanduser(), tokenizer)
     print(f"Adapter: {folder}")
     print(
         f"Next: {shlex.join(['overtone', 'transcribe', 'AUDIO', '--model', arguments.model, '--adapter', str(folder)])}"
@@ -112,25 +137,21 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def make_part(arguments: argparse.Namespace, model: AsrModel) -> WordPart:
-    """The word part that the options ask for; notes say what it holds, and what could not be written."""
-    from overtone.adapters.word_text import TOKEN_BONUS, WEIGHT, check_phrases, make_words, read_sentences, write_tokens
+def make_part(arguments: argparse.Namespace, model: AsrModel, tokenizer: Tokenizer) -> WordPart:
+    """The word part that the options ask for; notes say what it holds, and what could not be written.
+
+    tokenizer: of its tokens.
+    """
+    from overtone.adapters.word_text import TOKEN_BONUS, WEIGHT, check_phrases, make_words
     from overtone.checkpoints.ngrams import read_ngram
     from overtone.decoding.phrase_boost import read_phrases
 
-    option, tokenizer = "--unwritable ", model.tokenizer
+    option = "--unwritable "
     sequences: list[list[int]] = []
-    prior = choose_prior(arguments, model)
+    prior = choose_prior(arguments, model, tokenizer)
     ngram = None if prior is None or arguments.prior != ONLY else prior.ngram
     if arguments.text:
-        lines = [line for name in arguments.text for line in read_sentences(Path(name).expanduser())]
-        text = write_tokens(tokenizer, ((line, None) for line in lines), policy=arguments.unwritable, option=option)
-        sequences = text.sequences
-        if text.unwritable:
-            note(
-                f"{text.describe()}\n{'They are left out.' if arguments.unwritable == 'drop' else 'The rest is kept.'}"
-            )
-        note(f"Text: {len(sequences)} of {text.sentences} sentences, {text.tokens} tokens")
+        sequences = read_text(arguments, tokenizer)
     elif arguments.ngram:
         ngram = read_ngram(Path(arguments.ngram).expanduser(), tokenizer, form=arguments.arpa_tokens)
     phrases: list[tuple[str, float]] = []
@@ -161,14 +182,27 @@ def make_part(arguments: argparse.Namespace, model: AsrModel) -> WordPart:
     return words
 
 
-def choose_prior(arguments: argparse.Namespace, model: AsrModel) -> Prior | None:
+def read_text(arguments: argparse.Namespace, tokenizer: Tokenizer, *, quiet: bool = False) -> list[list[int]]:
+    """The sentences of the text in tokens; notes say what could not be written, unless quiet."""
+    from overtone.adapters.word_text import read_sentences, write_tokens
+
+    lines = [(line, None) for name in arguments.text for line in read_sentences(Path(name).expanduser())]
+    text = write_tokens(tokenizer, lines, policy=arguments.unwritable, option="--unwritable ")
+    if text.unwritable and not quiet:
+        note(f"{text.describe()}\n{'They are left out.' if arguments.unwritable == 'drop' else 'The rest is kept.'}")
+    if not quiet:
+        note(f"Text: {len(text.sequences)} of {text.sentences} sentences, {text.tokens} tokens")
+    return text.sequences
+
+
+def choose_prior(arguments: argparse.Namespace, model: AsrModel, tokenizer: Tokenizer) -> Prior | None:
     """The general prior that acts: for text unless the options say otherwise, for an n-gram where they give a share.
 
     Raises UsageError where the options want one and the model has none.
     """
     from overtone.adapters.prior import find_prior
 
-    prior = find_prior(model.tokenizer.digest())
+    prior = find_prior(tokenizer.digest())
     if prior is None and arguments.prior:
         raise UsageError(f"--prior: {model.name} has no general prior; the embedded base, fundamental, has one.")
     wanted = bool(arguments.text) if arguments.prior is None else bool(arguments.prior)
@@ -185,20 +219,78 @@ def prior_share(text: str) -> float | str:
     return share
 
 
-def save(arguments: argparse.Namespace, model: AsrModel, words: WordPart, folder: Path) -> None:
-    """Write the adapter's folder, with the acoustic part of another where the options name one.
-
-    Raises UsageError where they name more than one adapter, or the base.
-    """
+def find_acoustic(arguments: argparse.Namespace, model: AsrModel) -> str | None:
+    """The adapter whose acoustic part is kept, under its new name. Raises UsageError for more than one, or the base."""
     if arguments.adapter is None:
-        model.adapters.add_words(arguments.name, words)
-    else:
-        from overtone.checkpoints.adapters import find_adapter
+        return None
+    from overtone.checkpoints.adapters import find_adapter
 
-        found = find_adapter(model, arguments.adapter)
-        if found is None or "+" in found:
-            raise UsageError(f"--adapter {arguments.adapter}: one adapter is needed, not the base and not a chain.")
-        if found != arguments.name:
-            model.adapters.rename(found, arguments.name)
-        model.adapters[arguments.name].words = words
+    found = find_adapter(model, arguments.adapter)
+    if found is None or "+" in found:
+        raise UsageError(f"--adapter {arguments.adapter}: one adapter is needed, not the base and not a chain.")
+    if found != arguments.name:
+        model.adapters.rename(found, arguments.name)
+    return str(arguments.name)
+
+
+def train_on_text(arguments: argparse.Namespace, model: AsrModel) -> str | None:
+    """Train the prediction network's adapter; its name, None where held-out sentences gain nothing from it."""
+    from overtone.training.prediction_text import train_prediction
+
+    sequences = read_text(arguments, model.tokenizer, quiet=True)
+    found = train_prediction(model, arguments.name, sequences)
+    kept = f"{found.after:.1f} at step {found.step}" if found.step else "no better; it is left out"
+    note(
+        f"Prediction network: perplexity of a token of {found.held_out} held-out sentences {found.before:.1f} → {kept}"
+    )
+    return arguments.name if found.step else None
+
+
+def choose(
+    arguments: argparse.Namespace, model: AsrModel, words: WordPart, acoustic: str | None
+) -> tuple[WordPart | None, str | None]:
+    """The parts of the adapter that make the fewest errors on recordings.
+
+    Raises DataError where nothing makes fewer, UsageError for an adapter with a vocabulary of its own.
+    """
+    from overtone.data.dataset import read_utterance
+    from overtone.data.manifest import read_manifest
+    from overtone.data.vocabulary import reference_text
+    from overtone.inference.word_weights import choose_parts
+
+    if acoustic is not None and model.head_of(acoustic) is not model.head:
+        raise UsageError("--valid chooses for the model's own tokens, and this adapter has a vocabulary of its own.")
+    lines = read_manifest(Path(arguments.valid).expanduser())
+    lines = sorted(lines[:: -(-len(lines) // MOST_RECORDINGS)], key=lambda line: line.duration)
+    recordings = [
+        (
+            partial(read_utterance, line, model.sample_rate),
+            reference_text(model.tokenizer, line.text or "", line.language),
+        )
+        for line in lines
+    ]
+    found = choose_parts(model, recordings, words, acoustic, optional=arguments.adapter is None)
+    kept = acoustic if found.acoustic else None
+    if found.part is None and (kept is None or arguments.adapter is not None):
+        raise DataError(
+            f"Nothing of it makes fewer errors on {len(lines)} recordings of {arguments.valid} than there are without, "
+            f"{found.errors.rate:.2%}; no adapter is written."
+        )
+    chosen = "no words" if found.part is None else f"weight {found.part.weight:g}, bonus {found.part.token_bonus:g}"
+    trained = f", prediction network {'kept' if kept else 'left out'}" if acoustic and arguments.adapter is None else ""
+    note(f"Chosen on {len(lines)} recordings: {chosen}{trained}. WER {found.base.rate:.2%} → {found.errors.rate:.2%}")
+    return found.part, kept
+
+
+def save(
+    arguments: argparse.Namespace, model: AsrModel, words: WordPart | None, acoustic: str | None, folder: Path
+) -> None:
+    """Write the adapter's folder: its words, beside an acoustic part where it has one."""
+    if acoustic is not None:
+        model.adapters[acoustic].words = words
+    else:
+        if arguments.name in model.adapters:
+            model.adapters.remove(arguments.name)
+        assert words is not None, "nothing at all is refused before"
+        model.adapters.add_words(arguments.name, words)
     model.adapters.save(arguments.name, folder, overwrite=arguments.overwrite)

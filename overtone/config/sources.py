@@ -41,8 +41,8 @@ class Source:
     part: int = 0
     text_field: str = "text"
     lang_field: str = "lang"
-    language: str | None = None
-    """The language of lines that name none."""
+    tags: Mapping[str, Any] = field(default_factory=dict)
+    """Keys of lines that have none of their own: language, task."""
     skip_unlisted: bool = False
     """Allow recordings in archives that no line names."""
 
@@ -68,7 +68,7 @@ class EntrySettings:
     weight: float | None = bounded(None, above=0)
     """Share beside the others of its group; all of a group have one, or none."""
     tags: Mapping[str, Any] = field(default_factory=dict)
-    """`lang` is the language of lines that name none; others are without effect."""
+    """Keys of lines that have none of their own, such as `lang`, or the task of a multitask model."""
     inputs: Any = field(default=None, metadata={"key": "input_cfg"})
     """The entries of a group."""
     manifest_filepath: Any = None
@@ -103,6 +103,7 @@ def list_sources(dataset: DatasetSettings, findings: Findings | None = None, *, 
     """
     found = findings if findings is not None else Findings()
     if dataset.inputs is not None:
+        check_alone(dataset, found, key)
         temperatures = dataset.reweight_temperature
         listed = group_sources(dataset.inputs, Context.of(dataset), found, f"{key}.input_cfg", temperatures)
     else:
@@ -117,6 +118,13 @@ def list_sources(dataset: DatasetSettings, findings: Findings | None = None, *, 
     if findings is None:
         found.raise_if_any()
     return listed
+
+
+def check_alone(dataset: DatasetSettings, findings: Findings, key: str) -> None:
+    """Check that nothing names files beside an input_cfg."""
+    for name in ("manifest_filepath", "tarred_audio_filepaths", "cuts_path", "shar_path"):
+        if getattr(dataset, name) is not None:
+            findings.add(f"{key}.{name}", "is given beside input_cfg; give it as an entry there.")
 
 
 def check_conflicts(dataset: DatasetSettings, findings: Findings, key: str) -> None:
@@ -139,7 +147,7 @@ class Context:
     text_field: str
     lang_field: str
     skip_unlisted: bool
-    language: str | None = None
+    tags: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, dataset: DatasetSettings) -> Context:
@@ -151,12 +159,12 @@ class Context:
 
     def inside(self, entry: EntrySettings) -> Context:
         """The same with what an entry says otherwise."""
-        language = entry.tags.get("lang", entry.tags.get("language"))
+        tags = {"lang" if key == "language" else str(key): value for key, value in entry.tags.items()}
         given: dict[str, Any] = {
             "text_field": entry.text_field,
             "lang_field": entry.lang_field,
             "skip_unlisted": entry.skip_missing_manifest_entries,
-            "language": language if isinstance(language, str) else None,
+            "tags": {**self.tags, **tags},
         }
         return replace(self, **{name: value for name, value in given.items() if value is not None})
 

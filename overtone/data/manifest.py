@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -121,6 +121,8 @@ class LineForm:
     """A blank one will do, which means that nothing is said."""
     convert: Callable[[Entry], Entry] | None = None
     """Turns a line into one with NeMo's keys; None: they are."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Values of keys that a line does not have."""
     find: Find | None = None
     """None: recordings are files of their own."""
 
@@ -145,6 +147,8 @@ def _read_lines(lines: Sequence[tuple[int, Any]], path: Path, form: LineForm) ->
     for number, line in lines:
         try:
             entry = parse_line(line) if form.convert is None else form.convert(parse_line(line))
+            if form.defaults:
+                entry = {**form.defaults, **{key: value for key, value in entry.items() if value is not None}}
             if not entry.get("_skipme"):
                 utterances.append(_utterance(entry, number, path, form))
             elif form.find is not None:
@@ -167,7 +171,11 @@ def read_entries(
 
     Raises DataError, as `read_manifest`.
     """
-    form = LineForm(need_text=need_text, silence=silence)
+    return read_rows(entries, manifest, LineForm(need_text=need_text, silence=silence))
+
+
+def read_rows(entries: Iterable[Mapping[str, Any]], manifest: Path, form: LineForm) -> list[Utterance]:
+    """Lines of a manifest that are in memory, in a form of their own. Raises DataError, as `read_manifest`."""
     return _read_lines([(number, dict(entry)) for number, entry in enumerate(entries, start=1)], manifest, form)
 
 

@@ -6,30 +6,37 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from overtone.config.paths import expand_paths
 from overtone.config.sources import Source
 from overtone.data.lhotse_cuts import read_cuts, read_shar, shar_fields
-from overtone.data.manifest import LineForm, Utterance, read_manifest
+from overtone.data.manifest import AUDIO_KEYS, TEXT_KEYS, LineForm, Utterance, read_manifest
 from overtone.data.manifest_file import Entry
+from overtone.data.tables import read_table
 from overtone.data.tarred import read_tarred
 from overtone.errors import DataError
 
+OWN_KEYS = {*AUDIO_KEYS, *TEXT_KEYS, "duration", "offset", "shard_id", "_skipme"}
+"""Keys of a manifest that each line has for itself."""
+NO_TABLES: Mapping[str, Any] = MappingProxyType({})
 
-def read_source(source: Source, say: Callable[[str], None]) -> list[Utterance]:
+
+def read_source(source: Source, say: Callable[[str], None], tables: Mapping[str, Any] = NO_TABLES) -> list[Utterance]:
     """Read the utterances of a source, in order; recordings of archives that are left out are said.
 
+    tables: manifests in memory by their names.
     Raises DataError for files that are missing, torn, or do not belong together.
     """
-    utterances = [replace(utterance, part=source.part) for utterance in read_lines(source, say)]
-    if source.language is None:
-        return utterances
-    return [replace(one, language=one.language or source.language) for one in utterances]
+    table = tables.get(source.manifest or "")
+    lines = read_lines(source, say) if table is None else read_table(table, str(source.manifest), silence=True)
+    return [replace(utterance, part=source.part) for utterance in lines]
 
 
 def read_lines(source: Source, say: Callable[[str], None]) -> list[Utterance]:
     """Read the utterances of a source as its files have them. Raises DataError."""
-    form = LineForm(silence=True)
+    form = LineForm(silence=True, defaults={key: source.tags[key] for key in source.tags if key not in OWN_KEYS})
     if source.cuts is not None:
         paths = expand(source.cuts)
         return [one for path in paths for one in read_cuts(path, form=form, text_field=source.text_field)]

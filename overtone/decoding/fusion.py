@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from overtone.decoding.mixture import Mixture, MixtureBatch
-from overtone.decoding.ngram import Ngram, NgramBatch
+from overtone.decoding.ngram import Ngram
+from overtone.decoding.ngram_pack import NgramBatch
 from overtone.decoding.phrase_boost import BoostBatch, BoostTree
 
 

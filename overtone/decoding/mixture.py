@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from overtone.decoding.ngram import LOWEST, Ngram, NgramBatch
+from overtone.decoding.ngram import LOWEST, Ngram
 from overtone.decoding.ngram_counts import build_ngram
+from overtone.decoding.ngram_pack import NgramBatch
 from overtone.errors import DataError
 
 FOLDS = 4

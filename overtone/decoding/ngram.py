@@ -4,12 +4,12 @@ The score of a token is that of the arc in the longest context that has one, plu
 the way there (Katz 1987). Every state has a link to the next shorter context, and state 0 is the empty one, with an arc
 for each token. All logarithms are natural. `ngram_counts` builds an n-gram from tokens, `arpa` reads and writes files.
 
-Legend: N queries, V tokens, S states, A arcs, B rows.
+Legend: N queries, V tokens, S states, A arcs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -104,6 +104,8 @@ class Ngram:
         self.start = start
         self.copies: dict[str, Ngram] = {}
         """Copies on other devices."""
+        self.pack: object = None
+        """The pack that it lies in, which lives as long as it does."""
 
     @property
     def vocabulary_size(self) -> int:
@@ -273,87 +275,3 @@ def content_fault(tensors: Mapping[str, Tensor]) -> str | None:
         if not bool(torch.isfinite(values).all()) or bool((values > highest).any() or (values < -LARGEST_WEIGHT).any()):
             return f"{name} holds a number that no logarithm of a probability can be"
     return None if float(tensors["backoff_log_probs"][0]) == 0.0 else "the empty context has a weight"
-
-
-class NgramBatch:
-    """Rows with an n-gram each, or with none: the scores of these are 0.
-
-    A state is one of the row's own n-gram, whatever else is in the batch.
-    """
-
-    def __init__(self, ngrams: Sequence[Ngram | None], *, vocabulary_size: int) -> None:
-        """ngrams: one or None for each of B rows. Raises DataError for an n-gram of another number of tokens."""
-        for ngram in ngrams:
-            if ngram is not None and ngram.vocabulary_size != vocabulary_size:
-                raise DataError(
-                    f"The n-gram has {ngram.vocabulary_size} tokens, the model {vocabulary_size}: it is of another "
-                    "tokenizer. Build it with this model."
-                )
-        owned = list(dict.fromkeys(ngram for ngram in ngrams if ngram is not None))
-        device = owned[0].arcs.tokens.device if owned else torch.device("cpu")
-        each = [*owned, *([constant_ngram(vocabulary_size)] if len(owned) == 0 or None in ngrams else [])]
-        row_kinds = [len(owned) if ngram is None else owned.index(ngram) for ngram in ngrams]
-        states = torch.tensor([0, *(ngram.states for ngram in each)]).cumsum(0)[:-1]
-        self.vocabulary_size = vocabulary_size
-        self.arcs = each[0].arcs if len(each) == 1 else join_arcs([ngram.arcs for ngram in each], device)
-        self.offsets = states[row_kinds].to(device)
-        """[B] int64: the place of each row's states among those of all."""
-        self.start = torch.tensor([each[kind].start for kind in row_kinds], dtype=torch.int64, device=device)
-        """[B] int64: the state at the beginning of a sentence."""
-
-    def score(self, rows: Tensor, states: Tensor) -> Tensor:
-        """Log-probabilities [N, V] float32 of every next token, rows and states [N] int64."""
-        return self.arcs.score(states + self.offsets[rows])
-
-    def follow(self, rows: Tensor, states: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """The log-probability of each token in its state, [N], and the state after it, [N]; all [N] int64."""
-        log_probs, following = self.arcs.follow(states + self.offsets[rows], tokens)
-        return log_probs, following - self.offsets[rows]
-
-    def advance(self, rows: Tensor, states: Tensor, tokens: Tensor) -> Tensor:
-        """The states [N] after one token more, rows, states and tokens [N] int64."""
-        return self.arcs.follow(states + self.offsets[rows], tokens)[1] - self.offsets[rows]
-
-    def end(self, rows: Tensor, states: Tensor) -> Tensor:
-        """Log-probabilities [N] of the end of the sentence, rows and states [N] int64."""
-        return self.arcs.end_log_probs[states + self.offsets[rows]]
-
-
-def constant_ngram(vocabulary_size: int) -> Ngram:
-    """An n-gram whose scores are all 0: no opinion."""
-    none, size = torch.zeros(1), vocabulary_size
-    arcs = make_arcs(
-        tokens=torch.arange(size),
-        log_probs=torch.zeros(size),
-        following=torch.zeros(size),
-        starts=torch.tensor([0, size]),
-        backoff_states=none,
-        backoff_log_probs=none,
-        end_log_probs=none,
-    )
-    return Ngram(arcs, order=1, start=0)
-
-
-def join_arcs(each: Sequence[Arcs], device: torch.device) -> Arcs:
-    """Several n-grams over one vocabulary behind one another."""
-    size = each[0].vocabulary_size
-    arc_counts = [len(arcs.tokens) for arcs in each]
-    arc_offsets = [sum(arc_counts[:place]) for place in range(len(each))]
-    offsets = [sum(len(arcs.backoff_states) for arcs in each[:place]) for place in range(len(each))]
-
-    def join(parts: Iterable[Tensor]) -> Tensor:
-        return torch.cat([part.to(device) for part in parts])
-
-    starts = [arcs.starts[:-1].to(device) + first for arcs, first in zip(each, arc_offsets, strict=True)]
-    return Arcs(
-        tokens=join(arcs.tokens for arcs in each),
-        log_probs=join(arcs.log_probs for arcs in each),
-        next=join(arcs.next + first for arcs, first in zip(each, offsets, strict=True)),
-        starts=join([*starts, torch.tensor([sum(arc_counts)])]),
-        keys=join(arcs.keys + first * size for arcs, first in zip(each, offsets, strict=True)),
-        backoff_states=join(arcs.backoff_states + first for arcs, first in zip(each, offsets, strict=True)),
-        backoff_log_probs=join(arcs.backoff_log_probs for arcs in each),
-        end_log_probs=join(arcs.end_log_probs for arcs in each),
-        vocabulary_size=size,
-        levels=max(arcs.levels for arcs in each),
-    )

@@ -58,7 +58,7 @@ class TaskPrompts:
         self.times = {own: int(piece[2:-2]) for piece, own in self.specials.items() if TIME.fullmatch(piece)}
         """Tokens that say a time, with the encoder frame that each means."""
         self.begin, self.end, self.pad = (self.specials[token] for token in (BEGIN, END, PAD))
-        spoken = [piece[2:-2] for piece in self.specials if LANGUAGE.fullmatch(piece)]
+        spoken = [piece[2:-2] for piece in self.specials if LANGUAGE.fullmatch(piece) and piece[2:-2] not in FLAGS]
         written = tokenizer.languages or spoken
         self.languages = tuple(name for name in spoken if match_language(name, written) is not None)
         """Languages that the model writes, as messages list them; its vocabulary may have tokens for further ones."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from overtone.data.manifest import Utterance, read_manifest
+from overtone.data.tables import Manifests, name_tables, read_table
 from overtone.data.vocabulary import VocabularyReport, check_vocabulary, read_tasks, reference_text
 from overtone.decoding.decoder import BeamSettings
 from overtone.errors import DataError, UsageError
@@ -50,10 +51,10 @@ Elsewhere = Callable[[Mapping[str, str]], Transcribes]
 
 def evaluate(
     model: AsrModel,
-    manifests: str | Path | Sequence[str | Path],
+    manifests: Manifests,
     *,
     adapters: Sequence[Choice] = BASE_ALONE,
-    general: str | Path | Sequence[str | Path] = (),
+    general: Manifests = (),
     batch_seconds: float | None = None,
     window: float | None = WINDOW_SECONDS,
     overlap: float = OVERLAP_SECONDS,
@@ -71,8 +72,9 @@ def evaluate(
 ) -> Evaluation:
     """Measure word and character error rates of each adapter choice on each manifest.
 
+    manifests, general: paths, data sets of Hugging Face's, frames of pandas, lists of rows; one or several.
     adapters: None (the base), "a", "a+b", "@file", or the folder of a saved adapter, which is loaded. With None among
-    them the others are compared to the base. general: more manifests, of general speech. text_processing: of all texts.
+    them the others are compared to the base. general is general speech. text_processing: of all texts.
     batch_seconds to phrases: as for `Transcriber`. elsewhere: gives one that has workers.
     level, resamples, seed: of the bootstrap. progress: called with the seconds of audio that are done, and of all.
     Raises DataError for a manifest or recording that cannot be used, AdapterError for an unknown adapter, UsageError
@@ -80,8 +82,7 @@ def evaluate(
     """
     if adapters is BASE_ALONE:
         refuse_selection(model)
-    general = as_paths(general)
-    sets = read_sets(model, as_paths(manifests), general, adapters)
+    sets, general = read_sets(model, manifests, general, adapters)
     choices = name_choices(model, adapters)
     counted = CountedTexts(model.tokenizer, text_processing or TextProcessing())
     seconds = sum(utterance.duration for lines in sets.values() for utterance in lines)
@@ -116,14 +117,19 @@ def sources_of(choices: Sequence[NamedChoice]) -> dict[str, str]:
 
 
 def read_sets(
-    model: AsrModel, paths: Sequence[Path], general: Sequence[Path], adapters: Sequence[Choice]
-) -> dict[Path, list[Utterance]]:
-    """Read all manifests. Raises UsageError where there is nothing to evaluate, and for one that is given both ways."""
-    if twice := set(paths) & set(general):
+    model: AsrModel, manifests: Manifests, general: Manifests, adapters: Sequence[Choice]
+) -> tuple[dict[Path, list[Utterance]], list[Path]]:
+    """Read all manifests, and tell those of general speech.
+
+    Raises UsageError where there is nothing to evaluate, and for one that is given both ways.
+    """
+    named, general_named = name_tables(manifests, "data"), name_tables(general, "general")
+    paths, elsewhere, tables = as_paths(named[0]), as_paths(general_named[0]), named[1] | general_named[1]
+    if twice := set(paths) & set(elsewhere):
         raise UsageError(f"{twice.pop()} is given as the domain and as general speech; give it once.")
     if not paths or not adapters:
         raise UsageError("Nothing to evaluate: give at least one manifest, and one adapter or None for the base.")
-    return {path: read_told(model, path) for path in [*paths, *general]}
+    return {path: read_told(model, path, tables.get(str(path))) for path in [*paths, *elsewhere]}, elsewhere
 
 
 def as_paths(names: str | Path | Sequence[str | Path]) -> list[Path]:
@@ -148,11 +154,12 @@ def read_references(path: Path) -> list[Utterance]:
     return read_manifest(path, silence=True)
 
 
-def read_told(model: AsrModel, path: Path) -> list[Utterance]:
-    """Read a manifest; lines for a multitask model have its tasks. Raises DataError as `read_references`, and for tasks
-    that the model does not have.
+def read_told(model: AsrModel, path: Path, table: Any = None) -> list[Utterance]:
+    """Read a manifest, or the table that has its name; lines for a multitask model have its tasks.
+
+    Raises DataError as `read_references`, and for tasks that the model does not have.
     """
-    lines = read_references(path)
+    lines = read_references(path) if table is None else read_table(table, str(path), silence=True)
     return lines if model.head.prompts is None else read_tasks(model.check_language, model.tokenizer, lines)
 
 

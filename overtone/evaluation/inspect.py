@@ -13,7 +13,15 @@ from overtone.adapters.adapter import Adapter
 from overtone.adapters.kinds.base import Kind
 from overtone.adapters.kinds.registry import KINDS
 from overtone.adapters.points import Layers, Point
-from overtone.adapters.storage import DESCRIPTION, count_parameters, described_digest, read_description, read_kind
+from overtone.adapters.storage import (
+    DESCRIPTION,
+    count_parameters,
+    described_digest,
+    read_description,
+    read_kind,
+    read_words,
+)
+from overtone.adapters.words import words_text
 from overtone.checkpoints.load import load_model
 from overtone.checkpoints.nemo.adapters import StoredNemoAdapter, read_adapters_pt
 from overtone.checkpoints.nemo.adapters import read_kind as read_nemo_kind
@@ -51,6 +59,8 @@ class AdapterInspection:
     base_fingerprint: str | None
     tokenizer_digest: str | None
     card: dict[str, Any]
+    words: dict[str, Any] | None = None
+    """The word part: bytes, order, n-grams, weights, number of phrases; of a file of NeMo the bytes alone."""
     vocabulary: dict[str, Any] | None = None
     """Digest, kind and size of its own tokenizer; None where it writes the base's tokens."""
 
@@ -223,6 +233,7 @@ def inspect_adapter(model: AsrModel, adapter: Adapter) -> AdapterInspection:
         base_fingerprint=model.fingerprint(),
         tokenizer_digest=model.tokenizer.digest(),
         card=adapter.card,
+        words=None if adapter.words is None else {"bytes": len(adapter.words.to_bytes()), **adapter.words.describe()},
         vocabulary=None if adapter.vocabulary is None else dict(adapter.vocabulary.describe()),
     )
 
@@ -230,6 +241,7 @@ def inspect_adapter(model: AsrModel, adapter: Adapter) -> AdapterInspection:
 def inspect_adapter_folder(folder: Path) -> AdapterInspection:
     """Inspect an adapter's folder without its base. Raises AdapterError where it is damaged."""
     description = read_description(folder)
+    words = read_words(folder, description)
     return AdapterInspection(
         name=description["name"],
         kind=description["kind"],
@@ -243,6 +255,7 @@ def inspect_adapter_folder(folder: Path) -> AdapterInspection:
         base_fingerprint=description["base_fingerprint"],
         tokenizer_digest=description["tokenizer_digest"],
         card=description["card"],
+        words=None if words is None else {"bytes": len(words.to_bytes()), **words.describe()},
         vocabulary=description.get("vocabulary"),
     )
 
@@ -263,6 +276,7 @@ def inspect_nemo_adapter(stored: StoredNemoAdapter, source: str) -> AdapterInspe
         base_fingerprint=None,
         tokenizer_digest=None,
         card={},
+        words=None if stored.words is None else {"bytes": len(stored.words)},
     )
 
 
@@ -340,6 +354,7 @@ def adapter_lines(adapter: AdapterInspection, base_parameters: int | None) -> li
         *([("strategy", strategy)] if strategy else []),
         ("acts on", f"{adapter.modules}, layers {value_text(adapter.layers)}: {len(adapter.points)} points"),
         ("parameters", f"{adapter.parameters:,}{share}"),
+        *([("words", f"{words_text(adapter.words)}{bytes_text(adapter.words['bytes'])}")] if adapter.words else []),
         *([("vocabulary", own_vocabulary_text(adapter.vocabulary))] if adapter.vocabulary else []),
         *([("digest", adapter.digest)] if adapter.digest else []),
         *([("made for", adapter.base_fingerprint)] if adapter.base_fingerprint and base_parameters is None else []),

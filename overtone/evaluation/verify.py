@@ -199,11 +199,11 @@ class Stage:
     def texts(self, choice: str | None) -> list[str]:
         """The text of each row with the adapters of the choice, no text where the output is not finite."""
         with self.model.adapters.use(choice):
-            alignments = self.model.align(self.waveforms, self.lengths)
+            head, alignments = self.model.head, self.model.align(self.waveforms, self.lengths)
         texts = []
         for alignment in alignments:
             try:
-                texts.append(self.model.head.read(alignment).text)
+                texts.append(head.read(alignment).text)
             except OutputError:
                 texts.append("")
         return texts

@@ -11,6 +11,7 @@ from overtone.audio.held import TAKEN, hold, is_sound
 from overtone.audio.load import SAMPLE_RATE, Channels
 from overtone.audio.sources import Held
 from overtone.data.manifest import AUDIO_KEYS, Utterance, read_entries, read_manifest
+from overtone.data.tables import is_frame, read_table
 from overtone.errors import UsageError
 
 AUDIO_SUFFIXES = frozenset(
@@ -87,7 +88,7 @@ def find_recordings(sources: Any, *, sample_rate: int = SAMPLE_RATE) -> list[lis
     A missing file is a recording that fails when it is read, so that the others go on.
     Raises UsageError for no source at all and for what is none, DataError for a manifest that cannot be used.
     """
-    if is_sound(sources):
+    if is_sound(sources) or is_frame(sources):
         given = [sources]
     elif isinstance(sources, Iterable):
         given = list(sources)
@@ -121,6 +122,9 @@ def _recordings_of(source: Any, number: int, sample_rate: int) -> list[Recording
     """The recordings of one source; number: its place among all, from 1."""
     if isinstance(source, Mapping) and any(isinstance(source.get(key), str) for key in AUDIO_KEYS):
         return recordings_of(read_entries([source], Path(), need_text=False))
+    if is_frame(source):
+        name = f"{type(source).__name__} {number}"
+        return recordings_of(read_table(source, name, need_text=False))
     held = hold(source, sample_rate, name=f"recording {number}")
     if isinstance(held, Path):
         return _recordings_at(held)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -133,6 +134,44 @@ def choose_weights_of_folds(
     rates = tuple((weight, bonus, counts.rate) for (weight, bonus, share), counts in tried.items() if share == own)
     shares = tuple((share, counts.rate) for (_, _, share), counts in tried.items() if share != own)
     return WordsChoice(part=chosen, without=without, best=best, tried=rates, shares=shares)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartsChoice:
+    """The parts of an adapter that made the fewest errors on recordings: words, acoustic part, both or nothing."""
+
+    part: WordPart | None
+    """The words with their weights; None: none of them."""
+    acoustic: bool
+    """True with the acoustic part."""
+    errors: ErrorCounts
+    """Errors with what was chosen."""
+    base: ErrorCounts
+    """Errors of the base, decoded without words."""
+
+
+def choose_parts(
+    model: AsrModel, recordings: Sequence[Recording], part: WordPart, adapter: str | None = None, *, optional: bool
+) -> PartsChoice:
+    """The best of words, an acoustic part, both and nothing by the fewest errors; of equal ones what is less.
+
+    adapter: one with the acoustic part, or None. optional: whether the acoustic part may be left out.
+    """
+    with model.evaluating():
+        found = []
+        for name in [None] if adapter is None else [None, adapter]:
+            heard = list(hear(model, recordings, name))
+            scope = partial(model.adapters.use, name)
+            if name is None and adapter is not None and not optional:
+                without = count_errors(model, heard, None, scope=scope)
+                found.append(PartsChoice(part=None, acoustic=False, errors=without, base=without))
+                continue
+            chosen = choose_weights(model, heard, part, scope=scope)
+            base = found[0].base if found else chosen.without
+            for own, errors in ((None, chosen.without), (chosen.part, chosen.best)):
+                found.append(PartsChoice(part=own, acoustic=name is not None, errors=errors, base=base))
+    allowed = [own for own in found if optional or adapter is None or own.acoustic]
+    return min(allowed, key=lambda own: own.errors.errors)
 
 
 def with_bonuses(weight: float) -> Iterator[tuple[float, float]]:

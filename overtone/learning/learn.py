@@ -11,7 +11,7 @@ from overtone.adapters.adapter import Adapter, check_name
 from overtone.adapters.storage import read_description, read_folder
 from overtone.adapters.words import WORDS_ALONE, WordPart
 from overtone.data.manifest import Utterance
-from overtone.errors import OvertoneError
+from overtone.errors import AdapterError, OvertoneError
 from overtone.inference.retention import SHARES, choose_strength
 from overtone.inference.word_weights import Heard, Recording, count_errors, hear
 from overtone.learning.acoustic import enough_for_training, replay_of_card, replayed, train_acoustic_part
@@ -86,9 +86,12 @@ class Learner:
         return self.folder.is_dir()
 
     def check_base(self) -> None:
-        """Raises AdapterError where the adapter is of another base, or damaged."""
-        if self.exists:
-            read_folder(self.folder, self.model.adapters.identity())
+        """Raises AdapterError where the adapter is of another base, damaged, or has a vocabulary of its own."""
+        if self.exists and read_folder(self.folder, self.model.adapters.identity()).vocabulary is not None:
+            raise AdapterError(
+                f"The adapter in {self.folder} has a vocabulary of its own, and corrections are read in the base's. "
+                "Train it further on their recordings, with model.adapter.start_from."
+            )
 
     def describe(self, new: int) -> str:
         """The line on what is there to learn from."""

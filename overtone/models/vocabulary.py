@@ -229,8 +229,19 @@ class RowHeads:
         return self.each(emissions, lengths, ask)
 
     def scores(self, emissions: Tensor, lengths: Tensor) -> Tensor:
-        """Scores [B, T, N] of the widest head, -inf behind a row's own: emissions [B, T, C], lengths [B]."""
-        rows = self.each(emissions, lengths, lambda group, own, frames: group.head.scores(own, frames).unbind())
+        """Scores [B, T, N] of the widest head, -inf behind a row's own: emissions [B, T, C], lengths [B].
+
+        The base's rows are computed with all others beside them, as in `emit`.
+        """
+
+        has_base = any(group.head is self.base for group in self.groups)
+        base = self.base.scores(emissions[..., : self.base.channels], lengths) if has_base else emissions
+
+        def ask(group: Group, own: Tensor, frames: Tensor) -> tuple[Tensor, ...]:
+            found = group.part(base) if group.head is self.base else group.head.scores(own, frames)
+            return found.unbind()
+
+        rows = self.each(emissions, lengths, ask)
         most = max(row.size(-1) for row in rows)
         return torch.stack([nn.functional.pad(row, (0, most - row.size(-1)), value=-torch.inf) for row in rows])
 

@@ -67,6 +67,8 @@ def build_app(requests: HttpRequests, observer: Observer, jobs: LearningJobs | N
         Route("/v1/admin/adapters", admin.list),
         Route("/v1/admin/scan", admin.scan, methods=["POST"]),
         Route(adapter, admin.one, methods=["GET", "PUT", "POST", "DELETE"]),
+        Route("/v1/load_lora_adapter", admin.load_lora, methods=["POST"]),
+        Route("/v1/unload_lora_adapter", admin.unload_lora, methods=["POST"]),
         Route(f"{adapter}/load", admin.load, methods=["POST"]),
         Route(f"{adapter}/unload", admin.unload, methods=["POST"]),
     ]

@@ -58,6 +58,14 @@ def public_paths(service: RecognitionService) -> dict[str, Any]:
     }
 
 
+def lora(summary: str) -> dict[str, Any]:
+    """Operation on the adapter that a JSON body names."""
+    text = {"type": "string"}
+    body = {"type": "object", "required": ["lora_name"], "properties": {"lora_name": text, "lora_path": text}}
+    content = {"required": True, "content": {"application/json": {"schema": body}}}
+    return operation(summary, admin=True) | {"requestBody": content}
+
+
 def learning_paths() -> dict[str, Any]:
     """Paths of learning from corrections."""
     one, text = "/v1/adapters/{name}", {"type": "string"}
@@ -93,6 +101,8 @@ def admin_paths() -> dict[str, Any]:
             "put": upload,
             "delete": operation("Delete it from the folder.", named=True, admin=True, success="204"),
         },
+        "/v1/load_lora_adapter": {"post": lora("Load an adapter, as vLLM: from the store, or a URI into it.")},
+        "/v1/unload_lora_adapter": {"post": lora("Take an adapter out of the model, as vLLM; it stays in the store.")},
         f"{one}/load": {"post": operation("Load it into the model.", named=True, admin=True)},
         f"{one}/unload": {"post": operation("Take it out of the model.", named=True, admin=True)},
     }

@@ -21,6 +21,7 @@ from overtone.checkpoints.load import load_model
 from overtone.errors import UsageError
 from overtone.inference.rows import one_thread, use_one_thread
 from overtone.models.asr_model import AsrModel
+from overtone.serving.adapter_store.mirror import AdapterMirror
 from overtone.serving.adapter_store.store import AdapterStore
 from overtone.serving.app import build_app, build_health_app
 from overtone.serving.auth.guard import Guard, read_admin_token, read_tokens
@@ -85,13 +86,14 @@ class Server:
         if settings.learn and settings.adapters is None:
             raise UsageError("A server that learns needs a folder of adapters: --adapters FOLDER.")
         check_mode(settings.stream, model)
+        self.mirror = AdapterMirror(settings.adapters_from) if settings.adapters_from else None
         self.engine = Engine(model, settings.engine)
         try:
             if elsewhere is None:
                 prepare_steps(settings.stream, self.engine)
             self.store = AdapterStore(
                 model,
-                settings.adapters,
+                settings.adapters if self.mirror is None else self.mirror.folder,
                 lock=self.engine.lock,
                 capacity=settings.capacity,
                 poll_seconds=settings.poll_seconds,
@@ -194,6 +196,8 @@ class Server:
     def close(self) -> None:
         """End the threads. Waiting rows are answered with an error."""
         self.engine.close()
+        if self.mirror is not None:
+            self.mirror.close()
         self.store.close()
         self.service.close()
 

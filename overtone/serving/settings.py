@@ -20,6 +20,10 @@ class ServerSettings:
     """A .nemo file, a model folder, or a name."""
     adapters: Path | None = None
     """A folder of adapter folders, watched; None serves the model's own adapters alone."""
+    adapters_from: str = ""
+    """URI of a folder of adapter folders (`s3://bucket/adapters`) that is mirrored, in place of `adapters`."""
+    adapter_sources: tuple[str, ...] = ()
+    """Beginnings of the URIs that `POST /v1/load_lora_adapter` may name."""
     learn: bool = False
     """Adapters of the folder learn from corrections that are sent to the server."""
     capacity: int = 64

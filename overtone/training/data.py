@@ -7,7 +7,7 @@ import math
 import os
 import threading
 from bisect import insort
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ from overtone.data.dataset import (
 )
 from overtone.data.manifest import Utterance, manifest_digest
 from overtone.data.plans import plan_batches
-from overtone.data.sources import read_source
+from overtone.data.sources import NO_TABLES, read_source
 from overtone.data.vocabulary import apply_policy, check_languages, check_vocabulary, read_tasks, reference_text
 from overtone.errors import ConfigError, DataError
 from overtone.files import open_regular
@@ -105,7 +105,7 @@ def read_training_set(model: AsrModel, plan: TrainingPlan, reporter: Reporter) -
     chosen = plan.train_data
     check_rate(model, chosen, "train_ds")
     listed = list_sources(chosen, key="model.train_ds")
-    utterances = choose_utterances(model, chosen, "train_ds", reporter, sources=listed.sources)
+    utterances = choose_utterances(model, chosen, "train_ds", reporter, sources=listed.sources, tables=plan.tables)
     report = check_vocabulary(tokenizer_of(model), utterances)
     policy = plan.vocabulary_check
     utterances = apply_policy(report, utterances, policy)
@@ -182,7 +182,7 @@ def read_validation_sets(model: AsrModel, plan: TrainingPlan, reporter: Reporter
     sets = []
     for source in sources_of(chosen, "validation_ds") if plan.trainer.limit_val_batches else ():
         check_rate(model, chosen, "validation_ds")
-        utterances = choose_utterances(model, chosen, "validation_ds", reporter, sources=(source,))
+        utterances = choose_utterances(model, chosen, "validation_ds", reporter, sources=(source,), tables=plan.tables)
         report = check_vocabulary(tokenizer_of(model), utterances)
         if report is not None:
             reporter.say(f"Validation set: {report.message}")
@@ -197,15 +197,22 @@ def read_validation_sets(model: AsrModel, plan: TrainingPlan, reporter: Reporter
 
 
 def choose_utterances(
-    model: AsrModel, chosen: DatasetSettings, key: str, reporter: Reporter, *, sources: Sequence[Source]
+    model: AsrModel,
+    chosen: DatasetSettings,
+    key: str,
+    reporter: Reporter,
+    *,
+    sources: Sequence[Source],
+    tables: Mapping[str, Any] = NO_TABLES,
 ) -> list[Utterance]:
     """Choose the utterances of a set that are neither too short nor too long, and whose recordings can be used.
 
+    tables: manifests in memory by their names.
     Raises DataError where a transcript is missing, where none is left, and as `leave_out_bad_audio`.
     """
     utterances: list[Utterance] = []
     for source in sources:
-        utterances += read_source(source, reporter.say)
+        utterances += read_source(source, reporter.say, tables)
     utterances = utterances[: chosen.max_utts or None]
     if model.head.prompts is None:
         check_languages(tokenizer_of(model).languages or model.languages, utterances)

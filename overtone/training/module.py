@@ -104,8 +104,8 @@ class TrainingModule(LightningModule):
 
         emissions [B, T', C], lengths [B].
         """
-        head = self.model.head
         with self.model.speaking(batch.languages[:1] or None), self.model.adapters.use(self.adapter):
+            head = self.model.head
             found = head.read(head.align(emissions[:1], lengths[:1])[0])
         return f"reference: {batch.texts[0]}\nhypothesis: {found.text}"
 

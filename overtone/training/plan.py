@@ -130,6 +130,8 @@ class TrainingPlan:
     """The checkpoint is removed once the training is complete."""
     record: Mapping[str, Any]
     """The settings as they are written into the run folder."""
+    tables: Mapping[str, Any] = field(default_factory=dict)
+    """Manifests in memory, by the names that the settings give them."""
     callbacks: tuple[Callback, ...] = ()
     """Callbacks of Lightning's that the caller adds."""
     base_errors: Path | None = None
@@ -164,10 +166,12 @@ def plan_training(
     adapter: AdapterPlan | None = None,
     callbacks: Sequence[Callback] = (),
     prune: Prune | None = None,
+    tables: Mapping[str, Any] | None = None,
 ) -> TrainingPlan:
     """Turn checked settings into a plan.
 
     model: stands in for the model that the settings name. adapter: stands in for the adapter that they describe.
+    tables: manifests in memory by the names that the settings give them.
     Raises ConfigError for an adapter of a kind without the dimension that the settings give.
     """
     chosen = settings.model
@@ -204,6 +208,7 @@ def plan_training(
         seed=settings.seed,
         delete_checkpoint=settings.delete_ckpt_after_train,
         callbacks=tuple(callbacks),
+        tables=tables or {},
         base_errors=Path(chosen.base_errors).expanduser() if chosen.base_errors else None,
         prune=prune,
         record=to_plain(settings),

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import glob
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -22,7 +22,6 @@ from overtone.config import (
     AdapterSettings,
     DatasetSettings,
     ExperimentSettings,
-    ModelSettings,
     OptimSettings,
     ScheduleSettings,
     Settings,
@@ -32,6 +31,7 @@ from overtone.config import (
     manifest_paths,
     split_name,
 )
+from overtone.data.tables import Manifests, name_tables
 from overtone.models.asr_model import AsrModel
 from overtone.models.attention import choose_attention, keep_attention
 from overtone.models.trained_parts import train_parts
@@ -74,9 +74,9 @@ def train(
     model: AsrModel | str | Path,
     *,
     adapter_name: str,
-    train_manifest: str | Path | Sequence[str | Path],
+    train_manifest: Manifests | None,
     output_dir: str | Path,
-    validation_manifest: str | Path | Sequence[str | Path] | None = None,
+    validation_manifest: Manifests | None = None,
     kind: Kind | str | None = None,
     start_from: str | Path | None = None,
     vocabulary: str | Path | Sequence[str] | None = None,
@@ -104,16 +104,16 @@ def train(
 ) -> TrainingResult:
     """Train a new adapter and keep it in the model, with its best weights.
 
-    model: an AsrModel, or what `load_model` takes. kind: `LinearAdapter(dim=32)` unless given, or the name of one.
-    start_from: an adapter to go on from. vocabulary: its own, a tokenizer's file or folder, or labels. output_dir: the
-    run folder; `checkpoints/NAME-best` in it is the adapter's. overwrite: replace what has these names. resume: go on
+    model: an AsrModel, or what `load_model` takes. Manifests are paths, or tables as `read_table` takes them; None is
+    those of `settings`. start_from: an adapter to go on from. vocabulary: its own, a tokenizer, or labels. output_dir:
+    the run folder, with the adapter in `checkpoints/NAME-best`. overwrite: replace what has these names. resume: go on
     where a run was cut off. words: a word part too. save_nemo: also `.nemo` files. callbacks: of Lightning's.
     """
     own, source = (model, None) if isinstance(model, AsrModel) else (None, str(model))
     adapter = _plan_adapter(adapter_name, modules, kind, layers, strategy, start_from, vocabulary)
-    base = settings or Settings()
+    base, tables = _with_data(settings or Settings(), train_manifest, validation_manifest, batch_size, num_workers)
     chosen = replace(
-        _with_data(base.model, train_manifest, validation_manifest, batch_size, num_workers),
+        base.model,
         pretrained_model=None,
         nemo_model=source,
         adapter=replace(_adapter(adapter, save_nemo=save_nemo), words=words),
@@ -122,14 +122,14 @@ def train(
         optim=_optimiser(base.model.optim, learning_rate, weight_decay, warmup_steps),
     )
     whole = replace(
-        replace(base, name=adapter_name, compute_dtype=compute_dtype, seed=seed),
-        model=chosen,
+        replace(base, name=adapter_name, compute_dtype=compute_dtype, seed=seed, model=chosen),
         trainer=replace(base.trainer, max_steps=max_steps, max_epochs=max_epochs),
         exp_manager=_experiment(base.exp_manager, Path(output_dir), save_nemo=save_nemo, resume=resume),
     )
     if overwrite:
         make_room(own, adapter_name, Path(output_dir))
-    return run_training(whole, model=own, reporter=Reporter(quiet=quiet), adapter=adapter, callbacks=callbacks)
+    reporter = Reporter(quiet=quiet)
+    return run_training(whole, model=own, reporter=reporter, adapter=adapter, callbacks=callbacks, tables=tables)
 
 
 def make_room(model: AsrModel | None, name: str, folder: Path) -> None:
@@ -194,29 +194,22 @@ def _optimiser(
 
 
 def _with_data(
-    base: ModelSettings,
-    training: str | Path | Sequence[str | Path],
-    validation: str | Path | Sequence[str | Path] | None,
-    batch_size: int,
-    num_workers: int,
-) -> ModelSettings:
-    return replace(
-        base,
-        train_ds=_dataset(base.train_ds, training, batch_size, num_workers),
-        validation_ds=_dataset(base.validation_ds, validation, batch_size, num_workers),
+    base: Settings, training: Manifests, validation: Manifests, batch_size: int, num_workers: int
+) -> tuple[Settings, dict[str, Any]]:
+    """Return the settings with these manifests, and the tables among them by name."""
+    train_names, train_tables = name_tables(training, "train")
+    names, tables = name_tables(validation, "validation")
+    model = replace(
+        base.model,
+        train_ds=_dataset(base.model.train_ds, train_names, batch_size, num_workers),
+        validation_ds=_dataset(base.model.validation_ds, names, batch_size, num_workers),
     )
+    return replace(base, model=model), train_tables | tables
 
 
-def _dataset(
-    base: DatasetSettings, manifests: str | Path | Sequence[str | Path] | None, batch_size: int, num_workers: int
-) -> DatasetSettings:
-    names = [] if manifests is None else [manifests] if isinstance(manifests, str | Path) else list(manifests)
-    return replace(
-        base,
-        manifest_filepath=tuple(str(name) for name in names) or None,
-        batch_size=batch_size,
-        num_workers=num_workers,
-    )
+def _dataset(base: DatasetSettings, manifests: Sequence[Any], batch_size: int, num_workers: int) -> DatasetSettings:
+    names = tuple(manifests) or (None if base.inputs or base.cuts_path or base.shar_path else base.manifest_filepath)
+    return replace(base, manifest_filepath=names, batch_size=batch_size, num_workers=num_workers)
 
 
 def _experiment(base: ExperimentSettings, folder: Path, *, save_nemo: bool, resume: bool) -> ExperimentSettings:
@@ -242,13 +235,15 @@ def run_training(
     adapter: AdapterPlan | None = None,
     callbacks: Sequence[Callback] = (),
     prune: Prune | None = None,
+    tables: Mapping[str, Any] | None = None,
 ) -> TrainingResult:
     """Carry out the training that the settings describe.
 
-    model, adapter: stand in for those that they name. prune: may end it early. Raises as `run_plan`.
+    model, adapter: stand in for those that they name. prune: may end it early. tables: manifests in memory, by the
+    names that the settings give them. Raises as `run_plan`.
     """
     check_settings(settings, purpose="train", model_given=model is not None)
-    plan = plan_training(settings, model=model, adapter=adapter, callbacks=callbacks, prune=prune)
+    plan = plan_training(settings, model=model, adapter=adapter, callbacks=callbacks, prune=prune, tables=tables)
     return run_plan(plan, reporter or Reporter())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ import pytest
 from overtone import cli
 from overtone.adapters.storage import WORDS
 from overtone.checkpoints.load import load_model, save_model
-from support.small_models import add_trained, small_model
+from overtone.inference.word_weights import WEIGHTS
+from support.small_models import add_trained, small_model, small_transducer_model
 
 
 @pytest.fixture
@@ -137,3 +139,48 @@ def test_priors_that_cannot_be_are_refused(
     assert cli.main(["words", "medical", *options]) == 2
     assert message in capsys.readouterr().err
     assert not (place / "medical").exists()
+
+
+PROMPTS = Path(__file__).parents[2] / "overtone" / "prompts"
+
+
+def write_prompts(folder: Path) -> None:
+    """A manifest of six short prompts, and what they say as text."""
+    lines = [json.loads(line) for line in (PROMPTS / "train.jsonl").read_text("utf-8").splitlines()]
+    chosen = [line for line in lines if 1 < line["duration"] < 3][:6]
+    own = [{**line, "audio_filepath": str(PROMPTS / line["audio_filepath"])} for line in chosen]
+    (folder / "valid.json").write_text("".join(f"{json.dumps(line)}\n" for line in own), "utf-8")
+    (folder / "said.txt").write_text("".join(f"{line['text']}\n" for line in own), "utf-8")
+
+
+def test_weights_are_chosen_on_recordings(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_prompts(place)
+    assert cli.main(["words", "medical", "--text", "said.txt", "--valid", "valid.json"]) == 0
+    assert "Chosen on 6 recordings: weight" in capsys.readouterr().err
+    found = load_model("fundamental").adapters.load("medical").words
+    assert found is not None
+    assert found.weight in WEIGHTS
+
+
+def test_what_gains_nothing_on_recordings_is_not_written(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_prompts(place)
+    (place / "other.txt").write_text("zzz qqq xxx\n", "utf-8")
+    words = ["words", "medical", "--text", "other.txt", "--valid", "valid.json", "--prior", "0", "--order", "1"]
+    assert cli.main([*words, "--model", "base.nemo"]) == 2
+    assert "no adapter is written" in capsys.readouterr().err
+    assert not (place / "medical").exists()
+
+
+def test_the_prediction_network_learns_from_text_too(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_model(small_transducer_model(), place / "transducer.nemo")
+    (place / "long.txt").write_text("press the pound key\nhold the line please\n" * 10, "utf-8")
+    words = ["words", "medical", "--text", "long.txt", "--prediction"]
+    assert cli.main([*words, "--model", "transducer.nemo"]) == 0
+    assert "Prediction network: perplexity of a token of 3 held-out sentences" in capsys.readouterr().err
+    adapter = load_model("transducer.nemo").adapters.load("medical")
+    assert adapter.points == ["decoder.output"]
+    assert adapter.words is not None
+    assert cli.main([*words, "--overwrite", "--model", "base.nemo"]) == 2
+    assert "no prediction network" in capsys.readouterr().err
+    assert cli.main(["words", "more", "--phrases", "terms.txt", "--prediction", "--model", "transducer.nemo"]) == 2
+    assert cli.main([*words, "--adapter", "sound", "--model", "base.nemo"]) == 2

@@ -85,11 +85,11 @@ def test_groups(tmp_path: Path) -> None:
         text_field="spoken",
         input_cfg=[
             {"type": "nemo", "manifest_filepath": "a", "weight": 3, "tags": {"lang": "de", "corpus": "x"}},
-            {"type": "group", "weight": 1, "tags": {"lang": "en"}, "input_cfg": str(tmp_path / "inner.yaml")},
+            {"type": "group", "weight": 1, "tags": {"language": "en"}, "input_cfg": str(tmp_path / "inner.yaml")},
         ],
     )
     assert listed.weights == (0.75, 0.125, 0.125)
-    found = [(each.manifest, each.part, each.language, each.text_field) for each in listed.sources]
+    found = [(each.manifest, each.part, each.tags["lang"], each.text_field) for each in listed.sources]
     assert found == [
         ("a", 0, "de", "spoken"),
         ("b", 1, "en", "spoken"),
@@ -136,6 +136,7 @@ def test_mistakes_in_groups(given: Any, message: str) -> None:
     ("keys", "message"),
     [
         ({"cuts_path": "c"}, "set.manifest_filepath: is given beside cuts_path"),
+        ({"input_cfg": [{"manifest_filepath": "c"}]}, "set.manifest_filepath: is given beside input_cfg"),
         ({"manifest_filepath": [["a", 1], "b"]}, "some manifests have a weight"),
         ({"manifest_filepath": [["a", 1], ["b", 2]], "shuffle": False}, "set.shuffle: has to be true with weights"),
         ({"manifest_filepath": [["a", 1], ["b", 2]], "is_concat": True}, "is_concat and weights are given together"),

@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from overtone.decoding.ngram import Ngram, NgramBatch
+from overtone.decoding.ngram import Ngram
 from overtone.decoding.ngram_counts import build_ngram
+from overtone.decoding.ngram_pack import NgramBatch
 from overtone.errors import DataError
 
 V = 4

@@ -54,6 +54,7 @@ def pieces(tokens: tuple[int, ...]) -> str:
 )
 def test_a_task_becomes_a_prompt(task: str | None, short: str, prompt: str) -> None:
     own = prompts()
+    assert own.languages == ("en", "de", "fr")
     assert own.check(task) == short
     assert own.check(short) == short
     expected = f"<|startofcontext|><|startoftranscript|><|emo:undefined|>{prompt}"

@@ -9,6 +9,8 @@ import pytest
 
 from overtone.adapters.kinds.lora import LoraAdapter
 from overtone.adapters.kinds.tiny_attention import TinyAttentionAdapter
+from overtone.adapters.storage import WORDS
+from overtone.adapters.word_text import make_words
 from overtone.checkpoints.load import save_model
 from overtone.checkpoints.nemo.adapters import save_adapters
 from overtone.errors import AdapterError, CheckpointError, UsageError
@@ -116,6 +118,28 @@ def test_text_tells_what_matters(model: AsrModel, tmp_path: Path) -> None:
     text = as_text(inspect(model.adapters.save("medical", tmp_path / "medical")))
     assert "made for" in text
     assert model.fingerprint() in text
+
+
+def test_words_are_told_with_size_weights_and_phrases(tmp_path: Path) -> None:
+    model = small_model()
+    tokenizer = model.tokenizer
+    sequences = [tokenizer.encode(text) for text in ("press the pound key", "hold the line")]
+    part = make_words(tokenizer, sequences=sequences, phrases=[("pound key", 10.0)], weight=0.3, token_bonus=0.5)
+    assert part.ngram is not None
+    add_trained(model, "medical")
+    model.adapters["medical"].words = part
+    folder, line = (
+        model.adapters.save("medical", tmp_path / "medical"),
+        f"order 6, {len(part.ngram):,} n-grams, weight 0.3",
+    )
+    for source in (model, folder):
+        found = inspect(source)
+        assert found.adapters[0].words == {"bytes": (folder / WORDS).stat().st_size, **part.describe()}
+        assert f"{line}, token bonus 0.5, 1 phrases, " in as_text(found)
+    assert "words" not in [line.split()[0] for line in as_text(inspect(small_model())).splitlines() if line]
+    (folder / WORDS).write_bytes(b"")
+    with pytest.raises(AdapterError, match="damaged"):
+        inspect(folder)
 
 
 def test_what_is_neither_is_one_clear_error(model: AsrModel, tmp_path: Path) -> None:

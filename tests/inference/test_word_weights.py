@@ -13,7 +13,16 @@ from overtone.adapters.prior import Prior
 from overtone.adapters.word_text import make_words
 from overtone.adapters.words import WordPart
 from overtone.decoding.ngram_counts import build_ngram
-from overtone.inference.word_weights import BONUSES, PRIOR_SHARES, WEIGHTS, Heard, choose_weights, count_errors
+from overtone.inference import word_weights
+from overtone.inference.word_weights import (
+    BONUSES,
+    PRIOR_SHARES,
+    WEIGHTS,
+    Heard,
+    choose_parts,
+    choose_weights,
+    count_errors,
+)
 from overtone.models.asr_model import AsrModel
 from support.small_models import small_model
 
@@ -73,6 +82,33 @@ def test_shares_of_the_general_prior_are_tried_and_the_best_is_kept(model: AsrMo
     assert found.best.errors == 0
     assert {share for share, _ in found.shares} == set(PRIOR_SHARES) - {0.1}
     assert found.best.errors < count_errors(model, heard, part.weighted(0.5, prior_share=0.0), scope=nullcontext).errors
+
+
+def test_of_words_and_acoustic_part_what_makes_the_fewest_errors_is_kept(
+    model: AsrModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = [("press the pound key", "press the bound key"), ("hold the line", "hold the wine")]
+    clear = hear(model, said, share=0.9)
+    heard = {
+        None: hear(model, said),
+        "worse": hear(model, [(text, "x" * len(text)) for text, _ in said], share=0.01),
+        "better": clear,
+    }
+    monkeypatch.setattr(word_weights, "hear", lambda model, recordings, name: heard[name])
+    for name in ("worse", "better"):
+        if name not in model.adapters:
+            model.adapters.add(name, "linear")
+    useful, useless = counted(model, "press the pound key", "hold the line"), counted(model, "zz zz")
+    both = choose_parts(model, [], useful, "worse", optional=True)
+    assert (both.acoustic, both.errors.errors, both.base.errors) == (False, 0, 2)
+    assert both.part is not None
+    sound = choose_parts(model, [], useless, "better", optional=True)
+    assert (sound.acoustic, sound.part, sound.errors.errors) == (True, None, 0)
+    nothing = choose_parts(model, [], useless, "worse", optional=True)
+    assert (nothing.acoustic, nothing.part, nothing.errors) == (False, None, nothing.base)
+    kept = choose_parts(model, [], useless, "worse", optional=False)
+    assert kept.acoustic
+    assert kept.errors.errors > kept.base.errors
 
 
 def test_phrases_alone_have_no_weight_to_choose(model: AsrModel) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,13 @@ from overtone.adapters.kinds.linear import LinearAdapter
 from overtone.adapters.kinds.lora import LoraAdapter
 from overtone.adapters.kinds.tiny_attention import TinyAttentionAdapter
 from overtone.checkpoints.load import load_model, save_model
+from overtone.checkpoints.nemo.fresh import build_fresh
+from overtone.checkpoints.nemo.keys import nemo_key
+from overtone.checkpoints.nemo.model import load_base
+from overtone.compat.nemo import models as nemo_models
 from overtone.decoding.decoder import DecodingOptions
 from overtone.decoding.multitask import MultitaskHead
-from overtone.errors import AdapterError, CheckpointError, DataError, UsageError
+from overtone.errors import AdapterError, CheckpointError, ConfigError, DataError, UsageError
 from overtone.evaluation.evaluate import evaluate
 from overtone.evaluation.verify import verify
 from overtone.inference.transcribe import Transcriber, transcribe
@@ -278,3 +283,44 @@ def test_the_server_takes_recordings_of_any_task_and_no_streams() -> None:
             found = run(recognise(engine, waveform, decoding=DecodingOptions(language=task)))
             (expected,) = transcribe(model, fixture_file("wavs/w0.wav"), language=task)
             assert found.hypotheses[0].text == expected.text
+
+
+def test_nemos_names_take_the_slots_of_prompts() -> None:
+    model = nemo_models.EncDecMultiTaskModel.restore_from(fixture_file("canary_aed/adapted.nemo"))
+    assert "transf_decoder" in model.adapter_module_names
+    model.set_enabled_adapters(enabled=False)
+    case = facts_of("canary_aed", "summary")["prompts"][1]
+    (found,) = model.transcribe([str(fixture_file("wavs/w0.wav"))], **case["slots"])
+    assert (list(found.y_sequence), found.text) == tuple(case["greedy"]["w0"])
+    model.set_enabled_adapters("tdec", enabled=True)
+    (adapted,) = model.transcribe([str(fixture_file("wavs/w0.wav"))], **case["slots"])
+    assert adapted.text != found.text
+
+
+def test_a_second_model_for_times_is_left_in_the_file(tmp_path: Path) -> None:
+    """It may be large, and is not read, whatever it holds."""
+    with tarfile.open(fixture_file("canary_aed/model.nemo")) as before, tarfile.open(tmp_path / "x.nemo", "w") as after:
+        for member in before.getmembers():
+            after.addfile(member, before.extractfile(member) if member.isfile() else None)
+        second = tarfile.TarInfo("./timestamps_asr_model_weights.ckpt")
+        second.size = 70 * 2**20  # more than is read of other files
+        with (tmp_path / "zeros").open("wb+") as zeros:
+            zeros.truncate(second.size)
+            after.addfile(second, zeros)
+    model = load_model(tmp_path / "x.nemo")
+    assert not any("timestamps" in name for name in model.checkpoint_files)
+    assert model.fingerprint() == load_model(fixture_file("canary_aed/model.nemo")).fingerprint()
+
+
+def test_an_embedding_that_is_not_the_head_is_refused() -> None:
+    model = load_model(fixture_file("canary_aed/model.nemo"))
+    tensors = {nemo_key(name): tensor.clone() for name, tensor in model.base_state_dict().items()}
+    tensors["log_softmax.mlp.layer0.weight"][0] += 1.0
+    with pytest.raises(CheckpointError, match="although NeMo ties them"):
+        load_base(model, tensors, "a.nemo")
+
+
+def test_such_models_are_not_begun_from_nothing() -> None:
+    tokenizer = load_model(fixture_file("canary_aed/model.nemo")).tokenizer
+    with pytest.raises(ConfigError, match=r"give model\.nemo_model"):
+        build_fresh(fixture_file("canary_aed/model_config.yaml"), tokenizer, seed=0)

@@ -33,7 +33,7 @@ PROTOCOL_PACKAGES: dict[str, set[str]] = {
     "grpc_reflection": {"riva"},
     "prometheus_client": {"metrics"},
     "python_multipart": {"http"},
-    "starlette": {"http", "openai", "realtime", "app"},
+    "starlette": {"http", "openai", "realtime", "app", "ray"},
     "uvicorn": {"http"},
     "websockets": set(),
 }

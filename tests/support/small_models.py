@@ -34,6 +34,17 @@ def small_model(*, layers: int = 2, seed: int = 0, name: str = "small", **differ
         return build_model(settings=settings, tokenizer=CharTokenizer(LABELS), name=name)
 
 
+def small_transducer_model(durations: tuple[int, ...] = ()) -> AsrModel:
+    """A transducer with the encoder of `small_model`, and its letters; durations: of a TDT model."""
+    base = small_model()
+    common = {"classes": len(LABELS), "width": 32}
+    joint = {"encoder_width": 32, "prediction_width": 32, **common, "durations": durations}
+    settings = {**base.settings, "decoder": {"kind": "rnnt", **common}, "joint": joint}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return build_model(settings=settings, tokenizer=CharTokenizer(LABELS), name="transducer")
+
+
 def add_trained(model: AsrModel, name: str, kind: Kind | None = None, *, seed: int = 1) -> None:
     """An adapter that changes what the model says, as a trained one does."""
     adapter = model.adapters.add(name, kind or LinearAdapter(dim=4))

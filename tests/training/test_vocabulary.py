@@ -9,16 +9,23 @@ import pytest
 import sentencepiece
 import yaml
 
-from overtone.checkpoints.load import load_model
-from overtone.errors import CheckpointError, ConfigError, DataError
+from overtone.adapters.kinds.lora import LoraAdapter
+from overtone.adapters.words import WordPart
+from overtone.checkpoints.huggingface.peft import save_peft
+from overtone.checkpoints.load import load_model, save_model
+from overtone.cli import main
+from overtone.decoding.phrase_boost import Boost
+from overtone.errors import AdapterError, CheckpointError, ConfigError, DataError
 from overtone.evaluation.evaluate import evaluate
 from overtone.evaluation.inspect import as_text, inspect
 from overtone.evaluation.verify import verify
 from overtone.inference.transcribe import transcribe
+from overtone.learning.learn import Learner
+from overtone.lightning import AdapterModule
 from overtone.tokenizers import CharTokenizer
 from overtone.training.console import Reporter
 from overtone.training.train import run_training, train
-from support.own_vocabulary import MODELS
+from support.own_vocabulary import LABELS, MODELS, add_own
 from support.small_models import add_trained, small_model
 from support.train_samples import TEXTS, settings_for, write_corpus
 
@@ -118,6 +125,18 @@ def test_it_is_shown_and_proven_like_any_other(tmp_path: Path) -> None:
     assert "its own, 27 symbols (char)" in as_text(inspect(model))
 
 
+@pytest.mark.parametrize("head", MODELS)
+def test_every_head_is_proven(head: str, tmp_path: Path) -> None:
+    model = MODELS[head]()
+    add_own(model, "own", LETTERS)
+    add_own(model, "other", LABELS, modules="encoder+decoder", seed=2)
+    write_corpus(tmp_path)
+    proof = verify(model, sorted(tmp_path.glob("train*.wav")))
+    assert proof.passed, [check for check in proof.all_checks if not check.passed]
+    assert {each.adapter for each in proof.adapters} == {"own", "other"}
+    assert all(0.0 < each.symbols_changed <= 1.0 for each in proof.adapters)
+
+
 def test_words_are_counted_in_the_new_tokens(tmp_path: Path) -> None:
     model = small_model()
     settings = settings_for(tmp_path, NEW, "model.adapter.words=auto", validation=False)
@@ -188,3 +207,51 @@ def test_the_adapted_model_for_nemo_has_the_new_vocabulary(tmp_path: Path, capsy
     for choice, own in (("mine", "@file"), ("plain+mine", "plain+mine")):
         expected = transcribe(model, tmp_path / "valid0.wav", adapter=choice)[0].text
         assert transcribe(whole, tmp_path / "valid0.wav", adapter=own)[0].text == expected
+
+
+def test_words_are_made_for_the_tokens_of_an_adapter(tmp_path: Path) -> None:
+    model = small_model()
+    save_model(model, tmp_path / "base")
+    add_own(model, "own", LETTERS)
+    model.adapters.save("own", tmp_path / "own")
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS) + "\n")
+    words = ["words", "spoken", "--text", str(tmp_path / "texts.txt"), "--adapter", str(tmp_path / "own")]
+    assert main([*words, "--model", str(tmp_path / "base"), "--output", str(tmp_path / "spoken")]) == 0
+    made = model.adapters.load(tmp_path / "spoken")
+    assert made.words is not None
+    assert made.words.tokenizer_digest == CharTokenizer(LETTERS).digest()
+    other = WordPart(tokenizer_digest=model.tokenizer.digest(), boosts=(Boost(phrases=("a",), boost=1.0),))
+    made.words = other
+    with pytest.raises(AdapterError, match="word part is over other tokens"):
+        model.adapters.save("spoken", tmp_path / "wrong")
+
+
+def test_a_trainer_of_ones_own_reads_the_tokens_of_the_adapter(tmp_path: Path) -> None:
+    model = small_model()
+    add_own(model, "own", LETTERS)
+    corpus = write_corpus(tmp_path)
+    module = AdapterModule(model, "own", train=corpus, compute_dtype="float32")
+    ids = module.speech["train_ds"][0].dataset.tokens[0]
+    assert CharTokenizer(LETTERS).decode(ids) == TEXTS[0]
+
+
+def test_what_writes_the_bases_tokens_refuses_such_an_adapter(tmp_path: Path) -> None:
+    model = small_model()
+    made = model.adapters.add("lora", LoraAdapter(rank=2), tokenizer=CharTokenizer(LETTERS))
+    with pytest.raises(CheckpointError, match="vocabulary of its own"):
+        save_peft(made, tmp_path / "peft")
+    add_own(model, "own", LETTERS)
+    model.adapters.save("own", tmp_path / "own")
+    with pytest.raises(AdapterError, match="corrections are read in the base's"):
+        Learner(model=model, folder=tmp_path / "own").check_base()
+
+
+@pytest.mark.parametrize("head", ["ctc", "rnnt"])
+def test_processes_that_share_the_rows_learn_the_same(head: str, tmp_path: Path) -> None:
+    losses = []
+    for processes in (1, 2):
+        run = f"exp_manager.explicit_log_dir={tmp_path / str(processes)}"
+        settings = settings_for(tmp_path, NEW, run, f"compute_processes={processes}", "model.base_dropout=false")
+        result = run_training(settings, model=MODELS[head](), reporter=Reporter(quiet=True))
+        losses.append(yaml.safe_load((result.last / "adapter.yaml").read_text())["card"]["loss_after"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)

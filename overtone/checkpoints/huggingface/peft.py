@@ -257,11 +257,16 @@ def module_of(tap: str) -> str:
 
 
 def lora_of(adapter: Adapter) -> Adapter:
-    """The adapter itself. Raises CheckpointError for one of another kind than LoRA, and for one with a word part."""
+    """The adapter itself. Raises CheckpointError for one of another kind than LoRA, and with words or own tokens."""
     if not isinstance(adapter.kind, LoraAdapter):
         raise CheckpointError(
             f"Adapter '{adapter.name}' is of kind {adapter.kind.name}; PEFT's folders hold LoRA alone. Save it as an "
             "adapter folder (adapters.save), or remove it before writing the Hugging Face layout."
+        )
+    if adapter.vocabulary is not None:
+        raise CheckpointError(
+            f"Adapter '{adapter.name}' has a vocabulary of its own, which PEFT's folders cannot hold. Save it as an "
+            "adapter folder (adapters.save)."
         )
     if adapter.words is not None:
         raise CheckpointError(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from overtone.checkpoints.nemo.config import (
+    MULTITASK,
     PROMPTED,
     PROMPTED_HYBRID,
     describe,
@@ -65,6 +66,8 @@ def with_vocabulary(config: Mapping[str, Any], tokenizer: Tokenizer, source: str
     parts: dict[str, Any] = {key: copy.deepcopy(resolved(config, key, source)) for key in READ if key in config}
     defaults = parts.get("model_defaults")
     family, _ = find_family(parts, source)
+    if family is MULTITASK:
+        raise ConfigError(f"{source}: {family.words} is not begun from nothing; give model.nemo_model, a checkpoint.")
     if isinstance(defaults, dict) and defaults.get("initialize_prompt_feature"):
         family = PROMPTED_HYBRID if parts.get("aux_ctc") else PROMPTED
     if isinstance(tokenizer, CharTokenizer) and not family.character_models:

@@ -20,7 +20,7 @@ from overtone.checkpoints.nemo.adapters import (
 from overtone.checkpoints.nemo.archive import LIMITS, Archive, Unpacked, open_archive, open_unpacked, write_archive
 from overtone.checkpoints.nemo.config import ENCODERS, NemoDescription, describe, translate
 from overtone.checkpoints.nemo.keys import nemo_key
-from overtone.checkpoints.nemo.multitask import adaptable_sections, rows_of
+from overtone.checkpoints.nemo.multitask import adaptable_sections, check_tied, rows_of
 from overtone.checkpoints.nemo.pickles import read_state_dict
 from overtone.checkpoints.nemo.tokenizer import FILE_PREFIX, read_tokenizer, tokenizer_files, tokenizers_of
 from overtone.checkpoints.nemo.vocabulary import find_owner, with_vocabulary_of
@@ -34,6 +34,8 @@ from overtone.tokenizers import CharTokenizer, Tokenizer
 
 CONFIG = "model_config.yaml"
 WEIGHTS = "model_weights.ckpt"
+ALIGNER = "timestamps_asr_model_"
+"""Beginning of the files of a second model, which some of NeMo's multitask models hold for the times of words."""
 
 
 def read_nemo(path: Path | str, *, adapters: bool = True) -> AsrModel:
@@ -45,7 +47,8 @@ def read_nemo(path: Path | str, *, adapters: bool = True) -> AsrModel:
     with open_unpacked(path) if path.is_dir() else open_archive(path) as archive:
         config = read_config(archive.read(CONFIG, at_most=LIMITS.config_bytes), f"{path}: {CONFIG}")
         description = translate(config, f"{path}: {CONFIG}")
-        files = {name: archive.read(name) for name in archive.names if name not in (CONFIG, WEIGHTS)}
+        others = [name for name in archive.names if name not in (CONFIG, WEIGHTS) and not name.startswith(ALIGNER)]
+        files = {name: archive.read(name) for name in others}
         tokenizer = read_tokenizer(description.tokenizer, files, str(path))
         with archive.open(WEIGHTS) if WEIGHTS in archive else _no_weights(archive) as weights:
             base, held = split_adapters(read_state_dict(weights, f"{path}: {WEIGHTS}"))
@@ -154,6 +157,7 @@ def load_base(model: AsrModel, tensors: dict[str, Tensor], source: str, *, keep:
     """
     own = {nemo_key(name): tensor for name, tensor in model.base_state_dict().items()}
     check_keys(own.keys(), tensors.keys(), source)
+    check_tied(tensors, source)
     shared = model.settings["encoder"].get("untie_biases") is False
     places = base_tensors(model) if keep and not shared else {}
     kept: set[int] = set()

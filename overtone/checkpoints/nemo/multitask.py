@@ -9,15 +9,21 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from overtone.checkpoints.nemo.keys import MODULES, Parts, Section, encoder_width
 from overtone.checkpoints.nemo.yaml import resolved
 from overtone.config.keys import Key, flag, integer, number, one_of, read_key, read_section, refuse, write_section
 from overtone.decoding.multitask import MAX_DELTA
 from overtone.decoding.task import SLOTS
+from overtone.errors import CheckpointError
 
 TRANSFORMER = f"{MODULES}.transformer"
 CLASSIFIER = "nemo.collections.asr.parts.submodules.token_classifier.TokenClassifier"
 LOSS = "nemo.collections.common.losses.smoothed_cross_entropy.SmoothedCrossEntropyLoss"
+TIED = ("transf_decoder._embedding.token_embedding.weight", "log_softmax.mlp.layer0.weight")
+"""The same values by two keys."""
 ROWS = 8
 """NeMo rounds the rows of the vocabulary up to a multiple of this."""
 
@@ -224,6 +230,12 @@ def write_multitask(
     if between and between["layers"]:
         sections["transf_encoder"] = TRANSF_ENCODER.to_section(between)
     return sections
+
+
+def check_tied(tensors: Mapping[str, Tensor], source: str) -> None:
+    """Raises CheckpointError where embedding and head of a decoder, which are one, have different values."""
+    if set(TIED) <= tensors.keys() and not torch.equal(*(tensors[key] for key in TIED)):
+        raise CheckpointError(f"{source}: {' and '.join(TIED)} differ, although NeMo ties them.")
 
 
 def adaptable_sections(config: Mapping[str, Any], classes: int) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from overtone.checkpoints.nemo import adapters as files
 from overtone.checkpoints.nemo.config import NemoAdapter
 from overtone.compat.nemo.adapter_mixins import plain_config
 from overtone.compat.nemo.decoding import choose_decoding
-from overtone.compat.nemo.parts import ModelSummary, NemoHypothesis, PartView, nemo_hypothesis, summarize
+from overtone.compat.nemo.parts import GLOBAL, ModelSummary, NemoHypothesis, PartView, nemo_hypothesis, summarize
 from overtone.compat.nemo.settings import (
     LIVE_SECTIONS,
     check_override,
@@ -39,10 +39,6 @@ from overtone.lightning import AdapterSteps
 from overtone.models.asr_model import AsrModel
 from overtone.training.console import Reporter
 from overtone.training.data import SpeechSet, read_speech
-
-GLOBAL = "global_cfg"
-"""The section of `adapters` that is no adapter."""
-MODULES = ("encoder", "decoder", "joint")
 
 
 class ASRModel(LightningModule):
@@ -115,7 +111,8 @@ class ASRModel(LightningModule):
     @property
     def adapter_module_names(self) -> list[str]:
         """The parts that may have adapters; the empty name is the encoder."""
-        return ["", *(part for part in MODULES if part in {x.module for x in self.model.adapters.points.values()})]
+        own = {point.module for point in self.model.adapters.points.values()}
+        return ["", *(part for part in files.NEMO_MODULES if part in own)]
 
     @property
     def default_adapter_module_name(self) -> str:
@@ -387,14 +384,17 @@ class ASRModel(LightningModule):
         num_workers: int = 0,
         verbose: bool = True,
         timestamps: bool = False,
+        **prompt: str,
     ) -> list[NemoHypothesis]:
         """The hypotheses of recordings with the enabled adapters, in order; batches have a length in seconds here.
 
-        timestamps: fill in the times of the words. Raises DataError for a recording that cannot be read.
+        timestamps: fill in the times of the words. prompt: slots of a multitask model, such as target_lang="de".
+        Raises DataError for a recording that cannot be read, UsageError for other slots.
         """
-        found = Transcriber(self.model).transcribe(audio, adapter=self.choice)
+        task = ",".join(f"{slot}={value}" for slot, value in prompt.items())
+        found = Transcriber(self.model, language=task or None).transcribe(audio, adapter=self.choice)
         return [nemo_hypothesis(hypothesis, timestamps=timestamps) for hypothesis in found]
 
 
 EncDecCTCModel = EncDecCTCModelBPE = EncDecRNNTModel = EncDecRNNTBPEModel = ASRModel
-EncDecHybridRNNTCTCModel = EncDecHybridRNNTCTCBPEModel = ASRModel
+EncDecHybridRNNTCTCModel = EncDecHybridRNNTCTCBPEModel = EncDecMultiTaskModel = ASRModel

@@ -13,6 +13,9 @@ from overtone.decoding.hypothesis import Hypothesis
 from overtone.models.asr_model import AsrModel
 from overtone.text_table import columns
 
+GLOBAL = "global_cfg"
+"""The section of `adapters` that is no adapter."""
+
 
 class PartView(nn.Module):
     """A part of a model as NeMo's scripts see it: `model.encoder`, `model.decoder`, `model.joint`."""

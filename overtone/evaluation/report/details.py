@@ -51,6 +51,8 @@ def told(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         hours = float(data["hours"])
         amount = f"{60 * hours:.0f} min" if hours < 1.0 else f"{hours:.1f} h"
         rows.append(("Speech", f"{amount} in {data.get('utterances', '?')} utterances"))
+    if isinstance(own := card.get("vocabulary"), Mapping):
+        rows.append(("Vocabulary", f"its own, {own.get('size')} tokens ({own.get('kind')})"))
     if card.get("steps") is not None:
         rows.append(("Steps", str(card["steps"])))
     if card.get("training_seconds"):

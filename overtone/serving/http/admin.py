@@ -7,20 +7,24 @@ is never a path. Everything needs the administrator's token.
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from overtone.adapters.adapter import check_name
 from overtone.errors import AdapterError
+from overtone.serving.adapter_store.mirror import fetch_archive
 from overtone.serving.adapter_store.store import AdapterEntry
 from overtone.serving.http.bodies import form_file, read_body, read_form
 from overtone.serving.http.errors import HttpError
 from overtone.serving.http.requests import HttpRequests, metadata_of
 
+MAX_LORA_BODY = 2**14
+"""Bytes of the JSON of vLLM's requests."""
 DEEPEST = 16
 """Levels of an adapter's card that are shown."""
 
@@ -45,6 +49,7 @@ class Administration:
         name = self.admit(request)
         if request.method in ("GET", "HEAD"):
             return JSONResponse(entry_json(await self.known(name)))
+        self.check_folder_is_ours()
         if request.method == "DELETE":
             await self.known(name)
             await asyncio.to_thread(run_or_400, self.store.remove, name)
@@ -58,20 +63,75 @@ class Administration:
     async def load(self, request: Request) -> Response:
         """POST /v1/admin/adapters/NAME/load: into the model, before the first request asks for it."""
         name = self.admit(request)
+        await self.load_known(name)
+        return JSONResponse(entry_json(await self.known(name)))
+
+    async def load_known(self, name: str) -> None:
+        """Load an adapter of the store. Raises AdapterError, which is 404, and HttpError."""
         await self.known(name)
         if self.elsewhere is None:
             lease = await asyncio.to_thread(run_or_400, self.store.acquire, name)
             lease.release()
         await self.tell("load", name)
-        return JSONResponse(entry_json(await self.known(name)))
 
     async def unload(self, request: Request) -> Response:
         """POST /v1/admin/adapters/NAME/unload: out of the model; requests that name it load it again."""
         name = self.admit(request)
+        await self.unload_known(name)
+        return JSONResponse(entry_json(await self.known(name)))
+
+    async def unload_known(self, name: str) -> None:
+        """Unload an adapter of the store. Raises AdapterError, which is 404, and HttpError."""
         await self.known(name)
         await asyncio.to_thread(run_or_400, self.store.unload, name)
         await self.tell("unload", name)
-        return JSONResponse(entry_json(await self.known(name)))
+
+    async def load_lora(self, request: Request) -> Response:
+        """POST /v1/load_lora_adapter, as vLLM has it: {"lora_name", "lora_path"}, into the store and the model.
+
+        A path is a URI below one of the server's adapter sources; without one the adapter is in the store already.
+        """
+        self.admit(request)
+        body = await self.lora_body(request)
+        name, path = run_or_400(check_name, body.get("lora_name", "")), body.get("lora_path", "")
+        if path and path != name:
+            self.check_folder_is_ours()
+            self.check_source(path)
+            archive = await asyncio.to_thread(run_or_400, fetch_archive, path)
+            await asyncio.to_thread(run_or_400, self.store.put, name, archive)
+        await self.load_known(name)
+        return PlainTextResponse(f"Success: LoRA adapter '{name}' added successfully.")
+
+    async def unload_lora(self, request: Request) -> Response:
+        """POST /v1/unload_lora_adapter, as vLLM has it: {"lora_name"}; it stays in the store."""
+        self.admit(request)
+        name = run_or_400(check_name, (await self.lora_body(request)).get("lora_name", ""))
+        await self.unload_known(name)
+        return PlainTextResponse(f"Success: LoRA adapter '{name}' removed successfully.")
+
+    async def lora_body(self, request: Request) -> dict[str, str]:
+        """Texts of a JSON body. Raises HttpError for another one."""
+        try:
+            body = json.loads(await read_body(request, most=MAX_LORA_BODY, seconds=self.settings.idle_seconds))
+        except (ValueError, RecursionError):
+            body = None
+        if not isinstance(body, dict) or not isinstance(body.get("lora_name"), str):
+            raise HttpError(400, 'A JSON object is needed: {"lora_name": "medical", "lora_path": "s3://…"}.')
+        if not isinstance(body.get("lora_path", ""), str):
+            raise HttpError(400, "'lora_path' must be a text.")
+        return body
+
+    def check_source(self, path: str) -> None:
+        """Raises HttpError for a URI that does not lie below one of the server's adapter sources."""
+        sources = [source.rstrip("/") + "/" for source in self.settings.adapter_sources]
+        if ".." in path.split("/") or not any(path.startswith(source) for source in sources):
+            allowed = ", ".join(sources) or "none; start the server with --adapter-source"
+            raise HttpError(403, f"Adapters are not fetched from there. Allowed beginnings: {allowed}.")
+
+    def check_folder_is_ours(self) -> None:
+        """Raises HttpError where the store mirrors a place that the server does not write to."""
+        if self.settings.adapters_from:
+            raise HttpError(400, f"The adapters are those of {self.settings.adapters_from}; change them there.")
 
     async def scan(self, request: Request) -> Response:
         """POST /v1/admin/scan: look at the folder now."""

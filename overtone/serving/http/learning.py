@@ -131,7 +131,7 @@ class Learning:
         return [Correction(text=text, language=language) for text, (_, language) in zip(texts, rows, strict=True)]
 
     def written(self, rows: Sequence[tuple[str, str | None]]) -> list[str]:
-        """Texts in the model's letters. Raises DataError for those that it cannot write."""
+        """Texts in the model's letters. Raises RequestError, AdapterError, or DataError for what it cannot write."""
         languages = self.service.engine.model.tokenizer.languages
         if wrong := next((own for _, own in rows if own is not None and own not in languages), None):
             known = ", ".join(languages) or "none: leave it out"

@@ -59,6 +59,8 @@ class ReplicaPlan:
     """Time between two checks of a replica's health."""
 
     def __post_init__(self) -> None:
+        if self.settings.learn:
+            raise UsageError("--learn trains in the server that recognises; it does not go with a cluster's replicas.")
         if self.replicas < 1:
             raise UsageError(f"{self.replicas} replicas: one or more is needed.")
         if self.most and self.most < self.replicas:

@@ -197,7 +197,13 @@ class Replica:
 def inner_settings(settings: ServerSettings) -> ServerSettings:
     """Settings of a replica: without ports, tokens and certificates, which are its fronts' business."""
     return replace(
-        settings, tokens=None, admin_token_file=None, tls_certificate=None, tls_key=None, client_authority=None
+        settings,
+        learn=False,
+        tokens=None,
+        admin_token_file=None,
+        tls_certificate=None,
+        tls_key=None,
+        client_authority=None,
     )
 
 

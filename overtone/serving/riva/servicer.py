@@ -121,11 +121,14 @@ class RivaServicer:
             metadata: Metadata = context.invocation_metadata() or ()
             asked = (await self.receive(messages, call)).model_name
             response = ConfigResponse()
+            kinds: tuple[Kind, ...] = (
+                ("offline", "online") if service.engine.model.head.prompts is None else ("offline",)
+            )
             for entry in [None, *visible_adapters(service.store, service.guard, metadata)]:
                 names = () if entry is None else (entry.name,)
                 if asked and adapter_names(service.resolve(asked), service.base) != names:
                     continue
-                for kind in ("offline", "online"):
+                for kind in kinds:
                     parameters = self.parameters(entry, kind)
                     response.model_config.add(model_name=model_name(service.base, names), parameters=parameters)
             await context.write(response)
@@ -211,7 +214,7 @@ class RivaServicer:
             "language_code": self.service.language,
             "sample_rate_hertz": str(self.service.engine.sample_rate),
             "streaming": str(kind == "online"),
-            "decoder": "ctc",
+            "decoder": self.service.engine.model.head_in_use,
             "base_model": self.service.base,
         }
         if entry is not None:

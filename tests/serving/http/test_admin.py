@@ -128,3 +128,38 @@ def test_without_a_token_there_is_no_administration(tmp_path: Path) -> None:
     with web_service(None) as plain:
         assert plain.get("/v1/admin/adapters", token="anything").status == 403
         assert plain.text(file_of(spoken("abc"))) == "abc"
+
+
+def test_vllms_endpoints_load_and_unload_by_name_and_fetch_only_from_where_they_may(tmp_path: Path) -> None:
+    token, store, source = tmp_path / "admin", tmp_path / "store", tmp_path / "source"
+    token.write_text(ADMIN)
+    put_adapter(SpeakingModel(), "swap", source)
+    store.mkdir()
+    allowed = (source.as_uri(),)
+    with web_service(store, adapters=("other",), admin_token_file=token, adapter_sources=allowed) as service:
+
+        def post(path: str, *, token: str = ADMIN, **content: str) -> tuple[int, str]:
+            answer = service.post(f"/v1/{path}_lora_adapter", content, token=token)
+            return answer.status, answer.text
+
+        def state(name: str) -> str:
+            return str(service.get(f"/v1/admin/adapters/{name}", token=ADMIN).json["state"])
+
+        assert post("load", token="nobody", lora_name="other")[0] == 401
+        assert post("load", lora_name="other") == (200, "Success: LoRA adapter 'other' added successfully.")
+        assert state("other") == "resident"
+        assert post("unload", lora_name="other")[0] == 200
+        assert state("other") == "ready"
+        assert post("load", lora_name="mine", lora_path=f"{source.as_uri()}/swap")[0] == 200
+        assert state("mine") == "resident"
+        assert {
+            name: post("load", lora_name="bad", lora_path=path)[0]
+            for name, path in {
+                "elsewhere": store.as_uri() + "/other",
+                "upwards": source.as_uri() + "/../store/other",
+                "plain": str(source / "swap"),
+                "absent": source.as_uri() + "/absent",
+            }.items()
+        } == {"elsewhere": 403, "upwards": 403, "plain": 403, "absent": 400}
+        assert [post("load", lora_name=name)[0] for name in ("absent", "../x", "")] == [404, 400, 400]
+        assert post("unload", lora_name="absent")[0] == 404

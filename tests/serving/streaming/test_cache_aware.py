@@ -32,6 +32,7 @@ from overtone.serving.streaming.session import open_stream
 from overtone.serving.streaming.stream import Interim, Stream, StreamSettings
 from support.families import family_model
 from support.fixtures import fixture_file
+from support.own_vocabulary import LABELS, add_own
 from support.serving_models import make_adapter, noise, offline, store_of, until
 from support.streams import finals, frames_of, run, stream_all
 from support.tone_model import ToneModel
@@ -150,6 +151,29 @@ def test_streams_of_different_adapters_at_once_are_each_alone(engine: Engine, st
     assert not np.allclose(alone[0], offline(engine.model, waveforms[1])[: len(alone[0])], atol=1e-2)
     assert after.mixed_batches - before.mixed_batches > 5
     assert after.batches - before.batches < after.rows - before.rows
+
+
+def test_streams_of_different_vocabularies_share_their_steps(tmp_path: Path) -> None:
+    model = streaming_model()
+    add_own(model, "own", LABELS)
+    model.adapters.save("own", tmp_path / "own")
+    model.adapters.remove("own")
+    with (
+        Engine(model, EngineSettings(max_wait=0.05, threads=1)) as engine,
+        AdapterStore(model, tmp_path, lock=engine.lock, poll_seconds=0) as store,
+    ):
+        waveforms, choices = [noise(SECONDS, seed) for seed in range(3)], (None, "own", None)
+        alone = [
+            frames_of(cached(engine, store, choice), waveform, 1600)
+            for choice, waveform in zip(choices, waveforms, strict=True)
+        ]
+        together = run(all_frames([cached(engine, store, choice) for choice in choices], waveforms))
+        assert engine.state().mixed_batches
+        for one, other in zip(alone, together, strict=True):
+            np.testing.assert_allclose(other, one, rtol=0, atol=1e-4)
+        said = finals(stream_all(cached(engine, store, "own"), waveforms[1]))
+    assert [found.shape[1] for found in together] == [12, len(LABELS) + 1, 12]
+    assert all(set(final.text) <= set(LABELS) for final in said)
 
 
 def test_streams_of_different_contexts_run_side_by_side(engine: Engine) -> None:
