@@ -28,6 +28,7 @@ from overtone.evaluation.evaluate import evaluate
 from overtone.learning.learn import Learner
 from overtone.learning.reading import read_corrections
 from overtone.learning.state import LearnSettings
+from overtone.learning.training import learn
 from overtone.models.asr_model import AsrModel
 
 DOMAINS = {
@@ -91,7 +92,7 @@ def measure(speech: Path, name: str, arguments: argparse.Namespace, place: Path)
         corrections = read_corrections(new, learner.model, policy="keep")
         before = count
         with learner.model.evaluating():
-            versions = learner.learn(corrections, settings)
+            versions = learn(learner, corrections, settings)
         every = [own for own in learner.versions.all() if own.learning]
         words = next((own for own in reversed(every) if own.learning["part"] == "words"), None)
         latest = learner.versions.current()

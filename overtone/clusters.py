@@ -29,8 +29,8 @@ def cluster(address: str | None = HERE, **options: Any) -> Iterator[bool]:
     """Join a Ray cluster, or start one here. Yields whether it was started here: then it ends with the block.
 
     A connection that this process has is used, and stays. address: `host:port`, `auto` for the cluster of this machine,
-    HERE or None for that one or a new one. options: of `ray.init`. Raises UsageError without Ray, and where there is no
-    cluster at the address.
+    HERE or None for that one or a new one, `local` for a new one. options: of `ray.init`. Raises UsageError without
+    Ray, and where there is no cluster at the address.
     """
     check_ray()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
@@ -40,7 +40,7 @@ def cluster(address: str | None = HERE, **options: Any) -> Iterator[bool]:
         yield False
         return
     place = None if address in (None, HERE) else address
-    if place is None:
+    if place in (None, "local"):
         options = {"include_dashboard": False, **options}
     try:
         context = ray.init(address=place, log_to_driver=False, logging_level=logging.WARNING, **options)
@@ -49,6 +49,6 @@ def cluster(address: str | None = HERE, **options: Any) -> Iterator[bool]:
     joined = context.address_info["address"]
     LOG.info("the Ray cluster is at %s", joined)
     try:
-        yield place is None
+        yield place in (None, "local")
     finally:
         ray.shutdown()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,7 @@ from overtone.progress import progress_bar
 from overtone.startup import fast_imports
 
 if TYPE_CHECKING:
+    from overtone.config import Source
     from overtone.evaluation.results import Evaluation
     from overtone.wer import TextProcessing
 
@@ -139,7 +141,7 @@ def looks_like_model(word: str) -> bool:
 
 def by_settings(arguments: argparse.Namespace) -> Evaluation:
     """Evaluate by the settings of NeMo's `eval_asr_adapter.py`. Raises UsageError where `--adapter` is given too."""
-    from overtone.config import manifest_paths, split_name
+    from overtone.config import list_sources, split_name
 
     settings = read_settings(arguments, arguments.words, "evaluate")
     model = settings.model.nemo_model or settings.model.pretrained_model
@@ -157,7 +159,8 @@ def by_settings(arguments: argparse.Namespace) -> Evaluation:
     if arguments.attention is None and encoder.self_attention_model is not None:
         arguments.attention = next(name for name, kind in ATTENTIONS.items() if kind == encoder.self_attention_model)
     dtype = arguments.dtype if arguments.dtype != "auto" else settings.compute_dtype
-    return measure(arguments, model, list(manifest_paths(settings.model.test_ds)), [name], dtype=dtype)
+    sources = list_sources(settings.model.test_ds, key="model.test_ds").sources
+    return measure(arguments, model, list(sources), [name], dtype=dtype)
 
 
 def device_of(accelerator: str) -> str:
@@ -173,7 +176,7 @@ def device_of(accelerator: str) -> str:
 def measure(
     arguments: argparse.Namespace,
     source: str,
-    manifests: list[str],
+    manifests: Sequence[str | Source],
     adapters: list[str] | None,
     *,
     dtype: str,
@@ -185,10 +188,14 @@ def measure(
     """
     with fast_imports():
         from overtone.cli.models import load
+        from overtone.data.sources import read_source
         from overtone.evaluation.evaluate import evaluate, read_references
 
     for manifest in (*manifests, *arguments.general):
-        read_references(Path(manifest))
+        if isinstance(manifest, str):
+            read_references(Path(manifest))
+        else:
+            read_source(manifest, note)
     search = search_options(arguments)
     model = load(source, arguments.device, decoder=arguments.decoder, **attention_options(arguments))
     choices = [None, *model.adapters.names] if adapters is None else list(map(choice_of, adapters))

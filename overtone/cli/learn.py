@@ -123,7 +123,9 @@ def learn(arguments: argparse.Namespace, folder: Path) -> None:
         if arguments.words_only or arguments.background:
             learner.add(corrections, settings)
         else:
-            learner.learn(corrections, settings)
+            from overtone.learning.training import learn as learn_all
+
+            learn_all(learner, corrections, settings)
     if arguments.background and not arguments.words_only:
         log = start_worker(folder, arguments.model)
         note(f"Acoustic part: training in the background; {log} tells what becomes of it")

@@ -288,13 +288,14 @@ def _check_retention(model: ModelSettings, findings: Findings) -> None:
 def _check_evaluation(settings: Settings, findings: Findings) -> None:
     """Check that an evaluation counts every line of its manifests, with weights that exist."""
     model, limit = settings.model, settings.trainer.limit_test_batches
-    if not manifest_paths(model.test_ds):
+    if not model.test_ds.names_files:
         findings.add("model.test_ds.manifest_filepath", "has to be given: what to evaluate.")
     if "model.adapter.adapter_name" in findings.missing:
         findings.add("model.adapter.adapter_name", "has to be given; null is the base.")
     for key in ("init", "tokenizer"):
         if getattr(model, key):
             findings.add(f"model.{key}", "is for training; leave it out, and name a model that has been trained.")
+    list_sources(model.test_ds, findings, key="model.test_ds")
     selecting = {f"model.test_ds.{key}": getattr(model.test_ds, key) for key in SELECTING}
     for key, given in {**selecting, "trainer.limit_test_batches": isinstance(limit, int) or limit != 1}.items():
         if given:

@@ -46,6 +46,11 @@ class Source:
     skip_unlisted: bool = False
     """Allow recordings in archives that no line names."""
 
+    @property
+    def name(self) -> str:
+        """Its manifest, its cuts or its shards."""
+        return str(self.manifest or self.cuts or self.shar)
+
 
 @dataclass(frozen=True, kw_only=True)
 class SourceList:

@@ -34,6 +34,11 @@ def read_source(source: Source, say: Callable[[str], None], tables: Mapping[str,
     return [replace(utterance, part=source.part) for utterance in lines]
 
 
+def read_named(given: Any, name: str) -> list[Utterance]:
+    """Read a table, or a source in its place, by its name. Raises DataError for what cannot be used."""
+    return read_source(given, lambda _: None) if isinstance(given, Source) else read_table(given, name, silence=True)
+
+
 def read_lines(source: Source, say: Callable[[str], None]) -> list[Utterance]:
     """Read the utterances of a source as its files have them. Raises DataError."""
     form = LineForm(silence=True, defaults={key: source.tags[key] for key in source.tags if key not in OWN_KEYS})

@@ -18,6 +18,7 @@ from overtone.audio.containers import Source
 from overtone.audio.held import hold
 from overtone.audio.load import SAMPLE_RATE
 from overtone.audio.sources import open_source
+from overtone.config.sources import Source as FileSource
 from overtone.data.corpus.rows import Columns
 from overtone.data.manifest import LineForm, Place, Utterance, find_file, read_rows
 from overtone.data.manifest_file import Entry
@@ -71,16 +72,19 @@ def is_frame(value: object) -> bool:
 
 
 def name_tables(given: Any, label: str) -> tuple[list[Any], dict[str, Any]]:
-    """The names of manifests, one or several, and the tables among them by a name that says what they are.
+    """The names of manifests, one or several, and the tables and sources among them by names that say what they are.
 
-    label: the beginning of these names.
+    label: the beginning of the tables' names.
     """
-    listed = [given] if isinstance(given, str | Path) or is_table(given) else list(given or ())
+    listed = [given] if isinstance(given, str | Path | FileSource) or is_table(given) else list(given or ())
     names: list[Any] = []
     tables: dict[str, Any] = {}
     for number, item in enumerate(listed, start=1):
         name = item if isinstance(item, list | tuple) else str(item)  # a manifest with its weight
-        if is_table(item):
+        if isinstance(item, FileSource):
+            name = item.name
+            tables[name] = item
+        elif is_table(item):
             count = "" if len(listed) == 1 else f" {number}"
             name = f"{label}{count} ({type(item).__name__} of {len_of(item)} rows)"
             tables[name] = item

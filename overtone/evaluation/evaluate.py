@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from overtone.data.manifest import Utterance, read_manifest
-from overtone.data.tables import Manifests, name_tables, read_table
+from overtone.data.sources import read_named
+from overtone.data.tables import Manifests, name_tables
 from overtone.data.vocabulary import VocabularyReport, check_vocabulary, read_tasks, reference_text
 from overtone.decoding.decoder import BeamSettings
 from overtone.errors import DataError, UsageError
@@ -159,7 +160,7 @@ def read_told(model: AsrModel, path: Path, table: Any = None) -> list[Utterance]
 
     Raises DataError as `read_references`, and for tasks that the model does not have.
     """
-    lines = read_references(path) if table is None else read_table(table, str(path), silence=True)
+    lines = read_references(path) if table is None else read_named(table, str(path))
     return lines if model.head.prompts is None else read_tasks(model.check_language, model.tokenizer, lines)
 
 
@@ -251,6 +252,7 @@ def hear(
                 channel=utterance.channel,
                 speaker=utterance.speaker,
                 written=utterance.text or "",
+                held=utterance.held,
             )
         )
     return tuple(heard)

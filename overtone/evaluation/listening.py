@@ -7,7 +7,8 @@ import io
 from html import escape
 from pathlib import Path
 
-from overtone.audio.load import Channels, audio_duration, load_audio
+from overtone.audio.load import AudioReader, Channels, audio_duration
+from overtone.audio.sources import Held
 from overtone.wer import align_words
 
 PLAYABLE = {
@@ -23,12 +24,13 @@ SMALL_FILE = 48_000
 OPUS_RATE = 16_000
 
 
-def sound_uri(path: Path, offset: float, duration: float, channel: Channels | None) -> str:
+def sound_uri(path: Path | Held, offset: float, duration: float, channel: Channels | None) -> str:
     """The sound of a stretch in seconds: a small file as it is, anything else as Ogg-Opus.
 
     Raises DataError, OSError and RuntimeError (soundfile's) for sound that cannot be read.
     """
-    kind, content = _original(path, offset, duration, channel) or ("audio/ogg", _opus(path, offset, duration, channel))
+    original = _original(path, offset, duration, channel) if isinstance(path, Path) else None
+    kind, content = original or ("audio/ogg", _opus(path, offset, duration, channel))
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
@@ -42,10 +44,11 @@ def _original(path: Path, offset: float, duration: float, channel: Channels | No
     return kind, path.read_bytes()
 
 
-def _opus(path: Path, offset: float, duration: float, channel: Channels | None) -> bytes:
+def _opus(path: Path | Held, offset: float, duration: float, channel: Channels | None) -> bytes:
     import soundfile
 
-    samples = load_audio(path, offset=offset, duration=duration, sample_rate=OPUS_RATE, channel=channel)
+    with AudioReader(path, offset=offset, duration=duration, sample_rate=OPUS_RATE, channel=channel) as reader:
+        samples = reader.read()
     buffer = io.BytesIO()
     soundfile.write(buffer, samples, OPUS_RATE, format="OGG", subtype="OPUS")
     return buffer.getvalue()
@@ -63,3 +66,10 @@ def mark_errors(reference: str, hypothesis: str) -> str:
         if aligned.hypothesis is not None:
             words.append(f"<ins>{escape(aligned.hypothesis)}</ins>")
     return " ".join(words) or "<i>nothing</i>"
+
+
+def player_beside(sound: str, reference: str, hypothesis: str) -> str:
+    """A player of the sound, a data URI, above what was said and what was heard, its errors marked."""
+    said, heard = escape(reference), mark_errors(reference, hypothesis)
+    player = f'<audio controls preload="metadata" src="{sound}"></audio>'
+    return f"{player}<table><tr><td>said</td><td>{said}</td></tr><tr><td>heard</td><td>{heard}</td></tr></table>"

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from overtone.audio.load import Channels
+from overtone.audio.sources import Held
 from overtone.data.vocabulary import VocabularyReport
-from overtone.evaluation.listening import mark_errors, sound_uri
+from overtone.evaluation.listening import player_beside, sound_uri
 from overtone.text_table import columns
 from overtone.wer import ErrorCounts, align_words
 
@@ -46,6 +47,8 @@ class UtteranceResult:
     """The speaker, where the manifest names one."""
     written: str | None = None
     """The transcript as its manifest has it, where `reference` is the form that is counted."""
+    held: Held | None = field(default=None, repr=False, compare=False)
+    """The recording itself, where it is no file of its own; `audio_path` is then its name alone."""
     wer: float = field(init=False)
     """Word errors by reference words."""
     cer: float = field(init=False)
@@ -57,10 +60,8 @@ class UtteranceResult:
 
     def _repr_html_(self) -> str:
         """For notebooks: a player, what was said, and what was heard with its errors marked."""
-        sound = sound_uri(self.audio_path, self.offset, self.duration, self.channel)
-        said, heard = escape(self.reference), mark_errors(self.reference, self.hypothesis)
-        player = f'<audio controls preload="metadata" src="{sound}"></audio>'
-        return f"{player}<table><tr><td>said</td><td>{said}</td></tr><tr><td>heard</td><td>{heard}</td></tr></table>"
+        sound = sound_uri(self.held or self.audio_path, self.offset, self.duration, self.channel)
+        return player_beside(sound, self.reference, self.hypothesis)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -302,10 +303,8 @@ class Evaluation:
     def _repr_html_(self) -> str:
         """The same table, for notebooks."""
         head = "".join(f"<th>{escape(name)}</th>" for name in HEAD)
-        lines = (
-            "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in summary_of(result)) + "</tr>"
-            for result in self.results
-        )
+        cells = (map(escape, summary_of(result)) for result in self.results)
+        lines = ("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in cells)
         caption = escape(f"{self.model or 'model'}: {self.numbers}")
         return f"<table><caption>{caption}</caption><tr>{head}</tr>{''.join(lines)}</table>"
 

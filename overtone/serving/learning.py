@@ -37,7 +37,12 @@ class LearningJobs:
         self.command: Command = command or (lambda folder, options: worker_command(folder, model, *options))
         self.waiting: dict[str, list[str]] = {"words": [], "training": []}
         """Names of adapters whose turn comes."""
+        self.at_work: dict[str, str] = {}
+        """Name of the adapter that is worked on, by the part."""
         self.tasks: dict[str, asyncio.Task[None]] = {}
+        self.ending = False
+        self.yields = True
+        """Workers let every other process of the machine go first."""
         self.running: set[asyncio.subprocess.Process] = set()
 
     def folder(self, name: str) -> Path:
@@ -55,7 +60,7 @@ class LearningJobs:
         versions, store = Versions(folder), Corrections(folder, sample_rate=self.sample_rate)
         current, every = versions.current(), store.read()
         state = read_state(folder)
-        waits = any(name in names for names in self.waiting.values())
+        waits = name in self.at_work.values() or any(name in names for names in self.waiting.values())
         is_busy = state["phase"] in ("words", "training")
         return {
             "version": None if current is None else current.number,
@@ -87,12 +92,18 @@ class LearningJobs:
     async def work(self, part: str) -> None:
         """Learn one adapter after the other."""
         while self.waiting[part]:
-            name = self.waiting[part].pop(0)
-            code = await self.run(name, [WORDS_ONLY] if part == "words" else [])
-            await asyncio.to_thread(self.store.scan)
-            REPORT.log(logging.INFO if code == 0 else logging.WARNING, "learning of '%s' (%s): %d", name, part, code)
-            if part == "words" and code == 0:
-                self.wait_for_turn("training", name)
+            name = self.at_work[part] = self.waiting[part].pop(0)
+            try:
+                code = await self.run(name, [WORDS_ONLY] if part == "words" else [])
+                await asyncio.to_thread(self.store.scan)
+                level = logging.INFO if code == 0 else logging.WARNING
+                REPORT.log(level, "learning of '%s' (%s) ended with %d", name, part, code)
+                if part == "words" and code == 0 and not self.ending:
+                    self.wait_for_turn("training", name)
+            except OSError as error:
+                REPORT.error("learning of '%s' (%s) could not begin: %s", name, part, error)
+            finally:
+                del self.at_work[part]
 
     async def run(self, name: str, options: Sequence[str]) -> int:
         """Run a worker to its end; its exit code."""
@@ -105,7 +116,7 @@ class LearningJobs:
                 stdout=file,
                 stderr=file,
                 env={**os.environ, **GENTLE},
-                preexec_fn=yield_processor if os.name == "posix" else None,
+                preexec_fn=yield_processor if self.yields and os.name == "posix" else None,
             )
         self.running.add(process)
         try:
@@ -115,6 +126,7 @@ class LearningJobs:
 
     async def stop(self) -> None:
         """End the workers; what they had not finished is learnt another time."""
+        self.ending = True
         for names in self.waiting.values():
             names.clear()
         for process in list(self.running):

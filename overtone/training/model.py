@@ -65,8 +65,16 @@ def change_vocabulary(model: AsrModel, tokenizer: Tokenizer, *, seed: int) -> As
         raise ConfigError(f"model.tokenizer: {error}") from error
 
 
-def check_new_heads(model: AsrModel, plan: TrainingPlan) -> None:
-    """Raises ConfigError where the vocabulary is changed, and a head that begins anew would stay frozen."""
+def check_trained_base(model: AsrModel, plan: TrainingPlan) -> None:
+    """Raises ConfigError for a base that has adapters, which would be another's then, and where a head that begins anew
+    with another vocabulary would stay frozen.
+    """
+    if model.adapters.names:
+        names = " ".join(model.adapters.names)
+        raise ConfigError(
+            f"model.train: the adapters {names} were made for the base as it is, and the training changes it. Train it "
+            f"without them; `overtone adapters remove base.nemo {names} --output plain.nemo` writes such a model."
+        )
     missing = [part for part in WITH_TOKENS if part in model.parts and part not in plan.trained_parts]
     if plan.trained_parts and plan.changes_vocabulary and missing:
         raise ConfigError(

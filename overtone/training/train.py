@@ -42,7 +42,14 @@ from overtone.training.base_errors import BaseErrors
 from overtone.training.console import Reporter
 from overtone.training.data import read_ahead, read_training_set, read_validation_sets
 from overtone.training.general import read_general
-from overtone.training.model import add_adapter, check_new_heads, find_vocabulary, give_back, load_base, make_word_part
+from overtone.training.model import (
+    add_adapter,
+    check_trained_base,
+    find_vocabulary,
+    give_back,
+    load_base,
+    make_word_part,
+)
 from overtone.training.optim import EVERYTHING, with_rate
 from overtone.training.plan import AdapterPlan, BasePlan, Prune, TrainingPlan, plan_training
 from overtone.training.prefix_cache.plan import plan_prefix
@@ -325,7 +332,7 @@ def run_in_folder(
 def choose_trained(model: AsrModel, plan: TrainingPlan, tokenizer: Tokenizer | None) -> Adapter | None:
     """Add the adapter that is trained, or make the base trainable. tokenizer: of the adapter's own vocabulary."""
     if plan.adapter is None:
-        check_new_heads(model, plan)
+        check_trained_base(model, plan)
         train_parts(model, plan.trained_parts, base_dropout=plan.base_dropout)
         return None
     seed, dropout = plan.seed, plan.base_dropout

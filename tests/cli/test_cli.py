@@ -14,6 +14,7 @@ from overtone.adapters.kinds.linear import LinearAdapter
 from overtone.checkpoints.load import save_model
 from support.command_line import AUDIO, ROOT, Overtone, one_line_error
 from support.interpreters import modules_after
+from support.shards import packed_corpus
 from support.small_models import small_model
 
 # The frame
@@ -345,3 +346,20 @@ def test_all_mistakes_of_a_configuration_are_told_at_once(overtone: Overtone, fo
     code, _, err = overtone(*training(folder, manifest, "fresh"), "model.optm.lr=1", "trainer.max_step=3")
     assert code == 2
     assert err.startswith("overtone: error: 2 mistakes in the configuration:\n")
+
+
+def test_evaluate_by_settings_on_a_tarred_set(overtone: Overtone, folder: Path, tmp_path: Path) -> None:
+    """The errors are those of the files that were packed; a page of it has their sound."""
+    manifest, archives = packed_corpus(tmp_path, count=4, shards=2)
+    words = ["evaluate", f"model.nemo_model={folder / 'model'}", "model.adapter.adapter_name=null"]
+    tarred = [f"model.test_ds.manifest_filepath={manifest}", f"model.test_ds.tarred_audio_filepaths={archives}"]
+    found = []
+    for name, given in (("tarred", tarred), ("files", [f"model.test_ds.manifest_filepath={tmp_path / 'train.json'}"])):
+        code, _, _ = overtone(*words, *given, "--output", tmp_path / name)
+        assert code == 0
+        (result,) = json.loads((tmp_path / name / "evaluation.json").read_text())["results"]
+        found.append((result["wer"], [each["pred_text"] for each in result["utterances"]]))
+        assert (tmp_path / name / "report.html").read_text().count("<audio") == 4
+    assert found[0] == found[1]
+    (tmp_path / "tarred/audio_1.tar").unlink()
+    assert "audio_1.tar: no such archive" in one_line_error(overtone(*words, *tarred))

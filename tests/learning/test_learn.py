@@ -14,12 +14,15 @@ import torch
 
 from overtone.adapters.storage import read_description
 from overtone.checkpoints.load import save_model
+from overtone.cli.models import learning_copy
 from overtone.errors import DataError, UsageError
-from overtone.learning import learn as learning
+from overtone.learning import learn as words_module
+from overtone.learning import training as learning
 from overtone.learning.acoustic import replay_of_card, replayed
 from overtone.learning.corrections import Correction, Learnt
 from overtone.learning.learn import Learner
 from overtone.learning.state import LearnSettings, read_settings, read_state, remember, write_state
+from overtone.learning.training import learn
 from overtone.learning.versions import TRAINING_LOCK, Versions, go_back
 from overtone.models.asr_model import AsrModel
 from overtone.wer import ErrorCounts
@@ -62,7 +65,8 @@ def judge_with(monkeypatch: pytest.MonkeyPatch, *errors: int) -> None:
     def count(*_: Any, **__: Any) -> ErrorCounts:
         return ErrorCounts(substitutions=left.pop(0), deletions=0, insertions=0, hits=20)
 
-    monkeypatch.setattr(learning, "count_errors", count)
+    for module in (learning, words_module):
+        monkeypatch.setattr(module, "count_errors", count)
 
 
 def test_words_come_first_and_the_acoustic_part_then(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +82,7 @@ def test_words_come_first_and_the_acoustic_part_then(learner: Learner, monkeypat
 
     monkeypatch.setattr(learning, "train_acoustic_part", watch)
     given = [*some(5, held=False), *some(6, held=True)]
-    words, acoustic = learner.learn(given, SHORT)
+    words, acoustic = learn(learner, given, SHORT)
     assert (words.learning["part"], acoustic.learning["part"]) == ("words", "acoustic")
     assert trained == [[own.text for own in given[:5]]]
     assert acoustic.learning["held_out"] == {"words": 25, "wer_before": 0.2, "wer_after": round(4 / 24, 6)}
@@ -87,16 +91,16 @@ def test_words_come_first_and_the_acoustic_part_then(learner: Learner, monkeypat
     assert stored.kind.name == "linear"
     assert stored.words is not None
     assert not (learner.store.folder / "run").exists()
-    assert learner.learn([], SHORT) == []
+    assert learn(learner, [], SHORT) == []
     assert lines(learner)[-1] == "Acoustic part: no new recordings"
 
 
 def test_what_is_worse_is_not_kept_and_counts_with_the_next(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
     judge_with(monkeypatch, 4, 5, 4, 4)
-    (words,) = learner.learn([*some(5, held=False), *some(6, held=True)], SHORT)
+    (words,) = learn(learner, [*some(5, held=False), *some(6, held=True)], SHORT)
     assert read_description(learner.folder)["kind"] == "words"
     assert "not kept" in lines(learner)[-1]
-    first, second = learner.learn([correction("one more")], SHORT)
+    first, second = learn(learner, [correction("one more")], SHORT)
     assert (first.parent, second.parent) == (words.number, first.number)
     assert second.acoustic_lines == 12
 
@@ -105,14 +109,14 @@ def test_an_adapter_goes_on_from_what_it_is(learner: Learner, monkeypatch: pytes
     judge_with(monkeypatch, 4, 4, 4, 4)
     add_trained(learner.model, "mine")
     learner.model.adapters.save("mine", learner.folder)
-    learner.learn([*some(5, held=False), *some(6, held=True)], SHORT)
+    learn(learner, [*some(5, held=False), *some(6, held=True)], SHORT)
     stored = small_model().adapters.load(learner.folder)
     origin = small_model().adapters.load(learner.versions.folder / "0")
     assert stored.tensors().keys() == origin.tensors().keys()
     changes = [float((stored.tensors()[name] - own).abs().max()) for name, own in origin.tensors().items()]
     assert 0 < max(changes) < 0.05
     assert any(line.startswith("Replay: none") for line in lines(learner))
-    learner.learn([correction("one more")], SHORT)
+    learn(learner, [correction("one more")], SHORT)
     card = small_model().adapters.load(learner.folder, name="again").card
     assert set(card["start_from"]) == {"name", "digest"}, "a card does not hold all those before it"
 
@@ -131,7 +135,7 @@ def test_what_it_learnt_before_is_replayed(learner: Learner, monkeypatch: pytest
         return train(*arguments, **options)
 
     monkeypatch.setattr(learning, "train_acoustic_part", watch)
-    learner.learn([*some(5, held=False), *some(6, held=True)], SHORT)
+    learn(learner, [*some(5, held=False), *some(6, held=True)], SHORT)
     wanted = [json.loads(line)["text"] for line in corpus.read_text("utf-8").splitlines()]
     assert sorted(own["text"] for own in seen) == sorted(wanted)
     assert f"Replay: 6 utterances of {corpus}" in lines(learner)
@@ -154,7 +158,7 @@ def test_an_adapter_that_changed_while_it_was_trained(
 ) -> None:
     """Gone back to another acoustic part, or with corrections set aside: what was trained is not it any more."""
     judge_with(monkeypatch, 4, 4, 4, 4)
-    learner.learn([*some(5, held=False), *some(6, held=True)], SHORT)
+    learn(learner, [*some(5, held=False), *some(6, held=True)], SHORT)
     train = learning.train_acoustic_part
 
     def change(*arguments: Any, **options: Any) -> Any:
@@ -166,7 +170,7 @@ def test_an_adapter_that_changed_while_it_was_trained(
         return adapter
 
     monkeypatch.setattr(learning, "train_acoustic_part", change)
-    made = learner.learn([correction("one more")], SHORT)
+    made = learn(learner, [correction("one more")], SHORT)
     assert [own.learning["part"] for own in made] == (["words", "acoustic"] if what == "kept" else ["words"])
     if what == "back":
         current = learner.versions.current()
@@ -181,10 +185,10 @@ def test_a_training_that_is_cut_off_loses_nothing(learner: Learner, monkeypatch:
     with monkeypatch.context() as patch:
         patch.setattr(learning, "train_acoustic_part", killed)
         with pytest.raises(KeyboardInterrupt):
-            learner.learn([*some(5, held=False), *some(6, held=True)], SHORT)
+            learn(learner, [*some(5, held=False), *some(6, held=True)], SHORT)
     assert read_state(learner.folder)["phase"] == "ended"
     judge_with(monkeypatch, 4, 4)
-    (acoustic,) = learner.learn([], SHORT)
+    (acoustic,) = learn(learner, [], SHORT)
     assert acoustic.learning["part"] == "acoustic"
 
 
@@ -197,7 +201,7 @@ def test_one_training_at_a_time(learner: Learner, monkeypatch: pytest.MonkeyPatc
         write_state(learner.folder, "training", step=3)
         assert read_state(learner.folder)["phase"] == "training"
         with pytest.raises(UsageError, match="is being trained already"):
-            learner.learn([*some(5, held=False), *some(6, held=True)], SHORT)
+            learn(learner, [*some(5, held=False), *some(6, held=True)], SHORT)
     current = learner.versions.current()
     assert current is not None
     assert current.learning["part"] == "words"
@@ -207,9 +211,9 @@ def test_one_training_at_a_time(learner: Learner, monkeypatch: pytest.MonkeyPatc
 
 
 def test_too_little_is_not_trained_on(learner: Learner) -> None:
-    learner.learn(some(3, held=False), SHORT)
+    learn(learner, some(3, held=False), SHORT)
     assert lines(learner)[-1] == "Acoustic part: not yet, there are 3 of the 4 recordings that a training needs"
-    learner.learn(some(5, held=False), SHORT)
+    learn(learner, some(5, held=False), SHORT)
     assert "0 of the 20 held-out words" in lines(learner)[-1]
 
 
@@ -220,7 +224,7 @@ def test_words_that_general_speech_cannot_bear(
     """Errors of the base, with the words of before, and with less and less of the new ones."""
     judge_with(monkeypatch, *errors)
     general = write_corpus(tmp_path, count=2, name="general")
-    made = learner.learn([Correction(text="say this")], LearnSettings(general=(str(general),)))
+    made = learn(learner, [Correction(text="say this")], LearnSettings(general=(str(general),)))
     assert bool(made) is expected
     if expected:
         part = small_model().adapters.load(learner.folder).words
@@ -242,7 +246,7 @@ def test_held_out_texts_choose_the_weights(learner: Learner, monkeypatch: pytest
     """With enough of them: the n-gram that is judged does not know them, the one that is kept does."""
     monkeypatch.setattr("overtone.learning.words.ENOUGH_WORDS", 20)
     counted: list[list[list[int]]] = []
-    grow: Callable[..., Any] = learning.choose_words.__globals__["extend_ngram"]
+    grow: Callable[..., Any] = words_module.choose_words.__globals__["extend_ngram"]
 
     def watch(first: Any, sentences: list[list[int]], **options: Any) -> Any:
         counted.append(sentences)
@@ -263,5 +267,18 @@ def test_the_base_is_untouched(learner: Learner, monkeypatch: pytest.MonkeyPatch
     model: AsrModel = learner.model
     before = {name: own.clone() for name, own in model.base_state_dict().items()}
     save_model(model, tmp_path / "base.nemo")
-    learner.learn([*some(5, held=False), *some(6, held=True)], SHORT)
+    learn(learner, [*some(5, held=False), *some(6, held=True)], SHORT)
     assert all(torch.equal(own, before[name]) for name, own in model.base_state_dict().items())
+
+
+def test_a_copy_of_an_adapter_learns_in_its_place(learner: Learner) -> None:
+    """The demo's adapter stays what its run made of it, and what its copy has learnt stays too."""
+    add_trained(learner.model, "mine")
+    learner.model.adapters.save("mine", learner.folder)
+    copied = learning_copy(learner.folder) / "mine"
+    before = read_description(learner.folder)["parameters_digest"]
+    Learner(model=learner.model, folder=copied, say=lines(learner).append).add([Correction(text="say this")], SHORT)
+    assert learning_copy(learner.folder) == copied.parent
+    assert "word_part" in read_description(copied)
+    assert "word_part" not in read_description(learner.folder)
+    assert read_description(learner.folder)["parameters_digest"] == before

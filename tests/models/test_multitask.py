@@ -20,6 +20,7 @@ from overtone.checkpoints.nemo.fresh import build_fresh
 from overtone.checkpoints.nemo.keys import nemo_key
 from overtone.checkpoints.nemo.model import load_base
 from overtone.compat.nemo import models as nemo_models
+from overtone.config.targets import TRANSFORMER_ATTENTION_TARGETS
 from overtone.decoding.decoder import DecodingOptions
 from overtone.decoding.multitask import MultitaskHead
 from overtone.errors import AdapterError, CheckpointError, ConfigError, DataError, UsageError
@@ -264,12 +265,18 @@ def test_an_adapter_is_trained_on_the_task_of_each_utterance(tmp_path: Path) -> 
     settings = settings_for(
         tmp_path / "run", *overrides, "model.train_ds.batch_size=2", "trainer.max_steps=2",
         "model.adapter.adapter_module_name=transf_decoder", "model.vocabulary_check=keep",
+        "model.adapter.adapter_type=tiny_attn", f"model.adapter.tiny_attn._target_={TRANSFORMER_ATTENTION_TARGETS[0]}",
     )  # fmt: skip
     result = run_training(settings, model=model, reporter=QUIET)
     assert all(torch.equal(frozen[key], tensor) for key, tensor in model.base_state_dict().items())
     assert result.wer_before is not None
     assert result.nemo is not None
     assert load_model(result.nemo).adapters["mine"].modules_text == "transf_decoder"
+    write_manifest(tmp_path / "train.json", {**lines[0], "text": 100 * "a "}, lines[1])
+    with pytest.raises(DataError, match=r"train.json:1.* tokens, and the model reads 91 at most"):
+        run_training(
+            settings_for(tmp_path / "long", *overrides, "model.vocabulary_check=keep"), model=model, reporter=QUIET
+        )
     write_manifest(tmp_path / "train.json", {**lines[0], "target_lang": "fr"}, lines[1])
     with pytest.raises(DataError, match=r"train.json:1: language 'de>fr' is none of this model's: en, de"):
         run_training(settings_for(tmp_path / "other", *overrides), model=model, reporter=QUIET)

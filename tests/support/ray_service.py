@@ -36,7 +36,7 @@ def ray_cluster(*folders: str) -> Iterator[None]:
     before = os.environ.get("PYTHONPATH", "")
     os.environ["PYTHONPATH"] = os.pathsep.join([*paths, before])
     try:
-        with cluster(num_cpus=2, object_store_memory=OBJECT_STORE):
+        with cluster("local", num_cpus=2, object_store_memory=OBJECT_STORE):
             yield
     finally:
         os.environ["PYTHONPATH"] = before

@@ -18,7 +18,7 @@ from overtone.models.trained_parts import parameters_of
 from overtone.training.console import Reporter
 from overtone.training.train import run_training
 from support.own_vocabulary import MODELS
-from support.small_models import small_model
+from support.small_models import add_trained, small_model
 from support.train_samples import settings_for
 
 QUIET = Reporter(quiet=True)
@@ -124,6 +124,17 @@ def test_the_base_is_never_overwritten(tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigError, match="would be overwritten"):
         run_training(again, reporter=QUIET)
+
+
+@pytest.mark.parametrize("trained", ["everything", "[decoder]"])
+def test_adapters_are_not_carried_over_to_another_base(trained: str, tmp_path: Path) -> None:
+    model = small_model()
+    add_trained(model, "old")
+    before = values(model)
+    with pytest.raises(ConfigError, match="adapters old were made for the base as it is"):
+        run_training(settings_for(tmp_path, f"model.train={trained}"), model=model, reporter=QUIET)
+    assert not moved(before, values(model))
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_empty_list_is_no_training(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ class TinyAttentionAdapter:
         if self.position == "rel_pos" and point.attention != "rel_pos":
             raise AdapterError(
                 "tiny_attn adapter: position 'rel_pos' needs a model with relative positions; this one has "
-                f"'{point.attention}'. Use position 'auto'."
+                f"'{point.attention}'. Use position 'auto', in a configuration _target_: {OWN_ATTENTION_TARGET}."
             )
         return "rel_pos" if "rel_pos" in (self.position, point.attention) and self.position != "abs_pos" else "abs_pos"
 
@@ -165,7 +165,10 @@ TINY_ATTENTION = KnownKind(
     shown_in_parameters=("position",),
     section=SectionForm(
         settings=TinyAttentionSettings,
-        targets={**NEMO_TARGETS, OWN_ATTENTION_TARGET: {"position": "auto"}},
+        targets={
+            **NEMO_TARGETS,
+            **{target: {"position": "auto"} for target in (OWN_ATTENTION_TARGET, *TRANSFORMER_ATTENTION_TARGETS)},
+        },
         names={"n_head": "heads", "proj_dim": "projection", "dropout_rate": "dropout"},
         width_keys=("n_feat",),
     ),

@@ -31,7 +31,7 @@ from overtone.compat.nemo.settings import (
     optimiser_settings,
     read_settings,
 )
-from overtone.config import DatasetSettings, SpecAugmentSettings, manifest_paths
+from overtone.config import DatasetSettings, SpecAugmentSettings
 from overtone.data.dataset import Batch
 from overtone.errors import AdapterError, DataError, UsageError, did_you_mean
 from overtone.inference.transcribe import Transcriber
@@ -265,7 +265,7 @@ class ASRModel(LightningModule):
     def set_up(self, key: str, section: Any) -> None:
         """Read the manifests of a section, `key`; those of validation and test are a set each. Raises OvertoneError."""
         chosen = read_settings(DatasetSettings, section, f"model.{key}")
-        given = bool(manifest_paths(chosen))
+        given = chosen.names_files
         self.sets[key] = (chosen, read_speech(self.model, chosen, key, Reporter()) if given else [])
 
     def setup_training_data(self, train_data_config: Any) -> None:

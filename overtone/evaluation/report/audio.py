@@ -40,7 +40,9 @@ def embed_sound(utterance: UtteranceResult, budget: AudioBudget) -> str | None:
     if budget.players <= 0 or utterance.duration > LONGEST:
         return None
     try:
-        sound = sound_uri(utterance.audio_path, utterance.offset, utterance.duration, utterance.channel)
+        sound = sound_uri(
+            utterance.held or utterance.audio_path, utterance.offset, utterance.duration, utterance.channel
+        )
     except (DataError, OSError, RuntimeError):  # soundfile's errors are RuntimeErrors
         return None
     if len(sound) > budget.bytes:

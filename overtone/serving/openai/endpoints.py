@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from overtone.decoding.phrase_boost import Boost
 from overtone.serving.adapter_store.names import adapter_names, model_name, visible_adapters
 from overtone.serving.adapter_store.store import AdapterEntry
-from overtone.serving.errors import RequestError
+from overtone.serving.errors import AccessError, RequestError
 from overtone.serving.http.bodies import form_file, read_form, while_connected
 from overtone.serving.http.errors import envelope
 from overtone.serving.http.requests import HttpRequests, metadata_of
@@ -218,7 +218,7 @@ class Models:
     async def list(self, request: Request) -> Response:
         self.requests.admit(request)
         entries = await asyncio.to_thread(self.visible, request)
-        models = [self.model_json(entry) for entry in (None, *entries)]
+        models = [self.model_json(entry, learns=self.learns(request, entry)) for entry in (None, *entries)]
         known: dict[tuple[str, ...], AdapterEntry | None] = {(): None, **{(entry.name,): entry for entry in entries}}
         for alias, model in self.service.aliases.items():
             names = adapter_names(model, self.service.base)
@@ -241,7 +241,17 @@ class Models:
         """Usable adapters that the caller may use. Raises AccessError."""
         return tuple(visible_adapters(self.service.store, self.service.guard, metadata_of(request)))
 
-    def model_json(self, entry: AdapterEntry | None, alias: str = "") -> dict[str, Any]:
+    def learns(self, request: Request, entry: AdapterEntry | None) -> bool:
+        """Tell whether an adapter would learn from the caller's corrections; entry: None for the base."""
+        if not self.requests.settings.learn or entry is None or entry.source == "model":
+            return False
+        try:
+            self.service.guard.authorise_learning(metadata_of(request), entry.name)
+        except AccessError:
+            return False
+        return True
+
+    def model_json(self, entry: AdapterEntry | None, alias: str = "", *, learns: bool = False) -> dict[str, Any]:
         """JSON of a model; entry: None for the base. alias: its name in place of its own."""
         base = model_name(self.service.base, ())
         names = () if entry is None else (entry.name,)
@@ -261,6 +271,7 @@ class Models:
                 "parameters": entry.parameters,
                 "digest": entry.digest,
                 "training": training_of(entry.card),
+                **({"learns": True} if learns else {}),
             }
         return shown
 

@@ -9,7 +9,6 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Any, Self
 
-import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
@@ -58,9 +57,8 @@ class Replicas:
 
         Raises WorkerError where all of them died, and the errors of `RecognitionService.recognise`.
         """
-        data = ray.put(samples)
         for attempt in range(TRIES):
-            response = self.handle.recognise.remote(self.job(request, call, deadline), data)
+            response = self.handle.recognise.remote(self.job(request, call, deadline), samples)
             try:
                 recognition: Recognition = result_of(await response)
             except asyncio.CancelledError:
@@ -80,9 +78,11 @@ class Replicas:
         One whose replica dies is begun anew elsewhere: what was told before is not told again. Raises WorkerError, and
         other errors of `RecognitionService.recognise`.
         """
-        data, told = ray.put(samples), 0
+        told = 0
         for attempt in range(TRIES):
-            parts = self.handle.options(stream=True).recognise_in_parts.remote(self.job(request, call, deadline), data)
+            parts = self.handle.options(stream=True).recognise_in_parts.remote(
+                self.job(request, call, deadline), samples
+            )
             try:
                 count = 0
                 async with aclosing(cancelled_at_end(parts)) as found:

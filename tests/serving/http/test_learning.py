@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,41 +14,23 @@ import pytest
 pytest.importorskip("starlette", reason="the serving extra is not installed")
 
 from overtone.errors import UsageError
-from overtone.learning.corrections import Corrections
+from overtone.learning.corrections import Correction, Corrections
+from overtone.serving.learning import LearningJobs
 from overtone.serving.server import Server
+from support.learning_worker import worker
 from support.riva_service import file_of
 from support.speaking_model import SpeakingModel, spoken
 from support.web_service import SETTINGS, Answer, WebService, eventually, form, web_service
 
 ADMIN = "an-administrators-token"
-WORKER = """
-import os, sys
-from pathlib import Path
-from overtone.learning.learn import Learner
-from overtone.learning.state import LearnSettings
-from support.speaking_model import SpeakingModel
-learner = Learner(model=SpeakingModel().eval(), folder=Path(sys.argv[1]))
-if "--words-only" in sys.argv:
-    learner.add([], LearnSettings())
-else:
-    learner.learn([], LearnSettings(steps=1))
-assert os.name != "posix" or os.nice(0) >= 19
-"""
-
-
-def worker(folder: Path, options: Sequence[str]) -> list[str]:
-    """A worker for the tone model, which no command can load."""
-    return [sys.executable, "-c", WORKER, str(folder), *options]
 
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebService]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", f"{Path(__file__).parents[3]}:{Path(__file__).parents[2]}")
-        with web_service(tmp_path_factory.mktemp("store"), learn=True) as running:
-            assert running.server.jobs is not None
-            running.server.jobs.command = worker
-            yield running
+    with web_service(tmp_path_factory.mktemp("store"), learn=True) as running:
+        assert running.server.jobs is not None
+        running.server.jobs.command, running.server.jobs.yields = worker, False
+        yield running
 
 
 def correct(service: WebService, name: str, *, audio: bytes | None = None, token: str = "", **fields: Any) -> Answer:
@@ -127,6 +110,15 @@ def test_names_that_are_none_touch_nothing(service: WebService, name: str) -> No
     before = sorted(path.name for path in folder.parent.iterdir())
     assert service.post(f"/v1/adapters/{name}/corrections", {"corrections": [{"text": "abc"}]}).status in (400, 404)
     assert sorted(path.name for path in folder.parent.iterdir()) == before
+
+
+@pytest.mark.skipif(os.name != "posix", reason="priorities are those of POSIX")
+def test_workers_let_everything_else_go_first(service: WebService) -> None:
+    jobs = LearningJobs("base", service.server.store, sample_rate=16_000)
+    assert jobs.command(Path("swap"), ["--words-only"])[1:4] == ["-m", "overtone", "learn"]
+    jobs.command = lambda folder, options: [sys.executable, "-c", "import os, sys; sys.exit(os.nice(0))"]
+    jobs.add("quiet", [Correction(text="abc")])
+    assert service.run(jobs.run("quiet", [])) == 19
 
 
 # Who may

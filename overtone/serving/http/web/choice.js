@@ -19,14 +19,14 @@ export class Choice {
     const [base, ...others] = await models();
     const adapters = others.map(({ adapter }) => adapter);
     if (base.id === this.base && JSON.stringify(adapters) === JSON.stringify(this.adapters)) return;
-    const before = this.model;
+    const before = `${this.model} ${this.learner}`;
     this.base = base.id;
     this.adapters = adapters;
     const fresh = !this.names.includes(this.first.value);
     fill(this.first, this.names, this.names.length ? [] : [["", "none yet"]]);
     if (fresh && this.names.length) this.first.value = best(adapters);
     this.fillSecond();
-    if (this.model !== before) this.changed();
+    if (`${this.model} ${this.learner}` !== before) this.changed();
   }
 
   get names() {
@@ -41,6 +41,12 @@ export class Choice {
   /** What the server calls it; null where there is no adapter. */
   get model() {
     return this.chain.length ? [this.base, ...this.chain].join("+") : null;
+  }
+
+  /** The one adapter that is chosen, if it learns from this page's corrections; else an empty text. */
+  get learner() {
+    const [name, ...others] = this.chain;
+    return !others.length && this.adapters.find((adapter) => adapter.name === name)?.learns ? name : "";
   }
 
   /** "trained on 6 min of speech, word errors 70 → 49 %", or "linear, 98,304 parameters" where that is not known */

@@ -4,6 +4,7 @@ import { FORMATS, plainText, save } from "./captions.js";
 import { Choice } from "./choice.js";
 import { Comparison } from "./comparison.js";
 import { Listening } from "./listening.js";
+import { Mending } from "./mending.js";
 import { Notice } from "./notice.js";
 import { Player } from "./player.js";
 import { Problem, counted } from "./problem.js";
@@ -24,6 +25,8 @@ const choice = new Choice(at("adapter"), at("then"), chosen);
 const tokenForm = new TokenForm(at("token"), at("token-button"), useToken);
 const comparison = new Comparison([at("base-words"), at("adapter-words")], timeline, (word) => playFrom(word.start));
 
+const mending = new Mending(at("mend"), { say, fail, learnt });
+
 /** @type {{audio: Blob, name: string, live: boolean} | null} */
 let recording = null;
 let listening = null;
@@ -38,7 +41,7 @@ async function take(audio, name, said = "") {
     notice.show(new Problem("The microphone is on.", { advice: "Stop it first, then choose a recording." }));
     return;
   }
-  begin({ audio, name, live: false }, said);
+  begin({ audio, name, live: false, said }, said);
   const own = recording;
   const [drawn] = await Promise.all([outline(audio), run([BASE, ADAPTER])]);
   if (recording !== own) return;
@@ -105,6 +108,7 @@ function tellResult() {
   const { differences, score } = comparison;
   if (comparison.waiting) return;
   tellScore();
+  mending.offer(recording?.audio ?? null, comparison.sides[ADAPTER].words, recording?.said ?? "");
   if (score) {
     const [base, adapter] = score;
     say(`Done. Right words: base ${base} of ${comparison.said.length}, adapter ${adapter} of ${comparison.said.length}.`);
@@ -255,6 +259,7 @@ function moved(seconds, playing) {
 // Adapters and tokens
 
 function chosen() {
+  mending.use(choice.learner);
   at("base-model").textContent = choice.base;
   at("adapter-name").textContent = choice.chain.join(", then ") || "Adapter";
   at("adapter-model").textContent = choice.described;
@@ -263,6 +268,15 @@ function chosen() {
   if (!recording?.audio || listening) return;
   run(recording.live ? [BASE, ADAPTER] : [ADAPTER]);
   recording.live = false;
+}
+
+/** Another version of the adapter is in service: what does it make of the recording? */
+async function learnt() {
+  await choice.refresh();
+  const { text } = mending;
+  const mended = text.value;
+  if (recording?.audio && !listening) await run([ADAPTER]);
+  text.value = mended;
 }
 
 async function refresh() {

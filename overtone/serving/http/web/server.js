@@ -36,6 +36,24 @@ export async function transcribe(audio, model, signal) {
   return { words, seconds: answer.duration };
 }
 
+/** Hands in what was really said; the state of learning, and how many corrections are `new`. */
+export async function correct(name, text, audio) {
+  const form = new FormData();
+  form.append("text", text);
+  form.append("file", audio, "recording");
+  return (await ask(`adapters/${name}/corrections`, { method: "POST", body: form }, audio.size)).json();
+}
+
+/** What an adapter has learnt, and what its learner does. */
+export async function learning(name) {
+  return (await ask(`adapters/${name}/learning`)).json();
+}
+
+/** Puts the version before in its place. */
+export async function goBack(name) {
+  return (await ask(`adapters/${name}/back`, { method: "POST" })).json();
+}
+
 /** A session with the server's defaults; with tokens it holds the secret that opens its WebSocket. */
 export async function realtimeSession() {
   return (await ask("realtime/transcription_sessions", { method: "POST" })).json();
