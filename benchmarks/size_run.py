@@ -100,7 +100,7 @@ def load_nemo(path: str, _: str) -> tuple[Text, Callable[[Any], Callable[[], flo
         optimiser = torch.optim.AdamW([x for x in model.parameters() if x.requires_grad], lr=1e-3)
         lengths, sizes = torch.full((ROWS,), waveforms.size(1)), torch.full((ROWS,), TOKENS)
         durations = bool(settings.get("joint", {}).get("num_extra_outputs"))
-        targets = torch.randint(100, (ROWS, TOKENS))
+        targets = torch.randint(model.tokenizer.vocab_size, (ROWS, TOKENS))
 
         def step() -> float:
             first, frames, *_ = model(input_signal=waveforms, input_signal_length=lengths)
