@@ -112,10 +112,11 @@ def unusable_transcripts(
     *,
     seconds_per_frame: float,
     frames_needed: Callable[[Sequence[int]], int],
+    most_tokens: int | None = None,
 ) -> dict[int, str]:
     """Index -> the fault, for transcripts that the model cannot learn.
 
-    frames_needed: tokens -> the fewest encoder frames that they can be learnt from.
+    frames_needed: tokens -> the fewest encoder frames that they can be learnt from. most_tokens: of a transcript.
     """
     problems = {}
     for index, (utterance, ids) in enumerate(zip(utterances, tokens, strict=True)):
@@ -125,6 +126,8 @@ def unusable_transcripts(
             problems[index] = "the transcript is empty"
         elif not ids:
             problems[index] = "the model can write nothing of the transcript"
+        elif most_tokens is not None and len(ids) > most_tokens:
+            problems[index] = f"too long: {len(ids)} tokens, and the model reads {most_tokens} at most"
         elif needed > frames:
             problems[index] = (
                 f"too short for its transcript: {len(ids)} tokens need {needed} frames, "

@@ -266,6 +266,7 @@ class MultitaskHead:
         self.tokenizer = tokenizer
         self.prompts = prompts
         self.channels = net.width
+        prompts.most_tokens = net.max_length - len(prompts.tokens(None))
         self.seconds_per_frame = seconds_per_frame
         self.label_smoothing, self.masks_prompt = label_smoothing, masks_prompt
         self.length_penalty = length_penalty

@@ -66,6 +66,8 @@ class TaskPrompts:
         self.defaults: dict[str, str] = {}
         first = "en" if "en" in self.languages else next(iter(self.languages), "en")
         self.defaults = self.read({"source_lang": first, "target_lang": first, **defaults})
+        self.most_tokens: int | None = None
+        """Tokens of the longest text behind the model's own prompt; the head knows it."""
         self.encoded: dict[str | None, tuple[int, ...]] = {}
 
     @contextmanager

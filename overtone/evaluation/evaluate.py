@@ -218,7 +218,8 @@ def hear_each(
     heard = {}
     for chain in dict.fromkeys(choice.chain for choice in choices):
         begun = time.perf_counter()
-        own = counted.over(model.head_of(chain).tokenizer)
+        head = model.head_of(chain)
+        own = counted if head is model.head else counted.over(head.tokenizer)
         utterances = hear(transcriber, lines, chain, own, progress=meter.part())
         heard[chain] = utterances, time.perf_counter() - begun
     return heard

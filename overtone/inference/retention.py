@@ -137,17 +137,15 @@ class _Search:
         best, worse = float("inf"), 0
         for scale in (*self.scales, *([0.0] if len(self.scales) > 1 else [])):
             self.scale(scale)
-            none = self.count("general", None)
-            assert none is not None
-            if none.errors > allowed:
-                continue
-            own = [self.measure(scale, 0.0)]
-            for share in SHARES if self.part is not None and scale > 0 else ():
+            own: list[Strength] = []
+            for share in (*(SHARES if self.part is not None else ()), 0.0):  # words may help general speech, too
                 general = self.count("general", weaken(self.part, share))
-                if general is not None and general.errors <= allowed:
-                    own.insert(0, self.measure(scale, share))
-                    break
+                assert general is not None
+                if general.errors <= allowed and (share == 0.0 or not own):
+                    own.append(self.measure(scale, share))
             yield from own
+            if not own:
+                continue
             errors = min((each.domain.errors for each in own if each.domain is not None), default=0)
             worse = worse + 1 if errors > best else 0
             best = min(best, errors)

@@ -130,8 +130,13 @@ def training_set(
     limit: share or number of an epoch's batches.
     """
     tokens = [tokenizer_of(model).encode(utterance.text or "", utterance.language) for utterance in utterances]
+    head = model.head
     problems = unusable_transcripts(
-        utterances, tokens, seconds_per_frame=model.seconds_per_frame, frames_needed=model.head.frames_needed
+        utterances,
+        tokens,
+        seconds_per_frame=model.seconds_per_frame,
+        frames_needed=head.frames_needed,
+        most_tokens=None if head.prompts is None else head.prompts.most_tokens,
     )
     if problems and chosen.unusable == "drop":
         reporter.say(f"Left out {len(problems)} utterances that are empty or longer than their frames allow.")

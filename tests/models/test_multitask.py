@@ -272,6 +272,11 @@ def test_an_adapter_is_trained_on_the_task_of_each_utterance(tmp_path: Path) -> 
     assert result.wer_before is not None
     assert result.nemo is not None
     assert load_model(result.nemo).adapters["mine"].modules_text == "transf_decoder"
+    write_manifest(tmp_path / "train.json", {**lines[0], "text": 100 * "a "}, lines[1])
+    with pytest.raises(DataError, match=r"train.json:1.* tokens, and the model reads 91 at most"):
+        run_training(
+            settings_for(tmp_path / "long", *overrides, "model.vocabulary_check=keep"), model=model, reporter=QUIET
+        )
     write_manifest(tmp_path / "train.json", {**lines[0], "target_lang": "fr"}, lines[1])
     with pytest.raises(DataError, match=r"train.json:1: language 'de>fr' is none of this model's: en, de"):
         run_training(settings_for(tmp_path / "other", *overrides), model=model, reporter=QUIET)

@@ -124,6 +124,29 @@ def test_words_are_weakened_where_they_do_the_damage() -> None:
         assert found.chosen.part.weight == pytest.approx(8.0 * found.chosen.share)
 
 
+def test_words_may_make_good_what_the_acoustic_part_breaks() -> None:
+    """A weaker acoustic part is still too strong by itself, and allowed with words that help general speech."""
+    model = small_model()
+    add_trained(model, "mine", LoraAdapter(rank=2))
+    adapter = model.adapters["mine"]
+    part = make_words(model.tokenizer, sequences=[model.tokenizer.encode("ab cd")] * 20, weight=8.0, token_bonus=0.0)
+    last = next(name for name in adapter.tensors() if name.endswith("up.weight"))
+    whole = adapter.tensors()[last].norm().clone()
+    right, wrong = emissions_of(model, "ab cd", 9.0), emissions_of(model, "xx yy", 9.2)
+
+    def general(choice: str | None) -> list[Heard]:
+        if choice is None:
+            return [right]
+        if float(adapter.tensors()[last].norm() / whole) > 0.9:
+            return [Heard(wrong.emissions, right.lengths, right.texts)]
+        return [Heard(torch.logaddexp(right.emissions, wrong.emissions), right.lengths, right.texts)]
+
+    found = choose_strength(model, adapter, part, general=general, domain=None, kappa=0.0)
+    assert found.chosen is not None
+    assert found.chosen.scale == 0.85
+    assert found.chosen.part is not None
+
+
 # Trainings
 
 
