@@ -55,7 +55,10 @@ def sum_bits(tensor: Tensor) -> int:
 
     Numbers of 32 bits would take twenty times as long: a sum of them is not vectorised.
     """
-    content = tensor.detach().contiguous().view(-1).view(torch.uint8)
+    content = tensor.detach().contiguous().flatten()
+    if len(content) == 1:  # torch keeps any stride there
+        content = content.clone(memory_format=torch.contiguous_format)
+    content = content.view(torch.uint8)
     if content.storage_offset() % 8:
         content = content.clone()
     whole = len(content) - len(content) % 8

@@ -142,7 +142,7 @@ class EncoderCache:
     lengths: Tensor
     """[B] int64: frames of `inputs` that are of the stream, the last ones."""
     started: bool = False
-    """True after the first step."""
+    """True where a step has frames in front that it computes again: after the first, or from a padded one on."""
 
 
 def join_caches(caches: Sequence[EncoderCache]) -> EncoderCache:
@@ -187,8 +187,11 @@ class CachedEncoder:
         self.layers = conformer_layers(self.encoder)
         self.dtype = self.layers[0].norm_out.weight.dtype
 
-    def begin(self, streams: int = 1) -> EncoderCache:
-        """The state of so many streams before their first step."""
+    def begin(self, streams: int = 1, *, padded: bool = False) -> EncoderCache:
+        """The state of so many streams before their first step.
+
+        padded: the first step is like the later ones, with zeros in front, as NeMo's `pad_and_drop_preencoded` has it.
+        """
         weight = self.layers[0].norm_out.weight
         width, kernel = weight.numel(), self.layers[0].conv.left + 1
         held = self.sizes.frames if self.context[0] >= 0 else 0
@@ -196,6 +199,7 @@ class CachedEncoder:
             inputs=weight.new_zeros(len(self.layers), streams, held, width),
             columns=weight.new_zeros(len(self.layers), streams, kernel - 1, width),
             lengths=torch.zeros(streams, dtype=torch.int64, device=weight.device),
+            started=padded,
         )
 
     def step(
@@ -289,21 +293,22 @@ class MelChunk:
     """True if nothing follows."""
 
 
-def mel_chunks(mel: Tensor, lengths: Tensor, sizes: StepSizes) -> Iterator[MelChunk]:
+def mel_chunks(mel: Tensor, lengths: Tensor, sizes: StepSizes, *, padded: bool = False) -> Iterator[MelChunk]:
     """Cut whole recordings, mel [B, F, T] and lengths [B], into the chunks of steps, as NeMo's loop does.
 
+    padded: as the state that the steps begin with.
     A rest of fewer frames than make an encoder frame is left out. Shorter recordings go on with a length of 0.
     """
     begin, total = 0, mel.size(2)
     while begin < total:
         size, shift, least = sizes.later, sizes.shift, sizes.front - 1
         if begin == 0:
-            size, shift, least = sizes.first, sizes.first_shift, 1
+            size, shift, least = (size, shift, 1) if padded else (sizes.first, sizes.first_shift, 1)
         chunk = mel[:, :, begin : begin + size]
         if chunk.size(2) < least:
             return
         before = mel[:, :, max(0, begin - sizes.front) : begin]
-        if begin > 0:
+        if padded or begin > 0:
             before = F.pad(before, (sizes.front - before.size(2), 0))
         chunk = torch.cat((before, chunk), dim=2)
         valid = (lengths - begin + before.size(2)).clamp(min=0, max=chunk.size(2))

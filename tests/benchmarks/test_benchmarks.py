@@ -75,3 +75,12 @@ def test_whole_job(tmp_path: Path) -> None:
 
 def test_install() -> None:
     assert "packages: " in run("benchmarks.install", "--smoke")
+
+
+def test_sizes(tmp_path: Path) -> None:
+    names = ("parakeet-tdt_ctc-110m", "stt_en_citrinet_1024")
+    output = run("benchmarks.sizes", "--smoke", "--threads", "1", "--models", *names, "--dtypes", "float32")
+    assert "NOT COMPARED with NeMo" in output
+    assert output.count("| Overtone float32 |") == 2
+    for name in names:
+        assert f"{name}, a file of" in output

@@ -54,11 +54,13 @@ def features(model: AsrModel, *wavs: str) -> tuple[Tensor, Tensor]:
     return torch.nn.utils.rnn.pad_sequence(mels, batch_first=True).transpose(1, 2), lengths
 
 
-def run_steps(model: AsrModel, mel: Tensor, lengths: Tensor) -> list[tuple[Tensor, Tensor, EncoderCache]]:
+def run_steps(
+    model: AsrModel, mel: Tensor, lengths: Tensor, *, padded: bool = False
+) -> list[tuple[Tensor, Tensor, EncoderCache]]:
     """The output x [B, T, D], lengths [B] and state of every step over mel [B, F, T]."""
     encoder = CachedEncoder(model.encoder)
-    cache, steps = encoder.begin(len(lengths)), []
-    for chunk in mel_chunks(mel, lengths, encoder.sizes):
+    cache, steps = encoder.begin(len(lengths), padded=padded), []
+    for chunk in mel_chunks(mel, lengths, encoder.sizes, padded=padded):
         x, valid, cache = encoder.step(chunk.mel, chunk.lengths, cache, last=chunk.last)
         steps.append((x, valid, cache))
     return steps
@@ -117,6 +119,23 @@ def test_two_streams_are_computed_together_as_nemo_does(name: str) -> None:
         begin += x.size(1)
     for row in range(2):
         assert texts(model, steps, row)[-1] == told["text"][row]
+
+
+def test_a_padded_first_step_is_that_of_nemo() -> None:
+    """With `pad_and_drop_preencoded` every step has the same number of frames."""
+    tensors, told = reference(CTC, "stream_base_paddrop")
+    model = load_model(fixture_file(f"{CTC}/adapted.nemo"), att_context_size=[12, 3])
+    mel, lengths = features(model, "s6")
+    sizes = CachedEncoder(model.encoder).sizes
+    chunks = list(mel_chunks(mel, lengths, sizes, padded=True))
+    assert [chunk.mel.size(2) for chunk in chunks] == tensors["chunk_frames"].tolist()
+    assert [chunk.lengths.tolist() for chunk in chunks] == tensors["chunk_len"].tolist()
+    steps = run_steps(model, mel, lengths, padded=True)
+    assert [x.size(1) for x, _, _ in steps] == tensors["enc_steps"].tolist()
+    assert [cache.lengths.tolist() for _, _, cache in steps] == tensors["cache_last_channel_len"].tolist()
+    encoded = torch.cat([x for x, _, _ in steps], dim=1).transpose(1, 2)
+    np.testing.assert_allclose(encoded.numpy(), tensors["enc"], rtol=0, atol=TOLERANCE)
+    assert texts(model, steps) == [each[0] for each in told["text_steps"]]
 
 
 def test_the_other_head_of_a_hybrid_reads_the_same_steps() -> None:

@@ -18,6 +18,7 @@ from overtone.backends.fused.parts import (
     Saved,
     SharedContext,
     add_part,
+    cast,
     cast_product,
     draw_mask,
     part_gradient,
@@ -67,20 +68,21 @@ class AttentionPart:
         """The product with padded heads, D -> 3·H·P, and the one of its gradients, without the padding, 3D -> D."""
         module, heads = self.module, self.heads
         linears = (module.linear_q, module.linear_k, module.linear_v)
-        weight = torch.stack([linear.weight.detach().double() for linear in linears])  # [3, D, D]
-        bias = weight.new_zeros(3, weight.size(1))
+        scales = (self.core.scale, 1.0, 1.0)
+        casts = [cast(linear.weight, dtype, scale) for linear, scale in zip(linears, scales, strict=True)]
+        weight = torch.stack(casts)  # [3, D, D]
+        bias = weight.new_zeros(3, weight.size(1), dtype=torch.float64)
         if linears[0].bias is not None:
             bias = torch.stack([linear.bias.detach().double() for linear in linears])
         if module.relative:
             bias[0] += module.pos_bias_u.detach().double().flatten()
-        weight[0] *= self.core.scale
         bias[0] *= self.core.scale
         padding = self.padded_width - self.head_width
         padded = F.pad(weight.unflatten(1, (heads, -1)), (0, 0, 0, padding))
         padded_bias = F.pad(bias.unflatten(1, (heads, -1)), (0, padding))
         padded_bias[0, :, self.head_width] = 1.0
-        reverse = weight.flatten(0, 1).t().to(dtype).contiguous()
-        return Product(padded.flatten(0, 2).to(dtype), padded_bias.flatten().to(dtype)), Product(reverse, None)
+        reverse = weight.flatten(0, 1).t().contiguous()
+        return Product(padded.flatten(0, 2), padded_bias.flatten().to(dtype)), Product(reverse, None)
 
     def __call__(self, x: Tensor, shared: SharedContext) -> Tensor:
         module = self.module

@@ -9,6 +9,7 @@ Legend: B batch, T time, D width, K kernel size.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -232,15 +233,17 @@ class NormPart:
         return self.norm.backward(grad, *saved)
 
 
-def cast(tensor: Tensor | None, dtype: torch.dtype, scale: float = 1.0) -> Tensor | None:
-    """A tensor of any shape, scaled in float64 and rounded once."""
-    return None if tensor is None else (tensor.detach().double() * scale).to(dtype)
+def cast(tensor: Tensor, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
+    """A copy of a tensor of any shape, scaled and rounded once: in float64 where float32 could not hold the product."""
+    if math.frexp(scale)[0] == 0.5:  # a power of two
+        return tensor.detach().to(dtype, copy=True) if scale == 1.0 else (tensor.detach() * scale).to(dtype)
+    return (tensor.detach().double() * scale).to(dtype)
 
 
 def cast_product(module: nn.Linear | nn.Conv1d, dtype: torch.dtype, scale: float = 1.0) -> Product:
     """The product of a linear layer, or of a convolution with kernels of one place."""
-    weight = (module.weight.detach().double() * scale).to(dtype).flatten(1).contiguous()
-    return Product(weight, cast(module.bias, dtype, scale))
+    weight = cast(module.weight, dtype, scale).flatten(1).contiguous()
+    return Product(weight, None if module.bias is None else cast(module.bias, dtype, scale))
 
 
 def draw_mask(dropout: nn.Dropout, like: Tensor) -> Tensor | None:
