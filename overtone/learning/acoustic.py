@@ -25,7 +25,7 @@ from overtone.training.train import train
 
 LEAST_RECORDINGS = 4
 """Recordings to train on, with fewer of which nothing is trained."""
-LEAST_HELD_OUT_WORDS = 20
+LEAST_HELD_OUT_WORDS = 100
 """Held-out words that a new acoustic part is judged by."""
 LEAST_REPLAY = 100
 """Utterances of what was learnt first that are drawn at least; otherwise as many as there are corrections."""

@@ -10,12 +10,11 @@ from typing import Any
 from overtone.adapters.adapter import Adapter, check_name
 from overtone.adapters.storage import read_folder
 from overtone.adapters.words import WordPart
-from overtone.errors import AdapterError
 from overtone.inference.retention import SHARES
 from overtone.inference.word_weights import Heard, count_errors, hear
 from overtone.learning.corrections import Correction, Corrections, Learnt, now
 from overtone.learning.state import LearnSettings, write_state
-from overtone.learning.versions import CARD, Version, Versions
+from overtone.learning.versions import CARD, Version, Versions, refuse_own_vocabulary
 from overtone.learning.words import ENOUGH_WORDS, WordChoice, choose_words, held_out_of
 from overtone.models.asr_model import AsrModel
 from overtone.wer import ErrorCounts
@@ -72,11 +71,9 @@ class Learner:
 
     def check_base(self) -> None:
         """Raises AdapterError where the adapter is of another base, damaged, or has a vocabulary of its own."""
-        if self.exists and read_folder(self.folder, self.model.adapters.identity()).vocabulary is not None:
-            raise AdapterError(
-                f"The adapter in {self.folder} has a vocabulary of its own, and corrections are read in the base's. "
-                "Train it further on their recordings, with model.adapter.start_from."
-            )
+        if self.exists:
+            read_folder(self.folder, self.model.adapters.identity())
+            refuse_own_vocabulary(self.folder)
 
     def describe(self, new: int) -> str:
         """The line on what is there to learn from."""

@@ -199,3 +199,12 @@ def go_back(folder: Path, number: int | None = None) -> tuple[Version, int]:
             store.set_aside(gone)
         versions.serve(target)
     return target, len(gone)
+
+
+def refuse_own_vocabulary(folder: Path) -> None:
+    """Raises AdapterError for an adapter with a vocabulary of its own: corrections are read in the base's."""
+    if read_description(folder).get("vocabulary") is not None:
+        raise AdapterError(
+            f"'{folder.name}' has a vocabulary of its own, and corrections are read in the base's. Train it further on "
+            "their recordings, with model.adapter.start_from."
+        )

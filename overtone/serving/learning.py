@@ -16,7 +16,7 @@ from typing import Any
 
 from overtone.learning.corrections import Correction, Corrections
 from overtone.learning.state import LOG, read_state, worker_command, yield_processor
-from overtone.learning.versions import Versions, go_back
+from overtone.learning.versions import Versions, go_back, refuse_own_vocabulary
 from overtone.serving.adapter_store.store import AdapterStore
 
 REPORT = logging.getLogger("overtone.serving.learning")
@@ -51,7 +51,12 @@ class LearningJobs:
         return self.store.folder / name
 
     def add(self, name: str, corrections: Sequence[Correction]) -> int:
-        """Write corrections down; the number of new ones. Blocks for the writing. Raises DataError."""
+        """Write corrections down; the number of new ones. Blocks for the writing.
+
+        Raises DataError, and AdapterError for an adapter with a vocabulary of its own.
+        """
+        if self.folder(name).is_dir():
+            refuse_own_vocabulary(self.folder(name))
         return Corrections(self.folder(name), sample_rate=self.sample_rate).add(corrections)
 
     def state(self, name: str) -> dict[str, Any]:
