@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -226,6 +226,12 @@ def digests(correction: Correction) -> tuple[str, str]:
     heard = b"" if correction.samples is None else correction.samples.astype("<i2").tobytes()
     key = hashlib.sha256(heard or text).hexdigest()[:ID_DIGITS]
     return key, hashlib.sha256(text + b"\0" + heard).hexdigest()[:ID_DIGITS]
+
+
+def digest_of(corrections: Iterable[Learnt]) -> str:
+    """The digest of what is learnt, in any order."""
+    ids = sorted(own.id for own in corrections)
+    return hashlib.sha256("\0".join(ids).encode()).hexdigest()[:ID_DIGITS]
 
 
 def now() -> str:

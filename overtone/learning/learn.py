@@ -12,7 +12,7 @@ from overtone.adapters.storage import read_folder
 from overtone.adapters.words import WordPart
 from overtone.inference.retention import SHARES
 from overtone.inference.word_weights import Heard, count_errors, hear
-from overtone.learning.corrections import Correction, Corrections, Learnt, now
+from overtone.learning.corrections import Correction, Corrections, Learnt, digest_of, now
 from overtone.learning.state import LearnSettings, write_state
 from overtone.learning.versions import CARD, Version, Versions, refuse_own_vocabulary
 from overtone.learning.words import ENOUGH_WORDS, WordChoice, choose_words, held_out_of
@@ -89,9 +89,10 @@ class Learner:
 
     def learn_words(self, parent: Version | None, settings: LearnSettings) -> Version | None:
         """The version with the words of all corrections; None where there is nothing new, or it would be worse."""
-        every = self.store.read()
+        lines = len(self.store.lines())  # more may be added meanwhile: they are the next version's
+        every = self.store.read(lines)
         before = [] if parent is None else self.store.read(parent.journal_lines)
-        if {own.id for own in every} == {own.id for own in before}:
+        if digest_of(every) == (digest_of(()) if parent is None else parent.learnt):
             self.say("Words: nothing new")
             return None
         adapter = self.load(parent)
@@ -119,7 +120,8 @@ class Learner:
         adapter.words = part
         facts = {} if choice.is_crossed else judged(choice.before, choice.after)
         adapter.card = {**adapter.card, "words": {**part.describe(), **facts}}
-        return self.write(adapter, parent, part="words", facts=facts)
+        learnt = {"corrections": len(every), "journal_lines": lines, "learnt": digest_of(every)}
+        return self.write(adapter, parent, part="words", facts={**learnt, **facts})
 
     def bear_general_speech(
         self, part: WordPart, adapter: Adapter | None, current: WordPart | None, settings: LearnSettings
@@ -177,8 +179,6 @@ class Learner:
                 "parent": None if parent is None else parent.number,
                 "part": part,
                 "made": now(),
-                "corrections": len(self.store.read()),
-                "journal_lines": len(self.store.lines()),
                 "acoustic_lines": 0 if parent is None else parent.acoustic_lines,
                 **facts,
             },

@@ -164,7 +164,8 @@ class AcousticLearner:
         say(f"Acoustic part: {rates}")
         adapter.words = words
         adapter.card = {**adapter.card, **({} if words is None else {"words": words.describe()}), **facts}
-        journal = {"journal_lines": current.journal_lines, "acoustic_lines": lines}
+        journal = {"journal_lines": current.journal_lines, "learnt": current.learnt, "acoustic_lines": lines}
+        journal["corrections"] = len(corrections)
         return self.learner.write(adapter, current, part="acoustic", facts={**journal, **judged(before, after)})
 
     def blind_words(self, current: Version, words: WordPart | None) -> WordPart | None:

@@ -27,7 +27,7 @@ from overtone.adapters.storage import (
 )
 from overtone.errors import AdapterError, UsageError
 from overtone.files import clean_leftovers, lock, write_failure
-from overtone.learning.corrections import SUFFIX, Corrections
+from overtone.learning.corrections import SUFFIX, Corrections, digest_of
 
 VERSIONS = "versions"
 LOCK, TRAINING_LOCK = "change.lock", "training.lock"
@@ -63,6 +63,11 @@ class Version:
     def journal_lines(self) -> int:
         """Lines of the journal that it was made from."""
         return int(self.learning.get("journal_lines", 0))
+
+    @property
+    def learnt(self) -> str | None:
+        """The digest of the corrections that its words are of; None on cards that do not say so."""
+        return self.learning.get("learnt") if self.learning else digest_of(())
 
     @property
     def acoustic_lines(self) -> int:

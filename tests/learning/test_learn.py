@@ -308,3 +308,43 @@ def test_an_adapter_with_a_vocabulary_of_its_own_is_refused(tmp_path: Path) -> N
         with pytest.raises(AdapterError, match="'own' has a vocabulary of its own"):
             jobs.add("own", [correction("a b c")])
     assert [path.name for path in tmp_path.iterdir()] == ["own"]
+
+
+def test_what_is_added_while_words_are_learnt_is_the_next_ones(
+    learner: Learner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choose = words_module.choose_words
+
+    def choose_slowly(*arguments: Any, **options: Any) -> Any:
+        learner.store.add([Correction(text="said meanwhile")])
+        return choose(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(words_module, "choose_words", choose_slowly)
+        first = learner.add([Correction(text="say this")], SHORT)
+    assert first is not None
+    assert (first.learning["corrections"], first.journal_lines) == (1, 1)
+    second = learner.add([], SHORT)
+    assert second is not None
+    assert (second.learning["corrections"], second.journal_lines) == (2, 2)
+    assert learner.add([], SHORT) is None
+    journal = learner.store.journal
+    journal.write_text(journal.read_text("utf-8").splitlines(keepends=True)[1], "utf-8")
+    third = learner.add([], SHORT)
+    assert third is not None
+    assert third.learning["corrections"] == 1
+
+
+def test_an_acoustic_part_learns_no_words(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Corrections that came while it was trained are still new to the words."""
+    judge_with(monkeypatch, 4, 4)
+    train = learning.train_acoustic_part
+
+    def train_slowly(*arguments: Any, **options: Any) -> Any:
+        learner.store.add([Correction(text="said meanwhile")])
+        return train(*arguments, **options)
+
+    monkeypatch.setattr(learning, "train_acoustic_part", train_slowly)
+    words, acoustic = learn(learner, [*some(5, held=False), *some(6, held=True)], SHORT)
+    assert (acoustic.learnt, acoustic.learning["corrections"]) == (words.learnt, 11)
+    assert learner.add([], SHORT) is not None
