@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from overtone.inference.retention import SHARES
 from overtone.inference.word_weights import Heard, count_errors, hear
 from overtone.learning.corrections import Correction, Corrections, Learnt, digest_of, now
 from overtone.learning.state import LearnSettings, write_state
-from overtone.learning.versions import CARD, Version, Versions, refuse_own_vocabulary
+from overtone.learning.versions import CARD, TRIES_OF_WORDS, ChangedError, Version, Versions, refuse_own_vocabulary
 from overtone.learning.words import ENOUGH_WORDS, WordChoice, choose_words, held_out_of
 from overtone.models.asr_model import AsrModel
 from overtone.wer import ErrorCounts
@@ -53,9 +54,8 @@ class Learner:
         new = self.store.add(corrections)
         with self.versions.change():
             write_state(self.folder, "words")
-            parent = self.versions.adopt() if self.exists else None
             self.say(self.describe(new))
-            version = self.learn_words(parent, settings)
+            version = self.learn_words_of_latest(settings)
             removed = self.store.trim(settings.hours)
             if removed:
                 self.say(
@@ -86,6 +86,21 @@ class Learner:
         )
 
     # Words
+
+    def learn_words_of_latest(self, settings: LearnSettings) -> Version | None:
+        """The version with the words of all corrections, of the adapter that is there then: one put there is an origin.
+
+        Raises ChangedError where the adapter was removed meanwhile, or is changed again and again.
+        """
+        for left in reversed(range(TRIES_OF_WORDS)):
+            parent = self.versions.adopt() if self.exists else None
+            try:
+                return self.learn_words(parent, settings)
+            except ChangedError:
+                if not left or not self.exists:
+                    raise
+                self.say("Words: the adapter is another one by now, and they are learnt anew")
+        raise AssertionError("the last try returns or raises")
 
     def learn_words(self, parent: Version | None, settings: LearnSettings) -> Version | None:
         """The version with the words of all corrections; None where there is nothing new, or it would be worse."""
@@ -170,7 +185,10 @@ class Learner:
         return None if version is None else self.model.adapters.load(version.folder, name=self.name)
 
     def write(self, adapter: Adapter, parent: Version | None, *, part: str, facts: Mapping[str, Any]) -> Version:
-        """Keep the adapter as the next version, and put it in the place of the one before."""
+        """Keep the adapter as the next version, and put it in the place of the one before.
+
+        Raises ChangedError where something else is in that place.
+        """
         number = self.versions.next_number()
         adapter.card = {
             **adapter.card,
@@ -185,6 +203,12 @@ class Learner:
         }
         self.model.adapters.save(adapter.name, self.versions.folder / str(number))
         version = self.versions.read(number)
+        if not self.versions.has_in_place(parent):
+            shutil.rmtree(version.folder)
+            what = "was changed" if self.exists else "was removed"
+            raise ChangedError(
+                f"{self.folder} {what} while it learnt, and stays so. The corrections are kept: run it again."
+            )
         self.versions.serve(version)
         self.say(f"Version {number}: {self.folder}")
         return version

@@ -16,7 +16,7 @@ from overtone.learning.acoustic import enough_for_training, replay_of_card, repl
 from overtone.learning.corrections import Correction, Learnt
 from overtone.learning.learn import Learner, judged
 from overtone.learning.state import LearnSettings, write_state
-from overtone.learning.versions import Version
+from overtone.learning.versions import ChangedError, Version
 from overtone.learning.words import grow_part, held_out_of, recordings_of
 from overtone.training.retention import (
     describe_retention,
@@ -166,7 +166,12 @@ class AcousticLearner:
         adapter.card = {**adapter.card, **({} if words is None else {"words": words.describe()}), **facts}
         journal = {"journal_lines": current.journal_lines, "learnt": current.learnt, "acoustic_lines": lines}
         journal["corrections"] = len(corrections)
-        return self.learner.write(adapter, current, part="acoustic", facts={**journal, **judged(before, after)})
+        try:
+            return self.learner.write(adapter, current, part="acoustic", facts={**journal, **judged(before, after)})
+        except ChangedError:
+            self.was_changed = True
+            say("Acoustic part: not kept, the adapter is another one by now")
+            return None
 
     def blind_words(self, current: Version, words: WordPart | None) -> WordPart | None:
         """Today's words as they would be without the held-out corrections, by which the acoustic part is judged."""

@@ -34,6 +34,8 @@ LOCK, TRAINING_LOCK = "change.lock", "training.lock"
 """Files that are locked while the adapter changes, for seconds, and while it is trained."""
 TRIES, FEW_TRIES, PAUSE = 300, 10, 0.1
 """Tries to get a lock, and seconds between them: whoever only looks has it for a moment."""
+TRIES_OF_WORDS = 3
+"""Adapters that something else puts in the place, one after the other, of which words are made."""
 CARD = "learning"
 """The key of a card under which a version says what it is."""
 FILES = (WORDS, PARAMETERS, DESCRIPTION)
@@ -73,6 +75,10 @@ class Version:
     def acoustic_lines(self) -> int:
         """Lines of the journal that its acoustic part was trained on."""
         return int(self.learning.get("acoustic_lines", 0))
+
+
+class ChangedError(UsageError):
+    """The adapter is not what it was when the making of a version began."""
 
 
 class Versions:
@@ -124,6 +130,12 @@ class Versions:
         text = yaml.safe_dump(description, sort_keys=False, allow_unicode=True)
         self.put(self.adapter, self.folder / str(number), description=text.encode())
         return self.read(number)
+
+    def has_in_place(self, version: Version | None) -> bool:
+        """True if the adapter is what a version is; with None: if there is no adapter."""
+        if not (self.adapter / DESCRIPTION).is_file():
+            return version is None
+        return version is not None and described_digest(self.adapter, read_description(self.adapter)) == version.digest
 
     def serve(self, version: Version) -> None:
         """Put a version in the adapter's place, by one rename. Raises AdapterError where it cannot be written."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 import zlib
 from collections.abc import Callable, Sequence
@@ -348,3 +349,51 @@ def test_an_acoustic_part_learns_no_words(learner: Learner, monkeypatch: pytest.
     words, acoustic = learn(learner, [*some(5, held=False), *some(6, held=True)], SHORT)
     assert (acoustic.learnt, acoustic.learning["corrections"]) == (words.learnt, 11)
     assert learner.add([], SHORT) is not None
+
+
+def test_an_adapter_that_is_put_in_place_while_words_are_learnt(
+    learner: Learner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It is an origin, and its words are learnt; one that is removed stays removed."""
+    other = small_model()
+    add_trained(other, "mine")
+    other.adapters.save("mine", tmp_path / "uploaded" / "mine")
+    choose, times = words_module.choose_words, []
+
+    def choose_slowly(*arguments: Any, **options: Any) -> Any:
+        times.append(1)
+        if len(times) == 1:
+            learner.versions.put(tmp_path / "uploaded" / "mine", learner.folder)
+        elif len(times) == 3:
+            shutil.rmtree(learner.folder)
+        return choose(*arguments, **options)
+
+    monkeypatch.setattr(words_module, "choose_words", choose_slowly)
+    version = learner.add([Correction(text="say this")], SHORT)
+    assert version is not None
+    assert (version.number, version.parent, len(times)) == (1, 0, 2)
+    uploaded = read_description(tmp_path / "uploaded" / "mine")["parameters_digest"]
+    assert read_description(learner.folder)["parameters_digest"] == uploaded
+    with pytest.raises(UsageError, match="was removed while it learnt"):
+        learner.add([Correction(text="and that")], SHORT)
+    assert not learner.folder.exists()
+    assert [own.number for own in learner.versions.all()] == [0, 1]
+    assert len(learner.store.read()) == 2
+
+
+def test_an_adapter_that_is_put_in_place_while_an_acoustic_part_is_judged(
+    learner: Learner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge_with(monkeypatch, 4, 4)
+    other = small_model()
+    add_trained(other, "mine")
+
+    def judge(*arguments: Any) -> dict[str, Any]:
+        other.adapters.save("mine", learner.folder, overwrite=True)
+        return {}
+
+    monkeypatch.setattr(learning, "judged", judge)
+    made = learn(learner, [*some(5, held=False), *some(6, held=True)], SHORT)
+    assert [own.learning["part"] for own in made] == ["words"]
+    assert lines(learner)[-1] == "Acoustic part: not kept, the adapter is another one by now"
+    assert "word_part" not in read_description(learner.folder)
