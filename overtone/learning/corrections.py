@@ -150,10 +150,12 @@ class Corrections:
             self.append(file, lines)
         return len(lines)
 
-    def set_aside(self, ids: Sequence[str]) -> None:
-        """Leave corrections out from now on; they stay in the journal."""
+    def set_aside(self, ids: Sequence[str], *, again: Sequence[str] = ()) -> None:
+        """Leave corrections out from now on; they stay in the journal. again: those that count once more."""
         with self.locked() as file:
-            self.append(file, [{"set_aside": list(ids), "added": now()}])
+            entries = {entry["id"]: entry for entry in self.lines() if "text" in entry}
+            restored = [{**entries[id_], "added": now()} for id_ in again]
+            self.append(file, [{"set_aside": list(ids), "added": now()}, *restored])
 
     def append(self, file: IO[bytes], lines: Sequence[Mapping[str, Any]]) -> None:
         """Write lines behind the last whole one, at once. Raises DataError for too many."""
@@ -188,11 +190,13 @@ class Corrections:
     def trim(self, hours: float) -> int:
         """Remove recordings until the rest are not longer than that, and those that no line names; their number.
 
-        Those that stay are an even draw of all, by their digests. Texts stay.
+        Those that stay are an even draw of all, by their digests; those that do not count now go first. Texts stay.
         """
         with self.locked():
             seconds, stay = 0.0, set()
-            for own in sorted(self.read(), key=lambda own: own.id):
+            active = {own.id for own in self.read()}
+            named = {own.id: own for own in (self.entry(entry) for entry in self.lines() if "text" in entry)}
+            for own in sorted(named.values(), key=lambda own: (own.id not in active, own.id)):
                 if own.audio is not None and seconds + own.seconds <= hours * 3600:
                     seconds += own.seconds
                     stay.add(own.audio.name)

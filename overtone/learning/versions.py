@@ -203,19 +203,27 @@ def go_back(folder: Path, number: int | None = None) -> tuple[Version, int]:
     number: the version; None: the one that today's was made from. Raises UsageError where there is none.
     """
     versions, store = Versions(folder), Corrections(folder, sample_rate=0)
-    current = versions.current()
-    if current is None or (number is None and current.parent is None):
-        raise UsageError(f"{folder} has no earlier version to go back to.")
-    target = versions.read(current.parent if number is None and current.parent is not None else number or 0)
+    find_step(versions, number)  # before a lock makes a folder
     with versions.change():
-        stays = {own.id for own in store.read(target.journal_lines)}
-        gone = [own.id for own in store.read(current.journal_lines) if own.id not in stays]
-        active = {own.id for own in store.read()}
-        gone = [id_ for id_ in gone if id_ in active]
-        if gone:
-            store.set_aside(gone)
+        current, target = find_step(versions, number)
+        stays = store.read(target.journal_lines)
+        active = {own.key: own.id for own in store.read()}
+        kept = {own.id for own in stays}
+        learnt = {own.id for own in store.read(current.journal_lines)} - kept
+        gone = [id_ for id_ in active.values() if id_ in learnt]
+        again = [own.id for own in stays if own.key not in active or active[own.key] in learnt]
+        if gone or again:
+            store.set_aside(gone, again=again)
         versions.serve(target)
     return target, len(gone)
+
+
+def find_step(versions: Versions, number: int | None) -> tuple[Version, Version]:
+    """The version in the adapter's place, and that of a number, or the one it was made from. Raises UsageError."""
+    current = versions.current()
+    if current is None or (number is None and current.parent is None):
+        raise UsageError(f"{versions.adapter} has no earlier version to go back to.")
+    return current, versions.read(current.parent if number is None and current.parent is not None else number or 0)
 
 
 def refuse_own_vocabulary(folder: Path) -> None:
