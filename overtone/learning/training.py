@@ -17,7 +17,7 @@ from overtone.learning.corrections import Correction, Learnt
 from overtone.learning.learn import Learner, judged
 from overtone.learning.state import LearnSettings, write_state
 from overtone.learning.versions import ChangedError, Version
-from overtone.learning.words import grow_part, held_out_of, recordings_of
+from overtone.learning.words import grow_part, held_out_of, recordings_of, without_held_out
 from overtone.training.retention import (
     describe_retention,
     general_recordings,
@@ -145,7 +145,7 @@ class AcousticLearner:
             say("Acoustic part: not kept, some of its corrections have been set aside meanwhile")
             return None
         words = self.learner.words_of(current)
-        blind = self.blind_words(current, words)
+        blind = self.blind_words(current, words, corrections)
         recordings = recordings_of(model, self.store, held_out_of(corrections))
         model.adapters.load(current.folder, name=BEFORE)
         try:
@@ -173,10 +173,10 @@ class AcousticLearner:
             say("Acoustic part: not kept, the adapter is another one by now")
             return None
 
-    def blind_words(self, current: Version, words: WordPart | None) -> WordPart | None:
+    def blind_words(self, current: Version, words: WordPart | None, corrections: Sequence[Learnt]) -> WordPart | None:
         """Today's words as they would be without the held-out corrections, by which the acoustic part is judged."""
         origin = self.learner.words_of(self.learner.origin_of(current))
-        known = [own for own in self.store.read(current.journal_lines) if not own.is_held_out]
+        known = without_held_out(self.store.read(current.journal_lines), corrections)
         if words is None or not known:
             return origin
         return grow_part(self.model, origin, known, words)

@@ -267,10 +267,11 @@ def test_held_out_texts_choose_the_weights(learner: Learner, monkeypatch: pytest
 
     monkeypatch.setattr("overtone.learning.words.extend_ngram", watch)
     held = some(6, held=True)
-    made = learner.add([*some(5, held=False), *held], LearnSettings())
+    alone = [Correction(text=own.text) for own in held]
+    made = learner.add([*some(5, held=False), *held, *alone], LearnSettings())
     encode = learner.model.tokenizer.encode
     secret = [encode(own.text) for own in held]
-    assert [sum(own in secret for own in sentences) for sentences in counted] == [6, 0]
+    assert [sum(own in secret for own in sentences) for sentences in counted] == [12, 0]
     if made is not None:
         assert made.learning["held_out"]["words"] == 30
 
