@@ -14,7 +14,7 @@ from typing import Any, Literal
 from overtone.errors import DataError
 from overtone.files import replace_file
 from overtone.learning.corrections import SUFFIX, now
-from overtone.learning.versions import LOCK, TRAINING_LOCK, Versions
+from overtone.learning.versions import LOCK, TRAINING_LOCK, WAITS, Versions
 
 SETTINGS = "settings.json"
 STATE = "state.json"
@@ -106,6 +106,7 @@ def start_worker(adapter: Path, model: str, *options: str) -> Path:
             stdout=file,
             stderr=file,
             start_new_session=True,
+            env={**os.environ, WAITS: "1"},
             preexec_fn=yield_processor if os.name == "posix" else None,
         )
     return log

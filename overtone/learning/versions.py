@@ -34,6 +34,8 @@ LOCK, TRAINING_LOCK = "change.lock", "training.lock"
 """Files that are locked while the adapter changes, for seconds, and while it is trained."""
 TRIES, FEW_TRIES, PAUSE = 300, 10, 0.1
 """Tries to get a lock, and seconds between them: whoever only looks has it for a moment."""
+WAITS = "OVERTONE_LEARNING_WAITS"
+"""The environment variable of workers that wait for another process's change, however long that takes."""
 TRIES_OF_WORDS = 3
 """Adapters that something else puts in the place, one after the other, of which words are made."""
 CARD = "learning"
@@ -152,8 +154,11 @@ class Versions:
 
     @contextmanager
     def change(self) -> Iterator[None]:
-        """Hold the adapter for a change. Raises UsageError where another process does not end its own."""
-        with self.hold(LOCK, "is being changed", tries=TRIES):
+        """Hold the adapter for a change. Raises UsageError where another process does not end its own.
+
+        Workers wait without limit: nobody would give them their work again.
+        """
+        with self.hold(LOCK, "is being changed", tries=0 if os.environ.get(WAITS) else TRIES):
             clean_leftovers(self.folder)
             yield
 
@@ -165,9 +170,11 @@ class Versions:
 
     @contextmanager
     def hold(self, name: str, busy: str, *, tries: int) -> Iterator[None]:
-        """Hold one of the locks. Raises UsageError where another process has it, at so many tries."""
+        """Hold one of the locks. Raises UsageError where another process has it, at so many tries; 0: wait for it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder.parent / name).open("a+", encoding="utf-8") as file:
+            if not tries:
+                lock(file.fileno(), wait=True)
             for left in reversed(range(tries)):
                 try:
                     lock(file.fileno(), wait=False)
