@@ -43,7 +43,7 @@ class Learner:
     @property
     def name(self) -> str:
         """The adapter's name in the model, which is its folder's."""
-        return self.folder.resolve().name
+        return self.folder.absolute().name
 
     def add(self, corrections: Sequence[Correction], settings: LearnSettings) -> Version | None:
         """Add corrections, and make the version with their words, if there is one.

@@ -89,7 +89,7 @@ def read_state(adapter: Path) -> dict[str, Any]:
 
 def worker_command(adapter: Path, model: str, *options: str) -> list[str]:
     """The command line of a process that learns what there is to be learnt."""
-    return [sys.executable, "-m", "overtone", "learn", str(adapter.resolve()), "--model", model, *options]
+    return [sys.executable, "-m", "overtone", "learn", str(adapter.absolute()), "--model", model, *options]
 
 
 def start_worker(adapter: Path, model: str, *options: str) -> Path:
