@@ -12,6 +12,8 @@ import soundfile
 import torch
 from torch import Tensor
 
+pytest.importorskip("starlette", reason="the serving extra is not installed")
+pytest.importorskip("grpc", reason="the serving extra is not installed")
 ray = pytest.importorskip("ray", reason="the ray extra is not installed")
 
 from overtone.evaluation.evaluate import evaluate  # noqa: E402
