@@ -110,7 +110,7 @@ def test_an_interruption_ends_the_trainings(tmp_path: Path, monkeypatch: pytest.
 
     def train(*arguments: Any) -> Outcome:
         """The worker's process may be used again: its program and folder are put back."""
-        python, place = sys.executable, os.getcwd()
+        python, place = sys.executable, Path.cwd()
         sys.executable = program
         try:
             return real(*arguments)
