@@ -10,7 +10,7 @@ from overtone.adapters.storage import read_description, read_folder
 from overtone.adapters.words import WORDS_ALONE, WordPart
 from overtone.data.manifest import Utterance
 from overtone.errors import OvertoneError
-from overtone.inference.retention import choose_strength
+from overtone.inference.retention import choose_strength, weaken
 from overtone.inference.word_weights import Recording, count_errors, hear
 from overtone.learning.acoustic import enough_for_training, replay_of_card, replayed, train_acoustic_part
 from overtone.learning.corrections import Correction, Learnt
@@ -154,15 +154,16 @@ class AcousticLearner:
             )
         finally:
             model.adapters.remove(BEFORE)
-        weakened = self.weaken(adapter, words, recordings)
-        words, facts = (words, None) if weakened is None else weakened
-        after = count_errors(model, list(hear(model, recordings, name)), blind, scope=lambda: model.adapters.use(name))
+        weakened = self.weaken(adapter, blind, recordings)
+        share, facts = (1.0, None) if weakened is None else weakened
+        acting = weaken(blind, share)
+        after = count_errors(model, list(hear(model, recordings, name)), acting, scope=lambda: model.adapters.use(name))
         rates = f"WER {before.rate:.2%} → {after.rate:.2%} on {before.reference_length} held-out words"
         if after.errors > before.errors or facts is None:
             say(f"Acoustic part: not kept, {rates}. The recordings stay, and count with the next ones")
             return None
         say(f"Acoustic part: {rates}")
-        adapter.words = words
+        adapter.words = words = weaken(words, share)
         adapter.card = {**adapter.card, **({} if words is None else {"words": words.describe()}), **facts}
         journal = {"journal_lines": current.journal_lines, "learnt": current.learnt, "acoustic_lines": lines}
         journal["corrections"] = len(corrections)
@@ -182,20 +183,20 @@ class AcousticLearner:
         return grow_part(self.model, origin, known, words)
 
     def weaken(
-        self, adapter: Adapter, words: WordPart | None, recordings: Sequence[Recording]
-    ) -> tuple[WordPart | None, dict[str, Any]] | None:
-        """Make the adapter as weak as general speech needs it; its words, and facts for its card.
+        self, adapter: Adapter, blind: WordPart | None, recordings: Sequence[Recording]
+    ) -> tuple[float, dict[str, Any]] | None:
+        """Make the adapter as weak as general speech needs it; the share of its words' weight, and facts for its card.
 
-        None where it cannot be weak enough.
+        blind: words that do not know the recordings. None where it cannot be weak enough.
         """
         if not self.settings.general:
-            return words, {}
+            return 1.0, {}
         model = self.model
         general = general_recordings(model, read_general_speech(self.settings.general))
         found = choose_strength(
             model,
             adapter,
-            words,
+            blind,
             general=lambda choice: hear(model, general, choice),
             domain=lambda choice: hear(model, recordings, choice),
             kappa=self.settings.kappa,
@@ -203,4 +204,4 @@ class AcousticLearner:
         self.learner.say(describe_retention(found))
         if found.chosen is None:
             return None
-        return found.chosen.part, {"retention": retention_facts(found)}
+        return found.chosen.share, {"retention": retention_facts(found)}
