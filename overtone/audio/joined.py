@@ -94,12 +94,13 @@ def bounds_of(file: IO[bytes], kind: Kind, first: int) -> list[tuple[int, int]]:
             return paired(starts_in(content, kind, first), len(content))
     status = os.fstat(file.fileno())
     key = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size, first)
-    if key not in known:
+    starts = known.get(key)  # another thread may clear it meanwhile
+    if starts is None:
         if len(known) >= KNOWN_FILES:
             known.clear()
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view, memoryview(view) as content:
-            known[key] = starts_in(content, kind, first)
-    return paired(known[key], status.st_size)
+            starts = known[key] = starts_in(content, kind, first)
+    return paired(starts, status.st_size)
 
 
 def starts_in(content: memoryview, kind: Kind, first: int) -> tuple[int, ...]:

@@ -94,7 +94,7 @@ def test_equals_every_reference_model(name: str) -> None:
     assert torch.allclose(preprocessor.fb, buffers["fb"], rtol=0, atol=1e-6)
     preprocessor.load_state_dict(buffers)
     mel, lengths = preprocessor(*padded(wavs()))
-    if "mel_0" not in reference:  # models of equal features share one file
+    if "mel_0" not in reference and settings["features"] == 80:  # models of equal features share one file
         reference = dict(reference) | dict(np.load(fixture_file("mel/reference.npz")))
     for index in range(3):
         if f"mel_{index}" in reference:

@@ -142,7 +142,8 @@ def test_durations_are_limited_by_the_models_own_setting(tmp_path: Path) -> None
         ("model.train_ds.max_duration=0.1", "no utterance is between"),
         ("model.train_ds.manifest_filepath=absent.json", "absent.json"),
         ("trainer.limit_train_batches=0", "no batch is left"),
-        ("model.optim.sched.name=StepLR", "unknown schedule"),
+        ("model.optim.sched.name=StepLR", "step_size: has to be given"),
+        ("model.optim.sched.name=Staircase", "unknown schedule"),
     ],
 )
 def test_settings_that_do_not_fit(tmp_path: Path, model: AsrModel, override: str, message: str) -> None:

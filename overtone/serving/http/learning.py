@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from overtone.adapters.adapter import check_name
-from overtone.errors import AdapterError
 from overtone.learning.corrections import Correction
 from overtone.learning.reading import LONGEST_SECONDS, whole_numbers, writable_texts
 from overtone.serving.errors import AccessError, RequestError
@@ -29,6 +29,7 @@ from overtone.serving.recognition.request import Call, RecognitionRequest
 LARGEST_JSON = 2**20
 MOST_TEXTS = 1000
 """Corrections of one request."""
+HALF_A_PAIR = re.compile("[\ud800-\udfff]")
 CLOSED = "This server does not learn; start it with --learn and a folder of adapters."
 
 
@@ -49,7 +50,7 @@ class Learning:
                 corrections = await self.of_form(request, call)
             else:
                 corrections = await self.of_json(request)
-            new = await asyncio.to_thread(jobs.add, name, corrections)
+            new = await asyncio.to_thread(run_or_400, jobs.add, name, corrections)
         jobs.start(name)
         return JSONResponse({**await self.described(jobs, name), "new": new}, 202)
 
@@ -131,12 +132,14 @@ class Learning:
         return [Correction(text=text, language=language) for text, (_, language) in zip(texts, rows, strict=True)]
 
     def written(self, rows: Sequence[tuple[str, str | None]]) -> list[str]:
-        """Texts in the model's letters. Raises RequestError, AdapterError, or DataError for what it cannot write."""
+        """Texts in the model's letters. Raises RequestError, or DataError for what it cannot write."""
+        if any(HALF_A_PAIR.search(f"{text}{language}") for text, language in rows):
+            raise RequestError("A text holds half a surrogate pair. Write the character in full.", "text")
         languages = self.service.engine.model.tokenizer.languages
         if wrong := next((own for _, own in rows if own is not None and own not in languages), None):
             known = ", ".join(languages) or "none: leave it out"
             raise RequestError(f"'language' is '{wrong[:20]}'; the model's transcripts have {known}.", "language")
         found = writable_texts(self.service.engine.model.tokenizer, rows, policy="refuse")
         if any(text is None for text in found):
-            raise AdapterError("A text holds nothing that the model can write.")
+            raise RequestError("A text holds nothing that the model can write.", "text")
         return [text for text in found if text is not None]

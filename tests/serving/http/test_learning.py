@@ -82,6 +82,8 @@ def test_texts_alone_make_a_new_adapter(service: WebService) -> None:
         ([], "corrections"),
         ({"corrections": [{"text": "xyz"}]}, "cannot write"),
         ({"corrections": [{"text": "abc", "language": "de"}]}, "language"),
+        ({"corrections": [{"text": "a\ud800"}]}, "half a surrogate pair"),
+        ({"corrections": [{"text": "abc", "language": "\udfff"}]}, "half a surrogate pair"),
         ({"corrections": [{"text": "abc"}] * 1001}, "at most 1000"),
     ],
 )

@@ -300,7 +300,7 @@ def test_names_roles_and_contrast(tab: Tab, recording: Path) -> None:
     } <= named  # fmt: skip
     assert len([node for node in nodes if node["role"] == "main"]) == 1
     assert len([node for node in nodes if node["role"] == "heading" and node.get("level") == 1]) == 1
-    assert tab.run("document.querySelectorAll('[role=alert], [role=status], [aria-live]').length") == 4
+    assert tab.run("document.querySelectorAll('[role=alert], [role=status], [aria-live]').length") == 5
     assert tab.run("document.documentElement.lang") == "en"
     for scheme in ("light", "dark"):
         tab.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
