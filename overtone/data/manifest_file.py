@@ -15,8 +15,8 @@ from overtone.errors import DataError
 ENCODINGS = ((b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be"))
 """Byte order marks and what they mark."""
 SMALL_BYTES, EXPANSION, PIECE = 64 << 20, 100, 1 << 20
-"""A compressed manifest may unpack to so many bytes, or to so many times its own (20: names and numbers that are alike);
-it is unpacked in pieces."""
+"""A compressed manifest may unpack to so many bytes, or to so many times its own (20: names that are alike); it is
+unpacked in pieces."""
 EXAMPLE = '{"audio_filepath": "a.wav", "duration": 3.2, "text": "hello there"}'
 
 Entry = dict[str, Any]

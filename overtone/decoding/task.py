@@ -206,7 +206,7 @@ class TaskPrompts:
         if PROMPT_SHARE * len(tokens) >= self.max_length:
             raise UsageError(
                 f"The prompt has {len(tokens)} tokens with its decodercontext; fewer than "
-                f"{-(-self.max_length // PROMPT_SHARE)} are allowed, as the text needs the decoder's others. Shorten it."
+                f"{-(-self.max_length // PROMPT_SHARE)} are allowed, as the text needs the others. Shorten it."
             )
         return tokens
 
