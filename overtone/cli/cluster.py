@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,11 +73,13 @@ def serve_there(arguments: argparse.Namespace, settings: ServerSettings, demo: P
 
 def replica_plan(arguments: argparse.Namespace, settings: ServerSettings, demo: Path | None) -> ReplicaPlan:
     """Plan of the replicas. demo: adapter that each model gets. Raises UsageError."""
+    from overtone.inference.on_cluster import whole_path
     from overtone.serving.ray.cluster import ReplicaPlan
 
+    adapters = None if settings.adapters is None else settings.adapters.absolute()
     return ReplicaPlan(
-        settings=settings,
-        load=loader(arguments, demo),
+        settings=replace(settings, model=whole_path(settings.model), adapters=adapters),
+        load=loader(arguments, None if demo is None else demo.absolute()),
         replicas=arguments.replicas,
         most=arguments.max_replicas,
         cpus=arguments.replica_cpus,

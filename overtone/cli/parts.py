@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from overtone.cli.arguments import attention_options, number, search_options, whole_number
+from overtone.cli.arguments import attention_options, language_of, number, search_options, whole_number
 from overtone.cli.cluster import add_ray
 from overtone.cli.screen import note
 from overtone.clusters import cluster
@@ -82,11 +82,13 @@ def transcribe_in_parts(arguments: argparse.Namespace, adapter: str | None) -> i
     store = PartStore(Path(arguments.output), form, inputs=[*arguments.paths, arguments.model])
     plan = worker_plan(arguments, arguments.model, adapters=arguments.adapters, alternatives=arguments.alternatives)
     done = store.open(plan_digest(parts, facts_of(arguments, parts)))
-    left = [part for part in parts if part.number not in done]
+    failures = {part.number: store.failures(part) for part in parts if part.number in done}
+    left = [part for part in parts if failures.get(part.number, len(part.rows)) == len(part.rows)]
     if len(left) < len(parts):
         note(f"{len(parts) - len(left)} of {len(parts)} parts are written already; the rest follows.")
     whole, finished = sum(part.seconds for part in left), 0.0
-    failed, began = 0, time.monotonic()
+    failed = sum(failures.values()) - sum(failures.get(part.number, 0) for part in left)
+    began = time.monotonic()
     joined = nullcontext() if arguments.ray is None else cluster(arguments.ray)
     with joined, progress_bar("transcribing") as progress:
         for part, results in hear(left, plan, arguments):
@@ -101,7 +103,7 @@ def transcribe_in_parts(arguments: argparse.Namespace, adapter: str | None) -> i
     seconds = max(1e-3, time.monotonic() - began)
     note(f"Written: {arguments.output}")
     note(f"{finished / 3600:.2f} hours of audio in {seconds:.0f} s, {finished / seconds:.0f} times as fast as speech")
-    rows = sum(len(part.rows) for part in left)
+    rows = sum(len(part.rows) for part in parts)
     if failed:
         note(f"{failed} of {rows} recordings could not be transcribed.")
     return 0 if not failed else 1 if failed < rows else OvertoneError.exit_code
@@ -166,7 +168,7 @@ def worker_plan(
             "overlap": arguments.overlap,
             "batch_seconds": arguments.batch_seconds,
             "compute_dtype": arguments.dtype,
-            "language": arguments.language,
+            "language": language_of(arguments),
             "alternatives": alternatives,
             **search_options(arguments),
         },
@@ -189,8 +191,14 @@ def facts_of(arguments: argparse.Namespace, parts: list[Part]) -> dict[str, Any]
     """Facts that results depend on, beside the recordings: model, adapters and options."""
     from overtone.adapters.storage import DESCRIPTION
 
-    same = ("model", "format", "window", "overlap", "dtype", "language", "alternatives", "beam", "phrases", "decoder")
+    same = ("model", "format", "window", "overlap", "dtype", "alternatives", "beam", "phrases", "decoder")
     facts = {name: getattr(arguments, name) for name in same} | attention_options(arguments)
+    facts["language"] = language_of(arguments)
+    if arguments.phrases is not None:
+        facts["phrases"] = search_options(arguments)["phrases"]
+    model = Path(arguments.model).expanduser()
+    files = sorted(model.rglob("*")) if model.is_dir() else [model] if model.exists() else []
+    facts["model files"] = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
     for choice in sorted({row.adapter for part in parts for row in part.rows if row.adapter}):
         for name in choice.split("+"):
             place = Path(name) if arguments.adapters is None else arguments.adapters / name

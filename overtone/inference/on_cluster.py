@@ -53,6 +53,8 @@ class WorkerPlan:
     load: Callable[[str], AsrModel] = load_plainly
     cpus: float = 1.0
     gpus: float = 0.0
+    beginning: Path = field(default_factory=Path.cwd)
+    """Folder where relative paths of recordings and adapters begin: that of the process that makes the plan."""
 
 
 class Hearer:
@@ -61,7 +63,7 @@ class Hearer:
     def __init__(self, plan: WorkerPlan) -> None:
         """Load the model. Raises CheckpointError and UsageError."""
         self.plan = plan
-        self.model = plan.load(plan.model)
+        self.model = plan.load(place_of(plan.model, plan))
         self.transcriber = Transcriber(self.model, **plan.options)
         self.loaded: OrderedDict[str, None] = OrderedDict()
         """Adapters of the folder in the model, the least recently used first."""
@@ -78,8 +80,10 @@ class Hearer:
             except OvertoneError as error:
                 faults[choice] = str(error)
         good = [row for row in rows if row.adapter not in faults]
-        results = self.transcriber.run([row.recording for row in good], [chains[row.adapter] for row in good])
-        heard = iter([replace(result, adapter=row.adapter) for result, row in zip(results, good, strict=True)])
+        results = self.transcriber.run(
+            [self.placed(row.recording) for row in good], [chains[row.adapter] for row in good]
+        )
+        heard = iter([named(result, row) for result, row in zip(results, good, strict=True)])
         found = [failed(row, faults[row.adapter]) if row.adapter in faults else next(heard) for row in rows]
         self.make_room()
         return found
@@ -88,10 +92,10 @@ class Hearer:
         """Names of the adapters of a choice in the model, None for the base. Raises AdapterError."""
         if choice is None or choice.lower() in BASE:
             return None
-        folder = self.plan.adapters
+        folder = None if self.plan.adapters is None else self.plan.beginning / self.plan.adapters
         if folder is None:
             if choice not in self.found:
-                self.found[choice] = find_adapter(self.model, choice)
+                self.found[choice] = find_adapter(self.model, self.adapter_path(choice))
             return self.found[choice]
         for name in choice.split("+"):
             if name not in self.loaded and ((folder / check_name(name)).is_dir() or name not in self.model.adapters):
@@ -101,11 +105,37 @@ class Hearer:
                 self.loaded.move_to_end(name)
         return choice
 
+    def placed(self, recording: Recording) -> Recording:
+        """A recording with its path from the root, where this process runs in another folder than its plan's."""
+        if recording.held is not None or self.plan.beginning == Path.cwd():
+            return recording
+        return replace(recording, path=self.plan.beginning / recording.path)
+
+    def adapter_path(self, choice: str) -> str:
+        """A choice whose parts are paths from the root where they lie on disk; names of the model's adapters stay."""
+        whole = self.part_path(choice)
+        return whole if whole != choice else "+".join(map(self.part_path, choice.split("+")))
+
+    def part_path(self, part: str) -> str:
+        """An adapter of a chain, as `adapter_path`."""
+        return part if part in self.model.adapters else place_of(part, self.plan)
+
     def make_room(self) -> None:
         """Take the least recently used adapters out of the model where there are too many."""
         while len(self.loaded) > MOST_ADAPTERS:
             name, _ = self.loaded.popitem(last=False)
             self.model.adapters.remove(name)
+
+
+def place_of(text: str, plan: WorkerPlan) -> str:
+    """A path from the root, where a worker runs in another folder than its plan's; names stay."""
+    place = plan.beginning / Path(text).expanduser()
+    return str(place) if plan.beginning != Path.cwd() and place.exists() else text
+
+
+def named(result: Transcription, row: Row) -> Transcription:
+    """A result under the path and the adapter that its row gives."""
+    return replace(result, recording=replace(result.recording, path=row.recording.path), adapter=row.adapter)
 
 
 def failed(row: Row, message: str) -> Transcription:
@@ -122,7 +152,7 @@ def transcribe_parts(
     plan that no worker can follow.
     """
     import ray
-    from ray.exceptions import RayError, RayTaskError
+    from ray.exceptions import RayActorError, RayError, RayTaskError
 
     make = ray.remote(Hearer).options(num_cpus=plan.cpus, num_gpus=plan.gpus, max_concurrency=1)
     crew = Crew(make=lambda: make.remote(plan), most=min(workers or room(plan), max(1, len(parts))))
@@ -138,6 +168,8 @@ def transcribe_parts(
             cause = error.cause
             raise cause if isinstance(cause, OvertoneError) else error from None
         except RayError as error:
+            if isinstance(error, RayActorError) and error.actor_init_failed:
+                raise reason_of(error) from None  # any other worker would fail as well
             crew.bury(piece)
             deaths[piece] = deaths.get(piece, 0) + 1
             LOG.warning(
@@ -155,6 +187,19 @@ def transcribe_parts(
         whole = gathered(halves, piece, results)
         if whole is not None:
             yield piece.part, whole
+
+
+def reason_of(error: Any) -> OvertoneError:
+    """Reason why a worker could not load its model, from Ray's error of an actor that never was."""
+    from ray.exceptions import RayTaskError
+
+    for task in error.args:
+        cause = task.cause if isinstance(task, RayTaskError) else None
+        if isinstance(cause, OvertoneError):
+            return cause
+        if cause is not None:
+            return UsageError(f"The workers cannot begin: {type(cause).__name__}: {cause}")
+    return UsageError(f"The workers cannot begin: {error}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -265,7 +310,7 @@ class ClusterTranscriber:
         """Results in order, as `Transcriber.run`."""
         texts = [None if choice is None else str(choice) for choice in choices]
         rows = [
-            Row(recording=recording, adapter=None if text is None else whole_path(self.sources.get(text, text)))
+            Row(recording=recording, adapter=None if text is None else self.sources.get(text, text))
             for recording, text in zip(recordings, texts, strict=True)
         ]
         parts = plan_parts(rows, seconds=60.0)

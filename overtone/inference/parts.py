@@ -162,6 +162,16 @@ class PartStore:
         except OSError as error:
             raise UsageError(write_failure(self.folder, error)) from error
 
+    def failures(self, part: Part) -> int:
+        """Rows of a written part that could not be transcribed; all of them where it cannot be read."""
+        try:
+            with self.place(part.number).open("rb") as file:
+                if self.form == "jsonl":
+                    return sum("pred_text" not in json.loads(line) for line in file)
+                return read_failures(file)
+        except (OSError, ValueError):
+            return len(part.rows)
+
     def place(self, number: int) -> Path:
         """File of a part."""
         return self.folder / f"part-{number:06d}.{self.form}"
@@ -199,6 +209,13 @@ def parquet_schema() -> Any:
             "alternatives": pyarrow.list_(alternatives),
         }
     )
+
+
+def read_failures(file: Any) -> int:
+    """Rows without a transcript in a Parquet file."""
+    from pyarrow import parquet
+
+    return int(parquet.read_table(file, columns=["pred_text"]).column("pred_text").null_count)
 
 
 def write_parquet(file: Any, entries: Sequence[dict[str, Any]]) -> None:

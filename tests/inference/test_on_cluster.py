@@ -6,14 +6,18 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import soundfile
 import torch
 from torch import Tensor
 
+pytest.importorskip("starlette", reason="the serving extra is not installed")
+pytest.importorskip("grpc", reason="the serving extra is not installed")
 ray = pytest.importorskip("ray", reason="the ray extra is not installed")
 
+from overtone.errors import CheckpointError, UsageError  # noqa: E402
 from overtone.evaluation.evaluate import evaluate  # noqa: E402
 from overtone.inference.on_cluster import (  # noqa: E402
     ClusterTranscriber,
@@ -47,7 +51,8 @@ def load_fatal(source: str) -> FatalModel:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Recordings and adapters, with a cluster beside them."""
     folder = tmp_path_factory.mktemp("calls")
-    put_adapter(SpeakingModel(), "swap", folder / "adapters")
+    for name in ("swap", "other"):
+        put_adapter(SpeakingModel(), name, folder / "adapters")
     for name, text in TEXTS.items():
         soundfile.write(folder / f"{name}.wav", spoken(text), SAMPLE_RATE)
     with ray_cluster(str(Path(__file__).parent)):
@@ -74,6 +79,36 @@ def test_the_recording_that_kills_its_workers_fails_alone(
     results = [result for found in done.values() for result in found]
     assert [result.hypothesis and result.hypothesis.text for result in results] == ["abba", None, "baab", "cab"]
     assert "workers died of it (1)" in str(results[1].error)
+
+
+def load_nothing(source: str) -> SpeakingModel:
+    raise CheckpointError(f"{source} is no model.")
+
+
+def load_badly(source: str) -> SpeakingModel:
+    raise ValueError("seven is no eight")
+
+
+@pytest.mark.parametrize(
+    ("load", "kind", "message"),
+    [(load_nothing, CheckpointError, "base.nemo is no model"), (load_badly, UsageError, "seven is no eight")],
+)
+def test_a_model_that_cannot_be_loaded_is_said_at_once(folder: Path, load: Any, kind: type, message: str) -> None:
+    parts = plan_parts([row(folder, "good")])
+    with pytest.raises(kind, match=message):
+        list(transcribe_parts(parts, WorkerPlan(model="base.nemo", load=load), workers=1))
+
+
+def test_relative_paths_begin_where_the_plan_is_made(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results name the recording as it was given."""
+    monkeypatch.chdir(folder)
+    recording = Recording(path=Path("good.wav"), name="good.wav")
+    choices = ["adapters/swap", None, "adapters/swap+adapters/other"]
+    parts = plan_parts([Row(recording=recording, adapter=choice) for choice in choices])
+    ((_, results),) = transcribe_parts(parts, WorkerPlan(load=load_fatal), workers=1)
+    assert [result.hypothesis and result.hypothesis.text for result in results] == ["baab", "abba", "baab"]
+    assert {result.recording.path for result in results} == {Path("good.wav")}
+    assert [result.adapter for result in results] == choices
 
 
 def test_an_evaluation_hears_with_workers(folder: Path, plan: WorkerPlan) -> None:

@@ -13,7 +13,7 @@ import soundfile
 
 from overtone.cli import main
 from overtone.errors import DataError, UsageError
-from overtone.inference.on_cluster import MOST_ADAPTERS, Hearer, WorkerPlan
+from overtone.inference.on_cluster import MOST_ADAPTERS, Hearer, WorkerPlan, failed
 from overtone.inference.parts import PartStore, Row, plan_digest, plan_parts, rows_by_column
 from overtone.inference.recordings import Recording
 from support.speaking_model import SAMPLE_RATE, SpeakingModel, put_adapter, spoken
@@ -146,6 +146,62 @@ def test_a_run_that_ended_goes_on_with_what_is_not_written(
     assert [entry["pred_text"] for entry in found] == ["baab", "abba", "abba", "baab"]
     assert tuple(entry["adapter"] for entry in found) == TENANTS
     assert not (tmp_path / "out.jsonl.parts").exists()
+
+
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+@pytest.mark.parametrize(("seconds", "written", "code"), [(1.0, "3 of 4", 0), (60.0, "1 of 1", 1)])
+def test_a_part_of_failures_alone_is_done_again_and_other_failures_are_not_forgotten(
+    manifest: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    form: str,
+    seconds: float,
+    written: str,
+    code: int,
+) -> None:
+    """The first run ends before its parts are joined. written: parts that the second one finds. code: its own."""
+    pytest.importorskip("pyarrow", reason="the ray extra is not installed")
+    run, whole = command(manifest, monkeypatch), Hearer.transcribe
+    monkeypatch.setattr("overtone.inference.parts.PART_SECONDS", seconds)
+
+    def hear(self: Hearer, rows: Sequence[Row]) -> Any:
+        found = zip(rows, whole(self, rows), strict=True)
+        return [failed(row, "out of reach") if row.adapter == "other" else result for row, result in found]
+
+    with monkeypatch.context() as first:
+        first.setattr(Hearer, "transcribe", hear)
+        first.setattr(PartStore, "finish", lambda *_: None)
+        assert run(tmp_path / "out", "--format", form) == 1
+    assert run(tmp_path / "out", "--format", form) == code
+    assert f"{written} parts are written already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("file", ["words.txt", "base.nemo"])
+def test_another_content_of_the_phrases_or_the_model_is_another_run(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], file: str
+) -> None:
+    run, words = command(manifest, monkeypatch), ["--phrases", "words.txt", "--model", "base.nemo"]
+    monkeypatch.chdir(tmp_path)
+    for name in ("words.txt", "base.nemo"):
+        (tmp_path / name).write_text("abba")
+    with monkeypatch.context() as first:
+        first.setattr(PartStore, "finish", lambda *_: None)
+        assert run(tmp_path / "out", "--format", "jsonl", *words) == 0
+    (tmp_path / file).write_text("abba cab")
+    assert run(tmp_path / "out", "--format", "jsonl", *words) == 2
+    assert "parts of another run" in capsys.readouterr().err
+
+
+def test_the_prompt_of_the_command_reaches_workers_and_the_plan(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, told, facts = command(manifest, monkeypatch), [], []
+    monkeypatch.setattr("overtone.cli.parts.hear", lambda parts, plan, _: told.append(plan.options["language"]) or ())
+    monkeypatch.setattr("overtone.inference.parts.plan_digest", lambda _, found: facts.append(found["language"]) or "")
+    monkeypatch.setattr(PartStore, "finish", lambda *_: None)
+    assert run(tmp_path / "out", "--format", "jsonl", "--prompt", "target_lang=de", "pnc=no") == 0
+    assert told == facts == ["target_lang=de,pnc=no"]
 
 
 def test_parquet_is_a_folder_of_parts(manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,10 @@ from typing import Any
 
 import pytest
 
+pytest.importorskip("starlette", reason="the serving extra is not installed")
+pytest.importorskip("grpc", reason="the serving extra is not installed")
+pytest.importorskip("ray", reason="the ray extra is not installed")
+
 from overtone import cli
 from overtone.checkpoints.load import save_model
 from overtone.config import ExperimentSettings, Settings
@@ -105,15 +109,21 @@ def test_an_interruption_ends_the_trainings(tmp_path: Path, monkeypatch: pytest.
     real, program = cluster.train_there, str(script)
 
     def train(*arguments: Any) -> Outcome:
+        """The worker's process may be used again: its program and folder are put back."""
+        python, place = sys.executable, Path.cwd()
         sys.executable = program
-        return real(*arguments)
+        try:
+            return real(*arguments)
+        finally:
+            sys.executable = python
+            os.chdir(place)
 
     monkeypatch.setattr(cluster, "train_there", train)
     outcomes = run_on_cluster(trials_of(tmp_path), ClusterPlan(cpus=1), [])
     assert next(outcomes).error is not None
     wait_for(tmp_path / "begun")
     outcomes.close()
-    assert (tmp_path / "ended").exists()
+    wait_for(tmp_path / "ended")
 
 
 def wait_for(path: Path) -> None:

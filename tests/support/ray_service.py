@@ -31,6 +31,8 @@ def ray_cluster(*folders: str) -> Iterator[None]:
     """Ray on this machine; its workers find the tests' modules, those of these folders too."""
     os.environ["RAY_AUTH_MODE"] = "disabled"  # the token would be written to the home folder
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # on a machine that others fill, Ray would kill workers
+    os.environ["RAY_memory_monitor_refresh_ms"] = "0"  # noqa: SIM112 (Ray spells it so)
     paths = [str(Path(__file__).resolve().parents[depth]) for depth in (1, 2)]
     paths += folders
     before = os.environ.get("PYTHONPATH", "")
@@ -82,4 +84,5 @@ def ray_service(folder: Path, *, adapters: tuple[str, ...] = ("swap", "other"), 
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join(60)
-        loop.close()
+        if not thread.is_alive():  # closing a loop that runs raises, and hides the error that led here
+            loop.close()

@@ -11,9 +11,11 @@ import io
 import json
 import logging
 import os
+import re
 import threading
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -24,6 +26,7 @@ from overtone.serving.adapter_store.upload import MAX_BYTES, OPTIONAL
 
 LOG = logging.getLogger("overtone.serving.adapter_store.store")
 STAMPS = ".stamps.json"
+USER = re.compile(r"(://)[^/@]*@")
 MARKS = ("size", "ETag", "etag", "LastModified", "mtime", "blob_id", "last_commit", "generation", "created")
 """Facts of a listing that change with a file, by their names in various file systems."""
 
@@ -35,8 +38,18 @@ def open_place(uri: str) -> tuple[Any, str]:
     try:
         system, path = fsspec.core.url_to_fs(uri)
     except (ImportError, ValueError, OSError) as error:
-        raise UsageError(f"{uri} cannot be opened: {error}") from error
+        raise UsageError(f"{without_user(uri)} cannot be opened: {told(error, uri)}") from error
     return system, str(path).rstrip("/")
+
+
+def without_user(uri: str) -> str:
+    """A URI for people: without the name and the password of its user."""
+    return USER.sub(r"\1", uri)
+
+
+def told(error: Exception, uri: str) -> str:
+    """Words of an error, without the name and the password in the URI that it is about."""
+    return str(error).replace(uri, without_user(uri))
 
 
 def cache_folder(uri: str) -> Path:
@@ -54,12 +67,16 @@ class AdapterMirror:
         self.system, self.root = open_place(uri)
         self.folder = folder or cache_folder(uri)
         self.trouble = ""
+        self.left_out: dict[str, str] = {}
+        """Adapters that cannot be fetched, with the reason that was told."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.stamps = read_stamps(self.folder / STAMPS)
             self.sync()
         except Exception as error:  # file systems raise what they like
-            raise UsageError(f"{uri} cannot be read: {type(error).__name__}: {error}") from error
+            raise UsageError(
+                f"{without_user(uri)} cannot be read: {type(error).__name__}: {told(error, uri)}"
+            ) from error
         self._closed = threading.Event()
         if poll_seconds > 0:
             threading.Thread(target=self._watch, args=(poll_seconds,), name="overtone-mirror", daemon=True).start()
@@ -71,21 +88,42 @@ class AdapterMirror:
     def sync(self) -> None:
         """Fetch adapters that are new or changed, remove those that are gone. Raises what the file system raises."""
         found = self.look()
+        self.remove_gone(found)
         for name, files in found.items():
             stamp = stamp_of(files)
             if self.stamps.get(name) == stamp and (self.folder / name).is_dir():
                 continue
             try:
                 contents = {file: self.fetch(info, MAX_BYTES[file]) for file, info in files.items()}
-            except AdapterError as error:
-                LOG.warning("adapter '%s' of %s is left out: %s", name, self.uri, error)
+                replace_folder(self.folder / name, lambda place, contents=contents: write_files(place, contents))  # type: ignore[misc]
+            except Exception as error:  # file systems raise what they like; the other adapters go on
+                self.leave_out(name, error)
                 continue
-            replace_folder(self.folder / name, lambda place, contents=contents: write_files(place, contents))  # type: ignore[misc]
+            self.left_out.pop(name, None)
+            self.note_stamp(name, stamp)
+
+    def leave_out(self, name: str, error: Exception) -> None:
+        """Tell once that an adapter cannot be fetched; what was fetched of it before is served on."""
+        reason = f"{type(error).__name__}: {told(error, self.uri)}"
+        if self.left_out.get(name) != reason:
+            LOG.warning("adapter '%s' of %s is left out: %s", name, without_user(self.uri), reason)
+        self.left_out[name] = reason
+
+    def remove_gone(self, found: Container[str]) -> None:
+        """Remove every adapter that is not found any more, those that another process has fetched too."""
+        for place in list(self.folder.iterdir()):
+            if place.is_dir() and not place.name.startswith(".") and place.name not in found:
+                with suppress(FileNotFoundError):  # another process has done it
+                    remove_folder(place)
+                self.left_out.pop(place.name, None)
+                self.note_stamp(place.name, None)
+
+    def note_stamp(self, name: str, stamp: str | None) -> None:
+        """Keep the stamp of an adapter, so that a process that ends meanwhile fetches nothing twice; None forgets."""
+        if stamp is None:
+            self.stamps.pop(name, None)
+        else:
             self.stamps[name] = stamp
-        for name in self.stamps.keys() - found.keys():
-            if (self.folder / name).is_dir():
-                remove_folder(self.folder / name)
-            del self.stamps[name]
         with replace_file(self.folder / STAMPS) as file:
             file.write(json.dumps(self.stamps).encode())
 
@@ -93,7 +131,7 @@ class AdapterMirror:
         """Files of each adapter, as the file system lists them, in one listing."""
         self.system.invalidate_cache()
         if not self.system.exists(self.root):  # rather than that all adapters were deleted
-            raise FileNotFoundError(f"there is nothing at {self.uri}")
+            raise FileNotFoundError(f"there is nothing at {without_user(self.uri)}")
         found: dict[str, dict[str, Mapping[str, Any]]] = {}
         for path, info in self.system.find(self.root, maxdepth=2, detail=True).items():
             parts = PurePosixPath(path).relative_to(PurePosixPath(self.root)).parts
@@ -113,9 +151,11 @@ class AdapterMirror:
                 self.sync()
                 trouble = ""
             except Exception as error:  # it is away for a while: what was fetched is served on
-                trouble = f"{type(error).__name__}: {error}"
+                trouble = f"{type(error).__name__}: {told(error, self.uri)}"
             if trouble and trouble != self.trouble:
-                LOG.warning("%s cannot be looked at, its adapters stay as they were: %s", self.uri, trouble)
+                LOG.warning(
+                    "%s cannot be looked at, its adapters stay as they were: %s", without_user(self.uri), trouble
+                )
             self.trouble = trouble
 
 
@@ -171,5 +211,5 @@ def fetch_archive(uri: str) -> bytes:
     except AdapterError:
         raise
     except Exception as error:  # file systems raise what they like
-        raise AdapterError(f"{uri} cannot be read: {type(error).__name__}: {error}") from error
+        raise AdapterError(f"{without_user(uri)} cannot be read: {type(error).__name__}: {told(error, uri)}") from error
     return packed.getvalue()

@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from overtone.adapters.adapter import check_name
 from overtone.errors import AdapterError
-from overtone.serving.adapter_store.mirror import fetch_archive
+from overtone.serving.adapter_store.mirror import fetch_archive, without_user
 from overtone.serving.adapter_store.store import AdapterEntry
 from overtone.serving.http.bodies import form_file, read_body, read_form
 from overtone.serving.http.errors import HttpError
@@ -27,6 +27,8 @@ MAX_LORA_BODY = 2**14
 """Bytes of the JSON of vLLM's requests."""
 DEEPEST = 16
 """Levels of an adapter's card that are shown."""
+ODD = ("%", "\\", "::", "?", "#")
+"""Marks that servers and fsspec read as something else than the name of a folder: an upward step, another place."""
 
 
 class Administration:
@@ -124,14 +126,21 @@ class Administration:
     def check_source(self, path: str) -> None:
         """Raises HttpError for a URI that does not lie below one of the server's adapter sources."""
         sources = [source.rstrip("/") + "/" for source in self.settings.adapter_sources]
-        if ".." in path.split("/") or not any(path.startswith(source) for source in sources):
-            allowed = ", ".join(sources) or "none; start the server with --adapter-source"
-            raise HttpError(403, f"Adapters are not fetched from there. Allowed beginnings: {allowed}.")
+        rests = [path.removeprefix(source) for source in sources if path.startswith(source)]
+        if not any(is_plain(rest) for rest in rests):
+            allowed = ", ".join(map(without_user, sources)) or "none; start the server with --adapter-source"
+            raise HttpError(
+                403,
+                f"Adapters are not fetched from there. Allowed beginnings: {allowed}; after them no '..' and none of "
+                f"{' '.join(ODD)}.",
+            )
 
     def check_folder_is_ours(self) -> None:
         """Raises HttpError where the store mirrors a place that the server does not write to."""
         if self.settings.adapters_from:
-            raise HttpError(400, f"The adapters are those of {self.settings.adapters_from}; change them there.")
+            raise HttpError(
+                400, f"The adapters are those of {without_user(self.settings.adapters_from)}; change them there."
+            )
 
     async def scan(self, request: Request) -> Response:
         """POST /v1/admin/scan: look at the folder now."""
@@ -165,6 +174,11 @@ class Administration:
             return await read_body(request, most=most, seconds=seconds)
         async with read_form(request, most=most, seconds=seconds) as (_, form):
             return await form_file(form).read()
+
+
+def is_plain(path: str) -> bool:
+    """Tell whether a path goes down from its source alone, however it is read there."""
+    return ".." not in path.split("/") and not any(mark in path for mark in ODD)
 
 
 def run_or_400(work: Any, *arguments: Any) -> Any:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import ray
@@ -22,6 +24,16 @@ from overtone.version import __version__
 
 APPLICATION = "overtone"
 ENGINE = "engine"
+SCALE = frozenset(("replicas", "most", "busy", "scale_down_seconds"))
+"""Fields of a plan that change the number of replicas, not what they are."""
+OF_FRONTS = frozenset(
+    (
+        *("learn", "host", "grpc_port", "http_port", "health_port", "tokens", "admin_token_file", "origins"),
+        *("host_names", "tls_certificate", "tls_key", "client_authority", "adapter_sources", "max_calls"),
+        *("max_requests", "max_connections", "max_channels", "message_seconds", "opening_seconds"),
+    )
+)
+"""Settings that fronts alone heed: fronts that differ in them share replicas."""
 
 
 def load_plainly(settings: ServerSettings) -> AsrModel:
@@ -71,9 +83,22 @@ class ReplicaPlan:
     @property
     def version(self) -> str:
         """Digest of all that replicas depend on: with the same one, running replicas go on."""
-        scale = {"replicas", "most", "busy", "scale_down_seconds"}
-        kept = {name: value for name, value in vars(self).items() if name not in scale}
-        return hashlib.sha256(cloudpickle.dumps((__version__, kept))).hexdigest()[:16]
+        kept = {name: value for name, value in vars(self).items() if name not in SCALE}
+        settings = {name: value for name, value in asdict(self.settings).items() if name not in OF_FRONTS}
+        content = {**kept, "settings": settings, "load": load_facts(self.load), "version": __version__}
+        return hashlib.sha256(json.dumps(content, sort_keys=True, default=plain).encode()).hexdigest()[:16]
+
+
+def load_facts(load: Any) -> Any:
+    """Facts that tell one function of a plan from another, the same in every process for what a module defines."""
+    if isinstance(load, partial):
+        return [load_facts(load.func), [plain(each) for each in load.args], sorted(load.keywords.items())]
+    return hashlib.sha256(cloudpickle.dumps(load)).hexdigest()
+
+
+def plain(value: Any) -> Any:
+    """A value that JSON lacks: sets in order, whatever the process's hashes are, all else as text."""
+    return sorted(value) if isinstance(value, frozenset | set) else str(value)
 
 
 def engine_deployment(plan: ReplicaPlan, name: str = ENGINE) -> Any:

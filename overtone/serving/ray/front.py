@@ -64,22 +64,22 @@ async def front(plan: ReplicaPlan, *, application: str = APPLICATION, deployment
 
 @contextmanager
 def deployed(plan: ReplicaPlan) -> Iterator[None]:
-    """Run the replicas of a plan. Those of another front, with the same plan, are shared and stay.
+    """Run the replicas of a plan. Those of another front are shared and stay: they end with the front that began them.
 
     Raises UsageError where they do not start.
     """
     serve.start(proxy_location="Disabled")
     present = serve.status().applications.get(APPLICATION)
     shared = present is not None and present.status == "RUNNING"
-    if shared and engine_handle().plan_version.remote().result() == plan.version:
-        LOG.info("joining the replicas of %s", plan.settings.model)
-    else:
-        LOG.info("%s replicas of %s", "replacing the" if shared else "starting", plan.settings.model)
-        try:
-            serve.run(engine_deployment(plan), name=APPLICATION, route_prefix=None)
-        except RuntimeError as error:
-            raise UsageError(f"The replicas did not start: {error}") from error
     try:
+        if shared and engine_handle().plan_version.remote().result() == plan.version:
+            LOG.info("joining the replicas of %s", plan.settings.model)
+        else:
+            LOG.info("%s replicas of %s", "replacing the" if shared else "starting", plan.settings.model)
+            try:
+                serve.run(engine_deployment(plan), name=APPLICATION, route_prefix=None)
+            except RuntimeError as error:
+                raise UsageError(f"The replicas did not start: {error}") from error
         yield
     finally:
         if not shared:

@@ -149,6 +149,9 @@ class Replicas:
                 answers.cancel()  # it has begun to drain in this moment
             except RayError as error:
                 await self.rest(attempt, error, None)
+            except BaseException:  # a client that leaves meanwhile: the replica would keep the stream for good
+                answers.cancel()
+                raise
         raise WorkerError(GONE.format(then="open the stream again"))
 
     # All replicas

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import fsspec
 import pytest
 
 from overtone.errors import AdapterError, UsageError
-from overtone.serving.adapter_store.mirror import AdapterMirror, fetch_archive
+from overtone.serving.adapter_store.mirror import STAMPS, AdapterMirror, fetch_archive, read_stamps, without_user
 from overtone.serving.adapter_store.store import AdapterStore
 from overtone.serving.engine.engine import Engine
 from support.speaking_model import SpeakingModel, put_adapter
@@ -76,6 +77,41 @@ def test_a_file_that_is_too_large_leaves_its_adapter_out(
     monkeypatch.setitem(AdapterMirror.fetch.__globals__["MAX_BYTES"], "adapter.safetensors", 10)
     mirror = AdapterMirror(uri, tmp_path / "mirror", poll_seconds=0)
     assert not (mirror.folder / "swap").exists()
+
+
+def test_one_bad_object_keeps_no_other_adapter_from_its_change(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that another process has fetched goes too, and so does one of the process before."""
+    for name in ("bad", "gone", "late"):
+        send(uri, name, tmp_path)
+    mirror = AdapterMirror(uri, tmp_path / "mirror", poll_seconds=0)
+    (mirror.folder / "foreign").mkdir()
+    (mirror.folder / ".hidden").mkdir()
+    fsspec.filesystem("memory").rm(f"{uri}/gone", recursive=True)
+    for name in ("bad", "late"):
+        send(uri, name, tmp_path, seed=f"another-{name}")
+    fetch = mirror.fetch
+
+    def refuse(info: Any, most: int) -> bytes:
+        if "/bad/" in info["name"]:
+            raise PermissionError("denied")
+        return fetch(info, most)
+
+    monkeypatch.setattr(mirror, "fetch", refuse)
+    mirror.sync()
+    assert {path.name for path in mirror.folder.iterdir() if path.is_dir()} == {"bad", "late", ".hidden"}
+    late = (mirror.folder / "late/adapter.safetensors").read_bytes()
+    assert late == (tmp_path / "another-late/adapter.safetensors").read_bytes()
+    assert read_stamps(mirror.folder / STAMPS) == mirror.stamps
+    assert list(mirror.left_out) == ["bad"]
+
+
+def test_no_message_tells_the_password_of_a_uri() -> None:
+    with pytest.raises(AdapterError, match="cannot be opened") as caught:
+        fetch_archive("nothing://user:secret@host/adapters")
+    assert "secret" not in str(caught.value)
+    assert without_user("hf://org/name@main/a") == "hf://org/name@main/a"
 
 
 @pytest.mark.parametrize("place", ["nothing://at/all", "file:///absent/folder/of/adapters"])

@@ -159,7 +159,14 @@ def test_vllms_endpoints_load_and_unload_by_name_and_fetch_only_from_where_they_
                 "upwards": source.as_uri() + "/../store/other",
                 "plain": str(source / "swap"),
                 "absent": source.as_uri() + "/absent",
+                "encoded": source.as_uri() + "/%2e%2e/store/other",
+                "backwards": source.as_uri() + "/..\\store\\other",
+                "chained": source.as_uri() + "/swap::file://" + str(store),
+                "query": source.as_uri() + "/swap?x",
+                "fragment": source.as_uri() + "/swap#x",
             }.items()
-        } == {"elsewhere": 403, "upwards": 403, "plain": 403, "absent": 400}
+        } == {"absent": 400} | dict.fromkeys(
+            ("elsewhere", "upwards", "plain", "encoded", "backwards", "chained", "query", "fragment"), 403
+        )
         assert [post("load", lora_name=name)[0] for name in ("absent", "../x", "")] == [404, 400, 400]
         assert post("unload", lora_name="absent")[0] == 404

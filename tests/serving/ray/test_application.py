@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,7 @@ pytest.importorskip("starlette", reason="the serving extra is not installed")
 pytest.importorskip("grpc", reason="the serving extra is not installed")
 pytest.importorskip("ray", reason="the ray extra is not installed")
 
+from overtone.cli.cluster import replica_plan
 from overtone.errors import UsageError
 from overtone.serving.errors import AccessError, OverloadError, UnknownModelError
 from overtone.serving.ray import app
@@ -44,6 +49,45 @@ def test_a_plan_has_another_version_where_replicas_must_be_replaced_and_not_wher
     assert plan.version == ReplicaPlan(settings=ServerSettings(model="a.nemo"), replicas=2, most=5, busy=9.0).version
     assert plan.version != ReplicaPlan(settings=ServerSettings(model="b.nemo")).version
     assert plan.version != ReplicaPlan(settings=ServerSettings(model="a.nemo", adapters=Path("adapters"))).version
+
+
+def test_fronts_that_differ_in_what_fronts_alone_heed_share_replicas() -> None:
+    own = {"http_port": 1, "host": "0.0.0.0", "tokens": Path("tokens.yaml"), "tls_key": Path("key.pem")}
+    plans = [ReplicaPlan(settings=ServerSettings(**options)) for options in ({}, own)]
+    assert plans[0].version == plans[1].version
+
+
+def test_the_version_of_a_plan_is_the_same_in_every_process() -> None:
+    """Sets have another order in each."""
+    script = (
+        "from functools import partial\nfrom overtone.cli.cluster import load_served\n"
+        "from overtone.serving.ray.cluster import ReplicaPlan\nfrom overtone.serving.settings import ServerSettings\n"
+        "print(ReplicaPlan(settings=ServerSettings(), load=partial(load_served, device='cpu', demo=None)).version)"
+    )
+    versions = {
+        subprocess.run(
+            [sys.executable, "-c", script],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(versions) == 1
+
+
+def test_replicas_get_paths_from_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They run in another folder than the command."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base.nemo").touch()
+    settings = ServerSettings(model="base.nemo", adapters=Path("adapters"))
+    given = Namespace(
+        replicas=1, max_replicas=0, replica_cpus=1.0, replica_gpus=0.0, device="cpu", decoder=None,
+        att_context_size=None, attention=None,
+    )  # fmt: skip
+    there = replica_plan(given, settings, None).settings
+    assert (there.model, there.adapters) == (str(tmp_path / "base.nemo"), tmp_path / "adapters")
 
 
 @pytest.mark.parametrize(
