@@ -8,6 +8,7 @@ brackets is that of the largest one known), and low enough for two seconds and 5
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import IO
 
 YAML_VALUES = 150_000
 """Values and aliases of a YAML file, as they are written (30,000: the labels of a vocabulary)."""
@@ -62,6 +63,25 @@ class Budget:
         self.number_keys -= sum(not isinstance(key, str) for key in keys)
         if self.number_keys < 0:
             raise ValueError(f"more than {NUMBERS_AS_KEYS} of its keys are numbers")
+
+
+class HeaderReader:
+    """The file of a tar; while its members are looked for, no header is read that is longer than any needs to be."""
+
+    def __init__(self, file: IO[bytes], *, total: int = TAR_HEADERS_BYTES) -> None:
+        """total: bytes of all headers together."""
+        self.file = file
+        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
+        self.at_most: int | None = total
+        """Bytes of headers that may still be read; None where the members themselves are read."""
+
+    def read(self, size: int = -1) -> bytes:
+        """Read bytes. Raises ValueError for a header, or headers, of too many."""
+        if self.at_most is not None:
+            self.at_most -= size
+            if not 0 <= size <= TAR_HEADER_BYTES or self.at_most < 0:
+                raise ValueError(f"a header of {size} bytes is longer than any needs to be")
+        return self.file.read(size)
 
 
 def check_json(content: bytes) -> None:

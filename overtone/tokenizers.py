@@ -7,6 +7,7 @@ import itertools
 import json
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
@@ -308,7 +309,7 @@ class CharTokenizer:
     def __init__(self, labels: Sequence[str]) -> None:
         """Raises CheckpointError where labels are missing, empty or double."""
         self.labels = [str(label) for label in labels]
-        double = sorted({label for label in self.labels if self.labels.count(label) > 1})
+        double = sorted(label for label, count in Counter(self.labels).items() if count > 1)
         if not self.labels or "" in self.labels or double:
             found = f"double labels {double}" if double else "an empty list" if not self.labels else "an empty label"
             raise CheckpointError(f"The character vocabulary holds {found}; one label for each id is needed.")

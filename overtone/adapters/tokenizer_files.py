@@ -53,20 +53,28 @@ def parse_tokenizer(name: str, content: bytes) -> Tokenizer:
     elif Path(name).suffix == ".model":
         found = SentencePieceTokenizer(content)
     else:
-        found = CharTokenizer([line.removesuffix("\r") for line in decode(content).split("\n") if line])
-    if found.size > LARGEST_VOCABULARY:
-        raise CheckpointError(f"It has {found.size} tokens; {LARGEST_VOCABULARY} are allowed.")
+        lines = [line.removesuffix("\r") for line in decode(content).split("\n") if line]
+        check_size(len(lines))
+        found = CharTokenizer(lines)
+    check_size(found.size)
     return found
 
 
+def check_size(tokens: int) -> None:
+    """Raises CheckpointError for more tokens than a vocabulary may have."""
+    if tokens > LARGEST_VOCABULARY:
+        raise CheckpointError(f"It has {tokens} tokens; {LARGEST_VOCABULARY} are allowed.")
+
+
 def parse_labels(content: bytes) -> list[str]:
-    """The labels of a JSON list. Raises CheckpointError for anything else."""
+    """The labels of a JSON list. Raises CheckpointError for anything else, and for too many."""
     try:
         labels: Any = json.loads(decode(content))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"It is no JSON list of labels: {error}") from error
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
         raise CheckpointError("It is no JSON list of labels.")
+    check_size(len(labels))
     return labels
 
 

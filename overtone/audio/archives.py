@@ -11,13 +11,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, cast
 
 from overtone.audio.containers import Source
 from overtone.audio.sources import sound_of
+from overtone.budgets import HeaderReader
 from overtone.errors import AudioError, DataError
 
 COMPRESSED = ((b"\x1f\x8b", "gzip"), (b"BZh", "bzip2"), (b"\xfd7zXZ", "xz"), (b"\x28\xb5\x2f\xfd", "zstd"))
 """First bytes of compressed files, and the name of the compression."""
+DAMAGES = (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError)
+"""Errors of the reader of tar for damaged files, OSError aside."""
+HEADERS_TOLD = 1 << 16
+"""Bytes that an archive of few members is read beyond its own: the reader looks at a place more than once."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,7 @@ def list_members(archive: Path) -> dict[str, ArchiveMember]:
     try:
         size = archive.stat().st_size
         check_first_bytes(archive)
-        with tarfile.open(archive, "r:") as content:
+        with archive.open("rb") as file, open_headers(file, size) as content:
             for entry in content:
                 end = entry.offset_data + (entry.size if entry.isreg() else 0)
                 if entry.isdir():
@@ -68,13 +74,13 @@ def list_members(archive: Path) -> dict[str, ArchiveMember]:
                     raise DataError(f"{archive}: '{name}' is a link or a device. Pack the files themselves.")
                 if name in members:
                     raise DataError(f"{archive}: '{name}' is there twice. Pack the archive anew.")
-                if end > size:
+                if end > size or entry.size < 0:
                     raise DataError(f"{archive}: torn, it ends inside '{name}'. Fetch or pack it anew.")
                 members[name] = ArchiveMember(archive, name, entry.offset_data, entry.size)
         check_end(archive, end)
     except FileNotFoundError as error:
         raise DataError(f"{archive}: no such archive. Check the path, and that every shard is there.") from error
-    except (tarfile.TarError, EOFError) as error:
+    except DAMAGES as error:
         torn = f"torn after '{next(reversed(members))}'" if members else "torn, or no tar archive"
         raise DataError(f"{archive}: {torn} ({error}). Fetch or pack it anew.") from error
     except OSError as error:
@@ -82,6 +88,11 @@ def list_members(archive: Path) -> dict[str, ArchiveMember]:
     if not members:
         raise DataError(f"{archive}: there is no file in it. Pack it anew, or leave it out.")
     return members
+
+
+def open_headers(file: IO[bytes], size: int) -> tarfile.TarFile:
+    """The tar in a file of so many bytes, its members to be listed alone. Raises what DAMAGES holds."""
+    return tarfile.open(fileobj=cast("IO[bytes]", HeaderReader(file, total=2 * size + HEADERS_TOLD)), mode="r:")
 
 
 def check_first_bytes(archive: Path) -> None:

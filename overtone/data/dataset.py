@@ -112,22 +112,24 @@ def unusable_transcripts(
     *,
     seconds_per_frame: float,
     frames_needed: Callable[[Sequence[int]], int],
-    most_tokens: int | None = None,
+    most_tokens: Callable[[str | None], int | None] | None = None,
 ) -> dict[int, str]:
     """Index -> the fault, for transcripts that the model cannot learn.
 
-    frames_needed: tokens -> the fewest encoder frames that they can be learnt from. most_tokens: of a transcript.
+    frames_needed: tokens -> the fewest encoder frames that they can be learnt from. most_tokens: of a transcript in a
+    language, or with a task.
     """
     problems = {}
     for index, (utterance, ids) in enumerate(zip(utterances, tokens, strict=True)):
         frames = math.ceil(utterance.duration / seconds_per_frame)
         needed = frames_needed(ids)
+        most = None if most_tokens is None else most_tokens(utterance.language)
         if not (utterance.text or "").strip():
             problems[index] = "the transcript is empty"
         elif not ids:
             problems[index] = "the model can write nothing of the transcript"
-        elif most_tokens is not None and len(ids) > most_tokens:
-            problems[index] = f"too long: {len(ids)} tokens, and the model reads {most_tokens} at most"
+        elif most is not None and len(ids) > most:
+            problems[index] = f"too long: {len(ids)} tokens, and the model reads {most} at most"
         elif needed > frames:
             problems[index] = (
                 f"too short for its transcript: {len(ids)} tokens need {needed} frames, "

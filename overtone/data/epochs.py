@@ -49,7 +49,7 @@ class EpochOrder:
     """Several processes have shards of their own."""
 
     def indices(self, seed: int, epoch: int, share: Share = WHOLE) -> Indices:
-        """The utterances of an epoch in order, [N'], or those that a share of it has."""
+        """The utterances of an epoch in order, [N'], or those that a share of it has. Raises ConfigError as `owned`."""
         own = owned(self, share)
         if self.counts is None:
             return self.shuffled(np.flatnonzero(own), np.random.default_rng([seed, epoch]))
@@ -103,7 +103,10 @@ class EpochOrder:
 
 @lru_cache(maxsize=64)
 def owned(order: EpochOrder, share: Share) -> NDArray[np.bool_]:
-    """[N] true for the utterances that a process may take. Raises ConfigError for fewer shards than processes."""
+    """[N] true for the utterances that a process may take.
+
+    Raises ConfigError for fewer shards than processes, or fewer utterances of a part that is drawn from.
+    """
     if share.processes == 1 or not order.scatter or order.shards is None:
         return np.ones(len(order.parts), bool)
     own = np.zeros(len(order.parts), bool)
@@ -111,6 +114,12 @@ def owned(order: EpochOrder, share: Share) -> NDArray[np.bool_]:
         members = np.flatnonzero(order.parts == part)
         shards = np.unique(order.shards[members])
         if shards[0] < 0:  # files of their own
+            if len(members) < share.processes and order.counts is not None and order.counts[part] > 0:
+                raise ConfigError(
+                    f"A part of the data has {len(members)} utterances, which cannot be split over {share.processes} "
+                    "processes. Give it more, or leave it out; or give tarred_shard_strategy=replicate, with which all "
+                    "processes read all parts."
+                )
             own[members[share.rank :: share.processes]] = True
             continue
         if len(shards) < share.processes:

@@ -57,7 +57,7 @@ def read_shar(fields: Mapping[str, Sequence[Path]], *, form: LineForm, text_fiel
     cuts, archives = fields["cuts"], fields.get(RECORDINGS)
     if archives is None:
         return [utterance for path in cuts for utterance in read_cuts(path, form=form, text_field=text_field)]
-    by_number = {number_of(path): path for path in archives}
+    by_number, _ = number_shards(archives), number_shards(cuts)
     utterances: list[Utterance] = []
     for path in cuts:
         archive = by_number.pop(number_of(path), None)
@@ -80,7 +80,7 @@ def read_shard(cuts: Path, archive: Path, *, form: LineForm, text_field: str) ->
 
     def find(entry: Entry, folder: Path) -> Place:
         name = entry["audio_filepath"]
-        member: ArchiveMember | None = members.get(name)
+        member: ArchiveMember | None = members.get(name) if isinstance(name, str) else None
         if member is None:
             raise DataError(f"the recording of cut '{name}' is not in {archive}. Fetch or write the shard anew.")
         listed.add(name)
@@ -95,6 +95,16 @@ def read_shard(cuts: Path, archive: Path, *, form: LineForm, text_field: str) ->
             "Fetch or write the shard anew."
         )
     return utterances
+
+
+def number_shards(paths: Sequence[Path]) -> dict[int, Path]:
+    """The shards of a field by number. Raises DataError where two have the same, or one has none."""
+    found: dict[int, Path] = {}
+    for path in paths:
+        first = found.setdefault(number_of(path), path)
+        if first is not path:
+            raise DataError(f"{first} and {path} are both shard {number_of(path)}. Rename one, or read them apart.")
+    return found
 
 
 def number_of(path: Path) -> int:
@@ -125,10 +135,15 @@ def entry_of_cut(cut: Entry, *, text_field: str) -> Entry:
 
 
 def entry_of_stored_cut(cut: Entry, *, text_field: str) -> Entry:
-    """A cut as a line of a manifest that names its recording by the cut's id. Raises DataError for a mixture."""
+    """A cut as a line of a manifest that names its recording by the cut's id.
+
+    Raises DataError for a mixture, and for supervisions that are none.
+    """
     if cut.get("type", "MonoCut") not in CUTS:
         raise DataError(f"a {cut.get('type')}; {' and '.join(CUTS)} are read. Store the audio with cuts.save_audios.")
-    spoken = [part for part in cut.get("supervisions") or () if isinstance(part, dict)]
+    spoken = cut.get("supervisions") or []
+    if not isinstance(spoken, list) or not all(isinstance(part, dict) for part in spoken):
+        raise DataError(f"'supervisions' is {str(spoken)[:40]}; a list of objects is needed.")
     texts = [text for part in spoken if (text := text_of(part, text_field)) is not None]
     entry = {
         "audio_filepath": cut.get("id"),
@@ -139,7 +154,10 @@ def entry_of_stored_cut(cut: Entry, *, text_field: str) -> Entry:
     if texts:
         entry["text"] = " ".join(str(text) for text in texts)
     for ours, theirs in (("lang", "language"), ("speaker", "speaker")):
-        values = {part[theirs] for part in spoken if part.get(theirs) is not None}
+        given = [part[theirs] for part in spoken if part.get(theirs) is not None]
+        if not all(isinstance(value, str | int) for value in given):
+            raise DataError(f"the '{theirs}' of a supervision is {str(given)[:40]}; a name is needed.")
+        values = set(given)
         if len(values) == 1:
             entry[ours] = values.pop()
     return entry

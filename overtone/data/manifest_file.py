@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import zlib
 from pathlib import Path
@@ -13,6 +14,9 @@ from overtone.errors import DataError
 
 ENCODINGS = ((b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be"))
 """Byte order marks and what they mark."""
+SMALL_BYTES, EXPANSION, PIECE = 64 << 20, 100, 1 << 20
+"""A compressed manifest may unpack to so many bytes, or to so many times its own (20: names that are alike); it is
+unpacked in pieces."""
 EXAMPLE = '{"audio_filepath": "a.wav", "duration": 3.2, "text": "hello there"}'
 
 Entry = dict[str, Any]
@@ -57,9 +61,22 @@ def read_content(path: Path) -> bytes:
 
 
 def decompress(content: bytes, path: Path) -> bytes:
-    """The content of a file that gzip has compressed. Raises DataError for one that it has not."""
+    """The content of a file that gzip has compressed.
+
+    Raises DataError for one that it has not, and for one that unpacks to more than any manifest of its size.
+    """
+    allowed = max(SMALL_BYTES, EXPANSION * len(content))
+    unpacked = io.BytesIO()
     try:
-        return gzip.decompress(content)
+        with gzip.open(io.BytesIO(content)) as packed:
+            while piece := packed.read(min(PIECE, allowed + 1 - unpacked.tell())):
+                unpacked.write(piece)
+                if unpacked.tell() > allowed:
+                    raise DataError(
+                        f"{path}: unpacks to more than {allowed} bytes, more than a manifest of its size can. "
+                        "Unpack it first, if it is one."
+                    )
+        return unpacked.getvalue()
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: not compressed with gzip, or torn ({error}). Fetch or write it anew.") from error
 

@@ -56,10 +56,11 @@ class MultitaskSearch:
         self.size = prompts.tokenizer.size
 
     def limits(self, frames: Sequence[int], prompts: Sequence[Sequence[int]]) -> list[int]:
-        """The most tokens of each row."""
-        most = self.net.max_length
+        """The most tokens of each row; those of a context take none of a short recording's."""
+        most, usual = self.net.max_length, len(self.prompts.tokens(None))
         return [
-            (min(most, length + self.max_delta) if self.max_delta >= 0 else most) - len(prompt)
+            (min(most, length + self.max_delta + max(0, len(prompt) - usual)) if self.max_delta >= 0 else most)
+            - len(prompt)
             for length, prompt in zip(frames, prompts, strict=True)
         ]
 
@@ -266,7 +267,6 @@ class MultitaskHead:
         self.tokenizer = tokenizer
         self.prompts = prompts
         self.channels = net.width
-        prompts.most_tokens = net.max_length - len(prompts.tokens(None))
         self.seconds_per_frame = seconds_per_frame
         self.label_smoothing, self.masks_prompt = label_smoothing, masks_prompt
         self.length_penalty = length_penalty

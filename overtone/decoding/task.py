@@ -36,18 +36,26 @@ SLOTS = {
 DEFAULTS = {"pnc": "<|pnc|>", "emotion": "<|emo:undefined|>", **{flag: f"<|no{flag}|>" for flag in FLAGS[1:]}}
 TIME = re.compile(r"<\|\d+\|>")
 LANGUAGE = re.compile(r"<\|[a-z]{2,3}(-[A-Za-z]{2,4})?\|>")
+PROMPT_SHARE = 2
+"""A prompt with a context is shorter than the decoder's positions divided by this: the text needs the others."""
+CONTEXT_CHARACTERS = 16
+"""Characters of a context for each position of the decoder; longer ones are not even encoded."""
 
 
 class TaskPrompts:
     """The prompts of one model, and the task of each row of a batch as long as a `speaking` block lasts."""
 
-    def __init__(self, tokenizer: Tokenizer, form: str, defaults: Mapping[str, str]) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, form: str, defaults: Mapping[str, str], *, max_length: int | None = None
+    ) -> None:
         """form: `canary` or `canary2`. defaults: values of slots that a task does not name.
 
+        max_length: positions of the decoder, for prompt and text together; None: no prompt is too long.
         Raises UsageError for defaults that the model does not have, and where its vocabulary lacks a special token.
         """
         self.tokenizer = tokenizer
         self.form = form
+        self.max_length = max_length
         self.specials: dict[str, int] = {}
         for piece_id, piece in enumerate(tokenizer.vocabulary):
             if piece == PAD or (piece.startswith("<|") and piece.endswith("|>")):
@@ -66,8 +74,6 @@ class TaskPrompts:
         self.defaults: dict[str, str] = {}
         first = "en" if "en" in self.languages else next(iter(self.languages), "en")
         self.defaults = self.read({"source_lang": first, "target_lang": first, **defaults})
-        self.most_tokens: int | None = None
-        """Tokens of the longest text behind the model's own prompt; the head knows it."""
         self.encoded: dict[str | None, tuple[int, ...]] = {}
 
     @contextmanager
@@ -89,16 +95,26 @@ class TaskPrompts:
         return tasks
 
     def check(self, task: str | None) -> str:
-        """The task as text in its shortest form. Raises UsageError for what the model does not have."""
-        return self.write(self.slots(task))
+        """The task as text in its shortest form.
+
+        Raises UsageError for what the model does not have, and for a context that leaves too little room for the text.
+        """
+        slots = self.slots(task)
+        if slots.get("decodercontext"):
+            self.tokens(task)
+        return self.write(slots)
 
     def tokens(self, task: str | None) -> tuple[int, ...]:
         """The tokens of the prompt. Raises UsageError as `check`."""
         if task not in self.encoded:
             if len(self.encoded) > 1000:
                 self.encoded = {}
-            self.encoded[task] = tuple(self.encode(self.slots(task)))
+            self.encoded[task] = tuple(self.encode_checked(self.slots(task)))
         return self.encoded[task]
+
+    def most_tokens(self, task: str | None) -> int | None:
+        """Tokens of the longest text behind the prompt; None: any. Raises UsageError as `check`."""
+        return None if self.max_length is None else self.max_length - len(self.tokens(task))
 
     def asks_times(self, task: str | None) -> bool:
         """True if the text is to hold tokens that say when its words begin and end. Raises UsageError as `check`."""
@@ -177,6 +193,22 @@ class TaskPrompts:
                 word = ("no" if plain == f"no{name}" else "yes") if name in FLAGS else plain
                 parts.append(f"{name}={value if name == 'decodercontext' else word}")
         return ",".join(parts)
+
+    def encode_checked(self, slots: Mapping[str, str]) -> list[int]:
+        """The tokens of a prompt. Raises UsageError where its context is too long."""
+        context = slots.get("decodercontext", "")
+        if not context or self.max_length is None:
+            return self.encode(slots)
+        most = CONTEXT_CHARACTERS * self.max_length
+        if len(context) > most:
+            raise UsageError(f"decodercontext has {len(context)} characters; at most {most} are allowed. Shorten it.")
+        tokens = self.encode(slots)
+        if PROMPT_SHARE * len(tokens) >= self.max_length:
+            raise UsageError(
+                f"The prompt has {len(tokens)} tokens with its decodercontext; fewer than "
+                f"{-(-self.max_length // PROMPT_SHARE)} are allowed, as the text needs the others. Shorten it."
+            )
+        return tokens
 
     def encode(self, slots: Mapping[str, str]) -> list[int]:
         """The tokens of a prompt."""

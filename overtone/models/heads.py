@@ -129,7 +129,9 @@ def make_heads(
     """
     if isinstance(decoder := parts.get("transf_decoder"), TransformerDecoder):
         options = {name: value for name, value in multitask.items() if not name.startswith("prompt_")}
-        prompts = TaskPrompts(tokenizer, multitask["prompt_format"], multitask["prompt_defaults"])
+        prompts = TaskPrompts(
+            tokenizer, multitask["prompt_format"], multitask["prompt_defaults"], max_length=decoder.max_length
+        )
         encoder = cast(TransformerEncoder | None, parts.get("transf_encoder"))
         options["seconds_per_frame"] = seconds_per_frame
         return {"aed": MultitaskHead(decoder, tokenizer, prompts, encoder=encoder, **options)}

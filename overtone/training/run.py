@@ -110,11 +110,13 @@ class Run:
     def base_identity(self) -> dict[str, Any]:
         """Return what the errors of the base on the first validation set depend on."""
         chosen, first = self.plan.validation_data, self.validation[0]
+        own = None if self.adapter is None else self.model.adapters[self.adapter].vocabulary
         return {
             **base_facts(self.model, device=self.machine.accelerator, dtype=base_dtype(self.plan, self.machine)),
             "prepared": self.plan.compute_dtype != "float32",
             "precision": lightning_precision(self.plan.trainer),
             "validation": [first.digest, first.recordings],
+            "vocabulary": None if own is None else own.digest(),  # the references hold what its tokens can write
             "batches": [chosen.batch_size, chosen.batch_duration, str(self.plan.trainer.limit_val_batches)],
             "prefix_cache": None if self.prefix is None else self.prefix.identity(),
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -210,6 +211,15 @@ def test_transcripts_longer_than_their_frames_are_found() -> None:
     assert sorted(problems) == [1, 2, 3, 4]
     assert problems[1] == "too short for its transcript: 4 tokens need 6 frames, 0.5 s give 5"
     assert problems[4] == "the transcript is empty"
+
+
+def test_the_room_of_a_transcript_is_that_of_its_own_task() -> None:
+    lines = [replace(utterances(9.0)[0], language=task) for task in (None, "de", "long")]
+    room = {None: 3, "de": None, "long": 2}
+    problems = unusable_transcripts(
+        lines, [[1, 2, 3]] * 3, seconds_per_frame=0.1, frames_needed=frames_needed, most_tokens=room.__getitem__
+    )
+    assert problems == {2: "too long: 3 tokens, and the model reads 2 at most"}
 
 
 def test_the_message_shows_the_first_of_many() -> None:

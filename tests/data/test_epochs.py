@@ -80,6 +80,18 @@ def test_fewer_shards_than_processes() -> None:
         order.indices(0, 0, Share(0, 11))
 
 
+def test_fewer_utterances_of_a_part_than_processes() -> None:
+    shards = np.where(PARTS == 1, np.arange(25) // 5, -1)
+    with pytest.raises(ConfigError, match="has 5 utterances, which cannot be split over 6 processes"):
+        order_of(counts=(13, 12), shards=np.where(PARTS == 1, np.arange(25), -1), scatter=True).indices(
+            0, 0, Share(5, 6)
+        )
+    replicated = order_of(counts=(13, 12), shards=shards)
+    assert len(replicated.indices(0, 0, Share(5, 6))) == 5
+    unused = order_of(counts=(0, 12), shards=np.where(PARTS == 1, np.arange(25), -1), scatter=True)
+    assert len(unused.indices(0, 0, Share(5, 6))) == 2
+
+
 def test_batches_of_one_part() -> None:
     """Sizes of their own; one part after the other where that is asked for."""
     durations = tuple(1.0 + n / 25 for n in range(25))

@@ -107,6 +107,21 @@ def test_shards_that_are_not_whole(tmp_path: Path) -> None:
         read(shar_path=str(tmp_path))
 
 
+def test_shards_with_malformed_cuts_and_numbers_that_come_twice(tmp_path: Path) -> None:
+    folder = shar(tmp_path)
+    cuts = folder / "cuts.000001.jsonl.gz"
+    lines = [json.loads(line) for line in gzip.decompress(cuts.read_bytes()).splitlines()]
+    lines[1]["id"] = ["x"]
+    cuts.write_bytes(gzip.compress("\n".join(map(json.dumps, lines)).encode()))
+    with pytest.raises(DataError, match=r"cuts\.000001\.jsonl\.gz:2: the recording of cut '\['x'\]' is not in"):
+        read(shar_path=str(folder))
+    for field in ("recording.1.tar", "cuts.1.jsonl.gz"):
+        (folder / field).write_bytes(b"")
+        with pytest.raises(DataError, match=r"are both shard 1\. Rename one"):
+            read(shar_path=str(folder))
+        (folder / field).unlink()
+
+
 def source(kind: str) -> Callable[[dict[str, Any]], None]:
     return lambda cut: cut["recording"]["sources"][0].update(type=kind, source="touch /tmp/never")
 
@@ -120,6 +135,11 @@ def source(kind: str) -> Callable[[dict[str, Any]], None]:
         (lambda cut: cut.pop("recording"), "the cut has no recording"),
         (lambda cut: cut.update(type="MixedCut"), "a MixedCut; MonoCut and MultiCut are read"),
         (lambda cut: cut.update(duration=-1), "'duration' is -1"),
+        (lambda cut: cut.update(supervisions=5), "'supervisions' is 5; a list of objects"),
+        (lambda cut: cut.update(supervisions=["x"]), "'supervisions' is .'x'.; a list of objects"),
+        (lambda cut: cut["supervisions"][0].update(language=["x"]), "the 'language' of a supervision is"),
+        (lambda cut: cut["supervisions"][0].update(speaker={}), "the 'speaker' of a supervision is"),
+        (lambda cut: cut.update(type=["MonoCut"]), "a .'MonoCut'.; MonoCut and MultiCut are read"),
         (lambda cut: cut.update(supervisions=[]), "the key 'text' is missing"),
     ],
 )

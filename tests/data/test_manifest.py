@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,9 @@ import numpy as np
 import pytest
 import soundfile
 
+from overtone.data import manifest_file
 from overtone.data.manifest import Utterance, manifest_digest, read_manifest, read_manifests
+from overtone.data.manifest_file import read_content
 from overtone.errors import DataError
 
 
@@ -30,6 +33,19 @@ def write(folder: Path, *entries: dict[str, Any] | str, name: str = "train.jsonl
     path = folder / name
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
+
+
+def test_a_compressed_manifest_that_unpacks_to_far_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = b'{"text": "a"}\n'
+    path = tmp_path / "m.json.gz"
+    path.write_bytes(gzip.compress(line * 10_000))
+    assert read_content(path) == line * 10_000
+    monkeypatch.setattr(manifest_file, "SMALL_BYTES", 1000)
+    monkeypatch.setattr(manifest_file, "EXPANSION", 5)
+    with pytest.raises(DataError, match=r"m\.json\.gz: unpacks to more than \d+ bytes"):
+        read_content(path)
+    path.write_bytes(gzip.compress(b"a") + gzip.compress(b"b"))
+    assert read_content(path) == b"ab"
 
 
 def test_reads_every_key(corpus: Path) -> None:

@@ -153,6 +153,33 @@ def test_shards_that_are_not_whole(tmp_path: Path) -> None:
     fails("there is no file in it")
 
 
+def header(kind: bytes, size: int, name: str = "x") -> bytes:
+    entry = tarfile.TarInfo(name)
+    entry.type, entry.size = kind, size
+    return entry.tobuf(tarfile.GNU_FORMAT)
+
+
+def pax(record: bytes) -> bytes:
+    return header(tarfile.XHDTYPE, len(record)) + record.ljust(512, b"\0")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        header(tarfile.GNUTYPE_LONGNAME, 2**50),
+        (header(tarfile.GNUTYPE_LONGNAME, 2) + b"a\0".ljust(512, b"\0")) * 3000,
+        pax(b"9" * 29 + b" path=x\n"),
+        pax(b"14 size=-1536\n") + header(tarfile.REGTYPE, 0, "train8.wav"),
+    ],
+    ids=["claims 2**50 bytes", "nested", "a length of 29 digits", "a negative size"],
+)
+def test_shards_with_headers_that_cannot_be(tmp_path: Path, content: bytes) -> None:
+    manifest, archives = packed_corpus(tmp_path)
+    (tmp_path / "tarred/audio_2.tar").write_bytes(content + bytes(10240))
+    with pytest.raises(DataError, match=r"audio_2\.tar: torn"):
+        read(manifest, archives)
+
+
 def test_a_shard_that_was_not_given(tmp_path: Path) -> None:
     manifest, _ = packed_corpus(tmp_path)
     with pytest.raises(DataError, match=r"'shard_id' is 2, and there is no such shard; given are 0, 1"):

@@ -15,6 +15,7 @@ from overtone.decoding.fusion import NO_WORDS, Words
 from overtone.decoding.multitask import MultitaskHead, place_tokens, read_times
 from overtone.decoding.phrase_boost import Boost, BoostTree
 from overtone.decoding.transducer_path import TransducerPath
+from overtone.errors import UsageError
 from overtone.inference.transcribe import Transcriber
 from overtone.models.asr_model import AsrModel
 from support.fixtures import fixture_file, recordings
@@ -151,3 +152,13 @@ def test_what_is_pushed_at_once_is_decoded_by_itself() -> None:
     three = head.decoder(DecodingOptions(alternatives=3))
     three.push(states[0, : frames[0]].numpy())
     assert len(three.hypotheses(3)) == 3
+
+
+def test_a_context_takes_no_token_of_a_short_recordings_text() -> None:
+    model, head = model_of("canary2_aed")
+    context = "en,decodercontext=" + "dekegu pacob " * 4
+    prompts = [head.prompts.tokens(task) for task in (None, context)]
+    bare, longer = head.greedy.limits([3, 3], prompts)
+    assert bare == longer == 3 + head.greedy.max_delta - len(prompts[0])
+    with pytest.raises(UsageError, match="with its decodercontext"):
+        model.check_language("en,decodercontext=" + "dekegu pacob " * head.net.max_length)

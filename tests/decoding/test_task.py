@@ -68,6 +68,22 @@ def test_a_context_may_hold_commas_and_comes_last() -> None:
     assert pieces(own.tokens("decodercontext=ab c")).startswith("<|startofcontext|>ab c<|startoftranscript|>")
 
 
+def test_a_context_leaves_the_text_its_room() -> None:
+    tokenizer: Any = OneVocabulary()
+    own = TaskPrompts(tokenizer, "canary2", {}, max_length=24)
+    assert own.check(None) == "en"
+    assert own.check("decodercontext=ab") == "en,decodercontext=ab"
+    assert (own.most_tokens(None), own.most_tokens("decodercontext=ab")) == (15, 13)
+    for ask in (own.check, own.tokens):
+        with pytest.raises(UsageError, match="prompt has 12 tokens with its decodercontext; fewer than 12"):
+            ask("decodercontext=abc")
+        with pytest.raises(UsageError, match="decodercontext has 385 characters; at most 384"):
+            ask("decodercontext=" + "a" * 385)
+    assert prompts().most_tokens(None) is None
+    short = TaskPrompts(tokenizer, "canary2", {}, max_length=12)  # its own prompt is all that it has room for
+    assert short.check("de>en") == "de>en"
+
+
 def test_the_first_format_tells_the_task() -> None:
     own = prompts("canary")
     assert pieces(own.tokens(None)) == "<|startoftranscript|><|en|><|transcribe|><|en|><|pnc|>"

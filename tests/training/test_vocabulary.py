@@ -63,6 +63,20 @@ def test_every_head_learns_new_tokens(head: str, tmp_path: Path, capsys: pytest.
     assert transcribe(MODELS[head](), tmp_path / "valid0.wav", adapter=result.best)
 
 
+def test_errors_of_the_base_are_shared_by_trainings_of_the_same_tokens(tmp_path: Path) -> None:
+    """The references are what the tokens can write: other tokens have other errors."""
+    few = f"{OWN}.labels=[{','.join(repr(letter) for letter in LETTERS[:-4])}]"
+    shared = f"model.base_errors={tmp_path / 'base'}"
+    counts = []
+    for number, options in enumerate(((NEW, shared), (few, shared), (few,), (NEW, shared))):
+        run = (f"exp_manager.explicit_log_dir={tmp_path / str(number)}", "model.vocabulary_check=keep")
+        settings = settings_for(tmp_path, *options, *run, "trainer.max_steps=1")
+        counts.append(run_training(settings, model=small_model(), reporter=Reporter(quiet=True)).wer_before)
+    assert counts[1] == counts[2]
+    assert counts[0] == counts[3]
+    assert len(list((tmp_path / "base").glob("*.json"))) == 2
+
+
 def test_a_resumed_run_is_the_same_run(tmp_path: Path) -> None:
     pieces = write_pieces(tmp_path)
     own = f"{OWN}.tokenizer={pieces}"

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
 from overtone.adapters.storage import LFS_POINTER
-from overtone.budgets import TAR_HEADER_BYTES, TAR_HEADERS_BYTES
+from overtone.budgets import HeaderReader
 from overtone.errors import CheckpointError
 from overtone.files import open_regular, replace_file, write_failure
 
@@ -195,24 +195,6 @@ class Unpacked:
 def open_unpacked(path: Path) -> Iterator[Unpacked]:
     """The files of a folder. Raises CheckpointError, as `Unpacked`."""
     yield Unpacked(path)
-
-
-class HeaderReader:
-    """The file of a tar; while its members are looked for, no header is read that is longer than any needs to be."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self.file = file
-        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
-        self.at_most: int | None = TAR_HEADERS_BYTES
-        """Bytes of headers that may still be read; None where the members themselves are read."""
-
-    def read(self, size: int = -1) -> bytes:
-        """Read bytes. Raises ValueError for a header, or headers, of too many."""
-        if self.at_most is not None:
-            self.at_most -= size
-            if not 0 <= size <= TAR_HEADER_BYTES or self.at_most < 0:
-                raise ValueError(f"a header of {size} bytes is longer than any of a .nemo")
-        return self.file.read(size)
 
 
 @contextmanager
