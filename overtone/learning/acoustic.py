@@ -18,6 +18,7 @@ from lightning.pytorch import Callback
 
 from overtone.adapters.adapter import Adapter
 from overtone.config import Settings
+from overtone.data.dataset import unusable_transcripts
 from overtone.data.manifest import Utterance, read_manifest
 from overtone.data.vocabulary import check_vocabulary
 from overtone.errors import DataError
@@ -96,6 +97,7 @@ def train_acoustic_part(
     replay: Sequence[Utterance],
     steps: int | None,
     watch: Watch,
+    say: Callable[[str], None] = print,
 ) -> Adapter:
     """Train the adapter, and leave it in the model under its name. folder: what is learnt is kept there.
 
@@ -108,6 +110,8 @@ def train_acoustic_part(
     heard = [own for own in corrections if own.audio is not None and not own.is_held_out]
     manifest = write_manifest(run / "train.json", heard, replay)
     count = len(heard) + len(replay)
+    if short := count_unusable(model, read_manifest(manifest)):
+        say(f"Acoustic part: {short} recordings left out, they are too short for their texts")
     wanted = min(max(EPOCHS * -(-count // BATCH), LEAST_STEPS), MOST_STEPS)
     try:
         train(
@@ -131,6 +135,19 @@ def train_acoustic_part(
     if isinstance(before, Mapping):  # its card has that of the one before, and so on
         adapter.card = {**adapter.card, "start_from": {key: before[key] for key in ("name", "digest")}}
     return adapter
+
+
+def count_unusable(model: AsrModel, utterances: Sequence[Utterance]) -> int:
+    """The number of utterances that are too short for their texts, which a training leaves out."""
+    head = model.head
+    problems = unusable_transcripts(
+        utterances,
+        [model.tokenizer.encode(own.text or "", own.language) for own in utterances],
+        seconds_per_frame=model.seconds_per_frame,
+        frames_needed=head.frames_needed,
+        most_tokens=None if head.prompts is None else head.prompts.most_tokens,
+    )
+    return len(problems)
 
 
 def leaving_out_unusable() -> Settings:

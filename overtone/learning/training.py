@@ -105,6 +105,7 @@ class AcousticLearner:
                 replay=replay,
                 steps=self.settings.steps,
                 watch=watch,
+                say=say,
             )
             with self.versions.change():
                 version = self.judge(adapter, current, corrections, lines)

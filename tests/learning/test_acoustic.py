@@ -22,14 +22,17 @@ def heard(text: str, seconds: float) -> Correction:
 
 def test_a_recording_too_short_for_its_text_ends_nothing(tmp_path: Path) -> None:
     store = Corrections(tmp_path / "mine", sample_rate=16_000)
-    every = [heard("press " * count + "one", 1.5) for count in range(8)]
+    every = [heard("press " * count + "one", 6.0) for count in range(8)]
     store.add([*every, *(heard("hold the line " * count, 0.3) for count in (8, 9, 10, 11, 12))])
     corrections = store.read()
     assert any(not own.is_held_out for own in corrections[8:]), "some of the short ones are trained on"
+    said: list[str] = []
     adapter = train_acoustic_part(
         small_model(), "mine", store.folder, start_from=None, kind="linear", corrections=corrections, replay=[],
-        steps=1, watch=lambda *_: None,
+        steps=1, watch=lambda *_: None, say=said.append,
     )  # fmt: skip
+    left = sum(not own.is_held_out for own in corrections[8:])
+    assert said == [f"Acoustic part: {left} recordings left out, they are too short for their texts"]
     assert adapter.tensors()
 
 
