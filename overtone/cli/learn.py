@@ -71,6 +71,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Learn, list or go back. Raises UsageError for options that do not go together."""
     folder = Path(arguments.adapter).expanduser()
+    if folder.name in ("", ".."):
+        raise UsageError(
+            f"'{arguments.adapter}' ends with no name, and the adapter's is that of its folder. Give it, as in "
+            "adapters/medical."
+        )
     if (arguments.versions or arguments.back is not None) and arguments.corrections:
         raise UsageError("--versions and --back take no corrections; leave the files out.")
     if arguments.versions and arguments.back is not None:

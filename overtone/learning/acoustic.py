@@ -10,12 +10,14 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback
 
 from overtone.adapters.adapter import Adapter
+from overtone.config import Settings
 from overtone.data.manifest import Utterance, read_manifest
 from overtone.data.vocabulary import check_vocabulary
 from overtone.errors import DataError
@@ -97,7 +99,8 @@ def train_acoustic_part(
 ) -> Adapter:
     """Train the adapter, and leave it in the model under its name. folder: what is learnt is kept there.
 
-    start_from: the adapter to go on from; None: a new one of that kind. Raises OvertoneError.
+    start_from: the adapter to go on from; None: a new one of that kind. Recordings too short for their texts are left
+    out. Raises OvertoneError.
     """
     run = folder / RUN
     shutil.rmtree(run, ignore_errors=True)
@@ -119,6 +122,7 @@ def train_acoustic_part(
             batch_size=BATCH,
             quiet=True,
             callbacks=[StepWatch(watch)],
+            settings=leaving_out_unusable(),
         )
     finally:
         shutil.rmtree(run, ignore_errors=True)
@@ -127,6 +131,12 @@ def train_acoustic_part(
     if isinstance(before, Mapping):  # its card has that of the one before, and so on
         adapter.card = {**adapter.card, "start_from": {key: before[key] for key in ("name", "digest")}}
     return adapter
+
+
+def leaving_out_unusable() -> Settings:
+    """Settings with which one correction that cannot be trained on does not end the learning of all others."""
+    base = Settings()
+    return replace(base, model=replace(base.model, train_ds=replace(base.model.train_ds, unusable="drop")))
 
 
 def write_manifest(path: Path, corrections: Sequence[Learnt], replay: Sequence[Utterance]) -> Path:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -150,10 +150,12 @@ class Corrections:
             self.append(file, lines)
         return len(lines)
 
-    def set_aside(self, ids: Sequence[str]) -> None:
-        """Leave corrections out from now on; they stay in the journal."""
+    def set_aside(self, ids: Sequence[str], *, again: Sequence[str] = ()) -> None:
+        """Leave corrections out from now on; they stay in the journal. again: those that count once more."""
         with self.locked() as file:
-            self.append(file, [{"set_aside": list(ids), "added": now()}])
+            entries = {entry["id"]: entry for entry in self.lines() if "text" in entry}
+            restored = [{**entries[id_], "added": now()} for id_ in again]
+            self.append(file, [{"set_aside": list(ids), "added": now()}, *restored])
 
     def append(self, file: IO[bytes], lines: Sequence[Mapping[str, Any]]) -> None:
         """Write lines behind the last whole one, at once. Raises DataError for too many."""
@@ -188,11 +190,13 @@ class Corrections:
     def trim(self, hours: float) -> int:
         """Remove recordings until the rest are not longer than that, and those that no line names; their number.
 
-        Those that stay are an even draw of all, by their digests. Texts stay.
+        Those that stay are an even draw of all, by their digests; those that do not count now go first. Texts stay.
         """
         with self.locked():
             seconds, stay = 0.0, set()
-            for own in sorted(self.read(), key=lambda own: own.id):
+            active = {own.id for own in self.read()}
+            named = {own.id: own for own in (self.entry(entry) for entry in self.lines() if "text" in entry)}
+            for own in sorted(named.values(), key=lambda own: (own.id not in active, own.id)):
                 if own.audio is not None and seconds + own.seconds <= hours * 3600:
                     seconds += own.seconds
                     stay.add(own.audio.name)
@@ -226,6 +230,12 @@ def digests(correction: Correction) -> tuple[str, str]:
     heard = b"" if correction.samples is None else correction.samples.astype("<i2").tobytes()
     key = hashlib.sha256(heard or text).hexdigest()[:ID_DIGITS]
     return key, hashlib.sha256(text + b"\0" + heard).hexdigest()[:ID_DIGITS]
+
+
+def digest_of(corrections: Iterable[Learnt]) -> str:
+    """The digest of what is learnt, in any order."""
+    ids = sorted(own.id for own in corrections)
+    return hashlib.sha256("\0".join(ids).encode()).hexdigest()[:ID_DIGITS]
 
 
 def now() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,9 +13,9 @@ from overtone.adapters.storage import read_folder
 from overtone.adapters.words import WordPart
 from overtone.inference.retention import SHARES
 from overtone.inference.word_weights import Heard, count_errors, hear
-from overtone.learning.corrections import Correction, Corrections, Learnt, now
+from overtone.learning.corrections import Correction, Corrections, Learnt, digest_of, now
 from overtone.learning.state import LearnSettings, write_state
-from overtone.learning.versions import CARD, Version, Versions, refuse_own_vocabulary
+from overtone.learning.versions import CARD, TRIES_OF_WORDS, ChangedError, Version, Versions, refuse_own_vocabulary
 from overtone.learning.words import ENOUGH_WORDS, WordChoice, choose_words, held_out_of
 from overtone.models.asr_model import AsrModel
 from overtone.wer import ErrorCounts
@@ -42,7 +43,7 @@ class Learner:
     @property
     def name(self) -> str:
         """The adapter's name in the model, which is its folder's."""
-        return self.folder.resolve().name
+        return self.folder.absolute().name
 
     def add(self, corrections: Sequence[Correction], settings: LearnSettings) -> Version | None:
         """Add corrections, and make the version with their words, if there is one.
@@ -53,9 +54,8 @@ class Learner:
         new = self.store.add(corrections)
         with self.versions.change():
             write_state(self.folder, "words")
-            parent = self.versions.adopt() if self.exists else None
             self.say(self.describe(new))
-            version = self.learn_words(parent, settings)
+            version = self.learn_words_of_latest(settings)
             removed = self.store.trim(settings.hours)
             if removed:
                 self.say(
@@ -87,11 +87,27 @@ class Learner:
 
     # Words
 
+    def learn_words_of_latest(self, settings: LearnSettings) -> Version | None:
+        """The version with the words of all corrections, of the adapter that is there then: one put there is an origin.
+
+        Raises ChangedError where the adapter was removed meanwhile, or is changed again and again.
+        """
+        for left in reversed(range(TRIES_OF_WORDS)):
+            parent = self.versions.adopt() if self.exists else None
+            try:
+                return self.learn_words(parent, settings)
+            except ChangedError:
+                if not left or not self.exists:
+                    raise
+                self.say("Words: the adapter is another one by now, and they are learnt anew")
+        raise AssertionError("the last try returns or raises")
+
     def learn_words(self, parent: Version | None, settings: LearnSettings) -> Version | None:
         """The version with the words of all corrections; None where there is nothing new, or it would be worse."""
-        every = self.store.read()
+        lines = len(self.store.lines())  # more may be added meanwhile: they are the next version's
+        every = self.store.read(lines)
         before = [] if parent is None else self.store.read(parent.journal_lines)
-        if {own.id for own in every} == {own.id for own in before}:
+        if digest_of(every) == (digest_of(()) if parent is None else parent.learnt):
             self.say("Words: nothing new")
             return None
         adapter = self.load(parent)
@@ -119,7 +135,8 @@ class Learner:
         adapter.words = part
         facts = {} if choice.is_crossed else judged(choice.before, choice.after)
         adapter.card = {**adapter.card, "words": {**part.describe(), **facts}}
-        return self.write(adapter, parent, part="words", facts=facts)
+        learnt = {"corrections": len(every), "journal_lines": lines, "learnt": digest_of(every)}
+        return self.write(adapter, parent, part="words", facts={**learnt, **facts})
 
     def bear_general_speech(
         self, part: WordPart, adapter: Adapter | None, current: WordPart | None, settings: LearnSettings
@@ -168,7 +185,10 @@ class Learner:
         return None if version is None else self.model.adapters.load(version.folder, name=self.name)
 
     def write(self, adapter: Adapter, parent: Version | None, *, part: str, facts: Mapping[str, Any]) -> Version:
-        """Keep the adapter as the next version, and put it in the place of the one before."""
+        """Keep the adapter as the next version, and put it in the place of the one before.
+
+        Raises ChangedError where something else is in that place.
+        """
         number = self.versions.next_number()
         adapter.card = {
             **adapter.card,
@@ -177,14 +197,18 @@ class Learner:
                 "parent": None if parent is None else parent.number,
                 "part": part,
                 "made": now(),
-                "corrections": len(self.store.read()),
-                "journal_lines": len(self.store.lines()),
                 "acoustic_lines": 0 if parent is None else parent.acoustic_lines,
                 **facts,
             },
         }
         self.model.adapters.save(adapter.name, self.versions.folder / str(number))
         version = self.versions.read(number)
+        if not self.versions.has_in_place(parent):
+            shutil.rmtree(version.folder)
+            what = "was changed" if self.exists else "was removed"
+            raise ChangedError(
+                f"{self.folder} {what} while it learnt, and stays so. The corrections are kept: run it again."
+            )
         self.versions.serve(version)
         self.say(f"Version {number}: {self.folder}")
         return version

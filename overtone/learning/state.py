@@ -14,7 +14,7 @@ from typing import Any, Literal
 from overtone.errors import DataError
 from overtone.files import replace_file
 from overtone.learning.corrections import SUFFIX, now
-from overtone.learning.versions import LOCK, TRAINING_LOCK, Versions
+from overtone.learning.versions import LOCK, TRAINING_LOCK, WAITS, Versions
 
 SETTINGS = "settings.json"
 STATE = "state.json"
@@ -89,7 +89,7 @@ def read_state(adapter: Path) -> dict[str, Any]:
 
 def worker_command(adapter: Path, model: str, *options: str) -> list[str]:
     """The command line of a process that learns what there is to be learnt."""
-    return [sys.executable, "-m", "overtone", "learn", str(adapter.resolve()), "--model", model, *options]
+    return [sys.executable, "-m", "overtone", "learn", str(adapter.absolute()), "--model", model, *options]
 
 
 def start_worker(adapter: Path, model: str, *options: str) -> Path:
@@ -106,6 +106,7 @@ def start_worker(adapter: Path, model: str, *options: str) -> Path:
             stdout=file,
             stderr=file,
             start_new_session=True,
+            env={**os.environ, WAITS: "1"},
             preexec_fn=yield_processor if os.name == "posix" else None,
         )
     return log

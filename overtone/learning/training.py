@@ -10,14 +10,14 @@ from overtone.adapters.storage import read_description, read_folder
 from overtone.adapters.words import WORDS_ALONE, WordPart
 from overtone.data.manifest import Utterance
 from overtone.errors import OvertoneError
-from overtone.inference.retention import choose_strength
+from overtone.inference.retention import choose_strength, weaken
 from overtone.inference.word_weights import Recording, count_errors, hear
 from overtone.learning.acoustic import enough_for_training, replay_of_card, replayed, train_acoustic_part
 from overtone.learning.corrections import Correction, Learnt
 from overtone.learning.learn import Learner, judged
 from overtone.learning.state import LearnSettings, write_state
-from overtone.learning.versions import Version
-from overtone.learning.words import grow_part, held_out_of, recordings_of
+from overtone.learning.versions import ChangedError, Version
+from overtone.learning.words import grow_part, held_out_of, recordings_of, without_held_out
 from overtone.training.retention import (
     describe_retention,
     general_recordings,
@@ -145,7 +145,7 @@ class AcousticLearner:
             say("Acoustic part: not kept, some of its corrections have been set aside meanwhile")
             return None
         words = self.learner.words_of(current)
-        blind = self.blind_words(current, words)
+        blind = self.blind_words(current, words, corrections)
         recordings = recordings_of(model, self.store, held_out_of(corrections))
         model.adapters.load(current.folder, name=BEFORE)
         try:
@@ -154,42 +154,49 @@ class AcousticLearner:
             )
         finally:
             model.adapters.remove(BEFORE)
-        weakened = self.weaken(adapter, words, recordings)
-        words, facts = (words, None) if weakened is None else weakened
-        after = count_errors(model, list(hear(model, recordings, name)), blind, scope=lambda: model.adapters.use(name))
+        weakened = self.weaken(adapter, blind, recordings)
+        share, facts = (1.0, None) if weakened is None else weakened
+        acting = weaken(blind, share)
+        after = count_errors(model, list(hear(model, recordings, name)), acting, scope=lambda: model.adapters.use(name))
         rates = f"WER {before.rate:.2%} → {after.rate:.2%} on {before.reference_length} held-out words"
         if after.errors > before.errors or facts is None:
             say(f"Acoustic part: not kept, {rates}. The recordings stay, and count with the next ones")
             return None
         say(f"Acoustic part: {rates}")
-        adapter.words = words
+        adapter.words = words = weaken(words, share)
         adapter.card = {**adapter.card, **({} if words is None else {"words": words.describe()}), **facts}
-        journal = {"journal_lines": current.journal_lines, "acoustic_lines": lines}
-        return self.learner.write(adapter, current, part="acoustic", facts={**journal, **judged(before, after)})
+        journal = {"journal_lines": current.journal_lines, "learnt": current.learnt, "acoustic_lines": lines}
+        journal["corrections"] = len(corrections)
+        try:
+            return self.learner.write(adapter, current, part="acoustic", facts={**journal, **judged(before, after)})
+        except ChangedError:
+            self.was_changed = True
+            say("Acoustic part: not kept, the adapter is another one by now")
+            return None
 
-    def blind_words(self, current: Version, words: WordPart | None) -> WordPart | None:
+    def blind_words(self, current: Version, words: WordPart | None, corrections: Sequence[Learnt]) -> WordPart | None:
         """Today's words as they would be without the held-out corrections, by which the acoustic part is judged."""
         origin = self.learner.words_of(self.learner.origin_of(current))
-        known = [own for own in self.store.read(current.journal_lines) if not own.is_held_out]
+        known = without_held_out(self.store.read(current.journal_lines), corrections)
         if words is None or not known:
             return origin
         return grow_part(self.model, origin, known, words)
 
     def weaken(
-        self, adapter: Adapter, words: WordPart | None, recordings: Sequence[Recording]
-    ) -> tuple[WordPart | None, dict[str, Any]] | None:
-        """Make the adapter as weak as general speech needs it; its words, and facts for its card.
+        self, adapter: Adapter, blind: WordPart | None, recordings: Sequence[Recording]
+    ) -> tuple[float, dict[str, Any]] | None:
+        """Make the adapter as weak as general speech needs it; the share of its words' weight, and facts for its card.
 
-        None where it cannot be weak enough.
+        blind: words that do not know the recordings. None where it cannot be weak enough.
         """
         if not self.settings.general:
-            return words, {}
+            return 1.0, {}
         model = self.model
         general = general_recordings(model, read_general_speech(self.settings.general))
         found = choose_strength(
             model,
             adapter,
-            words,
+            blind,
             general=lambda choice: hear(model, general, choice),
             domain=lambda choice: hear(model, recordings, choice),
             kappa=self.settings.kappa,
@@ -197,4 +204,4 @@ class AcousticLearner:
         self.learner.say(describe_retention(found))
         if found.chosen is None:
             return None
-        return found.chosen.part, {"retention": retention_facts(found)}
+        return found.chosen.share, {"retention": retention_facts(found)}

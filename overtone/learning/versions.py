@@ -27,13 +27,17 @@ from overtone.adapters.storage import (
 )
 from overtone.errors import AdapterError, UsageError
 from overtone.files import clean_leftovers, lock, write_failure
-from overtone.learning.corrections import SUFFIX, Corrections
+from overtone.learning.corrections import SUFFIX, Corrections, digest_of
 
 VERSIONS = "versions"
 LOCK, TRAINING_LOCK = "change.lock", "training.lock"
 """Files that are locked while the adapter changes, for seconds, and while it is trained."""
 TRIES, FEW_TRIES, PAUSE = 300, 10, 0.1
 """Tries to get a lock, and seconds between them: whoever only looks has it for a moment."""
+WAITS = "OVERTONE_LEARNING_WAITS"
+"""The environment variable of workers that wait for another process's change, however long that takes."""
+TRIES_OF_WORDS = 3
+"""Adapters that something else puts in the place, one after the other, of which words are made."""
 CARD = "learning"
 """The key of a card under which a version says what it is."""
 FILES = (WORDS, PARAMETERS, DESCRIPTION)
@@ -65,9 +69,18 @@ class Version:
         return int(self.learning.get("journal_lines", 0))
 
     @property
+    def learnt(self) -> str | None:
+        """The digest of the corrections that its words are of; None on cards that do not say so."""
+        return self.learning.get("learnt") if self.learning else digest_of(())
+
+    @property
     def acoustic_lines(self) -> int:
         """Lines of the journal that its acoustic part was trained on."""
         return int(self.learning.get("acoustic_lines", 0))
+
+
+class ChangedError(UsageError):
+    """The adapter is not what it was when the making of a version began."""
 
 
 class Versions:
@@ -120,6 +133,12 @@ class Versions:
         self.put(self.adapter, self.folder / str(number), description=text.encode())
         return self.read(number)
 
+    def has_in_place(self, version: Version | None) -> bool:
+        """True if the adapter is what a version is; with None: if there is no adapter."""
+        if not (self.adapter / DESCRIPTION).is_file():
+            return version is None
+        return version is not None and described_digest(self.adapter, read_description(self.adapter)) == version.digest
+
     def serve(self, version: Version) -> None:
         """Put a version in the adapter's place, by one rename. Raises AdapterError where it cannot be written."""
         self.put(version.folder, self.adapter)
@@ -135,8 +154,11 @@ class Versions:
 
     @contextmanager
     def change(self) -> Iterator[None]:
-        """Hold the adapter for a change. Raises UsageError where another process does not end its own."""
-        with self.hold(LOCK, "is being changed", tries=TRIES):
+        """Hold the adapter for a change. Raises UsageError where another process does not end its own.
+
+        Workers wait without limit: nobody would give them their work again.
+        """
+        with self.hold(LOCK, "is being changed", tries=0 if os.environ.get(WAITS) else TRIES):
             clean_leftovers(self.folder)
             yield
 
@@ -148,9 +170,11 @@ class Versions:
 
     @contextmanager
     def hold(self, name: str, busy: str, *, tries: int) -> Iterator[None]:
-        """Hold one of the locks. Raises UsageError where another process has it, at so many tries."""
+        """Hold one of the locks. Raises UsageError where another process has it, at so many tries; 0: wait for it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder.parent / name).open("a+", encoding="utf-8") as file:
+            if not tries:
+                lock(file.fileno(), wait=True)
             for left in reversed(range(tries)):
                 try:
                     lock(file.fileno(), wait=False)
@@ -186,19 +210,27 @@ def go_back(folder: Path, number: int | None = None) -> tuple[Version, int]:
     number: the version; None: the one that today's was made from. Raises UsageError where there is none.
     """
     versions, store = Versions(folder), Corrections(folder, sample_rate=0)
-    current = versions.current()
-    if current is None or (number is None and current.parent is None):
-        raise UsageError(f"{folder} has no earlier version to go back to.")
-    target = versions.read(current.parent if number is None and current.parent is not None else number or 0)
+    find_step(versions, number)  # before a lock makes a folder
     with versions.change():
-        stays = {own.id for own in store.read(target.journal_lines)}
-        gone = [own.id for own in store.read(current.journal_lines) if own.id not in stays]
-        active = {own.id for own in store.read()}
-        gone = [id_ for id_ in gone if id_ in active]
-        if gone:
-            store.set_aside(gone)
+        current, target = find_step(versions, number)
+        stays = store.read(target.journal_lines)
+        active = {own.key: own.id for own in store.read()}
+        kept = {own.id for own in stays}
+        learnt = {own.id for own in store.read(current.journal_lines)} - kept
+        gone = [id_ for id_ in active.values() if id_ in learnt]
+        again = [own.id for own in stays if own.key not in active or active[own.key] in learnt]
+        if gone or again:
+            store.set_aside(gone, again=again)
         versions.serve(target)
     return target, len(gone)
+
+
+def find_step(versions: Versions, number: int | None) -> tuple[Version, Version]:
+    """The version in the adapter's place, and that of a number, or the one it was made from. Raises UsageError."""
+    current = versions.current()
+    if current is None or (number is None and current.parent is None):
+        raise UsageError(f"{versions.adapter} has no earlier version to go back to.")
+    return current, versions.read(current.parent if number is None and current.parent is not None else number or 0)
 
 
 def refuse_own_vocabulary(folder: Path) -> None:

@@ -83,6 +83,12 @@ def held_out_of(corrections: Sequence[Learnt]) -> list[Learnt]:
     return sorted((own for own in corrections if own.is_held_out), key=lambda own: own.id)[:MOST_UTTERANCES]
 
 
+def without_held_out(learnt: Sequence[Learnt], every: Sequence[Learnt]) -> list[Learnt]:
+    """The corrections that say nothing of the held-out ones among all: none has the text of one, recorded or not."""
+    texts = {own.text for own in every if own.is_held_out}
+    return [own for own in learnt if own.text not in texts]
+
+
 def recordings_of(model: AsrModel, store: Corrections, learnt: Sequence[Learnt]) -> list[Recording]:
     """Corrections as recordings to be heard."""
     return [(partial(store.load, own), reference_text(model.tokenizer, own.text, own.language)) for own in learnt]
@@ -140,11 +146,11 @@ def choose_words(
     held = held_out_of(now)
     words = sum(len(own.text.split()) for own in held)
     whole = grow_part(model, origin, now, current)
-    rest = [own for own in now if not own.is_held_out]
+    rest = without_held_out(now, now)
     if words < ENOUGH_WORDS or (not rest and origin is None):
         return cross_validate(model, store, now, whole, adapter=adapter, origin=origin, current=current)
     heard = list(hear(model, recordings_of(model, store, held), adapter))
-    known = [own for own in before if not own.is_held_out]
+    known = without_held_out(before, now)
     old = grow_part(model, origin, known, current) if known else origin
 
     scope: Scope = lambda: model.adapters.use(adapter)  # noqa: E731

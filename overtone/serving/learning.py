@@ -16,13 +16,15 @@ from typing import Any
 
 from overtone.learning.corrections import Correction, Corrections
 from overtone.learning.state import LOG, read_state, worker_command, yield_processor
-from overtone.learning.versions import Versions, go_back, refuse_own_vocabulary
+from overtone.learning.versions import WAITS, Versions, go_back, refuse_own_vocabulary
 from overtone.serving.adapter_store.store import AdapterStore
 
 REPORT = logging.getLogger("overtone.serving.learning")
 WORDS_ONLY = "--words-only"
-GENTLE = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-"""Environment of a worker: it takes one core at most."""
+GENTLE = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", WAITS: "1"}
+"""Environment of a worker: it takes one core at most, and waits for whoever changes its adapter."""
+FAILED = "The learning failed. The server's own log of it, learning.log, tells the reason; nothing is lost."
+"""All that clients are told: the reason may name files of the server."""
 Command = Callable[[Path, Sequence[str]], list[str]]
 """A function of an adapter's folder and options that makes a worker's command line."""
 
@@ -73,7 +75,8 @@ class LearningJobs:
             "corrections": len(every),
             "recordings": sum(own.audio is not None for own in every),
             "phase": "waiting" if waits and not is_busy else state["phase"],
-            **{key: state[key] for key in ("step", "steps", "message") if key in state},
+            **{key: state[key] for key in ("step", "steps") if key in state},
+            **({"message": FAILED} if state.get("message") else {}),
         }
 
     def back(self, name: str) -> int:

@@ -166,6 +166,8 @@ def test_a_version_that_was_not_put_in_its_place_harms_nothing(
         (["sound", "--back", "7"], "no earlier version"),
         (["sound", "--versions", "--back"], "give one of them"),
         (["sound", "--json"], "--json is for --versions"),
+        ([".", "one.jsonl"], "'.' ends with no name"),
+        (["..", "one.jsonl"], "'..' ends with no name"),
         (["base", "one.jsonl"], "cannot be an adapter's name"),
         (["sound", "one.jsonl", "--hours", "0"], "too small"),
     ],

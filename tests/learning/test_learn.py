@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 import zlib
 from collections.abc import Callable, Sequence
@@ -266,10 +267,11 @@ def test_held_out_texts_choose_the_weights(learner: Learner, monkeypatch: pytest
 
     monkeypatch.setattr("overtone.learning.words.extend_ngram", watch)
     held = some(6, held=True)
-    made = learner.add([*some(5, held=False), *held], LearnSettings())
+    alone = [Correction(text=own.text) for own in held]
+    made = learner.add([*some(5, held=False), *held, *alone], LearnSettings())
     encode = learner.model.tokenizer.encode
     secret = [encode(own.text) for own in held]
-    assert [sum(own in secret for own in sentences) for sentences in counted] == [6, 0]
+    assert [sum(own in secret for own in sentences) for sentences in counted] == [12, 0]
     if made is not None:
         assert made.learning["held_out"]["words"] == 30
 
@@ -308,3 +310,91 @@ def test_an_adapter_with_a_vocabulary_of_its_own_is_refused(tmp_path: Path) -> N
         with pytest.raises(AdapterError, match="'own' has a vocabulary of its own"):
             jobs.add("own", [correction("a b c")])
     assert [path.name for path in tmp_path.iterdir()] == ["own"]
+
+
+def test_what_is_added_while_words_are_learnt_is_the_next_ones(
+    learner: Learner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choose = words_module.choose_words
+
+    def choose_slowly(*arguments: Any, **options: Any) -> Any:
+        learner.store.add([Correction(text="said meanwhile")])
+        return choose(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(words_module, "choose_words", choose_slowly)
+        first = learner.add([Correction(text="say this")], SHORT)
+    assert first is not None
+    assert (first.learning["corrections"], first.journal_lines) == (1, 1)
+    second = learner.add([], SHORT)
+    assert second is not None
+    assert (second.learning["corrections"], second.journal_lines) == (2, 2)
+    assert learner.add([], SHORT) is None
+    journal = learner.store.journal
+    journal.write_text(journal.read_text("utf-8").splitlines(keepends=True)[1], "utf-8")
+    third = learner.add([], SHORT)
+    assert third is not None
+    assert third.learning["corrections"] == 1
+
+
+def test_an_acoustic_part_learns_no_words(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Corrections that came while it was trained are still new to the words."""
+    judge_with(monkeypatch, 4, 4)
+    train = learning.train_acoustic_part
+
+    def train_slowly(*arguments: Any, **options: Any) -> Any:
+        learner.store.add([Correction(text="said meanwhile")])
+        return train(*arguments, **options)
+
+    monkeypatch.setattr(learning, "train_acoustic_part", train_slowly)
+    words, acoustic = learn(learner, [*some(5, held=False), *some(6, held=True)], SHORT)
+    assert (acoustic.learnt, acoustic.learning["corrections"]) == (words.learnt, 11)
+    assert learner.add([], SHORT) is not None
+
+
+def test_an_adapter_that_is_put_in_place_while_words_are_learnt(
+    learner: Learner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It is an origin, and its words are learnt; one that is removed stays removed."""
+    other = small_model()
+    add_trained(other, "mine")
+    other.adapters.save("mine", tmp_path / "uploaded" / "mine")
+    choose, times = words_module.choose_words, []
+
+    def choose_slowly(*arguments: Any, **options: Any) -> Any:
+        times.append(1)
+        if len(times) == 1:
+            learner.versions.put(tmp_path / "uploaded" / "mine", learner.folder)
+        elif len(times) == 3:
+            shutil.rmtree(learner.folder)
+        return choose(*arguments, **options)
+
+    monkeypatch.setattr(words_module, "choose_words", choose_slowly)
+    version = learner.add([Correction(text="say this")], SHORT)
+    assert version is not None
+    assert (version.number, version.parent, len(times)) == (1, 0, 2)
+    uploaded = read_description(tmp_path / "uploaded" / "mine")["parameters_digest"]
+    assert read_description(learner.folder)["parameters_digest"] == uploaded
+    with pytest.raises(UsageError, match="was removed while it learnt"):
+        learner.add([Correction(text="and that")], SHORT)
+    assert not learner.folder.exists()
+    assert [own.number for own in learner.versions.all()] == [0, 1]
+    assert len(learner.store.read()) == 2
+
+
+def test_an_adapter_that_is_put_in_place_while_an_acoustic_part_is_judged(
+    learner: Learner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge_with(monkeypatch, 4, 4)
+    other = small_model()
+    add_trained(other, "mine")
+
+    def judge(*arguments: Any) -> dict[str, Any]:
+        other.adapters.save("mine", learner.folder, overwrite=True)
+        return {}
+
+    monkeypatch.setattr(learning, "judged", judge)
+    made = learn(learner, [*some(5, held=False), *some(6, held=True)], SHORT)
+    assert [own.learning["part"] for own in made] == ["words"]
+    assert lines(learner)[-1] == "Acoustic part: not kept, the adapter is another one by now"
+    assert "word_part" not in read_description(learner.folder)
