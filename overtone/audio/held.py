@@ -5,6 +5,7 @@ Legend: S samples, C channels.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import sys
@@ -67,6 +68,10 @@ class HeldFile:
         """Its sound. Raises AudioError."""
         return sound_of(io.BytesIO(self.content))
 
+    def digest(self) -> bytes:
+        """SHA-256 of the content."""
+        return hashlib.sha256(self.content).digest()
+
 
 @dataclass(frozen=True, eq=False)
 class HeldSamples:
@@ -82,6 +87,11 @@ class HeldSamples:
     def open(self) -> nullcontext[Source]:
         """The samples themselves."""
         return nullcontext(self)
+
+    def digest(self) -> bytes:
+        """SHA-256 of the samples, their type, shape and rate."""
+        form = f"{self.samples.dtype.str} {self.samples.shape} {self.rate} ".encode()
+        return hashlib.sha256(form + np.ascontiguousarray(self.samples).tobytes()).digest()
 
     def blocks(self, start: float = 0.0) -> Iterator[Block]:
         """The samples from `start` seconds to the end."""

@@ -28,6 +28,9 @@ class Held(Protocol):
     def open(self) -> AbstractContextManager[Source]:
         """Its sound. Raises AudioError."""
 
+    def digest(self) -> bytes:
+        """Digest of what is held, which tells it from others of its name. Raises DataError and OSError."""
+
 
 class WavFile:
     """A WAV file of plain samples. What its header says of their number is not believed past the file's end."""

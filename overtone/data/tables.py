@@ -6,6 +6,7 @@ bytes of a file, or what the audio column of a data set holds; that of a data se
 
 from __future__ import annotations
 
+import hashlib
 import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from typing import Any
 from overtone.audio.containers import Source
 from overtone.audio.held import hold
 from overtone.audio.load import SAMPLE_RATE
-from overtone.audio.sources import open_source
+from overtone.audio.sources import Held, file_status, open_source
 from overtone.config.sources import Source as FileSource
 from overtone.data.corpus.rows import Columns
 from overtone.data.manifest import LineForm, Place, Utterance, find_file, read_rows
@@ -47,12 +48,22 @@ class RowSound:
     @contextmanager
     def open(self) -> Iterator[Source]:
         """Its sound. Raises DataError."""
+        with open_source(self.place()) as source:
+            yield source
+
+    def digest(self) -> bytes:
+        """Digest of what the row holds; of a path, of the name and the size of its file. Raises DataError."""
+        place = self.place()
+        if not isinstance(place, Path):
+            return place.digest()
+        return hashlib.sha256(f"{place.name} {file_status(place).st_size}".encode()).digest()
+
+    def place(self) -> Path | Held:
+        """The path of the recording, or the recording itself. Raises DataError."""
         try:
-            place = hold(self.rows[self.index][self.column], SAMPLE_RATE, name=self.name)
+            return hold(self.rows[self.index][self.column], SAMPLE_RATE, name=self.name)
         except UsageError as error:
             raise DataError(str(error)) from error
-        with open_source(place) as source:
-            yield source
 
 
 def is_table(value: object) -> bool:

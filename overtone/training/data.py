@@ -16,6 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from overtone.audio.sources import Held
 from overtone.config import DatasetSettings, Source, SourceList, list_sources
 from overtone.data.augment import Perturbations
 from overtone.data.batching import BatchPlan
@@ -67,9 +68,9 @@ class SpeechSet:
     def recordings(self) -> str:
         """SHA-256 of the sizes and last bytes of recordings, of a large set's so many, evenly spread.
 
-        Of recordings in archives the archives are taken; those in memory are left to the manifests' digest.
+        Of recordings in archives the archives are taken; those in memory are taken whole.
         """
-        paths = list(dict.fromkeys(utterance.file for utterance in self.dataset.utterances))
+        paths = list(dict.fromkeys(map(held_or_file, self.dataset.utterances)))
         chosen = paths[:: max(1, math.ceil(len(paths) / COMPARED_RECORDINGS))]
         with ThreadPoolExecutor(READERS, thread_name_prefix="overtone-recordings") as threads:
             ends = list(threads.map(read_end, chosen))
@@ -85,14 +86,21 @@ class SpeechSet:
         }
 
 
-def read_end(path: Any) -> bytes:
-    """The size and the last bytes of a recording, as a digest; of what is no file, nothing."""
+def held_or_file(utterance: Utterance) -> Path | Held:
+    """The recording that is in memory, or the file on disk that holds it."""
+    return utterance.file if utterance.held is None or utterance.archive is not None else utterance.held
+
+
+def read_end(path: Path | Held) -> bytes:
+    """The size and the last bytes of a recording, or all of one in memory, as a digest; of what is none, nothing."""
     try:
-        with open_regular(Path(path)) as file:
+        if not isinstance(path, Path):
+            return path.digest()
+        with open_regular(path) as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - COMPARED_BYTES))
             return hashlib.sha256(b"%d " % size + file.read()).digest()
-    except (OSError, TypeError):
+    except (OSError, TypeError, DataError):
         return b""
 
 

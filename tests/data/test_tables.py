@@ -13,10 +13,12 @@ import pytest
 import soundfile
 
 import overtone
+from overtone.data.batching import BatchPlan
 from overtone.data.dataset import audio_problems, read_utterance
 from overtone.data.manifest import read_manifest
 from overtone.data.tables import is_table, name_tables, read_table
 from overtone.errors import DataError
+from overtone.training.data import make_set
 from overtone.training.train import train
 from support.small_models import small_model
 from support.train_samples import SAMPLE_RATE, write_corpus
@@ -145,6 +147,25 @@ def test_names() -> None:
     assert list(name_tables(frame, "train")[1]) == ["train (DataFrame of 2 rows)"]
     assert name_tables([["a.json", 0.3], ["b.json", 0.7]], "train") == ([["a.json", 0.3], ["b.json", 0.7]], {})
     assert name_tables(None, "train") == ([], {})
+
+
+@pytest.mark.parametrize("form", ["bytes", "samples", "a data set"])
+def test_other_audio_under_the_same_names_is_another_set(tmp_path: Path, form: str) -> None:
+    """A run that goes on, and errors of a base that are shared, tell the audio itself apart."""
+
+    def recordings(audio: list[Any]) -> str:
+        table: Any = [{"audio": sound, "text": text} for sound, text in zip(audio, texts(tmp_path), strict=True)]
+        if form == "a data set":
+            table = datasets.Dataset.from_list(table)
+        utterances = read_table(table, "train")
+        set_ = make_set(small_model(), utterances, [[1]] * len(utterances), BatchPlan(durations=(1.0,) * len(table)))
+        return set_.recordings
+
+    audio = samples(tmp_path) if form == "samples" else files(tmp_path)
+    if form == "a data set":
+        audio = [{"bytes": content, "path": "a.wav"} for content in audio]
+    assert recordings(audio) == recordings(list(audio))
+    assert recordings(audio) != recordings([audio[1], audio[0], *audio[2:]])
 
 
 def test_the_same_training_as_on_the_manifest(tmp_path: Path) -> None:
