@@ -18,6 +18,20 @@ from support.small_models import LABELS, small_model
 from support.train_samples import environment, losses, script, settings_for
 
 QUIET = Reporter(quiet=True)
+FAMILY = "nemo.collections.asr.modules"
+ENCODER = {
+    "preprocessor": {"_target_": f"{FAMILY}.AudioToMelSpectrogramPreprocessor", "features": 80},
+    "encoder": {
+        "_target_": f"{FAMILY}.ConformerEncoder",
+        "feat_in": 80,
+        "n_layers": 2,
+        "d_model": 16,
+        "n_heads": 2,
+        "conv_kernel_size": 5,
+        "subsampling_factor": 4,
+    },
+}
+"""Sections of a small fresh model, to which heads are added."""
 
 
 @pytest.fixture
@@ -27,19 +41,9 @@ def model() -> AsrModel:
 
 def test_every_weight_of_a_fresh_model(tmp_path: Path) -> None:
     """A base of its own: configuration and labels in, a model folder and a `.nemo` out."""
-    family = "nemo.collections.asr.modules"
     config = {
-        "preprocessor": {"_target_": f"{family}.AudioToMelSpectrogramPreprocessor", "features": 80},
-        "encoder": {
-            "_target_": f"{family}.ConformerEncoder",
-            "feat_in": 80,
-            "n_layers": 2,
-            "d_model": 16,
-            "n_heads": 2,
-            "conv_kernel_size": 5,
-            "subsampling_factor": 4,
-        },
-        "decoder": {"_target_": f"{family}.ConvASRDecoder", "feat_in": 16, "num_classes": 0, "vocabulary": []},
+        **ENCODER,
+        "decoder": {"_target_": f"{FAMILY}.ConvASRDecoder", "feat_in": 16, "num_classes": 0, "vocabulary": []},
     }
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(config))
     (tmp_path / "labels.txt").write_text("\n".join(LABELS) + "\n")
@@ -131,21 +135,11 @@ def test_two_processors(tmp_path: Path) -> None:
 
 def test_a_fresh_hybrid_learns(tmp_path: Path) -> None:
     """Both heads of it, with durations, from nothing."""
-    family = "nemo.collections.asr.modules"
     config = {
-        "preprocessor": {"_target_": f"{family}.AudioToMelSpectrogramPreprocessor", "features": 80},
-        "encoder": {
-            "_target_": f"{family}.ConformerEncoder",
-            "feat_in": 80,
-            "n_layers": 2,
-            "d_model": 16,
-            "n_heads": 2,
-            "conv_kernel_size": 5,
-            "subsampling_factor": 4,
-        },
-        "decoder": {"_target_": f"{family}.RNNTDecoder", "prednet": {"pred_hidden": 12, "pred_rnn_layers": 1}},
-        "joint": {"_target_": f"{family}.RNNTJoint", "jointnet": {"joint_hidden": 12}, "num_extra_outputs": 3},
-        "aux_ctc": {"ctc_loss_weight": 0.3, "decoder": {"_target_": f"{family}.ConvASRDecoder"}},
+        **ENCODER,
+        "decoder": {"_target_": f"{FAMILY}.RNNTDecoder", "prednet": {"pred_hidden": 12, "pred_rnn_layers": 1}},
+        "joint": {"_target_": f"{FAMILY}.RNNTJoint", "jointnet": {"joint_hidden": 12}, "num_extra_outputs": 3},
+        "aux_ctc": {"ctc_loss_weight": 0.3, "decoder": {"_target_": f"{FAMILY}.ConvASRDecoder"}},
         "model_defaults": {"tdt_durations": [0, 1, 2]},
         "loss": {"loss_name": "tdt", "tdt_kwargs": {"durations": [0, 1, 2], "sigma": 0.02}},
     }
