@@ -27,7 +27,7 @@ SHORTEST, LONGEST = 0.6, 1.3
 PATIENCE = 1.0
 """Seconds after which a recording no longer waits for all streams."""
 FAIR = 4
-"""Of so many batches that rows of several ranks wait for, one is made without regard to ranks."""
+"""Period of the batches that heed no ranks, counted in those that rows of several ranks wait for."""
 
 
 class Turn(NamedTuple):
