@@ -1,13 +1,16 @@
-"""Start of a command: fast imports, and environment variables of PyTorch and oneDNN."""
+"""Start of a command: fast imports, environment variables of PyTorch and oneDNN, and its end with its parent."""
 
 from __future__ import annotations
 
 import atexit
 import gc
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 KERNEL_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 """Limits of the kernel caches of oneDNN and of PyTorch's calls to it. By default each holds a thousand kernels and
@@ -16,6 +19,9 @@ CACHED_KERNELS = (512, 64)
 """Kernels in these caches: about thirty shapes of a batch."""
 TRAINING_CACHED_KERNELS = (128, 32)
 """Kernels where every batch has another shape and several processes have caches: no slower, and 400 MB less."""
+
+LIFELINE = "OVERTONE_LIFELINE"
+"""Environment variable with the descriptor of a parent's lifeline."""
 
 
 def limit_kernel_caches(kernels: tuple[int, int] = CACHED_KERNELS) -> None:
@@ -53,3 +59,29 @@ def pause_garbage_collection() -> Iterator[None]:
         yield
     finally:
         gc.enable()
+
+
+@cache
+def lifeline() -> int:
+    """Descriptor of a pipe that ends when this process does, however it ends; a child that gets it may watch it."""
+    reader, _ = os.pipe()  # the other end stays open as long as the process
+    return reader
+
+
+def end_with_parent() -> None:
+    """Kill this process and its children as soon as the parent that gave it a lifeline is gone; else do nothing.
+
+    It is killed at once: where its parent died, the same work may begin anew in the same folder.
+    """
+    told = os.environ.pop(LIFELINE, "")
+    if not told:
+        return
+
+    def watch() -> None:
+        while os.read(int(told), 1):
+            pass
+        if os.getpgrp() == os.getpid():
+            os.killpg(0, signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="overtone-lifeline", daemon=True).start()

@@ -26,7 +26,7 @@ from overtone.cli.overrides import (
 from overtone.cli.screen import note
 from overtone.clusters import check_ray
 from overtone.errors import UsageError
-from overtone.startup import TRAINING_CACHED_KERNELS, fast_imports
+from overtone.startup import TRAINING_CACHED_KERNELS, end_with_parent, fast_imports
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -94,6 +94,7 @@ def add_arguments(parser: CommandParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train once, search, or train a fleet. Raises UsageError for options of several trainings without them."""
+    end_with_parent()
     if arguments.multirun and arguments.fleet is not None:
         raise UsageError("--multirun and --fleet are two things; search for the settings first, with one row's data.")
     for option in ("job_cpus", "job_gpus"):

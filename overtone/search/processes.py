@@ -20,6 +20,7 @@ import torch
 from overtone.config import quoted
 from overtone.errors import ConfigError
 from overtone.search.trials import Outcome, Trial, TrialResult, find_folder, score_of
+from overtone.startup import LIFELINE, lifeline
 from overtone.training.run_folder import RESULT_FILE
 
 GO_ON = ("exp_manager.resume_if_exists=true", "exp_manager.resume_ignore_no_checkpoint=true")
@@ -153,17 +154,17 @@ def train_in_process(
     running: set[subprocess.Popen[str]],
     ended: threading.Event,
 ) -> Outcome:
-    """Train one trial in a process of its own, and wait for it."""
+    """Train one trial in a process of its own, which ends with this one, and wait for it."""
     folder = find_folder(trial.settings).path
     words = [*trial.overrides, f"exp_manager.explicit_log_dir={quoted(folder)}"]
     command = [sys.executable, "-m", "overtone", "train", *configuration, *trial.options, *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(slot.threads)}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(slot.threads), LIFELINE: str(lifeline())}
     if slot.gpu is not None:
         environment["CUDA_VISIBLE_DEVICES"] = slot.gpu
     try:
         process = subprocess.Popen(
             command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-            text=True, errors="replace", start_new_session=True,
+            text=True, errors="replace", start_new_session=True, pass_fds=(lifeline(),),
         )  # fmt: skip
     except OSError as error:
         return Outcome(trial=trial, error=f"The process could not be started: {error}.")

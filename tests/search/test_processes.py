@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import subprocess
 import sys
+import time
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -81,6 +85,66 @@ def test_an_interruption_ends_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for pid in started:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+PARENT = """
+import sys
+from pathlib import Path
+from overtone.config import ExperimentSettings, Settings
+from overtone.search.processes import Slot, run_at_once
+from overtone.search.trials import Trial
+
+folder, sys.executable = sys.argv[1:]
+settings = Settings(exp_manager=ExperimentSettings(explicit_log_dir=folder))
+list(run_at_once([Trial(chosen=(), settings=settings)], [Slot(gpu=None, threads=1)], []))
+"""
+TRAINING = """
+import fcntl, signal, sys
+from overtone.startup import end_with_parent
+
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+end_with_parent()
+lock = open(sys.argv[1], "w")
+fcntl.flock(lock, fcntl.LOCK_EX)
+lock.write("begun")
+lock.flush()
+while True:
+    signal.pause()
+"""
+
+
+def test_a_training_ends_with_the_process_that_began_it(tmp_path: Path) -> None:
+    """Also where that process is killed and can tell it nothing. The lock is free when the training is gone."""
+    program, lock = tmp_path / "python", tmp_path / "lock"
+    (tmp_path / "training.py").write_text(TRAINING)
+    program.write_text(f"#!/bin/sh\nexec '{sys.executable}' '{tmp_path}/training.py' '{lock}'\n")
+    program.chmod(0o755)
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path), str(program)], env=environment())
+    try:
+        until(lambda: lock.exists() and lock.read_text() == "begun")
+        assert not is_free(lock)
+    finally:
+        parent.kill()
+        parent.wait(60)
+    until(lambda: is_free(lock))
+
+
+def is_free(lock: Path) -> bool:
+    """Tell whether nobody holds a lock."""
+    with lock.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
+def until(true: Callable[[], bool]) -> None:
+    """Wait for a condition, for a minute at most."""
+    end = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 def test_ends_are_explained(tmp_path: Path) -> None:
