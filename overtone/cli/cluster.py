@@ -44,6 +44,35 @@ def add_replicas(parser: argparse.ArgumentParser) -> None:
         help="replicas at most: they are added as requests queue up, and taken away (default: none is added)",
     )
     group.add_argument(
+        "--replica-requests",
+        type=number(above=0),
+        default=24.0,
+        metavar="N",
+        help="requests, waiting or running, for each replica, beyond which --max-replicas adds one (default: 24)",
+    )
+    group.add_argument(
+        "--scale-up-seconds",
+        type=number(at_least=0),
+        default=30.0,
+        metavar="S",
+        help="time with more requests than that until a replica is added (default: 30)",
+    )
+    group.add_argument(
+        "--scale-down-seconds",
+        type=number(at_least=0),
+        default=300.0,
+        metavar="S",
+        help="time with fewer until one is taken away; it finishes what it has, within --grace (default: 300)",
+    )
+    group.add_argument(
+        "--surge",
+        type=whole_number,
+        default=0,
+        metavar="PERCENT",
+        help="replicas that an update may add before it takes old ones away, as a share of them; 100 updates a single "
+        "one without a break, where the cluster has room for two (default: 0)",
+    )
+    group.add_argument(
         "--replica-cpus", type=number(above=0), default=1.0, metavar="N", help="cores of a replica (default: 1)"
     )
     group.add_argument(
@@ -82,6 +111,10 @@ def replica_plan(arguments: argparse.Namespace, settings: ServerSettings, demo: 
         load=loader(arguments, None if demo is None else demo.absolute()),
         replicas=arguments.replicas,
         most=arguments.max_replicas,
+        busy=arguments.replica_requests,
+        scale_up_seconds=arguments.scale_up_seconds,
+        scale_down_seconds=arguments.scale_down_seconds,
+        surge=arguments.surge,
         cpus=arguments.replica_cpus,
         gpus=arguments.replica_gpus,
     )

@@ -12,9 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import serve
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from overtone.checkpoints.load import EMBEDDED
 from overtone.errors import UsageError, did_you_mean
 from overtone.serving.app import build_app
 from overtone.serving.engine.engine import EngineSettings
@@ -31,7 +33,7 @@ OF_SETTINGS = {
 }  # fmt: skip
 OF_PLAN = {
     "replicas": int, "most": int, "cpus": float, "gpus": float, "busy": float, "queue": int,
-    "scale_down_seconds": float,
+    "scale_up_seconds": float, "scale_down_seconds": float, "surge": int,
 }  # fmt: skip
 OF_FRONTS = {"fronts": int, "front_cpus": float, "max_batch": int, "behind_proxy": str}
 NO_PORT = -1
@@ -117,15 +119,44 @@ def app(arguments: Mapping[str, Any]) -> Any:
             "Serve's proxies hold a request's body before its token is looked at. `overtone serve --ray` does "
             "not. Use that, or add behind_proxy=yes where a proxy of yours, in front of them, limits bodies."
         )
-    plan = ReplicaPlan(settings=settings, **{name: given[name] for name in OF_PLAN if name in given})
+    plan = ReplicaPlan(settings=with_whole_paths(settings), **{name: given[name] for name in OF_PLAN if name in given})
     ingress = serve.deployment(serve.ingress(this_front)(Ingress)).options(
         name=FRONT,
         num_replicas=given.get("fronts", 1),
         max_ongoing_requests=settings.max_requests,
         ray_actor_options={"num_cpus": given.get("front_cpus", 0.5)},
+        graceful_shutdown_timeout_s=settings.grace_seconds,
         **({} if settings.grpc_port == NO_PORT else {"max_replicas_per_node": 1}),
     )
     return ingress.bind(plan, engine_deployment(plan, ENGINE))
+
+
+def with_whole_paths(settings: ServerSettings) -> ServerSettings:
+    """Settings with paths from the root: replicas and fronts run in other folders. Raises UsageError.
+
+    Relative ones begin in the folder of the caller; where the cluster gives all its processes a working folder, there.
+    """
+    if ray.is_initialized() and ray.get_runtime_context().runtime_env.get("working_dir"):
+        return settings
+    paths = {name: getattr(settings, name) for name, kind in OF_SETTINGS.items() if kind is Path}
+    whole: dict[str, Any] = {name: whole_path(name, path) for name, path in paths.items() if path is not None}
+    model = Path(settings.model).expanduser()
+    if settings.model not in EMBEDDED and (model.exists() or model.suffix == ".nemo"):
+        whole["model"] = str(whole_path("model", model))
+    return replace(settings, **whole)
+
+
+def whole_path(name: str, path: Path) -> Path:
+    """Path of an argument from the root. Raises UsageError for a relative one that is not there."""
+    path = path.expanduser()
+    if path.is_absolute():
+        return path
+    if not path.exists():
+        raise UsageError(
+            f"{name} is '{path}', but there is no such path in {Path.cwd()}, where the application is built. Give the "
+            "whole path, one that all nodes see."
+        )
+    return path.absolute()
 
 
 def read(name: str, value: Any, kind: type) -> Any:

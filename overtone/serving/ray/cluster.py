@@ -6,6 +6,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import ray
@@ -24,8 +25,10 @@ from overtone.version import __version__
 
 APPLICATION = "overtone"
 ENGINE = "engine"
-SCALE = frozenset(("replicas", "most", "busy", "scale_down_seconds"))
-"""Fields of a plan that change the number of replicas, not what they are."""
+SURGE = "max_surge_percent"
+"""Serve's option of a plan's surge."""
+SCALE = frozenset(("replicas", "most", "busy", "scale_up_seconds", "scale_down_seconds", "surge"))
+"""Fields of a plan that change how many replicas there are and how they come and go, not what they are."""
 OF_FRONTS = frozenset(
     (
         *("learn", "host", "grpc_port", "http_port", "health_port", "tokens", "quotas", "admin_token_file"),
@@ -65,8 +68,13 @@ class ReplicaPlan:
     """Replicas that may hold one adapter."""
     stats_seconds: float = 2.0
     """Time between two words of a replica about itself."""
+    scale_up_seconds: float = 30.0
+    """Time with more than `busy` after which a replica is added."""
     scale_down_seconds: float = 300.0
     """Time with little to do after which a replica is taken away."""
+    surge: int = 0
+    """Share of the replicas, in percent, that an update may add before it takes old ones away; with 0 it takes some
+    away first, so that one replica alone is gone for a while. The cluster needs room for them."""
     health_seconds: float = 10.0
     """Time between two checks of a replica's health."""
 
@@ -79,6 +87,14 @@ class ReplicaPlan:
             raise UsageError(
                 f"At most {self.most} replicas, but {self.replicas} to begin with; give the larger second."
             )
+        if not self.busy > 0:
+            raise UsageError(f"{self.busy:g} requests for each replica: a number above 0 is needed.")
+        if self.scale_up_seconds < 0 or self.scale_down_seconds < 0:
+            raise UsageError("The seconds after which replicas are added or taken away cannot be negative.")
+        if not 0 <= self.surge <= 100:
+            raise UsageError(f"A surge of {self.surge} percent: 0 to 100 are allowed.")
+        if self.surge and SURGE not in signature(serve.deployment).parameters:
+            raise UsageError("A surge needs a newer version of Ray; leave it out, or: pip install --upgrade ray")
 
     @property
     def version(self) -> str:
@@ -112,9 +128,12 @@ def engine_deployment(plan: ReplicaPlan, name: str = ENGINE) -> Any:
                 min_replicas=plan.replicas,
                 max_replicas=plan.most,
                 target_ongoing_requests=plan.busy,
+                upscale_delay_s=plan.scale_up_seconds,
                 downscale_delay_s=plan.scale_down_seconds,
             ),
         }
+    if plan.surge:
+        scaling[SURGE] = plan.surge
     deployment = serve.deployment(Replica).options(
         name=name,
         max_ongoing_requests=plan.queue,

@@ -17,10 +17,13 @@ pytest.importorskip("ray", reason="the ray extra is not installed")
 
 from overtone.cli.cluster import replica_plan
 from overtone.errors import UsageError
+from overtone.serving.engine.queue import Turn
 from overtone.serving.errors import AccessError, OverloadError, UnknownModelError
 from overtone.serving.ray import app
-from overtone.serving.ray.cluster import ReplicaPlan
-from overtone.serving.ray.messages import failure_of
+from overtone.serving.ray.application import with_whole_paths
+from overtone.serving.ray.cluster import ReplicaPlan, engine_deployment
+from overtone.serving.ray.messages import Job, failure_of
+from overtone.serving.recognition.request import RecognitionRequest
 from overtone.serving.settings import ServerSettings
 
 
@@ -31,6 +34,8 @@ from overtone.serving.settings import ServerSettings
         ({"replicas": "many"}, "replicas is 'many'; int is needed"),
         ({"replicas": "0"}, "0 replicas: one or more is needed"),
         ({"replicas": "3", "most": "2"}, "At most 2 replicas, but 3 to begin with"),
+        ({"surge": "200"}, "A surge of 200 percent: 0 to 100 are allowed"),
+        ({"busy": "0"}, "0 requests for each replica: a number above 0 is needed"),
         ({"tokens": "tokens.yaml"}, "hold a request's body before its token is looked at"),
     ],
 )
@@ -39,14 +44,57 @@ def test_arguments_that_do_not_fit_are_said(arguments: dict[str, Any], message: 
         app(arguments)
 
 
-def test_an_application_is_made_of_texts_and_of_values() -> None:
+def test_an_application_is_made_of_texts_and_of_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Relative paths begin in the folder of the caller; names of models stay."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "adapters").mkdir()
+    for name in ("base.nemo", "tokens.yaml"):
+        (tmp_path / name).touch()
     assert app({"model": "base.nemo", "adapters": "adapters", "replicas": "2", "cpus": 0.5, "fronts": 2}) is not None
     assert app({"tokens": "tokens.yaml", "behind_proxy": "yes"}) is not None
 
 
+def test_relative_paths_begin_in_the_folder_of_the_caller_or_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base.nemo").touch()
+    (tmp_path / "quotas.yaml").touch()
+    there = with_whole_paths(ServerSettings(model="base.nemo", quotas=Path("quotas.yaml"), tokens=Path("/tokens.yaml")))
+    assert (there.model, there.quotas, there.tokens) == (
+        str(tmp_path / "base.nemo"), tmp_path / "quotas.yaml", Path("/tokens.yaml"),
+    )  # fmt: skip
+    for name in ("fundamental", "nvidia/stt_en_conformer_ctc_small"):
+        assert with_whole_paths(ServerSettings(model=name)).model == name
+    for arguments in ({"model": "other.nemo"}, {"adapters": "adapters"}, {"quotas": "../quotas.yaml"}):
+        with pytest.raises(UsageError, match=r"there is no such path in .* Give the whole path"):
+            app(arguments)
+
+
+def test_scaling_and_grace_reach_serve() -> None:
+    plan = ReplicaPlan(
+        settings=ServerSettings(grace_seconds=7.0), most=4, busy=9.0, scale_up_seconds=2.0, scale_down_seconds=3.0,
+        surge=50,
+    )  # fmt: skip
+    deployment = engine_deployment(plan)._bound_deployment
+    scaling = deployment._deployment_config.autoscaling_config
+    assert (scaling.min_replicas, scaling.max_replicas, scaling.target_ongoing_requests) == (1, 4, 9.0)
+    assert (scaling.upscale_delay_s, scaling.downscale_delay_s) == (2.0, 3.0)
+    assert deployment._deployment_config.graceful_shutdown_timeout_s == 7.0
+    assert deployment._deployment_config.max_surge_percent == 50
+
+
+def test_the_rank_of_a_call_reaches_the_queue_of_the_replica() -> None:
+    assert Job(request=RecognitionRequest(), adapters=("a", "b"), rank=1).call.turn == Turn(1, "a+b")
+    assert Job(request=RecognitionRequest(), tenant="anna", rank=-1).call.turn == Turn(-1, "anna")
+
+
 def test_a_plan_has_another_version_where_replicas_must_be_replaced_and_not_where_they_are_only_more() -> None:
     plan = ReplicaPlan(settings=ServerSettings(model="a.nemo"))
-    assert plan.version == ReplicaPlan(settings=ServerSettings(model="a.nemo"), replicas=2, most=5, busy=9.0).version
+    assert (
+        plan.version
+        == ReplicaPlan(settings=ServerSettings(model="a.nemo"), replicas=2, most=5, busy=9.0, surge=50).version
+    )
     assert plan.version != ReplicaPlan(settings=ServerSettings(model="b.nemo")).version
     assert plan.version != ReplicaPlan(settings=ServerSettings(model="a.nemo", adapters=Path("adapters"))).version
 
@@ -83,7 +131,8 @@ def test_replicas_get_paths_from_the_root(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "base.nemo").touch()
     settings = ServerSettings(model="base.nemo", adapters=Path("adapters"))
     given = Namespace(
-        replicas=1, max_replicas=0, replica_cpus=1.0, replica_gpus=0.0, device="cpu", decoder=None,
+        replicas=1, max_replicas=0, replica_requests=24.0, scale_up_seconds=30.0, scale_down_seconds=300.0, surge=0,
+        replica_cpus=1.0, replica_gpus=0.0, device="cpu", decoder=None,
         att_context_size=None, attention=None,
     )  # fmt: skip
     there = replica_plan(given, settings, None).settings
