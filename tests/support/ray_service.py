@@ -44,25 +44,19 @@ def ray_cluster(*folders: str) -> Iterator[None]:
         os.environ["PYTHONPATH"] = before
 
 
-def ray_plan(folder: Path, *, surge: int = 0, replicas: int = 2, **options: Any) -> ReplicaPlan:
-    """Plan of two replicas. folder: of the adapters. options: of ServerSettings."""
-    return ReplicaPlan(
-        settings=replace(SETTINGS, adapters=folder, **options),
-        load=tones,
-        replicas=replicas,
-        cpus=0.5,
-        surge=surge,
-        stats_seconds=0.5,
-        health_seconds=1.0,
-    )
-
-
 @contextmanager
 def ray_service(folder: Path, *, adapters: tuple[str, ...] = ("swap", "other"), **options: Any) -> Iterator[WebService]:
     """A front of two replicas. folder: of the adapters. options: of ServerSettings."""
     for name in adapters:
         put_adapter(SpeakingModel(), name, folder)
-    plan = ray_plan(folder, **options)
+    plan = ReplicaPlan(
+        settings=replace(SETTINGS, adapters=folder, **options),
+        load=tones,
+        replicas=2,
+        cpus=0.5,
+        stats_seconds=0.5,
+        health_seconds=1.0,
+    )
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
