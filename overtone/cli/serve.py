@@ -147,6 +147,9 @@ def add_security(parser: argparse.ArgumentParser) -> None:
         "--tokens", type=Path, metavar="FILE", help="tenants, hashes of their tokens, and their adapters, as YAML"
     )
     group.add_argument(
+        "--quotas", type=Path, metavar="FILE", help="rates, places and priorities of adapters, for all tenants, as YAML"
+    )
+    group.add_argument(
         "--admin-token-file", type=Path, metavar="FILE", help="holds the token that opens the administration"
     )
     group.add_argument(
@@ -318,6 +321,7 @@ def settings_of(arguments: argparse.Namespace) -> ServerSettings:
         http_port=arguments.http_port,
         health_port=arguments.health_port,
         tokens=arguments.tokens,
+        quotas=arguments.quotas,
         admin_token_file=arguments.admin_token_file,
         tls_certificate=arguments.tls_cert,
         tls_key=arguments.tls_key,

@@ -25,6 +25,7 @@ from overtone.serving.adapter_store.mirror import AdapterMirror
 from overtone.serving.adapter_store.store import AdapterStore
 from overtone.serving.app import build_app, build_health_app
 from overtone.serving.auth.guard import Guard, read_admin_token, read_tokens
+from overtone.serving.auth.quotas import Quotas, read_quotas
 from overtone.serving.auth.tls import read_keys
 from overtone.serving.descriptors import raise_limit
 from overtone.serving.engine.engine import Engine
@@ -81,6 +82,7 @@ class Server:
         self.settings = settings
         self.keys = read_keys(settings.tls_certificate, settings.tls_key, settings.client_authority)
         self.guard = Guard(**read_access(settings))
+        self.quotas = Quotas(None if settings.quotas is None else read_quotas(settings.quotas))
         if settings.adapters is not None and not settings.adapters.is_dir():
             raise UsageError(f"{settings.adapters} is no folder. Make it, and put adapter folders into it.")
         if settings.learn and settings.adapters is None:
@@ -105,6 +107,7 @@ class Server:
             self.engine,
             self.store,
             guard=self.guard,
+            quotas=self.quotas,
             base=settings.base,
             language=settings.language,
             limits=settings.limits,
@@ -152,7 +155,7 @@ class Server:
         )
 
     async def reload(self) -> bool:
-        """Read tokens, certificates and the folder of adapters again. Returns whether they could be used.
+        """Read tokens, quotas, certificates and the folder of adapters again. Returns whether they could be used.
 
         New calls and connections get them; where a file is faulty, nothing changes and the log says why.
         """
@@ -160,16 +163,18 @@ class Server:
         try:
             keys = read_keys(settings.tls_certificate, settings.tls_key, settings.client_authority)
             access = read_access(settings)
+            quotas = None if settings.quotas is None else read_quotas(settings.quotas)
         except UsageError as error:
             LOG.error("not reloaded, all stays as it was: %s", error)
             return False
         self.guard.renew(**access)
+        self.quotas.renew(quotas)
         self.keys = keys
         if self.riva is not None and self.http is not None:
             self.riva.keys = keys
             await self.http.renew_keys()
         await asyncio.to_thread(self.store.scan)
-        LOG.info("reloaded tokens, certificates and the folder of adapters")
+        LOG.info("reloaded tokens, quotas, certificates and the folder of adapters")
         return True
 
     async def stop(self, grace: float | None = None) -> bool:

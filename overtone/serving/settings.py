@@ -46,6 +46,8 @@ class ServerSettings:
     """Port of health and metrics alone, without TLS and client certificates; None opens none, 0 takes any free one."""
     tokens: Path | None = None
     """A file of tenants and the hashes of their tokens (`auth.guard.read_tokens`); None asks for no tokens."""
+    quotas: Path | None = None
+    """A file of quotas and priorities of adapters (`auth.quotas.read_quotas`); None limits none of them."""
     admin_token_file: Path | None = None
     """A file with the administrator's token; None closes the administration."""
     tls_certificate: Path | None = None

@@ -9,6 +9,7 @@ A file of tokens names tenants, the hashes of their tokens, and the adapters tha
         requests_per_minute: 600         # optional
         audio_seconds_per_minute: 3600   # optional
         sessions: 64                     # optional: calls, transcriptions and realtime sessions at a time
+        priority: high                   # optional: high, normal or low
         learn: [medical]                 # optional: those of its adapters that learn from its corrections, or: all
 """
 
@@ -19,7 +20,6 @@ import hmac
 import math
 import re
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -30,6 +30,7 @@ import yaml
 
 from overtone.adapters.adapter import check_name
 from overtone.errors import AdapterError, UsageError, did_you_mean
+from overtone.serving.auth.rates import RATES, Usage, limits_of, read_count, read_priority, read_rate
 from overtone.serving.errors import AccessError
 
 Metadata = Sequence[tuple[str, str | bytes]]
@@ -42,7 +43,6 @@ SESSIONS = 64
 """Calls, transcriptions and realtime sessions of one tenant at a time, unless its entry says otherwise."""
 NONE = {"adapters": "the base alone", "learn": "no learning"}
 """Meaning of an empty list, by the key of a tenant's entry."""
-RATES = {"requests_per_minute", "audio_seconds_per_minute"}
 MAX_FILE_BYTES = 2**20
 
 
@@ -57,52 +57,10 @@ class Tenant:
     audio_seconds_per_minute: float = math.inf
     sessions: int = SESSIONS
     """Calls, transcriptions and realtime sessions at a time."""
+    priority: str = ""
+    """Key of PRIORITIES; empty leaves it to the adapter."""
     learn: frozenset[str] | None = frozenset()
     """Adapters that learn from its corrections, if they are among its own; None for all of these."""
-
-
-class Allowance:
-    """A rate that may be overdrawn: use is counted when it is known, and the next request waits for it."""
-
-    def __init__(self, per_minute: float) -> None:
-        self.rate = per_minute / 60
-        self.most = per_minute
-        self.left = per_minute
-        self.at = time.monotonic()
-
-    def wait(self, needed: float) -> float:
-        """Seconds until as much as needed is left; 0 if it is now."""
-        if math.isinf(self.most):
-            return 0.0
-        now = time.monotonic()
-        self.left = min(self.most, self.left + (now - self.at) * self.rate)
-        self.at = now
-        return max(0.0, (min(needed, self.most) - self.left) / self.rate)
-
-    def take(self, amount: float) -> None:
-        self.wait(0.0)
-        if not math.isinf(self.most):
-            self.left -= amount
-
-
-class Usage:
-    """Use of the server by one tenant."""
-
-    def __init__(self, tenant: Tenant) -> None:
-        self.open = 0
-        """Calls, transcriptions and sessions that are open."""
-        self.limit(tenant)
-
-    def limit(self, tenant: Tenant) -> None:
-        """Set the tenant's limits, with fresh rates; what is open still counts."""
-        self.requests = Allowance(tenant.requests_per_minute)
-        self.audio = Allowance(tenant.audio_seconds_per_minute)
-        self.most_open = tenant.sessions
-
-
-def limits_of(tenant: Tenant) -> tuple[float, ...]:
-    """Limits of a tenant, to be compared."""
-    return (tenant.requests_per_minute, tenant.audio_seconds_per_minute, tenant.sessions)
 
 
 class Guard:
@@ -117,6 +75,7 @@ class Guard:
         self._admin = hash_token(admin_token) if admin_token else ""
         self._lock = threading.Lock()
         self._usage = {tenant.name: Usage(tenant) for tenant in (tenants or {}).values()}
+        self._priorities = priorities_of(tenants)
 
     def renew(self, *, tenants: Mapping[str, Tenant] | None, admin_token: str) -> None:
         """Take other tenants, tokens and limits from now on; what is open goes on and counts, with fresh rates."""
@@ -128,6 +87,7 @@ class Guard:
                 if limits_of(named[name]) != limits_of(before[name]):
                     usage[name].limit(named[name])
             self._usage, self.tenants = usage, tenants
+            self._priorities = priorities_of(tenants)
             self._admin = hash_token(admin_token) if admin_token else ""
 
     @property
@@ -153,7 +113,7 @@ class Guard:
         if usage is None:
             return name
         with self._lock:
-            seconds = max(usage.requests.wait(1.0), usage.audio.wait(1.0))
+            seconds = usage.wait()
         if seconds > 0:
             raise AccessError(
                 f"'{name}' has used up what it may send in a minute; try again in {math.ceil(seconds)} s.",
@@ -161,6 +121,10 @@ class Guard:
                 retry_after=seconds,
             )
         return name
+
+    def priority(self, tenant: str) -> str:
+        """Priority of a tenant's requests, empty where it has none."""
+        return self._priorities.get(tenant, "")
 
     @contextmanager
     def session(self, tenant: str, *, requests: int = 1) -> Iterator[None]:
@@ -237,6 +201,11 @@ class Guard:
         return found
 
 
+def priorities_of(tenants: Mapping[str, Tenant] | None) -> dict[str, str]:
+    """Priority of each tenant, by its name."""
+    return {tenant.name: tenant.priority for tenant in (tenants or {}).values()}
+
+
 def presented_tokens(metadata: Metadata) -> set[str]:
     """Tokens in the headers of a request; some clients send the same header twice."""
     tokens = set()
@@ -294,6 +263,7 @@ def read_tenants(data: Any) -> Iterator[tuple[str, Tenant]]:
             adapters=read_adapters(entry.get("adapters"), where),
             learn=read_adapters(entry.get("learn", []), where, key="learn"),
             sessions=read_count(entry.get("sessions", SESSIONS), f"{where}: 'sessions'"),
+            priority=read_priority(entry["priority"], f"{where}: 'priority'") if "priority" in entry else "",
             **{key: read_rate(entry[key], f"{where}: '{key}'") for key in RATES & entry.keys()},
         )
         for value in hashes:
@@ -315,20 +285,6 @@ def read_adapters(value: Any, where: str, *, key: str = "adapters") -> frozenset
         return frozenset(check_name(name) for name in value)
     except AdapterError as error:
         raise UsageError(f"{where}: {error}") from error
-
-
-def read_rate(value: Any, where: str) -> float:
-    """Rate of a tenant. Raises UsageError."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise UsageError(f"{where} must be a number above 0.")
-    return float(value)
-
-
-def read_count(value: Any, where: str) -> int:
-    """Number of places of a tenant. Raises UsageError."""
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**31:
-        raise UsageError(f"{where} must be a whole number above 0.")
-    return value
 
 
 def read_admin_token(path: Path) -> str:

@@ -30,6 +30,7 @@ from overtone.nets.encoder_cache import check_encoder
 from overtone.serving.adapter_store.store import Lease
 from overtone.serving.engine.forward import Answer, forward, is_number
 from overtone.serving.engine.queue import (
+    Group,
     Priority,
     Row,
     Samples,
@@ -39,11 +40,12 @@ from overtone.serving.engine.queue import (
     answer_row,
     refuse_row,
     strip,
+    turn_of,
 )
 from overtone.serving.engine.stats import Counts, EngineSettings, EngineState
 from overtone.serving.errors import NO_NUMBERS, DeadlineError, DrainingError, OverloadError, WorkerError
 
-__all__ = ["Engine", "EngineSettings", "EngineState", "Priority", "Samples"]
+__all__ = ["Engine", "EngineSettings", "EngineState", "Group", "Priority", "Samples"]
 
 STREAMS_LIVE = 5.0
 """Seconds after a stream's last row during which recordings make way for more of them."""
@@ -104,14 +106,14 @@ class Engine:
         lease: Lease | None = None,
         priority: Priority = "offline",
         deadline: float | None = None,
-        group: str | None = None,
+        group: Group = None,
         language: str | None = None,
     ) -> Future[Emissions]:
         """Queue waveform [S] float32 at the model's rate. The caller keeps the lease until the future is done.
 
         deadline: as `time.monotonic()`. group: takes turns with other groups (a tenant, say); the adapter names unless
-        given. `future.cancel()` before its turn frees its place. Raises OverloadError or DrainingError at once; the
-        future may raise DeadlineError or WorkerError.
+        given; a Turn has a rank too. `future.cancel()` before its turn frees its place. Raises OverloadError or
+        DrainingError at once; the future may raise DeadlineError or WorkerError.
         """
         seconds = waveform.size / self.sample_rate
         make = partial(Row, waveform=waveform, mel=None, priority=priority, deadline=deadline, language=language)
@@ -124,7 +126,7 @@ class Engine:
         lease: Lease | None = None,
         priority: Priority = "stream",
         deadline: float | None = None,
-        group: str | None = None,
+        group: Group = None,
         language: str | None = None,
     ) -> Future[Emissions]:
         """Queue normalised features mel [F, T], like a waveform."""
@@ -138,7 +140,7 @@ class Engine:
         *,
         lease: Lease | None = None,
         deadline: float | None = None,
-        group: str | None = None,
+        group: Group = None,
         language: str | None = None,
     ) -> Future[StepAnswer]:
         """Queue a step of a stream with a state, like a waveform; the state is the caller's, and stays as it is."""
@@ -206,11 +208,11 @@ class Engine:
 
     # The queue
 
-    def _submit(self, make: Callable[..., Row], seconds: float, lease: Lease | None, group: str | None) -> Future[Any]:
+    def _submit(self, make: Callable[..., Row], seconds: float, lease: Lease | None, group: Group) -> Future[Any]:
         row = make(
             seconds=seconds,
             choice=None if lease is None else lease.choice,
-            group=group if group is not None else "" if lease is None else "+".join(lease.names),
+            **turn_of(group, () if lease is None else lease.names)._asdict(),
             arrived=time.monotonic(),
         )
         with self._changed:
@@ -231,12 +233,12 @@ class Engine:
         return row.future
 
     def _has_room(self, row: Row) -> bool:
-        """Tell whether a row may wait: the last quarter is for streams and for groups that do not fill a batch yet."""
+        """Tell whether a row may wait: the last quarter is for streams, high ranks and groups of less than a batch."""
         waiting, most = self._waiting.count, self.settings.max_queue
         if waiting < most - most // 4:
             return True
-        modest = self._waiting.count_of(row.group) < self.settings.max_batch
-        return waiting < most and (row.priority == "stream" or modest)
+        modest = self._waiting.count_of(row.turn) < self.settings.max_batch
+        return waiting < most and (row.priority == "stream" or row.rank > 0 or modest)
 
     def _clearing_time(self) -> float:
         """Rough time until the queue is empty, 0.1 … 30 seconds."""

@@ -14,7 +14,8 @@ class EngineSettings:
     max_wait: float = 0.008
     """Seconds that a row waits for company while the worker is idle."""
     max_queue: int = 256
-    """Rows that wait at most; the last quarter is kept for streams and for groups with little waiting."""
+    """Rows that wait at most; the last quarter is kept for streams, for high priorities, and for groups with
+    little waiting."""
     batch_seconds: float = 120.0
     """Audio of one forward, padding included."""
     stream_patience: float = 0.15

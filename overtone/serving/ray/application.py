@@ -26,7 +26,8 @@ from overtone.serving.server import Server, ServerSettings
 FRONT = "front"
 OF_SETTINGS = {
     "model": str, "adapters": Path, "adapters_from": str, "capacity": int, "base": str, "language": str, "tokens": Path,
-    "admin_token_file": Path, "host": str, "grpc_port": int, "compute_dtype": str, "grace_seconds": float,
+    "quotas": Path, "admin_token_file": Path, "host": str, "grpc_port": int, "compute_dtype": str,
+    "grace_seconds": float,
 }  # fmt: skip
 OF_PLAN = {
     "replicas": int, "most": int, "cpus": float, "gpus": float, "busy": float, "queue": int,

@@ -28,8 +28,8 @@ SCALE = frozenset(("replicas", "most", "busy", "scale_down_seconds"))
 """Fields of a plan that change the number of replicas, not what they are."""
 OF_FRONTS = frozenset(
     (
-        *("learn", "host", "grpc_port", "http_port", "health_port", "tokens", "admin_token_file", "origins"),
-        *("host_names", "tls_certificate", "tls_key", "client_authority", "adapter_sources", "max_calls"),
+        *("learn", "host", "grpc_port", "http_port", "health_port", "tokens", "quotas", "admin_token_file"),
+        *("origins", "host_names", "tls_certificate", "tls_key", "client_authority", "adapter_sources", "max_calls"),
         *("max_requests", "max_connections", "max_channels", "message_seconds", "opening_seconds"),
     )
 )

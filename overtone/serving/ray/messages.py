@@ -23,6 +23,8 @@ class Job:
     digests: tuple[str, ...] = ()
     """Content that the front knows of each adapter; a replica that knows another one looks at its folder first."""
     tenant: str = ""
+    rank: int = 0
+    """Rank in the replica's queue."""
     audio_seconds: float = 0.0
     seconds_left: float | None = None
     """Time until the deadline: clocks of machines differ."""
@@ -35,7 +37,13 @@ class Job:
     @property
     def call(self) -> Call:
         """Record of the call in a replica."""
-        return Call(method="", adapter="+".join(self.adapters), tenant=self.tenant, audio_seconds=self.audio_seconds)
+        return Call(
+            method="",
+            adapter="+".join(self.adapters),
+            tenant=self.tenant,
+            rank=self.rank,
+            audio_seconds=self.audio_seconds,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -115,12 +115,12 @@ class Replicas:
 
     def job(self, request: RecognitionRequest, call: Call, deadline: float | None) -> Job:
         """The request for a replica."""
-        adapters = tuple(call.adapter.split("+")) if call.adapter else ()
         return Job(
             request=request,
-            adapters=adapters,
-            digests=tuple(self.digest(name) for name in adapters),
+            adapters=call.adapters,
+            digests=tuple(self.digest(name) for name in call.adapters),
             tenant=call.tenant,
+            rank=call.rank,
             audio_seconds=call.audio_seconds,
             seconds_left=None if deadline is None else deadline - time.monotonic(),
         )

@@ -195,11 +195,12 @@ class Replica:
 
 
 def inner_settings(settings: ServerSettings) -> ServerSettings:
-    """Settings of a replica: without ports, tokens and certificates, which are its fronts' business."""
+    """Settings of a replica: without ports, tokens, quotas and certificates, which are its fronts' business."""
     return replace(
         settings,
         learn=False,
         tokens=None,
+        quotas=None,
         admin_token_file=None,
         tls_certificate=None,
         tls_key=None,

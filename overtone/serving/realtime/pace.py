@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable
 from typing import TypeVar
 
-from overtone.serving.auth.guard import Allowance
+from overtone.serving.auth.rates import Allowance
 from overtone.serving.errors import RequestError
 from overtone.serving.recognition.request import Call
 from overtone.serving.recognition.service import RecognitionService

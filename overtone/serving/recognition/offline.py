@@ -17,7 +17,7 @@ from overtone.decoding.fusion import NO_WORDS
 from overtone.decoding.hypothesis import Hypothesis
 from overtone.inference.windows import OVERLAP_SECONDS, WINDOW_SECONDS, Window, WindowJoiner, plan_windows
 from overtone.serving.adapter_store.store import Lease
-from overtone.serving.engine.engine import Engine, Samples
+from overtone.serving.engine.engine import Engine, Group, Samples
 from overtone.serving.errors import NO_NUMBERS, OverloadError, WorkerError
 
 AHEAD = 4
@@ -50,7 +50,7 @@ async def recognise(
     lease: Lease | None = None,
     decoding: DecodingOptions | None = None,
     deadline: float | None = None,
-    group: str | None = None,
+    group: Group = None,
 ) -> Recognition:
     """Recognise waveform [S] float32 of any length. The caller keeps the lease until this returns.
 
@@ -77,7 +77,7 @@ async def recognise_in_parts(
     lease: Lease | None = None,
     decoding: DecodingOptions | None = None,
     deadline: float | None = None,
-    group: str | None = None,
+    group: Group = None,
 ) -> AsyncGenerator[Recognition]:
     """Recognise waveform [S] and yield the transcript so far after each window; the last one is that of `recognise`.
 
@@ -130,7 +130,7 @@ def plan_recording(
     lease: Lease | None,
     decoding: DecodingOptions,
     deadline: float | None,
-    group: str | None,
+    group: Group,
 ) -> tuple[WindowJoiner, Submit]:
     """Joiner of the windows of waveform [S], and the function that submits one of them."""
     samples_per_frame = engine.seconds_per_frame * engine.sample_rate

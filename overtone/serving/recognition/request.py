@@ -15,6 +15,7 @@ from typing import Any
 from overtone.audio.decode import AudioFormat, Encoding
 from overtone.decoding.phrase_boost import Boost
 from overtone.errors import UsageError
+from overtone.serving.engine.queue import Turn
 from overtone.serving.errors import RequestError, UnsupportedError
 
 MAX_ALTERNATIVES = 16
@@ -169,6 +170,19 @@ class Call:
     connection: str = ""
     """Address of the client's connection, which tells clients apart where there are no tenants; never logged."""
 
+    rank: int = 0
+    """Rank of its rows in the queue, by the priorities of its tenant and adapters."""
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of its adapters; empty for the base."""
+        return tuple(self.adapter.split("+")) if self.adapter else ()
+
+    @property
+    def turn(self) -> Turn:
+        """Turn of its rows: with those of its tenant, else with those of its adapters."""
+        return Turn(self.rank, self.tenant or self.adapter)
+
     @property
     def client(self) -> str:
         """Whose turn it is: the tenant's, or the connection's where there are no tenants."""
@@ -176,7 +190,7 @@ class Call:
 
     def facts(self) -> dict[str, Any]:
         """Fields for the log."""
-        return {name: value for name, value in vars(self).items() if name != "connection"}
+        return {name: value for name, value in vars(self).items() if name not in ("connection", "rank")}
 
 
 def unsupported(name: str, reason: str) -> UnsupportedError:

@@ -20,6 +20,8 @@ from overtone.nets.prompt import AUTO
 from overtone.serving.adapter_store.names import chosen_adapters, list_visible
 from overtone.serving.adapter_store.store import AdapterStore, Lease
 from overtone.serving.auth.guard import Guard, Metadata
+from overtone.serving.auth.quotas import Quotas
+from overtone.serving.auth.rates import rank_of
 from overtone.serving.engine.engine import Engine, EngineState, Samples
 from overtone.serving.errors import LanguageError, RequestError, UnknownModelError
 from overtone.serving.recognition.decoding import DecodingThreads, HeldAudio
@@ -95,6 +97,7 @@ class RecognitionService:
         store: AdapterStore,
         *,
         guard: Guard | None = None,
+        quotas: Quotas | None = None,
         base: str = "",
         language: str = "en-US",
         limits: AudioLimits | None = None,
@@ -103,13 +106,15 @@ class RecognitionService:
         held: HeldAudio | None = None,
         elsewhere: Elsewhere | None = None,
     ) -> None:
-        """guard: open to all unless given. base: name of the base in requests; the model's own unless given.
-        language: of the model, as a BCP-47 tag. limits: of one request's audio. profanities: lower-case words.
-        aliases: other names of models, with the models that they mean. elsewhere: recognises in place of the engine.
+        """guard: open to all unless given. quotas: of adapters; none unless given. base: name of the base in requests;
+        the model's own unless given. language: of the model, as a BCP-47 tag. limits: of one request's audio.
+        profanities: lower-case words. aliases: other names of models, with the models that they mean. elsewhere:
+        recognises in place of the engine.
         """
         self.engine = engine
         self.store = store
         self.guard = guard or Guard()
+        self.quotas = quotas or Quotas()
         self.base_name = base or engine.model.name or "base"
         self.language = language
         self.limits = limits or AudioLimits()
@@ -136,7 +141,7 @@ class RecognitionService:
         call.tenant = self.guard.admit(metadata)
 
     def check(self, request: RecognitionRequest, metadata: Metadata, call: Call) -> None:
-        """Note the adapters of a request that may use them, and that exist.
+        """Note the adapters of a request that may use them, that exist, and whose quotas leave room for it.
 
         Raises LanguageError, UsageError, AccessError or UnknownModelError.
         """
@@ -149,7 +154,9 @@ class RecognitionService:
                 self.store.entry(name)
         except AdapterError as error:
             raise self.unknown_model(request.model or "+".join(names), metadata) from error
+        self.quotas.admit(names)
         call.adapter = "+".join(names)
+        call.rank = rank_of((self.guard.priority(call.tenant), *self.quotas.priorities(names)))
         has_tasks = self.engine.model.head.prompts is not None
         call.ignored = request.ignored + (("task",) if request.task and not has_tasks else ())
 
@@ -256,16 +263,18 @@ class RecognitionService:
     ) -> Recognition:
         """Recognise a recording [S]. deadline: as `time.monotonic()`. Cancelling frees the places in the queue.
 
-        Raises AdapterError, OverloadError, DrainingError, DeadlineError and WorkerError.
+        Raises AccessError where a quota is used up, AdapterError, OverloadError, DrainingError, DeadlineError and
+        WorkerError.
         """
-        if self.elsewhere is not None:
-            with self.held.hold(call.audio_seconds, call.tenant):
+        seconds = samples.size / self.engine.sample_rate
+        with self.quotas.session(call.adapters, audio_seconds=seconds), self.held.hold(call.audio_seconds, call.tenant):
+            if self.elsewhere is not None:
                 return await self.elsewhere.recognise(samples, request, call, deadline=deadline)
-        with self.held.hold(call.audio_seconds, call.tenant), await self.lease(call) as lease:
-            decoding = await self.decoding(request, call, lease)
-            return await recognise(
-                self.engine, samples, lease=lease, decoding=decoding, deadline=deadline, group=call.tenant or None
-            )
+            with await self.lease(call) as lease:
+                decoding = await self.decoding(request, call, lease)
+                return await recognise(
+                    self.engine, samples, lease=lease, decoding=decoding, deadline=deadline, group=call.turn
+                )
 
     async def recognise_in_parts(
         self, samples: Samples, request: RecognitionRequest, call: Call, *, deadline: float | None = None
@@ -274,21 +283,29 @@ class RecognitionService:
 
         Raises the errors of `recognise`. Leaving the iteration frees the places in the queue.
         """
-        if self.elsewhere is not None:
-            with self.held.hold(call.audio_seconds, call.tenant):
-                async with aclosing(
-                    self.elsewhere.recognise_in_parts(samples, request, call, deadline=deadline)
-                ) as found:
-                    async for part in found:
-                        yield part
-            return
-        with self.held.hold(call.audio_seconds, call.tenant), await self.lease(call) as lease:
-            decoding = await self.decoding(request, call, lease)
-            parts = recognise_in_parts(
-                self.engine, samples, lease=lease, decoding=decoding, deadline=deadline, group=call.tenant or None
-            )
-            async with aclosing(parts):
+        seconds = samples.size / self.engine.sample_rate
+        with self.quotas.session(call.adapters, audio_seconds=seconds), self.held.hold(call.audio_seconds, call.tenant):
+            async with aclosing(self.parts(samples, request, call, deadline)) as parts:
                 async for part in parts:
+                    yield part
+
+    async def parts(
+        self, samples: Samples, request: RecognitionRequest, call: Call, deadline: float | None
+    ) -> AsyncGenerator[Recognition]:
+        """Transcripts of a recording [S] after each window, by the replicas elsewhere or by the engine."""
+        if self.elsewhere is not None:
+            there = self.elsewhere.recognise_in_parts(samples, request, call, deadline=deadline)
+            async with aclosing(there) as found:
+                async for part in found:
+                    yield part
+            return
+        with await self.lease(call) as lease:
+            decoding = await self.decoding(request, call, lease)
+            here = recognise_in_parts(
+                self.engine, samples, lease=lease, decoding=decoding, deadline=deadline, group=call.turn
+            )
+            async with aclosing(here) as found:
+                async for part in found:
                     yield part
 
 

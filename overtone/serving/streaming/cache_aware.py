@@ -22,7 +22,7 @@ from overtone.errors import UsageError
 from overtone.models.asr_model import AsrModel
 from overtone.nets.encoder_cache import ATTENTION_ADAPTER, CachedEncoder, check_encoder, is_made_for_streams
 from overtone.serving.adapter_store.store import Lease
-from overtone.serving.engine.engine import Engine, Samples
+from overtone.serving.engine.engine import Engine, Group, Samples
 from overtone.serving.engine.queue import StepAnswer, StreamStep
 from overtone.serving.recognition.offline import head_of, place, with_words
 from overtone.serving.streaming.stream import StreamSettings
@@ -53,7 +53,7 @@ class CacheAwareStream:
         *,
         settings: StreamSettings | None = None,
         decoding: DecodingOptions | None = None,
-        group: str | None = None,
+        group: Group = None,
     ) -> None:
         """Take the lease over. Raises UsageError for a model or adapters that cannot be computed step by step."""
         check_adapters(engine, lease)

@@ -17,7 +17,7 @@ from overtone.decoding.decoder import DecodingOptions
 from overtone.errors import UsageError
 from overtone.nets.encoder_cache import is_made_for_streams
 from overtone.serving.adapter_store.store import Lease
-from overtone.serving.engine.engine import Engine, Samples
+from overtone.serving.engine.engine import Engine, Group, Samples
 from overtone.serving.errors import DrainingError, IdleError, UnsupportedError
 from overtone.serving.recognition.request import Call, RecognitionRequest
 from overtone.serving.recognition.service import RecognitionService, RemoteStream
@@ -131,6 +131,8 @@ class StreamSession:
     """Its record, which is told how much audio it was."""
     stream: AnyStream
     decoder: AudioDecoder
+    adapters: tuple[str, ...] = ()
+    """Adapters of the stream; those of the call may change while it is open."""
     samples: int = 0
     """Samples given to the stream so far, at the model's rate."""
     received: int = 0
@@ -177,11 +179,12 @@ class StreamSession:
         return [*events, *await self.stream.finish()]
 
     def note(self, samples: int) -> None:
-        """Note more samples in the call, and charge its tenant for the work so far."""
+        """Note more samples in the call, and charge its tenant and adapters for the work so far."""
         self.samples += samples
         self.call.audio_seconds += samples / self.service.engine.sample_rate
         work = self.decoder.work_seconds
         self.service.guard.charge(self.call.tenant, audio_seconds=work - self.charged)
+        self.service.quotas.charge(self.adapters, audio_seconds=samples / self.service.engine.sample_rate)
         self.charged = work
 
 
@@ -191,7 +194,7 @@ def open_stream(
     *,
     settings: StreamSettings,
     decoding: DecodingOptions | None = None,
-    group: str | None = None,
+    group: Group = None,
 ) -> AnyStream:
     """Begin a stream in the mode that its settings ask for; `auto` takes what model and adapters allow.
 
@@ -214,7 +217,7 @@ async def begin_stream(
     lease = await service.lease(call)
     try:
         decoding = await service.decoding(request, call, lease)
-        return open_stream(service.engine, lease, settings=settings, decoding=decoding, group=call.tenant or None)
+        return open_stream(service.engine, lease, settings=settings, decoding=decoding, group=call.turn)
     except BaseException:
         lease.release()
         raise
@@ -227,7 +230,7 @@ async def open_session(
     """Session on the call's adapters, which it leases until it ends; the call is told how much audio it was.
 
     settings: of the server; the request's own endpointing, interim results and attention context replace theirs.
-    Raises UnsupportedError for a model that has no streams.
+    Raises UnsupportedError for a model that has no streams, and AccessError where a quota is used up.
     """
     if service.engine.model.head.prompts is not None:
         raise UnsupportedError(
@@ -235,10 +238,14 @@ async def open_session(
         )
     context = request.attention_context or settings.attention_context
     settings = replace(settings, endpointing=request.endpointing, interim=request.interim, attention_context=context)
+    adapters = call.adapters
     stream: AnyStream
-    if service.elsewhere is not None:
-        stream = await service.elsewhere.open_stream(request, call, settings)
-    else:
-        stream = await begin_stream(service, request, call, settings)
-    with stream, service.audio_decoder(request) as decoder:
-        yield StreamSession(service=service, request=request, call=call, stream=stream, decoder=decoder)
+    with service.quotas.session(adapters):
+        if service.elsewhere is not None:
+            stream = await service.elsewhere.open_stream(request, call, settings)
+        else:
+            stream = await begin_stream(service, request, call, settings)
+        with stream, service.audio_decoder(request) as decoder:
+            yield StreamSession(
+                service=service, request=request, call=call, stream=stream, decoder=decoder, adapters=adapters
+            )

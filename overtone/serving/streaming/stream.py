@@ -25,7 +25,7 @@ from overtone.decoding.decoder import Alignment, Decoder, DecodingOptions, Emiss
 from overtone.errors import UsageError
 from overtone.inference.windows import Window, WindowJoiner
 from overtone.serving.adapter_store.store import Lease
-from overtone.serving.engine.engine import Engine, Samples
+from overtone.serving.engine.engine import Engine, Group, Samples
 from overtone.serving.recognition.offline import head_of, place, window_answers, windows_of, with_words
 from overtone.serving.recognition.request import Endpointing
 from overtone.serving.streaming.utterances import Ended, Event, Final, Interim, Overlap, Utterances, decoders_of
@@ -111,7 +111,7 @@ class Stream:
         *,
         settings: StreamSettings | None = None,
         decoding: DecodingOptions | None = None,
-        group: str | None = None,
+        group: Group = None,
     ) -> None:
         """Take the lease over. Raises UsageError for settings that do not fit."""
         self.engine = engine

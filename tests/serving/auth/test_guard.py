@@ -17,7 +17,8 @@ pytest.importorskip("starlette", reason="the serving extra is not installed")
 from websockets.sync.client import connect  # noqa: E402
 
 from overtone.errors import UsageError  # noqa: E402
-from overtone.serving.auth.guard import Allowance, Guard, Tenant, read_admin_token, read_tokens  # noqa: E402
+from overtone.serving.auth.guard import Guard, Tenant, read_admin_token, read_tokens  # noqa: E402
+from overtone.serving.auth.rates import Allowance  # noqa: E402
 from overtone.serving.auth.tls import read_keys  # noqa: E402
 from overtone.serving.errors import AccessError  # noqa: E402
 from overtone.serving.server import Server, ServerSettings  # noqa: E402

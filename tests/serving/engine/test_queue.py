@@ -9,10 +9,12 @@ import numpy as np
 from overtone.serving.engine.queue import Row, WaitingRows
 
 
-def row(group: str, mark: float, *, priority: Any = "offline", seconds: float = 1.0, arrived: float = 0.0) -> Row:
+def row(
+    group: str, mark: float, *, priority: Any = "offline", seconds: float = 1.0, arrived: float = 0.0, rank: int = 0
+) -> Row:
     return Row(
         waveform=np.array([mark], np.float32), mel=None, seconds=seconds, choice=None, group=group, priority=priority,
-        deadline=None, arrived=arrived,
+        deadline=None, arrived=arrived, rank=rank,
     )  # fmt: skip
 
 
@@ -57,3 +59,30 @@ def test_only_rows_of_like_length_go_together_and_batches_are_bounded() -> None:
         waiting.add(row("b", mark, seconds=30.0))
     assert take(waiting, seconds=70.0) == ["a5", "b0"]
     assert take(waiting, recording=10.0) == ["b1"]
+
+
+def test_higher_ranks_go_first_and_every_fourth_batch_heeds_none() -> None:
+    waiting = WaitingRows()
+    for mark in range(3):
+        waiting.add(row("low", mark, rank=-1))
+        waiting.add(row("mid", mark))
+    for mark in range(9):
+        waiting.add(row("top", mark, rank=1))
+    assert take(waiting, rows=2) == ["top0", "top1"]
+    assert take(waiting, rows=4) == ["top2", "top3", "top4", "top5"]
+    assert take(waiting, rows=4) == ["top6", "top7", "top8", "mid0"]
+    waiting.add(row("top", 9, rank=1))
+    assert take(waiting, rows=2) == ["low0", "mid1"]
+    assert take(waiting, rows=3) == ["top9", "mid2", "low1"]
+    assert take(waiting, rows=3) == ["low2"]
+
+
+def test_a_recording_of_a_high_rank_waits_for_streams_and_a_group_may_have_several_ranks() -> None:
+    waiting = WaitingRows()
+    waiting.add(row("a", 0, rank=1))
+    waiting.add(row("a", 1))
+    waiting.add(row("s", 2, priority="stream", rank=-1))
+    assert take(waiting, rows=1) == ["s2"]
+    assert take(waiting, rows=1) == ["a0"]
+    assert take(waiting, rows=1) == ["a1"]
+    assert not waiting.groups

@@ -1,0 +1,104 @@
+"""Rates, places and priorities: limits that tenants and adapters have alike, and their use so far."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+from overtone.errors import UsageError
+
+RATES = {"requests_per_minute", "audio_seconds_per_minute"}
+PRIORITIES = {"low": -1, "normal": 0, "high": 1}
+"""Rank in the queue of each priority."""
+
+
+class Limits(Protocol):
+    """Limits of a tenant or of an adapter."""
+
+    @property
+    def requests_per_minute(self) -> float: ...
+
+    @property
+    def audio_seconds_per_minute(self) -> float: ...
+
+    @property
+    def sessions(self) -> float: ...
+
+
+class Allowance:
+    """A rate that may be overdrawn: use is counted when it is known, and the next request waits for it."""
+
+    def __init__(self, per_minute: float) -> None:
+        self.rate = per_minute / 60
+        self.most = per_minute
+        self.left = per_minute
+        self.at = time.monotonic()
+
+    def wait(self, needed: float) -> float:
+        """Seconds until as much as needed is left; 0 if it is now."""
+        if math.isinf(self.most):
+            return 0.0
+        now = time.monotonic()
+        self.left = min(self.most, self.left + (now - self.at) * self.rate)
+        self.at = now
+        return max(0.0, (min(needed, self.most) - self.left) / self.rate)
+
+    def take(self, amount: float) -> None:
+        self.wait(0.0)
+        if not math.isinf(self.most):
+            self.left -= amount
+
+
+class Usage:
+    """Use of the server by one tenant, or of one adapter. Not thread-safe."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.open = 0
+        """Calls, transcriptions and sessions that are open."""
+        self.limit(limits)
+
+    def limit(self, limits: Limits) -> None:
+        """Set the limits, with fresh rates; what is open still counts."""
+        self.requests = Allowance(limits.requests_per_minute)
+        self.audio = Allowance(limits.audio_seconds_per_minute)
+        self.most_open = limits.sessions
+
+    def wait(self) -> float:
+        """Seconds until another request may come; 0 if it is now."""
+        return max(self.requests.wait(1.0), self.audio.wait(1.0))
+
+
+def limits_of(limits: Limits) -> tuple[float, ...]:
+    """Limits of a tenant or an adapter, to be compared."""
+    return (limits.requests_per_minute, limits.audio_seconds_per_minute, limits.sessions)
+
+
+def rank_of(priorities: Iterable[str]) -> int:
+    """Rank of a request: the lowest of the priorities that are given; empty ones are not."""
+    return min((PRIORITIES[name] for name in priorities if name), default=PRIORITIES["normal"])
+
+
+# Values of files
+
+
+def read_rate(value: Any, where: str) -> float:
+    """Rate of a tenant or an adapter. Raises UsageError."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise UsageError(f"{where} must be a number above 0.")
+    return float(value)
+
+
+def read_count(value: Any, where: str) -> int:
+    """Number of places of a tenant or an adapter. Raises UsageError."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**31:
+        raise UsageError(f"{where} must be a whole number above 0.")
+    return value
+
+
+def read_priority(value: Any, where: str) -> str:
+    """Priority of a tenant or an adapter. Raises UsageError."""
+    if not isinstance(value, str) or value not in PRIORITIES:
+        raise UsageError(f"{where} must be one of {', '.join(PRIORITIES)}.")
+    return value

@@ -1,0 +1,108 @@
+"""Quotas and priorities of adapters: their file, their counting, and what both ports answer beyond them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+grpc = pytest.importorskip("grpc", reason="the serving extra is not installed")
+pytest.importorskip("starlette", reason="the serving extra is not installed")
+
+from overtone.errors import UsageError  # noqa: E402
+from overtone.serving.auth.guard import hash_token  # noqa: E402
+from overtone.serving.auth.quotas import Quota, Quotas, QuotaTable, read_quotas  # noqa: E402
+from overtone.serving.auth.rates import rank_of  # noqa: E402
+from overtone.serving.errors import AccessError  # noqa: E402
+from support.riva_service import METHODS, file_of, stream_requests  # noqa: E402
+from support.speaking_model import spoken  # noqa: E402
+from support.web_service import web_service  # noqa: E402
+
+
+def test_a_file_of_quotas(tmp_path: Path) -> None:
+    path = tmp_path / "quotas.yaml"
+    path.write_text(
+        "adapters:\n  swap: {requests_per_minute: 600, sessions: 16, priority: high}\nothers: {sessions: 4}\n"
+    )
+    table = read_quotas(path)
+    assert table.of("swap") == Quota(requests_per_minute=600.0, sessions=16, priority="high")
+    assert table.of("another") == Quota(sessions=4)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "keys are expected: adapters, others"),
+        ("{", "is no YAML"),
+        ("adaptors: {}", r"'adaptors' is unknown\. Did you mean 'adapters'"),
+        ("adapters: [swap]", "'adapters' must name adapters"),
+        ("adapters: {swap: 5}", "adapter 'swap': an entry of"),
+        ("adapters: {../swap: {}}", r"adapter '\.\./swap'"),
+        ("adapters: {swap: {session: 1}}", r"adapter 'swap': 'session' is unknown\. Did you mean 'sessions'"),
+        ("adapters: {swap: {sessions: 1.5}}", "'sessions' must be a whole number above 0"),
+        ("adapters: {swap: {requests_per_minute: 0}}", "'requests_per_minute' must be a number above 0"),
+        ("others: {priority: highest}", "'others': 'priority' must be one of low, normal, high"),
+    ],
+)
+def test_a_faulty_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "quotas.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=message) as refused:
+        read_quotas(path)
+    assert str(path) in str(refused.value)
+
+
+def test_the_lowest_priority_that_is_given_counts() -> None:
+    assert [rank_of(given) for given in ((), ("", ""), ("", "high"), ("high", "low"), ("normal", "high"))] == [
+        0, 0, 1, -1, 0,
+    ]  # fmt: skip
+
+
+def test_places_and_rates_are_counted_in_each_adapter_or_in_none() -> None:
+    table = QuotaTable(adapters={"a": Quota(sessions=1), "b": Quota(audio_seconds_per_minute=1e-3)})
+    quotas = Quotas(table)
+    with quotas.session(["a"]):
+        for refused in (["a"], ["b", "a"]):
+            with pytest.raises(AccessError, match="'a' has 1 recordings and streams running"), quotas.session(refused):
+                pass
+        with quotas.session(["free"]):
+            quotas.admit(["b", "free"])  # the refusal was not charged to it
+    with quotas.session(["a", "b"], audio_seconds=5.0):
+        pass
+    quotas.admit(["a"])
+    with pytest.raises(AccessError, match="'b' has used up its quota of a minute") as refusal:
+        quotas.admit(["a", "b"])
+    assert (refusal.value.fault, refusal.value.retry_after > 60) == ("rate", True)
+    quotas.renew(QuotaTable())
+    quotas.admit(["a", "b"])
+
+
+def test_both_ports_refuse_what_is_beyond_a_quota_and_go_on_with_other_adapters(tmp_path: Path) -> None:
+    quotas, tokens = tmp_path / "quotas.yaml", tmp_path / "tokens.yaml"
+    quotas.write_text("adapters: {swap: {audio_seconds_per_minute: 0.001, priority: high}}")
+    entries = {"slow": {"tokens": [hash_token("t")], "adapters": "all", "priority": "low"}}
+    tokens.write_text(json.dumps({"tenants": {**entries, "any": {"tokens": [hash_token("u")], "adapters": "all"}}}))
+    audio = file_of(spoken("abc"))
+    with web_service(tmp_path / "store", quotas=quotas, tokens=tokens) as service:
+        assert service.text(audio, model="swap", token="u") == "bac"
+        assert service.calls[-1].rank == 1
+        refused = service.transcribe(audio, model="swap", token="u")
+        assert (refused.status, refused.error["type"]) == (429, "rate_limit_error")
+        assert int(refused.headers["retry-after"]) > 60
+        assert "'swap' has used up its quota" in refused.error["message"]
+        assert service.text(audio, model="other", token="t") == "abc"
+        assert service.calls[-1].rank == -1
+        shape, request, response = METHODS["StreamingRecognize"]
+        with grpc.insecure_channel(service.addresses.grpc) as channel:
+            path = "/nvidia.riva.asr.RivaSpeechRecognition/StreamingRecognize"
+            call = getattr(channel, shape)(path, request.SerializeToString, response.FromString)
+            messages = stream_requests(spoken("ab"), model="swap")
+            with pytest.raises(grpc.RpcError) as error:
+                list(call(iter(messages), timeout=60, metadata=[("authorization", "Bearer u")]))
+            assert error.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        quotas.write_text("others: {}")
+        assert service.run(service.server.reload())
+        assert service.text(audio, model="swap", token="t") == "bac"
+        quotas.write_text("others: 5")
+        assert not service.run(service.server.reload())
