@@ -39,10 +39,21 @@ class Size:
     changes: int = 20
     asked: int = 12
     """Requests of the victim during an attack."""
+    descriptors: int = 1024
+    """Open files that a server with few of them may have."""
 
 
 SMOKE = Size(
-    idle=40, half_open=40, messages=3, message_bytes=2**20, sessions=70, uploads=2, minutes=0.05, changes=2, asked=2
+    idle=40,
+    half_open=40,
+    messages=3,
+    message_bytes=2**20,
+    sessions=70,
+    uploads=2,
+    minutes=0.05,
+    changes=2,
+    asked=2,
+    descriptors=160,
 )
 
 

@@ -89,7 +89,7 @@ def test_small_attacks(tmp_path: Path) -> None:
     run("benchmarks.serving_attacks", "--smoke", "--threads", "1", "--json", str(json_file), "--page", str(page))
     found = figures(json_file)
     assert found["alive"]
-    assert len(found["attacks"]) == 11
+    assert len(found["attacks"]) == 13
     got = {attack["attack"]: attack["got"] for attack in found["attacks"]}
     assert got["calls without a token"] == "40 opened, 0 open"
     assert got["silent sessions of one tenant"] == "64 sessions, 6 refused"

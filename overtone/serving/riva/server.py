@@ -32,6 +32,10 @@ ENVELOPE = 2**16
 """Bytes of a message around its audio."""
 LARGEST_OPTION = 2**31 - 1
 """gRPC's options are integers of C; no message is larger anyway."""
+RESTING_SECONDS = 60.0
+"""A connection may be so long without a call; then it ends, and clients open another one by themselves."""
+SCARCE_SECONDS = 5.0
+"""The same, and the time for a handshake, where descriptors are too few for as many connections as are wanted."""
 
 
 class RivaServer:
@@ -110,15 +114,21 @@ def certificate_configuration(keys: ServerKeys) -> Any:
 
 
 def channel_options(settings: ServerSettings) -> list[tuple[str, int]]:
-    """Options of gRPC: sizes of messages, keep-alive."""
+    """Options of gRPC: sizes of messages, connections, keep-alive.
+
+    gRPC closes what comes while every connection is taken. Therefore those without a call do not last.
+    """
     most = min(settings.limits.max_bytes + ENVELOPE, LARGEST_OPTION)
+    channels = most_connections("grpc", settings.max_channels)
+    resting = SCARCE_SECONDS if channels < settings.max_channels else RESTING_SECONDS
+    opening = SCARCE_SECONDS if channels < settings.max_channels else settings.opening_seconds
     return [
         ("grpc.max_receive_message_length", most),
         ("grpc.max_send_message_length", most),
         ("grpc.so_reuseport", 0),  # a port that is taken is an error, not shared
-        ("grpc.max_allowed_incoming_connections", most_connections("grpc", settings.max_channels)),
-        ("grpc.server_handshake_timeout_ms", milliseconds(settings.opening_seconds)),
-        ("grpc.max_connection_idle_ms", milliseconds(settings.idle_seconds)),
+        ("grpc.max_allowed_incoming_connections", channels),
+        ("grpc.server_handshake_timeout_ms", milliseconds(min(opening, settings.opening_seconds))),
+        ("grpc.max_connection_idle_ms", milliseconds(min(resting, settings.idle_seconds))),
         ("grpc.keepalive_time_ms", 60_000),  # a client that is gone without a word is noticed
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.keepalive_permit_without_calls", 1),
