@@ -187,6 +187,13 @@ def test_commands_that_are_named_exist() -> None:
             assert name in {*cli.COMMANDS, "import"}, (page.name, name)
 
 
+def test_the_tests_that_hold_what_is_promised_exist() -> None:
+    named = re.findall(r"`([\w/]+\.py)::(test_\w+)`", (ROOT / "SECURITY.md").read_text("utf-8"))
+    assert len(named) > 20
+    for file, name in named:
+        assert f"def {name}(" in (ROOT / "tests" / file).read_text("utf-8"), f"{file}::{name}"
+
+
 def test_links_lead_somewhere() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\(([^)]+)\)", page.read_text("utf-8")):

@@ -142,6 +142,29 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
     assert list(folder.parent.iterdir()) == [folder]
 
 
+def test_a_folder_that_is_replaced_is_there_at_every_moment(tmp_path: Path) -> None:
+    """It is looked at before and after every call, those of the system included: a kill may come at any of them."""
+    folder, other = tmp_path / "folder", tmp_path / "other"
+    for place in (folder, other):
+        replace_folder(place, fill_with("old"))
+    try:
+        files.exchange(folder, other)
+    except OSError as error:
+        pytest.skip(f"this file system cannot swap folders: {error}")
+    seen: set[str] = set()
+
+    def look(*_: object) -> None:
+        seen.add((folder / "a").read_text() if (folder / "a").exists() else "nothing")
+
+    before = sys.getprofile()
+    sys.setprofile(look)
+    try:
+        replace_folder(folder, fill_with("new"))
+    finally:
+        sys.setprofile(before)
+    assert seen == {"old", "new"}
+
+
 @pytest.mark.usefixtures("_steps")
 def test_what_cannot_be_written_leaves_the_old_folder(tmp_path: Path) -> None:
     folder = tmp_path / "folder"

@@ -22,6 +22,7 @@ def test_what_make_installs_is_locked_by_hashes(command: str, extras: list[str])
     locked = [line for line in lines if re.match(r"\w", line)]
     assert needed <= declared(locked)
     assert all(line.endswith("\\") for line in locked), "each is followed by its hashes"
+    assert "--require-hashes --no-deps --requirement requirements/$(1).txt" in (ROOT / "Makefile").read_text("utf-8")
     pins = {normal(name): version for name, version in pinned_versions()}
     found = (re.findall(r"^([\w.-]+)==([^ ;]+)", line)[0] for line in locked)
     versions = {normal(name): version for name, version in found}

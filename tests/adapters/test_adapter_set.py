@@ -231,6 +231,22 @@ def test_threads_do_not_see_each_other_s_choice(model: AsrModel) -> None:
             torch.testing.assert_close(result, wanted, rtol=0, atol=1e-5)
 
 
+def test_adapters_that_come_and_go_disturb_nobody_who_goes_through_them(model: AsrModel) -> None:
+    """As a thread does that loads one while another one computes, saves or moves the model."""
+    changes = [lambda: model.adapters.add("new", LinearAdapter(dim=4)), lambda: model.adapters.remove("an4")]
+    for change in changes:
+        count = len(model.adapters)
+        going = [iter(model.adapters), iter(model.adapters.by_name.items()), iter(model.adapters.held.items())]
+        modules = model.named_modules()
+        for each in going:
+            next(each)
+        assert any(name.startswith("adapters.held.") for name, _ in modules)  # as far as to the first of them
+        change()
+        assert [1 + len(list(each)) for each in going] == [count] * 3
+        assert any(name.startswith("adapters.held.") for name, _ in modules)
+    assert model.adapters.names == ["an4_v2", "new"]
+
+
 def test_the_file_s_own_choice() -> None:
     model = load_model(fixture_file("conformer_ctc_char/adapted.nemo"))
     signal = batch(*SIGNAL)

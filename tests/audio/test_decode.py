@@ -98,6 +98,14 @@ def test_channels_are_averaged(kind: str) -> None:
         decode_audio(data, limits=AudioLimits(max_channels=1))
 
 
+def test_a_rate_of_one_hertz_is_refused() -> None:
+    """A second of it would be as many samples as the model's rate."""
+    content = io.BytesIO()
+    soundfile.write(content, np.zeros(1_000, np.int16), 1, format="WAV")
+    with pytest.raises(AudioError, match="1 Hz; 8000 to 192000 Hz are accepted"):
+        decode_audio(content.getvalue())
+
+
 @pytest.mark.parametrize("coding", ["mulaw", "alaw"])
 def test_g711_is_libsndfiles(coding: str) -> None:
     data = bytes(range(256))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -89,6 +90,17 @@ def test_interruptions_and_full_disks(
 
     monkeypatch.setattr("overtone.cli.inspect.run", fail)
     assert one_line_error(overtone("inspect", "x"), code) == f"overtone: error: {message}\n"
+
+
+def test_an_interrupt_of_a_command_that_is_done_gives_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever presses Ctrl-C several times hits the interpreter while it ends."""
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(sys, "argv", ["overtone", "--version"])
+    try:
+        assert cli.main() == 0
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_reader_that_leaves_is_no_error(folder: Path) -> None:

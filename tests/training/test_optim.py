@@ -158,8 +158,10 @@ def test_every_optimiser_makes_steps(name: str) -> None:
     parameter = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
     optimiser = make_optimiser(OptimSettings(name=name, lr=0.1), [parameter], fused=True)
     parameter.square().sum().backward()
+    before = parameter._version
     optimiser.step()
     assert float(parameter.detach().square().sum()) < 5.0
+    assert parameter._version > before  # what is derived from it is derived anew
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,7 @@ def test_the_checkpoint_holds_the_adapter_alone(whole: Path) -> None:
     assert content["state_dict"]
     assert all(".adapters." in name for name in content["state_dict"])
     assert content["overtone"]["step"] == 14
+    assert content["overtone"]["identity"]["machine"]["threads"] == torch.get_num_threads()
 
 
 def test_another_run_is_not_resumed(whole: Path, tmp_path: Path) -> None:

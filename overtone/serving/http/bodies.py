@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ from starlette.types import Message, Receive
 from overtone.serving.errors import IdleError, RequestError
 from overtone.serving.http.errors import CLIENT_GONE, HttpError
 
+LOG = logging.getLogger("overtone.serving.http.bodies")
 R = TypeVar("R")
 ENVELOPE = 2**18
 """Bytes of a form around its file."""
@@ -105,6 +107,12 @@ async def read_form(request: Request, *, most: int, seconds: float) -> AsyncIter
         form = await request.form(max_files=1, max_fields=MAX_FIELDS, max_part_size=ENVELOPE)
     except (HTTPException, FormParserError) as error:
         raise RequestError(f"The form cannot be read: {getattr(error, 'detail', error)}") from error
+    except OSError as error:  # of the temporary file: no descriptor is left, or no room on the disk
+        LOG.warning("a recording could not be received: %s", error.strerror or error)
+        await discard(request.receive)
+        raise HttpError(
+            503, f"The server cannot keep the recording at the moment: {error.strerror or error}. Try again later."
+        ) from error
     try:
         yield request, form
     finally:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
+from tempfile import SpooledTemporaryFile
 
 import pytest
 
 pytest.importorskip("starlette", reason="the serving extra is not installed")
 
+from starlette import formparsers
+
 from overtone.audio.decode import AudioLimits
-from support.web_service import WebService, web_service
+from overtone.serving.http import bodies
+from support.riva_service import file_of
+from support.speaking_model import spoken
+from support.web_service import WebService, form, web_service
 
 LIMITS = replace(AudioLimits(), max_bytes=2**20)
 SIZE = 40 * 2**20
@@ -50,3 +57,23 @@ def test_far_too_large(service: WebService, expects: bool) -> None:
 def test_two_hours_of_plain_samples_are_within_the_limits() -> None:
     limits = AudioLimits()
     assert limits.max_seconds * 24_000 * 2 < limits.max_bytes
+
+
+def test_a_recording_that_cannot_be_kept_is_refused_in_words(
+    service: WebService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a descriptor for its file, or room on the disk; the server goes on."""
+
+    class Unwritable(SpooledTemporaryFile[bytes]):
+        def write(self, data: object) -> int:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+    content_type, body = form(file_of(spoken("a")))
+    with monkeypatch.context() as patched:
+        patched.setattr(formparsers, "SpooledTemporaryFile", Unwritable)
+        patched.setattr(bodies, "LINGERING_SECONDS", 0.05)
+        answer = service.request("POST", "/v1/audio/transcriptions", body=body, headers={"Content-Type": content_type})
+    assert (answer.status, answer.error["code"]) == (503, "unavailable")
+    assert "Too many open files. Try again later." in answer.error["message"]
+    answer = service.request("POST", "/v1/audio/transcriptions", body=body, headers={"Content-Type": content_type})
+    assert answer.status == 200
