@@ -2,7 +2,8 @@
 
 Rows of one batch are of like length, whatever their adapters. Groups (adapters, tenants) take turns row by row.
 Streams go before recordings, but a recording that has waited long gets every second turn. Groups of a higher rank go
-before others of their kind; every fourth batch heeds no ranks, so that nobody waits for ever.
+before others of their kind; every fourth batch that streams lead heeds no ranks, and so every fourth that recordings
+lead: nobody waits for ever. Streams and recordings of a group have turns of their own.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ SHORTEST, LONGEST = 0.6, 1.3
 PATIENCE = 1.0
 """Seconds after which a recording no longer waits for all streams."""
 FAIR = 4
-"""Period of the batches that heed no ranks, counted in those that rows of several ranks wait for."""
+"""Period of the batches that heed no ranks, counted for each kind in those that rows of several ranks wait for."""
 
 
 class Turn(NamedTuple):
@@ -148,38 +149,38 @@ class WaitingRows:
     """Waiting rows by group. Not thread-safe: the engine's condition guards it."""
 
     def __init__(self) -> None:
-        self.groups: OrderedDict[Turn, dict[Priority, deque[Row]]] = OrderedDict()
-        """In the order of their turns, ranks left aside."""
-        self.ranked = 0
-        """Batches that rows of several ranks waited for."""
+        self.groups: dict[Priority, OrderedDict[Turn, deque[Row]]] = {"stream": OrderedDict(), "offline": OrderedDict()}
+        """Streams and recordings by group, each in the order of their turns, ranks left aside."""
+        self.ranked: dict[Priority, int] = {"stream": 0, "offline": 0}
+        """Batches that rows of several ranks waited for, by the kind that led them: with one count for both, kinds that
+        lead by turns would leave all the fair batches to one of them."""
         self.count = 0
         self.recording_had_its_turn = False
 
     def rows(self) -> list[Row]:
-        return [row for queues in self.groups.values() for queue in queues.values() for row in queue]
+        return [row for groups in self.groups.values() for queue in groups.values() for row in queue]
 
     def count_of(self, turn: Turn) -> int:
-        return sum(map(len, self.groups.get(turn, {}).values()))
+        return sum(len(groups.get(turn, ())) for groups in self.groups.values())
 
     def oldest(self) -> float:
         """Arrival of the row that waits longest; there must be one."""
-        return min(queue[0].arrived for queues in self.groups.values() for queue in queues.values() if queue)
+        return min(queue[0].arrived for groups in self.groups.values() for queue in groups.values())
 
     def add(self, row: Row) -> None:
-        if row.turn not in self.groups:
-            self.groups[row.turn] = {"stream": deque(), "offline": deque()}
-        self.groups[row.turn][row.priority].append(row)
+        self.groups[row.priority].setdefault(row.turn, deque()).append(row)
         self.count += 1
 
     def discard(self, row: Row) -> bool:
         """Take a row out. Returns whether it was waiting."""
-        queue = self.groups.get(row.turn, {}).get(row.priority)
-        if queue is None or row not in queue:
+        groups = self.groups[row.priority]
+        queue = groups.get(row.turn, ())
+        if row not in queue:
             return False
-        queue.remove(row)
+        groups[row.turn].remove(row)
         self.count -= 1
-        if not any(self.groups[row.turn].values()):
-            del self.groups[row.turn]
+        if not groups[row.turn]:
+            del groups[row.turn]
         return True
 
     def take_expired(self, now: float) -> list[Row]:
@@ -194,23 +195,37 @@ class WaitingRows:
 
         max_recording_seconds: the same limit for a batch that a recording leads.
         """
-        heeds_ranks = self.heed_ranks()
-        lead = self.lead(now, heeds_ranks=heeds_ranks)
-        limit = max_seconds if lead.priority == "stream" else min(max_seconds, max_recording_seconds)
+        kind = self.choose_kind(now)
+        ranks = self.ranks()
+        heeds_ranks = self.heed_ranks(kind, ranks)
+        rows = [queue[0] for queue in self.groups[kind].values()]
+        lead = max(rows, key=lambda row: row.rank) if heeds_ranks else rows[0]
+        limit = max_seconds if kind == "stream" else min(max_seconds, max_recording_seconds)
         batch = [lead]
         self.serve(lead)
-        ranks = sorted({turn.rank for turn in self.groups}, reverse=True) if heeds_ranks else [None]
-        for rank in ranks:
+        for rank in ranks if heeds_ranks else [None]:
             while len(batch) < max_rows and self.fill(batch, rank, max_rows, limit):
                 pass
         return batch
 
-    def heed_ranks(self) -> bool:
-        """Tell whether ranks count for the next batch, and count the batch where there are several."""
-        if len({turn.rank for turn in self.groups}) < 2:
+    def ranks(self) -> list[int]:
+        """Ranks that rows wait with, the highest first."""
+        return sorted({turn.rank for groups in self.groups.values() for turn in groups}, reverse=True)
+
+    def choose_kind(self, now: float) -> Priority:
+        """Tell whether a stream or a recording leads the next batch, and note it."""
+        streams, recordings = self.groups["stream"], self.groups["offline"]
+        overdue = any(now - queue[0].arrived > PATIENCE for queue in recordings.values())
+        takes_stream = bool(streams) and not (overdue and not self.recording_had_its_turn)
+        self.recording_had_its_turn = not takes_stream
+        return "stream" if takes_stream else "offline"
+
+    def heed_ranks(self, kind: Priority, ranks: list[int]) -> bool:
+        """Tell whether ranks count for the next batch, which a kind leads; count it where several ranks wait."""
+        if len(ranks) < 2:
             return False
-        self.ranked += 1
-        return self.ranked % FAIR != 0
+        self.ranked[kind] += 1
+        return self.ranked[kind] % FAIR != 0
 
     def fill(self, batch: list[Row], rank: int | None, max_rows: int, limit: float) -> bool:
         """Add a row of each group of a rank to a batch, as far as they fit. Returns whether there was one.
@@ -219,7 +234,8 @@ class WaitingRows:
         """
         before, lead = len(batch), batch[0]
         longest = max(row.seconds for row in batch)
-        for turn in list(self.groups):
+        first, second = self.kinds(lead)
+        for turn in [*self.groups[first], *(turn for turn in self.groups[second] if turn not in self.groups[first])]:
             if rank is not None and turn.rank != rank:
                 continue
             row = self.fitting(turn, lead, longest, limit / (len(batch) + 1))
@@ -229,27 +245,22 @@ class WaitingRows:
                 self.serve(row)
         return len(batch) > before
 
-    def lead(self, now: float, *, heeds_ranks: bool) -> Row:
-        """Row whose turn it is."""
-        streams = [queues["stream"][0] for queues in self.groups.values() if queues["stream"]]
-        recordings = [queues["offline"][0] for queues in self.groups.values() if queues["offline"]]
-        overdue = any(now - row.arrived > PATIENCE for row in recordings)
-        takes_stream = bool(streams) and not (overdue and not self.recording_had_its_turn)
-        self.recording_had_its_turn = not takes_stream
-        rows = streams if takes_stream else recordings
-        return max(rows, key=lambda row: row.rank) if heeds_ranks else rows[0]
+    def kinds(self, lead: Row) -> tuple[Priority, Priority]:
+        """Kinds in the order in which rows join a batch: the lead's first."""
+        return ("stream", "offline") if lead.priority == "stream" else ("offline", "stream")
 
     def fitting(self, turn: Turn, lead: Row, longest: float, room: float) -> Row | None:
         """First row of a group that may share a batch with the lead. room: seconds that a row may have."""
-        for priority in ("stream", "offline") if lead.priority == "stream" else ("offline", "stream"):
-            for row in self.groups[turn][priority]:
+        for kind in self.kinds(lead):
+            for row in self.groups[kind].get(turn, ()):
                 alike = SHORTEST * lead.seconds <= row.seconds <= LONGEST * lead.seconds
                 if alike and row.kind == lead.kind and max(longest, row.seconds) <= room:
                     return row
         return None
 
     def serve(self, row: Row) -> None:
-        """Take a row out; its group goes to the end of the turns."""
+        """Take a row out; its group goes to the end of its kind's turns."""
         self.discard(row)
-        if row.turn in self.groups:
-            self.groups.move_to_end(row.turn)
+        groups = self.groups[row.priority]
+        if row.turn in groups:
+            groups.move_to_end(row.turn)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 
 from overtone.serving.engine.queue import Row, WaitingRows
 
@@ -85,4 +86,39 @@ def test_a_recording_of_a_high_rank_waits_for_streams_and_a_group_may_have_sever
     assert take(waiting, rows=1) == ["s2"]
     assert take(waiting, rows=1) == ["a0"]
     assert take(waiting, rows=1) == ["a1"]
-    assert not waiting.groups
+    assert not any(waiting.groups.values())
+
+
+def keep_waiting(waiting: WaitingRows, *, groups: list[tuple[str, int]]) -> None:
+    """Have a stream and an overdue recording wait in each group, of a length of their own."""
+    for priority, seconds in (("stream", 2.0), ("offline", 30.0)):
+        for group, rank in groups:
+            if (rank, group) not in waiting.groups[priority]:  # type: ignore[index]
+                waiting.add(row(group, 0, priority=priority, seconds=seconds, rank=rank))
+
+
+@pytest.mark.parametrize("priority", ["stream", "offline"])
+@pytest.mark.parametrize("before", range(8))
+def test_a_low_row_of_either_kind_is_served_while_higher_ones_of_both_always_wait(before: int, priority: str) -> None:
+    waiting = WaitingRows()
+    waiting.add(row("other", 0, rank=-1))
+    served: list[str] = []
+    for number in range(100):
+        keep_waiting(waiting, groups=[("a", 1), ("b", 1)])
+        if number == before:
+            low = row("low", 0, priority=priority, seconds=2.0 if priority == "stream" else 30.0, rank=-1)
+            waiting.add(low)
+        served += take(waiting, rows=1, now=9.0)
+    assert {"low0", "other0"} <= set(served)
+
+
+def test_streams_and_recordings_of_several_groups_all_get_their_turn() -> None:
+    """Kinds that lead by turns never leave the streams of one group and the recordings of another."""
+    for groups in ([("a", 0), ("b", 0)], [("a", 1), ("b", -1), ("c", -1)]):
+        waiting = WaitingRows()
+        served = set()
+        for _ in range(100):
+            keep_waiting(waiting, groups=groups)
+            batch = waiting.take(9.0, max_rows=1, max_seconds=1e9, max_recording_seconds=1e9)
+            served |= {(row.group, row.priority) for row in batch}
+        assert served == {(group, kind) for group, _ in groups for kind in ("stream", "offline")}
