@@ -26,10 +26,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from overtone.adapters.adapter import check_name
 from overtone.errors import AdapterError, UsageError, did_you_mean
+from overtone.safe_yaml import read_values
 from overtone.serving.auth.rates import RATES, Usage, limits_of, read_count, read_priority, read_rate
 from overtone.serving.errors import AccessError
 
@@ -232,9 +231,9 @@ def read_tokens(path: Path) -> dict[str, Tenant]:
     """Tenants by the hash of their tokens. Raises UsageError, naming the file and the entry."""
     text = read_text(path, "tokens")
     try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UsageError(f"{path} is no YAML.") from None  # the parser's message may quote the file
+        data = read_values(text)
+    except ValueError:  # its message may quote the file
+        raise UsageError(f"{path} is no YAML of plain values, each key once.") from None
     try:
         return dict(read_tenants(data))
     except UsageError as error:

@@ -22,10 +22,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from overtone.adapters.adapter import check_name
 from overtone.errors import AdapterError, UsageError, did_you_mean
+from overtone.safe_yaml import read_values
 from overtone.serving.auth.guard import read_text
 from overtone.serving.auth.rates import RATES, Usage, limits_of, read_count, read_priority, read_rate
 from overtone.serving.errors import AccessError
@@ -141,10 +140,11 @@ def check_room(adapter: str, usage: Usage) -> None:
 
 def read_quotas(path: Path) -> QuotaTable:
     """Quotas of a file. Raises UsageError, naming the file and the entry."""
+    text = read_text(path, "quotas")
     try:
-        data = yaml.safe_load(read_text(path, "quotas"))
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path} is no YAML.") from error
+        data = read_values(text)
+    except ValueError as error:
+        raise UsageError(f"{path} is no YAML of plain values: {error}.") from error
     try:
         return read_table(data)
     except UsageError as error:
@@ -163,6 +163,8 @@ def read_table(data: Any) -> QuotaTable:
         raise UsageError("'adapters' must name adapters, with an entry for each.")
     adapters = {}
     for name, entry in named.items():
+        if not isinstance(name, str):
+            raise UsageError(f"adapter '{name}': a name must be a text; put it in quotes.")
         try:
             adapters[check_name(name)] = read_quota(entry, f"adapter '{name}'")
         except AdapterError as error:

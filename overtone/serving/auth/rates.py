@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Iterable
 from typing import Any, Protocol
@@ -12,6 +13,8 @@ from overtone.errors import UsageError
 RATES = {"requests_per_minute", "audio_seconds_per_minute"}
 PRIORITIES = {"low": -1, "normal": 0, "high": 1}
 """Rank in the queue of each priority."""
+LEAST_RATE = 1e-6
+"""The lowest rate per minute: one request in two years. The share of a second of much lower ones would be 0."""
 
 
 class Limits(Protocol):
@@ -85,8 +88,8 @@ def rank_of(priorities: Iterable[str]) -> int:
 
 def read_rate(value: Any, where: str) -> float:
     """Rate of a tenant or an adapter. Raises UsageError."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise UsageError(f"{where} must be a number above 0.")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not LEAST_RATE <= value <= sys.float_info.max:
+        raise UsageError(f"{where} must be a number above 0, finite and at least {LEAST_RATE:f}.")
     return float(value)
 
 

@@ -181,6 +181,11 @@ def test_what_counts_as_a_token() -> None:
         ("tenants: {a: {tokens: [HASH], adapters: all, requests_per_minute: 0}}", "above 0"),
         ("tenants: {a: {tokens: [HASH], adapters: all}, b: {tokens: [HASH], adapters: all}}", "listed twice"),
         ("tenants: !!python/object/apply:os.getcwd []", "no YAML"),
+        ("tenants: {secret: {}, secret: {}}", "no YAML of plain values, each key once"),
+        ("tenants: {2024: {tokens: [HASH], adapters: all}}", "tenant '2024'"),
+        ("[" * 3000, "no YAML"),
+        ("tenants: 0x_", "no YAML"),
+        ("tenants: {a: {tokens: [HASH], adapters: all, requests_per_minute: 1.0e-320}}", "above 0"),
     ],
 )
 def test_files_of_tokens_that_are_none(tmp_path: Path, text: str, words: str) -> None:

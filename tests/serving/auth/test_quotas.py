@@ -42,6 +42,18 @@ def test_a_file_of_quotas(tmp_path: Path) -> None:
         ("adapters: {swap: {session: 1}}", r"adapter 'swap': 'session' is unknown\. Did you mean 'sessions'"),
         ("adapters: {swap: {sessions: 1.5}}", "'sessions' must be a whole number above 0"),
         ("adapters: {swap: {requests_per_minute: 0}}", "'requests_per_minute' must be a number above 0"),
+        ("adapters: {2024: {}}", "adapter '2024': a name must be a text; put it in quotes"),
+        ("adapters: {null: {}}", "adapter 'None': a name must be a text"),
+        ("adapters: {2024-99-99: 5}", "adapter '2024-99-99': an entry of"),
+        ("adapters: {0x_: {}}", "is no YAML"),
+        ("[" * 3000, "is no YAML of plain values: it nests deeper than"),
+        (f"others: {{requests_per_minute: 1{'0' * 400}}}", "is no YAML of plain values: .* too large"),
+        (
+            "others: {requests_per_minute: 1.0e-320}",
+            "'requests_per_minute' must be a number above 0, finite and at least",
+        ),
+        ("others: {requests_per_minute: .inf}", "'requests_per_minute' must be a number above 0, finite"),
+        ("adapters: {swap: {sessions: 1}, swap: {sessions: 2}}", "key 'swap' occurs twice"),
         ("others: {priority: highest}", "'others': 'priority' must be one of low, normal, high"),
     ],
 )
@@ -106,3 +118,21 @@ def test_both_ports_refuse_what_is_beyond_a_quota_and_go_on_with_other_adapters(
         assert service.text(audio, model="swap", token="t") == "bac"
         quotas.write_text("others: 5")
         assert not service.run(service.server.reload())
+
+
+def test_a_file_that_breaks_while_the_server_runs_changes_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    quotas, tokens = tmp_path / "quotas.yaml", tmp_path / "tokens.yaml"
+    quotas.write_text("others: {sessions: 3}")
+    tokens.write_text(json.dumps({"tenants": {"any": {"tokens": [hash_token("u")], "adapters": "all"}}}))
+    with web_service(tmp_path / "store", quotas=quotas, tokens=tokens) as service:
+        for path in (quotas, tokens):
+            before, whole = service.server.quotas.table, path.read_text()
+            path.write_text("[" * 3000)
+            caplog.clear()
+            assert service.run(service.server.reload()) is False
+            assert f"not reloaded, all stays as it was: {path} is no YAML" in caplog.text
+            assert service.server.quotas.table is before
+            assert service.text(file_of(spoken("abc")), model="swap", token="u") == "bac"
+            path.write_text(whole)
