@@ -22,6 +22,8 @@ TRAINING_CACHED_KERNELS = (128, 32)
 
 LIFELINE = "OVERTONE_LIFELINE"
 """Environment variable with the descriptor of a parent's lifeline."""
+OPENING = threading.Lock()
+"""Held while this process's lifeline is opened."""
 
 
 def limit_kernel_caches(kernels: tuple[int, int] = CACHED_KERNELS) -> None:
@@ -61,9 +63,18 @@ def pause_garbage_collection() -> Iterator[None]:
         gc.enable()
 
 
-@cache
 def lifeline() -> int:
-    """Descriptor of a pipe that ends when this process does, however it ends; a child that gets it may watch it."""
+    """Descriptor of a pipe that ends when this process does, however it ends; a child that gets it may watch it.
+
+    There is one for all threads.
+    """
+    with OPENING:
+        return open_lifeline()
+
+
+@cache
+def open_lifeline() -> int:
+    """The pipe of `lifeline`. Two threads that come at once would make two."""
     reader, _ = os.pipe()  # the other end stays open as long as the process
     return reader
 

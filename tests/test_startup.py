@@ -6,10 +6,14 @@ import gc
 import os
 import subprocess
 import sys
+import threading
+from contextlib import suppress
+from functools import cache
 
 import pytest
 import torch
 
+from overtone import startup
 from overtone.startup import CACHED_KERNELS, KERNEL_CACHES, fast_imports, limit_kernel_caches, pause_garbage_collection
 
 SCRIPT = """
@@ -53,3 +57,24 @@ def test_searches_pause_and_go_on() -> None:
             pass
         assert not gc.isenabled()
     assert gc.isenabled()
+
+
+def test_threads_that_come_at_once_share_one_lifeline(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[int] = []
+    both = threading.Barrier(2)
+
+    @cache
+    def open_slowly() -> int:
+        opened.append(len(opened))
+        with suppress(threading.BrokenBarrierError):  # the second thread never comes here
+            both.wait(0.2)
+        return opened[-1]
+
+    monkeypatch.setattr(startup, "open_lifeline", open_slowly)
+    found: list[int] = []
+    threads = [threading.Thread(target=lambda: found.append(startup.lifeline())) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert (opened, found) == ([0], [0, 0])

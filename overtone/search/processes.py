@@ -158,13 +158,14 @@ def train_in_process(
     folder = find_folder(trial.settings).path
     words = [*trial.overrides, f"exp_manager.explicit_log_dir={quoted(folder)}"]
     command = [sys.executable, "-m", "overtone", "train", *configuration, *trial.options, *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(slot.threads), LIFELINE: str(lifeline())}
+    line = lifeline()
+    environment = {**os.environ, "OMP_NUM_THREADS": str(slot.threads), LIFELINE: str(line)}
     if slot.gpu is not None:
         environment["CUDA_VISIBLE_DEVICES"] = slot.gpu
     try:
         process = subprocess.Popen(
             command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-            text=True, errors="replace", start_new_session=True, pass_fds=(lifeline(),),
+            text=True, errors="replace", start_new_session=True, pass_fds=(line,),
         )  # fmt: skip
     except OSError as error:
         return Outcome(trial=trial, error=f"The process could not be started: {error}.")
