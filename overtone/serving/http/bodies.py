@@ -27,43 +27,48 @@ LINGERING = 2**24
 LINGERING_SECONDS = 5.0
 
 
-async def limit_body(request: Request, *, most: int, seconds: float) -> Request:
-    """The same request, with limits of its body's bytes and pauses.
+class LimitedBody:
+    """The messages of a request, with limits of its body's bytes and pauses."""
 
-    Raises HttpError; reading the body raises HttpError and IdleError.
-    """
+    def __init__(self, receive: Receive, most: int, seconds: float) -> None:
+        self.receive = receive
+        self.most = most
+        self.seconds = seconds
+        self.received = 0
+        self.ended = False
+        """The whole body has been read; what comes now is the client's going."""
+
+    async def __call__(self) -> Message:
+        """The next message. Raises HttpError after too many bytes and IdleError after too long a pause."""
+        if self.ended:
+            return await self.receive()
+        try:
+            async with asyncio.timeout(self.seconds):
+                message = await self.receive()
+        except TimeoutError:
+            raise IdleError(self.seconds) from None
+        self.received += len(message.get("body", b""))
+        self.ended = not message.get("more_body", False)
+        if self.received > self.most:
+            await self.discard()
+            raise too_large_error(self.most)
+        return message
+
+    async def discard(self) -> None:
+        """Read on for a moment, if the body has not ended."""
+        if not self.ended:
+            await discard(self.receive)
+
+
+async def limit_body(request: Request, *, most: int, seconds: float) -> LimitedBody:
+    """The request's messages with these limits. Raises HttpError where it says that it is larger."""
     text = request.headers.get("content-length", "")
     declared = int(text) if text.isdecimal() else 0
     if declared > most:
         if request.headers.get("expect", "").lower() != "100-continue":  # such a client waits for the answer
             await discard(request.receive, declared)
         raise too_large_error(most, declared)
-    return Request(request.scope, count_bytes(request.receive, most, seconds))
-
-
-def count_bytes(receive: Receive, most: int, seconds: float) -> Receive:
-    """`receive`, which raises HttpError after too many bytes and IdleError after too long a pause."""
-    received = 0
-    ended = False
-
-    async def count() -> Message:
-        nonlocal received, ended
-        if ended:
-            return await receive()
-        try:
-            async with asyncio.timeout(seconds):
-                message = await receive()
-        except TimeoutError:
-            raise IdleError(seconds) from None
-        received += len(message.get("body", b""))
-        ended = not message.get("more_body", False)
-        if received > most:
-            if not ended:
-                await discard(receive)
-            raise too_large_error(most)
-        return message
-
-    return count
+    return LimitedBody(request.receive, most, seconds)
 
 
 async def discard(receive: Receive, left: int = LINGERING) -> None:
@@ -89,7 +94,7 @@ def too_large_error(most: int, declared: int = 0) -> HttpError:
 
 async def read_body(request: Request, *, most: int, seconds: float) -> bytes:
     """Body of a request. Raises HttpError and IdleError."""
-    return await (await limit_body(request, most=most, seconds=seconds)).body()
+    return await Request(request.scope, await limit_body(request, most=most, seconds=seconds)).body()
 
 
 @asynccontextmanager
@@ -102,14 +107,15 @@ async def read_form(request: Request, *, most: int, seconds: float) -> AsyncIter
         raise RequestError(
             "The request must be a form, Content-Type: multipart/form-data, with the audio in 'file'.", "file"
         )
-    request = await limit_body(request, most=most + ENVELOPE, seconds=seconds)
+    body = await limit_body(request, most=most + ENVELOPE, seconds=seconds)
+    request = Request(request.scope, body)
     try:
         form = await request.form(max_files=1, max_fields=MAX_FIELDS, max_part_size=ENVELOPE)
     except (HTTPException, FormParserError) as error:
         raise RequestError(f"The form cannot be read: {getattr(error, 'detail', error)}") from error
     except OSError as error:  # of the temporary file: no descriptor is left, or no room on the disk
         LOG.warning("a recording could not be received: %s", error.strerror or error)
-        await discard(request.receive)
+        await body.discard()
         raise HttpError(
             503, f"The server cannot keep the recording at the moment: {error.strerror or error}. Try again later."
         ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import socket
@@ -14,6 +15,7 @@ import pytest
 pytest.importorskip("starlette", reason="the serving extra is not installed")
 
 from starlette import formparsers
+from starlette.types import Message
 
 from overtone.audio.decode import AudioLimits
 from overtone.serving.http import bodies
@@ -62,7 +64,7 @@ def test_two_hours_of_plain_samples_are_within_the_limits() -> None:
 def test_a_recording_that_cannot_be_kept_is_refused_in_words(
     service: WebService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without a descriptor for its file, or room on the disk; the server goes on."""
+    """Without a descriptor for its file, or room on the disk; the server goes on, and waits for no more of its body."""
 
     class Unwritable(SpooledTemporaryFile[bytes]):
         def write(self, data: object) -> int:
@@ -71,9 +73,29 @@ def test_a_recording_that_cannot_be_kept_is_refused_in_words(
     content_type, body = form(file_of(spoken("a")))
     with monkeypatch.context() as patched:
         patched.setattr(formparsers, "SpooledTemporaryFile", Unwritable)
-        patched.setattr(bodies, "LINGERING_SECONDS", 0.05)
+        patched.setattr(bodies, "LINGERING_SECONDS", 600.0)
         answer = service.request("POST", "/v1/audio/transcriptions", body=body, headers={"Content-Type": content_type})
     assert (answer.status, answer.error["code"]) == (503, "unavailable")
     assert "Too many open files. Try again later." in answer.error["message"]
     answer = service.request("POST", "/v1/audio/transcriptions", body=body, headers={"Content-Type": content_type})
     assert answer.status == 200
+
+
+def test_what_is_left_of_a_body_is_thrown_away_without_an_error_and_only_until_its_end() -> None:
+    messages = [(b"a", True), (bytes(100), True), (b"", False)]
+
+    async def receive() -> Message:
+        part, more = messages.pop(0)  # nothing comes after the end
+        return {"type": "http.request", "body": part, "more_body": more}
+
+    async def read() -> None:
+        body = bodies.LimitedBody(receive, most=10, seconds=60.0)
+        await body()
+        await body.discard()
+        messages.append((b"whole", False))
+        body = bodies.LimitedBody(receive, most=10, seconds=60.0)
+        assert (await body())["body"] == b"whole"
+        await body.discard()
+
+    asyncio.run(read())
+    assert messages == []
