@@ -16,7 +16,7 @@ import ray
 from ray import serve
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from overtone.checkpoints.load import EMBEDDED
+from overtone.checkpoints.load import EMBEDDED, HUB_NAME, PLAIN_NAME
 from overtone.errors import UsageError, did_you_mean
 from overtone.serving.app import build_app
 from overtone.serving.engine.engine import EngineSettings
@@ -141,7 +141,8 @@ def with_whole_paths(settings: ServerSettings) -> ServerSettings:
     paths = {name: getattr(settings, name) for name, kind in OF_SETTINGS.items() if kind is Path}
     whole: dict[str, Any] = {name: whole_path(name, path) for name, path in paths.items() if path is not None}
     model = Path(settings.model).expanduser()
-    if settings.model not in EMBEDDED and (model.exists() or model.suffix == ".nemo"):
+    may_be_name = model.suffix != ".nemo" and (HUB_NAME.match(settings.model) or PLAIN_NAME.match(settings.model))
+    if settings.model not in EMBEDDED and (model.exists() or not may_be_name):
         whole["model"] = str(whole_path("model", model))
     return replace(settings, **whole)
 

@@ -66,7 +66,13 @@ def test_relative_paths_begin_in_the_folder_of_the_caller_or_are_refused(
     )  # fmt: skip
     for name in ("fundamental", "nvidia/stt_en_conformer_ctc_small"):
         assert with_whole_paths(ServerSettings(model=name)).model == name
-    for arguments in ({"model": "other.nemo"}, {"adapters": "adapters"}, {"quotas": "../quotas.yaml"}):
+    for arguments in (
+        {"model": "other.nemo"},
+        {"model": "./model"},
+        {"model": "a/b/model"},
+        {"adapters": "adapters"},
+        {"quotas": "../quotas.yaml"},
+    ):
         with pytest.raises(UsageError, match=r"there is no such path in .* Give the whole path"):
             app(arguments)
 
