@@ -27,7 +27,10 @@ from overtone.errors import AdapterError, UsageError, did_you_mean
 from overtone.safe_yaml import read_values
 from overtone.serving.auth.guard import read_text
 from overtone.serving.auth.rates import RATES, Usage, limits_of, read_count, read_priority, read_rate
-from overtone.serving.errors import AccessError
+from overtone.serving.errors import AccessError, DrainingError, OverloadError
+
+NOT_TAKEN = (AdapterError, DrainingError, OverloadError)
+"""Errors of a server that has no room for a request, or does not have its adapter: nothing was computed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +59,7 @@ class QuotaTable:
 
 
 class Quotas:
-    """Use of each adapter, against its quota. Thread-safe. A request with several adapters is counted in each."""
+    """Use of each adapter, against its quota. Thread-safe. A request with several adapters is counted in each, once."""
 
     def __init__(self, table: QuotaTable | None = None) -> None:
         """table: None limits nothing."""
@@ -86,27 +89,33 @@ class Quotas:
     def session(self, adapters: Sequence[str], *, audio_seconds: float = 0.0) -> Iterator[None]:
         """One of the places of each adapter, for a recording or a stream; a request is charged, and so much audio.
 
-        Raises AccessError as `admit`; nothing is charged then.
+        What the server could not take on is not charged. Raises AccessError as `admit`; nothing is charged then.
         """
         with self._lock:
-            used = [self._used(name) for name in adapters]
-            for name, usage in zip(adapters, used, strict=True):
+            used = {name: self._used(name) for name in adapters}
+            for name, usage in used.items():
                 check_room(name, usage)
-            for usage in used:
+            for usage in used.values():
                 usage.open += 1
                 usage.requests.take(1)
                 usage.audio.take(audio_seconds)
         try:
             yield
+        except NOT_TAKEN:
+            with self._lock:
+                for usage in used.values():
+                    usage.requests.give(1)
+                    usage.audio.give(audio_seconds)
+            raise
         finally:
             with self._lock:
-                for usage in used:
+                for usage in used.values():
                     usage.open -= 1
 
     def charge(self, adapters: Sequence[str], *, audio_seconds: float) -> None:
         """Count audio of a session that is open."""
         with self._lock:
-            for name in adapters:
+            for name in {*adapters}:
                 self._used(name).audio.take(audio_seconds)
 
     def _used(self, adapter: str) -> Usage:

@@ -53,6 +53,10 @@ class Allowance:
         if not math.isinf(self.most):
             self.left -= amount
 
+    def give(self, amount: float) -> None:
+        """Give back what was taken and not used."""
+        self.left = min(self.most, self.left + amount)
+
 
 class Usage:
     """Use of the server by one tenant, or of one adapter. Not thread-safe."""

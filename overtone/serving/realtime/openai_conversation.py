@@ -203,7 +203,8 @@ class OpenAiConversation:
         """Request of settings that the client may use. Raises RequestError, and errors of the service."""
         endpointing = self.settings.stream.endpointing
         request = recognition_request(session, endpointing, prompt_boost=self.settings.prompt_boost)
-        self.service.check(request, self.metadata, self.call)
+        running = self.stream.adapters if self.stream is not None else ()
+        self.service.check(request, self.metadata, self.call, running=running)
         return request
 
     async def close_stream(self) -> None:

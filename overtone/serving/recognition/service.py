@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import IO, Any, Protocol, Self
@@ -23,7 +23,7 @@ from overtone.serving.auth.guard import Guard, Metadata
 from overtone.serving.auth.quotas import Quotas
 from overtone.serving.auth.rates import rank_of
 from overtone.serving.engine.engine import Engine, EngineState, Samples
-from overtone.serving.errors import LanguageError, RequestError, UnknownModelError
+from overtone.serving.errors import AccessError, LanguageError, RequestError, UnknownModelError
 from overtone.serving.recognition.decoding import DecodingThreads, HeldAudio
 from overtone.serving.recognition.offline import Recognition, head_of, recognise, recognise_in_parts
 from overtone.serving.recognition.request import MULTILINGUAL, Call, RecognitionRequest, understands
@@ -140,9 +140,12 @@ class RecognitionService:
         """Note the tenant of a caller whose token is valid, before anything is waited for. Raises AccessError."""
         call.tenant = self.guard.admit(metadata)
 
-    def check(self, request: RecognitionRequest, metadata: Metadata, call: Call) -> None:
+    def check(
+        self, request: RecognitionRequest, metadata: Metadata, call: Call, *, running: Sequence[str] = ()
+    ) -> None:
         """Note the adapters of a request that may use them, that exist, and whose quotas leave room for it.
 
+        running: adapters of a stream that is the caller's own and goes on; it has its places.
         Raises LanguageError, UsageError, AccessError or UnknownModelError.
         """
         self.told_language(request)
@@ -154,7 +157,11 @@ class RecognitionService:
                 self.store.entry(name)
         except AdapterError as error:
             raise self.unknown_model(request.model or "+".join(names), metadata) from error
-        self.quotas.admit(names)
+        try:
+            self.quotas.admit([name for name in names if name not in running])
+        except AccessError:
+            call.adapter = call.adapter or "+".join(names)  # for the record of the refusal
+            raise
         call.adapter = "+".join(names)
         call.rank = rank_of((self.guard.priority(call.tenant), *self.quotas.priorities(names)))
         has_tasks = self.engine.model.head.prompts is not None

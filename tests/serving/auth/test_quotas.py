@@ -10,14 +10,15 @@ import pytest
 grpc = pytest.importorskip("grpc", reason="the serving extra is not installed")
 pytest.importorskip("starlette", reason="the serving extra is not installed")
 
-from overtone.errors import UsageError  # noqa: E402
+from overtone.errors import AdapterError, UsageError  # noqa: E402
 from overtone.serving.auth.guard import hash_token  # noqa: E402
 from overtone.serving.auth.quotas import Quota, Quotas, QuotaTable, read_quotas  # noqa: E402
 from overtone.serving.auth.rates import rank_of  # noqa: E402
-from overtone.serving.errors import AccessError  # noqa: E402
+from overtone.serving.errors import AccessError, DrainingError, OverloadError  # noqa: E402
+from support.openai_client import client, speech  # noqa: E402
 from support.riva_service import METHODS, file_of, stream_requests  # noqa: E402
 from support.speaking_model import spoken  # noqa: E402
-from support.web_service import web_service  # noqa: E402
+from support.web_service import eventually, web_service  # noqa: E402
 
 
 def test_a_file_of_quotas(tmp_path: Path) -> None:
@@ -90,6 +91,25 @@ def test_places_and_rates_are_counted_in_each_adapter_or_in_none() -> None:
     quotas.admit(["a", "b"])
 
 
+def test_an_adapter_that_a_request_names_twice_is_counted_once() -> None:
+    quotas = Quotas(QuotaTable(others=Quota(sessions=2, audio_seconds_per_minute=60)))
+    with quotas.session(["a", "a"], audio_seconds=20.0), quotas.session(["a"]):
+        quotas.charge(["a", "a"], audio_seconds=20.0)
+    quotas.admit(["a"])
+
+
+@pytest.mark.parametrize("error", [AdapterError, DrainingError, OverloadError])
+def test_what_the_server_could_not_take_on_is_not_charged(error: type[Exception]) -> None:
+    quotas = Quotas(QuotaTable(others=Quota(sessions=1, requests_per_minute=1, audio_seconds_per_minute=60)))
+    for _ in range(5):
+        with pytest.raises(error), quotas.session(["a"], audio_seconds=60.0):
+            raise error("no room")
+    with pytest.raises(RuntimeError), quotas.session(["a"], audio_seconds=60.0):
+        raise RuntimeError
+    with pytest.raises(AccessError, match="'a' has used up its quota"):
+        quotas.admit(["a"])
+
+
 def test_both_ports_refuse_what_is_beyond_a_quota_and_go_on_with_other_adapters(tmp_path: Path) -> None:
     quotas, tokens = tmp_path / "quotas.yaml", tmp_path / "tokens.yaml"
     quotas.write_text("adapters: {swap: {audio_seconds_per_minute: 0.001, priority: high}}")
@@ -136,3 +156,17 @@ def test_a_file_that_breaks_while_the_server_runs_changes_nothing(
             assert service.server.quotas.table is before
             assert service.text(file_of(spoken("abc")), model="swap", token="u") == "bac"
             path.write_text(whole)
+
+
+def test_a_conversation_changes_its_settings_within_its_own_place(tmp_path: Path) -> None:
+    """What is open goes on: the only place of the adapter is the conversation's own."""
+    quotas = tmp_path / "quotas.yaml"
+    quotas.write_text("adapters: {swap: {sessions: 1, audio_seconds_per_minute: 0.001}}")
+    with web_service(tmp_path / "store", quotas=quotas, prompt_boost=0.0) as service, client(service) as opened:
+        opened.receive()
+        opened.update(turn_detection=None)
+        opened.say(speech("abc", 1.2))
+        eventually(lambda: service.server.quotas._usage["swap"].open == 1)
+        opened.update(turn_detection=None)
+        assert opened.committed()["transcript"] == "bac"
+    assert [event["type"] for event in opened.events].count("session.updated") == 2
