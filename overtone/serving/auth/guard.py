@@ -29,7 +29,7 @@ from typing import Any
 from overtone.adapters.adapter import check_name
 from overtone.errors import AdapterError, UsageError, did_you_mean
 from overtone.safe_yaml import read_values
-from overtone.serving.auth.rates import RATES, Usage, limits_of, read_count, read_priority, read_rate
+from overtone.serving.auth.rates import RATES, Usage, read_count, read_priority, read_rate
 from overtone.serving.errors import AccessError
 
 Metadata = Sequence[tuple[str, str | bytes]]
@@ -74,19 +74,15 @@ class Guard:
         self._admin = hash_token(admin_token) if admin_token else ""
         self._lock = threading.Lock()
         self._usage = {tenant.name: Usage(tenant) for tenant in (tenants or {}).values()}
-        self._priorities = priorities_of(tenants)
 
     def renew(self, *, tenants: Mapping[str, Tenant] | None, admin_token: str) -> None:
         """Take other tenants, tokens and limits from now on; what is open goes on and counts, with fresh rates."""
         named = {tenant.name: tenant for tenant in (tenants or {}).values()}
         with self._lock:
-            before = {tenant.name: tenant for tenant in (self.tenants or {}).values()}
             usage = {name: self._usage.get(name) or Usage(tenant) for name, tenant in named.items()}
-            for name in usage.keys() & before.keys():
-                if limits_of(named[name]) != limits_of(before[name]):
-                    usage[name].limit(named[name])
+            for name, tenant in named.items():
+                usage[name].limit(tenant)
             self._usage, self.tenants = usage, tenants
-            self._priorities = priorities_of(tenants)
             self._admin = hash_token(admin_token) if admin_token else ""
 
     @property
@@ -123,7 +119,8 @@ class Guard:
 
     def priority(self, tenant: str) -> str:
         """Priority of a tenant's requests, empty where it has none."""
-        return self._priorities.get(tenant, "")
+        usage = self._usage.get(tenant)
+        return "" if usage is None else usage.limits.priority
 
     @contextmanager
     def session(self, tenant: str, *, requests: int = 1) -> Iterator[None]:
@@ -136,7 +133,7 @@ class Guard:
             yield
             return
         with self._lock:
-            if usage.open >= usage.most_open:
+            if usage.open >= usage.limits.sessions:
                 raise AccessError(
                     f"'{tenant}' has {usage.open} calls and sessions open, as many as are allowed; end one first.",
                     fault="rate",
@@ -198,11 +195,6 @@ class Guard:
         if found is None:
             raise AccessError("A valid token is needed: Authorization: Bearer TOKEN.", fault="unauthenticated")
         return found
-
-
-def priorities_of(tenants: Mapping[str, Tenant] | None) -> dict[str, str]:
-    """Priority of each tenant, by its name."""
-    return {tenant.name: tenant.priority for tenant in (tenants or {}).values()}
 
 
 def presented_tokens(metadata: Metadata) -> set[str]:

@@ -26,7 +26,7 @@ from overtone.adapters.adapter import check_name
 from overtone.errors import AdapterError, UsageError, did_you_mean
 from overtone.safe_yaml import read_values
 from overtone.serving.auth.guard import read_text
-from overtone.serving.auth.rates import RATES, Usage, limits_of, read_count, read_priority, read_rate
+from overtone.serving.auth.rates import RATES, Usage, read_count, read_priority, read_rate
 from overtone.serving.errors import AccessError, DrainingError, OverloadError
 
 NOT_TAKEN = (AdapterError, DrainingError, OverloadError)
@@ -70,10 +70,9 @@ class Quotas:
     def renew(self, table: QuotaTable | None) -> None:
         """Take other quotas from now on; what is open goes on and counts, with fresh rates where limits changed."""
         with self._lock:
-            before, self.table = self.table, table or QuotaTable()
+            self.table = table or QuotaTable()
             for name, usage in self._usage.items():
-                if limits_of(self.table.of(name)) != limits_of(before.of(name)):
-                    usage.limit(self.table.of(name))
+                usage.limit(self.table.of(name))
 
     def priorities(self, adapters: Sequence[str]) -> tuple[str, ...]:
         """Priority of each adapter, empty where it has none."""
@@ -128,7 +127,7 @@ class Quotas:
 
 def check_room(adapter: str, usage: Usage) -> None:
     """Raises AccessError where an adapter's quota leaves no room for another request now."""
-    if usage.open >= usage.most_open:
+    if usage.open >= usage.limits.sessions:
         raise AccessError(
             f"The adapter '{adapter}' has {usage.open} recordings and streams running, as many as its quota allows; "
             "try again when one has ended.",

@@ -29,6 +29,9 @@ class Limits(Protocol):
     @property
     def sessions(self) -> float: ...
 
+    @property
+    def priority(self) -> str: ...
+
 
 class Allowance:
     """A rate that may be overdrawn: use is counted when it is known, and the next request waits for it."""
@@ -64,21 +67,28 @@ class Usage:
     def __init__(self, limits: Limits) -> None:
         self.open = 0
         """Calls, transcriptions and sessions that are open."""
-        self.limit(limits)
+        self.limits = limits
+        self.refill()
 
     def limit(self, limits: Limits) -> None:
-        """Set the limits, with fresh rates; what is open still counts."""
-        self.requests = Allowance(limits.requests_per_minute)
-        self.audio = Allowance(limits.audio_seconds_per_minute)
-        self.most_open = limits.sessions
+        """Set the limits, with fresh rates where a number of them is another one; what is open still counts."""
+        changed = numbers_of(limits) != numbers_of(self.limits)
+        self.limits = limits
+        if changed:
+            self.refill()
+
+    def refill(self) -> None:
+        """Begin with fresh rates."""
+        self.requests = Allowance(self.limits.requests_per_minute)
+        self.audio = Allowance(self.limits.audio_seconds_per_minute)
 
     def wait(self) -> float:
         """Seconds until another request may come; 0 if it is now."""
         return max(self.requests.wait(1.0), self.audio.wait(1.0))
 
 
-def limits_of(limits: Limits) -> tuple[float, ...]:
-    """Limits of a tenant or an adapter, to be compared."""
+def numbers_of(limits: Limits) -> tuple[float, ...]:
+    """Rates and places of a tenant or an adapter, to be compared."""
     return (limits.requests_per_minute, limits.audio_seconds_per_minute, limits.sessions)
 
 

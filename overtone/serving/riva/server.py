@@ -120,8 +120,8 @@ def channel_options(settings: ServerSettings) -> list[tuple[str, int]]:
     """
     most = min(settings.limits.max_bytes + ENVELOPE, LARGEST_OPTION)
     channels = most_connections("grpc", settings.max_channels)
-    resting = SCARCE_SECONDS if channels < settings.max_channels else RESTING_SECONDS
-    opening = SCARCE_SECONDS if channels < settings.max_channels else settings.opening_seconds
+    scarce = channels < settings.max_channels
+    resting, opening = (SCARCE_SECONDS, SCARCE_SECONDS) if scarce else (RESTING_SECONDS, settings.opening_seconds)
     return [
         ("grpc.max_receive_message_length", most),
         ("grpc.max_send_message_length", most),
