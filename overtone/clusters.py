@@ -14,6 +14,10 @@ from overtone.errors import UsageError
 LOG = logging.getLogger("overtone.clusters")
 HERE = "here"
 """Address without one: this machine's cluster where one runs, else a new one."""
+STARTS = 3
+"""So often a new cluster is started: Ray waits 30 seconds for its node, and a busy machine may need more."""
+LATE = "timed out during startup"
+"""A part of Ray's message where its node came too late. Ray raises it as a bare Exception."""
 
 
 def check_ray() -> None:
@@ -30,7 +34,7 @@ def cluster(address: str | None = HERE, **options: Any) -> Iterator[bool]:
 
     A connection that this process has is used, and stays. address: `host:port`, `auto` for the cluster of this machine,
     HERE or None for that one or a new one, `local` for a new one. options: of `ray.init`. Raises UsageError without
-    Ray, and where there is no cluster at the address.
+    Ray, where there is no cluster at the address, and where a new one does not start.
     """
     check_ray()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
@@ -42,8 +46,9 @@ def cluster(address: str | None = HERE, **options: Any) -> Iterator[bool]:
     place = None if address in (None, HERE) else address
     if place in (None, "local"):
         options = {"include_dashboard": False, **options}
+    options |= {"log_to_driver": False, "logging_level": logging.WARNING}
     try:
-        context = ray.init(address=place, log_to_driver=False, logging_level=logging.WARNING, **options)
+        context = started(place, options)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UsageError(f"There is no Ray cluster at '{address}': {error}") from error
     joined = context.address_info["address"]
@@ -52,3 +57,36 @@ def cluster(address: str | None = HERE, **options: Any) -> Iterator[bool]:
         yield place in (None, "local")
     finally:
         ray.shutdown()
+
+
+def started(place: str | None, options: dict[str, Any]) -> Any:
+    """Call `ray.init`. A new cluster whose node comes too late is ended, and started again.
+
+    place: the address for Ray. Returns Ray's context. Raises UsageError where STARTS nodes came too late, and what
+    `ray.init` raises.
+    """
+    import ray
+
+    for start in range(1, STARTS + 1):
+        try:
+            return ray.init(address=place, **options)
+        except Exception as error:
+            if LATE not in str(error):
+                raise
+            end_node(error)
+            LOG.info("Ray's node came too late (start %d of %d)", start, STARTS)
+    raise UsageError(
+        f"Ray started no cluster here: its node came too late {STARTS} times. The machine is too busy, or has too "
+        "little memory; Ray's logs are in /tmp/ray/session_latest/logs. Try again later, or name a cluster that runs"
+    )
+
+
+def end_node(error: BaseException) -> None:
+    """End the processes of the node in whose constructor the error was raised. Nobody else holds it then."""
+    trace = error.__traceback__
+    while trace is not None:
+        node: Any = trace.tb_frame.f_locals.get("self")
+        if hasattr(node, "kill_all_processes"):
+            node.kill_all_processes(check_alive=False, allow_graceful=False)
+            return
+        trace = trace.tb_next
