@@ -6,8 +6,9 @@ import asyncio
 import ctypes
 import os
 import sys
+from typing import Protocol
 
-from overtone.serving.engine.engine import Engine
+from overtone.serving.engine.engine import EngineState
 
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3
 """Parameters of glibc's `mallopt`, from its malloc.h."""
@@ -19,6 +20,12 @@ EVERY = 60.0
 QUIET = 0.05
 """Seconds between two looks at the engine while it computes."""
 OF_THE_USER = ("MALLOC_", "GLIBC_TUNABLES")
+
+
+class HasState(Protocol):
+    """An engine, or several."""
+
+    def state(self) -> EngineState: ...
 
 
 def keep_freed_memory() -> bool:
@@ -39,7 +46,7 @@ def give_back() -> None:
     ctypes.CDLL(None).malloc_trim(0)
 
 
-async def give_back_now_and_then(engine: Engine, *, every: float = EVERY) -> None:
+async def give_back_now_and_then(engine: HasState, *, every: float = EVERY) -> None:
     """Give memory that no forward takes again back to the kernel, each time in a moment when nothing is computed.
 
     Lasting objects lie scattered among short-lived ones, so that batches of other shapes find no room and take fresh

@@ -69,10 +69,14 @@ def visible_adapters(store: AdapterStore, guard: Guard, metadata: Metadata) -> I
         yield entry
 
 
-def list_visible(store: AdapterStore, guard: Guard, metadata: Metadata, *, base: str) -> str:
-    """Names of the base and of the adapters that the caller may use, for a message. base: the base's name."""
-    names = [
+def visible_names(store: AdapterStore, guard: Guard, metadata: Metadata, *, base: str) -> list[str]:
+    """Names of the base and of the adapters that the caller may use. base: the base's name."""
+    return [
         model_name(base, ()),
         *(model_name(base, [entry.name]) for entry in visible_adapters(store, guard, metadata)),
     ]
+
+
+def join_listed(names: Sequence[str]) -> str:
+    """Names in one line, for a message."""
     return ", ".join(names[:LISTED]) + (f" … {len(names)} in all" if len(names) > LISTED else "")
