@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from torch import Tensor
 
 pytest.importorskip("starlette", reason="the serving extra is not installed")
 grpc = pytest.importorskip("grpc", reason="the serving extra is not installed")
@@ -25,20 +24,12 @@ from overtone.serving.settings import BaseSettings  # noqa: E402
 from support.openai_client import client as openai_client  # noqa: E402
 from support.openai_client import speech as openai_speech  # noqa: E402
 from support.riva_service import file_of, finals_of, raw_config, refusal, stream_requests  # noqa: E402
-from support.speaking_model import LETTERS, SpeakingModel, pcm16, put_adapter, spoken  # noqa: E402
+from support.speaking_model import Contrary, SpeakingModel, pcm16, put_adapter, spoken  # noqa: E402
 from support.web_service import SETTINGS, WebService, web_service  # noqa: E402
 
 ADMIN = "an-administrators-token"
 SAID = file_of(spoken("abc"))
 Code = grpc.StatusCode
-
-
-class Contrary(SpeakingModel):
-    """Hears the last letter for the first one, and so on: `hgf` for `abc`; with `swap`, `ghf`."""
-
-    def recognise(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        log_probs, frames = super().recognise(mel, lengths)
-        return log_probs[..., [0, *range(len(LETTERS) - 1, 0, -1), len(LETTERS)]], frames
 
 
 @pytest.fixture(scope="module")

@@ -118,7 +118,7 @@ def app(arguments: Mapping[str, Any]) -> Any:
     given = {name: read(name, value, known[name]) for name, value in arguments.items()}
     if "bases" in given:
         if both := OF_BASE & given.keys():
-            raise UsageError(f"'{sorted(both)[0]}' stands in each entry of 'bases', not beside it.")
+            raise UsageError(f"'{min(both)}' stands in each entry of 'bases', not beside it.")
         given |= {**given["bases"][0], "more": tuple(BaseSettings(**own) for own in given["bases"][1:])}
     settings = ServerSettings(
         **{
