@@ -277,6 +277,20 @@ def test_tenants_are_not_told_of_bases_by_adapters_that_they_may_not_use(tmp_pat
         assert unknown.status == 403
 
 
+def test_a_tenant_may_have_an_adapter_on_one_base_alone(tmp_path: Path) -> None:
+    german, tokens, token = tmp_path / "german", tmp_path / "tokens.yaml", "a" * 32
+    put_adapter(Contrary(), "swap", german)
+    tokens.write_text(f"tenants: {{anna: {{tokens: ['{hash_token(token)}'], adapters: ['contrary:swap']}}}}\n")
+    more = BaseSettings(model="", base="contrary", adapters=german)
+    with web_service(tmp_path / "english", more=[(more, Contrary())], tokens=tokens) as service:
+        assert service.text(SAID, model="swap", token=token) == "ghf"
+        assert [service.transcribe(SAID, model=f"tones:{name}", token=token).status for name in ("swap", "other")] == [
+            403, 403,
+        ]  # fmt: skip
+        listed = [own["id"] for own in service.get("/v1/models", token=token).json["data"]]
+        assert listed == ["tones", "contrary", "contrary+swap"]
+
+
 @pytest.mark.parametrize(
     ("names", "told"),
     [(("tones", "tones"), "Two bases are called 'tones'"), (("tones", "base"), "'base'"), (("a+b", "c"), "'a+b'")],

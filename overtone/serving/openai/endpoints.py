@@ -256,14 +256,15 @@ class Models:
 
     def visible(self, service: RecognitionService, request: Request) -> tuple[AdapterEntry, ...]:
         """Usable adapters of a base that the caller may use. Raises AccessError."""
-        return tuple(visible_adapters(service.store, service.guard, metadata_of(request)))
+        return tuple(visible_adapters(service.store, service.guard, metadata_of(request), base=service.base))
 
     def learns(self, request: Request, entry: AdapterEntry) -> bool:
         """Tell whether an adapter would learn from the caller's corrections."""
         if not self.requests.settings.learn or entry.source == "model":
             return False
         try:
-            self.bases.first.guard.authorise_learning(metadata_of(request), entry.name)
+            first = self.bases.first
+            first.guard.authorise_learning(metadata_of(request), entry.name, base=first.base)
         except AccessError:
             return False
         return True

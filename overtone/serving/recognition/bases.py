@@ -17,7 +17,7 @@ from overtone.serving.adapter_store.store import BASE_NAMES
 from overtone.serving.auth.guard import Metadata
 from overtone.serving.engine.engine import EngineState
 from overtone.serving.engine.stats import total
-from overtone.serving.errors import LanguageError, RequestError, UnknownModelError
+from overtone.serving.errors import AccessError, LanguageError, RequestError, UnknownModelError
 from overtone.serving.recognition.request import Call, RecognitionRequest
 from overtone.serving.recognition.service import RecognitionService
 
@@ -77,7 +77,23 @@ class Bases:
 
     def holders(self, names: Sequence[str]) -> list[RecognitionService]:
         """Bases whose stores hold all of these adapters."""
-        return [service for service in self if all(name in service.store for name in names)]
+        return [service for service in self if service.holds(names)]
+
+    def permitted(self, names: Sequence[str], metadata: Metadata) -> list[RecognitionService]:
+        """Bases on which the caller may use all of these adapters. Raises AccessError where there is none."""
+        found: list[RecognitionService] = []
+        refusal: AccessError | None = None
+        for service in self:
+            try:
+                for name in names:
+                    service.guard.authorise(metadata, name, base=service.base)
+            except AccessError as error:
+                refusal = error
+            else:
+                found.append(service)
+        if refusal is not None and not found:
+            raise refusal
+        return found
 
     def unknown_model(self, name: str, metadata: Metadata) -> UnknownModelError:
         """Error that lists the models of all bases which the caller may use."""
@@ -115,9 +131,7 @@ class Bases:
         if (named := of_model or of_adapter) is not None:
             return named
         names = tuple(dict.fromkeys((*names, *more)))
-        for name in names:
-            self.first.guard.authorise(metadata, name)
-        candidates = self.holders(names)
+        candidates = [service for service in self.permitted(names, metadata) if service.holds(names)]
         if not candidates:
             raise self.unknown_model(request.model or request.adapter, metadata)
         if len(candidates) == 1:

@@ -155,7 +155,7 @@ class RecognitionService:
         self.told_language(request)
         names = chosen_adapters(self.resolve(request.model), self.resolve(request.adapter), self.base)
         for name in names:
-            self.guard.authorise(metadata, name)
+            self.guard.authorise(metadata, name, base=self.base)
         try:
             for name in names:
                 self.store.entry(name)
@@ -182,6 +182,10 @@ class RecognitionService:
     def resolve(self, name: str) -> str:
         """Model that a name means: that of an alias, or itself."""
         return self.aliases.get(name, name)
+
+    def holds(self, names: Sequence[str]) -> bool:
+        """Tell whether all of these adapters are in the store."""
+        return all(name in self.store for name in names)
 
     def is_known(self, name: str) -> bool:
         """Tell whether a name is an alias or an adapter."""

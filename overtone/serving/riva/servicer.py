@@ -125,7 +125,8 @@ class RivaServicer:
             response = ConfigResponse()
             named, wanted = self.bases.place(asked)
             for service in self.bases if named is None else [named]:
-                for entry in [None, *visible_adapters(service.store, service.guard, metadata)]:
+                visible = visible_adapters(service.store, service.guard, metadata, base=service.base)
+                for entry in [None, *visible]:
                     names = () if entry is None else (entry.name,)
                     if asked and wanted != names:
                         continue
