@@ -87,8 +87,7 @@ class OpenAiConversation:
     stream: StreamSession | None = None
     request: RecognitionRequest | None = None
     """Request of the settings; None until they are made."""
-    service: RecognitionService = field(init=False)
-    """Of the base that the settings choose; the first one's until they are made."""
+    service: RecognitionService = field(init=False)  # of the base that the settings choose, else of the first one
     mask: Callable[[str], str] = str
     item: Item = field(default_factory=Item)
     last_item: str | None = None
