@@ -19,7 +19,7 @@ from websockets.sync.client import connect  # noqa: E402
 from overtone.errors import UsageError  # noqa: E402
 from overtone.serving.auth.guard import hash_token  # noqa: E402
 from overtone.serving.riva import protobuf  # noqa: E402
-from overtone.serving.server import Server  # noqa: E402
+from overtone.serving.server import Server, share  # noqa: E402
 from overtone.serving.settings import BaseSettings  # noqa: E402
 from support.openai_client import client as openai_client  # noqa: E402
 from support.openai_client import speech as openai_speech  # noqa: E402
@@ -249,16 +249,34 @@ def test_health_and_metrics_tell_of_each_base(service: WebService, channel: Any)
     assert service.calls[-2].base == "contrary"
     assert service.get("/v1/health/ready").json["bases"] == ["tones", "contrary"]
 
-    def status(name: str) -> int:
-        check = channel.unary_unary(
-            f"/{protobuf.HEALTH_SERVICE}/Check",
-            protobuf.HealthCheckRequest.SerializeToString,
-            protobuf.HealthCheckResponse.FromString,
-        )
-        return int(check(protobuf.HealthCheckRequest(service=name), timeout=60).status)
+    assert [health(channel, name) for name in ("", "tones", "contrary")] == [protobuf.SERVING] * 3
+    assert refusal(lambda: health(channel, "elsewhere"))[0] is Code.NOT_FOUND
 
-    assert [status(name) for name in ("", "tones", "contrary")] == [protobuf.SERVING] * 3
-    assert refusal(lambda: status("elsewhere"))[0] is Code.NOT_FOUND
+
+def test_a_base_that_does_not_work_is_named(service: WebService, channel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = service.server.served[1].engine
+    broken = replace(engine.state(), alive=False)
+    monkeypatch.setattr(engine, "state", lambda: broken)
+    answer = service.get("/v1/health/ready")
+    assert (answer.status, answer.error["message"]) == (503, "Not ready: base 'contrary': the worker does not run.")
+    assert [health(channel, name) for name in ("", "tones", "contrary")] == [
+        protobuf.NOT_SERVING, protobuf.SERVING, protobuf.NOT_SERVING,
+    ]  # fmt: skip
+    assert service.text(SAID, model="tones") == "abc"
+
+
+def health(channel: Any, name: str) -> int:
+    """Status of a service of gRPC's health."""
+    check = channel.unary_unary(
+        f"/{protobuf.HEALTH_SERVICE}/Check",
+        protobuf.HealthCheckRequest.SerializeToString,
+        protobuf.HealthCheckResponse.FromString,
+    )
+    return int(check(protobuf.HealthCheckRequest(service=name), timeout=60).status)
+
+
+def test_bases_share_the_threads() -> None:
+    assert [share(*given) for given in ((8, 1), (8, 3), (1, 4))] == [8, 2, 1]
 
 
 def test_tenants_are_not_told_of_bases_by_adapters_that_they_may_not_use(tmp_path: Path) -> None:
