@@ -37,9 +37,9 @@ class Named:
     """An adapter that an administrator's request names, and the place that it belongs to."""
 
     service: RecognitionService
-    """Of its base."""
+    """Service of its base."""
     name: str
-    """Its own, without the base's."""
+    """The adapter's own name, without the base's."""
     base: str
     """Name of the base where there are several, for the answer; else empty."""
 

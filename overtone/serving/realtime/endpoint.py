@@ -76,7 +76,7 @@ class Realtime:
         self.requests = requests
         self.bases = requests.bases
         self.service = self.bases.first
-        """What all bases share: guard, threads, the server's end."""
+        """The first base's; all of them share guard, threads and the server's end."""
         self.settings = requests.settings
         self.secrets = Secrets()
         self.openai_secrets = OpenAiSecrets(self.settings.stream.endpointing)

@@ -120,7 +120,10 @@ class Bases:
         return service
 
     def find(self, request: RecognitionRequest, metadata: Metadata) -> RecognitionService:
-        """Service of the base that a request means among several. Raises as `choose`."""
+        """Service of the base that a request means among several.
+
+        Raises RequestError, UnknownModelError, LanguageError or AccessError, as `choose`.
+        """
         of_model, names = self.place(request.model)
         of_adapter, more = self.place(request.adapter)
         if of_model is not None and of_adapter not in (None, of_model):

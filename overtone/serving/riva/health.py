@@ -49,7 +49,7 @@ class Health:
 
     def __init__(self, bases: HasBases) -> None:
         self.asked: dict[str, HasState] = {**bases.apart, **dict.fromkeys(SERVICES, bases)}
-        """What a service's name in a check asks for."""
+        """Engines that a check asks for, by the service's name in it."""
         self.closing = False
         """Set when the server stops, so that watches do not keep it waiting."""
         self._waiting: dict[asyncio.Timeout, None] = {}

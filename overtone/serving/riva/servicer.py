@@ -60,7 +60,7 @@ class RivaServicer:
     def __init__(self, bases: Bases, settings: ServerSettings, *, on_call: OnCall) -> None:
         self.bases = bases
         self.service = bases.first
-        """What all bases share: guard, tenants, the server's end."""
+        """The first base's; all of them share guard, tenants and the server's end."""
         self.settings = settings
         self.on_call = on_call
         self.open = 0
