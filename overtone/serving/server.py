@@ -251,7 +251,8 @@ async def run(server: Server, started: Started, *, keeps_memory: bool) -> bool:
     listen_to_signals(ending)
     addresses = await server.start()
     reloads = reload_at_hangup(server)
-    tidying = asyncio.create_task(give_back_now_and_then(server.bases)) if keeps_memory else None
+    engines = [base.engine for base in server.served]
+    tidying = asyncio.create_task(give_back_now_and_then(*engines)) if keeps_memory else None
     warn_of_openness(server)
     started(server, addresses)
     await ending.wait()
