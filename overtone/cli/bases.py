@@ -95,7 +95,7 @@ def by_base(option: str, texts: Sequence[str], names: Sequence[str]) -> Mapping[
     found: dict[str, str] = {}
     for text in texts:
         head, equals, rest = text.partition("=")
-        name, value = (head, rest) if equals and head in names else ("", text)
+        name, value = (head, rest) if head and equals and head in names else ("", text)
         if len(names) > 1:
             if equals and not name and "/" not in head:
                 known = ", ".join(names)
