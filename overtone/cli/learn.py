@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from overtone.cli.arguments import number
 from overtone.cli.screen import note
@@ -163,7 +165,7 @@ def list_versions(folder: Path, *, as_json: bool) -> int:
         ]
         print(json.dumps(rows, indent=2, ensure_ascii=False))
         return 0
-    table = [["version", "from", "part", "corrections", "held-out WER", "made", ""]]
+    table = [["version", "from", "part", "corrections", "recordings", "held-out WER", "made", ""]]
     for version, acts in zip(every, is_current, strict=True):
         own = version.learning
         held = own.get("held_out")
@@ -171,11 +173,17 @@ def list_versions(folder: Path, *, as_json: bool) -> int:
         parent = "" if version.parent is None else str(version.parent)
         what = str(own.get("part", "as it came"))
         made = str(own.get("made", ""))
-        table.append(
-            [str(version.number), parent, what, str(own.get("corrections", "")), rates, made, "acts" if acts else ""]
-        )
+        counts = [str(own.get("corrections", "")), describe_recordings(own)]
+        table.append([str(version.number), parent, what, *counts, rates, made, "acts" if acts else ""])
     print("\n".join(columns(table)))
     return 0
+
+
+def describe_recordings(card: Mapping[str, Any]) -> str:
+    """How many corrections of a version had a recording, and how many its acoustic part was trained and judged on."""
+    heard = str(card.get("audio_lines", ""))
+    trained = f" ({card['trained_lines']} trained, {card['judged_lines']} judged)" if "trained_lines" in card else ""
+    return heard + trained
 
 
 def back(folder: Path, wanted: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -136,6 +136,7 @@ class Learner:
         facts = {} if choice.is_crossed else judged(choice.before, choice.after)
         adapter.card = {**adapter.card, "words": {**part.describe(), **facts}}
         learnt = {"corrections": len(every), "journal_lines": lines, "learnt": digest_of(every)}
+        learnt["audio_lines"] = sum(own.audio is not None for own in every)
         return self.write(adapter, parent, part="words", facts={**learnt, **facts})
 
     def bear_general_speech(
@@ -184,9 +185,18 @@ class Learner:
             self.model.adapters.remove(self.name)
         return None if version is None else self.model.adapters.load(version.folder, name=self.name)
 
-    def write(self, adapter: Adapter, parent: Version | None, *, part: str, facts: Mapping[str, Any]) -> Version:
+    def write(
+        self,
+        adapter: Adapter,
+        parent: Version | None,
+        *,
+        part: str,
+        facts: Mapping[str, Any],
+        recordings: Iterable[str] | None = None,
+    ) -> Version:
         """Keep the adapter as the next version, and put it in the place of the one before.
 
+        recordings: ids of the corrections that a new acoustic part was made of; None: it is that of the one before.
         Raises ChangedError where something else is in that place.
         """
         number = self.versions.next_number()
@@ -202,6 +212,8 @@ class Learner:
             },
         }
         self.model.adapters.save(adapter.name, self.versions.folder / str(number))
+        if recordings is not None:
+            self.versions.note_recordings(number, recordings)
         version = self.versions.read(number)
         if not self.versions.has_in_place(parent):
             shutil.rmtree(version.folder)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ from overtone.adapters.storage import (
     replace_contents,
 )
 from overtone.errors import AdapterError, UsageError
-from overtone.files import clean_leftovers, lock, write_failure
+from overtone.files import clean_leftovers, lock, replace_file, write_failure
 from overtone.learning.corrections import SUFFIX, Corrections, digest_of
 
 VERSIONS = "versions"
@@ -41,6 +41,8 @@ TRIES_OF_WORDS = 3
 CARD = "learning"
 """The key of a card under which a version says what it is."""
 FILES = (WORDS, PARAMETERS, DESCRIPTION)
+RECORDINGS = "recordings.txt"
+"""In a version's folder: the corrections whose recordings its acoustic part was made of, an id a line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +118,32 @@ class Versions:
         named = description["card"].get(CARD, {})
         number = named.get("version") if isinstance(named, dict) else None
         return next((version for version in found if version.number == number), found[-1] if found else None)
+
+    def note_recordings(self, number: int, ids: Iterable[str]) -> None:
+        """Write down what a version's acoustic part was made of. Raises AdapterError where that fails."""
+        path = self.folder / str(number) / RECORDINGS
+        try:
+            with replace_file(path) as file:
+                file.write("".join(f"{own}\n" for own in sorted(ids)).encode())
+        except OSError as error:
+            raise AdapterError(write_failure(path, error)) from error
+
+    def recordings_of(self, version: Version, store: Corrections) -> set[str]:
+        """Ids of the corrections whose recordings a version's acoustic part was made of.
+
+        It may be that of a version before. One that has no list of them was made of the first lines of the journal.
+        """
+        lines, own = version.acoustic_lines, version
+        while own.learning:
+            try:
+                return set((own.folder / RECORDINGS).read_text("utf-8").split())
+            except FileNotFoundError:
+                if own.parent is None or own.learning.get("part") == "acoustic":
+                    break
+                own = self.read(own.parent)
+            except (OSError, UnicodeDecodeError) as error:
+                raise AdapterError(f"{own.folder / RECORDINGS} cannot be read: {error}. Remove it.") from error
+        return {each.id for each in store.read(lines) if each.audio is not None}
 
     def next_number(self) -> int:
         """The number of the next version."""
