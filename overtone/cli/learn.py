@@ -110,11 +110,12 @@ def learn(arguments: argparse.Namespace, folder: Path) -> None:
     model = load(arguments.model, "cpu")
     learner = Learner(model=model, folder=folder, say=note)
     learner.check_base()
-    corrections = [
-        own
-        for name in arguments.corrections
-        for own in read_corrections(Path(name).expanduser(), model, policy=arguments.unwritable)
-    ]
+    with learner.writing():
+        corrections = [
+            own
+            for name in arguments.corrections
+            for own in read_corrections(Path(name).expanduser(), model, policy=arguments.unwritable)
+        ]
     given = {
         "acoustic": False if arguments.words_only else None,
         "kind": arguments.kind,
@@ -124,7 +125,7 @@ def learn(arguments: argparse.Namespace, folder: Path) -> None:
         "kappa": arguments.kappa,
         "hours": arguments.hours,
     }
-    read_settings(folder)
+    learner.check_general(given["general"] or read_settings(folder).general)
     with model.evaluating():
         settings = remember(folder, **{key: own for key, own in given.items() if key != "acoustic"})
         if arguments.words_only or arguments.background:

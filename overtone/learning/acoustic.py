@@ -24,6 +24,7 @@ from overtone.data.vocabulary import check_vocabulary
 from overtone.errors import DataError
 from overtone.learning.corrections import Learnt
 from overtone.models.asr_model import AsrModel
+from overtone.models.vocabulary import tokenizer_of
 from overtone.training.train import train
 
 LEAST_RECORDINGS = 4
@@ -80,7 +81,7 @@ def heard_in_training(model: AsrModel, corrections: Sequence[Learnt]) -> list[Le
 def replayed(model: AsrModel, manifests: Sequence[str], count: int) -> list[Utterance]:
     """A draw of the speech that was learnt before, the same for the same speech. Raises DataError."""
     every = [own for path in manifests for own in read_manifest(Path(path).expanduser())]
-    report = check_vocabulary(model.tokenizer, every)
+    report = check_vocabulary(tokenizer_of(model), every)
     strange = set() if report is None else set(report.utterances)
     usable = [own for place, own in enumerate(every) if place not in strange]
     if not usable:
@@ -153,10 +154,10 @@ def train_acoustic_part(
 
 def find_unusable(model: AsrModel, utterances: Sequence[Utterance]) -> set[int]:
     """The places of utterances that are too short for their texts, which a training leaves out."""
-    head = model.head
+    head, tokenizer = model.head, tokenizer_of(model)
     problems = unusable_transcripts(
         utterances,
-        [model.tokenizer.encode(own.text or "", own.language) for own in utterances],
+        [tokenizer.encode(own.text or "", own.language) for own in utterances],
         seconds_per_frame=model.seconds_per_frame,
         frames_needed=head.frames_needed,
         most_tokens=None if head.prompts is None else head.prompts.most_tokens,

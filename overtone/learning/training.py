@@ -71,24 +71,32 @@ class AcousticLearner:
         lines = len(self.store.lines())
         if current is None or self.was_changed:
             return None
-        heard = ids_of_heard(self.store.read(lines))
+        with self.learner.writing(current):
+            corrections = self.learner.read(lines)
+        heard = ids_of_heard(corrections)
         if heard == self.judged:
             return None
         if not heard - self.versions.recordings_of(current, self.store):
             if self.judged is None:
                 self.learner.say("Acoustic part: no new recordings")
             return None
-        if reason := enough_for_training(self.store.read(lines)):
+        if reason := enough_for_training(corrections):
             self.learner.say(f"Acoustic part: not yet, there are {reason}")
             return None
         return lines
 
     def train(self, lines: int) -> Version | None:
         """One training, on so many lines of the journal; the version, if it is kept."""
-        say, folder, name = self.learner.say, self.learner.folder, self.learner.name
         current = self.versions.current()
         assert current is not None
-        corrections = self.store.read(lines)
+        self.learner.check_general(self.settings.general, current.folder)
+        with self.learner.writing(current):
+            return self.train_on(lines, current)
+
+    def train_on(self, lines: int, current: Version) -> Version | None:
+        """The same, in a block of the adapter's tokens. current: the version to go on from."""
+        say, folder, name = self.learner.say, self.learner.folder, self.learner.name
+        corrections = self.learner.read(lines)
         self.judged = ids_of_heard(corrections)
         replay = self.find_replay(current, len(corrections))
         stored = read_folder(current.folder, self.model.adapters.identity())
@@ -197,7 +205,7 @@ class AcousticLearner:
     def blind_words(self, current: Version, words: WordPart | None, corrections: Sequence[Learnt]) -> WordPart | None:
         """Today's words as they would be without the held-out corrections, by which the acoustic part is judged."""
         origin = self.learner.words_of(self.learner.origin_of(current))
-        known = without_held_out(self.store.read(current.journal_lines), corrections)
+        known = without_held_out(self.learner.read(current.journal_lines), corrections)
         if words is None or not known:
             return origin
         return grow_part(self.model, origin, known, words)

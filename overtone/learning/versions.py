@@ -21,13 +21,17 @@ from overtone.adapters.storage import (
     DESCRIPTION,
     PARAMETERS,
     WORDS,
+    BaseIdentity,
     described_digest,
     read_description,
+    read_folder,
     replace_contents,
 )
+from overtone.adapters.tokenizer_files import TOKENIZER_FILES
 from overtone.errors import AdapterError, UsageError
 from overtone.files import clean_leftovers, lock, replace_file, write_failure
 from overtone.learning.corrections import SUFFIX, Corrections, digest_of
+from overtone.tokenizers import Tokenizer
 
 VERSIONS = "versions"
 LOCK, TRAINING_LOCK = "change.lock", "training.lock"
@@ -40,7 +44,7 @@ TRIES_OF_WORDS = 3
 """Adapters that something else puts in the place, one after the other, of which words are made."""
 CARD = "learning"
 """The key of a card under which a version says what it is."""
-FILES = (WORDS, PARAMETERS, DESCRIPTION)
+FILES = (*TOKENIZER_FILES, WORDS, PARAMETERS, DESCRIPTION)
 RECORDINGS = "recordings.txt"
 """In a version's folder: the corrections whose recordings its acoustic part was made of, an id a line."""
 
@@ -261,10 +265,12 @@ def find_step(versions: Versions, number: int | None) -> tuple[Version, Version]
     return current, versions.read(current.parent if number is None and current.parent is not None else number or 0)
 
 
-def refuse_own_vocabulary(folder: Path) -> None:
-    """Raises AdapterError for an adapter with a vocabulary of its own: corrections are read in the base's."""
-    if read_description(folder).get("vocabulary") is not None:
-        raise AdapterError(
-            f"'{folder.name}' has a vocabulary of its own, and corrections are read in the base's. Train it further on "
-            "their recordings, with model.adapter.start_from."
-        )
+def own_tokenizer(folder: Path, identity: BaseIdentity) -> Tokenizer | None:
+    """The tokenizer of an adapter with a vocabulary of its own; None where it writes the base's tokens.
+
+    identity: of its base. Raises AdapterError for a folder that is damaged, or of another base.
+    """
+    if read_description(folder).get("vocabulary") is None:
+        return None
+    stored = read_folder(folder, identity)
+    return None if stored.vocabulary is None else stored.vocabulary.tokenizer
