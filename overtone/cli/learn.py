@@ -181,7 +181,7 @@ def list_versions(folder: Path, *, as_json: bool) -> int:
 
 
 def describe_recordings(card: Mapping[str, Any]) -> str:
-    """How many corrections of a version had a recording, and how many its acoustic part was trained and judged on."""
+    """The number of a version's corrections with a recording, and of those that its acoustic part had."""
     heard = str(card.get("audio_lines", ""))
     trained = f" ({card['trained_lines']} trained, {card['judged_lines']} judged)" if "trained_lines" in card else ""
     return heard + trained

@@ -51,7 +51,7 @@ class EarlierStep:
     """An adapter as it was at an earlier step of its training."""
 
     step: int
-    tensors: Mapping[str, Tensor]
+    tensors: dict[str, Tensor]
     """Parameters by name, with the shapes that the adapter's have."""
 
 

@@ -195,7 +195,7 @@ class AcousticLearner:
             return None
 
     def count_lines(self, corrections: Sequence[Learnt]) -> dict[str, int]:
-        """How many corrections have a recording, and how many of these an acoustic part is trained and judged on."""
+        """Numbers of corrections with a recording, and of those that the acoustic part is trained and judged on."""
         return {
             "audio_lines": len(ids_of_heard(corrections)),
             "trained_lines": len(heard_in_training(self.model, corrections)),

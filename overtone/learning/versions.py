@@ -136,6 +136,7 @@ class Versions:
         """Ids of the corrections whose recordings a version's acoustic part was made of.
 
         It may be that of a version before. One that has no list of them was made of the first lines of the journal.
+        Raises AdapterError for a list that cannot be read.
         """
         lines, own = version.acoustic_lines, version
         while own.learning:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -27,26 +25,9 @@ from overtone.learning.state import LearnSettings, read_settings, read_state, re
 from overtone.learning.training import learn
 from overtone.learning.versions import TRAINING_LOCK, Versions, go_back
 from overtone.models.asr_model import AsrModel
-from overtone.wer import ErrorCounts
+from support.learning_samples import SHORT, correction, judge_with, some
 from support.small_models import add_trained, small_model
 from support.train_samples import write_corpus
-
-SHORT = LearnSettings(steps=2)
-
-
-def correction(text: str, seconds: float = 1.5) -> Correction:
-    noise = np.random.default_rng(zlib.crc32(text.encode())).integers(-3000, 3000, round(seconds * 16_000))
-    return Correction(text=text, samples=noise.astype(np.int16))
-
-
-def held_out(text: str) -> bool:
-    return Learnt(id="", key="", text=text, language=None, audio=Path("x"), seconds=1.0).is_held_out
-
-
-def some(count: int, held: bool, word: str = "word") -> list[Correction]:
-    """Corrections that are held out, or are not."""
-    texts = (f"{word} {'abcdefghij'[place % 10]} {'klmnopqrst'[place // 10]} of ten" for place in range(100))
-    return [correction(text) for text in texts if held_out(text) is held][:count]
 
 
 @pytest.fixture(autouse=True)
@@ -64,17 +45,6 @@ def learner(tmp_path: Path) -> Learner:
 def lines(learner: Learner) -> list[str]:
     found: list[str] = learner.say.__self__  # type: ignore[attr-defined]
     return found
-
-
-def judge_with(monkeypatch: pytest.MonkeyPatch, *errors: int) -> None:
-    """Have the errors on held-out corrections be these, in turn."""
-    left = list(errors)
-
-    def count(*_: Any, **__: Any) -> ErrorCounts:
-        return ErrorCounts(substitutions=left.pop(0), deletions=0, insertions=0, hits=20)
-
-    for module in (learning, words_module):
-        monkeypatch.setattr(module, "count_errors", count)
 
 
 def test_words_come_first_and_the_acoustic_part_then(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,77 +81,6 @@ def test_what_is_worse_is_not_kept_and_counts_with_the_next(learner: Learner, mo
     first, second = learn(learner, [correction("one more")], SHORT)
     assert (first.parent, second.parent) == (words.number, first.number)
     assert second.acoustic_lines == 12
-
-
-def test_lines_that_are_removed_hide_no_recording(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lines that go and as many that come: the new recordings are trained on, what was heard before is not news."""
-    judge_with(monkeypatch, *[4] * 6)
-    given = [*some(5, held=False), *some(6, held=True)]
-    first = learn(learner, given, SHORT)[-1]
-    journal = learner.store.journal
-    written = journal.read_text("utf-8").splitlines(keepends=True)
-    journal.write_text("".join(written[2:]), "utf-8")
-    fresh = some(2, held=False, word="fresh")
-    made = learn(learner, fresh, SHORT)
-    assert len(learner.store.lines()) == first.acoustic_lines == 11
-    assert [own.learning["part"] for own in made] == ["words", "acoustic"]
-    assert learner.versions.recordings_of(made[-1], learner.store) == {own.id for own in learner.store.read()}
-    assert learn(learner, [], SHORT) == []
-    assert lines(learner)[-1] == "Acoustic part: no new recordings"
-    again = learner.add(given[:2], SHORT)
-    assert again is not None, "the words know them no longer"
-    assert [own.learning["part"] for own in learn(learner, [], SHORT)] == ["acoustic"]
-
-
-def test_lines_that_change_after_a_judgement_hide_no_recording(
-    learner: Learner, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of a part that was not kept: the same number of lines is not the same lines."""
-    judge_with(monkeypatch, 4, 5, 4, 4)
-    judge, times = learning.AcousticLearner.judge, []
-
-    def judge_and_change(*arguments: Any) -> Any:
-        made = judge(*arguments)
-        times.append(made)
-        if len(times) == 1:
-            learner.store.add(some(1, held=False, word="fresh"))
-            journal = learner.store.journal
-            left = [line for line in journal.read_text("utf-8").splitlines(keepends=True) if "say this" not in line]
-            journal.write_text("".join(left), "utf-8")
-        return made
-
-    monkeypatch.setattr(learning.AcousticLearner, "judge", judge_and_change)
-    made = learn(learner, [Correction(text="say this"), *some(5, held=False), *some(6, held=True)], SHORT)
-    assert len(learner.store.lines()) == 12
-    assert [own is None for own in times] == [True, False]
-    assert made[-1].learning["audio_lines"] == 12
-
-
-def test_a_version_without_a_list_of_recordings_has_heard_the_first_lines(
-    learner: Learner, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    judge_with(monkeypatch, 4, 4, 4, 4)
-    _, acoustic = learn(learner, [*some(5, held=False), *some(6, held=True)], SHORT)
-    (acoustic.folder / "recordings.txt").unlink()
-    assert learn(learner, [], SHORT) == []
-    assert lines(learner)[-1] == "Acoustic part: no new recordings"
-    assert [own.learning["part"] for own in learn(learner, [correction("one more")], SHORT)] == ["words", "acoustic"]
-
-
-def test_report_and_card_count_the_recordings(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With and without a recording, too short for the text, trained on, judged on."""
-    judge_with(monkeypatch, 4, 4)
-    texts = ("hold the line " * count for count in range(8, 40))
-    short = next(text.strip() for text in texts if not held_out(text.strip()))
-    given = [*some(5, held=False), *some(6, held=True), Correction(text="say this"), correction(short, seconds=0.3)]
-    words, acoustic = learn(learner, given, SHORT)
-    counts = {"audio_lines": 12, "trained_lines": 5, "judged_lines": 6}
-    assert {key: acoustic.learning[key] for key in counts} == counts
-    assert words.learning["audio_lines"] == 12
-    assert "trained_lines" not in words.learning
-    told = "training on 5 of the 12 corrections with a recording, judged on 6 that are held out"
-    assert f"Acoustic part: {told}" in lines(learner)
-    assert "Acoustic part: 1 recordings left out, they are too short for their texts" in lines(learner)
 
 
 def test_an_adapter_goes_on_from_what_it_is(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
