@@ -211,7 +211,7 @@ class OpenAiConversation:
     def check(self, request: RecognitionRequest) -> RecognitionService:
         """Service of a request's base, which has checked it. Raises its errors, and those of `Bases.choose`."""
         service = self.bases.choose(request, self.metadata, self.call)
-        running = self.stream.adapters if self.stream is not None else ()
+        running = self.stream.counted if self.stream is not None else ()
         service.check(request, self.metadata, self.call, running=running)
         return service
 
