@@ -68,6 +68,7 @@ def test_a_correction_is_learnt_and_served_without_restart(service: WebService) 
 
 
 def test_texts_alone_make_a_new_adapter(service: WebService) -> None:
+    eventually(lambda: state(service, "swap")["phase"] in ("idle", "done"))  # one adapter is learnt after the other
     texts = {"corrections": [{"text": "abc fed"}, {"text": "deed cafe"}]}
     assert service.post("/v1/adapters/fresh/corrections", texts).json["new"] == 2
     eventually(lambda: any(own["id"] == "tones+fresh" for own in service.get("/v1/models").json["data"]))
