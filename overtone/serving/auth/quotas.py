@@ -1,7 +1,7 @@
 """Quotas: how much all clients together may ask of an adapter, and the priority of its requests.
 
-A file of quotas names adapters; `others` is for each adapter that it does not name. `BASE:ADAPTER` is the adapter of one
-of several bases, which is then counted apart from those of the same name:
+A file of quotas names adapters; `others` is for each adapter that it does not name. `BASE:ADAPTER` is the adapter of
+one of several bases, which is then counted apart from those of the same name:
 
     adapters:
       medical:
