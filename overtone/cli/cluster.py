@@ -105,9 +105,13 @@ def replica_plan(arguments: argparse.Namespace, settings: ServerSettings, demo: 
     from overtone.inference.on_cluster import whole_path
     from overtone.serving.ray.cluster import ReplicaPlan
 
-    adapters = None if settings.adapters is None else settings.adapters.absolute()
+    def whole(own: Any) -> Any:
+        """Settings of a base with paths from the root."""
+        adapters = None if own.adapters is None else own.adapters.absolute()
+        return replace(own, model=whole_path(own.model), adapters=adapters)
+
     return ReplicaPlan(
-        settings=replace(settings, model=whole_path(settings.model), adapters=adapters),
+        settings=replace(whole(settings), more=tuple(map(whole, settings.more))),
         load=loader(arguments, None if demo is None else demo.absolute()),
         replicas=arguments.replicas,
         most=arguments.max_replicas,

@@ -15,9 +15,10 @@ import threading
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from overtone.cli.arguments import add_attention, add_computing, add_decoder, attention_options, number, port, whole
+from overtone.cli.bases import add_bases, base_settings, check_options
 from overtone.cli.cluster import add_replicas, serve_there
 from overtone.cli.models import demo_adapter, learning_copy, load_demo
 from overtone.cli.screen import note
@@ -25,6 +26,7 @@ from overtone.errors import UsageError
 from overtone.startup import fast_imports
 
 if TYPE_CHECKING:
+    from overtone.serving.base import ServedBase
     from overtone.serving.server import Addresses, Server, ServerSettings
 
 LOG = logging.getLogger("overtone.serving.server")
@@ -48,20 +50,14 @@ EXAMPLES = """examples:
   overtone serve base.nemo --adapters adapters/
   overtone serve base.nemo --adapters adapters/ --host 0.0.0.0 --tokens tokens.yaml --tls-cert tls.crt --tls-key tls.key
   overtone serve base.nemo --adapters adapters/ --ray --replicas 3
+  overtone serve en=english.nemo de=german.nemo --adapters en=english/ --adapters de=german/ --language de=de-DE
 
 Then, for example:
   curl http://127.0.0.1:9000/v1/audio/transcriptions -F file=@memo.wav -F model=medical"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "model", nargs="?", metavar="MODEL", help="a .nemo file, a model folder, or a name (default: fundamental)"
-    )
-    parser.add_argument(
-        "--adapters",
-        metavar="FOLDER",
-        help="one adapter folder each, watched for changes; s3://… is mirrored",
-    )
+    add_bases(parser)
     parser.add_argument(
         "--demo",
         nargs="?",
@@ -81,7 +77,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--grpc-port", type=port, default=50051, metavar="PORT", help="of gRPC; 0: any (default: 50051)"
     )
     parser.add_argument("--http-port", type=port, default=9000, metavar="PORT", help="of HTTP; 0: any (default: 9000)")
-    parser.add_argument("--language", default="en-US", metavar="TAG", help="language of the model (default: en-US)")
     add_names(parser)
     add_security(parser)
     add_streams(parser)
@@ -252,6 +247,7 @@ def run(arguments: argparse.Namespace) -> int:
     quiet_libraries()
     settings = settings_of(arguments)
     is_for_people = arguments.log == "text" or sys.stderr.isatty()
+    check_options(settings, demo=arguments.demo is not None)
     demo = None if arguments.demo is None else demo_adapter(arguments.demo)
     if settings.learn and arguments.ray is not None:
         raise UsageError("--learn does not go with --ray; let adapters learn with `overtone learn`.")
@@ -260,20 +256,19 @@ def run(arguments: argparse.Namespace) -> int:
     started = note_addresses if is_for_people else log_addresses
     if arguments.ray is not None:
         return serve_there(arguments, settings, demo, started)
-    model = load(
-        settings.model,
-        arguments.device,
-        decoder=arguments.decoder,
-        **attention_options(arguments),
-    )
+    models = [
+        load(own.model, arguments.device, decoder=arguments.decoder, **attention_options(arguments))
+        for own in settings.of_each_base()
+    ]
     if demo is not None:
-        load_demo(model, demo)
+        load_demo(models[0], demo)
     handler = set_up_logs(arguments.log)
     tell = note if is_for_people else LOG.info
     try:
-        if attention := attention_text(model):
-            tell(f"{model.name or 'model'} · {attention}")
-        finished = serve(settings, model=model, started=started)
+        for model in models:
+            if attention := attention_text(model):
+                tell(f"{model.name or 'model'} · {attention}")
+        finished = serve(settings, model=models[0], more=models[1:], started=started)
     finally:
         take_down(handler)
         gc.collect()  # what sessions have left would be told on standard error when the process ends
@@ -308,14 +303,12 @@ def settings_of(arguments: argparse.Namespace) -> ServerSettings:
     chunk, left, right = arguments.stream
     limits = AudioLimits(max_bytes=arguments.max_megabytes * 2**20, max_seconds=arguments.max_seconds)
     return ServerSettings(
-        model=arguments.model or ServerSettings().model,
-        **place_of(arguments.adapters),
+        **base_settings(arguments),
         adapter_sources=tuple(arguments.adapter_source),
         learn=arguments.learn,
         capacity=arguments.capacity,
         aliases=aliases_of(arguments.alias),
         prompt_boost=arguments.prompt_boost,
-        language=arguments.language,
         host=arguments.host,
         grpc_port=arguments.grpc_port,
         http_port=arguments.http_port,
@@ -336,28 +329,9 @@ def settings_of(arguments: argparse.Namespace) -> ServerSettings:
     )
 
 
-def place_of(adapters: str | None) -> dict[str, Any]:
-    """Setting of a folder of adapters, or of a URI that is mirrored."""
-    if adapters is None or "://" not in adapters:
-        return {"adapters": None if adapters is None else Path(adapters)}
-    return {"adapters_from": adapters}
-
-
 def note_addresses(server: Server, addresses: Addresses) -> None:
     """Print the adapters and addresses of a started server."""
-    base = server.service.base
-    entries = server.store.entries()
-    usable = [entry.name for entry in entries if entry.state != "refused"]
-    for entry in entries:
-        if entry.state == "refused":
-            note(f"overtone: adapter '{entry.name}' is refused: {entry.reason}")
-    first = f"{base}+{usable[0]}" if usable else base
-    more = "" if len(usable) <= 8 else f" and {len(usable) - 8} more"
-    note(f"{base} · adapters: {', '.join(usable[:8]) or 'none'}{more}")
-    folder = server.settings.adapters
-    deeper = [] if entries or folder is None else sorted(path.parent for path in folder.glob("*/**/adapter.yaml"))
-    if deeper:
-        note(f"The folder {folder} holds no adapter folders itself. Below it are {', '.join(map(str, deeper[:5]))}.")
+    first, *_ = [note_adapters(base) for base in server.served]
     note(f"Riva gRPC  {addresses.grpc}")
     note(f"HTTP       {addresses.http}")
     if addresses.health_port is not None:
@@ -366,12 +340,32 @@ def note_addresses(server: Server, addresses: Addresses) -> None:
     note(f"Try        curl {addresses.http}/v1/audio/transcriptions -F file=@recording.wav -F model={first}")
 
 
+def note_adapters(served: ServedBase) -> str:
+    """Print the adapters of a base; returns the name of a model to try."""
+    base = served.service.base
+    entries = served.store.entries()
+    usable = [entry.name for entry in entries if entry.state != "refused"]
+    for entry in entries:
+        if entry.state == "refused":
+            note(f"overtone: adapter '{entry.name}' is refused: {entry.reason}")
+    first = f"{base}+{usable[0]}" if usable else base
+    more = "" if len(usable) <= 8 else f" and {len(usable) - 8} more"
+    note(f"{base} · adapters: {', '.join(usable[:8]) or 'none'}{more}")
+    folder = served.settings.adapters
+    deeper = [] if entries or folder is None else sorted(path.parent for path in folder.glob("*/**/adapter.yaml"))
+    if deeper:
+        note(f"The folder {folder} holds no adapter folders itself. Below it are {', '.join(map(str, deeper[:5]))}.")
+    return first
+
+
 def log_addresses(server: Server, addresses: Addresses) -> None:
     """Log the adapters and addresses of a started server, for programs."""
-    names = [entry.name for entry in server.store.entries() if entry.state != "refused"]
-    more = "" if len(names) <= 8 else f" and {len(names) - 8} more"
     facts = {"event": "started", "grpc": addresses.grpc, "http": addresses.http}
     if addresses.health_port is not None:
         facts["health"] = addresses.health
-    adapters = f"{', '.join(names[:8]) or 'none'}{more}"
-    LOG.info("%s · adapters: %s", server.service.base, adapters, extra={"call": facts})
+    told = []
+    for base in server.served:
+        names = [entry.name for entry in base.store.entries() if entry.state != "refused"]
+        more = "" if len(names) <= 8 else f" and {len(names) - 8} more"
+        told.append(f"{base.service.base} · adapters: {', '.join(names[:8]) or 'none'}{more}")
+    LOG.info("%s", "; ".join(told), extra={"call": facts})

@@ -129,22 +129,28 @@ class Pages:
         self.observer = observer
 
     async def index(self, request: Request) -> Response:
-        paths = describe_api(self.requests.service)["paths"]
+        paths = describe_api(self.requests.bases)["paths"]
         endpoints = {path: sorted(method.upper() for method in methods) for path, methods in paths.items()}
         return JSONResponse({"service": "overtone", "version": __version__, "endpoints": endpoints})
 
     async def openapi(self, request: Request) -> Response:
-        return JSONResponse(describe_api(self.requests.service))
+        return JSONResponse(describe_api(self.requests.bases))
 
     async def live(self, request: Request) -> Response:
         return JSONResponse({"object": "health.response", "message": "live", "status": "live"})
 
     async def ready(self, request: Request) -> Response:
-        """Readiness of the engine. Raises HttpError 503 where it is not ready."""
-        problem = unready_reason(self.requests.service.state(), self.requests.closing)
-        if problem:
-            raise HttpError(503, f"Not ready: {problem}.", code="not_ready")
-        return JSONResponse({"object": "health.response", "message": "ready", "status": "ready"})
+        """Readiness of all engines. Raises HttpError 503 where one is not ready."""
+        bases, closing = self.requests.bases, self.requests.closing
+        problems = {service.base: unready_reason(service.state(), closing) for service in bases}
+        if bases.are_several and not closing:
+            told = [f"base '{base}': {problem}" for base, problem in problems.items() if problem]
+        else:
+            told = [problem for problem in problems.values() if problem][:1]
+        if told:
+            raise HttpError(503, f"Not ready: {'; '.join(told)}.", code="not_ready")
+        ready: dict[str, Any] = {"object": "health.response", "message": "ready", "status": "ready"}
+        return JSONResponse(ready | ({"bases": list(problems)} if bases.are_several else {}))
 
     async def metrics(self, request: Request) -> Response:
         self.requests.service.guard.authorise_metrics(metadata_of(request))

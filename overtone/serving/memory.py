@@ -39,7 +39,7 @@ def give_back() -> None:
     ctypes.CDLL(None).malloc_trim(0)
 
 
-async def give_back_now_and_then(engine: Engine, *, every: float = EVERY) -> None:
+async def give_back_now_and_then(*engines: Engine, every: float = EVERY) -> None:
     """Give memory that no forward takes again back to the kernel, each time in a moment when nothing is computed.
 
     Lasting objects lie scattered among short-lived ones, so that batches of other shapes find no room and take fresh
@@ -49,8 +49,11 @@ async def give_back_now_and_then(engine: Engine, *, every: float = EVERY) -> Non
     seen = 0
     while True:
         await asyncio.sleep(every)
-        while (state := engine.state()).running or state.waiting:
+        states = [engine.state() for engine in engines]
+        while any(state.running or state.waiting for state in states):
             await asyncio.sleep(QUIET)
-        if state.batches > seen:
-            seen = state.batches
+            states = [engine.state() for engine in engines]
+        batches = sum(state.batches for state in states)
+        if batches > seen:
+            seen = batches
             await asyncio.to_thread(give_back)

@@ -13,15 +13,17 @@ from typing import Any, TypeVar
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from overtone.serving.adapter_store.store import AdapterStore
-from overtone.serving.engine.engine import Engine, EngineState
+from overtone.serving.engine.engine import EngineState
+from overtone.serving.recognition.bases import Bases
 from overtone.serving.recognition.request import Call
+from overtone.serving.recognition.service import RecognitionService
 
 LOG = logging.getLogger("overtone.serving.calls")
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
-States = Callable[[], Mapping[str, tuple[EngineState, Mapping[str, float]]]]
-"""State of each engine and counts of its adapter store, by the replica's name."""
+Labels = tuple[str, ...]
+States = Callable[[], Mapping[Labels, tuple[EngineState, Mapping[str, float]]]]
+"""State of each engine and counts of its adapter store, by the values of its labels."""
 F = TypeVar("F", CounterMetricFamily, GaugeMetricFamily)
 QUIET = ("GET /v1/health/live", "GET /v1/health/ready", "GET /v1/metrics", "GET /")
 """Calls of monitoring; their success is not logged."""
@@ -50,16 +52,22 @@ STORE_GAUGES = {
 
 
 class Observer:
-    """Counts and logs every call at its end. The interface, `riva` or `http`, is their label `door`."""
+    """Counts and logs every call at its end. The interface, `riva` or `http`, is their label `door`.
 
-    def __init__(self, engine: Engine, store: AdapterStore, states: States | None = None) -> None:
-        """states: those of engines elsewhere, in place of the engine's own."""
-        self.store = store
-        self.used: set[str] = set()
-        """Adapters that calls have used and that are not known to be gone."""
+    Where a server has several bases, there is a label `base` too; it is empty for calls that mean none.
+    """
+
+    def __init__(self, bases: Bases) -> None:
+        self.bases = bases
+        self.of_base = ["base"] if bases.are_several else []
+        self.used: set[tuple[str, str]] = set()
+        """Bases and adapters that calls have used and that are not known to be gone."""
         self.registry = CollectorRegistry()
         self.calls = Counter(
-            "overtone_requests", "Calls that have ended", ["door", "method", "code"], registry=self.registry
+            "overtone_requests",
+            "Calls that have ended",
+            ["door", "method", "code", *self.of_base],
+            registry=self.registry,
         )
         self.seconds = Histogram(
             "overtone_request_seconds",
@@ -70,10 +78,13 @@ class Observer:
         )
         self.audio = Counter("overtone_request_audio_seconds", "Audio received", ["door"], registry=self.registry)
         self.adapters = Counter(
-            "overtone_adapter_requests", "Successful calls that used the adapter", ["adapter"], registry=self.registry
+            "overtone_adapter_requests",
+            "Successful calls that used the adapter",
+            ["adapter", *self.of_base],
+            registry=self.registry,
         )
-        alone = StateCollector(lambda: {"": (engine.state(), store.counters())}, [])
-        self.registry.register(alone if states is None else StateCollector(states, ["replica"]))
+        of_replica = [] if bases.first.elsewhere is None else ["replica"]
+        self.registry.register(StateCollector(self.states, [*of_replica, *self.of_base]))
 
     def at(self, interface: str) -> Callable[[Call], None]:
         """`on_call` of the Riva interface."""
@@ -81,13 +92,14 @@ class Observer:
 
     def ended(self, interface: str, call: Call, request_id: str = "") -> None:
         """Count and log a call."""
-        self.calls.labels(interface, call.method, call.code).inc()
+        base = self.label(call.base)
+        self.calls.labels(interface, call.method, call.code, *base).inc()
         self.seconds.labels(interface, call.method).observe(call.seconds)
         self.audio.labels(interface).inc(call.audio_seconds)
         succeeded = call.code in SUCCESSES
         for name in call.adapter.split("+") if succeeded and call.adapter else ():
-            self.adapters.labels(name).inc()
-            self.used.add(name)
+            self.adapters.labels(name, *base).inc()
+            self.used.add((call.base, name))
         quiet = succeeded and call.method in QUIET
         facts = {"door": interface, **call.facts(), **({"request_id": request_id} if request_id else {})}
         LOG.log(
@@ -102,17 +114,37 @@ class Observer:
 
     def text(self) -> bytes:
         """Metrics in the format of Prometheus, without those of adapters that are gone."""
-        for name in self.used - self.store.names():
-            self.used.discard(name)
-            self.adapters.remove(name)
+        present = {(self.base_of(service), name) for service in self.bases for name in service.store.names()}
+        for base, name in self.used - present:
+            self.used.discard((base, name))
+            self.adapters.remove(name, *self.label(base))
         return generate_latest(self.registry)
+
+    def states(self) -> Mapping[Labels, tuple[EngineState, Mapping[str, float]]]:
+        """State of every engine, here or elsewhere, by the values of its labels."""
+        found: dict[Labels, tuple[EngineState, Mapping[str, float]]] = {}
+        for service in self.bases:
+            base = self.label(self.base_of(service))
+            if service.elsewhere is None:
+                found[base] = service.engine.state(), service.store.counters()
+            else:
+                found |= {(replica, *base): state for replica, state in service.elsewhere.states().items()}
+        return found
+
+    def base_of(self, service: RecognitionService) -> str:
+        """Name of a service's base, as calls have it: empty where there is one."""
+        return service.base if self.bases.are_several else ""
+
+    def label(self, base: str) -> Labels:
+        """Values of the label `base`."""
+        return (base,) if self.of_base else ()
 
 
 class StateCollector:
     """Counts of engines and adapter stores, read when Prometheus asks for them."""
 
     def __init__(self, states: States, labels: Sequence[str]) -> None:
-        """labels: `replica` where there are several."""
+        """labels: `replica` and `base`, each where there may be several."""
         self.states = states
         self.labels = labels
 
@@ -120,12 +152,12 @@ class StateCollector:
         states = self.states()
         for name, text in ENGINE_COUNTERS.items():
             counter = CounterMetricFamily(f"overtone_engine_{name}", text, labels=self.labels)
-            yield self.filled(counter, {replica: getattr(state, name) for replica, (state, _) in states.items()})
+            yield self.filled(counter, {labels: getattr(state, name) for labels, (state, _) in states.items()})
         for name, text in {**ENGINE_GAUGES, "alive": "Whether the worker runs"}.items():
             gauge = GaugeMetricFamily(f"overtone_engine_{name}", text, labels=self.labels)
-            yield self.filled(gauge, {replica: getattr(state, name) for replica, (state, _) in states.items()})
+            yield self.filled(gauge, {labels: getattr(state, name) for labels, (state, _) in states.items()})
         for name in dict.fromkeys(name for _, counters in states.values() for name in counters):
-            values = {replica: counters[name] for replica, (_, counters) in states.items() if name in counters}
+            values = {labels: counters[name] for labels, (_, counters) in states.items() if name in counters}
             if name in STORE_GAUGES:
                 gauge = GaugeMetricFamily(f"overtone_adapters_{name}", STORE_GAUGES[name], labels=self.labels)
                 yield self.filled(gauge, values)
@@ -133,16 +165,16 @@ class StateCollector:
                 counter = CounterMetricFamily(f"overtone_adapters_{name}", f"Adapters: {name}", labels=self.labels)
                 yield self.filled(counter, values)
 
-    def filled(self, family: F, values: Mapping[str, float]) -> F:
-        """The family with a sample for each replica, or the one sample of a server without them."""
-        for replica, value in values.items():
-            family.add_metric([replica] if self.labels else [], float(value))
+    def filled(self, family: F, values: Mapping[Labels, float]) -> F:
+        """The family with a sample for each engine."""
+        for labels, value in values.items():
+            family.add_metric(labels, float(value))
         return family
 
 
 # Logs
 
-TOLD = ("adapter", "tenant", "request_id", "audio_seconds", "ignored")
+TOLD = ("base", "adapter", "tenant", "request_id", "audio_seconds", "ignored")
 """Facts of a call in a text line."""
 
 

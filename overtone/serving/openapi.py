@@ -6,13 +6,13 @@ from typing import Any
 
 from overtone.serving.adapter_store.names import model_name
 from overtone.serving.openai.responses import FORMATS
-from overtone.serving.recognition.service import RecognitionService
+from overtone.serving.recognition.bases import Bases
 from overtone.version import __version__
 
 JSON_ERRORS = {"400": "mistaken", "401": "no valid token", "403": "not allowed", "429": "too much", "503": "closing"}
 
 
-def describe_api(service: RecognitionService) -> dict[str, Any]:
+def describe_api(bases: Bases) -> dict[str, Any]:
     """Document at /openapi.json."""
     return {
         "openapi": "3.1.0",
@@ -21,7 +21,7 @@ def describe_api(service: RecognitionService) -> dict[str, Any]:
             "version": __version__,
             "description": "Speech recognition with one frozen base and many adapters; each request chooses its own.",
         },
-        "paths": {**public_paths(service), **admin_paths()},
+        "paths": {**public_paths(bases), **admin_paths()},
         "components": {
             "securitySchemes": {
                 "token": {"type": "http", "scheme": "bearer"},
@@ -32,10 +32,10 @@ def describe_api(service: RecognitionService) -> dict[str, Any]:
     }
 
 
-def public_paths(service: RecognitionService) -> dict[str, Any]:
+def public_paths(bases: Bases) -> dict[str, Any]:
     """Paths without the administration."""
     return {
-        "/v1/audio/transcriptions": {"post": transcription(service)},
+        "/v1/audio/transcriptions": {"post": transcription(bases)},
         "/v1/models": {"get": operation("The base and the adapters that the caller may use.")},
         "/v1/models/{name}": {"get": operation("One of them.", named=True, errors={"404": "unknown"})},
         "/v1/realtime/transcription_sessions": {
@@ -108,9 +108,10 @@ def admin_paths() -> dict[str, Any]:
     }
 
 
-def transcription(service: RecognitionService) -> dict[str, Any]:
+def transcription(bases: Bases) -> dict[str, Any]:
     """Operation of a transcription, with the fields of its form."""
-    base = model_name(service.base, ())
+    base = model_name(bases.first.base, ())
+    names = "; ".join(f"{own.base}, {own.base}+ADAPTER" for own in bases)
     text = {"type": "string"}
     fields = {
         "file": {
@@ -118,9 +119,9 @@ def transcription(service: RecognitionService) -> dict[str, Any]:
             "format": "binary",
             "description": "WAV, FLAC, Ogg, MP3, M4A/MP4, WebM, AAC or AMR, of any rate; of films, the sound.",
         },
-        "model": {**text, "default": base, "description": f"{base}, {base}+ADAPTER, or an adapter's name."},
+        "model": {**text, "default": base, "description": f"{names}, or an adapter's name."},
         "adapter": {**text, "description": "The adapter, where the model's name cannot say it."},
-        "language": {**text, "default": service.language},
+        "language": {**text, "default": bases.first.language},
         "response_format": {**text, "enum": list(FORMATS), "default": "json"},
         "timestamp_granularities[]": {"type": "array", "items": {**text, "enum": ["word", "segment"]}},
         "stream": {"type": "boolean", "default": False, "description": "Server-sent events as it goes."},

@@ -1,4 +1,4 @@
-"""Server: a model, its engine and adapter store, and the gRPC and HTTP interfaces in one event loop.
+"""Server: bases with their engines and adapter stores, and the gRPC and HTTP interfaces in one event loop.
 
 `serve` runs until a signal comes. Then it takes nothing new, finishes running requests within the grace, and ends.
 """
@@ -11,7 +11,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
@@ -21,24 +21,22 @@ from overtone.checkpoints.load import load_model
 from overtone.errors import UsageError
 from overtone.inference.rows import one_thread, use_one_thread
 from overtone.models.asr_model import AsrModel
-from overtone.serving.adapter_store.mirror import AdapterMirror
-from overtone.serving.adapter_store.store import AdapterStore
 from overtone.serving.app import build_app, build_health_app
 from overtone.serving.auth.guard import Guard, read_admin_token, read_tokens
 from overtone.serving.auth.quotas import Quotas, read_quotas
 from overtone.serving.auth.tls import read_keys
+from overtone.serving.base import Source, serve_each
 from overtone.serving.descriptors import raise_limit
-from overtone.serving.engine.engine import Engine
 from overtone.serving.http.gate import LOOPBACK
 from overtone.serving.http.requests import HttpRequests
 from overtone.serving.http.uvicorn import HttpServer
 from overtone.serving.learning import LearningJobs
 from overtone.serving.memory import give_back_now_and_then, keep_freed_memory
 from overtone.serving.metrics import Observer
-from overtone.serving.recognition.service import Elsewhere, RecognitionService
+from overtone.serving.recognition.bases import Bases
+from overtone.serving.recognition.service import Elsewhere
 from overtone.serving.riva.server import RivaServer
 from overtone.serving.settings import ServerSettings
-from overtone.serving.streaming.cache_aware import check_mode, prepare_steps
 
 __all__ = ["Addresses", "Server", "ServerSettings", "serve"]
 
@@ -74,49 +72,37 @@ class Addresses:
 class Server:
     """`start` and `stop` it in one running event loop; `close` it afterwards."""
 
-    def __init__(self, settings: ServerSettings, model: AsrModel, elsewhere: Elsewhere | None = None) -> None:
+    def __init__(
+        self,
+        settings: ServerSettings,
+        model: AsrModel,
+        elsewhere: Elsewhere | None = None,
+        *,
+        more: Sequence[Source] = (),
+    ) -> None:
         """Read the files that the settings name. Raises UsageError or AdapterError before anything runs.
 
-        elsewhere: other processes that recognise; the model then needs no weights.
+        elsewhere: other processes that recognise; the model then needs no weights. more: the same of each further base
+        of the settings.
         """
         self.settings = settings
         self.keys = read_keys(settings.tls_certificate, settings.tls_key, settings.client_authority)
         self.guard = Guard(**read_access(settings))
         self.quotas = Quotas(None if settings.quotas is None else read_quotas(settings.quotas))
-        if settings.adapters is not None and not settings.adapters.is_dir():
-            raise UsageError(f"{settings.adapters} is no folder. Make it, and put adapter folders into it.")
         if settings.learn and settings.adapters is None:
             raise UsageError("A server that learns needs a folder of adapters: --adapters FOLDER.")
-        check_mode(settings.stream, model)
-        self.mirror = AdapterMirror(settings.adapters_from) if settings.adapters_from else None
-        self.engine = Engine(model, settings.engine)
+        if settings.learn and settings.more:
+            raise UsageError("--learn goes with one base. Leave it out, or run a server for each base.")
+        self.served = serve_each(settings, ((model, elsewhere), *more), guard=self.guard, quotas=self.quotas)
+        first = self.served[0]
+        self.engine, self.store, self.service = first.engine, first.store, first.service
         try:
-            if elsewhere is None:
-                prepare_steps(settings.stream, self.engine)
-            self.store = AdapterStore(
-                model,
-                settings.adapters if self.mirror is None else self.mirror.folder,
-                lock=self.engine.lock,
-                capacity=settings.capacity,
-                poll_seconds=settings.poll_seconds,
-            )
-        except BaseException:
-            self.engine.close()
+            self.bases = Bases([base.service for base in self.served])
+        except UsageError:
+            self.close()
             raise
-        self.service = RecognitionService(
-            self.engine,
-            self.store,
-            guard=self.guard,
-            quotas=self.quotas,
-            base=settings.base,
-            language=settings.language,
-            limits=settings.limits,
-            profanities=settings.profanities,
-            aliases=settings.aliases,
-            elsewhere=elsewhere,
-        )
-        self.observer = Observer(self.engine, self.store, None if elsewhere is None else elsewhere.states)
-        self.requests = HttpRequests(self.service, settings)
+        self.observer = Observer(self.bases)
+        self.requests = HttpRequests(self.service, settings, self.bases)
         self.jobs: LearningJobs | None = None
         if settings.learn:
             self.jobs = LearningJobs(settings.model, self.store, sample_rate=self.engine.sample_rate)
@@ -128,7 +114,8 @@ class Server:
         """Listen on all ports. Raises UsageError where one cannot be had; none is open then."""
         settings = self.settings
         self.http = HttpServer(build_app(self.requests, self.observer, self.jobs), settings)
-        self.riva = RivaServer(self.service, settings, keys=self.keys, on_call=self.observer.at("riva"))
+        on_call = self.observer.at("riva")
+        self.riva = RivaServer(self.service, settings, keys=self.keys, on_call=on_call, bases=self.bases)
         async with AsyncExitStack() as opened:
             http_port = await self.http.start()
             opened.push_async_callback(self.http.stop)
@@ -173,7 +160,8 @@ class Server:
         if self.riva is not None and self.http is not None:
             self.riva.keys = keys
             await self.http.renew_keys()
-        await asyncio.to_thread(self.store.scan)
+        for base in self.served:
+            await asyncio.to_thread(base.store.scan)
         LOG.info("reloaded tokens, quotas, certificates and the folder of adapters")
         return True
 
@@ -191,20 +179,18 @@ class Server:
             idle, calls_finished = await asyncio.gather(self.requests.idle(left), self.riva.stop(left))
             calls_finished = calls_finished and not self.service.ending.is_set()
             ending.cancel()
-            drained = await asyncio.to_thread(self.engine.drain, max(0.0, ends - time.monotonic()))
+            rest = max(0.0, ends - time.monotonic())
+            drained = await asyncio.gather(*(asyncio.to_thread(base.engine.drain, rest) for base in self.served))
             await self.http.stop()
             if self.health is not None:
                 await self.health.stop()
-            finished = idle and calls_finished and drained
+            finished = idle and calls_finished and all(drained)
         return finished
 
     def close(self) -> None:
         """End the threads. Waiting rows are answered with an error."""
-        self.engine.close()
-        if self.mirror is not None:
-            self.mirror.close()
-        self.store.close()
-        self.service.close()
+        for base in self.served:
+            base.close()
 
 
 def read_access(settings: ServerSettings) -> dict[str, Any]:
@@ -227,12 +213,13 @@ def serve(
     settings: ServerSettings,
     *,
     model: AsrModel | None = None,
+    more: Sequence[AsrModel] = (),
     started: Started = lambda server, addresses: None,
 ) -> bool:
     """Serve until SIGTERM or SIGINT (or, elsewhere than in the main thread, for ever).
 
-    Returns whether all requests were finished. model: in place of the one that the settings name. started: called once
-    both ports are open.
+    Returns whether all requests were finished. model: in place of the one that the settings name; more: of the further
+    bases. started: called once both ports are open.
 
     Nothing but the engine's worker spreads its operations over the cores. Once a process has more such threads than
     there are cores, GNU's OpenMP lets them sleep between operations instead of waiting awake, which made a request
@@ -241,14 +228,20 @@ def serve(
     raise_limit()
     keeps_memory = keep_freed_memory()
     with one_thread() as threads:
-        engine = replace(settings.engine, threads=settings.engine.threads or threads)
-        model = model or load_model(settings.model)
-        model.set_compute_dtype(settings.compute_dtype)
-        server = Server(replace(settings, engine=engine), model)
+        engine = replace(settings.engine, threads=settings.engine.threads or share(threads, 1 + len(settings.more)))
+        models = [model or load_model(settings.model), *(more or (load_model(own.model) for own in settings.more))]
+        for each in models:
+            each.set_compute_dtype(settings.compute_dtype)
+        server = Server(replace(settings, engine=engine), models[0], more=[(each, None) for each in models[1:]])
         try:
             return asyncio.run(run(server, started, keeps_memory=keeps_memory))
         finally:
             server.close()
+
+
+def share(threads: int, bases: int) -> int:
+    """Threads of each base's engine: together no more than there are cores, or all of them would be slower."""
+    return max(1, threads // bases)
 
 
 async def run(server: Server, started: Started, *, keeps_memory: bool) -> bool:
@@ -258,7 +251,8 @@ async def run(server: Server, started: Started, *, keeps_memory: bool) -> bool:
     listen_to_signals(ending)
     addresses = await server.start()
     reloads = reload_at_hangup(server)
-    tidying = asyncio.create_task(give_back_now_and_then(server.engine)) if keeps_memory else None
+    engines = [base.engine for base in server.served]
+    tidying = asyncio.create_task(give_back_now_and_then(*engines)) if keeps_memory else None
     warn_of_openness(server)
     started(server, addresses)
     await ending.wait()

@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from overtone.audio.decode import AudioLimits
 from overtone.serving.engine.engine import EngineSettings
 from overtone.serving.recognition.service import PROFANITIES
 from overtone.serving.streaming.stream import StreamSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseSettings:
+    """A further base of a server; all that is not named here is as for the first one."""
+
+    model: str
+    """A .nemo file, a model folder, or a name."""
+    base: str
+    """Name of the base in requests."""
+    adapters: Path | None = None
+    """A folder of adapter folders, watched: this base's own."""
+    adapters_from: str = ""
+    """URI of a folder of adapter folders that is mirrored, in place of `adapters`."""
+    language: str = "en-US"
+    """Language of the model, as a BCP-47 tag."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +50,8 @@ class ServerSettings:
     """Other names of models in requests (`whisper-1`), with the models that they mean (`medical`)."""
     language: str = "en-US"
     """Language of the model, as a BCP-47 tag."""
+    more: tuple[BaseSettings, ...] = ()
+    """Further bases, each with an engine and adapters of its own; `base` is then the first one's name."""
     profanities: frozenset[str] = PROFANITIES
     """Lower-case words that are masked where a request asks for it."""
     host: str = "127.0.0.1"
@@ -91,3 +109,7 @@ class ServerSettings:
     """Time between two looks at the folder of adapters."""
     grace_seconds: float = 30.0
     """Time for running requests when the server is told to stop."""
+
+    def of_each_base(self) -> tuple[ServerSettings, ...]:
+        """Settings of each base alone, the first one's first."""
+        return (replace(self, more=()), *(replace(self, more=(), **vars(own)) for own in self.more))

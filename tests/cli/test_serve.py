@@ -89,6 +89,39 @@ def test_options_become_settings(tmp_path: Path) -> None:
     assert (plain.model, plain.host, plain.grpc_port, plain.http_port) == ("fundamental", "127.0.0.1", 50051, 9000)
 
 
+def test_several_models_have_names_adapters_and_languages(tmp_path: Path) -> None:
+    folder = tmp_path / "german"
+    found = settings(
+        "models/english.nemo", "de=other.nemo", "--adapters", f"de={folder}", "--adapters", "english=s3://bucket/a",
+        "--language", "en-GB", "--language", "de=de-DE",
+    )  # fmt: skip
+    assert [(own.base, own.model, own.adapters, own.adapters_from, own.language) for own in found.of_each_base()] == [
+        ("english", "models/english.nemo", None, "s3://bucket/a", "en-GB"), ("de", "other.nemo", folder, "", "de-DE"),
+    ]  # fmt: skip
+    alone = settings("en=base.nemo", "--adapters", "a=b", "--adapters", "en=c")
+    assert (alone.base, alone.model, alone.adapters, alone.more) == ("en", "base.nemo", Path("c"), ())
+    assert settings("--adapters", "a=b").adapters == Path("a=b")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["a.nemo", "b/a.nemo"], "Two bases are called 'a'"),
+        (["a.nemo", "base=b.nemo"], "cannot be called 'base'"),
+        (["a.nemo", "b.nemo", "--adapters", "folder"], "--adapters a=folder"),
+        (["a.nemo", "b.nemo", "--adapters", "c=folder"], "no base is called 'c'"),
+        (["a.nemo", "b.nemo", "--adapters", "a=one", "--adapters", "a=two"], "given twice for a: one and two"),
+        (["a.nemo", "b.nemo", "--adapters", "a=one", "--adapters", "b=one"], "one folder is given to two bases"),
+        (["a.nemo", "b.nemo", "--demo"], "--demo goes with one base"),
+        (["a.nemo", "b.nemo", "--learn", "--adapters", "a=one"], "--learn goes with one base"),
+    ],
+)
+def test_several_models_that_cannot_be_told_apart(
+    capsys: pytest.CaptureFixture[str], words: list[str], told: str
+) -> None:
+    assert told in failure(capsys, *words)
+
+
 @pytest.mark.parametrize(
     "words",
     [

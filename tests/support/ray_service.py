@@ -15,15 +15,15 @@ from overtone.clusters import cluster
 from overtone.serving.ray.cluster import ReplicaPlan
 from overtone.serving.ray.front import deployed, front
 from overtone.serving.settings import ServerSettings
-from support.speaking_model import SpeakingModel, put_adapter
+from support.speaking_model import Contrary, SpeakingModel, put_adapter
 from support.web_service import SETTINGS, WebService
 
 OBJECT_STORE = 80 * 2**20
 
 
 def tones(settings: ServerSettings) -> SpeakingModel:
-    """The model of a replica."""
-    return SpeakingModel()
+    """The model of a replica; the one of a base called `contrary` hears otherwise."""
+    return Contrary() if settings.base == "contrary" else SpeakingModel()
 
 
 @contextmanager
@@ -45,14 +45,16 @@ def ray_cluster(*folders: str) -> Iterator[None]:
 
 
 @contextmanager
-def ray_service(folder: Path, *, adapters: tuple[str, ...] = ("swap", "other"), **options: Any) -> Iterator[WebService]:
-    """A front of two replicas. folder: of the adapters. options: of ServerSettings."""
+def ray_service(
+    folder: Path, *, adapters: tuple[str, ...] = ("swap", "other"), replicas: int = 2, **options: Any
+) -> Iterator[WebService]:
+    """A front of so many replicas of each base. folder: of the adapters. options: of ServerSettings."""
     for name in adapters:
         put_adapter(SpeakingModel(), name, folder)
     plan = ReplicaPlan(
         settings=replace(SETTINGS, adapters=folder, **options),
         load=tones,
-        replicas=2,
+        replicas=replicas,
         cpus=0.5,
         stats_seconds=0.5,
         health_seconds=1.0,

@@ -17,7 +17,7 @@ SERVING_FLOORS: tuple[tuple[str, ...], ...] = (
     ("learning", "metrics", "settings"),
     ("riva", "http"),
     ("openai", "realtime"),
-    ("openapi",),
+    ("openapi", "base"),
     ("app",),
     ("server",),
     ("ray",),

@@ -59,6 +59,14 @@ class SpeakingModel(AsrModel):
         return torch.tensor([any(key.partition(".")[0] == name for key in chain) for chain in chains])
 
 
+class Contrary(SpeakingModel):
+    """Hears the last letter for the first one, and so on: `hgf` for `abc`; with `swap`, `ghf`."""
+
+    def recognise(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        log_probs, frames = super().recognise(mel, lengths)
+        return log_probs[..., [0, *range(len(LETTERS) - 1, 0, -1), len(LETTERS)]], frames
+
+
 def spoken(text: str, rate: int = SAMPLE_RATE) -> npt.NDArray[np.float32]:
     """[S]: the text as the model hears it."""
     time = np.arange(round(TONE_SECONDS * rate)) / rate

@@ -17,6 +17,7 @@ from uuid import uuid4
 
 from overtone.serving.recognition.request import Call
 from overtone.serving.server import Addresses, Server, ServerSettings
+from overtone.serving.settings import BaseSettings
 from overtone.serving.streaming.stream import StreamSettings
 from support.speaking_model import SpeakingModel, put_adapter
 
@@ -134,16 +135,20 @@ def web_service(
     grace: float = 0.0,
     tls: ssl.SSLContext | None = None,
     model: Any = None,
+    more: Sequence[tuple[BaseSettings, Any]] = (),
     **options: Any,
 ) -> Iterator[WebService]:
     """folder: of the adapters. grace: seconds for what runs at the end. model: a SpeakingModel unless given.
+
+    more: further bases and their models.
 
     options: of ServerSettings.
     """
     model = model or SpeakingModel()
     for name in adapters if folder is not None else ():
         put_adapter(model, name, folder)  # type: ignore[arg-type]
-    server = Server(replace(SETTINGS, adapters=folder, **options), model)
+    settings = replace(SETTINGS, adapters=folder, more=tuple(own for own, _ in more), **options)
+    server = Server(settings, model, more=[(own, None) for _, own in more])
     calls: list[Call] = []
     ended = server.observer.ended
 

@@ -55,13 +55,13 @@ def model_name(base: str, names: Sequence[str]) -> str:
     return "+".join((base or "base", *names))
 
 
-def visible_adapters(store: AdapterStore, guard: Guard, metadata: Metadata) -> Iterator[AdapterEntry]:
-    """Usable adapters that the caller may use. Raises AccessError where the token itself is not valid."""
+def visible_adapters(store: AdapterStore, guard: Guard, metadata: Metadata, *, base: str) -> Iterator[AdapterEntry]:
+    """Usable adapters that the caller may use. base: the base's name. Raises AccessError for an invalid token."""
     for entry in store.entries():
         if entry.state == "refused":
             continue
         try:
-            guard.authorise(metadata, entry.name)
+            guard.authorise(metadata, entry.name, base=base)
         except AccessError as error:
             if error.fault == "forbidden":
                 continue
@@ -69,10 +69,14 @@ def visible_adapters(store: AdapterStore, guard: Guard, metadata: Metadata) -> I
         yield entry
 
 
-def list_visible(store: AdapterStore, guard: Guard, metadata: Metadata, *, base: str) -> str:
-    """Names of the base and of the adapters that the caller may use, for a message. base: the base's name."""
-    names = [
+def visible_names(store: AdapterStore, guard: Guard, metadata: Metadata, *, base: str) -> list[str]:
+    """Names of the base and of the adapters that the caller may use. base: the base's name."""
+    return [
         model_name(base, ()),
-        *(model_name(base, [entry.name]) for entry in visible_adapters(store, guard, metadata)),
+        *(model_name(base, [entry.name]) for entry in visible_adapters(store, guard, metadata, base=base)),
     ]
+
+
+def join_listed(names: Sequence[str]) -> str:
+    """Names in one line, for a message."""
     return ", ".join(names[:LISTED]) + (f" … {len(names)} in all" if len(names) > LISTED else "")

@@ -56,12 +56,15 @@ class AdapterStore:
         lock: AbstractContextManager[object],
         capacity: int = 64,
         poll_seconds: float = 1.0,
+        mirrored: str = "",
     ) -> None:
         """folder: holds one adapter folder each; None for the model's own adapters alone. It is scanned once before
         this returns and then watched by a thread every `poll_seconds` (0 does not watch; call `scan`).
         lock: the engine's, taken for each change of `model.adapters`. capacity: versions in the model at most.
+        mirrored: URI of which the folder is a mirror, so that others change it.
         """
         self.folder = folder
+        self.mirrored = mirrored
         fingerprint, tokenizer = model.fingerprint(), model.tokenizer.digest()
         self.identity = BaseIdentity(fingerprint=lambda: fingerprint, tokenizer_digest=lambda: tokenizer)
         self.cache = AdapterCache(

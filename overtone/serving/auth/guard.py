@@ -51,7 +51,7 @@ class Tenant:
 
     name: str
     adapters: frozenset[str] | None
-    """Adapters that it may use; None for all. The base is everybody's."""
+    """Adapters that it may use, `ADAPTER` (of any base) or `BASE:ADAPTER`; None for all. Bases are everybody's."""
     requests_per_minute: float = math.inf
     audio_seconds_per_minute: float = math.inf
     sessions: int = SESSIONS
@@ -89,15 +89,16 @@ class Guard:
     def has_admin(self) -> bool:
         return bool(self._admin)
 
-    def authorise(self, metadata: Metadata, adapter: str | None) -> str:
-        """Tenant of a request, who may use the adapter (None: the base); empty where there are no tenants.
+    def authorise(self, metadata: Metadata, adapter: str | None, *, base: str = "") -> str:
+        """Tenant of a request, who may use the adapter (None: the base) on that base; empty where there are no tenants.
 
         Quick and without consequences: it is also called to list the adapters of a tenant. Raises AccessError.
         """
         if self.tenants is None:
             return ""
         tenant = self._tenant(metadata)
-        if adapter is not None and tenant.adapters is not None and adapter not in tenant.adapters:
+        own = tenant.adapters
+        if adapter is not None and own is not None and own.isdisjoint((adapter, f"{base}:{adapter}")):
             raise AccessError(f"The adapter '{adapter}' is not among those that this token may use.")
         return tenant.name
 
@@ -154,14 +155,14 @@ class Guard:
         if not self._is_admin(metadata):
             raise AccessError("The administrator's token is needed.", fault="unauthenticated")
 
-    def authorise_learning(self, metadata: Metadata, adapter: str) -> str:
+    def authorise_learning(self, metadata: Metadata, adapter: str, *, base: str = "") -> str:
         """Tenant of whoever may have an adapter learn; empty for the administrator, and where there are no tenants.
 
         Raises AccessError.
         """
         if self.tenants is None or self._is_admin(metadata):
             return ""
-        name = self.authorise(metadata, adapter)
+        name = self.authorise(metadata, adapter, base=base)
         learn = self._tenant(metadata).learn
         if learn is not None and adapter not in learn:
             raise AccessError(f"The adapter '{adapter}' is not among those that learn from this token's corrections.")
@@ -273,9 +274,18 @@ def read_adapters(value: Any, where: str, *, key: str = "adapters") -> frozenset
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
         raise UsageError(f"{where}: '{key}' must be '{ALL}' or a list of names; [] allows {NONE[key]}.")
     try:
-        return frozenset(check_name(name) for name in value)
+        return frozenset(check_place(name) if key == "adapters" else check_name(name) for name in value)
     except AdapterError as error:
         raise UsageError(f"{where}: {error}") from error
+
+
+def check_place(name: str) -> str:
+    """`ADAPTER` or `BASE:ADAPTER` itself. Raises AdapterError where nothing can be called so."""
+    base, colon, adapter = name.rpartition(":")
+    check_name(adapter)
+    if colon:
+        check_name(base)
+    return name
 
 
 def read_admin_token(path: Path) -> str:

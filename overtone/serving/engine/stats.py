@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,3 +69,17 @@ class Counts:
     expired: int = 0
     failed: int = 0
     restarts: int = 0
+
+
+def total(states: Sequence[EngineState]) -> EngineState:
+    """State of several engines as one: alive where all are, draining where one is, counts together."""
+    names = [entry.name for entry in fields(EngineState)]
+    sums = {name: sum(getattr(state, name) for state in states) for name in names}
+    return EngineState(
+        **sums
+        | {
+            "alive": all(state.alive for state in states),
+            "draining": any(state.draining for state in states),
+            "running_seconds": max(state.running_seconds for state in states),
+        }
+    )

@@ -10,6 +10,7 @@ from typing import Any
 from starlette.requests import HTTPConnection
 
 from overtone.serving.errors import DrainingError, OverloadError, RequestError
+from overtone.serving.recognition.bases import Bases
 from overtone.serving.recognition.request import Call
 from overtone.serving.recognition.service import RecognitionService
 from overtone.serving.settings import ServerSettings
@@ -18,8 +19,10 @@ from overtone.serving.settings import ServerSettings
 class HttpRequests:
     """Count of running requests, and the service and settings that all endpoints share. Belongs to one event loop."""
 
-    def __init__(self, service: RecognitionService, settings: ServerSettings) -> None:
+    def __init__(self, service: RecognitionService, settings: ServerSettings, bases: Bases | None = None) -> None:
+        """service: of the first base. bases: all of them, where there are several."""
         self.service = service
+        self.bases = bases or Bases([service])
         self.settings = settings
         self.active = 0
         """Transcriptions and sessions that are running."""

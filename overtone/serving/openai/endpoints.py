@@ -6,7 +6,7 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -16,13 +16,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from overtone.decoding.phrase_boost import Boost
-from overtone.serving.adapter_store.names import adapter_names, model_name, visible_adapters
+from overtone.serving.adapter_store.names import model_name, visible_adapters
 from overtone.serving.adapter_store.store import AdapterEntry
 from overtone.serving.errors import AccessError, RequestError
 from overtone.serving.http.bodies import form_file, read_form, while_connected
 from overtone.serving.http.errors import envelope
 from overtone.serving.http.requests import HttpRequests, metadata_of
 from overtone.serving.openai.responses import FORMATS, answer, event, events
+from overtone.serving.recognition.bases import ambiguous
 from overtone.serving.recognition.request import (
     TASK_KEYS,
     RecognitionRequest,
@@ -30,6 +31,7 @@ from overtone.serving.recognition.request import (
     json_boosts,
     keyword_boosts,
 )
+from overtone.serving.recognition.service import RecognitionService
 
 GRANULARITIES = {"word", "segment"}
 WITHOUT_EFFECT = ("temperature", "chunking_strategy")
@@ -158,7 +160,7 @@ class Transcriptions:
 
     async def create(self, request: Request) -> Response:
         """Transcribe the file of a form; the answer is one text, or a stream of events."""
-        requests, service, settings = self.requests, self.requests.service, self.requests.settings
+        requests, settings = self.requests, self.requests.settings
         call = requests.admit(request)
         async with AsyncExitStack() as running:
             running.enter_context(requests.begin(call.tenant))
@@ -166,6 +168,7 @@ class Transcriptions:
             async with read_form(request, most=most, seconds=seconds) as (request, form):
                 asked = recognition_request(form, prompt_boost=settings.prompt_boost)
                 options = answer_options(form)
+                service = requests.bases.choose(asked, metadata_of(request), call)
                 service.check(asked, metadata_of(request), call)
                 samples = await while_connected(request, service.decode(form_file(form).file, asked, call))
             deadline, mask = time.monotonic() + settings.request_seconds, service.mask(asked)
@@ -212,57 +215,74 @@ class Models:
 
     def __init__(self, requests: HttpRequests) -> None:
         self.requests = requests
-        self.service = requests.service
+        self.bases = requests.bases
         self.created = int(time.time())
 
     async def list(self, request: Request) -> Response:
         self.requests.admit(request)
-        entries = await asyncio.to_thread(self.visible, request)
-        models = [self.model_json(entry, learns=self.learns(request, entry)) for entry in (None, *entries)]
-        known: dict[tuple[str, ...], AdapterEntry | None] = {(): None, **{(entry.name,): entry for entry in entries}}
-        for alias, model in self.service.aliases.items():
-            names = adapter_names(model, self.service.base)
-            models += [self.model_json(known[names], alias)] if names in known else []
-        return JSONResponse({"object": "list", "data": models})
+        found = await asyncio.to_thread(lambda: [(service, self.visible(service, request)) for service in self.bases])
+        models, aliases = [], []
+        for service, entries in found:
+            models += [self.model_json(service, None)]
+            models += [self.model_json(service, entry, learns=self.learns(request, entry)) for entry in entries]
+        for alias in self.bases.first.aliases:
+            known = self.known(alias, found)
+            aliases += [self.model_json(*known[0], alias)] if len(known) == 1 else []
+        return JSONResponse({"object": "list", "data": models + aliases})
 
     async def retrieve(self, request: Request) -> Response:
         self.requests.admit(request)
         name = request.path_params["name"]
-        names = adapter_names(self.service.resolve(name), self.service.base)
-        alias = name if name in self.service.aliases else ""
+        known = self.known(name, [(service, self.visible(service, request)) for service in self.bases])
+        if not known:
+            raise self.bases.unknown_model(name, metadata_of(request))
+        if len(known) > 1:
+            raise ambiguous(self.bases.place(name)[1], [service for service, _ in known])
+        return JSONResponse(self.model_json(*known[0], name if name in self.bases.first.aliases else ""))
+
+    def known(
+        self, name: str, visible: Sequence[tuple[RecognitionService, Sequence[AdapterEntry]]]
+    ) -> Sequence[tuple[RecognitionService, AdapterEntry | None]]:
+        """Services and entries (None: the base) among the visible ones that a name may mean."""
+        named, names = self.bases.place(name)
         if not names:
-            return JSONResponse(self.model_json(None, alias))
-        for entry in self.visible(request):
-            if names == (entry.name,):
-                return JSONResponse(self.model_json(entry, alias))
-        raise self.service.unknown_model(name, metadata_of(request))
+            return [(named or self.bases.first, None)]
+        return [
+            (service, entry)
+            for service, entries in visible
+            for entry in entries
+            if named in (None, service) and names == (entry.name,)
+        ]
 
-    def visible(self, request: Request) -> tuple[AdapterEntry, ...]:
-        """Usable adapters that the caller may use. Raises AccessError."""
-        return tuple(visible_adapters(self.service.store, self.service.guard, metadata_of(request)))
+    def visible(self, service: RecognitionService, request: Request) -> tuple[AdapterEntry, ...]:
+        """Usable adapters of a base that the caller may use. Raises AccessError."""
+        return tuple(visible_adapters(service.store, service.guard, metadata_of(request), base=service.base))
 
-    def learns(self, request: Request, entry: AdapterEntry | None) -> bool:
-        """Tell whether an adapter would learn from the caller's corrections; entry: None for the base."""
-        if not self.requests.settings.learn or entry is None or entry.source == "model":
+    def learns(self, request: Request, entry: AdapterEntry) -> bool:
+        """Tell whether an adapter would learn from the caller's corrections."""
+        if not self.requests.settings.learn or entry.source == "model":
             return False
         try:
-            self.service.guard.authorise_learning(metadata_of(request), entry.name)
+            first = self.bases.first
+            first.guard.authorise_learning(metadata_of(request), entry.name, base=first.base)
         except AccessError:
             return False
         return True
 
-    def model_json(self, entry: AdapterEntry | None, alias: str = "", *, learns: bool = False) -> dict[str, Any]:
+    def model_json(
+        self, service: RecognitionService, entry: AdapterEntry | None, alias: str = "", *, learns: bool = False
+    ) -> dict[str, Any]:
         """JSON of a model; entry: None for the base. alias: its name in place of its own."""
-        base = model_name(self.service.base, ())
+        base = model_name(service.base, ())
         names = () if entry is None else (entry.name,)
         shown: dict[str, Any] = {
-            "id": alias or model_name(self.service.base, names),
+            "id": alias or model_name(service.base, names),
             "object": "model",
             "created": self.created,
             "owned_by": "overtone",
             "root": base,
             "parent": None if entry is None else base,
-            "language": self.service.language,
+            "language": service.language,
         }
         if entry is not None:
             shown["adapter"] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from inspect import signature
 from typing import Any
@@ -47,7 +47,7 @@ def load_plainly(settings: ServerSettings) -> AsrModel:
 
 @dataclass(frozen=True, kw_only=True)
 class ReplicaPlan:
-    """Replicas of one base. Raises UsageError for numbers that make no sense."""
+    """Replicas of a base, or of each base of the settings. Raises UsageError for numbers that make no sense."""
 
     settings: ServerSettings
     load: Load = load_plainly
@@ -95,6 +95,10 @@ class ReplicaPlan:
             raise UsageError(f"A surge of {self.surge} percent: 0 to 100 are allowed.")
         if self.surge and SURGE not in signature(serve.deployment).parameters:
             raise UsageError("A surge needs a newer version of Ray; leave it out, or: pip install --upgrade ray")
+
+    def of_each_base(self) -> tuple[ReplicaPlan, ...]:
+        """Plan of the replicas of each base, which differ in their settings alone."""
+        return tuple(replace(self, settings=settings) for settings in self.settings.of_each_base())
 
     @property
     def version(self) -> str:
@@ -149,6 +153,21 @@ def engine_deployment(plan: ReplicaPlan, name: str = ENGINE) -> Any:
         **scaling,
     )
     return deployment.bind(settings, plan.load, plan.version)
+
+
+def applications_of(plan: ReplicaPlan) -> tuple[tuple[str, str], ...]:
+    """Application of Serve and deployment of each base's replicas, where every base has an application of its own.
+
+    So a base whose model or adapters change is replaced without the others.
+    """
+    bases = plan.of_each_base()
+    return tuple((f"{APPLICATION}-{own.settings.base}" if plan.settings.more else APPLICATION, ENGINE) for own in bases)
+
+
+def deployments_of(plan: ReplicaPlan, application: str) -> tuple[tuple[str, str], ...]:
+    """Application and deployment of each base's replicas, where they share one application."""
+    others = (f"{ENGINE}-{own.base}" for own in plan.settings.more)
+    return tuple((application, name) for name in (ENGINE, *others))
 
 
 def engine_handle(name: str = ENGINE, application: str = APPLICATION) -> DeploymentHandle[Any]:

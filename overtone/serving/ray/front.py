@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 from ray import serve
@@ -20,7 +20,7 @@ from overtone.errors import UsageError
 from overtone.inference.rows import one_thread
 from overtone.serving.descriptors import raise_limit
 from overtone.serving.memory import keep_freed_memory
-from overtone.serving.ray.cluster import APPLICATION, ENGINE, ReplicaPlan, engine_deployment, engine_handle
+from overtone.serving.ray.cluster import ENGINE, ReplicaPlan, applications_of, engine_deployment, engine_handle
 from overtone.serving.ray.remote import Replicas
 from overtone.serving.server import Server, Started, run
 
@@ -52,35 +52,52 @@ async def run_front(plan: ReplicaPlan, started: Started, *, keeps_memory: bool) 
         server.close()
 
 
-async def front(plan: ReplicaPlan, *, application: str = APPLICATION, deployment: str = ENGINE) -> Server:
-    """A server whose engine is the running replicas of a plan; `start`, `stop` and `close` it as any other."""
-    replicas = Replicas(engine_handle(deployment, application), application=application, deployment=deployment)
-    outline = await replicas.describe()
-    settings = plan.settings
-    server = Server(replace(settings, engine=replace(settings.engine, threads=1)), outline, replicas)
-    replicas.store = server.store
+async def front(plan: ReplicaPlan, places: Sequence[tuple[str, str]] | None = None) -> Server:
+    """A server whose engines are the running replicas of a plan; `start`, `stop` and `close` it as any other.
+
+    places: application and deployment of each base's replicas; those of `deployed` unless given.
+    """
+    bases = [
+        Replicas(engine_handle(deployment, application), application=application, deployment=deployment)
+        for application, deployment in places or applications_of(plan)
+    ]
+    first, *more = [(await replicas.describe(), replicas) for replicas in bases]
+    settings = replace(plan.settings, engine=replace(plan.settings.engine, threads=1))
+    server = Server(settings, *first, more=more)
+    for replicas, served in zip(bases, server.served, strict=True):
+        replicas.store = served.store
     return server
 
 
 @contextmanager
 def deployed(plan: ReplicaPlan) -> Iterator[None]:
-    """Run the replicas of a plan. Those of another front are shared and stay: they end with the front that began them.
+    """Run the replicas of a plan, of all its bases. Those of another front are shared and stay: they end with the front
+    that began them.
 
     Raises UsageError where they do not start.
     """
     serve.start(proxy_location="Disabled")
-    present = serve.status().applications.get(APPLICATION)
+    with ExitStack() as running:
+        for own, (application, _) in zip(plan.of_each_base(), applications_of(plan), strict=True):
+            running.enter_context(base_deployed(own, application))
+        yield
+
+
+@contextmanager
+def base_deployed(plan: ReplicaPlan, application: str) -> Iterator[None]:
+    """Run the replicas of one base's plan. Raises UsageError where they do not start."""
+    present = serve.status().applications.get(application)
     shared = present is not None and present.status == "RUNNING"
     try:
-        if shared and engine_handle().plan_version.remote().result() == plan.version:
+        if shared and engine_handle(ENGINE, application).plan_version.remote().result() == plan.version:
             LOG.info("joining the replicas of %s", plan.settings.model)
         else:
             LOG.info("%s replicas of %s", "replacing the" if shared else "starting", plan.settings.model)
             try:
-                serve.run(engine_deployment(plan), name=APPLICATION, route_prefix=None)
+                serve.run(engine_deployment(plan), name=application, route_prefix=None)
             except RuntimeError as error:
                 raise UsageError(f"The replicas did not start: {error}") from error
         yield
     finally:
         if not shared:
-            serve.delete(APPLICATION)
+            serve.delete(application)

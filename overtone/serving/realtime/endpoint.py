@@ -42,6 +42,7 @@ from overtone.serving.realtime.openai_session import TranscriptionSession
 from overtone.serving.realtime.pace import Pace
 from overtone.serving.realtime.session import Secrets, new_session, recognition_request, update_session
 from overtone.serving.recognition.request import Call, RecognitionRequest
+from overtone.serving.recognition.service import RecognitionService
 from overtone.serving.streaming.session import Inbox, open_session
 
 LOG = logging.getLogger("overtone.serving.realtime.endpoint")
@@ -73,7 +74,9 @@ class Realtime:
 
     def __init__(self, requests: HttpRequests) -> None:
         self.requests = requests
-        self.service = requests.service
+        self.bases = requests.bases
+        self.service = self.bases.first
+        """The first base's; all of them share guard, threads and the server's end."""
         self.settings = requests.settings
         self.secrets = Secrets()
         self.openai_secrets = OpenAiSecrets(self.settings.stream.endpointing)
@@ -101,10 +104,12 @@ class Realtime:
         return None if self.service.guard.tenants is None else self.secrets.mint(metadata_of(request))
 
     def new_session(self, secret: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Session with the server's defaults."""
-        model = model_name(self.service.base, ())
+        """Session with the server's defaults; with several bases, what the client sets in it chooses one."""
+        model, language = model_name(self.service.base, ()), self.service.language
+        if self.bases.are_several:
+            model, language = "base", ""
         sample_rate = self.service.engine.sample_rate
-        return new_session(language=self.service.language, model=model, sample_rate=sample_rate, secret=secret)
+        return new_session(language=language, model=model, sample_rate=sample_rate, secret=secret)
 
     async def connect(self, websocket: WebSocket) -> None:
         """WebSocket /v1/realtime."""
@@ -119,7 +124,7 @@ class Realtime:
                 session = prepared or TranscriptionSession(model=handshake.model)
                 openai = OpenAiConversation(
                     send=lambda content: send(websocket, content),
-                    service=self.service,
+                    bases=self.bases,
                     settings=self.settings,
                     metadata=metadata,
                     call=call,
@@ -245,11 +250,14 @@ class Realtime:
         recognition_request(session, self.settings.stream.endpointing)
         return session
 
-    def check(self, session: dict[str, Any], metadata: Metadata, call: Call) -> RecognitionRequest:
-        """Request of a session that may be followed. Raises errors of `recognition_request` and of the service."""
+    def check(
+        self, session: dict[str, Any], metadata: Metadata, call: Call
+    ) -> tuple[RecognitionService, RecognitionRequest]:
+        """Base and request of a session that may be followed. Raises errors of request and service."""
         request = recognition_request(session, self.settings.stream.endpointing)
-        self.service.check(request, metadata, call)
-        return request
+        service = self.bases.choose(request, metadata, call)
+        service.check(request, metadata, call)
+        return service, request
 
     async def transcribe(
         self,
@@ -261,9 +269,9 @@ class Realtime:
         call: Call,
     ) -> None:
         """Transcribe from the first audio to the client's `done`. waiting: messages taken from the inbox already."""
-        request = self.check(session, metadata, call)
-        async with open_session(self.service, request, call, self.settings.stream) as stream:
-            mask = self.service.mask(request)
+        service, request = self.check(session, metadata, call)
+        async with open_session(service, request, call, self.settings.stream) as stream:
+            mask = service.mask(request)
             events = SessionEvents(send=lambda content: send(websocket, content), session=stream, mask=mask)
             while waiting and waiting[-1].kind != "done":
                 await take(events, waiting)

@@ -35,6 +35,7 @@ from overtone.serving.realtime.openai_session import (
     update_session,
 )
 from overtone.serving.realtime.pace import Pace
+from overtone.serving.recognition.bases import Bases
 from overtone.serving.recognition.request import Call, RecognitionRequest
 from overtone.serving.recognition.service import RecognitionService
 from overtone.serving.settings import ServerSettings
@@ -74,7 +75,7 @@ class OpenAiConversation:
     """One client's conversation. For one task at a time."""
 
     send: Send
-    service: RecognitionService
+    bases: Bases
     settings: ServerSettings
     metadata: Metadata
     call: Call
@@ -86,6 +87,7 @@ class OpenAiConversation:
     stream: StreamSession | None = None
     request: RecognitionRequest | None = None
     """Request of the settings; None until they are made."""
+    service: RecognitionService = field(init=False)  # of the base that the settings choose, else of the first one
     mask: Callable[[str], str] = str
     item: Item = field(default_factory=Item)
     last_item: str | None = None
@@ -99,14 +101,15 @@ class OpenAiConversation:
     """Bytes of audio of the current item."""
 
     def __post_init__(self) -> None:
+        self.service = self.bases.first
         self.pace = Pace(self.service, self.call)
 
     async def run(self, messages: AsyncIterator[Message]) -> None:
         """Converse until the client leaves. Raises what ends the conversation."""
         if self.session.configured:
-            self.request = self.checked_request(self.session)
+            self.service, self.request = self.checked_request(self.session)
         elif self.session.model:
-            self.service.check(RecognitionRequest(model=self.session.model), self.metadata, self.call)
+            self.check(RecognitionRequest(model=self.session.model))
         seconds, ending = self.settings.idle_seconds, self.service.ending
         async with self.running, Inbox(messages, len, idle_seconds=seconds, ending=ending) as inbox:
             while arrived := await self.next_messages(inbox):
@@ -189,23 +192,28 @@ class OpenAiConversation:
         size: characters of the message.
         """
         session = await self.pace.change(partial(update_session, self.session, changes), size)
-        request = self.checked_request(session)
-        if request != self.request or session.delay != self.session.delay:
+        service, request = self.checked_request(session)
+        if service is not self.service or request != self.request or session.delay != self.session.delay:
             await self.close_stream()
-        self.session, self.request = session, request
+        self.session, self.service, self.request = session, service, request
         self.beta = self.beta or kind == "transcription_session.update"
         await self.greet(f"{kind}d")
         held, self.held = self.held, []
         for data in held:
             await self.append(data)
 
-    def checked_request(self, session: TranscriptionSession) -> RecognitionRequest:
-        """Request of settings that the client may use. Raises RequestError, and errors of the service."""
+    def checked_request(self, session: TranscriptionSession) -> tuple[RecognitionService, RecognitionRequest]:
+        """Base and request of settings that the client may use. Raises RequestError, and errors of the service."""
         endpointing = self.settings.stream.endpointing
         request = recognition_request(session, endpointing, prompt_boost=self.settings.prompt_boost)
+        return self.check(request), request
+
+    def check(self, request: RecognitionRequest) -> RecognitionService:
+        """Service of a request's base, which has checked it. Raises its errors, and those of `Bases.choose`."""
+        service = self.bases.choose(request, self.metadata, self.call)
         running = self.stream.adapters if self.stream is not None else ()
-        self.service.check(request, self.metadata, self.call, running=running)
-        return request
+        service.check(request, self.metadata, self.call, running=running)
+        return service
 
     async def close_stream(self) -> None:
         """End the stream, whose last words belong to the item."""

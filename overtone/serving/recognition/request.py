@@ -155,6 +155,8 @@ class Call:
     """Record of one call, for logs and metrics: never of what was said."""
 
     method: str
+    base: str = ""
+    """Name of the base, where the server has several."""
     adapter: str = ""
     """`a+b`; empty for the base."""
     tenant: str = ""

@@ -17,7 +17,7 @@ from overtone.decoding.phrase_boost import BoostTree
 from overtone.errors import AdapterError, AudioError, UsageError
 from overtone.languages import target_language
 from overtone.nets.prompt import AUTO
-from overtone.serving.adapter_store.names import chosen_adapters, list_visible
+from overtone.serving.adapter_store.names import chosen_adapters, join_listed, visible_names
 from overtone.serving.adapter_store.store import AdapterStore, Lease
 from overtone.serving.auth.guard import Guard, Metadata
 from overtone.serving.auth.quotas import Quotas
@@ -105,25 +105,29 @@ class RecognitionService:
         aliases: Mapping[str, str] | None = None,
         held: HeldAudio | None = None,
         elsewhere: Elsewhere | None = None,
+        beside: RecognitionService | None = None,
     ) -> None:
         """guard: open to all unless given. quotas: of adapters; none unless given. base: name of the base in requests;
         the model's own unless given. language: of the model, as a BCP-47 tag. limits: of one request's audio.
         profanities: lower-case words. aliases: other names of models, with the models that they mean. elsewhere:
-        recognises in place of the engine.
+        recognises in place of the engine. beside: another base's service, with which this one shares its threads, the
+        room for audio, and the server's end.
         """
         self.engine = engine
         self.store = store
         self.guard = guard or Guard()
         self.quotas = quotas or Quotas()
         self.base_name = base or engine.model.name or "base"
+        self.base_is_reserved = False
+        """No adapter takes the base's name over: the server has several bases, which must be told apart."""
         self.language = language
         self.limits = limits or AudioLimits()
         self.profanities = profanities
         self.aliases = dict(aliases or {})
-        self.ending = asyncio.Event()
+        self.ending: asyncio.Event = asyncio.Event() if beside is None else beside.ending
         """Set shortly before streams are cut off, so that each is still told its last utterance."""
-        self.held = held or HeldAudio()
-        self.threads = DecodingThreads()
+        self.held: HeldAudio = held or (HeldAudio() if beside is None else beside.held)
+        self.threads: DecodingThreads = DecodingThreads() if beside is None else beside.threads
         self.elsewhere = elsewhere
 
     def close(self) -> None:
@@ -151,7 +155,7 @@ class RecognitionService:
         self.told_language(request)
         names = chosen_adapters(self.resolve(request.model), self.resolve(request.adapter), self.base)
         for name in names:
-            self.guard.authorise(metadata, name)
+            self.guard.authorise(metadata, name, base=self.base)
         try:
             for name in names:
                 self.store.entry(name)
@@ -169,16 +173,38 @@ class RecognitionService:
 
     @property
     def base(self) -> str:
-        """Name of the base in requests: `base` where an adapter has the base's own, which then means that adapter."""
-        return "base" if self.base_name in self.store else self.base_name
+        """Name of the base in requests: `base` where an adapter has the base's own, which then means that adapter.
+
+        Among several bases a base's name always means the base.
+        """
+        return "base" if not self.base_is_reserved and self.base_name in self.store else self.base_name
 
     def resolve(self, name: str) -> str:
         """Model that a name means: that of an alias, or itself."""
         return self.aliases.get(name, name)
 
+    def holds(self, names: Sequence[str]) -> bool:
+        """Tell whether all of these adapters are in the store."""
+        return all(name in self.store for name in names)
+
     def is_known(self, name: str) -> bool:
         """Tell whether a name is an alias or an adapter."""
         return name in self.aliases or name in self.store.names()
+
+    def is_for(self, request: RecognitionRequest) -> bool:
+        """Tell whether the model understands the request's language."""
+        try:
+            self.told_language(request)
+        except LanguageError:
+            return False
+        except RequestError:  # the language is one of the model's, something else is not
+            return True
+        return True
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """Languages that requests may name: those that the model is told, or the server's."""
+        return tuple(self.engine.model.languages) or (self.language,)
 
     def told_language(self, request: RecognitionRequest) -> str | None:
         """Language, or the task, that a model which is told such is told; None is its own `auto`.
@@ -209,7 +235,7 @@ class RecognitionService:
 
     def unknown_model(self, name: str, metadata: Metadata) -> UnknownModelError:
         """Error that lists the models which the caller may use."""
-        return UnknownModelError(name, list_visible(self.store, self.guard, metadata, base=self.base))
+        return UnknownModelError(name, join_listed(visible_names(self.store, self.guard, metadata, base=self.base)))
 
     # Resources of a request
 

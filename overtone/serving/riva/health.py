@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, Protocol
 
 import grpc
@@ -36,11 +36,20 @@ class HasState(Protocol):
     def state(self) -> EngineState: ...
 
 
-class Health:
-    """Health of the engine, for one check or a watch."""
+class HasBases(HasState, Protocol):
+    """Engines of one base or several."""
 
-    def __init__(self, engine: HasState) -> None:
-        self.engine = engine
+    @property
+    def apart(self) -> Mapping[str, HasState]:
+        """Each base by its name, where there are several."""
+
+
+class Health:
+    """Health of the engines, for one check or a watch; with several bases also of each, by its name."""
+
+    def __init__(self, bases: HasBases) -> None:
+        self.asked: dict[str, HasState] = {**bases.apart, **dict.fromkeys(SERVICES, bases)}
+        """Engines that a check asks for, by the service's name in it."""
         self.closing = False
         """Set when the server stops, so that watches do not keep it waiting."""
         self._waiting: dict[asyncio.Timeout, None] = {}
@@ -48,16 +57,16 @@ class Health:
         self._watches = 0
 
     def status(self, service: str) -> int:
-        if service not in SERVICES:
+        if service not in self.asked:
             return SERVICE_UNKNOWN
-        state = self.engine.state()
+        state = self.asked[service].state()
         return SERVING if state.alive and not state.draining and not self.closing else NOT_SERVING
 
     async def check(self, messages: AsyncIterator[Any], context: Any) -> None:
         """Answer the one message of a check."""
         request = await self.receive(messages, context)
         if request is None or (status := self.status(request.service)) == SERVICE_UNKNOWN:
-            known = ", ".join(f"'{service}'" for service in SERVICES)
+            known = ", ".join(f"'{service}'" for service in sorted(self.asked))
             await context.abort(grpc.StatusCode.NOT_FOUND, f"This service is unknown. Known: {known}.")
         await context.write(HealthCheckResponse(status=status))
 

@@ -10,6 +10,7 @@ import grpc
 from overtone.errors import UsageError
 from overtone.serving.auth.tls import ServerKeys
 from overtone.serving.descriptors import most_connections
+from overtone.serving.recognition.bases import Bases
 from overtone.serving.recognition.service import RecognitionService
 from overtone.serving.riva.health import Health
 from overtone.serving.riva.protobuf import (
@@ -48,13 +49,18 @@ class RivaServer:
         *,
         keys: ServerKeys | None = None,
         on_call: OnCall = write_log,
+        bases: Bases | None = None,
     ) -> None:
-        """on_call: called with each call when it has ended, for logs and metrics."""
+        """service: of the first base. on_call: called with each call when it has ended, for logs and metrics.
+
+        bases: all of them, where there are several.
+        """
+        bases = bases or Bases([service])
         self.settings = settings
         self.keys = keys
         """Keys of new connections; others may be assigned while it runs."""
-        self.servicer = RivaServicer(service, settings, on_call=on_call)
-        self.health = Health(service)
+        self.servicer = RivaServicer(bases, settings, on_call=on_call)
+        self.health = Health(bases)
         self.guard = service.guard
         self.server: Any = None
 

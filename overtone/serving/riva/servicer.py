@@ -14,10 +14,11 @@ from typing import Any, Literal
 
 import grpc
 
-from overtone.serving.adapter_store.names import adapter_names, model_name, visible_adapters
+from overtone.serving.adapter_store.names import model_name, visible_adapters
 from overtone.serving.adapter_store.store import AdapterEntry
 from overtone.serving.auth.guard import Metadata
 from overtone.serving.errors import IdleError, LanguageError, OverloadError, RequestError, UnknownModelError
+from overtone.serving.recognition.bases import Bases
 from overtone.serving.recognition.request import Call, RecognitionRequest, unsupported
 from overtone.serving.recognition.service import RecognitionService
 from overtone.serving.recognition.turns import Turns
@@ -56,8 +57,10 @@ class RivaServicer:
     has looked at its token.
     """
 
-    def __init__(self, service: RecognitionService, settings: ServerSettings, *, on_call: OnCall) -> None:
-        self.service = service
+    def __init__(self, bases: Bases, settings: ServerSettings, *, on_call: OnCall) -> None:
+        self.bases = bases
+        self.service = bases.first
+        """The first base's; all of them share guard, tenants and the server's end."""
         self.settings = settings
         self.on_call = on_call
         self.open = 0
@@ -72,16 +75,16 @@ class RivaServicer:
             metadata: Metadata = context.invocation_metadata() or ()
             message = await self.receive(messages, call)
             request = recognition_request(message.config, endpointing=self.settings.stream.endpointing)
-            self.check(request, "offline", metadata, call)
+            service = self.check(request, "offline", metadata, call)
             if request.attention_context is not None:
                 raise unsupported("custom_configuration 'att_context_size'", "it is for streams")
             if not message.audio:
                 raise RequestError("empty audio: the field 'audio' holds no bytes")
-            samples = await self.service.decode(io.BytesIO(message.audio), request, call)
+            samples = await service.decode(io.BytesIO(message.audio), request, call)
             remaining = context.time_remaining()
             deadline = None if remaining is None else time.monotonic() + remaining
-            recognition = await self.service.recognise(samples, request, call, deadline=deadline)
-            response = RecognizeResponse(results=self.writer(request).recording(recognition))
+            recognition = await service.recognise(samples, request, call, deadline=deadline)
+            response = RecognizeResponse(results=writer_of(service, request).recording(recognition))
             if message.HasField("id"):
                 response.id.CopyFrom(message.id)
             await context.write(response)
@@ -100,12 +103,12 @@ class RivaServicer:
                 endpointing=self.settings.stream.endpointing,
                 interim=opening.streaming_config.interim_results,
             )
-            self.check(request, "online", metadata, call)
-            async with open_session(self.service, request, call, self.settings.stream) as session:
+            service = self.check(request, "online", metadata, call)
+            async with open_session(service, request, call, self.settings.stream) as session:
                 answers = StreamAnswers(
                     context=context,
                     session=session,
-                    writer=self.writer(request),
+                    writer=writer_of(service, request),
                     id=opening.id if opening.HasField("id") else None,
                     idle_seconds=settings.idle_seconds,
                 )
@@ -116,21 +119,20 @@ class RivaServicer:
 
     async def get_config(self, messages: AsyncIterator[Any], context: Any) -> None:
         """List the models that the caller may use."""
-        service = self.service
         async with self.call("GetRivaSpeechRecognitionConfig", context, requests=0) as call:
             metadata: Metadata = context.invocation_metadata() or ()
             asked = (await self.receive(messages, call)).model_name
             response = ConfigResponse()
-            kinds: tuple[Kind, ...] = (
-                ("offline", "online") if service.engine.model.head.prompts is None else ("offline",)
-            )
-            for entry in [None, *visible_adapters(service.store, service.guard, metadata)]:
-                names = () if entry is None else (entry.name,)
-                if asked and adapter_names(service.resolve(asked), service.base) != names:
-                    continue
-                for kind in kinds:
-                    parameters = self.parameters(entry, kind)
-                    response.model_config.add(model_name=model_name(service.base, names), parameters=parameters)
+            named, wanted = self.bases.place(asked)
+            for service in self.bases if named is None else [named]:
+                visible = visible_adapters(service.store, service.guard, metadata, base=service.base)
+                for entry in [None, *visible]:
+                    names = () if entry is None else (entry.name,)
+                    if asked and wanted != names:
+                        continue
+                    for kind in kinds_of(service):
+                        parameters = parameters_of(service, entry, kind)
+                        response.model_config.add(model_name=model_name(service.base, names), parameters=parameters)
             await context.write(response)
 
     # Steps of a call
@@ -189,46 +191,58 @@ class RivaServicer:
                 message = f"The message of this call did not come within {seconds:g} seconds."
                 raise RivaError(grpc.StatusCode.DEADLINE_EXCEEDED, message) from None
 
-    def check(self, request: RecognitionRequest, kind: Kind, metadata: Metadata, call: Call) -> None:
-        """Check a request as the service does. Raises RivaError for a model or language that there is not."""
+    def check(self, request: RecognitionRequest, kind: Kind, metadata: Metadata, call: Call) -> RecognitionService:
+        """Service of a request's base, which has checked it. Raises RivaError for an absent model or language.
+
+        Raises the errors of `Bases.choose` and of the service besides.
+        """
         if not request.model and not request.adapter:
-            request = replace(request, model=model_of_function(metadata, self.service))
+            request = replace(request, model=model_of_function(metadata, self.bases))
+        service = self.service
         try:
-            self.service.check(request, metadata, call)
+            service = self.bases.choose(request, metadata, call)
+            service.check(request, metadata, call)
         except LanguageError as error:
             raise unavailable(error.asked, kind) from error
         except UnknownModelError as error:
             asked = f"model={request.model}" if request.model else f"adapter={request.adapter}"
             more = f"; {asked}; available: {error.available}"
-            raise unavailable(self.service.language, kind, more) from error
-
-    def writer(self, request: RecognitionRequest) -> ResultWriter:
-        return ResultWriter(
-            request=request, mask=self.service.mask(request), language=self.service.spoken_language(request)
-        )
-
-    def parameters(self, entry: AdapterEntry | None, kind: Kind) -> dict[str, str]:
-        """Parameters of a model in the list of models; entry: None for the base."""
-        parameters = {
-            "type": kind,
-            "language_code": self.service.language,
-            "sample_rate_hertz": str(self.service.engine.sample_rate),
-            "streaming": str(kind == "online"),
-            "decoder": self.service.engine.model.head_in_use,
-            "base_model": self.service.base,
-        }
-        if entry is not None:
-            parameters |= {"adapter": entry.name, "adapter_type": entry.kind, "adapter_digest": entry.digest}
-        return parameters
+            raise unavailable(service.language, kind, more) from error
+        return service
 
 
-def model_of_function(metadata: Metadata, service: RecognitionService) -> str:
-    """Model that the header `function-id` names, where that is an adapter or an alias; empty otherwise.
+def writer_of(service: RecognitionService, request: RecognitionRequest) -> ResultWriter:
+    """Writer of a request's results."""
+    return ResultWriter(request=request, mask=service.mask(request), language=service.spoken_language(request))
+
+
+def kinds_of(service: RecognitionService) -> tuple[Kind, ...]:
+    """Calls that a base answers: a multitask model has no streams."""
+    return ("offline", "online") if service.engine.model.head.prompts is None else ("offline",)
+
+
+def parameters_of(service: RecognitionService, entry: AdapterEntry | None, kind: Kind) -> dict[str, str]:
+    """Parameters of a model in the list of models; entry: None for the base."""
+    parameters = {
+        "type": kind,
+        "language_code": service.language,
+        "sample_rate_hertz": str(service.engine.sample_rate),
+        "streaming": str(kind == "online"),
+        "decoder": service.engine.model.head_in_use,
+        "base_model": service.base,
+    }
+    if entry is not None:
+        parameters |= {"adapter": entry.name, "adapter_type": entry.kind, "adapter_digest": entry.digest}
+    return parameters
+
+
+def model_of_function(metadata: Metadata, bases: Bases) -> str:
+    """Model that the header `function-id` names, where that is an adapter, an alias or one of several bases; or empty.
 
     NVIDIA's clients choose a hosted model by it, and some of them (Pipecat's) say nothing else.
     """
     names = [value for name, value in metadata if name == "function-id" and isinstance(value, str)]
-    return names[0] if names and service.is_known(names[0]) else ""
+    return names[0] if names and bases.is_known(names[0]) else ""
 
 
 async def first_message(inbox: Inbox[Any], seconds: float) -> Any:

@@ -36,6 +36,14 @@ from overtone.serving.settings import ServerSettings
         ({"replicas": "3", "most": "2"}, "At most 2 replicas, but 3 to begin with"),
         ({"surge": "200"}, "A surge of 200 percent: 0 to 100 are allowed"),
         ({"busy": "0"}, "0 requests for each replica: a number above 0 is needed"),
+        ({"bases": "en"}, "'bases' is a list of two or more"),
+        ({"bases": [{"base": "en", "model": "a.nemo"}] * 2}, "Two bases are called 'en'"),
+        ({"bases": [{"base": "en"}, {"base": "de"}]}, "needs a name and a model"),
+        ({"bases": [{"base": "en", "modle": "a"}, {}]}, r"'modle' is nothing of a base\. Did you mean 'model'"),
+        (
+            {"bases": '[{"base": "en", "model": "a"}, {"base": "de", "model": "b"}]', "adapters": "c"},
+            "'adapters' stands",
+        ),
         ({"tokens": "tokens.yaml"}, "hold a request's body before its token is looked at"),
     ],
 )
@@ -52,6 +60,13 @@ def test_an_application_is_made_of_texts_and_of_values(tmp_path: Path, monkeypat
         (tmp_path / name).touch()
     assert app({"model": "base.nemo", "adapters": "adapters", "replicas": "2", "cpus": 0.5, "fronts": 2}) is not None
     assert app({"tokens": "tokens.yaml", "behind_proxy": "yes"}) is not None
+    bases = [{"base": "en", "model": "base.nemo"}, {"base": "de", "model": "other", "adapters": "adapters"}]
+    plan, *engines = app({"bases": bases})._bound_deployment.init_args
+    own = [each.settings for each in plan.of_each_base()]
+    assert [(each.base, each.model, each.adapters) for each in own] == [
+        ("en", str(tmp_path / "base.nemo"), None), ("de", "other", tmp_path / "adapters"),
+    ]  # fmt: skip
+    assert [engine._bound_deployment.name for engine in engines] == ["engine", "engine-de"]
 
 
 def test_relative_paths_begin_in_the_folder_of_the_caller_or_are_refused(

@@ -1,32 +1,53 @@
-/** Which adapter, or which two in a row, is compared with the base: as many as the server lists for the token. */
+/** Which adapter, or which two in a row, is compared with its base: as many as the server lists for the token. */
 
 import { models } from "./server.js";
 
 export class Choice {
-  /** @param {HTMLSelectElement} first @param {HTMLSelectElement} second @param {() => void} changed */
-  constructor(first, second, changed) {
+  /**
+   * @param {HTMLSelectElement} bases of the bases, seen where there are several
+   * @param {HTMLSelectElement} first
+   * @param {HTMLSelectElement} second
+   * @param {(rebased?: boolean) => void} changed rebased: the base itself is another one
+   */
+  constructor(bases, first, second, changed) {
+    this.bases = bases;
+    this.listed = [];
     this.first = first;
     this.second = second;
     this.changed = changed;
     this.base = "";
     this.adapters = [];
+    bases.addEventListener("change", () => this.show());
     first.addEventListener("change", () => this.chosen());
     second.addEventListener("change", () => this.chosen());
   }
 
   /** Asks the server; the choice stays as far as it can. Throws Problem. */
   async refresh() {
-    const [base, ...others] = await models();
-    const adapters = others.map(({ adapter }) => adapter);
-    if (base.id === this.base && JSON.stringify(adapters) === JSON.stringify(this.adapters)) return;
+    this.listed = await models();
+    const bases = this.listed.filter(({ id, root }) => id === root).map(({ id }) => id);
+    const shown = [...this.bases.options].map(({ value }) => value);
+    if (JSON.stringify(bases) !== JSON.stringify(shown)) fill(this.bases, bases, []);
+    this.bases.closest(".field").hidden = bases.length < 2;
+    this.show();
+  }
+
+  /** Shows the chosen base's adapters, of those that the server has listed. */
+  show() {
+    const base = this.bases.value;
+    const adapters = this.listed
+      .filter(({ id, adapter }) => adapter && id === `${base}+${adapter.name}`)
+      .map(({ adapter }) => adapter);
+    if (base === this.base && JSON.stringify(adapters) === JSON.stringify(this.adapters)) return;
     const before = `${this.model} ${this.learner}`;
-    this.base = base.id;
+    const rebased = base !== this.base;
+    this.base = base;
     this.adapters = adapters;
     const fresh = !this.names.includes(this.first.value);
     fill(this.first, this.names, this.names.length ? [] : [["", "none yet"]]);
     if (fresh && this.names.length) this.first.value = best(adapters);
     this.fillSecond();
-    if (`${this.model} ${this.learner}` !== before) this.changed();
+    if (rebased || `${this.model} ${this.learner}` !== before) this.changed(rebased);
   }
 
   get names() {
@@ -58,6 +79,7 @@ export class Choice {
   }
 
   set disabled(value) {
+    this.bases.disabled = value;
     this.first.disabled = value || !this.adapters.length;
     this.second.disabled = value;
   }

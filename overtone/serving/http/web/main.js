@@ -21,7 +21,7 @@ const SIDES = ["base", "adapter"];
 const notice = new Notice(at("notice"), at("sides"));
 const timeline = new Timeline(at("timeline"), (seconds) => seekTo(seconds));
 const player = new Player(at("audio"), moved);
-const choice = new Choice(at("adapter"), at("then"), chosen);
+const choice = new Choice(at("base"), at("adapter"), at("then"), chosen);
 const tokenForm = new TokenForm(at("token"), at("token-button"), useToken);
 const comparison = new Comparison([at("base-words"), at("adapter-words")], timeline, (word) => playFrom(word.start));
 
@@ -258,7 +258,7 @@ function moved(seconds, playing) {
 
 // Adapters and tokens
 
-function chosen() {
+function chosen(rebased = false) {
   mending.use(choice.learner);
   at("base-model").textContent = choice.base;
   at("adapter-name").textContent = choice.chain.join(", then ") || "Adapter";
@@ -266,7 +266,7 @@ function chosen() {
   if (choice.model === null) comparison.set(ADAPTER, { words: [], provisional: "", state: "without" });
   else if (comparison.sides[ADAPTER].state === "without") comparison.set(ADAPTER, { state: "idle" });
   if (!recording?.audio || listening) return;
-  run(recording.live ? [BASE, ADAPTER] : [ADAPTER]);
+  run(recording.live || rebased ? [BASE, ADAPTER] : [ADAPTER]);
   recording.live = false;
 }
 

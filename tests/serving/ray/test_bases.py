@@ -1,0 +1,65 @@
+"""Two bases on one Ray cluster behind one front: recordings, streams, administration and metrics of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+pytest.importorskip("starlette", reason="the serving extra is not installed")
+grpc = pytest.importorskip("grpc", reason="the serving extra is not installed")
+pytest.importorskip("ray", reason="the ray extra is not installed")
+
+from overtone.serving.riva import protobuf  # noqa: E402
+from overtone.serving.settings import BaseSettings  # noqa: E402
+from support.ray_service import ray_cluster, ray_service  # noqa: E402
+from support.riva_service import METHODS, file_of, finals_of, stream_requests  # noqa: E402
+from support.speaking_model import Contrary, put_adapter, spoken  # noqa: E402
+from support.web_service import WebService, eventually  # noqa: E402
+
+ADMIN = "an-administrators-token"
+AUDIO = file_of(spoken("abc"))
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebService]:
+    """`tones` with `swap` and `other`, and `contrary` (de-DE) with `swap`, a replica each."""
+    english, german, token = (tmp_path_factory.mktemp(name) for name in ("english", "german", "token"))
+    (token / "admin").write_text(ADMIN)
+    put_adapter(Contrary(), "swap", german)
+    more = (BaseSettings(model="", base="contrary", adapters=german, language="de-DE"),)
+    with (
+        ray_cluster(),
+        ray_service(english, replicas=1, more=more, base="tones", admin_token_file=token / "admin") as running,
+    ):
+        yield running
+
+
+def test_each_base_has_replicas_and_adapters_of_its_own(service: WebService) -> None:
+    names = {"": "abc", "tones:swap": "bac", "contrary": "hgf", "contrary:swap": "ghf", "other": "abc"}
+    assert {name: service.text(AUDIO, model=name) for name in names} == names
+    assert service.text(AUDIO, language="de-DE") == "hgf"
+    assert service.transcribe(AUDIO, model="swap").status == 400
+    assert {model["id"]: model["parent"] for model in service.get("/v1/models").json["data"]} == {
+        "tones": None, "tones+other": "tones", "tones+swap": "tones", "contrary": None, "contrary+swap": "contrary",
+    }  # fmt: skip
+
+
+def test_streams_reach_the_replica_of_their_base(service: WebService) -> None:
+    shape, request, response = METHODS["StreamingRecognize"]
+    with grpc.insecure_channel(service.addresses.grpc) as channel:
+        path = f"/{protobuf.ASR_SERVICE}/StreamingRecognize"
+        call = getattr(channel, shape)(path, request.SerializeToString, response.FromString)
+        assert finals_of(call(stream_requests(spoken("abc"), language_code="de-DE"), timeout=60)) == ["hgf "]
+
+
+def test_administration_and_metrics_reach_the_replicas_of_a_base(service: WebService) -> None:
+    loaded = service.post("/v1/load_lora_adapter", {"lora_name": "contrary:swap"}, token=ADMIN)
+    assert (loaded.status, loaded.text) == (200, "Success: LoRA adapter 'contrary:swap' added successfully.")
+
+    def told() -> bool:
+        metrics = service.get("/v1/metrics").text
+        return all(f'base="{base}",replica=' in metrics for base in ("tones", "contrary"))
+
+    eventually(told)
+    assert service.get("/v1/health/ready").json["bases"] == ["tones", "contrary"]
