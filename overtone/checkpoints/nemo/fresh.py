@@ -124,7 +124,10 @@ def draw_weights(model: AsrModel, config: Mapping[str, Any], source: str) -> Non
 
 def draw_heads(model: AsrModel, config: Mapping[str, Any], source: str) -> None:
     """Draw the weights of the heads that NeMo draws otherwise than torch. Raises CheckpointError for unknown modes."""
-    heads = {"decoder": config.get("decoder") or {}, "ctc_decoder": (config.get("aux_ctc") or {}).get("decoder")}
+    heads: dict[str, Any] = {
+        "decoder": config.get("decoder"),
+        "ctc_decoder": (config.get("aux_ctc") or {}).get("decoder"),
+    }
     for part, section in heads.items():
         net = getattr(model, part) if part in model.parts else None
         if isinstance(net, CtcProjection):
