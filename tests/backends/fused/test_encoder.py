@@ -229,23 +229,6 @@ def test_layers_below_the_first_adapter_keep_nothing(waveforms: Tensor) -> None:
     assert not any(tensor.dim() == 3 and tensor.size(-1) == 4 * SMALL["width"] for tensor in kept)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_way_back_of_attention_is_made_when_it_is_needed(dtype: torch.dtype, waveforms: Tensor) -> None:
-    model = prepare(make_model(), dtype)
-    with torch.no_grad():
-        model(waveforms, SAMPLES)
-    backend: Any = model.backend
-    first, second = (layer.attention for layer in backend.layers)
-    assert first.reverse is None
-    assert second.reverse is None
-    outputs_and_gradients(model, waveforms, "linear")
-    assert first.reverse is None  # nothing acts below it
-    module, scale = second.module, (SMALL["width"] / SMALL["heads"]) ** -0.5
-    linears = (module.linear_q, module.linear_k, module.linear_v)
-    weights = [linear.weight.detach().double() * factor for linear, factor in zip(linears, (scale, 1, 1), strict=True)]
-    assert torch.equal(second.reverse.weight, torch.cat(weights).to(dtype).t())
-
-
 def test_checkpointing_gives_the_same_gradients(waveforms: Tensor) -> None:
     model = prepare(make_model(), torch.float32)
     expected = outputs_and_gradients(model, waveforms, "linear")
