@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from overtone.cli.arguments import number
 from overtone.cli.screen import note
@@ -108,11 +110,12 @@ def learn(arguments: argparse.Namespace, folder: Path) -> None:
     model = load(arguments.model, "cpu")
     learner = Learner(model=model, folder=folder, say=note)
     learner.check_base()
-    corrections = [
-        own
-        for name in arguments.corrections
-        for own in read_corrections(Path(name).expanduser(), model, policy=arguments.unwritable)
-    ]
+    with learner.writing():
+        corrections = [
+            own
+            for name in arguments.corrections
+            for own in read_corrections(Path(name).expanduser(), model, policy=arguments.unwritable)
+        ]
     given = {
         "acoustic": False if arguments.words_only else None,
         "kind": arguments.kind,
@@ -122,7 +125,7 @@ def learn(arguments: argparse.Namespace, folder: Path) -> None:
         "kappa": arguments.kappa,
         "hours": arguments.hours,
     }
-    read_settings(folder)
+    learner.check_general(given["general"] or read_settings(folder).general)
     with model.evaluating():
         settings = remember(folder, **{key: own for key, own in given.items() if key != "acoustic"})
         if arguments.words_only or arguments.background:
@@ -163,7 +166,7 @@ def list_versions(folder: Path, *, as_json: bool) -> int:
         ]
         print(json.dumps(rows, indent=2, ensure_ascii=False))
         return 0
-    table = [["version", "from", "part", "corrections", "held-out WER", "made", ""]]
+    table = [["version", "from", "part", "corrections", "recordings", "held-out WER", "made", ""]]
     for version, acts in zip(every, is_current, strict=True):
         own = version.learning
         held = own.get("held_out")
@@ -171,11 +174,17 @@ def list_versions(folder: Path, *, as_json: bool) -> int:
         parent = "" if version.parent is None else str(version.parent)
         what = str(own.get("part", "as it came"))
         made = str(own.get("made", ""))
-        table.append(
-            [str(version.number), parent, what, str(own.get("corrections", "")), rates, made, "acts" if acts else ""]
-        )
+        counts = [str(own.get("corrections", "")), describe_recordings(own)]
+        table.append([str(version.number), parent, what, *counts, rates, made, "acts" if acts else ""])
     print("\n".join(columns(table)))
     return 0
+
+
+def describe_recordings(card: Mapping[str, Any]) -> str:
+    """The number of a version's corrections with a recording, and of those that its acoustic part had."""
+    heard = str(card.get("audio_lines", ""))
+    trained = f" ({card['trained_lines']} trained, {card['judged_lines']} judged)" if "trained_lines" in card else ""
+    return heard + trained
 
 
 def back(folder: Path, wanted: int) -> int:

@@ -59,12 +59,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="transducers: train an adapter of the prediction network on the text too",
     )
     parser.add_argument(
+        "--speak",
+        nargs="?",
+        const="en",
+        metavar="VOICE",
+        help="have a voice of espeak-ng (en unless given) speak the text, and train an acoustic part on that too: "
+        "minutes, and little beside the words",
+    )
+    parser.add_argument(
         "--valid",
         metavar="MANIFEST",
         help="recordings of the domain with transcripts: weights, and what of the adapter is kept, are chosen by them",
     )
     parser.add_argument("--output", "-o", metavar="FOLDER", help="folder of the adapter (default: NAME)")
     parser.add_argument("--overwrite", action="store_true", help="write over an adapter that is there")
+    add_weights(parser)
+    parser.add_argument(
+        "--unwritable",
+        choices=POLICIES,
+        default="refuse",
+        help="what to do with text that the model cannot write: refuse it, drop the sentence or phrase, or keep the "
+        "rest of it (default: refuse)",
+    )
+    parser.add_argument("--export", metavar="FILE", help="write the n-gram as an ARPA file with NeMo's characters too")
+
+
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """Add the options on the n-gram and how much it counts."""
     parser.add_argument(
         "--prior",
         type=prior_share,
@@ -85,14 +106,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--boost", type=number(), default=10.0, help="of phrases without one of their own, -100 to 100 (default: 10)"
     )
-    parser.add_argument(
-        "--unwritable",
-        choices=POLICIES,
-        default="refuse",
-        help="what to do with text that the model cannot write: refuse it, drop the sentence or phrase, or keep the "
-        "rest of it (default: refuse)",
-    )
-    parser.add_argument("--export", metavar="FILE", help="write the n-gram as an ARPA file with NeMo's characters too")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -109,6 +122,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError(
             "--prediction trains an acoustic part on --text; it needs that, and does not go with --adapter."
         )
+    check_speaking(arguments)
     if arguments.order not in ORDERS:
         raise UsageError(f"--order {arguments.order} is not allowed; 1 to {ORDERS[-1]} are.")
     with fast_imports():
@@ -123,6 +137,8 @@ def run(arguments: argparse.Namespace) -> int:
     words = make_part(arguments, model, tokenizer)
     if arguments.prediction:
         acoustic = train_on_text(arguments, model)
+    if arguments.speak is not None:
+        acoustic = train_on_speech(arguments, model)
     part: WordPart | None = words
     if arguments.valid:
         part, acoustic = choose(arguments, model, words, acoustic)
@@ -244,6 +260,35 @@ def train_on_text(arguments: argparse.Namespace, model: AsrModel) -> str | None:
         f"Prediction network: perplexity of a token of {found.held_out} held-out sentences {found.before:.1f} → {kept}"
     )
     return arguments.name if found.step else None
+
+
+def check_speaking(arguments: argparse.Namespace) -> None:
+    """Raises UsageError for --speak that goes with nothing to speak, or with another acoustic part."""
+    if arguments.speak is None:
+        return
+    if not arguments.text or arguments.adapter or arguments.prediction:
+        raise UsageError(
+            "--speak trains an acoustic part on --text; it needs that, and does not go with --adapter or --prediction."
+        )
+    if not arguments.speak or arguments.speak.startswith("-"):
+        raise UsageError(f"--speak '{arguments.speak}' is no voice; `espeak-ng --voices` lists them.")
+    from overtone.training.spoken_text import find_program
+
+    find_program()
+
+
+def train_on_speech(arguments: argparse.Namespace, model: AsrModel) -> str:
+    """Train an acoustic part on the text as a voice speaks it; its name."""
+    from overtone.training.spoken_text import train_spoken
+
+    tokenizer = model.tokenizer
+    texts = [tokenizer.decode(ids).strip() for ids in read_text(arguments, tokenizer, quiet=True)]
+    found = train_spoken(model, arguments.name, texts, voice=arguments.speak)
+    note(
+        f"Spoken: {found.spoken} of {len(texts)} sentences, {found.seconds / 60:.1f} min; an acoustic part is trained "
+        f"on {found.trained} of them"
+    )
+    return str(arguments.name)
 
 
 def choose(

@@ -1,11 +1,12 @@
 """The strength of an adapter: as much as general speech can bear, its acoustic part scaled, its words weighted.
 
-The scale is folded into the adapter's parameters, so that a weaker adapter is an adapter like any other.
+An earlier step of its training may take its place, where that is gentler. The scale is folded into the adapter's
+parameters, so that a weaker adapter is an adapter like any other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -22,6 +23,8 @@ SHARES = (1.0, 0.7, 0.5, 0.35, 0.2)
 """Shares of the words' weights that are tried, besides none."""
 WORSE_IN_A_ROW = 2
 """Scales after which the search ends, if each is worse on the domain than the best."""
+EARLY_SCALES = (1.0, 0.7)
+"""Shares of an earlier step's acoustic part that are tried: the second only where the first is too strong."""
 
 Hear = Callable[[str | None], Iterable[Heard]]
 """Emissions of a set of recordings with an adapter, or of the base."""
@@ -39,6 +42,17 @@ class Strength:
     general: ErrorCounts
     domain: ErrorCounts | None
     """None where there are no recordings of the domain to choose by."""
+    step: int | None = None
+    """The earlier step of the training whose parameters these are; None: the adapter as it was given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EarlierStep:
+    """An adapter as it was at an earlier step of its training."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    """Parameters by name, with the shapes that the adapter's have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +66,8 @@ class Retention:
     whole: Strength
     chosen: Strength | None
     """None where no strength that this kind of adapter can have keeps to it."""
+    tried_steps: tuple[int, ...] = ()
+    """Earlier steps that were heard, the latest first."""
 
 
 def choose_strength(
@@ -62,13 +78,15 @@ def choose_strength(
     general: Hear,
     domain: Hear | None,
     kappa: float,
+    earlier: Sequence[EarlierStep] = (),
 ) -> Retention:
     """The strength with the fewest errors on the domain that costs general speech no more than kappa points.
 
     The adapter has its parameters and no words; afterwards it has the parameters of what was chosen. Without recordings
-    of the domain the strongest is taken. Where nothing else will do, it is no change at all.
+    of the domain the strongest is taken, and no earlier step is tried. Where nothing else will do, it is no change at
+    all. Each earlier step is heard at `EARLY_SCALES` at most.
     """
-    search = _Search(model, adapter, part, general, domain)
+    search = _Search(model, adapter, part, general, domain, earlier)
     base = search.count_base()
     allowed = base.errors + kappa / 100 * base.reference_length
     found: list[Strength] = []
@@ -77,37 +95,54 @@ def choose_strength(
         found.append(whole)
     else:
         found += search.within(allowed)
-    chosen = min(found, key=lambda own: own.domain.errors if own.domain is not None else 0, default=None)
-    search.scale(1.0 if chosen is None else chosen.scale)
-    return Retention(kappa=kappa, base=base, whole=whole, chosen=chosen)
+        if domain is not None:
+            found += search.within_earlier(allowed, min(map(domain_errors, found), default=None))
+    chosen = min(found, key=domain_errors, default=None)
+    search.act(1.0 if chosen is None else chosen.scale, None if chosen is None else chosen.step)
+    return Retention(kappa=kappa, base=base, whole=whole, chosen=chosen, tried_steps=tuple(search.tried))
+
+
+def domain_errors(strength: Strength) -> int:
+    """Errors on the domain; 0 where there is nothing to count them on."""
+    return 0 if strength.domain is None else strength.domain.errors
 
 
 class _Search:
     """The errors of an adapter at one strength after the other; emissions of one scale are computed once."""
 
     def __init__(
-        self, model: AsrModel, adapter: Adapter, part: WordPart | None, general: Hear, domain: Hear | None
+        self,
+        model: AsrModel,
+        adapter: Adapter,
+        part: WordPart | None,
+        general: Hear,
+        domain: Hear | None,
+        earlier: Sequence[EarlierStep],
     ) -> None:
         self.model, self.adapter, self.part = model, adapter, part
         self.sets: Mapping[str, Hear | None] = {"general": general, "domain": domain}
         self.whole: dict[str, Tensor] = {name: own.clone() for name, own in adapter.tensors().items()}
-        self.scales = SCALES if self.whole and adapter.scaled_tensors(1.0) is not None else (1.0,)
+        self.has_scale = bool(self.whole) and adapter.scaled_tensors(1.0) is not None
+        self.scales = SCALES if self.has_scale else (1.0,)
+        self.earlier = {own.step: own.tensors for own in sorted(earlier, key=lambda own: -own.step)}
+        self.tried: list[int] = []
         self.heard: dict[str, list[Heard]] = {}
-        self.at = 1.0
+        self.at: tuple[float, int | None] = (1.0, None)
 
     @property
     def scope(self) -> Scope:
         return lambda: self.model.adapters.use(self.adapter.name)
 
-    def scale(self, scale: float) -> None:
-        """Have the adapter act with a share of its change."""
-        if scale == self.at:
+    def act(self, scale: float, step: int | None = None) -> None:
+        """Have the adapter act with a share of its change, as it was at an earlier step or as it was given."""
+        if (scale, step) == self.at:
             return
-        self.adapter.load_tensors(self.whole)
-        scaled = self.adapter.scaled_tensors(scale)
-        assert scaled is not None
-        self.adapter.load_tensors(scaled if scale != 1.0 else self.whole)
-        self.at, self.heard = scale, {}
+        self.adapter.load_tensors(self.whole if step is None else self.earlier[step])
+        if scale != 1.0:
+            scaled = self.adapter.scaled_tensors(scale)
+            assert scaled is not None
+            self.adapter.load_tensors(scaled)
+        self.at, self.heard = (scale, step), {}
 
     def count_base(self) -> ErrorCounts:
         """Errors of the base on general speech."""
@@ -124,33 +159,57 @@ class _Search:
             self.heard[name] = list(hear(self.adapter.name))
         return count_errors(self.model, self.heard[name], part, scope=self.scope)
 
-    def measure(self, scale: float, share: float) -> Strength:
+    def measure(self, scale: float, share: float, step: int | None = None) -> Strength:
         """Errors on both sets at one strength."""
-        self.scale(scale)
+        self.act(scale, step)
         part = weaken(self.part, share)
         general = self.count("general", part)
         assert general is not None
-        return Strength(scale=scale, share=share, part=part, general=general, domain=self.count("domain", part))
+        domain = self.count("domain", part)
+        return Strength(scale=scale, share=share, part=part, general=general, domain=domain, step=step)
 
     def within(self, allowed: float) -> Iterator[Strength]:
-        """The strongest words of each scale, and none, as far as general speech has no more errors than allowed."""
+        """The strengths of each scale with which general speech has no more errors than allowed."""
         best, worse = float("inf"), 0
         for scale in (*self.scales, *([0.0] if len(self.scales) > 1 else [])):
-            self.scale(scale)
-            own: list[Strength] = []
-            for share in (*(SHARES if self.part is not None else ()), 0.0):  # words may help general speech, too
-                general = self.count("general", weaken(self.part, share))
-                assert general is not None
-                if general.errors <= allowed and (share == 0.0 or not own):
-                    own.append(self.measure(scale, share))
+            own = self.within_words(allowed, scale)
             yield from own
             if not own:
                 continue
-            errors = min((each.domain.errors for each in own if each.domain is not None), default=0)
+            errors = min(map(domain_errors, own))
             worse = worse + 1 if errors > best else 0
             best = min(best, errors)
             if worse == WORSE_IN_A_ROW:
                 return
+
+    def within_earlier(self, allowed: float, best: int | None) -> Iterator[Strength]:
+        """The same of earlier steps, the latest first. best: the fewest errors on the domain so far.
+
+        Once one that is gentle enough is worse than that, the search ends: those before it have learnt less.
+        """
+        for step in self.earlier:
+            self.tried.append(step)
+            for scale in EARLY_SCALES if self.has_scale else (1.0,):
+                own = self.within_words(allowed, scale, step)
+                yield from own
+                if not own:
+                    continue
+                errors = min(map(domain_errors, own))
+                if best is not None and errors > best and scale == 1.0:
+                    return
+                best = errors if best is None else min(best, errors)
+                break
+
+    def within_words(self, allowed: float, scale: float, step: int | None = None) -> list[Strength]:
+        """The strongest words of a scale, and none, as far as general speech has no more errors than allowed."""
+        self.act(scale, step)
+        own: list[Strength] = []
+        for share in (*(SHARES if self.part is not None else ()), 0.0):  # words may help general speech, too
+            general = self.count("general", weaken(self.part, share))
+            assert general is not None
+            if general.errors <= allowed and (share == 0.0 or not own):
+                own.append(self.measure(scale, share, step))
+        return own
 
 
 def weaken(part: WordPart | None, share: float) -> WordPart | None:

@@ -24,6 +24,7 @@ from overtone.data.vocabulary import check_vocabulary
 from overtone.errors import DataError
 from overtone.learning.corrections import Learnt
 from overtone.models.asr_model import AsrModel
+from overtone.models.vocabulary import tokenizer_of
 from overtone.training.train import train
 
 LEAST_RECORDINGS = 4
@@ -63,10 +64,24 @@ def enough_for_training(corrections: Sequence[Learnt]) -> str:
     return ""
 
 
+def heard_in_training(model: AsrModel, corrections: Sequence[Learnt]) -> list[Learnt]:
+    """The corrections that a training hears: with a recording, not held out, and long enough for their texts."""
+    heard = [own for own in corrections if own.audio is not None and not own.is_held_out]
+    utterances = [
+        Utterance(
+            audio_path=own.audio, duration=own.seconds, text=own.text, language=own.language, line=0, manifest=Path()
+        )
+        for own in heard
+        if own.audio is not None
+    ]
+    short = find_unusable(model, utterances)
+    return [own for place, own in enumerate(heard) if place not in short]
+
+
 def replayed(model: AsrModel, manifests: Sequence[str], count: int) -> list[Utterance]:
     """A draw of the speech that was learnt before, the same for the same speech. Raises DataError."""
     every = [own for path in manifests for own in read_manifest(Path(path).expanduser())]
-    report = check_vocabulary(model.tokenizer, every)
+    report = check_vocabulary(tokenizer_of(model), every)
     strange = set() if report is None else set(report.utterances)
     usable = [own for place, own in enumerate(every) if place not in strange]
     if not usable:
@@ -110,8 +125,8 @@ def train_acoustic_part(
     heard = [own for own in corrections if own.audio is not None and not own.is_held_out]
     manifest = write_manifest(run / "train.json", heard, replay)
     count = len(heard) + len(replay)
-    if short := count_unusable(model, read_manifest(manifest)):
-        say(f"Acoustic part: {short} recordings left out, they are too short for their texts")
+    if short := find_unusable(model, read_manifest(manifest)):
+        say(f"Acoustic part: {len(short)} recordings left out, they are too short for their texts")
     wanted = min(max(EPOCHS * -(-count // BATCH), LEAST_STEPS), MOST_STEPS)
     try:
         train(
@@ -137,17 +152,17 @@ def train_acoustic_part(
     return adapter
 
 
-def count_unusable(model: AsrModel, utterances: Sequence[Utterance]) -> int:
-    """The number of utterances that are too short for their texts, which a training leaves out."""
-    head = model.head
+def find_unusable(model: AsrModel, utterances: Sequence[Utterance]) -> set[int]:
+    """The places of utterances that are too short for their texts, which a training leaves out."""
+    head, tokenizer = model.head, tokenizer_of(model)
     problems = unusable_transcripts(
         utterances,
-        [model.tokenizer.encode(own.text or "", own.language) for own in utterances],
+        [tokenizer.encode(own.text or "", own.language) for own in utterances],
         seconds_per_frame=model.seconds_per_frame,
         frames_needed=head.frames_needed,
         most_tokens=None if head.prompts is None else head.prompts.most_tokens,
     )
-    return len(problems)
+    return set(problems)
 
 
 def leaving_out_unusable() -> Settings:

@@ -131,16 +131,22 @@ class Corrections:
     def add(self, corrections: Sequence[Correction]) -> int:
         """Add corrections that are new; their number. Recordings are written before the lines that name them.
 
-        Raises DataError where nothing more can be held or written.
+        One that is known, and whose recording is gone, has it again, and is as good as new. Raises DataError where
+        nothing more can be held or written.
         """
         with self.locked() as file:
-            known = {own.id for own in self.read()}
-            lines, seen = [], set(known)
+            known = {own.id: own for own in self.read()}
+            lines, seen, restored = [], set[str](), 0
             for correction in corrections:
                 key, id_ = digests(correction)
                 if id_ in seen:
                     continue
                 seen.add(id_)
+                if id_ in known:
+                    if correction.samples is not None and known[id_].audio is None:
+                        self.write_audio(id_, correction.samples)
+                        restored += 1
+                    continue
                 seconds = 0.0
                 if correction.samples is not None:
                     seconds = len(correction.samples) / self.sample_rate
@@ -148,7 +154,7 @@ class Corrections:
                 entry = {"id": id_, "key": key, "text": correction.text, "lang": correction.language}
                 lines.append({**entry, "seconds": round(seconds, 4), "added": now()})
             self.append(file, lines)
-        return len(lines)
+        return len(lines) + restored
 
     def set_aside(self, ids: Sequence[str], *, again: Sequence[str] = ()) -> None:
         """Leave corrections out from now on; they stay in the journal. again: those that count once more."""

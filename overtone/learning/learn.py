@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,17 @@ from typing import Any
 from overtone.adapters.adapter import Adapter, check_name
 from overtone.adapters.storage import read_folder
 from overtone.adapters.words import WordPart
+from overtone.errors import UsageError
 from overtone.inference.retention import SHARES
 from overtone.inference.word_weights import Heard, count_errors, hear
 from overtone.learning.corrections import Correction, Corrections, Learnt, digest_of, now
-from overtone.learning.state import LearnSettings, write_state
-from overtone.learning.versions import CARD, TRIES_OF_WORDS, ChangedError, Version, Versions, refuse_own_vocabulary
+from overtone.learning.reading import readable
+from overtone.learning.state import SETTINGS, LearnSettings, write_state
+from overtone.learning.versions import CARD, TRIES_OF_WORDS, ChangedError, Version, Versions, own_tokenizer
 from overtone.learning.words import ENOUGH_WORDS, WordChoice, choose_words, held_out_of
 from overtone.models.asr_model import AsrModel
+from overtone.models.vocabulary import tokenizer_of, writing_with
+from overtone.tokenizers import Tokenizer
 from overtone.wer import ErrorCounts
 
 Say = Callable[[str], None]
@@ -51,10 +56,12 @@ class Learner:
         Raises UsageError where another process changes the adapter.
         """
         self.check_base()
+        self.check_general(settings.general)
         new = self.store.add(corrections)
         with self.versions.change():
             write_state(self.folder, "words")
-            self.say(self.describe(new))
+            with self.writing():
+                self.say(self.describe(new))
             version = self.learn_words_of_latest(settings)
             removed = self.store.trim(settings.hours)
             if removed:
@@ -70,19 +77,46 @@ class Learner:
         return self.folder.is_dir()
 
     def check_base(self) -> None:
-        """Raises AdapterError where the adapter is of another base, damaged, or has a vocabulary of its own."""
+        """Raises AdapterError where the adapter is of another base, or damaged."""
         if self.exists:
             read_folder(self.folder, self.model.adapters.identity())
-            refuse_own_vocabulary(self.folder)
+
+    def check_general(self, general: Sequence[str], folder: Path | None = None) -> None:
+        """Raises UsageError for general speech beside an adapter that writes other tokens than the base.
+
+        folder: of the adapter; None: the one in its place.
+        """
+        if general and self.own_tokenizer(folder) is not None:
+            raise UsageError(
+                f"'{self.name}' has a vocabulary of its own, and is not the base at any strength: it cannot be held to "
+                f"what the base makes of general speech. Leave --general out (one that was given before is in "
+                f"{self.store.folder / SETTINGS}); `overtone evaluate --general` measures such an adapter."
+            )
+
+    def own_tokenizer(self, folder: Path | None = None) -> Tokenizer | None:
+        """The tokenizer of the adapter in a folder, else in its place; None where it writes the base's tokens."""
+        if folder is None and not self.exists:
+            return None
+        return own_tokenizer(folder or self.folder, self.model.adapters.identity())
+
+    def writing(self, version: Version | None = None) -> AbstractContextManager[object]:
+        """A block in which transcripts are of the tokens of a version; None: of the adapter in its place."""
+        return writing_with(self.model, self.own_tokenizer(None if version is None else version.folder))
+
+    def read(self, lines: int | None = None) -> list[Learnt]:
+        """The corrections that count after so many lines of the journal, and that the tokens of the block can write."""
+        return readable(tokenizer_of(self.model), self.store.read(lines))
 
     def describe(self, new: int) -> str:
         """The line on what is there to learn from."""
-        every = self.store.read()
-        heard = [own for own in every if own.audio is not None]
+        every, written = self.store.read(), self.read()
+        heard = [own for own in written if own.audio is not None]
         held = sum(own.is_held_out for own in heard)
+        strange = len(every) - len(written)
+        left = f"; {strange} are left out, for the adapter's tokens cannot write them" if strange else ""
         return (
             f"Corrections: {new} new, {len(every)} in all, {len(heard)} with a recording "
-            f"({sum(own.seconds for own in heard) / 60:.1f} min; {held} held out)"
+            f"({sum(own.seconds for own in heard) / 60:.1f} min; {held} held out){left}"
         )
 
     # Words
@@ -95,7 +129,9 @@ class Learner:
         for left in reversed(range(TRIES_OF_WORDS)):
             parent = self.versions.adopt() if self.exists else None
             try:
-                return self.learn_words(parent, settings)
+                self.check_general(settings.general, None if parent is None else parent.folder)
+                with self.writing(parent):
+                    return self.learn_words(parent, settings)
             except ChangedError:
                 if not left or not self.exists:
                     raise
@@ -105,8 +141,8 @@ class Learner:
     def learn_words(self, parent: Version | None, settings: LearnSettings) -> Version | None:
         """The version with the words of all corrections; None where there is nothing new, or it would be worse."""
         lines = len(self.store.lines())  # more may be added meanwhile: they are the next version's
-        every = self.store.read(lines)
-        before = [] if parent is None else self.store.read(parent.journal_lines)
+        every = self.read(lines)
+        before = [] if parent is None else self.read(parent.journal_lines)
         if digest_of(every) == (digest_of(()) if parent is None else parent.learnt):
             self.say("Words: nothing new")
             return None
@@ -136,6 +172,7 @@ class Learner:
         facts = {} if choice.is_crossed else judged(choice.before, choice.after)
         adapter.card = {**adapter.card, "words": {**part.describe(), **facts}}
         learnt = {"corrections": len(every), "journal_lines": lines, "learnt": digest_of(every)}
+        learnt["audio_lines"] = sum(own.audio is not None for own in every)
         return self.write(adapter, parent, part="words", facts={**learnt, **facts})
 
     def bear_general_speech(
@@ -184,9 +221,18 @@ class Learner:
             self.model.adapters.remove(self.name)
         return None if version is None else self.model.adapters.load(version.folder, name=self.name)
 
-    def write(self, adapter: Adapter, parent: Version | None, *, part: str, facts: Mapping[str, Any]) -> Version:
+    def write(
+        self,
+        adapter: Adapter,
+        parent: Version | None,
+        *,
+        part: str,
+        facts: Mapping[str, Any],
+        recordings: Iterable[str] | None = None,
+    ) -> Version:
         """Keep the adapter as the next version, and put it in the place of the one before.
 
+        recordings: ids of the corrections that a new acoustic part was made of; None: it is that of the one before.
         Raises ChangedError where something else is in that place.
         """
         number = self.versions.next_number()
@@ -202,6 +248,8 @@ class Learner:
             },
         }
         self.model.adapters.save(adapter.name, self.versions.folder / str(number))
+        if recordings is not None:
+            self.versions.note_recordings(number, recordings)
         version = self.versions.read(number)
         if not self.versions.has_in_place(parent):
             shutil.rmtree(version.folder)

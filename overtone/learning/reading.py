@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,9 @@ from overtone.data.manifest import Utterance, read_texts
 from overtone.data.vocabulary import check_languages
 from overtone.decoding.phrase_boost import spellings
 from overtone.errors import DataError
-from overtone.learning.corrections import Correction
+from overtone.learning.corrections import Correction, Learnt
 from overtone.models.asr_model import AsrModel
+from overtone.models.vocabulary import tokenizer_of
 from overtone.tokenizers import Tokenizer
 
 LONGEST_SECONDS = 60.0
@@ -25,16 +27,19 @@ MOST_SECONDS = 4 * 3600.0
 
 
 def read_corrections(path: Path, model: AsrModel, *, policy: Policy) -> list[Correction]:
-    """The corrections of a file of JSON lines. Raises DataError, naming the line, for what cannot be learnt from."""
-    rows = read_texts(path)
-    check_languages(model.tokenizer.languages or model.languages, [own for _, _, own in rows if own is not None])
+    """The corrections of a file of JSON lines, in the tokens of a `writing_with` block if there is one.
+
+    Raises DataError, naming the line, for what cannot be learnt from.
+    """
+    rows, tokenizer = read_texts(path), tokenizer_of(model)
+    check_languages(tokenizer.languages or model.languages, [own for _, _, own in rows if own is not None])
     seconds = sum(own.duration for _, _, own in rows if own is not None)
     if seconds > MOST_SECONDS:
         raise DataError(
             f"{path} has {seconds / 3600:.1f} h of recordings; {MOST_SECONDS / 3600:g} h at a time are allowed. "
             "Divide it, or train from it with `overtone train`."
         )
-    texts = writable_texts(model.tokenizer, [(text, language) for text, language, _ in rows], policy=policy)
+    texts = writable_texts(tokenizer, [(text, language) for text, language, _ in rows], policy=policy)
     found = []
     for text, (_, language, own) in zip(texts, rows, strict=True):
         if text is not None:
@@ -80,4 +85,18 @@ def writable_texts(
             plain = leave_out(plain, strange)
             strange = set(tokenizer.unwritable(plain, language))
         found.append(plain if plain and not strange and tokenizer.encode(plain, language) else None)
+    return found
+
+
+def readable(tokenizer: Tokenizer, learnt: Iterable[Learnt]) -> list[Learnt]:
+    """The corrections that a tokenizer writes, in its letters: they may have been written down for another one's."""
+    found, cased = list[Learnt](), spellings(tokenizer).cased
+    for own in learnt:
+        if tokenizer.unwritable(own.text, own.language):
+            text = cased(own.text)
+            if text == own.text or tokenizer.unwritable(text, own.language):
+                continue
+            own = replace(own, text=text)
+        if tokenizer.encode(own.text, own.language):
+            found.append(own)
     return found

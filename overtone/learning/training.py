@@ -12,7 +12,13 @@ from overtone.data.manifest import Utterance
 from overtone.errors import OvertoneError
 from overtone.inference.retention import choose_strength, weaken
 from overtone.inference.word_weights import Recording, count_errors, hear
-from overtone.learning.acoustic import enough_for_training, replay_of_card, replayed, train_acoustic_part
+from overtone.learning.acoustic import (
+    enough_for_training,
+    heard_in_training,
+    replay_of_card,
+    replayed,
+    train_acoustic_part,
+)
 from overtone.learning.corrections import Correction, Learnt
 from overtone.learning.learn import Learner, judged
 from overtone.learning.state import LearnSettings, write_state
@@ -44,8 +50,8 @@ class AcousticLearner:
     def __init__(self, learner: Learner, settings: LearnSettings) -> None:
         self.learner, self.settings = learner, settings
         self.model, self.store, self.versions = learner.model, learner.store, learner.versions
-        self.judged_lines = -1
-        """Lines of the journal that the last training was made of."""
+        self.judged: set[str] | None = None
+        """Ids of the corrections whose recordings the last training was made of; None before the first."""
         self.was_changed = False
         """True once somebody has changed the adapter meanwhile: it stays as it is until there is something new."""
 
@@ -63,31 +69,42 @@ class AcousticLearner:
         """The lines of the journal to train on; None where there is nothing new, or too little."""
         current = self.versions.current()
         lines = len(self.store.lines())
-        if current is None or lines == self.judged_lines or self.was_changed:
+        if current is None or self.was_changed:
             return None
-        now_heard, before = (
-            {own.id for own in self.store.read(end) if own.audio is not None} for end in (lines, current.acoustic_lines)
-        )
-        if not now_heard - before:
-            if self.judged_lines < 0:
+        with self.learner.writing(current):
+            corrections = self.learner.read(lines)
+        heard = ids_of_heard(corrections)
+        if heard == self.judged:
+            return None
+        if not heard - self.versions.recordings_of(current, self.store):
+            if self.judged is None:
                 self.learner.say("Acoustic part: no new recordings")
             return None
-        if reason := enough_for_training(self.store.read(lines)):
+        if reason := enough_for_training(corrections):
             self.learner.say(f"Acoustic part: not yet, there are {reason}")
             return None
         return lines
 
     def train(self, lines: int) -> Version | None:
         """One training, on so many lines of the journal; the version, if it is kept."""
-        self.judged_lines = lines
-        say, folder, name = self.learner.say, self.learner.folder, self.learner.name
         current = self.versions.current()
         assert current is not None
-        corrections = self.store.read(lines)
+        self.learner.check_general(self.settings.general, current.folder)
+        with self.learner.writing(current):
+            return self.train_on(lines, current)
+
+    def train_on(self, lines: int, current: Version) -> Version | None:
+        """The same, in a block of the adapter's tokens. current: the version to go on from."""
+        say, folder, name = self.learner.say, self.learner.folder, self.learner.name
+        corrections = self.learner.read(lines)
+        self.judged = ids_of_heard(corrections)
         replay = self.find_replay(current, len(corrections))
         stored = read_folder(current.folder, self.model.adapters.identity())
         self.learner.load(None)
-        say(f"Acoustic part: training on {sum(own.audio is not None for own in corrections)} recordings")
+        say(
+            f"Acoustic part: training on {len(heard_in_training(self.model, corrections))} of the {len(self.judged)} "
+            f"corrections with a recording, judged on {len(held_out_of(corrections))} that are held out"
+        )
 
         def watch(step: int, steps: int) -> None:
             if step % 5 == 0 or step == steps:
@@ -167,18 +184,28 @@ class AcousticLearner:
         adapter.words = words = weaken(words, share)
         adapter.card = {**adapter.card, **({} if words is None else {"words": words.describe()}), **facts}
         journal = {"journal_lines": current.journal_lines, "learnt": current.learnt, "acoustic_lines": lines}
-        journal["corrections"] = len(corrections)
+        counted = {"corrections": len(corrections), **self.count_lines(corrections)}
+        described = {**journal, **counted, **judged(before, after)}
+        heard = ids_of_heard(corrections)
         try:
-            return self.learner.write(adapter, current, part="acoustic", facts={**journal, **judged(before, after)})
+            return self.learner.write(adapter, current, part="acoustic", facts=described, recordings=heard)
         except ChangedError:
             self.was_changed = True
             say("Acoustic part: not kept, the adapter is another one by now")
             return None
 
+    def count_lines(self, corrections: Sequence[Learnt]) -> dict[str, int]:
+        """Numbers of corrections with a recording, and of those that the acoustic part is trained and judged on."""
+        return {
+            "audio_lines": len(ids_of_heard(corrections)),
+            "trained_lines": len(heard_in_training(self.model, corrections)),
+            "judged_lines": len(held_out_of(corrections)),
+        }
+
     def blind_words(self, current: Version, words: WordPart | None, corrections: Sequence[Learnt]) -> WordPart | None:
         """Today's words as they would be without the held-out corrections, by which the acoustic part is judged."""
         origin = self.learner.words_of(self.learner.origin_of(current))
-        known = without_held_out(self.store.read(current.journal_lines), corrections)
+        known = without_held_out(self.learner.read(current.journal_lines), corrections)
         if words is None or not known:
             return origin
         return grow_part(self.model, origin, known, words)
@@ -206,3 +233,8 @@ class AcousticLearner:
         if found.chosen is None:
             return None
         return found.chosen.share, {"retention": retention_facts(found)}
+
+
+def ids_of_heard(corrections: Sequence[Learnt]) -> set[str]:
+    """Ids of the corrections that have a recording."""
+    return {own.id for own in corrections if own.audio is not None}

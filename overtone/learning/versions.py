@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +21,17 @@ from overtone.adapters.storage import (
     DESCRIPTION,
     PARAMETERS,
     WORDS,
+    BaseIdentity,
     described_digest,
     read_description,
+    read_folder,
     replace_contents,
 )
+from overtone.adapters.tokenizer_files import TOKENIZER_FILES
 from overtone.errors import AdapterError, UsageError
-from overtone.files import clean_leftovers, lock, write_failure
+from overtone.files import clean_leftovers, lock, replace_file, write_failure
 from overtone.learning.corrections import SUFFIX, Corrections, digest_of
+from overtone.tokenizers import Tokenizer
 
 VERSIONS = "versions"
 LOCK, TRAINING_LOCK = "change.lock", "training.lock"
@@ -40,7 +44,9 @@ TRIES_OF_WORDS = 3
 """Adapters that something else puts in the place, one after the other, of which words are made."""
 CARD = "learning"
 """The key of a card under which a version says what it is."""
-FILES = (WORDS, PARAMETERS, DESCRIPTION)
+FILES = (*TOKENIZER_FILES, WORDS, PARAMETERS, DESCRIPTION)
+RECORDINGS = "recordings.txt"
+"""In a version's folder: the corrections whose recordings its acoustic part was made of, an id a line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +122,33 @@ class Versions:
         named = description["card"].get(CARD, {})
         number = named.get("version") if isinstance(named, dict) else None
         return next((version for version in found if version.number == number), found[-1] if found else None)
+
+    def note_recordings(self, number: int, ids: Iterable[str]) -> None:
+        """Write down what a version's acoustic part was made of. Raises AdapterError where that fails."""
+        path = self.folder / str(number) / RECORDINGS
+        try:
+            with replace_file(path) as file:
+                file.write("".join(f"{own}\n" for own in sorted(ids)).encode())
+        except OSError as error:
+            raise AdapterError(write_failure(path, error)) from error
+
+    def recordings_of(self, version: Version, store: Corrections) -> set[str]:
+        """Ids of the corrections whose recordings a version's acoustic part was made of.
+
+        It may be that of a version before. One that has no list of them was made of the first lines of the journal.
+        Raises AdapterError for a list that cannot be read.
+        """
+        lines, own = version.acoustic_lines, version
+        while own.learning:
+            try:
+                return set((own.folder / RECORDINGS).read_text("utf-8").split())
+            except FileNotFoundError:
+                if own.parent is None or own.learning.get("part") == "acoustic":
+                    break
+                own = self.read(own.parent)
+            except (OSError, UnicodeDecodeError) as error:
+                raise AdapterError(f"{own.folder / RECORDINGS} cannot be read: {error}. Remove it.") from error
+        return {each.id for each in store.read(lines) if each.audio is not None}
 
     def next_number(self) -> int:
         """The number of the next version."""
@@ -233,10 +266,12 @@ def find_step(versions: Versions, number: int | None) -> tuple[Version, Version]
     return current, versions.read(current.parent if number is None and current.parent is not None else number or 0)
 
 
-def refuse_own_vocabulary(folder: Path) -> None:
-    """Raises AdapterError for an adapter with a vocabulary of its own: corrections are read in the base's."""
-    if read_description(folder).get("vocabulary") is not None:
-        raise AdapterError(
-            f"'{folder.name}' has a vocabulary of its own, and corrections are read in the base's. Train it further on "
-            "their recordings, with model.adapter.start_from."
-        )
+def own_tokenizer(folder: Path, identity: BaseIdentity) -> Tokenizer | None:
+    """The tokenizer of an adapter with a vocabulary of its own; None where it writes the base's tokens.
+
+    identity: of its base. Raises AdapterError for a folder that is damaged, or of another base.
+    """
+    if read_description(folder).get("vocabulary") is None:
+        return None
+    stored = read_folder(folder, identity)
+    return None if stored.vocabulary is None else stored.vocabulary.tokenizer

@@ -3,6 +3,8 @@
 The n-gram is always made anew, from that of the adapter before it ever learnt and from all corrections, so that no
 correction counts twice and one that is set aside leaves no trace. Weights are chosen on held-out corrections, from
 which nothing is counted meanwhile; afterwards these are counted too.
+
+Tokens are those of a `writing_with` block, where an adapter has a vocabulary of its own.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from overtone.inference.word_weights import (
 )
 from overtone.learning.corrections import Corrections, Learnt
 from overtone.models.asr_model import AsrModel
+from overtone.models.vocabulary import tokenizer_of
 from overtone.wer import ErrorCounts
 
 ENOUGH_WORDS = 50
@@ -61,7 +64,7 @@ def grow_part(model: AsrModel, origin: WordPart | None, learnt: Sequence[Learnt]
 
     Raises AdapterError where there are neither corrections nor an origin.
     """
-    tokenizer = model.tokenizer
+    tokenizer = tokenizer_of(model)
     sentences = [tokenizer.encode(own.text, own.language) for own in learnt]
     ngram = None if origin is None else origin.ngram
     if sentences:
@@ -91,7 +94,8 @@ def without_held_out(learnt: Sequence[Learnt], every: Sequence[Learnt]) -> list[
 
 def recordings_of(model: AsrModel, store: Corrections, learnt: Sequence[Learnt]) -> list[Recording]:
     """Corrections as recordings to be heard."""
-    return [(partial(store.load, own), reference_text(model.tokenizer, own.text, own.language)) for own in learnt]
+    tokenizer = tokenizer_of(model)
+    return [(partial(store.load, own), reference_text(tokenizer, own.text, own.language)) for own in learnt]
 
 
 def cross_validate(

@@ -16,8 +16,10 @@ from typing import Any
 
 from overtone.learning.corrections import Correction, Corrections
 from overtone.learning.state import LOG, read_state, worker_command, yield_processor
-from overtone.learning.versions import WAITS, Versions, go_back, refuse_own_vocabulary
+from overtone.learning.versions import WAITS, Versions, go_back, own_tokenizer
+from overtone.models.asr_model import AsrModel
 from overtone.serving.adapter_store.store import AdapterStore
+from overtone.tokenizers import Tokenizer
 
 REPORT = logging.getLogger("overtone.serving.learning")
 WORDS_ONLY = "--words-only"
@@ -53,13 +55,17 @@ class LearningJobs:
         return self.store.folder / name
 
     def add(self, name: str, corrections: Sequence[Correction]) -> int:
-        """Write corrections down; the number of new ones. Blocks for the writing.
-
-        Raises DataError, and AdapterError for an adapter with a vocabulary of its own.
-        """
-        if self.folder(name).is_dir():
-            refuse_own_vocabulary(self.folder(name))
+        """Write corrections down; the number of new ones. Blocks for the writing. Raises DataError."""
         return Corrections(self.folder(name), sample_rate=self.sample_rate).add(corrections)
+
+    def tokenizer_of(self, name: str, model: AsrModel) -> Tokenizer:
+        """The tokenizer of an adapter's transcripts: its own, or the base's. Blocks for the reading.
+
+        Raises AdapterError for a folder that is damaged.
+        """
+        folder = self.folder(name)
+        own = own_tokenizer(folder, model.adapters.identity()) if folder.is_dir() else None
+        return own or model.tokenizer
 
     def state(self, name: str) -> dict[str, Any]:
         """Versions, corrections and the state of the learner of an adapter. Blocks for the reading."""

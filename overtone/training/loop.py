@@ -201,6 +201,7 @@ def make_callback(run: Run, module: TrainingModule) -> TrainingCallback:
         make_card=lambda step, metrics: make_card(run, step, metrics, progress),
         keep_top=experiment.create_checkpoint_callback,
         adapters_file=run.plan.adapters_file,
+        keeps_early=run.plan.retention is not None,
     )
     check_base_stays(run.plan, [weights.best_path, weights.last_path, weights.nemo_path])
     return TrainingCallback(

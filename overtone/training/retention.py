@@ -5,25 +5,29 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable, Sequence
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any
 
+from overtone.adapters.storage import read_folder
 from overtone.checkpoints.load import save_model
 from overtone.checkpoints.nemo.adapters import save_adapters
 from overtone.data.dataset import read_utterance
 from overtone.data.manifest import Utterance, read_manifest
 from overtone.data.vocabulary import reference_text
-from overtone.inference.retention import Retention, Strength, choose_strength
+from overtone.inference.retention import EarlierStep, Retention, Strength, choose_strength
 from overtone.inference.word_weights import Heard, Recording, hear
 from overtone.models.asr_model import AsrModel
 from overtone.training.run import Run
 from overtone.training.validation import hear as hear_validation
 from overtone.training.validation import spread_out
-from overtone.training.weights import WeightsStore
+from overtone.training.weights import SavedStep, WeightsStore
 
 MOST_UTTERANCES = 300
 MOST_SECONDS = 1800.0
 """Most general speech that the strength is chosen on; of more, an even share."""
+MOST_EARLY = 3
+"""Most early steps that are heard."""
 
 
 def read_general_speech(paths: Iterable[str]) -> list[Utterance]:
@@ -65,15 +69,34 @@ def keep_general_speech(run: Run, weights: WeightsStore) -> None:
             general=lambda choice: hear(model, recordings, choice),
             domain=domain if batches else None,
             kappa=plan.retention.kappa,
+            earlier=read_early(choose_early(weights, adapter.card.get("wer_before")), model),
         )
     run.reporter.say(describe_retention(found))
     if found.chosen is not None and found.chosen is not found.whole:
         shutil.copytree(weights.best_path, weights.whole_path)
         adapter.words = found.chosen.part
-    adapter.card = {**adapter.card, "retention": retention_facts(found)}
+    best = {} if weights.best is None else {"step": weights.best.step}
+    adapter.card = {**adapter.card, "retention": {**best, **retention_facts(found)}}
     model.adapters.save(name, weights.best_path, overwrite=True)
     if found.chosen not in (None, found.whole):
         write_nemo_files(run, weights)
+
+
+def choose_early(weights: WeightsStore, wer_before: float | None) -> list[SavedStep]:
+    """A few early steps before the best one that had learnt something: the first of them, the last, one between."""
+    if weights.best is None:
+        return []
+    limit = inf if wer_before is None else wer_before
+    found = [own for own in weights.early if own.step < weights.best.step and own.metrics["val_wer"] < limit]
+    if len(found) <= MOST_EARLY:
+        return found
+    return [found[place * (len(found) - 1) // (MOST_EARLY - 1)] for place in range(MOST_EARLY)]
+
+
+def read_early(steps: Iterable[SavedStep], model: AsrModel) -> list[EarlierStep]:
+    """The parameters of an adapter at steps whose weights were written. Raises AdapterError where one is damaged."""
+    identity = model.adapters.identity()
+    return [EarlierStep(step=own.step, tensors=read_folder(Path(str(own.path)), identity).tensors) for own in steps]
 
 
 def write_nemo_files(run: Run, weights: WeightsStore) -> None:
@@ -87,7 +110,11 @@ def write_nemo_files(run: Run, weights: WeightsStore) -> None:
 def retention_facts(found: Retention) -> dict[str, Any]:
     """The part of a card about general speech and the adapter's strength."""
     chosen = found.chosen or found.whole
+    step = {} if chosen.step is None else {"step": chosen.step}
+    tried = {"tried_steps": list(found.tried_steps)} if found.tried_steps else {}
     return {
+        **step,
+        **tried,
         "kappa": found.kappa,
         "kept": found.chosen is not None,
         "scale": chosen.scale,
@@ -109,9 +136,10 @@ def describe_retention(found: Retention) -> str:
     """The lines on the choice."""
     allowed = f"{found.base.rate:.2%} + {found.kappa:g} points allowed"
     if found.chosen is None:
+        tried = f" Earlier steps ({', '.join(map(str, found.tried_steps))}) are no better." if found.tried_steps else ""
         return (
             f"Retention: general WER {found.whole.general.rate:.2%} ({allowed}); this kind of adapter has no "
-            "scale, and its words are not the reason. It stays as it is."
+            f"scale, and its words are not the reason.{tried} It stays as it is."
         )
     lines = f"Retention: {describe_strength(found.chosen)} ({allowed})"
     return lines if found.chosen is found.whole else f"{lines}; it was {describe_strength(found.whole)}"
@@ -121,4 +149,5 @@ def describe_strength(own: Strength) -> str:
     """One strength and its errors in words."""
     words = f" and {own.share:.0%} of the words" if own.part is not None else " and no words"
     domain = "" if own.domain is None else f", validation WER {own.domain.rate:.2%}"
-    return f"{own.scale:.0%} of the acoustic part{words}: general WER {own.general.rate:.2%}{domain}"
+    step = "" if own.step is None else f" of step {own.step}"
+    return f"{own.scale:.0%} of the acoustic part{step}{words}: general WER {own.general.rate:.2%}{domain}"

@@ -66,12 +66,12 @@ from overtone.training.run_folder import (
     process_rank,
 )
 from overtone.training.trainer import Machine, RunLength, find_machine, lightning_precision, plan_length
-from overtone.training.weights import WHOLE
+from overtone.training.weights import EARLY, WHOLE
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
 
-LEFT_BY_A_RUN = ("-best", "-last", WHOLE, "-last.ckpt", "-adapters.pt", ".nemo", "-best.nemo", "-last.nemo")
+LEFT_BY_A_RUN = ("-best", "-last", WHOLE, EARLY, "-last.ckpt", "-adapters.pt", ".nemo", "-best.nemo", "-last.nemo")
 """Ends of names in a run's folder of checkpoints, after the adapter's name."""
 
 __all__ = ["TrainingResult", "run_training", "train"]

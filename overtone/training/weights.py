@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from overtone.training.run_folder import CHECKPOINT_SUFFIX, RunFolder, explain_w
 Card = Mapping[str, Any]
 WHOLE = "-whole"
 """The end of the name of the folder with the best adapter as it was trained, where it was made weaker."""
+EARLY = "-early"
+"""The end of the name of the folder with the adapter of early steps, for a choice among them."""
 
 
 @dataclass(kw_only=True)
@@ -53,8 +55,13 @@ class WeightsStore:
     """The best few models are kept, and the best one is written at the end."""
     adapters_file: str | None = None
     """Name of the file in NeMo's format, for the best adapter."""
+    keeps_early: bool = False
+    """The adapter of early validations is kept: of the first, second, fourth, eighth and so on."""
     best: SavedStep | None = None
     top: list[SavedStep] = field(default_factory=list)
+    early: list[SavedStep] = field(default_factory=list)
+    validations: int = 0
+    """Validated steps so far."""
     adapters_obstacle: str | None = field(init=False, default=None)
     """Reason why an `adapters.pt` cannot hold the adapter; None where it can, or need not."""
     nemo_obstacle: str | None = field(init=False)
@@ -102,6 +109,11 @@ class WeightsStore:
         return self.folder.checkpoints / f"{self.label}{WHOLE}"
 
     @property
+    def early_path(self) -> Path:
+        """The adapters of early steps, a folder each."""
+        return self.folder.checkpoints / f"{self.label}{EARLY}"
+
+    @property
     def nemo_path(self) -> Path:
         return self.folder.checkpoints / f"{self.settings.prefix or self.folder.name}.nemo"
 
@@ -132,6 +144,11 @@ class WeightsStore:
             self.best = SavedStep(step=step, score=score, metrics=dict(metrics))
         if self.keep_top and self.settings.save_top_k != 0:
             self.keep_among_top(step, epoch, score, metrics)
+        self.validations += 1
+        if self.keeps_early and self.validations.bit_count() == 1:  # a power of two
+            path = self.early_path / f"step={step}"
+            self.write(path, step, metrics)
+            self.early.append(SavedStep(step=step, score=score, metrics=dict(metrics), path=str(path)))
         return is_best
 
     def rank(self, metrics: Mapping[str, float]) -> tuple[float, float]:
@@ -208,6 +225,8 @@ class WeightsStore:
         return {
             "best": vars(self.best) if self.best is not None else None,
             "top": [vars(saved) for saved in self.top],
+            "early": [vars(saved) for saved in self.early],
+            "validations": self.validations,
         }
 
     def restore(self, state: Mapping[str, Any], checkpoint: Path, *, leads: bool) -> None:
@@ -218,18 +237,24 @@ class WeightsStore:
         if leads:
             self.copy_weights(checkpoint)
         self.best = SavedStep(**state["best"]) if state["best"] is not None and self.best_path.is_dir() else None
-        folder = self.folder.checkpoints
-        top = [SavedStep(**{**saved, "path": str(folder / Path(saved["path"]).name)}) for saved in state["top"]]
-        self.top = [saved for saved in top if Path(str(saved.path)).exists()]
+        self.top = find_again(state["top"], self.folder.checkpoints)
+        self.early = find_again(state.get("early", ()), self.early_path)
+        self.validations = int(state.get("validations", 0))
 
     def copy_weights(self, checkpoint: Path) -> None:
-        """Copy the best and the last weights of the run that a checkpoint belongs to, unless it is this one."""
+        """Copy best, last and early weights of the run that a checkpoint belongs to, unless it is this one."""
         label = self.adapter or checkpoint.name.removesuffix(CHECKPOINT_SUFFIX)
-        for name, path in (("best", self.best_path), ("last", self.last_path)):
-            source = checkpoint.parent / f"{label}-{name}"
+        for end, path in (("-best", self.best_path), ("-last", self.last_path), (EARLY, self.early_path)):
+            source = checkpoint.parent / f"{label}{end}"
             if source.is_dir() and not path.exists():
                 with explain_write_errors(path):
                     shutil.copytree(source, path)
+
+
+def find_again(saved: Iterable[Mapping[str, Any]], folder: Path) -> list[SavedStep]:
+    """Return the steps of a run's state whose weights are in the folder."""
+    steps = [SavedStep(**{**own, "path": str(folder / Path(own["path"]).name)}) for own in saved]
+    return [own for own in steps if Path(str(own.path)).exists()]
 
 
 def find_nemo_obstacle(model: AsrModel) -> str | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -184,3 +186,69 @@ def test_the_prediction_network_learns_from_text_too(place: Path, capsys: pytest
     assert "no prediction network" in capsys.readouterr().err
     assert cli.main(["words", "more", "--phrases", "terms.txt", "--prediction", "--model", "transducer.nemo"]) == 2
     assert cli.main([*words, "--adapter", "sound", "--model", "base.nemo"]) == 2
+
+
+# Spoken text
+
+
+def put_voice(folder: Path, monkeypatch: pytest.MonkeyPatch, *, fails: bool = False) -> Path:
+    """Put a program on PATH that writes a second of noise where espeak-ng would speak, and what it was given."""
+    folder.mkdir()
+    program = folder / "espeak-ng"
+    program.write_text(
+        f"""#!{sys.executable}
+import sys, wave, random
+if {fails}:
+    sys.exit("Error: The specified espeak-ng voice does not exist.")
+options = dict(zip(sys.argv[1:-1:2], sys.argv[2::2]))
+random.seed(0)
+with wave.open(options["-w"], "wb") as file:
+    file.setparams((1, 2, 22050, 0, "NONE", ""))
+    file.writeframes(random.randbytes(2 * 44100))
+with open({str(folder / "said.txt")!r}, "a") as said:
+    said.write(options["-v"] + ": " + sys.stdin.read() + "\\n")
+""",
+        "utf-8",
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    return folder / "said.txt"
+
+
+SPEAK = ["words", "medical", "--text", "notes.txt", "--model", "base.nemo", "--unwritable", "keep"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the program is a script")
+def test_text_is_spoken_and_trained_on(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("overtone.training.spoken_text.LEAST_STEPS", 2)
+    said = put_voice(place / "bin", monkeypatch)
+    assert cli.main([*SPEAK, "--speak", "en-gb"]) == 0
+    assert said.read_text("utf-8").splitlines() == ["en-gb: press the pound key", "en-gb: please hold the line"]
+    assert "Spoken: 2 of 2 sentences, 0.1 min; an acoustic part is trained on 2 of them" in capsys.readouterr().err
+    adapter = load_model("base.nemo").adapters.load("medical")
+    assert adapter.words is not None
+    assert any(bool(tensor.any()) for name, tensor in adapter.tensors().items() if name.endswith("up.weight"))
+    assert adapter.card["data"] == {"spoken": {"voice": "espeak-ng en-gb", "utterances": 2, "seconds": 4.0}}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the program is a script")
+def test_a_voice_that_is_not_there(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put_voice(place / "bin", monkeypatch, fails=True)
+    assert cli.main([*SPEAK, "--speak", "nobody"]) == 2
+    assert "voice 'nobody' (Error: The specified" in capsys.readouterr().err
+    assert not (place / "medical").exists()
+
+
+def test_a_program_that_is_not_there(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(place))
+    assert cli.main([*SPEAK, "--speak"]) == 2
+    assert "needs the program espeak-ng, which is not on PATH. Install it" in capsys.readouterr().err
+    assert cli.main(["words", "medical", "--phrases", "terms.txt", "--model", "base.nemo", "--speak"]) == 2
+    assert "--speak trains an acoustic part on --text" in capsys.readouterr().err
+    assert not (place / "medical").exists()

@@ -85,6 +85,19 @@ def test_recordings_are_bounded_and_texts_stay(store: Corrections) -> None:
     assert sorted(own.id for own in store.read() if own.audio is not None) == ids[:4]
 
 
+def test_a_recording_that_is_gone_comes_back_with_its_correction(store: Corrections) -> None:
+    given = [Correction(text="press one", samples=tone(0)), Correction(text="hold the line", samples=tone(1))]
+    store.add(given)
+    gone = store.read()[0].audio
+    assert gone is not None
+    gone.unlink()
+    assert [own.audio is None for own in store.read()] == [True, False]
+    assert store.add(given) == 1
+    assert [own.audio is None for own in store.read()] == [False, False]
+    assert np.array_equal(np.round(store.load(store.read()[0]) * 32768), tone(0))
+    assert len(store.lines()) == 2
+
+
 def test_the_held_out_are_the_same_however_many_there_are(store: Corrections) -> None:
     store.add([Correction(text=f"text {place}", samples=tone(place, 0.1)) for place in range(40)])
     before = {own.text for own in store.read() if own.is_held_out}

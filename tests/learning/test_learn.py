@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
-import threading
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from overtone.adapters.kinds.linear import LinearAdapter
 from overtone.adapters.storage import read_description
 from overtone.checkpoints.load import save_model
 from overtone.cli.models import learning_copy
-from overtone.errors import AdapterError, DataError, UsageError
+from overtone.errors import DataError, UsageError
 from overtone.learning import acoustic
 from overtone.learning import learn as words_module
 from overtone.learning import training as learning
@@ -29,29 +25,9 @@ from overtone.learning.state import LearnSettings, read_settings, read_state, re
 from overtone.learning.training import learn
 from overtone.learning.versions import TRAINING_LOCK, Versions, go_back
 from overtone.models.asr_model import AsrModel
-from overtone.serving.adapter_store.store import AdapterStore
-from overtone.serving.learning import LearningJobs
-from overtone.tokenizers import CharTokenizer
-from overtone.wer import ErrorCounts
+from support.learning_samples import SHORT, correction, judge_with, some
 from support.small_models import add_trained, small_model
 from support.train_samples import write_corpus
-
-SHORT = LearnSettings(steps=2)
-
-
-def correction(text: str, seconds: float = 1.5) -> Correction:
-    noise = np.random.default_rng(zlib.crc32(text.encode())).integers(-3000, 3000, round(seconds * 16_000))
-    return Correction(text=text, samples=noise.astype(np.int16))
-
-
-def held_out(text: str) -> bool:
-    return Learnt(id="", key="", text=text, language=None, audio=Path("x"), seconds=1.0).is_held_out
-
-
-def some(count: int, held: bool, word: str = "word") -> list[Correction]:
-    """Corrections that are held out, or are not."""
-    texts = (f"{word} {'abcdefghij'[place % 10]} {'klmnopqrst'[place // 10]} of ten" for place in range(100))
-    return [correction(text) for text in texts if held_out(text) is held][:count]
 
 
 @pytest.fixture(autouse=True)
@@ -69,17 +45,6 @@ def learner(tmp_path: Path) -> Learner:
 def lines(learner: Learner) -> list[str]:
     found: list[str] = learner.say.__self__  # type: ignore[attr-defined]
     return found
-
-
-def judge_with(monkeypatch: pytest.MonkeyPatch, *errors: int) -> None:
-    """Have the errors on held-out corrections be these, in turn."""
-    left = list(errors)
-
-    def count(*_: Any, **__: Any) -> ErrorCounts:
-        return ErrorCounts(substitutions=left.pop(0), deletions=0, insertions=0, hits=20)
-
-    for module in (learning, words_module):
-        monkeypatch.setattr(module, "count_errors", count)
 
 
 def test_words_come_first_and_the_acoustic_part_then(learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,20 +261,6 @@ def test_a_copy_of_an_adapter_learns_in_its_place(learner: Learner) -> None:
     assert "word_part" in read_description(copied)
     assert "word_part" not in read_description(learner.folder)
     assert read_description(learner.folder)["parameters_digest"] == before
-
-
-def test_an_adapter_with_a_vocabulary_of_its_own_is_refused(tmp_path: Path) -> None:
-    """By the command and by the server, before anything is written."""
-    model = small_model()
-    model.adapters.add("own", LinearAdapter(dim=2), tokenizer=CharTokenizer(list("abc ")))
-    folder = model.adapters.save("own", tmp_path / "own")
-    with pytest.raises(AdapterError, match="'own' has a vocabulary of its own"):
-        Learner(model=model, folder=folder).check_base()
-    with AdapterStore(model, tmp_path, lock=threading.RLock(), poll_seconds=0) as store:
-        jobs = LearningJobs("base", store, sample_rate=16_000)
-        with pytest.raises(AdapterError, match="'own' has a vocabulary of its own"):
-            jobs.add("own", [correction("a b c")])
-    assert [path.name for path in tmp_path.iterdir()] == ["own"]
 
 
 def test_what_is_added_while_words_are_learnt_is_the_next_ones(

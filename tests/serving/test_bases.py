@@ -309,6 +309,27 @@ def test_a_tenant_may_have_an_adapter_on_one_base_alone(tmp_path: Path) -> None:
         assert listed == ["tones", "contrary", "contrary+swap"]
 
 
+def test_a_quota_may_be_of_an_adapter_on_one_base(tmp_path: Path) -> None:
+    german, quotas = tmp_path / "german", tmp_path / "quotas.yaml"
+    put_adapter(Contrary(), "swap", german)
+    quotas.write_text("adapters: {'contrary:swap': {audio_seconds_per_minute: 0.001}, swap: {sessions: 1}}")
+    more = BaseSettings(model="", base="contrary", adapters=german)
+    with web_service(tmp_path / "english", more=[(more, Contrary())], quotas=quotas) as service:
+        assert service.text(SAID, model="contrary:swap") == "ghf"
+        refused = service.transcribe(SAID, model="contrary:swap")
+        assert (refused.status, "'contrary:swap' has used up" in refused.error["message"]) == (429, True)
+        assert [service.text(SAID, model="tones:swap") for _ in range(2)] == ["bac", "bac"]
+        with openai_client(service) as session:
+            session.receive()
+            transcription = {"model": "tones:swap", "language": ""}
+            assert session.update(turn_detection=None, transcription=transcription)["type"] == "session.updated"
+            session.say(openai_speech("abc", 0.5))
+            assert session.committed()["transcript"] == "bac"
+            transcription = {"model": "contrary:swap", "language": ""}
+            assert session.update(turn_detection=None, transcription=transcription)["type"] == "error"
+            assert session.events[-1]["error"]["type"] == "rate_limit_error"
+
+
 @pytest.mark.parametrize(
     ("names", "told"),
     [(("tones", "tones"), "Two bases are called 'tones'"), (("tones", "base"), "'base'"), (("a+b", "c"), "'a+b'")],

@@ -13,13 +13,17 @@ from overtone.adapters.kinds.linear import LinearAdapter
 from overtone.adapters.kinds.lora import LoraAdapter
 from overtone.adapters.kinds.tiny_attention import TinyAttentionAdapter
 from overtone.adapters.word_text import make_words
+from overtone.config import CheckpointSettings
 from overtone.errors import ConfigError, DataError
-from overtone.inference.retention import SCALES, choose_strength
+from overtone.inference.retention import SCALES, EarlierStep, choose_strength
 from overtone.inference.word_weights import Heard
 from overtone.models.asr_model import AsrModel
 from overtone.nets.taps import TapContext
 from overtone.training.console import Reporter
-from overtone.training.train import run_training
+from overtone.training.retention import choose_early, retention_facts
+from overtone.training.run_folder import RunFolder
+from overtone.training.train import make_room, run_training
+from overtone.training.weights import SavedStep, WeightsStore
 from support.own_kind import ScaleAdapter
 from support.small_models import add_trained, small_model
 from support.train_samples import settings_for, write_corpus
@@ -147,7 +151,180 @@ def test_words_may_make_good_what_the_acoustic_part_breaks() -> None:
     assert found.chosen.part is not None
 
 
+# Earlier steps
+
+
+def set_all(tensors: dict[str, torch.Tensor], value: float) -> dict[str, torch.Tensor]:
+    """Parameters of the same shapes, all of one value."""
+    return {name: torch.full_like(tensor, value) for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    ("gentle", "expected", "tried"),
+    [
+        ({30: 1.0, 20: 1.0, 10: 1.0}, (30, 1.0), (30, 20)),
+        ({20: 1.0, 10: 1.0}, (20, 1.0), (30, 20, 10)),
+        ({30: 0.7, 20: 0.7}, (30, 0.7), (30, 20, 10)),
+        ({}, (None, 0.0), (30, 20, 10)),
+    ],
+)
+def test_an_earlier_step_is_taken_where_it_is_gentle(
+    gentle: dict[int, float], expected: tuple[int | None, float], tried: tuple[int, ...]
+) -> None:
+    """At no scale above nothing general speech bears the last step; of the earlier ones it bears some, to a scale."""
+    model = small_model()
+    add_trained(model, "mine", LoraAdapter(rank=2))
+    adapter = model.adapters["mine"]
+    up = next(name for name in adapter.tensors() if name.endswith("up.weight"))
+    down = next(name for name in adapter.tensors() if name.endswith("down.weight"))
+    adapter.load_tensors(set_all(adapter.tensors(), 40.0))
+    heard: list[tuple[int, float]] = []
+
+    def acting() -> tuple[int, float]:
+        """The step and the scale whose parameters the adapter has."""
+        own = adapter.tensors()
+        step = float(own[down].mean())
+        return round(step), round(float(own[up].mean()) / step, 4)
+
+    def general(choice: str | None) -> list[Heard]:
+        step, scale = acting()
+        if choice is not None:
+            heard.append((step, scale))
+        bears = choice is None or scale == 0.0 or gentle.get(step, 0.0) >= scale
+        return [emissions_of(model, "ab cd" if bears else "xx yy", 9.0)]
+
+    def domain(choice: str | None) -> list[Heard]:
+        step, scale = acting()
+        right = round(step * scale / 4)
+        return [emissions_of(model, "ab cd" if place < right else "xx yy", 9.0) for place in range(10)]
+
+    earlier = [EarlierStep(step=step, tensors=set_all(adapter.tensors(), float(step))) for step in (10, 20, 30)]
+    found = choose_strength(model, adapter, None, general=general, domain=domain, kappa=0.0, earlier=earlier)
+    assert found.chosen is not None
+    assert (found.chosen.step, found.chosen.scale) == expected
+    assert found.tried_steps == tried
+    assert acting() == (expected[0] or 40, pytest.approx(expected[1]))
+    assert len(heard) <= len(SCALES) + 1 + 2 * len(earlier), "each earlier step is heard twice at most"
+    assert retention_facts(found).get("step") == expected[0]
+
+
+def test_a_whole_adapter_that_is_allowed_stays_without_a_look_at_earlier_steps() -> None:
+    model = small_model()
+    add_trained(model, "mine", LoraAdapter(rank=2))
+    adapter = model.adapters["mine"]
+
+    def hear(choice: str | None) -> list[Heard]:
+        return [emissions_of(model, "ab cd", 9.0)]
+
+    earlier = [EarlierStep(step=1, tensors=set_all(adapter.tensors(), 1.0))]
+    found = choose_strength(model, adapter, None, general=hear, domain=hear, kappa=0.0, earlier=earlier)
+    assert found.chosen is found.whole
+    assert found.tried_steps == ()
+    assert not {"step", "tried_steps"} & set(retention_facts(found))
+
+
+def test_a_kind_without_a_scale_may_have_an_earlier_step() -> None:
+    model = small_model()
+    add_trained(model, "mine", ScaleAdapter())
+    adapter = model.adapters["mine"]
+    name = next(iter(adapter.tensors()))
+    adapter.load_tensors(set_all(adapter.tensors(), 2.0))
+
+    def general(choice: str | None) -> list[Heard]:
+        breaks = choice is not None and float(adapter.tensors()[name].mean()) > 1.5
+        return [emissions_of(model, "xx yy" if breaks else "ab cd", 9.0)]
+
+    def domain(choice: str | None) -> list[Heard]:
+        return [emissions_of(model, "ab cd", 9.0)]
+
+    earlier = [EarlierStep(step=1, tensors=set_all(adapter.tensors(), 1.0))]
+    found = choose_strength(model, adapter, None, general=general, domain=domain, kappa=0.0, earlier=earlier)
+    assert found.chosen is not None
+    assert (found.chosen.step, found.chosen.scale) == (1, 1.0)
+    assert float(adapter.tensors()[name].mean()) == 1.0
+
+
+def store_in(folder: Path, model: AsrModel) -> WeightsStore:
+    """A store of weights that keeps early steps."""
+    folders = RunFolder(path=folder, checkpoints=folder / "checkpoints", exp_dir=folder, name="run", version="")
+    return WeightsStore(
+        model=model,
+        adapter="mine",
+        folder=folders,
+        settings=CheckpointSettings(),
+        make_card=lambda step, _: {"steps": step},
+        keep_top=False,
+        keeps_early=True,
+    )
+
+
+def test_early_steps_are_kept_at_doubling_distances(tmp_path: Path) -> None:
+    """Of 20 validations five are kept, also by a run that goes on from a checkpoint, in another folder too."""
+    model = small_model()
+    add_trained(model, "mine", LoraAdapter(rank=2))
+    store = store_in(tmp_path / "first", model)
+
+    def consider(step: int) -> None:
+        model.adapters["mine"].load_tensors(set_all(model.adapters["mine"].tensors(), float(step)))
+        store.consider(step=step, epoch=0, metrics={"val_wer": 1 / step, "val_loss": 1 / step})
+
+    for number in range(1, 12):
+        consider(10 * number)
+    state = store.state()
+    store = store_in(tmp_path / "second", model)
+    store.restore(state, tmp_path / "first" / "checkpoints" / "run-last.ckpt", leads=True)
+    for number in range(12, 21):
+        consider(10 * number)
+    assert [own.step for own in store.early] == [10, 20, 40, 80, 160]
+    folders = sorted(path.name for path in (tmp_path / "second" / "checkpoints" / "mine-early").iterdir())
+    assert folders == ["step=10", "step=160", "step=20", "step=40", "step=80"]
+    stored = small_model().adapters.load(tmp_path / "second" / "checkpoints" / "mine-early" / "step=40", name="mine")
+    assert all(bool((tensor == 40.0).all()) for tensor in stored.tensors().values())
+    assert [own.step for own in choose_early(store, None)] == [10, 40, 160]
+    assert [own.step for own in choose_early(store, 1 / 50)] == [80, 160], "steps no better than the base are no choice"
+    store.best = SavedStep(step=80, score=0.0, metrics={})
+    assert [own.step for own in choose_early(store, None)] == [10, 20, 40]
+    make_room(model, "mine", tmp_path / "second")
+    assert not list((tmp_path / "second" / "checkpoints").glob("mine-*"))
+
+
 # Trainings
+
+
+def test_a_training_goes_back_to_an_earlier_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """General speech bears the first validated step and nothing later; files and card hold that step."""
+    general = write_corpus(tmp_path, count=2, name="general")
+    model = small_model()
+
+    def first_step() -> dict[str, torch.Tensor]:
+        return small_model().adapters.load(tmp_path / "run/checkpoints/mine-early/step=2", name="first").tensors()
+
+    def hear(choice: str | None) -> list[Heard]:
+        """Speech that the base and the first step's parameters recognise, and nothing else."""
+        first, own = first_step(), {} if choice is None else model.adapters[choice].tensors()
+        right = all(torch.equal(tensor, first[name]) for name, tensor in own.items())
+        return [emissions_of(model, "ab cd" if right else "xx yy", 9.0)]
+
+    def rank(self: WeightsStore, metrics: object) -> tuple[float, float]:
+        """Each validated step is better than the best so far."""
+        return (0.0 if self.best is not None and metrics is self.best.metrics else -1.0), 0.0
+
+    monkeypatch.setattr(WeightsStore, "rank", rank)
+    monkeypatch.setattr("overtone.training.retention.hear", lambda model, recordings, choice: hear(choice))
+    monkeypatch.setattr("overtone.training.retention.hear_validation", lambda run, batches, choice: hear(choice))
+    monkeypatch.setattr("overtone.training.retention.choose_early", lambda weights, before: weights.early)
+    monkeypatch.setattr("overtone.inference.retention.SCALES", (1.0, 0.5))
+    retention = f"model.adapter.retention={{manifest: {general}, kappa: 0.0}}"
+    settings = settings_for(tmp_path, retention, "model.optim.lr=0.05", "trainer.val_check_interval=2")
+    result = run_training(settings, model=model, reporter=QUIET)
+    facts = result.card["retention"]
+    assert (facts["step"], facts["scale"], facts["tried_steps"]) == (2, 1.0, [4, 2])
+    assert result.best_step == 6
+    stored = small_model().adapters.load(result.best, name="mine")
+    assert stored.card["retention"]["step"] == 2
+    assert all(torch.equal(tensor, first_step()[name]) for name, tensor in stored.tensors().items())
+    whole = small_model().adapters.load(result.best.with_name("mine-whole"), name="mine")
+    assert whole.card["steps"] == 6
 
 
 def test_a_training_keeps_general_speech(tmp_path: Path) -> None:
@@ -165,6 +342,7 @@ def test_a_training_keeps_general_speech(tmp_path: Path) -> None:
     stored = loaded.adapters.load(result.best)
     assert stored.digest() == model.adapters["mine"].digest()
     whole = result.best.with_name("mine-whole")
+    assert facts["step"] == result.best_step
     if facts["scale"] < 1.0:
         kept = loaded.adapters.load(whole, name="kept").tensors()
         scaled = stored.tensors()

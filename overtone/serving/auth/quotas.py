@@ -1,6 +1,7 @@
 """Quotas: how much all clients together may ask of an adapter, and the priority of its requests.
 
-A file of quotas names adapters; `others` is for each adapter that it does not name:
+A file of quotas names adapters; `others` is for each adapter that it does not name. `BASE:ADAPTER` is the adapter of
+one of several bases, which is then counted apart from those of the same name:
 
     adapters:
       medical:
@@ -8,6 +9,8 @@ A file of quotas names adapters; `others` is for each adapter that it does not n
         audio_seconds_per_minute: 3600
         sessions: 16                     # recordings and streams at a time
         priority: high                   # high, normal or low
+      de:medical:
+        sessions: 8
     others:
       sessions: 4
 """
@@ -22,10 +25,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from overtone.adapters.adapter import check_name
 from overtone.errors import AdapterError, UsageError, did_you_mean
 from overtone.safe_yaml import read_values
-from overtone.serving.auth.guard import read_text
+from overtone.serving.auth.guard import check_place, read_text
 from overtone.serving.auth.rates import RATES, Usage, read_count, read_priority, read_rate
 from overtone.serving.errors import AccessError, DrainingError, OverloadError
 
@@ -50,6 +52,7 @@ class QuotaTable:
     """Content of a file of quotas."""
 
     adapters: Mapping[str, Quota] = field(default_factory=dict)
+    """By `ADAPTER`, of all bases together, or `BASE:ADAPTER`."""
     others: Quota = field(default_factory=Quota)
     """Quota of each adapter that is not named."""
 
@@ -59,7 +62,10 @@ class QuotaTable:
 
 
 class Quotas:
-    """Use of each adapter, against its quota. Thread-safe. A request with several adapters is counted in each, once."""
+    """Use of each adapter, against its quota. Thread-safe. A request with several adapters is counted in each, once.
+
+    Adapters are named as `names` gives them.
+    """
 
     def __init__(self, table: QuotaTable | None = None) -> None:
         """table: None limits nothing."""
@@ -73,6 +79,11 @@ class Quotas:
             self.table = table or QuotaTable()
             for name, usage in self._usage.items():
                 usage.limit(self.table.of(name))
+
+    def names(self, adapters: Sequence[str], base: str) -> tuple[str, ...]:
+        """Names under which adapters of a base are counted: `BASE:ADAPTER` where the quotas have it, else `ADAPTER`."""
+        table = self.table.adapters
+        return tuple(own if (own := f"{base}:{name}") in table else name for name in adapters)
 
     def priorities(self, adapters: Sequence[str]) -> tuple[str, ...]:
         """Priority of each adapter, empty where it has none."""
@@ -174,7 +185,7 @@ def read_table(data: Any) -> QuotaTable:
         if not isinstance(name, str):
             raise UsageError(f"adapter '{name}': a name must be a text; put it in quotes.")
         try:
-            adapters[check_name(name)] = read_quota(entry, f"adapter '{name}'")
+            adapters[check_place(name)] = read_quota(entry, f"adapter '{name}'")
         except AdapterError as error:
             raise UsageError(f"adapter '{name}': {error}") from error
     return QuotaTable(adapters=adapters, others=read_quota(data.get("others", {}), "'others'"))

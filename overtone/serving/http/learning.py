@@ -25,6 +25,7 @@ from overtone.serving.http.errors import HttpError
 from overtone.serving.http.requests import HttpRequests, call_of, metadata_of
 from overtone.serving.learning import LearningJobs
 from overtone.serving.recognition.request import Call, RecognitionRequest
+from overtone.tokenizers import Tokenizer
 
 LARGEST_JSON = 2**20
 MOST_TEXTS = 1000
@@ -46,10 +47,12 @@ class Learning:
         """POST …/corrections: a form with `text` and the recording in `file`, or JSON with texts alone."""
         jobs, name, call = await self.admit(request)
         with self.requests.begin(call.tenant):
+            model = self.service.engine.model
+            tokenizer = await asyncio.to_thread(run_or_400, jobs.tokenizer_of, name, model)
             if request.headers.get("content-type", "").startswith("multipart/form-data"):
-                corrections = await self.of_form(request, call)
+                corrections = await self.of_form(request, call, tokenizer)
             else:
-                corrections = await self.of_json(request)
+                corrections = await self.of_json(request, tokenizer)
             new = await asyncio.to_thread(run_or_400, jobs.add, name, corrections)
         jobs.start(name)
         return JSONResponse({**await self.described(jobs, name), "new": new}, 202)
@@ -86,7 +89,7 @@ class Learning:
                 raise HttpError(400, f"'{name}' cannot learn: {entry.reason}", code="invalid_adapter")
         return self.jobs, name, call
 
-    async def of_form(self, request: Request, call: Call) -> list[Correction]:
+    async def of_form(self, request: Request, call: Call, tokenizer: Tokenizer) -> list[Correction]:
         """The correction of a form. Raises RequestError, HttpError, AudioError and DataError."""
         most, seconds = self.requests.settings.limits.max_bytes, self.requests.settings.idle_seconds
         async with read_form(request, most=most, seconds=seconds) as (request, form):
@@ -103,7 +106,7 @@ class Learning:
                         "Cut the recording, or send the text alone.",
                         "file",
                     )
-        (written,) = self.written([(text, language or None)])
+        (written,) = self.written(tokenizer, [(text, language or None)])
         return [
             Correction(
                 text=written,
@@ -112,7 +115,7 @@ class Learning:
             )
         ]
 
-    async def of_json(self, request: Request) -> list[Correction]:
+    async def of_json(self, request: Request, tokenizer: Tokenizer) -> list[Correction]:
         """The corrections of a JSON body, texts without recordings. Raises RequestError, HttpError and DataError."""
         body = await read_body(request, most=LARGEST_JSON, seconds=self.requests.settings.idle_seconds)
         try:
@@ -128,18 +131,18 @@ class Learning:
                 f"{MOST_TEXTS}.",
                 "corrections",
             )
-        texts = self.written(rows)
+        texts = self.written(tokenizer, rows)
         return [Correction(text=text, language=language) for text, (_, language) in zip(texts, rows, strict=True)]
 
-    def written(self, rows: Sequence[tuple[str, str | None]]) -> list[str]:
-        """Texts in the model's letters. Raises RequestError, or DataError for what it cannot write."""
+    def written(self, tokenizer: Tokenizer, rows: Sequence[tuple[str, str | None]]) -> list[str]:
+        """Texts in the letters of a tokenizer. Raises RequestError, or DataError for what it cannot write."""
         if any(HALF_A_PAIR.search(f"{text}{language}") for text, language in rows):
             raise RequestError("A text holds half a surrogate pair. Write the character in full.", "text")
-        languages = self.service.engine.model.tokenizer.languages
+        languages = tokenizer.languages
         if wrong := next((own for _, own in rows if own is not None and own not in languages), None):
             known = ", ".join(languages) or "none: leave it out"
             raise RequestError(f"'language' is '{wrong[:20]}'; the model's transcripts have {known}.", "language")
-        found = writable_texts(self.service.engine.model.tokenizer, rows, policy="refuse")
+        found = writable_texts(tokenizer, rows, policy="refuse")
         if any(text is None for text in found):
             raise RequestError("A text holds nothing that the model can write.", "text")
         return [text for text in found if text is not None]

@@ -212,7 +212,7 @@ class OpenAiConversation:
         """Service of a request's base, which has checked it. Raises its errors, and those of `Bases.choose`."""
         service = self.bases.choose(request, self.metadata, self.call)
         check_streams(service)
-        service.check(request, self.metadata, self.call, running=() if self.stream is None else self.stream.adapters)
+        service.check(request, self.metadata, self.call, running=() if self.stream is None else self.stream.counted)
         return service
 
     async def close_stream(self) -> None:

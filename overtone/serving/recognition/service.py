@@ -149,7 +149,7 @@ class RecognitionService:
     ) -> None:
         """Note the adapters of a request that may use them, that exist, and whose quotas leave room for it.
 
-        running: adapters of a stream that is the caller's own and goes on; it has its places.
+        running: adapters of a stream that is the caller's own and goes on, as `counted` names them; it has its places.
         Raises LanguageError, UsageError, AccessError or UnknownModelError.
         """
         self.told_language(request)
@@ -162,14 +162,19 @@ class RecognitionService:
         except AdapterError as error:
             raise self.unknown_model(request.model or "+".join(names), metadata) from error
         try:
-            self.quotas.admit([name for name in names if name not in running])
+            counted = self.counted(names)
+            self.quotas.admit([name for name in counted if name not in running])
         except AccessError:
             call.adapter = call.adapter or "+".join(names)  # for the record of the refusal
             raise
         call.adapter = "+".join(names)
-        call.rank = rank_of((self.guard.priority(call.tenant), *self.quotas.priorities(names)))
+        call.rank = rank_of((self.guard.priority(call.tenant), *self.quotas.priorities(counted)))
         has_tasks = self.engine.model.head.prompts is not None
         call.ignored = request.ignored + (("task",) if request.task and not has_tasks else ())
+
+    def counted(self, adapters: Sequence[str]) -> tuple[str, ...]:
+        """Names under which the quotas count adapters of this base."""
+        return self.quotas.names(adapters, self.base)
 
     @property
     def base(self) -> str:
@@ -300,7 +305,8 @@ class RecognitionService:
         WorkerError.
         """
         seconds = samples.size / self.engine.sample_rate
-        with self.quotas.session(call.adapters, audio_seconds=seconds), self.held.hold(call.audio_seconds, call.tenant):
+        counted = self.counted(call.adapters)
+        with self.quotas.session(counted, audio_seconds=seconds), self.held.hold(call.audio_seconds, call.tenant):
             if self.elsewhere is not None:
                 return await self.elsewhere.recognise(samples, request, call, deadline=deadline)
             with await self.lease(call) as lease:
@@ -317,7 +323,8 @@ class RecognitionService:
         Raises the errors of `recognise`. Leaving the iteration frees the places in the queue.
         """
         seconds = samples.size / self.engine.sample_rate
-        with self.quotas.session(call.adapters, audio_seconds=seconds), self.held.hold(call.audio_seconds, call.tenant):
+        counted = self.counted(call.adapters)
+        with self.quotas.session(counted, audio_seconds=seconds), self.held.hold(call.audio_seconds, call.tenant):
             async with aclosing(self.parts(samples, request, call, deadline)) as parts:
                 async for part in parts:
                     yield part

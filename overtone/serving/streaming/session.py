@@ -131,8 +131,8 @@ class StreamSession:
     """Its record, which is told how much audio it was."""
     stream: AnyStream
     decoder: AudioDecoder
-    adapters: tuple[str, ...] = ()
-    """Adapters of the stream; those of the call may change while it is open."""
+    counted: tuple[str, ...] = ()
+    """Names under which the quotas count its adapters; those of the call may change while it is open."""
     samples: int = 0
     """Samples given to the stream so far, at the model's rate."""
     received: int = 0
@@ -184,7 +184,7 @@ class StreamSession:
         self.call.audio_seconds += samples / self.service.engine.sample_rate
         work = self.decoder.work_seconds
         self.service.guard.charge(self.call.tenant, audio_seconds=work - self.charged)
-        self.service.quotas.charge(self.adapters, audio_seconds=samples / self.service.engine.sample_rate)
+        self.service.quotas.charge(self.counted, audio_seconds=samples / self.service.engine.sample_rate)
         self.charged = work
 
 
@@ -244,14 +244,14 @@ async def open_session(
     check_streams(service)
     context = request.attention_context or settings.attention_context
     settings = replace(settings, endpointing=request.endpointing, interim=request.interim, attention_context=context)
-    adapters = call.adapters
+    counted = service.counted(call.adapters)
     stream: AnyStream
-    with service.quotas.session(adapters):
+    with service.quotas.session(counted):
         if service.elsewhere is not None:
             stream = await service.elsewhere.open_stream(request, call, settings)
         else:
             stream = await begin_stream(service, request, call, settings)
         with stream, service.audio_decoder(request) as decoder:
             yield StreamSession(
-                service=service, request=request, call=call, stream=stream, decoder=decoder, adapters=adapters
+                service=service, request=request, call=call, stream=stream, decoder=decoder, counted=counted
             )

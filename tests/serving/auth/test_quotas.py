@@ -40,6 +40,9 @@ def test_a_file_of_quotas(tmp_path: Path) -> None:
         ("adapters: [swap]", "'adapters' must name adapters"),
         ("adapters: {swap: 5}", "adapter 'swap': an entry of"),
         ("adapters: {../swap: {}}", r"adapter '\.\./swap'"),
+        ("adapters: {'de:': {}}", "adapter 'de:'"),
+        ("adapters: {':swap': {}}", "adapter ':swap'"),
+        ("adapters: {'a:de:swap': {}}", "adapter 'a:de:swap'"),
         ("adapters: {swap: {session: 1}}", r"adapter 'swap': 'session' is unknown\. Did you mean 'sessions'"),
         ("adapters: {swap: {sessions: 1.5}}", "'sessions' must be a whole number above 0"),
         ("adapters: {swap: {requests_per_minute: 0}}", "'requests_per_minute' must be a number above 0"),
@@ -89,6 +92,20 @@ def test_places_and_rates_are_counted_in_each_adapter_or_in_none() -> None:
     assert (refusal.value.fault, refusal.value.retry_after > 60) == ("rate", True)
     quotas.renew(QuotaTable())
     quotas.admit(["a", "b"])
+
+
+def test_an_adapter_of_one_base_is_counted_apart_where_the_file_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "quotas.yaml"
+    path.write_text("adapters: {swap: {sessions: 1}, 'de:swap': {sessions: 1, priority: low}}")
+    quotas = Quotas(read_quotas(path))
+    assert quotas.names(["swap", "other"], "de") == ("de:swap", "other")
+    assert quotas.names(["swap", "other"], "en") == quotas.names(["swap", "other"], "nl") == ("swap", "other")
+    assert quotas.priorities(quotas.names(["swap"], "de")) == ("low",)
+    with quotas.session(quotas.names(["swap"], "de")):
+        with pytest.raises(AccessError, match="'de:swap' has 1 recordings"):
+            quotas.admit(quotas.names(["swap"], "de"))
+        with quotas.session(quotas.names(["swap"], "en")), pytest.raises(AccessError, match="'swap' has 1 recordings"):
+            quotas.admit(quotas.names(["swap"], "nl"))
 
 
 def test_an_adapter_that_a_request_names_twice_is_counted_once() -> None:

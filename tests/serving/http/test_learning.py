@@ -13,10 +13,12 @@ import pytest
 
 pytest.importorskip("starlette", reason="the serving extra is not installed")
 
+from overtone.adapters.kinds.linear import LinearAdapter
 from overtone.errors import UsageError
 from overtone.learning.corrections import Correction, Corrections
 from overtone.serving.learning import LearningJobs
 from overtone.serving.server import Server
+from overtone.tokenizers import CharTokenizer
 from support.learning_worker import worker
 from support.riva_service import file_of
 from support.speaking_model import SpeakingModel, spoken
@@ -66,10 +68,27 @@ def test_a_correction_is_learnt_and_served_without_restart(service: WebService) 
 
 
 def test_texts_alone_make_a_new_adapter(service: WebService) -> None:
+    eventually(lambda: state(service, "swap")["phase"] in ("idle", "done"))  # one adapter is learnt after the other
     texts = {"corrections": [{"text": "abc fed"}, {"text": "deed cafe"}]}
     assert service.post("/v1/adapters/fresh/corrections", texts).json["new"] == 2
     eventually(lambda: any(own["id"] == "tones+fresh" for own in service.get("/v1/models").json["data"]))
     eventually(lambda: state(service, "fresh")["phase"] == "done")
+
+
+def test_texts_are_read_in_the_letters_of_the_adapter(service: WebService) -> None:
+    """One with a vocabulary of its own learns what the base cannot write, and not what only the base writes."""
+    jobs = service.server.jobs
+    assert jobs is not None
+    assert jobs.store.folder is not None
+    model = SpeakingModel()
+    model.adapters.add("capital", LinearAdapter(dim=4), tokenizer=CharTokenizer(list("XYZ ")))
+    model.adapters.save("capital", jobs.store.folder / "capital")
+    jobs.store.scan()
+    refused = service.post("/v1/adapters/capital/corrections", {"corrections": [{"text": "abc"}]})
+    assert (refused.status, "cannot write" in refused.text) == (400, True)
+    answer = service.post("/v1/adapters/capital/corrections", {"corrections": [{"text": "xy zzy"}]})
+    assert (answer.status, answer.json["new"]) == (202, 1)
+    assert [own.text for own in Corrections(jobs.folder("capital"), sample_rate=16_000).read()] == ["XY ZZY"]
 
 
 @pytest.mark.parametrize(
