@@ -322,7 +322,10 @@ def choose(
             f"{found.errors.rate:.2%}; no adapter is written."
         )
     chosen = "no words" if found.part is None else f"weight {found.part.weight:g}, bonus {found.part.token_bonus:g}"
-    trained = f", prediction network {'kept' if kept else 'left out'}" if acoustic and arguments.adapter is None else ""
+    trained = ""
+    if acoustic and arguments.adapter is None:
+        part = "prediction network" if arguments.speak is None else "spoken part"
+        trained = f", {part} {'kept' if kept else 'left out'}"
     note(f"Chosen on {len(lines)} recordings: {chosen}{trained}. WER {found.base.rate:.2%} → {found.errors.rate:.2%}")
     return found.part, kept
 

@@ -11,9 +11,12 @@ import pytest
 
 from overtone import cli
 from overtone.adapters.storage import WORDS
+from overtone.adapters.words import WordPart
 from overtone.checkpoints.load import load_model, save_model
-from overtone.inference.word_weights import WEIGHTS
+from overtone.inference.word_weights import WEIGHTS, PartsChoice
+from overtone.wer import ErrorCounts
 from support.small_models import add_trained, small_model, small_transducer_model
+from support.train_samples import write_corpus
 
 
 @pytest.fixture
@@ -231,6 +234,20 @@ def test_text_is_spoken_and_trained_on(
     assert adapter.words is not None
     assert any(bool(tensor.any()) for name, tensor in adapter.tensors().items() if name.endswith("up.weight"))
     assert adapter.card["data"] == {"spoken": {"voice": "espeak-ng en-gb", "utterances": 2, "seconds": 4.0}}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the program is a script")
+def test_the_spoken_part_is_named_where_it_is_judged(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def choose_words(model: object, recordings: object, words: WordPart, *_: object, **__: object) -> PartsChoice:
+        return PartsChoice(part=words, acoustic=False, base=ErrorCounts(hits=1), errors=ErrorCounts(hits=1))
+
+    monkeypatch.setattr("overtone.training.spoken_text.LEAST_STEPS", 2)
+    monkeypatch.setattr("overtone.inference.word_weights.choose_parts", choose_words)
+    put_voice(place / "bin", monkeypatch)
+    assert cli.main([*SPEAK, "--speak", "--valid", str(write_corpus(place, count=2, name="valid"))]) == 0
+    assert ", spoken part left out." in capsys.readouterr().err
 
 
 @pytest.mark.skipif(os.name == "nt", reason="the program is a script")
