@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Sequence
 from functools import partial
 from math import inf
@@ -21,7 +20,7 @@ from overtone.models.asr_model import AsrModel
 from overtone.training.run import Run
 from overtone.training.validation import hear as hear_validation
 from overtone.training.validation import spread_out
-from overtone.training.weights import SavedStep, WeightsStore
+from overtone.training.weights import SavedStep, WeightsStore, copy_folder
 
 MOST_UTTERANCES = 300
 MOST_SECONDS = 1800.0
@@ -73,7 +72,7 @@ def keep_general_speech(run: Run, weights: WeightsStore) -> None:
         )
     run.reporter.say(describe_retention(found))
     if found.chosen is not None and found.chosen is not found.whole:
-        shutil.copytree(weights.best_path, weights.whole_path)
+        copy_folder(weights.best_path, weights.whole_path)
         adapter.words = found.chosen.part
     best = {} if weights.best is None else {"step": weights.best.step}
     adapter.card = {**adapter.card, "retention": {**best, **retention_facts(found)}}

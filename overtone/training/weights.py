@@ -19,6 +19,7 @@ from overtone.checkpoints.nemo.vocabulary import check_others, find_owner, refus
 from overtone.checkpoints.tensors import read_tensors
 from overtone.config import CheckpointSettings
 from overtone.errors import CheckpointError, OvertoneError
+from overtone.files import replace_folder
 from overtone.models.asr_model import AsrModel
 from overtone.training.run_folder import CHECKPOINT_SUFFIX, RunFolder, explain_write_errors
 
@@ -242,13 +243,23 @@ class WeightsStore:
         self.validations = int(state.get("validations", 0))
 
     def copy_weights(self, checkpoint: Path) -> None:
-        """Copy best, last and early weights of the run that a checkpoint belongs to, unless it is this one."""
+        """Copy best, last and early weights of the run that a checkpoint belongs to, unless it is this one.
+
+        The whole adapter comes before the best one, which a reader would take for it where it was made weaker.
+        """
         label = self.adapter or checkpoint.name.removesuffix(CHECKPOINT_SUFFIX)
-        for end, path in (("-best", self.best_path), ("-last", self.last_path), (EARLY, self.early_path)):
+        whole = [] if self.best_path.exists() else [(WHOLE, self.whole_path)]
+        others = [("-best", self.best_path), ("-last", self.last_path), (EARLY, self.early_path)]
+        for end, path in whole + others:
             source = checkpoint.parent / f"{label}{end}"
             if source.is_dir() and not path.exists():
                 with explain_write_errors(path):
-                    shutil.copytree(source, path)
+                    copy_folder(source, path)
+
+
+def copy_folder(source: Path, path: Path) -> None:
+    """Copy a folder to a place, whole or not at all. Raises OSError."""
+    replace_folder(path, lambda fresh: shutil.copytree(source, fresh, dirs_exist_ok=True))
 
 
 def find_again(saved: Iterable[Mapping[str, Any]], folder: Path) -> list[SavedStep]:

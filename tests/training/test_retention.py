@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from overtone.training.console import Reporter
 from overtone.training.retention import choose_early, retention_facts
 from overtone.training.run_folder import RunFolder
 from overtone.training.train import make_room, run_training
-from overtone.training.weights import SavedStep, WeightsStore
+from overtone.training.weights import SavedStep, WeightsStore, copy_folder
 from support.own_kind import ScaleAdapter
 from support.small_models import add_trained, small_model
 from support.train_samples import settings_for, write_corpus
@@ -286,6 +287,54 @@ def test_early_steps_are_kept_at_doubling_distances(tmp_path: Path) -> None:
     assert [own.step for own in choose_early(store, None)] == [10, 20, 40]
     make_room(model, "mine", tmp_path / "second")
     assert not list((tmp_path / "second" / "checkpoints").glob("mine-*"))
+
+
+@pytest.fixture
+def weakened(tmp_path: Path) -> dict[str, Any]:
+    """The state of a run in `first` whose best adapter, of 3.0, was made weaker: 1.5, beside the whole one."""
+    model = small_model()
+    add_trained(model, "mine", LoraAdapter(rank=2))
+    adapter, store = model.adapters["mine"], store_in(tmp_path / "first", model)
+    adapter.load_tensors(set_all(adapter.tensors(), 3.0))
+    store.consider(step=10, epoch=0, metrics={"val_wer": 0.5, "val_loss": 0.5})
+    copy_folder(store.best_path, store.whole_path)
+    adapter.load_tensors(set_all(adapter.tensors(), 1.5))
+    model.adapters.save("mine", store.best_path, overwrite=True)
+    return store.state()
+
+
+def goes_on(folder: Path) -> WeightsStore:
+    """The store of a run in `second` that goes on from the one in `first`."""
+    model = small_model()
+    add_trained(model, "mine", LoraAdapter(rank=2))
+    return store_in(folder / "second", model)
+
+
+def test_a_run_that_goes_on_in_another_folder_has_the_whole_adapter(tmp_path: Path, weakened: dict[str, Any]) -> None:
+    store = goes_on(tmp_path)
+    store.restore(weakened, tmp_path / "first" / "checkpoints" / "run-last.ckpt", leads=True)
+    store.finish()
+    assert all(bool((tensor == 3.0).all()) for tensor in store.model.adapters["mine"].tensors().values())
+    stored = small_model().adapters.load(store.best_path, name="mine")
+    assert all(bool((tensor == 3.0).all()) for tensor in stored.tensors().values())
+
+
+def test_a_copy_of_weights_is_whole_or_not_there(
+    tmp_path: Path, weakened: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def is_ended(source: Path, target: Path, **_: object) -> None:
+        target.mkdir(parents=True, exist_ok=True)
+        (target / "adapter.yaml").write_bytes(b"")
+        raise KeyboardInterrupt
+
+    store = goes_on(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr("overtone.training.weights.shutil.copytree", is_ended)
+        with pytest.raises(KeyboardInterrupt):
+            store.copy_weights(tmp_path / "first" / "checkpoints" / "run-last.ckpt")
+    assert not list((tmp_path / "second").rglob("adapter.yaml"))
+    store.restore(weakened, tmp_path / "first" / "checkpoints" / "run-last.ckpt", leads=True)
+    store.finish()
 
 
 # Trainings
