@@ -14,8 +14,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from overtone.learning.corrections import Correction, Corrections
-from overtone.learning.state import LOG, read_state, worker_command, yield_processor
+from overtone.errors import AdapterError
+from overtone.learning.corrections import SUFFIX, Correction, Corrections
+from overtone.learning.state import LOG, SETTINGS, read_settings, read_state, worker_command, yield_processor
 from overtone.learning.versions import WAITS, Versions, go_back, own_tokenizer
 from overtone.models.asr_model import AsrModel
 from overtone.serving.adapter_store.store import AdapterStore
@@ -56,15 +57,22 @@ class LearningJobs:
 
     def add(self, name: str, corrections: Sequence[Correction]) -> int:
         """Write corrections down; the number of new ones. Blocks for the writing. Raises DataError."""
-        return Corrections(self.folder(name), sample_rate=self.sample_rate).add(corrections)
+        folder = self.folder(name)
+        return Corrections(folder, sample_rate=self.sample_rate).add(corrections, hours=read_settings(folder).hours)
 
     def tokenizer_of(self, name: str, model: AsrModel) -> Tokenizer:
         """The tokenizer of an adapter's transcripts: its own, or the base's. Blocks for the reading.
 
-        Raises AdapterError for a folder that is damaged.
+        Raises AdapterError for a folder that is damaged, and for general speech that was given for an adapter before
+        this one and that it cannot be held to: the worker would refuse it, where nobody sees that.
         """
         folder = self.folder(name)
         own = own_tokenizer(folder, model.adapters.identity()) if folder.is_dir() else None
+        if own is not None and read_settings(folder).general:
+            raise AdapterError(
+                f"'{name}' has a vocabulary of its own, and cannot be held to what the base makes of the general "
+                f"speech that {name}{SUFFIX}/{SETTINGS} names. Empty its 'general', and hand the corrections in again."
+            )
         return own or model.tokenizer
 
     def state(self, name: str) -> dict[str, Any]:

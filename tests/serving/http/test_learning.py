@@ -16,6 +16,7 @@ pytest.importorskip("starlette", reason="the serving extra is not installed")
 from overtone.adapters.kinds.linear import LinearAdapter
 from overtone.errors import UsageError
 from overtone.learning.corrections import Correction, Corrections
+from overtone.learning.state import remember
 from overtone.serving.learning import LearningJobs
 from overtone.serving.server import Server
 from overtone.tokenizers import CharTokenizer
@@ -89,6 +90,11 @@ def test_texts_are_read_in_the_letters_of_the_adapter(service: WebService) -> No
     answer = service.post("/v1/adapters/capital/corrections", {"corrections": [{"text": "xy zzy"}]})
     assert (answer.status, answer.json["new"]) == (202, 1)
     assert [own.text for own in Corrections(jobs.folder("capital"), sample_rate=16_000).read()] == ["XY ZZY"]
+    eventually(lambda: state(service, "capital")["phase"] in ("idle", "done"))
+    remember(jobs.folder("capital"), general=("general.json",))  # given for an adapter that was there before
+    refused = service.post("/v1/adapters/capital/corrections", {"corrections": [{"text": "zyx"}]})
+    assert (refused.status, "capital.learning/settings.json" in refused.text) == (400, True)
+    assert state(service, "capital")["corrections"] == 1
 
 
 @pytest.mark.parametrize(
