@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from math import inf
 from pathlib import Path
 from typing import IO, Any
 
@@ -128,14 +129,15 @@ class Corrections:
             seconds=seconds if audio is not None else 0.0,
         )
 
-    def add(self, corrections: Sequence[Correction]) -> int:
+    def add(self, corrections: Sequence[Correction], *, hours: float = inf) -> int:
         """Add corrections that are new; their number. Recordings are written before the lines that name them.
 
-        One that is known, and whose recording is gone, has it again, and is as good as new. Raises DataError where
-        nothing more can be held or written.
+        One that is known, and whose recording is gone, has it again, and is as good as new; not so where `trim` to
+        these hours would only remove it once more. Raises DataError where nothing more can be held or written.
         """
         with self.locked() as file:
             known = {own.id: own for own in self.read()}
+            stay = self.draw_with(known.values(), corrections, hours)
             lines, seen, restored = [], set[str](), 0
             for correction in corrections:
                 key, id_ = digests(correction)
@@ -143,7 +145,7 @@ class Corrections:
                     continue
                 seen.add(id_)
                 if id_ in known:
-                    if correction.samples is not None and known[id_].audio is None:
+                    if correction.samples is not None and known[id_].audio is None and id_ in stay:
                         self.write_audio(id_, correction.samples)
                         restored += 1
                     continue
@@ -155,6 +157,14 @@ class Corrections:
                 lines.append({**entry, "seconds": round(seconds, 4), "added": now()})
             self.append(file, lines)
         return len(lines) + restored
+
+    def draw_with(self, known: Iterable[Learnt], given: Sequence[Correction], hours: float) -> set[str]:
+        """Ids of the corrections whose recordings stay within so many hours, once all that are given have theirs."""
+        seconds = {own.id: own.seconds for own in known if own.audio is not None}
+        heard = [(digests(own)[1], own.samples) for own in given]
+        lasting = {id_: len(samples) / self.sample_rate for id_, samples in heard if samples is not None}
+        every = sorted((seconds | lasting).items())
+        return draw([(id_, round(own, 4)) for id_, own in every], hours)
 
     def set_aside(self, ids: Sequence[str], *, again: Sequence[str] = ()) -> None:
         """Leave corrections out from now on; they stay in the journal. again: those that count once more."""
@@ -199,14 +209,12 @@ class Corrections:
         Those that stay are an even draw of all, by their digests; those that do not count now go first. Texts stay.
         """
         with self.locked():
-            seconds, stay = 0.0, set()
             active = {own.id for own in self.read()}
             named = {own.id: own for own in (self.entry(entry) for entry in self.lines() if "text" in entry)}
-            for own in sorted(named.values(), key=lambda own: (own.id not in active, own.id)):
-                if own.audio is not None and seconds + own.seconds <= hours * 3600:
-                    seconds += own.seconds
-                    stay.add(own.audio.name)
-            gone = [path for path in (self.folder / AUDIO).glob("*.flac") if path.name not in stay]
+            every = sorted(named.values(), key=lambda own: (own.id not in active, own.id))
+            stay = draw([(own.id, own.seconds) for own in every if own.audio is not None], hours)
+            names = {own.audio.name for own in every if own.audio is not None and own.id in stay}
+            gone = [path for path in (self.folder / AUDIO).glob("*.flac") if path.name not in names]
             for path in gone:
                 path.unlink(missing_ok=True)
         return len(gone)
@@ -222,6 +230,16 @@ class Corrections:
                     yield file
         except OSError as error:
             raise DataError(f"Cannot write {error.filename or self.folder}: {error.strerror or error}.") from error
+
+
+def draw(lengths: Iterable[tuple[str, float]], hours: float) -> set[str]:
+    """Ids that fit into so many hours, each with its seconds, taken in their order."""
+    seconds, stay = 0.0, set[str]()
+    for id_, own in lengths:
+        if seconds + own <= hours * 3600:
+            seconds += own
+            stay.add(id_)
+    return stay
 
 
 def whole_end(file: IO[bytes]) -> int:

@@ -57,7 +57,7 @@ class Learner:
         """
         self.check_base()
         self.check_general(settings.general)
-        new = self.store.add(corrections)
+        new = self.store.add(corrections, hours=settings.hours)
         with self.versions.change():
             write_state(self.folder, "words")
             with self.writing():

@@ -98,6 +98,18 @@ def test_a_recording_that_is_gone_comes_back_with_its_correction(store: Correcti
     assert len(store.lines()) == 2
 
 
+def test_a_recording_that_would_be_removed_again_is_not_new(store: Corrections) -> None:
+    given = [Correction(text=f"text {place}", samples=tone(place)) for place in range(8)]
+    store.add(given)
+    limit = 2.0 / 3600
+    store.trim(limit)
+    left = {own.id for own in store.read() if own.audio is not None}
+    assert store.add(given, hours=limit) == 0
+    assert {own.id for own in store.read() if own.audio is not None} == left
+    assert store.trim(limit) == 0
+    assert store.add(given, hours=2 * limit) == 4, "there is room for them again"
+
+
 def test_the_held_out_are_the_same_however_many_there_are(store: Corrections) -> None:
     store.add([Correction(text=f"text {place}", samples=tone(place, 0.1)) for place in range(40)])
     before = {own.text for own in store.read() if own.is_held_out}

@@ -79,6 +79,26 @@ def test_lines_that_change_after_a_judgement_hide_no_recording(
     assert made[-1].learning["audio_lines"] == 12
 
 
+def test_recordings_that_go_after_a_judgement_are_no_news(
+    learner: Learner, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A part that was not kept is not trained once more on less."""
+    judge_with(monkeypatch, 4, 5)
+    judge = learning.AcousticLearner.judge
+
+    def judge_and_remove(*arguments: Any) -> Any:
+        made = judge(*arguments)
+        gone = next(own.audio for own in learner.store.read() if not own.is_held_out)
+        assert gone is not None
+        gone.unlink()
+        return made
+
+    monkeypatch.setattr(learning.AcousticLearner, "judge", judge_and_remove)
+    made = learn(learner, [*some(6, held=False), *some(6, held=True)], SHORT)
+    assert [own.learning["part"] for own in made] == ["words"]
+    assert sum("training on" in line for line in lines) == 1
+
+
 def test_a_version_without_a_list_of_recordings_has_heard_the_first_lines(
     learner: Learner, lines: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
