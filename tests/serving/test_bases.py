@@ -25,7 +25,7 @@ from support.openai_client import client as openai_client  # noqa: E402
 from support.openai_client import speech as openai_speech  # noqa: E402
 from support.riva_service import file_of, finals_of, raw_config, refusal, stream_requests  # noqa: E402
 from support.speaking_model import Contrary, SpeakingModel, pcm16, put_adapter, spoken  # noqa: E402
-from support.web_service import SETTINGS, WebService, web_service  # noqa: E402
+from support.web_service import SETTINGS, WebService, eventually, web_service  # noqa: E402
 
 ADMIN = "an-administrators-token"
 SAID = file_of(spoken("abc"))
@@ -83,6 +83,7 @@ def test_names_and_languages_choose_the_base(service: WebService, fields: dict[s
         ({"model": "other+special"}, 404, "contrary+special"),
         ({"model": "tones", "adapter": "contrary:swap"}, 400, "different bases"),
         ({"model": "contrary", "language": "en-US"}, 400, "de-DE"),
+        ({"model": "special", "adapter": "swap"}, 400, "Name it in one place"),
         ({"language": "fr-FR"}, 400, "en-US, de-DE"),
     ],
 )
@@ -203,6 +204,31 @@ def test_riva_sessions_choose_by_language(service: WebService) -> None:
     assert event["transcript"].strip() == "hgf"
 
 
+def test_an_openai_sessions_language_decides_about_the_model_of_its_address(service: WebService) -> None:
+    with openai_client(service, "?intent=transcription&model=swap") as session:
+        assert session.receive()["type"] == "session.created"
+        assert session.update(transcription={"model": "swap", "language": ""})["type"] == "error"
+        transcription = {"model": "swap", "language": "de-DE"}
+        assert session.update(turn_detection=None, transcription=transcription)["type"] == "session.updated"
+        session.say(openai_speech("abc", 0.5))
+        assert session.committed()["transcript"] == "ghf"
+    with openai_client(service, "?intent=transcription&model=nothing") as session:
+        assert [session.receive()["type"] for _ in range(2)] == ["session.created", "error"]
+
+
+def test_a_call_is_of_the_base_that_it_goes_on_with_after_a_refusal(service: WebService) -> None:
+    ended = len(service.calls)
+    with openai_client(service) as session:
+        session.receive()
+        for model, kind in (("tones:swap", "session.updated"), ("contrary:nothing", "error")):
+            transcription = {"model": model, "language": ""}
+            assert session.update(turn_detection=None, transcription=transcription)["type"] == kind
+        session.say(openai_speech("abc", 0.5))
+        assert session.committed()["transcript"] == "bac"
+    eventually(lambda: len(service.calls) > ended)
+    assert (service.calls[-1].base, service.calls[-1].adapter) == ("tones", "swap")
+
+
 # Administration, health, metrics
 
 
@@ -275,6 +301,48 @@ def health(channel: Any, name: str) -> int:
     return int(check(protobuf.HealthCheckRequest(service=name), timeout=60).status)
 
 
+def test_an_adapter_that_one_base_refuses_hides_none_of_another(tmp_path: Path) -> None:
+    german = tmp_path / "german"
+    put_adapter(Contrary(), "special", german)
+    for name in ("swap", "special"):
+        (german / name).mkdir(exist_ok=True)
+        (german / name / "adapter.yaml").write_text("nothing: of an adapter")
+    more = BaseSettings(model="", base="contrary", adapters=german)
+    with web_service(tmp_path / "english", more=[(more, Contrary())], admin_token_file=admin_file(tmp_path)) as service:
+        assert service.text(SAID, model="swap") == "bac"
+        assert service.transcribe(SAID, model="contrary:swap").status == 404
+        refused = service.transcribe(SAID, model="special")
+        assert (refused.status, "'special' is refused" in refused.error["message"]) == (404, True)
+        assert service.request("DELETE", "/v1/admin/adapters/swap", token=ADMIN).status == 400
+        assert service.request("DELETE", "/v1/admin/adapters/contrary:swap", token=ADMIN).status == 204
+
+
+def test_a_language_alone_means_the_first_base_that_understands_it(tmp_path: Path) -> None:
+    more = BaseSettings(model="", base="contrary", language="de")
+    with web_service(tmp_path, more=[(more, Contrary())], language="de-DE") as service:
+        assert [service.text(SAID, language=language) for language in ("de-DE", "de")] == ["abc", "abc"]
+
+
+def test_an_adapter_of_the_bases_name_changes_nothing_of_access_and_quotas(tmp_path: Path) -> None:
+    tokens, quotas, token = tmp_path / "tokens.yaml", tmp_path / "quotas.yaml", "a" * 32
+    tokens.write_text(f"tenants: {{anna: {{tokens: ['{hash_token(token)}'], adapters: ['tones:swap']}}}}\n")
+    quotas.write_text("adapters: {'tones:swap': {requests_per_minute: 1}}")
+    put_adapter(SpeakingModel(), "tones", tmp_path / "adapters")
+    with web_service(tmp_path / "adapters", tokens=tokens, quotas=quotas) as service:
+        assert service.text(SAID, model="swap", token=token) == "bac"
+        assert service.transcribe(SAID, model="swap", token=token).status == 429
+        assert service.transcribe(SAID, model="tones", token=token).status == 403
+        listed = [own["id"] for own in service.get("/v1/models", token=token).json["data"]]
+        assert listed == ["base", "base+swap"]
+
+
+def admin_file(folder: Path) -> Path:
+    """File of the administrator's token."""
+    path = folder / "admin"
+    path.write_text(ADMIN)
+    return path
+
+
 def test_bases_share_the_threads() -> None:
     assert [share(*given) for given in ((8, 1), (8, 3), (1, 4))] == [8, 2, 1]
 
@@ -339,3 +407,9 @@ def test_bases_that_cannot_be_told_apart_are_refused(names: tuple[str, str], tol
     with pytest.raises(UsageError, match=r"among several|Two bases") as refused:
         Server(settings, SpeakingModel(), more=[(SpeakingModel(), None)])
     assert told in str(refused.value)
+
+
+def test_an_alias_cannot_be_called_as_one_of_several_bases() -> None:
+    settings = replace(SETTINGS, base="en", more=(BaseSettings(model="", base="de"),), aliases={"de": "medical"})
+    with pytest.raises(UsageError, match="--alias de: a base is called so"):
+        Server(settings, SpeakingModel(), more=[(SpeakingModel(), None)])

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from overtone.decoding.phrase_boost import Boost
-from overtone.serving.adapter_store.names import model_name, visible_adapters
+from overtone.serving.adapter_store.names import model_name
 from overtone.serving.adapter_store.store import AdapterEntry
 from overtone.serving.errors import AccessError, RequestError
 from overtone.serving.http.bodies import form_file, read_form, while_connected
@@ -256,7 +256,7 @@ class Models:
 
     def visible(self, service: RecognitionService, request: Request) -> tuple[AdapterEntry, ...]:
         """Usable adapters of a base that the caller may use. Raises AccessError."""
-        return tuple(visible_adapters(service.store, service.guard, metadata_of(request), base=service.base))
+        return tuple(service.visible_adapters(metadata_of(request)))
 
     def learns(self, request: Request, entry: AdapterEntry) -> bool:
         """Tell whether an adapter would learn from the caller's corrections."""
@@ -264,7 +264,7 @@ class Models:
             return False
         try:
             first = self.bases.first
-            first.guard.authorise_learning(metadata_of(request), entry.name, base=first.base)
+            first.guard.authorise_learning(metadata_of(request), entry.name, base=first.base_name)
         except AccessError:
             return False
         return True
