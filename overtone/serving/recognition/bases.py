@@ -23,6 +23,7 @@ from overtone.serving.recognition.service import RecognitionService
 
 SIGNS = re.compile("[+:]")
 """Marks between a base and its adapters."""
+WAY_OUT = "Give each a name of its own: NAME=MODEL."
 Place = tuple[RecognitionService | None, tuple[str, ...]]
 """Base that a name says (None: it says none), and adapters."""
 
@@ -198,11 +199,11 @@ def ambiguous(names: Sequence[str], services: Sequence[RecognitionService]) -> R
 def check_base_names(names: Sequence[str]) -> None:
     """Raises UsageError for names of several bases that are malformed, reserved or the same."""
     for name in names:
+        if name in BASE_NAMES:
+            raise UsageError(f"A base among several cannot be called '{name}': that means any of them. {WAY_OUT}")
         try:
             check_name(name)
         except AdapterError as error:
-            raise UsageError(f"A base among several cannot be called '{name}': {error}") from error
-        if name in BASE_NAMES:
-            raise UsageError(f"A base among several cannot be called '{name}': that means any of them. Choose another.")
+            raise UsageError(f"A base among several cannot be called '{name}': {error} {WAY_OUT}") from error
         if names.count(name) > 1:
-            raise UsageError(f"Two bases are called '{name}'. Give each a name of its own: NAME=MODEL.")
+            raise UsageError(f"Two bases are called '{name}'. {WAY_OUT}")
