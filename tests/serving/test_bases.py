@@ -272,6 +272,7 @@ def test_health_and_metrics_tell_of_each_base(service: WebService, channel: Any)
     assert 'overtone_engine_alive{base="tones"} 1.0' in metrics
     assert 'overtone_engine_alive{base="contrary"} 1.0' in metrics
     assert 'overtone_adapter_requests_total{adapter="swap",base="contrary"}' in metrics
+    assert 'overtone_request_audio_seconds_total{base="contrary",door="http"}' in metrics
     assert service.calls[-2].base == "contrary"
     assert service.get("/v1/health/ready").json["bases"] == ["tones", "contrary"]
 
