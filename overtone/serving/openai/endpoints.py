@@ -6,7 +6,7 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -233,7 +233,8 @@ class Models:
     async def retrieve(self, request: Request) -> Response:
         self.requests.admit(request)
         name = request.path_params["name"]
-        known = self.known(name, [(service, self.visible(service, request)) for service in self.bases])
+        visible = ((service, self.visible(service, request)) for service in self.bases)  # looked at for adapters alone
+        known = await asyncio.to_thread(self.known, name, visible)
         if not known:
             raise self.bases.unknown_model(name, metadata_of(request))
         if len(known) > 1:
@@ -241,7 +242,7 @@ class Models:
         return JSONResponse(self.model_json(*known[0], name if name in self.bases.first.aliases else ""))
 
     def known(
-        self, name: str, visible: Sequence[tuple[RecognitionService, Sequence[AdapterEntry]]]
+        self, name: str, visible: Iterable[tuple[RecognitionService, Sequence[AdapterEntry]]]
     ) -> Sequence[tuple[RecognitionService, AdapterEntry | None]]:
         """Services and entries (None: the base) among the visible ones that a name may mean."""
         named, names = self.bases.place(name)

@@ -68,3 +68,25 @@ def test_an_alias_cannot_be_called_as_one_of_several_bases() -> None:
     settings = replace(SETTINGS, base="en", more=(BaseSettings(model="", base="de"),), aliases={"de": "medical"})
     with pytest.raises(UsageError, match="--alias de: a base is called so"):
         Server(settings, SpeakingModel(), more=[(SpeakingModel(), None)])
+
+
+@pytest.mark.parametrize("kind", ["tokens", "quotas"])
+def test_tokens_and_quotas_of_a_base_that_is_not_there_are_refused(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / f"{kind}.yaml"
+    content = {
+        "tokens": f"tenants: {{anna: {{tokens: ['{hash_token('a' * 32)}'], adapters: ['NAME:swap']}}}}",
+        "quotas": "adapters: {'NAME:swap': {sessions: 1}}",
+    }[kind]
+    path.write_text(content.replace("NAME", "tonse"))
+    with pytest.raises(UsageError, match=r"'tonse:swap': no base is called 'tonse'\. Did you mean 'tones'"):
+        Server(replace(SETTINGS, **{kind: path}), SpeakingModel())  # type: ignore[arg-type]
+    path.write_text(content.replace("NAME", "tones"))
+    with web_service(None, **{kind: path}) as service:
+        path.write_text(content.replace("NAME", "tonse"))
+        assert service.run(service.server.reload()) is False
+
+
+def test_the_base_whose_settings_do_not_fit_is_named(tmp_path: Path) -> None:
+    more = BaseSettings(model="", base="second", adapters=tmp_path / "nowhere")
+    with pytest.raises(UsageError, match=r"The base 'second': .*nowhere is no folder"):
+        Server(replace(SETTINGS, base="first", more=(more,)), SpeakingModel(), more=[(SpeakingModel(), None)])
