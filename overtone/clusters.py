@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
+from urllib.parse import urlsplit
 
 from overtone.errors import UsageError
 
@@ -16,6 +18,8 @@ HERE = "here"
 """Address without one: this machine's cluster where one runs, else a new one."""
 STARTS = 3
 """So often a new cluster is started: Ray waits 30 seconds for its node, and a busy machine may need more."""
+ANSWER_SECONDS = 10.0
+"""So long a cluster's address may take to answer. Ray itself tries for many minutes."""
 LATE = "timed out during startup"
 """A part of Ray's message where its node came too late. Ray raises it as a bare Exception."""
 
@@ -38,6 +42,8 @@ def cluster(address: str | None = HERE, **options: Any) -> Iterator[bool]:
     """
     check_ray()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
+    # Ray's own 15 would starve replicas beside anything else that the machine does
+    os.environ.setdefault("RAY_worker_niceness", "0")
     import ray
 
     if ray.is_initialized():
@@ -48,8 +54,10 @@ def cluster(address: str | None = HERE, **options: Any) -> Iterator[bool]:
         options = {"include_dashboard": False, **options}
     options |= {"log_to_driver": False, "logging_level": logging.WARNING}
     try:
+        if place not in (None, "auto", "local"):
+            check_answer(place)
         context = started(place, options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise UsageError(f"There is no Ray cluster at '{address}': {error}") from error
     joined = context.address_info["address"]
     LOG.info("the Ray cluster is at %s", joined)
@@ -57,6 +65,14 @@ def cluster(address: str | None = HERE, **options: Any) -> Iterator[bool]:
         yield place in (None, "local")
     finally:
         ray.shutdown()
+
+
+def check_answer(address: str) -> None:
+    """Raise OSError where nothing answers at `HOST:PORT` or `ray://HOST:PORT`, ValueError where it is neither."""
+    parts = urlsplit(address if "//" in address else f"//{address}")
+    if parts.hostname is None or parts.port is None:
+        raise ValueError("an address is HOST:PORT, such as 10.0.0.1:6379, or auto")
+    socket.create_connection((parts.hostname, parts.port), timeout=ANSWER_SECONDS).close()
 
 
 def started(place: str | None, options: dict[str, Any]) -> Any:

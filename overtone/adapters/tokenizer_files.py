@@ -10,7 +10,8 @@ from typing import Any
 
 from overtone.errors import AdapterError, CheckpointError, ConfigError
 from overtone.files import read_regular
-from overtone.tokenizers import CharTokenizer, SentencePieceTokenizer, Tokenizer, WordPieceTokenizer
+from overtone.languages import SPECIALS
+from overtone.tokenizers import AggregateTokenizer, CharTokenizer, SentencePieceTokenizer, Tokenizer, WordPieceTokenizer
 
 SENTENCEPIECE = "tokenizer.model"
 WORDPIECE = "vocab.txt"
@@ -84,6 +85,29 @@ def decode(content: bytes) -> str:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise CheckpointError(f"It is no UTF-8 text: {error}.") from error
+
+
+def find_tokenizers(path: Path, *, key: str) -> Tokenizer:
+    """As `find_tokenizer`; a folder with a sentencepiece model in a folder for each language is a vocabulary of all.
+
+    The special tokens of prompts come first, the languages in the order of their names. Raises ConfigError.
+    """
+    place = path.expanduser()
+    plain = not place.is_dir() or any((place / name).is_file() for name in TOKENIZER_FILES)
+    folders = [] if plain else sorted(each for each in place.iterdir() if each.is_dir() and each.name[0] != ".")
+    if not any((folder / SENTENCEPIECE).is_file() for folder in folders):
+        return find_tokenizer(path, key=key)
+    parts: dict[str, SentencePieceTokenizer] = {}
+    for folder in sorted(folders, key=lambda folder: folder.name != SPECIALS):
+        part = find_tokenizer(folder, key=key)
+        if not isinstance(part, SentencePieceTokenizer):
+            raise ConfigError(f"{key}: {folder} holds no {SENTENCEPIECE}; a folder of languages has one in each.")
+        parts[folder.name] = part
+    try:
+        check_size(sum(part.size for part in parts.values()))
+        return AggregateTokenizer(parts)
+    except CheckpointError as error:
+        raise ConfigError(f"{key}: {path}: {error}") from error
 
 
 def find_tokenizer(path: Path, *, key: str) -> Tokenizer:

@@ -11,7 +11,7 @@ import torch
 from overtone.adapters.adapter import Adapter
 from overtone.adapters.prior import find_prior
 from overtone.adapters.storage import StoredAdapter, stored_digest
-from overtone.adapters.tokenizer_files import find_tokenizer
+from overtone.adapters.tokenizer_files import find_tokenizer, find_tokenizers
 from overtone.adapters.vocabulary import split_tensors
 from overtone.adapters.word_text import BOOST, Phrases, check_phrases, make_words, read_sentences, write_tokens
 from overtone.adapters.words import WORDS_ALONE, WordPart
@@ -47,8 +47,8 @@ def load_base(plan: BasePlan, *, seed: int) -> AsrModel:
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
-    """Read the tokenizer of a file or folder, as `find_tokenizer`. Raises ConfigError."""
-    return find_tokenizer(path, key="model.tokenizer")
+    """Read the tokenizer of a file or folder, as `find_tokenizers`. Raises ConfigError."""
+    return find_tokenizers(path, key="model.tokenizer")
 
 
 def change_vocabulary(model: AsrModel, tokenizer: Tokenizer, *, seed: int) -> AsrModel:

@@ -23,13 +23,14 @@ from overtone.compat.nemo import models as nemo_models
 from overtone.config.targets import TRANSFORMER_ATTENTION_TARGETS
 from overtone.decoding.decoder import DecodingOptions
 from overtone.decoding.multitask import MultitaskHead
-from overtone.errors import AdapterError, CheckpointError, ConfigError, DataError, UsageError
+from overtone.errors import AdapterError, CheckpointError, DataError, UsageError
 from overtone.evaluation.evaluate import evaluate
 from overtone.evaluation.verify import verify
 from overtone.inference.transcribe import Transcriber, transcribe
 from overtone.models.asr_model import AsrModel
 from overtone.serving.engine.engine import Engine, EngineSettings
 from overtone.serving.recognition.offline import recognise
+from overtone.tokenizers import AggregateTokenizer
 from overtone.training.console import Reporter
 from overtone.training.train import run_training
 from support.fixtures import fixture_file, fixture_folders, recordings
@@ -327,7 +328,37 @@ def test_an_embedding_that_is_not_the_head_is_refused() -> None:
         load_base(model, tensors, "a.nemo")
 
 
-def test_such_models_are_not_begun_from_nothing() -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_a_fresh_model_is_that_of_the_same_configuration(name: str) -> None:
+    model = load_model(fixture_file(f"{name}/model.nemo"))
+    fresh = build_fresh(fixture_file(f"{name}/model_config.yaml"), model.tokenizer, seed=0)
+    assert fresh.settings == model.settings
+    tensors, own = model.base_state_dict(), fresh.base_state_dict()
+    assert {key: tensor.shape for key, tensor in own.items()} == {key: tensor.shape for key, tensor in tensors.items()}
+
+
+def test_a_model_is_trained_from_nothing(tmp_path: Path) -> None:
     tokenizer = load_model(fixture_file("canary_aed/model.nemo")).tokenizer
-    with pytest.raises(ConfigError, match=r"give model\.nemo_model"):
-        build_fresh(fixture_file("canary_aed/model_config.yaml"), tokenizer, seed=0)
+    assert isinstance(tokenizer, AggregateTokenizer)
+    for language, part in tokenizer.parts.items():
+        (tmp_path / "languages" / language).mkdir(parents=True)
+        (tmp_path / "languages" / language / "tokenizer.model").write_bytes(part.model_bytes)
+    lines = [{"source_lang": "de", "target_lang": target, "text": "a"} for target in ("de", "en")]
+    manifest = write_manifest(tmp_path / "train.json", *lines)
+    settings = settings_for(
+        tmp_path / "run", "model.nemo_model=null", "model.train=everything", "trainer.max_steps=2",
+        f"model.init={fixture_file('canary_aed/model_config.yaml')}", f"model.tokenizer={tmp_path / 'languages'}",
+        "model.vocabulary_check=keep", "model.train_ds.batch_size=2",
+        *(f"model.{part}_ds.manifest_filepath={manifest}" for part in ("train", "validation")),
+    )  # fmt: skip
+    result = run_training(settings, reporter=QUIET)
+    assert result.nemo is not None
+    trained, fresh = (
+        load_model(result.nemo),
+        build_fresh(fixture_file("canary_aed/model_config.yaml"), tokenizer, seed=settings.seed),
+    )
+    assert sorted(trained.tokenizer.languages) == ["de", "en"]
+    own = fresh.base_state_dict()
+    moved = [key for key, tensor in trained.base_state_dict().items() if not torch.equal(tensor, own[key])]
+    for part in ("encoder.layers.1.", "transf_encoder.layers.1.", "transf_decoder.layers.1.", "transf_decoder.embed"):
+        assert any(key.startswith(part) for key in moved), part

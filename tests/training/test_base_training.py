@@ -14,6 +14,7 @@ from overtone.errors import ConfigError
 from overtone.models.asr_model import AsrModel
 from overtone.training.console import Reporter
 from overtone.training.train import run_training
+from support.nemo_samples import piece_tokenizer
 from support.small_models import LABELS, small_model
 from support.train_samples import environment, losses, script, settings_for
 
@@ -113,6 +114,25 @@ def test_another_vocabulary_keeps_the_encoder(tmp_path: Path, model: AsrModel) -
     assert all(same)
     with pytest.raises(ConfigError, match=r"model\.tokenizer: .*absent\.txt cannot be read"):
         read_tokenizer(tmp_path / "absent.txt")
+
+
+def test_a_vocabulary_of_languages_is_a_folder_of_each(tmp_path: Path) -> None:
+    from overtone.training.model import read_tokenizer
+
+    special, pieces = piece_tokenizer(30), piece_tokenizer()
+    for language, part in {"en": pieces, "spl_tokens": special, "de": special}.items():
+        (tmp_path / language).mkdir()
+        (tmp_path / language / "tokenizer.model").write_bytes(part.model_bytes)
+    (tmp_path / ".git").mkdir()
+    found = read_tokenizer(tmp_path)
+    assert found.languages == ("de", "en")
+    assert found.vocabulary == special.vocabulary + special.vocabulary + pieces.vocabulary
+    (tmp_path / "fr").mkdir()
+    with pytest.raises(ConfigError, match=r"model\.tokenizer: the folder .*fr holds none of them"):
+        read_tokenizer(tmp_path)
+    (tmp_path / "fr" / "vocab.txt").write_text("[UNK]\na\n")
+    with pytest.raises(ConfigError, match=r"model\.tokenizer: .*fr holds no tokenizer\.model"):
+        read_tokenizer(tmp_path)
 
 
 def test_two_processors(tmp_path: Path) -> None:

@@ -61,11 +61,13 @@ class AttentionPart:
         self.head_width = module.linear_q.out_features // self.heads
         self.padded_width = -(-(self.head_width + 1) // 8) * 8
         self.core = AttentionCore(module, self.padded_width, dtype)
-        self.padded, self.reverse = self.fused_projection(dtype)
+        self.padded = self.fused_projection(dtype)
+        self.reverse: Product | None = None
+        """The product of `backward`, made when it is first needed."""
         self.out = cast_product(module.linear_out, dtype)
 
-    def fused_projection(self, dtype: torch.dtype) -> tuple[Product, Product]:
-        """The product with padded heads, D -> 3·H·P, and the one of its gradients, without the padding, 3D -> D."""
+    def fused_projection(self, dtype: torch.dtype) -> Product:
+        """The product with padded heads, D -> 3·H·P."""
         module, heads = self.module, self.heads
         linears = (module.linear_q, module.linear_k, module.linear_v)
         scales = (self.core.scale, 1.0, 1.0)
@@ -81,8 +83,12 @@ class AttentionPart:
         padded = F.pad(weight.unflatten(1, (heads, -1)), (0, 0, 0, padding))
         padded_bias = F.pad(bias.unflatten(1, (heads, -1)), (0, padding))
         padded_bias[0, :, self.head_width] = 1.0
-        reverse = weight.flatten(0, 1).t().contiguous()
-        return Product(padded.flatten(0, 2), padded_bias.flatten().to(dtype)), Product(reverse, None)
+        return Product(padded.flatten(0, 2), padded_bias.flatten().to(dtype))
+
+    def reversed_projection(self) -> Product:
+        """The product of the gradients, without the padding, 3D -> D."""
+        weight = self.padded.unpacked().unflatten(0, (-1, self.padded_width))[:, : self.head_width]
+        return Product(weight.flatten(0, 1).t().contiguous(), None)
 
     def __call__(self, x: Tensor, shared: SharedContext) -> Tensor:
         module = self.module
@@ -143,6 +149,8 @@ class AttentionPart:
         through = self.out.backward(part_gradient(grad, mask, self.out.dtype))
         through = self.core.gradients(through, tuple(core_saved), shared)  # [3, H, B, T, K]
         through = through.permute(2, 3, 0, 1, 4).to(self.out.dtype, memory_format=torch.contiguous_format)
+        if self.reverse is None:
+            self.reverse = self.reversed_projection()
         through = self.reverse(through.flatten(2))
         return self.norm.backward(through, x, mean, scale).add_(grad)
 

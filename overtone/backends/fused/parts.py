@@ -63,7 +63,7 @@ class Product:
         if self.packed is None:
             return grad @ self.weight
         if self.reverse is None:
-            weight = self.packed.to_dense().t().contiguous()
+            weight = self.unpacked().t().contiguous()
             self.reverse = Product(weight, weight.new_zeros(weight.size(0)))
         return self.reverse(grad)
 
@@ -71,8 +71,13 @@ class Product:
     def weight(self) -> Tensor:
         """[out, in]; only gradients need it where the products have a layout of their own."""
         if self.plain is None:
-            self.plain = self.packed.to_dense()
+            self.plain = self.unpacked()
         return self.plain
+
+    def unpacked(self) -> Tensor:
+        """The same [out, in], not kept where the products have a layout of their own."""
+        weight: Tensor = self.packed.to_dense() if self.plain is None else self.plain
+        return weight
 
 
 class Filter:

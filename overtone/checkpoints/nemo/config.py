@@ -384,4 +384,5 @@ def vocabulary_keys(tokenizer: Tokenizer, family: Family = CTC) -> dict[str, Any
     """
     if isinstance(tokenizer, CharTokenizer):
         return {"labels": tokenizer.vocabulary, "target": family.character_models[0]}
-    return {"tokenizer": tokenizer_section(tokenizer), "target": family.piece_models[0]}
+    section = tokenizer_section(tokenizer, prompts=family is MULTITASK)
+    return {"tokenizer": section, "target": family.piece_models[0]}

@@ -179,6 +179,24 @@ def read_penalty(config: Mapping[str, Any], source: str) -> float:
     return found
 
 
+def check_widths(config: Mapping[str, Any], settings: Mapping[str, Mapping[str, Any]], source: str) -> None:
+    """Check what a configuration says again of the widths and the head of a model that is to be made from it.
+
+    NeMo builds the projection between encoder and decoder by `model_defaults`. Raises CheckpointError where it
+    contradicts the sections of the parts, and for a head of another class.
+    """
+    widths = {"asr_enc_hidden": encoder_width(settings), "lm_dec_hidden": settings["transf_decoder"]["width"]}
+    defaults = resolved(config, "model_defaults", source) if config.get("model_defaults") else {}
+    for name, width in widths.items():
+        if defaults.get(name) not in (None, width):
+            refuse(f"{source}: model_defaults", name, defaults[name], f"{width}, the width of its part")
+    head = resolved(config, "head", source) if config.get("head") else {}
+    if str(head.get("_target_", CLASSIFIER)).rpartition(".")[2] != CLASSIFIER.rpartition(".")[2]:
+        refuse(f"{source}: head", "_target_", head["_target_"], CLASSIFIER)
+    if head.get("hidden_size") not in (None, widths["lm_dec_hidden"]):
+        refuse(f"{source}: head", "hidden_size", head["hidden_size"], f"{widths['lm_dec_hidden']}, as transf_decoder")
+
+
 def rows_of(symbols: int) -> int:
     """The rows of the vocabulary in NeMo's decoder, for a tokenizer of so many symbols."""
     return ROWS * math.ceil(symbols / ROWS)

@@ -132,14 +132,18 @@ def read_member(source: TokenizerSource, files: Mapping[str, bytes], where: str)
 # Writing
 
 
-def tokenizer_section(tokenizer: Tokenizer) -> dict[str, Any]:
-    """The section `tokenizer` of a configuration. Raises CheckpointError for a tokenizer of a user's own."""
+def tokenizer_section(tokenizer: Tokenizer, *, prompts: bool = False) -> dict[str, Any]:
+    """The section `tokenizer` of a configuration; prompts: of a model that is told a task in special tokens.
+
+    Raises CheckpointError for a tokenizer of a user's own.
+    """
     if isinstance(tokenizer, AggregateTokenizer):
         section = {"type": "agg", "langs": {name: tokenizer_section(part) for name, part in tokenizer.parts.items()}}
         custom = {"custom_tokenizer": {"_target_": CANARY_CLASSES[0], "tokenizers": None}}
         return section | (custom if SPECIALS in tokenizer.parts else {})
     names = {key: f"{FILE_PREFIX}{name}" for key, (name, _) in tokenizer_files(tokenizer).items()}
-    return {"dir": "tokenizer", "type": "wpe" if isinstance(tokenizer, WordPieceTokenizer) else "bpe", **names}
+    section = {"dir": "tokenizer", "type": "wpe" if isinstance(tokenizer, WordPieceTokenizer) else "bpe", **names}
+    return section | ({"custom_tokenizer": {"_target_": CANARY_CLASSES[1]}} if prompts else {})
 
 
 def tokenizers_of(tokenizer: Tokenizer, section: Mapping[str, Any]) -> Iterator[tuple[Tokenizer, Mapping[str, Any]]]:

@@ -43,7 +43,7 @@ from overtone.serving.realtime.pace import Pace
 from overtone.serving.realtime.session import Secrets, new_session, recognition_request, update_session
 from overtone.serving.recognition.request import Call, RecognitionRequest
 from overtone.serving.recognition.service import RecognitionService
-from overtone.serving.streaming.session import Inbox, open_session
+from overtone.serving.streaming.session import Inbox, check_streams, open_session
 
 LOG = logging.getLogger("overtone.serving.realtime.endpoint")
 SUBPROTOCOL = "realtime"
@@ -256,6 +256,7 @@ class Realtime:
         """Base and request of a session that may be followed. Raises errors of request and service."""
         request = recognition_request(session, self.settings.stream.endpointing)
         service = self.bases.choose(request, metadata, call)
+        check_streams(service)
         service.check(request, metadata, call)
         return service, request
 

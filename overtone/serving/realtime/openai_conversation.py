@@ -39,7 +39,7 @@ from overtone.serving.recognition.bases import Bases
 from overtone.serving.recognition.request import Call, RecognitionRequest
 from overtone.serving.recognition.service import RecognitionService
 from overtone.serving.settings import ServerSettings
-from overtone.serving.streaming.session import Inbox, StreamSession, open_session
+from overtone.serving.streaming.session import Inbox, StreamSession, check_streams, open_session
 from overtone.serving.streaming.stream import Event, Final, Interim
 
 Message = str | bytes
@@ -211,8 +211,8 @@ class OpenAiConversation:
     def check(self, request: RecognitionRequest) -> RecognitionService:
         """Service of a request's base, which has checked it. Raises its errors, and those of `Bases.choose`."""
         service = self.bases.choose(request, self.metadata, self.call)
-        running = self.stream.counted if self.stream is not None else ()
-        service.check(request, self.metadata, self.call, running=running)
+        check_streams(service)
+        service.check(request, self.metadata, self.call, running=() if self.stream is None else self.stream.counted)
         return service
 
     async def close_stream(self) -> None:

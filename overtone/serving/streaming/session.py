@@ -223,6 +223,15 @@ async def begin_stream(
         raise
 
 
+def check_streams(service: RecognitionService) -> None:
+    """Raises UnsupportedError for a model that has no streams: one with an attention decoder."""
+    if service.engine.model.head.prompts is not None:
+        raise UnsupportedError(
+            "This model hears a recording as a whole before it writes, so that it has no live streams. Send the whole "
+            "recording: Recognize of gRPC, POST /v1/audio/transcriptions of HTTP, a file in the page."
+        )
+
+
 @asynccontextmanager
 async def open_session(
     service: RecognitionService, request: RecognitionRequest, call: Call, settings: StreamSettings
@@ -232,10 +241,7 @@ async def open_session(
     settings: of the server; the request's own endpointing, interim results and attention context replace theirs.
     Raises UnsupportedError for a model that has no streams, and AccessError where a quota is used up.
     """
-    if service.engine.model.head.prompts is not None:
-        raise UnsupportedError(
-            "This model hears a recording as a whole before it writes, so that it has no live streams. Send recordings."
-        )
+    check_streams(service)
     context = request.attention_context or settings.attention_context
     settings = replace(settings, endpointing=request.endpointing, interim=request.interim, attention_context=context)
     counted = service.counted(call.adapters)

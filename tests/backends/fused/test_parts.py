@@ -6,7 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from overtone.backends.fused.encoder import FusedEncoder
 from overtone.backends.fused.parts import Filter, Product
+from overtone.nets.conformer import ConformerEncoder
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -28,6 +30,24 @@ def test_the_way_back_is_the_gradient(dtype: torch.dtype) -> None:
     weight, grad = (torch.randn(*size, generator=generator).to(dtype) for size in ((44, 176), (3, 50, 44)))
     error = Product(weight, None).backward(grad).float() - grad.float() @ weight.float()
     assert error.norm() / (grad.float() @ weight.float()).norm() < (1e-6 if dtype is torch.float32 else 5e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_way_back_of_attention_is_made_when_it_is_needed(dtype: torch.dtype) -> None:
+    torch.manual_seed(13)
+    encoder = ConformerEncoder(width=32, layers=2, heads=4, kernel_size=7).eval().requires_grad_(False)
+    backend = FusedEncoder(encoder, dtype)
+    x, lengths = torch.randn(2, 9, 32), torch.tensor([9, 7])
+    with torch.no_grad():
+        backend.above(x, lengths, 1)
+    attention = backend.layers[1].attention
+    assert attention.reverse is None
+    backend.above(x.requires_grad_(True), lengths, 1)[0].sum().backward()
+    assert attention.reverse is not None
+    module = attention.module
+    linears = (module.linear_q, module.linear_k, module.linear_v)
+    weights = [linear.weight.double() * factor for linear, factor in zip(linears, (8**-0.5, 1, 1), strict=True)]
+    assert torch.equal(attention.reverse.weight, torch.cat(weights).to(dtype).t())
 
 
 def test_gradients_go_through_a_product() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import io
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sentencepiece
 import torch
 import yaml
 
@@ -14,8 +16,8 @@ from overtone.checkpoints.load import load_model, save_model
 from overtone.checkpoints.nemo.fresh import build_fresh
 from overtone.errors import CheckpointError, ConfigError
 from overtone.models.asr_model import AsrModel
-from overtone.tokenizers import CharTokenizer, Tokenizer
-from support.nemo_samples import piece_tokenizer
+from overtone.tokenizers import AggregateTokenizer, CharTokenizer, SentencePieceTokenizer, Tokenizer
+from support.nemo_samples import WORDS, piece_tokenizer
 
 MODULES = "nemo.collections.asr.modules"
 CHARACTERS = CharTokenizer(list(" abcdefg"))
@@ -234,3 +236,138 @@ def test_what_cannot_be_built_is_refused(tmp_path: Path) -> None:
         )
     with pytest.raises(ConfigError, match=r"model\.init: .*absent\.yaml cannot be read"):
         build_fresh(tmp_path / "absent.yaml", CHARACTERS, seed=0)
+
+
+# Canary
+
+
+def special_pieces(size: int = 0) -> SentencePieceTokenizer:
+    """A sentencepiece model with the special tokens of prompts, and `size` pieces of words beside them."""
+    names = ("startoftranscript", "endoftext", "startofcontext", "en", "de", "transcribe", "translate", "emo:undefined")
+    flags = [f"{no}{flag}" for flag in ("pnc", "itn", "timestamp", "diarize") for no in ("", "no")]
+    symbols = ["<pad>", *(f"<|{name}|>" for name in (*names, *flags))]
+    buffer = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.Train(
+        sentence_iterator=iter([WORDS] * 5 if size else symbols),
+        model_writer=buffer,
+        vocab_size=len(symbols) + (size or 2),
+        model_type="bpe",
+        character_coverage=1.0,
+        bos_id=-1,
+        eos_id=-1,
+        user_defined_symbols=symbols,
+        minloglevel=2,
+    )
+    return SentencePieceTokenizer(buffer.getvalue())
+
+
+def canary(*, between: int = 2, **changes: Any) -> dict[str, Any]:
+    """The sections of NeMo's configuration of such models, small."""
+    shared = {"num_attention_heads": 2, "pre_ln": True, "ffn_dropout": 0.1}
+    model: dict[str, Any] = {
+        "encoder": {**CONFORMER, "d_model": "${model.model_defaults.asr_enc_hidden}"},
+        "label_smoothing": 0.1,
+        "use_loss_mask_for_prompt": False,
+        "prompt_format": "canary",
+        "prompt_defaults": None,
+        "model_defaults": {"asr_enc_hidden": 16, "lm_enc_hidden": 24, "lm_dec_hidden": 24},
+        "transf_encoder": {
+            "_target_": f"{MODULES}.transformer.transformer_encoders.TransformerEncoder",
+            "num_layers": between,
+            "hidden_size": "${model.model_defaults.lm_enc_hidden}",
+            "inner_size": "${multiply:${model.model_defaults.lm_enc_hidden}, 4}",
+            **shared,
+        },
+        "transf_decoder": {
+            "_target_": f"{MODULES}.transformer.get_nemo_transformer",
+            "pre_ln_final_layer_norm": True,
+            "config_dict": {
+                "max_sequence_length": 128,
+                "num_token_types": 0,
+                "learn_positional_encodings": True,
+                "hidden_size": "${model.model_defaults.lm_dec_hidden}",
+                "inner_size": "${multiply:${model.model_defaults.lm_dec_hidden}, 4}",
+                "num_layers": 2,
+                "vocab_size": "None",
+                **shared,
+            },
+        },
+        "head": {
+            "_target_": "nemo.collections.asr.parts.submodules.token_classifier.TokenClassifier",
+            "num_layers": 1,
+            "hidden_size": "${model.transf_decoder.config_dict.hidden_size}",
+            "num_classes": "None",
+        },
+        "decoding": {"strategy": "beam", "beam": {"beam_size": 1, "len_pen": 0.0, "max_generation_delta": 20}},
+        "loss": {
+            "_target_": "nemo.collections.common.losses.smoothed_cross_entropy.SmoothedCrossEntropyLoss",
+            "label_smoothing": "${model.label_smoothing}",
+            "pad_id": None,
+        },
+    }
+    return model | changes
+
+
+@pytest.mark.parametrize("form", ["canary", "canary2"])
+@pytest.mark.parametrize("languages", [True, False])
+def test_canary_is_built_written_and_read(form: str, languages: bool, tmp_path: Path) -> None:
+    own = AggregateTokenizer({"spl_tokens": special_pieces(), "en": piece_tokenizer()})
+    tokenizer: Tokenizer = own if languages else special_pieces(40)
+    path = write_config(tmp_path, canary(prompt_format=form, between=2 if languages else 0))
+    model = build_fresh(path, tokenizer, seed=1)
+    assert list(model.heads) == ["aed"]
+    assert model.settings["transf_decoder"]["inner"] == 4 * 24
+    assert model.settings["transf_encoder"]["layers"] == (2 if languages else 0)
+    assert model.settings["multitask"]["label_smoothing"] == 0.1
+    assert model.config["tokenizer"]["custom_tokenizer"]["_target_"].endswith(
+        ".CanaryTokenizer" if languages else ".CanaryBPETokenizer"
+    )
+    again = load_model(save_model(model, tmp_path / "fresh.nemo"))
+    assert again.fingerprint() == model.fingerprint()
+    assert again.settings == model.settings
+    assert again.tokenizer.vocabulary == tokenizer.vocabulary
+    assert build_fresh(path, tokenizer, seed=2).fingerprint() != model.fingerprint()
+    waveforms = 0.1 * torch.randn(2, 8000, generator=torch.Generator().manual_seed(0))
+    assert len(again.transcribe(waveforms, torch.tensor([8000, 6000]))) == 2
+
+
+def test_transformers_are_drawn_as_nemo_draws_them(tmp_path: Path) -> None:
+    model = build_fresh(write_config(tmp_path, canary()), special_pieces(40), seed=1)
+    decoder: Any = model.transf_decoder
+    head = decoder.head.weight  # [V, D], the embedding too
+    limit = (6 / sum(head.shape)) ** 0.5
+    assert 0.9 * limit < head.abs().max() <= limit
+    assert head[0].abs().max() > 0
+    positions = decoder.embedding.position_embedding.weight
+    assert float(positions.detach().std()) == pytest.approx(24**-0.5, rel=0.1)
+    for part in (decoder, model.transf_encoder.layers):  # type: ignore[union-attr]
+        for module in part.modules():
+            if isinstance(module, torch.nn.Linear):
+                limit = (6 / sum(module.weight.shape)) ** 0.5
+                assert 0.9 * limit < module.weight.abs().max() <= limit
+                assert not module.bias.any()
+    projection: Any = model.transf_encoder.projection  # type: ignore[union-attr]
+    assert 0 < projection.bias.abs().max() <= 16**-0.5
+
+
+def test_canary_that_cannot_be_built_is_refused(tmp_path: Path) -> None:
+    pieces = special_pieces(40)
+    for changes, message in (
+        ({"prompt_format": "???"}, r"prompt_format is \?\?\?, .*Supported: canary, canary2"),
+        ({"model_defaults": {"asr_enc_hidden": 16, "lm_enc_hidden": 24, "lm_dec_hidden": 32}}, "hidden_size is 24"),
+        ({"transf_encoder": {**canary()["transf_encoder"], "mask_future": True}}, "transf_encoder.mask_future is true"),
+        ({"head": {"hidden_size": 24, "num_layers": 2}}, "head.num_layers is 2"),
+        ({"head": {"hidden_size": 32}}, "head.hidden_size is 32, .*Supported: 24, as transf_decoder"),
+        ({"head": {"_target_": "torch.nn.Linear"}}, r"head._target_ is torch.nn.Linear, .*TokenClassifier"),
+        ({"loss": {"_target_": "torch.nn.MSELoss"}}, r"loss._target_ is torch.nn.MSELoss"),
+        ({"encoder": {**CONFORMER, "d_model": 32}}, "model_defaults.asr_enc_hidden is 16, .*Supported: 32"),
+        ({"label_smoothing": "${multiply:2, x}"}, "label_smoothing is .* multiply is of two numbers"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            build_fresh(write_config(tmp_path, canary(**changes)), pieces, seed=0)
+    path = write_config(tmp_path, canary())
+    for tokenizer in (CHARACTERS, AggregateTokenizer({"en": pieces})):
+        with pytest.raises(ConfigError, match=r"needs a vocabulary of pieces; give model\.tokenizer"):
+            build_fresh(path, tokenizer, seed=0)
+    with pytest.raises(ConfigError, match=r"has no <\|startoftranscript\|>, which prompts of the format canary need"):
+        build_fresh(path, piece_tokenizer(), seed=0)
