@@ -75,7 +75,10 @@ class ServedBase:
 def serve_each(
     settings: ServerSettings, sources: Sequence[Source], *, guard: Guard, quotas: Quotas
 ) -> tuple[ServedBase, ...]:
-    """Bases of the settings, each with its source; either all of them run, or none does. Raises as `ServedBase`."""
+    """Bases of the settings, each with its source; either all of them run, or none does.
+
+    Raises UsageError, which names the base where there are several, or AdapterError.
+    """
     served: list[ServedBase] = []
     try:
         for own, source in zip(settings.of_each_base(), sources, strict=True):
