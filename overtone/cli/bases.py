@@ -90,20 +90,21 @@ def plain_name(model: str) -> str:
 def by_base(option: str, texts: Sequence[str], names: Sequence[str]) -> Mapping[str, str]:
     """Values of an option by the base's name; the one without a name stands under the empty one.
 
-    Raises UsageError for a base that is not there, and for two values of one base among several.
+    Raises UsageError for a base that is not there, and for two values of one base; of two for a single base that both
+    name it, or both do not, the last one counts.
     """
     found: dict[str, str] = {}
+    are_several = len(names) > 1
     for text in texts:
         head, equals, rest = text.partition("=")
         name, value = (head, rest) if head and equals and head in names else ("", text)
-        if len(names) > 1:
-            if equals and not name and "/" not in head:
-                known = ", ".join(names)
-                raise UsageError(
-                    f"{option} {text}: no base is called '{head}'.{did_you_mean(head, names)} Known: {known}."
-                )
-            if name in found:
-                raise UsageError(f"{option} is given twice for {name or 'all bases'}: {found[name]} and {value}.")
+        if equals and not name and (option == "--language" or (are_several and "/" not in head)):
+            known = ", ".join(filter(None, names)) or "none; NAME=MODEL gives a name"
+            raise UsageError(f"{option} {text}: no base is called '{head}'.{did_you_mean(head, names)} Known: {known}.")
+        given = found.get(name) if are_several else next((found[other] for other in found if other != name), None)
+        if given is not None:
+            whose = name or ("all bases" if are_several else names[0])
+            raise UsageError(f"{option} is given twice for {whose}: {given} and {value}.")
         found[name] = value
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 from overtone.errors import UsageError
 from overtone.models.asr_model import AsrModel
@@ -31,9 +32,12 @@ class ServedBase:
             raise UsageError(f"{settings.adapters} is no folder. Make it, and put adapter folders into it.")
         check_mode(settings.stream, model)
         self.settings = settings
-        self.mirror = AdapterMirror(settings.adapters_from) if settings.adapters_from else None
-        self.engine = Engine(model, settings.engine)
-        try:
+        with ExitStack() as opened:
+            self.mirror = AdapterMirror(settings.adapters_from) if settings.adapters_from else None
+            if self.mirror is not None:
+                opened.callback(self.mirror.close)
+            self.engine = Engine(model, settings.engine)
+            opened.callback(self.engine.close)
             if elsewhere is None:
                 prepare_steps(settings.stream, self.engine)
             self.store = AdapterStore(
@@ -44,9 +48,7 @@ class ServedBase:
                 poll_seconds=settings.poll_seconds,
                 mirrored=settings.adapters_from,
             )
-        except BaseException:
-            self.engine.close()
-            raise
+            opened.pop_all()
         self.service: RecognitionService = RecognitionService(
             self.engine,
             self.store,
@@ -73,12 +75,20 @@ class ServedBase:
 def serve_each(
     settings: ServerSettings, sources: Sequence[Source], *, guard: Guard, quotas: Quotas
 ) -> tuple[ServedBase, ...]:
-    """Bases of the settings, each with its source; either all of them run, or none does. Raises as `ServedBase`."""
+    """Bases of the settings, each with its source; either all of them run, or none does.
+
+    Raises UsageError, which names the base where there are several, or AdapterError.
+    """
     served: list[ServedBase] = []
     try:
         for own, source in zip(settings.of_each_base(), sources, strict=True):
             beside = served[0] if served else None
-            served.append(ServedBase(own, source, guard=guard, quotas=quotas, beside=beside))
+            try:
+                served.append(ServedBase(own, source, guard=guard, quotas=quotas, beside=beside))
+            except UsageError as error:
+                if not settings.more:
+                    raise
+                raise UsageError(f"The base '{own.base}': {error}") from error
     except BaseException:
         for base in served:
             base.close()

@@ -7,7 +7,7 @@ import ctypes
 import os
 import sys
 
-from overtone.serving.engine.engine import Engine
+from overtone.serving.engine.engine import Engine, EngineState
 
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3
 """Parameters of glibc's `mallopt`, from its malloc.h."""
@@ -17,7 +17,7 @@ one is the most that glibc allows."""
 EVERY = 60.0
 """Seconds between two calls of `give_back`."""
 QUIET = 0.05
-"""Seconds between two looks at the engine while it computes."""
+"""Seconds between two looks at an engine while it computes."""
 OF_THE_USER = ("MALLOC_", "GLIBC_TUNABLES")
 
 
@@ -39,8 +39,15 @@ def give_back() -> None:
     ctypes.CDLL(None).malloc_trim(0)
 
 
+async def quiet_state(engine: Engine) -> EngineState:
+    """State of an engine in its next moment without work."""
+    while (state := engine.state()).running or state.waiting:
+        await asyncio.sleep(QUIET)
+    return state
+
+
 async def give_back_now_and_then(*engines: Engine, every: float = EVERY) -> None:
-    """Give memory that no forward takes again back to the kernel, each time in a moment when nothing is computed.
+    """Give memory that no forward takes again back to the kernel, each time once every engine has had a quiet moment.
 
     Lasting objects lie scattered among short-lived ones, so that batches of other shapes find no room and take fresh
     pages: the heap of the worker grew by some megabytes a minute. To fill the pages of the next forwards again costs
@@ -49,10 +56,7 @@ async def give_back_now_and_then(*engines: Engine, every: float = EVERY) -> None
     seen = 0
     while True:
         await asyncio.sleep(every)
-        states = [engine.state() for engine in engines]
-        while any(state.running or state.waiting for state in states):
-            await asyncio.sleep(QUIET)
-            states = [engine.state() for engine in engines]
+        states = await asyncio.gather(*map(quiet_state, engines))
         batches = sum(state.batches for state in states)
         if batches > seen:
             seen = batches

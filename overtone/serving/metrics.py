@@ -72,11 +72,13 @@ class Observer:
         self.seconds = Histogram(
             "overtone_request_seconds",
             "Time from a call's beginning to its end",
-            ["door", "method"],
+            ["door", "method", *self.of_base],
             buckets=SECONDS,
             registry=self.registry,
         )
-        self.audio = Counter("overtone_request_audio_seconds", "Audio received", ["door"], registry=self.registry)
+        self.audio = Counter(
+            "overtone_request_audio_seconds", "Audio received", ["door", *self.of_base], registry=self.registry
+        )
         self.adapters = Counter(
             "overtone_adapter_requests",
             "Successful calls that used the adapter",
@@ -94,8 +96,8 @@ class Observer:
         """Count and log a call."""
         base = self.label(call.base)
         self.calls.labels(interface, call.method, call.code, *base).inc()
-        self.seconds.labels(interface, call.method).observe(call.seconds)
-        self.audio.labels(interface).inc(call.audio_seconds)
+        self.seconds.labels(interface, call.method, *base).observe(call.seconds)
+        self.audio.labels(interface, *base).inc(call.audio_seconds)
         succeeded = call.code in SUCCESSES
         for name in call.adapter.split("+") if succeeded and call.adapter else ():
             self.adapters.labels(name, *base).inc()
@@ -114,8 +116,8 @@ class Observer:
 
     def text(self) -> bytes:
         """Metrics in the format of Prometheus, without those of adapters that are gone."""
-        present = {(self.base_of(service), name) for service in self.bases for name in service.store.names()}
-        for base, name in self.used - present:
+        stores = {self.base_of(service): service.store for service in self.bases}
+        for base, name in [used for used in self.used if used[1] not in stores.get(used[0], ())]:
             self.used.discard((base, name))
             self.adapters.remove(name, *self.label(base))
         return generate_latest(self.registry)

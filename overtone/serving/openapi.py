@@ -14,12 +14,13 @@ JSON_ERRORS = {"400": "mistaken", "401": "no valid token", "403": "not allowed",
 
 def describe_api(bases: Bases) -> dict[str, Any]:
     """Document at /openapi.json."""
+    kept = "several frozen bases" if bases.are_several else "one frozen base"
     return {
         "openapi": "3.1.0",
         "info": {
             "title": "Overtone",
             "version": __version__,
-            "description": "Speech recognition with one frozen base and many adapters; each request chooses its own.",
+            "description": f"Speech recognition with {kept} and many adapters; each request chooses its own.",
         },
         "paths": {**public_paths(bases), **admin_paths()},
         "components": {

@@ -11,7 +11,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
@@ -22,8 +22,8 @@ from overtone.errors import UsageError
 from overtone.inference.rows import one_thread, use_one_thread
 from overtone.models.asr_model import AsrModel
 from overtone.serving.app import build_app, build_health_app
-from overtone.serving.auth.guard import Guard, read_admin_token, read_tokens
-from overtone.serving.auth.quotas import Quotas, read_quotas
+from overtone.serving.auth.guard import Guard, Tenant, check_bases, read_admin_token, read_tokens
+from overtone.serving.auth.quotas import Quotas, QuotaTable, read_quotas
 from overtone.serving.auth.tls import read_keys
 from overtone.serving.base import Source, serve_each
 from overtone.serving.descriptors import raise_limit
@@ -96,19 +96,28 @@ class Server:
         self.served = serve_each(settings, ((model, elsewhere), *more), guard=self.guard, quotas=self.quotas)
         first = self.served[0]
         self.engine, self.store, self.service = first.engine, first.store, first.service
+        self.jobs: LearningJobs | None = None
         try:
             self.bases = Bases([base.service for base in self.served])
-        except UsageError:
+            self.check_names(self.guard.tenants, self.quotas.table)
+            self.observer = Observer(self.bases)
+            self.requests = HttpRequests(self.service, settings, self.bases)
+            if settings.learn:
+                self.jobs = LearningJobs(settings.model, self.store, sample_rate=self.engine.sample_rate)
+        except BaseException:
             self.close()
             raise
-        self.observer = Observer(self.bases)
-        self.requests = HttpRequests(self.service, settings, self.bases)
-        self.jobs: LearningJobs | None = None
-        if settings.learn:
-            self.jobs = LearningJobs(settings.model, self.store, sample_rate=self.engine.sample_rate)
         self.riva: RivaServer | None = None
         self.http: HttpServer | None = None
         self.health: HttpServer | None = None
+
+    def check_names(self, tenants: Mapping[str, Tenant] | None, quotas: QuotaTable | None) -> None:
+        """Raises UsageError where tokens or quotas name an adapter of a base that is not here."""
+        known = list(self.bases.named)
+        for tenant in {tenant.name: tenant for tenant in (tenants or {}).values()}.values():
+            named = (tenant.adapters or frozenset()) | (tenant.learn or frozenset())
+            check_bases(named, f"{self.settings.tokens}: tenant '{tenant.name}'", known)
+        check_bases(quotas.adapters if quotas else (), str(self.settings.quotas), known)
 
     async def start(self) -> Addresses:
         """Listen on all ports. Raises UsageError where one cannot be had; none is open then."""
@@ -151,6 +160,7 @@ class Server:
             keys = read_keys(settings.tls_certificate, settings.tls_key, settings.client_authority)
             access = read_access(settings)
             quotas = None if settings.quotas is None else read_quotas(settings.quotas)
+            self.check_names(access["tenants"], quotas)
         except UsageError as error:
             LOG.error("not reloaded, all stays as it was: %s", error)
             return False

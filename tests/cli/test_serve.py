@@ -98,7 +98,7 @@ def test_several_models_have_names_adapters_and_languages(tmp_path: Path) -> Non
     assert [(own.base, own.model, own.adapters, own.adapters_from, own.language) for own in found.of_each_base()] == [
         ("english", "models/english.nemo", None, "s3://bucket/a", "en-GB"), ("de", "other.nemo", folder, "", "de-DE"),
     ]  # fmt: skip
-    alone = settings("en=base.nemo", "--adapters", "a=b", "--adapters", "en=c")
+    alone = settings("en=base.nemo", "--adapters", "en=b", "--adapters", "en=c")
     assert (alone.base, alone.model, alone.adapters, alone.more) == ("en", "base.nemo", Path("c"), ())
     assert settings("--adapters", "a=b").adapters == Path("a=b")
 
@@ -110,6 +110,11 @@ def test_several_models_have_names_adapters_and_languages(tmp_path: Path) -> Non
         (["a.nemo", "base=b.nemo"], "cannot be called 'base'"),
         (["a.nemo", "b.nemo", "--adapters", "folder"], "--adapters a=folder"),
         (["a.nemo", "b.nemo", "--adapters", "c=folder"], "no base is called 'c'"),
+        (["a=a.nemo", "--adapters", "one", "--adapters", "a=two"], "given twice for a: one and two"),
+        (["a=a.nemo", "--adapters", "a=one", "--adapters", "two"], "given twice for a: one and two"),
+        (["a.nemo", "--language", "a=de-DE"], "--language a=de-DE: no base is called 'a'. Known: none"),
+        (["base=a.nemo", "b.nemo"], "that means any of them. Give each a name of its own: NAME=MODEL."),
+        (["org/a@main", "b.nemo"], "Give each a name of its own: NAME=MODEL."),
         (["a.nemo", "b.nemo", "--adapters", "a=one", "--adapters", "a=two"], "given twice for a: one and two"),
         (["a.nemo", "b.nemo", "--adapters", "a=one", "--adapters", "b=one"], "one folder is given to two bases"),
         (["a.nemo", "b.nemo", "--demo"], "--demo goes with one base"),

@@ -25,7 +25,7 @@ from support.openai_client import client as openai_client  # noqa: E402
 from support.openai_client import speech as openai_speech  # noqa: E402
 from support.riva_service import file_of, finals_of, raw_config, refusal, stream_requests  # noqa: E402
 from support.speaking_model import Contrary, SpeakingModel, pcm16, put_adapter, spoken  # noqa: E402
-from support.web_service import SETTINGS, WebService, web_service  # noqa: E402
+from support.web_service import SETTINGS, WebService, eventually, web_service  # noqa: E402
 
 ADMIN = "an-administrators-token"
 SAID = file_of(spoken("abc"))
@@ -83,6 +83,7 @@ def test_names_and_languages_choose_the_base(service: WebService, fields: dict[s
         ({"model": "other+special"}, 404, "contrary+special"),
         ({"model": "tones", "adapter": "contrary:swap"}, 400, "different bases"),
         ({"model": "contrary", "language": "en-US"}, 400, "de-DE"),
+        ({"model": "special", "adapter": "swap"}, 400, "Name it in one place"),
         ({"language": "fr-FR"}, 400, "en-US, de-DE"),
     ],
 )
@@ -203,6 +204,31 @@ def test_riva_sessions_choose_by_language(service: WebService) -> None:
     assert event["transcript"].strip() == "hgf"
 
 
+def test_an_openai_sessions_language_decides_about_the_model_of_its_address(service: WebService) -> None:
+    with openai_client(service, "?intent=transcription&model=swap") as session:
+        assert session.receive()["type"] == "session.created"
+        assert session.update(transcription={"model": "swap", "language": ""})["type"] == "error"
+        transcription = {"model": "swap", "language": "de-DE"}
+        assert session.update(turn_detection=None, transcription=transcription)["type"] == "session.updated"
+        session.say(openai_speech("abc", 0.5))
+        assert session.committed()["transcript"] == "ghf"
+    with openai_client(service, "?intent=transcription&model=nothing") as session:
+        assert [session.receive()["type"] for _ in range(2)] == ["session.created", "error"]
+
+
+def test_a_call_is_of_the_base_that_it_goes_on_with_after_a_refusal(service: WebService) -> None:
+    ended = len(service.calls)
+    with openai_client(service) as session:
+        session.receive()
+        for model, kind in (("tones:swap", "session.updated"), ("contrary:nothing", "error")):
+            transcription = {"model": model, "language": ""}
+            assert session.update(turn_detection=None, transcription=transcription)["type"] == kind
+        session.say(openai_speech("abc", 0.5))
+        assert session.committed()["transcript"] == "bac"
+    eventually(lambda: len(service.calls) > ended)
+    assert (service.calls[-1].base, service.calls[-1].adapter) == ("tones", "swap")
+
+
 # Administration, health, metrics
 
 
@@ -246,6 +272,7 @@ def test_health_and_metrics_tell_of_each_base(service: WebService, channel: Any)
     assert 'overtone_engine_alive{base="tones"} 1.0' in metrics
     assert 'overtone_engine_alive{base="contrary"} 1.0' in metrics
     assert 'overtone_adapter_requests_total{adapter="swap",base="contrary"}' in metrics
+    assert 'overtone_request_audio_seconds_total{base="contrary",door="http"}' in metrics
     assert service.calls[-2].base == "contrary"
     assert service.get("/v1/health/ready").json["bases"] == ["tones", "contrary"]
 

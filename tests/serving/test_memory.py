@@ -6,6 +6,7 @@ import asyncio
 import os
 import subprocess
 import sys
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -114,6 +115,23 @@ def test_it_is_given_back_in_quiet_moments_after_work(monkeypatch: pytest.Monkey
     with pytest.raises(EOFError):
         asyncio.run(give_back_now_and_then(SimpleNamespace(state=state), every=0.0))  # type: ignore[arg-type]
     assert given == ["worked", "worked more"]
+
+
+def test_engines_that_are_never_quiet_together_keep_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[None] = []
+    looks = iter(range(100))
+
+    def state(of: int) -> Any:
+        if (look := next(looks, None)) is None:
+            raise EOFError
+        return SimpleNamespace(running=int(look // 2 % 2 == of), waiting=0, batches=look)
+
+    monkeypatch.setattr(freed_memory, "QUIET", 0.0)
+    monkeypatch.setattr(freed_memory, "give_back", lambda: given.append(None))
+    engines: list[Any] = [SimpleNamespace(state=partial(state, of)) for of in range(2)]
+    with pytest.raises(EOFError):
+        asyncio.run(give_back_now_and_then(*engines, every=0.0))
+    assert given
 
 
 def test_an_engine_tells_when_it_is_quiet(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,14 +69,6 @@ def visible_adapters(store: AdapterStore, guard: Guard, metadata: Metadata, *, b
         yield entry
 
 
-def visible_names(store: AdapterStore, guard: Guard, metadata: Metadata, *, base: str) -> list[str]:
-    """Names of the base and of the adapters that the caller may use. base: the base's name."""
-    return [
-        model_name(base, ()),
-        *(model_name(base, [entry.name]) for entry in visible_adapters(store, guard, metadata, base=base)),
-    ]
-
-
 def join_listed(names: Sequence[str]) -> str:
     """Names in one line, for a message."""
     return ", ".join(names[:LISTED]) + (f" … {len(names)} in all" if len(names) > LISTED else "")

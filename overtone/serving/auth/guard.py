@@ -20,7 +20,7 @@ import hmac
 import math
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -164,7 +164,7 @@ class Guard:
             return ""
         name = self.authorise(metadata, adapter, base=base)
         learn = self._tenant(metadata).learn
-        if learn is not None and adapter not in learn:
+        if learn is not None and learn.isdisjoint((adapter, f"{base}:{adapter}")):
             raise AccessError(f"The adapter '{adapter}' is not among those that learn from this token's corrections.")
         return name
 
@@ -274,7 +274,7 @@ def read_adapters(value: Any, where: str, *, key: str = "adapters") -> frozenset
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
         raise UsageError(f"{where}: '{key}' must be '{ALL}' or a list of names; [] allows {NONE[key]}.")
     try:
-        return frozenset(check_place(name) if key == "adapters" else check_name(name) for name in value)
+        return frozenset(check_place(name) for name in value)
     except AdapterError as error:
         raise UsageError(f"{where}: {error}") from error
 
@@ -286,6 +286,16 @@ def check_place(name: str) -> str:
     if colon:
         check_name(base)
     return name
+
+
+def check_bases(places: Iterable[str], where: str, known: Sequence[str]) -> None:
+    """Raises UsageError for a `BASE:ADAPTER` whose base is not among the known ones. where: for the message."""
+    for place in sorted(places):
+        base, colon, _ = place.rpartition(":")
+        if colon and base not in known:
+            raise UsageError(
+                f"{where}: '{place}': no base is called '{base}'.{did_you_mean(base, known)} Known: {', '.join(known)}."
+            )
 
 
 def read_admin_token(path: Path) -> str:

@@ -77,7 +77,7 @@ class Learning:
         """Jobs, adapter and call of a request that may learn. Raises AccessError, HttpError and AdapterError."""
         metadata, guard = metadata_of(request), self.service.guard
         name: str = run_or_400(check_name, request.path_params["name"])
-        tenant = guard.authorise_learning(metadata, name, base=self.service.base)
+        tenant = guard.authorise_learning(metadata, name, base=self.service.base_name)
         call = self.requests.admit(request) if tenant or guard.tenants is None else call_of(request)
         if self.jobs is None:
             raise AccessError(CLOSED)

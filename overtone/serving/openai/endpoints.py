@@ -6,7 +6,7 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from overtone.decoding.phrase_boost import Boost
-from overtone.serving.adapter_store.names import model_name, visible_adapters
+from overtone.serving.adapter_store.names import model_name
 from overtone.serving.adapter_store.store import AdapterEntry
 from overtone.serving.errors import AccessError, RequestError
 from overtone.serving.http.bodies import form_file, read_form, while_connected
@@ -233,7 +233,8 @@ class Models:
     async def retrieve(self, request: Request) -> Response:
         self.requests.admit(request)
         name = request.path_params["name"]
-        known = self.known(name, [(service, self.visible(service, request)) for service in self.bases])
+        visible = ((service, self.visible(service, request)) for service in self.bases)  # looked at for adapters alone
+        known = await asyncio.to_thread(self.known, name, visible)
         if not known:
             raise self.bases.unknown_model(name, metadata_of(request))
         if len(known) > 1:
@@ -241,7 +242,7 @@ class Models:
         return JSONResponse(self.model_json(*known[0], name if name in self.bases.first.aliases else ""))
 
     def known(
-        self, name: str, visible: Sequence[tuple[RecognitionService, Sequence[AdapterEntry]]]
+        self, name: str, visible: Iterable[tuple[RecognitionService, Sequence[AdapterEntry]]]
     ) -> Sequence[tuple[RecognitionService, AdapterEntry | None]]:
         """Services and entries (None: the base) among the visible ones that a name may mean."""
         named, names = self.bases.place(name)
@@ -256,7 +257,7 @@ class Models:
 
     def visible(self, service: RecognitionService, request: Request) -> tuple[AdapterEntry, ...]:
         """Usable adapters of a base that the caller may use. Raises AccessError."""
-        return tuple(visible_adapters(service.store, service.guard, metadata_of(request), base=service.base))
+        return tuple(service.visible_adapters(metadata_of(request)))
 
     def learns(self, request: Request, entry: AdapterEntry) -> bool:
         """Tell whether an adapter would learn from the caller's corrections."""
@@ -264,7 +265,7 @@ class Models:
             return False
         try:
             first = self.bases.first
-            first.guard.authorise_learning(metadata_of(request), entry.name, base=first.base)
+            first.guard.authorise_learning(metadata_of(request), entry.name, base=first.base_name)
         except AccessError:
             return False
         return True

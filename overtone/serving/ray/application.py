@@ -202,6 +202,9 @@ def read_bases(value: Any) -> list[dict[str, Any]]:
                 raise UsageError(f"'{name}' is nothing of a base.{did_you_mean(str(name), sorted(OF_BASE))}")
         if not entry.keys() >= {"base", "model"}:
             raise UsageError("Each of several bases needs a name and a model: 'base' and 'model'.")
+        for name, content in entry.items():
+            if not isinstance(content, str | Path):
+                raise UsageError(f"'{name}' of an entry of 'bases' is {content!r}; a text is needed, in quotes.")
         found.append({name: read(name, content, OF_SETTINGS[name]) for name, content in entry.items()})
     check_base_names([own["base"] for own in found])
     return found

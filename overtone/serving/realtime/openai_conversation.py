@@ -108,7 +108,7 @@ class OpenAiConversation:
         """Converse until the client leaves. Raises what ends the conversation."""
         if self.session.configured:
             self.service, self.request = self.checked_request(self.session)
-        elif self.session.model:
+        elif self.session.model and not self.bases.are_left(self.session.model, self.metadata):
             self.check(RecognitionRequest(model=self.session.model))
         seconds, ending = self.settings.idle_seconds, self.service.ending
         async with self.running, Inbox(messages, len, idle_seconds=seconds, ending=ending) as inbox:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from overtone.adapters.adapter import check_name
 from overtone.errors import AdapterError, UsageError
-from overtone.serving.adapter_store.names import adapter_names, join_listed, model_name, visible_names
+from overtone.serving.adapter_store.names import adapter_names, chosen_adapters, join_listed, model_name
 from overtone.serving.adapter_store.store import BASE_NAMES
 from overtone.serving.auth.guard import Metadata
 from overtone.serving.engine.engine import EngineState
@@ -23,6 +23,7 @@ from overtone.serving.recognition.service import RecognitionService
 
 SIGNS = re.compile("[+:]")
 """Marks between a base and its adapters."""
+WAY_OUT = "Give each a name of its own: NAME=MODEL."
 Place = tuple[RecognitionService | None, tuple[str, ...]]
 """Base that a name says (None: it says none), and adapters."""
 
@@ -38,6 +39,8 @@ class Bases:
         self.named = {service.base_name: service for service in self.services}
         if self.are_several:
             check_base_names([service.base_name for service in self.services])
+            for alias in self.first.aliases.keys() & self.named.keys():
+                raise UsageError(f"--alias {alias}: a base is called so, and its name always means it. Choose another.")
             for service in self.services:
                 service.base_is_reserved = True
 
@@ -85,8 +88,7 @@ class Bases:
         refusal: AccessError | None = None
         for service in self:
             try:
-                for name in names:
-                    service.guard.authorise(metadata, name, base=service.base)
+                service.authorise(metadata, names)
             except AccessError as error:
                 refusal = error
             else:
@@ -99,30 +101,47 @@ class Bases:
         """Error that lists the models of all bases which the caller may use."""
         if not self.are_several:
             return self.first.unknown_model(name, metadata)
-        listed = (
-            visible
-            for service in self
-            for visible in visible_names(service.store, service.guard, metadata, base=service.base)
+        return UnknownModelError(
+            name, join_listed([own for service in self for own in service.visible_models(metadata)])
         )
-        return UnknownModelError(name, join_listed(list(listed)))
 
     # Requests
 
     def choose(self, request: RecognitionRequest, metadata: Metadata, call: Call) -> RecognitionService:
         """Service of the base that a request means, which is noted in the call.
 
-        Raises RequestError for a name that several bases understand, UnknownModelError, LanguageError, AccessError.
+        Raises RequestError for a name that several bases understand, UsageError for two places that name different
+        adapters, UnknownModelError, LanguageError, AccessError.
         """
         if not self.are_several:
             return self.first
         service = self.find(request, metadata)
-        call.base = service.base
+        call.base = call.base or service.base  # for the record of a refusal; the service's check notes it else
         return service
 
     def find(self, request: RecognitionRequest, metadata: Metadata) -> RecognitionService:
         """Service of the base that a request means among several.
 
-        Raises RequestError, UnknownModelError, LanguageError or AccessError, as `choose`.
+        Raises RequestError, UsageError, UnknownModelError, LanguageError or AccessError, as `choose`.
+        """
+        candidates, names = self.candidates(request, metadata)
+        if len(candidates) == 1:
+            return candidates[0]
+        speaking = [service for service in candidates if service.is_for(request)]
+        if not speaking:
+            known = dict.fromkeys(language for service in candidates for language in service.languages)
+            raise LanguageError(request.language, ", ".join(known))
+        if names and len(speaking) > 1:
+            raise ambiguous(names, speaking)
+        return speaking[0]
+
+    def candidates(
+        self, request: RecognitionRequest, metadata: Metadata
+    ) -> tuple[Sequence[RecognitionService], Sequence[str]]:
+        """Services of the bases that the names of a request may mean among several, and the adapters of those names.
+
+        Those that refuse an adapter are left out where others can use it. Raises RequestError, UsageError,
+        UnknownModelError or AccessError, as `choose`.
         """
         of_model, names = self.place(request.model)
         of_adapter, more = self.place(request.adapter)
@@ -132,21 +151,20 @@ class Bases:
                 "adapter",
             )
         if (named := of_model or of_adapter) is not None:
-            return named
-        names = tuple(dict.fromkeys((*names, *more)))
-        candidates = [service for service in self.permitted(names, metadata) if service.holds(names)]
-        if not candidates:
+            return [named], (*names, *more)
+        if request.adapter:
+            names = chosen_adapters("+".join(names), "+".join(more), "")
+        found = [service for service in self.permitted(names, metadata) if service.holds(names)]
+        if not found:
             raise self.unknown_model(request.model or request.adapter, metadata)
-        if len(candidates) == 1:
-            return candidates[0]
-        speaking = [service for service in candidates if service.is_for(request)]
-        if not speaking:
-            known = dict.fromkeys(language for service in candidates for language in service.languages)
-            raise LanguageError(request.language, ", ".join(known))
-        if names and len(speaking) > 1:
-            raise ambiguous(names, speaking)
-        asked = request.language.lower()
-        return min(speaking, key=lambda service: asked not in (tag.lower() for tag in service.languages))
+        return [service for service in found if service.can_use(names)] or found, names
+
+    def are_left(self, model: str, metadata: Metadata) -> bool:
+        """Tell whether a model's name leaves several bases, of which the language that is still to come may choose.
+
+        Raises UnknownModelError or AccessError, as `choose`.
+        """
+        return self.are_several and len(self.candidates(RecognitionRequest(model=model), metadata)[0]) > 1
 
     # Adapters
 
@@ -181,11 +199,11 @@ def ambiguous(names: Sequence[str], services: Sequence[RecognitionService]) -> R
 def check_base_names(names: Sequence[str]) -> None:
     """Raises UsageError for names of several bases that are malformed, reserved or the same."""
     for name in names:
+        if name in BASE_NAMES:
+            raise UsageError(f"A base among several cannot be called '{name}': that means any of them. {WAY_OUT}")
         try:
             check_name(name)
         except AdapterError as error:
-            raise UsageError(f"A base among several cannot be called '{name}': {error}") from error
-        if name in BASE_NAMES:
-            raise UsageError(f"A base among several cannot be called '{name}': that means any of them. Choose another.")
+            raise UsageError(f"A base among several cannot be called '{name}': {error} {WAY_OUT}") from error
         if names.count(name) > 1:
-            raise UsageError(f"Two bases are called '{name}'. Give each a name of its own: NAME=MODEL.")
+            raise UsageError(f"Two bases are called '{name}'. {WAY_OUT}")

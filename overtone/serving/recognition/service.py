@@ -17,8 +17,8 @@ from overtone.decoding.phrase_boost import BoostTree
 from overtone.errors import AdapterError, AudioError, UsageError
 from overtone.languages import target_language
 from overtone.nets.prompt import AUTO
-from overtone.serving.adapter_store.names import chosen_adapters, join_listed, visible_names
-from overtone.serving.adapter_store.store import AdapterStore, Lease
+from overtone.serving.adapter_store.names import chosen_adapters, join_listed, model_name, visible_adapters
+from overtone.serving.adapter_store.store import AdapterEntry, AdapterStore, Lease
 from overtone.serving.auth.guard import Guard, Metadata
 from overtone.serving.auth.quotas import Quotas
 from overtone.serving.auth.rates import rank_of
@@ -154,8 +154,7 @@ class RecognitionService:
         """
         self.told_language(request)
         names = chosen_adapters(self.resolve(request.model), self.resolve(request.adapter), self.base)
-        for name in names:
-            self.guard.authorise(metadata, name, base=self.base)
+        self.authorise(metadata, names)
         try:
             for name in names:
                 self.store.entry(name)
@@ -168,13 +167,19 @@ class RecognitionService:
             call.adapter = call.adapter or "+".join(names)  # for the record of the refusal
             raise
         call.adapter = "+".join(names)
+        call.base = self.base if self.base_is_reserved else call.base
         call.rank = rank_of((self.guard.priority(call.tenant), *self.quotas.priorities(counted)))
         has_tasks = self.engine.model.head.prompts is not None
         call.ignored = request.ignored + (("task",) if request.task and not has_tasks else ())
 
+    def authorise(self, metadata: Metadata, adapters: Sequence[str]) -> None:
+        """Raises AccessError where the caller may not use one of the adapters on this base."""
+        for name in adapters:
+            self.guard.authorise(metadata, name, base=self.base_name)
+
     def counted(self, adapters: Sequence[str]) -> tuple[str, ...]:
         """Names under which the quotas count adapters of this base."""
-        return self.quotas.names(adapters, self.base)
+        return self.quotas.names(adapters, self.base_name)
 
     @property
     def base(self) -> str:
@@ -191,6 +196,10 @@ class RecognitionService:
     def holds(self, names: Sequence[str]) -> bool:
         """Tell whether all of these adapters are in the store."""
         return all(name in self.store for name in names)
+
+    def can_use(self, names: Sequence[str]) -> bool:
+        """Tell whether all of these adapters are in the store, and none is refused."""
+        return self.holds(names) and all(self.store.entry(name).state != "refused" for name in names)
 
     def is_known(self, name: str) -> bool:
         """Tell whether a name is an alias or an adapter."""
@@ -240,7 +249,16 @@ class RecognitionService:
 
     def unknown_model(self, name: str, metadata: Metadata) -> UnknownModelError:
         """Error that lists the models which the caller may use."""
-        return UnknownModelError(name, join_listed(visible_names(self.store, self.guard, metadata, base=self.base)))
+        return UnknownModelError(name, join_listed(self.visible_models(metadata)))
+
+    def visible_adapters(self, metadata: Metadata) -> Iterator[AdapterEntry]:
+        """Usable adapters that the caller may use. Raises AccessError for an invalid token."""
+        return visible_adapters(self.store, self.guard, metadata, base=self.base_name)
+
+    def visible_models(self, metadata: Metadata) -> list[str]:
+        """Names of the base and of the adapters that the caller may use, as requests have them."""
+        named = ((), *((entry.name,) for entry in self.visible_adapters(metadata)))
+        return [model_name(self.base, names) for names in named]
 
     # Resources of a request
 

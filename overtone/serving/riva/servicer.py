@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import grpc
 
-from overtone.serving.adapter_store.names import model_name, visible_adapters
+from overtone.serving.adapter_store.names import model_name
 from overtone.serving.adapter_store.store import AdapterEntry
 from overtone.serving.auth.guard import Metadata
 from overtone.serving.errors import IdleError, LanguageError, OverloadError, RequestError, UnknownModelError
@@ -125,7 +125,7 @@ class RivaServicer:
             response = ConfigResponse()
             named, wanted = self.bases.place(asked)
             for service in self.bases if named is None else [named]:
-                visible = visible_adapters(service.store, service.guard, metadata, base=service.base)
+                visible = service.visible_adapters(metadata)
                 for entry in [None, *visible]:
                     names = () if entry is None else (entry.name,)
                     if asked and wanted != names:

@@ -39,6 +39,11 @@ from overtone.serving.settings import ServerSettings
         ({"bases": "en"}, "'bases' is a list of two or more"),
         ({"bases": [{"base": "en", "model": "a.nemo"}] * 2}, "Two bases are called 'en'"),
         ({"bases": [{"base": "en"}, {"base": "de"}]}, "needs a name and a model"),
+        (
+            {"bases": [{"base": False, "model": "a"}, {"base": "de", "model": "b"}]},
+            "'base' .* is False; a text is needed",
+        ),
+        ({"bases": [{"base": "en", "model": "a", "language": None}, {}]}, "'language' .* is None; a text is needed"),
         ({"bases": [{"base": "en", "modle": "a"}, {}]}, r"'modle' is nothing of a base\. Did you mean 'model'"),
         (
             {"bases": '[{"base": "en", "model": "a"}, {"base": "de", "model": "b"}]', "adapters": "c"},
