@@ -259,7 +259,11 @@ class WeightsStore:
 
 def copy_folder(source: Path, path: Path) -> None:
     """Copy a folder to a place, whole or not at all. Raises OSError."""
-    replace_folder(path, lambda fresh: shutil.copytree(source, fresh, dirs_exist_ok=True))
+
+    def fill(fresh: Path) -> None:
+        shutil.copytree(source, fresh, dirs_exist_ok=True)
+
+    replace_folder(path, fill)
 
 
 def find_again(saved: Iterable[Mapping[str, Any]], folder: Path) -> list[SavedStep]:

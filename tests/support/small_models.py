@@ -52,3 +52,8 @@ def add_trained(model: AsrModel, name: str, kind: Kind | None = None, *, seed: i
     with torch.no_grad():
         for parameter in adapter.parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+
+
+def set_all(tensors: dict[str, torch.Tensor], value: float) -> dict[str, torch.Tensor]:
+    """Parameters of the same shapes, all of one value."""
+    return {name: torch.full_like(tensor, value) for name, tensor in tensors.items()}
