@@ -39,13 +39,18 @@ class Method:
     """A way to adapt a base."""
 
     title: str
-    learning_rate: float
-    """Peak of the schedule, unless `--tune` chose another or `--rates` says so."""
-    grid: tuple[float, ...]
+    learning_rate: float = 0.0
+    """Peak of the schedule, unless `--tune` chose another or `--rates` says so; 0 where nothing is trained."""
+    grid: tuple[float, ...] = ()
     """What `--tune` tries."""
     overrides: tuple[str, ...] = ()
     """Settings of `overtone train` beside the shared ones."""
 
+
+WORDS = "model.adapter.words=auto"
+"""The adapter gets a word part, counted from the training transcripts, with weights chosen on the validation part."""
+PRIOR, TEXT = "prior", "text"
+"""The methods that need no recording: words alone, of general English or of the training transcripts."""
 
 METHODS = {
     "linear": Method(
@@ -72,6 +77,16 @@ METHODS = {
         grid=(0.0001, 0.0003, 0.001),
         overrides=("model.train=everything",),
     ),
+    "linear_words": Method(
+        title="linear adapter with words",
+        learning_rate=0.003,
+        overrides=("model.adapter.adapter_type=linear", WORDS),
+    ),
+    "lora_words": Method(
+        title="LoRA with words", learning_rate=0.003, overrides=("model.adapter.adapter_type=lora", WORDS)
+    ),
+    TEXT: Method(title="words from the text alone"),
+    PRIOR: Method(title="base with its general prior"),
     "nemo": Method(title="linear adapter by NeMo", learning_rate=0.003, grid=(0.001, 0.003, 0.01)),
 }
 
@@ -79,7 +94,8 @@ METHODS = {
 def chosen_rates(given: list[str] | None, tuned: dict[str, float]) -> dict[str, float]:
     """Learning rate by method: what the command line says, else what was tuned, else the default.
 
-    NeMo's adapter is the same as our linear one: where nothing is said of it, it has the same rate.
+    NeMo's adapter is the same as our linear one, and so are adapters with words as those without: where nothing is said
+    of them, they have the same rate.
     """
     told = dict(tuned)
     for name, values in read_numbers(given, "--rates").items():
@@ -87,11 +103,12 @@ def chosen_rates(given: list[str] | None, tuned: dict[str, float]) -> dict[str, 
             raise UsageError(f"--rates {name}: one rate is needed, not {len(values)}.")
         told[name] = values[0]
     rates = {name: method.learning_rate for name, method in METHODS.items()} | told
-    return rates | {"nemo": told.get("nemo", rates["linear"])}
+    as_alone = {f"{name}_words": told.get(f"{name}_words", rates[name]) for name in ("linear", "lora")}
+    return rates | as_alone | {"nemo": told.get("nemo", rates["linear"])}
 
 
 def chosen_grid(given: list[str] | None) -> dict[str, tuple[float, ...]]:
-    return {name: method.grid for name, method in METHODS.items()} | read_numbers(given, "--grid")
+    return {name: method.grid for name, method in METHODS.items() if method.grid} | read_numbers(given, "--grid")
 
 
 def read_numbers(given: list[str] | None, option: str) -> dict[str, tuple[float, ...]]:
@@ -107,6 +124,8 @@ def read_numbers(given: list[str] | None, option: str) -> dict[str, tuple[float,
             numbers[name] = tuple(float(value) for value in values.split(","))
         except ValueError as error:
             raise UsageError(f"{option} {text}: learning rates are needed, such as {name}=0.001.") from error
+        if METHODS[name].learning_rate == 0:
+            raise UsageError(f"{option}: '{name}' trains nothing, so that it has no learning rate.")
         if not equals or any(not value > ScheduleSettings().min_lr for value in numbers[name]):
             raise UsageError(f"{option} {text}: rates above {ScheduleSettings().min_lr:g} are needed.")
     return numbers

@@ -20,9 +20,11 @@ text { fill: #33322e; } .title { font-weight: 600; font-size: 15px; } .tick { fo
 .grid { stroke: #e4e2dc; } .zero { stroke: #6b6a64; stroke-width: 1.4; }
 .mark line { stroke-width: 1.6; opacity: .55; } .mark circle { stroke: #fcfcfb; stroke-width: 1.5; }
 .m0 { stroke: #2a78d6; } .m1 { stroke: #1b9e77; } .m2 { stroke: #8f4bc9; } .m3 { stroke: #d1432f; }
-.m4 { stroke: #b07a00; }
+.m4 { stroke: #2a78d6; } .m5 { stroke: #8f4bc9; } .m6 { stroke: #0f8a9d; } .m7 { stroke: #77756d; }
+.m8 { stroke: #b07a00; }
 .m0 circle { fill: #2a78d6; } .m1 circle { fill: #1b9e77; } .m2 circle { fill: #8f4bc9; } .m3 circle { fill: #d1432f; }
-.m4 circle { fill: #b07a00; }
+.m6 circle { fill: #0f8a9d; } .m7 circle { fill: #77756d; } .m8 circle { fill: #b07a00; }
+.mark.m4 circle { fill: #9cc3f0; stroke: #2a78d6; } .mark.m5 circle { fill: #d3b4ea; stroke: #8f4bc9; }
 @media (prefers-color-scheme: dark) {
   svg { background: #191918; } text { fill: #e8e6df; } .tick { fill: #a3a199; } .grid { stroke: #34332f; }
   .zero { stroke: #a3a199; } .mark circle { stroke: #191918; }

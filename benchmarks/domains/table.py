@@ -12,9 +12,10 @@ import torch
 from benchmarks.domains.cells import Cell, Cells
 from benchmarks.domains.corpora import GENERAL, DomainParts, Part, read_domain, read_general
 from benchmarks.domains.measuring import DOMAIN, Heard, beside_base, counts_of, hear, rate
-from benchmarks.domains.plan import METHODS, Plan
+from benchmarks.domains.plan import METHODS, PRIOR, Plan
 from benchmarks.domains.training import load_libraries, train
 from benchmarks.harness import machine
+from overtone.adapters.prior import find_prior
 from overtone.backends.fused.encoder import fast_dtype
 from overtone.checkpoints.load import load_model
 from overtone.evaluation import verify
@@ -47,6 +48,8 @@ class Scene:
     parameters: int
     name: str
     layers: int
+    has_prior: bool
+    """Whether there is a general prior over the base's tokens."""
     domains: dict[str, DomainParts]
     general: dict[str, Part]
 
@@ -73,6 +76,7 @@ def read_scene(job: Job) -> Scene:
         parameters=sum(parameter.numel() for parameter in model.base_parameters()),
         name=model.name,
         layers=len(model.encoder.layers),
+        has_prior=find_prior(model.tokenizer.digest()) is not None,
         domains=domains,
         general=read_general(job.speech, manifests),
     )
@@ -82,11 +86,12 @@ def run_table(job: Job) -> dict[str, Any]:
     """All cells, those that lie there already as they are; the results as plain data."""
     scene = read_scene(job)
     cells = Cells(job.output / "cells", resume=job.resume)
+    methods = [method for method in job.methods if method != PRIOR or scene.has_prior]
     bases, adapted = {}, {}
     for domain in job.domains:
         bases[domain] = base_cell(job, scene, cells, domain)
         job.say(f"{domain} base: WER {rate(counts_of(bases[domain]['heard'][DOMAIN]))['wer']:.2%}")
-        for method in job.methods:
+        for method in methods:
             cell = method_cell(job, scene, cells, domain, method, bases[domain])
             adapted[domain, method] = cell
             compared = beside_base(cell["heard"], bases[domain]["heard"])

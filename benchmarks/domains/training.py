@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.domains.corpora import DomainParts
-from benchmarks.domains.plan import ADAPTER, METHODS, Plan
+from benchmarks.domains.plan import ADAPTER, METHODS, PRIOR, TEXT, Plan
 from benchmarks.harness import ROOT
+from overtone.adapters.prior import find_prior
+from overtone.adapters.word_text import make_words
 from overtone.checkpoints.load import save_model
 from overtone.checkpoints.nemo.adapters import load_adapters
 from overtone.config import load_settings, quoted
@@ -59,7 +61,7 @@ def train(
     nemo_hears_test: bool = False,
     overrides: Sequence[str] = (),
 ) -> Trained:
-    """The model with the best step's weights. The folder is the run's own: what lies there is a run cut off.
+    """The model with the best step's weights, or with counted words. The folder is the run's own.
 
     nemo_hears_test: whether NeMo's own word error rate on the test part is told too.
     Raises OvertoneError for settings and data, and where NeMo's process fails.
@@ -71,7 +73,35 @@ def train(
         return train_nemo(
             model, parts, plan, rate=rate, folder=folder, python=nemo_python, hears_test=nemo_hears_test
         )  # fmt: skip
+    if method in (TEXT, PRIOR):
+        return count_words(model, parts, general=method == PRIOR)
     return train_ours(model, METHODS[method].overrides, parts, plan, rate=rate, folder=folder, overrides=overrides)
+
+
+def count_words(model: AsrModel, parts: DomainParts, *, general: bool) -> Trained:
+    """The words of the training transcripts with the usual weights, as `overtone words`; general: the prior's alone."""
+    began = time.perf_counter()
+    tokenizer = model.tokenizer
+    prior = find_prior(tokenizer.digest())
+    if general:
+        assert prior is not None, "the caller leaves the prior out where there is none"
+        part = make_words(tokenizer, ngram=prior.ngram, weight=prior.weight, token_bonus=prior.token_bonus)
+    else:
+        said = [tokenizer.encode(line.text or "") for line in read_manifest(parts.train.manifest)]
+        part = make_words(tokenizer, sequences=said, prior=prior)
+    model.adapters.add_words(ADAPTER, part)
+    return Trained(
+        model=model,
+        adapter=ADAPTER,
+        facts={
+            "steps": 0,
+            "best_step": 0,
+            "trained_parameters": 0,
+            "seconds": time.perf_counter() - began,
+            "bytes": len(part.to_bytes()),
+            "words": {"weight": part.weight, "token_bonus": part.token_bonus},
+        },
+    )
 
 
 def train_ours(
@@ -127,6 +157,7 @@ def train_ours(
             "bytes": sum(path.stat().st_size for path in result.best.iterdir()),
             "saved_as": "model folder, float32" if result.adapter is None else "adapter folder",
             "base_dtype": result.card["dtypes"]["base"],
+            "words": result.card.get("words"),
         },
     )
 

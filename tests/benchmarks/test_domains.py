@@ -22,7 +22,7 @@ from overtone.backends.fused import encoder as prepared
 from overtone.data.manifest import Utterance
 from overtone.errors import UsageError
 
-SMOKE = ["--smoke", "--domains", "digits", "--methods", "linear,everything,nemo"]
+SMOKE = ["--smoke", "--domains", "digits", "--methods", "linear,everything,linear_words,text,prior,nemo"]
 
 
 @pytest.fixture(autouse=True)
@@ -101,7 +101,7 @@ def test_nemo_has_the_rate_of_our_linear_adapter_unless_told() -> None:
 def test_every_row_is_measured_on_the_domain_and_on_general_speech(results: dict[str, Any]) -> None:
     domain = results["domains"]["digits"]
     assert domain["speakers"] == domain["valid_speakers"] == "speakers disjoint"
-    assert set(domain["methods"]) == {"linear", "everything"}
+    assert set(domain["methods"]) == {"linear", "everything", "linear_words", "text"}, "the small base has no prior"
     for row in (domain["base"], *domain["methods"].values()):
         assert set(row["rates"]) == {"domain", "speechocean762", "librispeech"}
         assert all(rate["interval"][0] <= rate["wer"] <= rate["interval"][1] for rate in row["rates"].values())
@@ -144,7 +144,7 @@ def test_the_page_tells_what_is_off_and_what_is_missing(results: dict[str, Any],
 
 def test_a_run_goes_on_where_it_stood(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cells = {path: path.stat().st_mtime_ns for path in (finished / "cells").rglob("*.json")}
-    assert len(cells) == 3
+    assert len(cells) == 5
     output = ["--output", str(finished)]
     assert main([*SMOKE, *output]) == 2
     assert "--resume" in capsys.readouterr().err
