@@ -1,6 +1,11 @@
-"""Last stage: train the base on, on transcripts and on the frames of a teacher (see teacher.py) at once.
+"""Train the base from nothing, on transcripts and on the layers of a teacher (see teacher.py) at once.
 
-    torchrun --nproc-per-node 2 distil.py WORK --steps 20000 --decay 3000
+    torchrun --nproc-per-node 2 distil.py WORK --steps 24000 --decay 3500
+
+Every layer of the student but the last is to make of an utterance what the teacher's layer of the same number does. At
+first a layer is given the teacher's output of the layer below (it is forced): all layers learn at the same time, each
+a small task. Then each gets the student's own. Only then do the transcripts reach the taught layers: before, their
+gradient undoes what these have learnt.
 
 One process or several; each makes its own steps, and every few steps weights and optimisers become the mean over them.
 Given again it goes on from `WORK/NAME/state.pt`. The rate is constant but for its last steps, so that `--steps` may be
@@ -11,101 +16,60 @@ from __future__ import annotations
 
 import argparse
 import csv
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-import yaml
 from torch import Tensor, nn
 
-from overtone import load_model, save_model
+from batches import SEED, WORDLESS, Teacher, bounds_of, processes, rank, read_set, read_settings, training_batches
+from overtone import save_model
 from overtone.audio.spec_augment import SpecAugment
-from overtone.config.augmentor import AugmentorSettings
-from overtone.config.fields import Findings, build
-from overtone.data.augment import Perturbations
-from overtone.data.batching import BatchPlan, Draws, StepSampler, step_seed
-from overtone.data.dataset import Batch, SpeechDataset, collate, make_loader, unusable_transcripts
-from overtone.data.manifest import Utterance, read_manifest
+from overtone.checkpoints.nemo.fresh import build_fresh
+from overtone.data.batching import BatchPlan, step_seed
+from overtone.data.dataset import Batch, SpeechDataset, collate
 from overtone.errors import DataError
 from overtone.models.asr_model import AsrModel
+from overtone.nets.attention import SelfAttention
+from overtone.nets.conformer import ConformerEncoder
+from overtone.training.model import read_tokenizer
 from overtone.training.validation import ValidationCounts
 
-SETTINGS = Path(__file__).parent / "training" / "fundamental.yaml"
-"""Masks, augmentation and duration limits are those of the stage before."""
-
+MODEL = Path(__file__).parent / "training" / "model.yaml"
+MADE = ("synth", "rejoined")
+"""The folders of shards: what synthesize.py spoke, what recombine.py joined."""
 REAL_TIMES = 3
 """Real speech comes so often in an epoch."""
-CTC_LAYER, CTC_SHARE = 3, 0.3
-"""The layer with CTC of its own, and its share."""
-TAUGHT_LAYER = 4
-"""The layer whose projection is the teacher's frames; the one above it is free for letters."""
+FORCED = (700, 1000)
+"""The steps at which forcing begins to fall and ends."""
+JOINED = 1500
+"""The step from which the transcripts reach the taught layers."""
+HIDDEN_FRAMES, SPAN = 0.25, 5
+"""Once transcripts reach all layers, the last one does not hear this share of the frames, so many hidden together."""
+HIDDEN_CHANNELS, BAND = 0.15, 32
+"""The same of channels."""
+DROPOUT = 0.2
+"""In the last layer, from then on: what transcripts teach is soon learnt by heart, what the teacher does is not."""
 WARMUP = 200
 MEAN_EVERY = 8
 """Steps between two means over the processes."""
 SAVE_EVERY = 96
-KEPT = 0.998
-"""What the running mean of the weights keeps in a step."""
+KEPT, YOUNG = 0.998, 50
+"""What the running mean of the weights keeps in a step, and after how many steps it begins to keep so much."""
 LONGEST_GRADIENT = 2.0
-CACHED_BYTES = 2 << 30
-"""Decoded audio in memory, of each process."""
-SEED = 17
-
-
-def frames_of(manifest: Path) -> Path:
-    return manifest.with_suffix(".teacher.npy")
-
-
-def bounds_of(manifest: Path) -> Path:
-    return manifest.with_suffix(".teacher.bounds.npy")
-
-
-def read_settings() -> dict[str, Any]:
-    """The section `model` of the settings of the stage before."""
-    settings: dict[str, Any] = yaml.safe_load(SETTINGS.read_text(encoding="utf-8"))["model"]
-    return settings
-
-
-class Teacher:
-    """Frames of the teacher by the id of an utterance, standardised."""
-
-    def __init__(self, manifests: Sequence[Path]) -> None:
-        self.frames = {str(path): np.load(frames_of(path), mmap_mode="r") for path in manifests}
-        self.bounds = {str(path): np.load(bounds_of(path)) for path in manifests}
-        sample = np.concatenate([frames[::16] for frames in self.frames.values()]).astype(np.float32)
-        self.mean, self.deviation = (torch.from_numpy(x) for x in (sample.mean(axis=0), sample.std(axis=0)))
-        self.width = len(self.mean)
-
-    def targets(self, batch: Batch, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Return targets [B, T', W] and where they are, [B, T'] bool, for encoder frames [B].
-
-        An utterance that was played faster or slower has its frames stretched with it.
-        """
-        targets = torch.zeros(len(batch.ids), int(lengths.max()), self.width)
-        places = torch.zeros(targets.shape[:2], dtype=torch.bool)
-        for row, (name, length) in enumerate(zip(batch.ids, lengths.tolist(), strict=True)):
-            manifest, _, line = name.rpartition(":")
-            start, end = self.bounds[manifest][int(line) - 1 : int(line) + 1]
-            found = torch.from_numpy(self.frames[manifest][start:end].astype(np.float32))
-            found = ((found - self.mean) / self.deviation).T.unsqueeze(0)  # [1, W, frames]
-            targets[row, :length] = F.interpolate(found, length, mode="linear")[0].T
-            places[row, :length] = True
-        return targets, places
 
 
 @dataclass(kw_only=True)
 class Student:
-    """The model in training, the projection onto the teacher, their optimiser, and the running mean of the weights."""
+    """The model in training, its optimiser, and the running mean of its weights."""
 
     model: AsrModel
     teacher: Teacher
     augment: SpecAugment
-    projection: nn.Linear
     optimiser: torch.optim.Optimizer
     mean: dict[str, Tensor]
     """The running mean of the base's tensors."""
@@ -115,64 +79,90 @@ class Student:
 
     @classmethod
     def begin(cls, model: AsrModel, teacher: Teacher, peak: float) -> Student:
-        """Make a student of a trained model; its projection is fresh. peak: the learning rate."""
-        projection = nn.Linear(model.encoder.width, teacher.width)
-        trained = [*model.base_parameters(), *projection.parameters()]
+        """Make a student of a model with a Conformer of more layers than the teacher. peak: the learning rate."""
         return cls(
             model=model.train_base(base_dropout=False),
             teacher=teacher,
             augment=SpecAugment(**read_settings()["spec_augment"]),
-            projection=projection,
-            optimiser=torch.optim.AdamW(trained, lr=peak, weight_decay=0.01, betas=(0.9, 0.98), fused=True),
+            optimiser=torch.optim.AdamW(
+                model.base_parameters(), lr=peak, weight_decay=0.01, betas=(0.9, 0.98), fused=True
+            ),
             mean={name: tensor.clone() for name, tensor in model.base_state_dict().items()},
         )
 
-    def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the loss of the transcripts and of the teacher's frames, scalars."""
-        model, head = self.model, self.model.head
-        mel, lengths = model.preprocessor(batch.waveforms, batch.lengths)
-        mel = self.augment(mel, lengths)
-        with torch.autocast("cpu", torch.bfloat16):
-            (inner, taught, last), frames = model.encoder.within(mel, lengths, (CTC_LAYER, TAUGHT_LAYER))
-            emissions = [head.emit(inner, frames), head.emit(last, frames)]
-            guess = self.projection(taught)
-        tokens = (frames, batch.targets, batch.target_lengths)
-        first, second = (head.loss(each, *tokens, reduction="mean_volume") for each in emissions)
-        targets, places = self.teacher.targets(batch, frames)
-        error = (guess.float()[:, : targets.size(1)] - targets)[places].square().mean()
-        return CTC_SHARE * first + (1 - CTC_SHARE) * second, error
+    def losses(self, batch: Batch, forced: float) -> tuple[Tensor, Tensor]:
+        """Return the loss of the transcripts, a scalar, and the errors of the taught layers, [layers].
 
-    def learn(self, batch: Batch, *, rate: float, weight: float) -> tuple[float, float]:
-        """Make one step and return its two losses. weight: of the teacher's beside that of the transcripts."""
+        forced: the share of rows whose layers are given what the teacher's layer below made.
+        """
+        encoder, head = self.model.encoder, self.model.head
+        assert isinstance(encoder, ConformerEncoder)
+        mel, lengths = self.model.preprocessor(batch.waveforms, batch.lengths)
+        with torch.autocast("cpu", torch.bfloat16):
+            x, lengths, context = encoder.embed(self.augment(mel, lengths), lengths)
+            targets = self.teacher.targets(batch, lengths, x.size(1))
+            rows = (torch.rand(len(x)) < forced)[:, None, None]
+            errors = []
+            for number, layer in enumerate(encoder.layers):
+                x = layer(x, context)
+                if number < self.teacher.layers:
+                    target = targets[:, :, number]
+                    errors.append((x.float() - target)[context.valid].square().mean())
+                    x = torch.where(rows, target.to(x.dtype), x)
+                if number == self.teacher.layers - 1:
+                    x = hide(x) if self.step >= JOINED else x.detach()
+            emissions = head.emit(x, lengths)
+        written = batch.target_lengths > 0  # other speech has no transcript
+        parts = (each[written] for each in (emissions, lengths, batch.targets, batch.target_lengths))
+        ctc = head.loss(*parts, reduction="mean_volume") if written.any() else emissions.sum() * 0.0
+        return ctc, torch.stack(errors)
+
+    def use_dropout(self) -> None:
+        """Let the last layer drop units, as no other does."""
+        encoder = self.model.encoder
+        assert isinstance(encoder, ConformerEncoder)
+        last = encoder.layers[-1].train()
+        for module in last.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = DROPOUT
+            elif isinstance(module, SelfAttention):
+                module.dropout = DROPOUT
+
+    def learn(self, batch: Batch, *, rate: float, weight: float) -> list[float]:
+        """Make one step and return its losses: of the transcripts, and of each taught layer.
+
+        weight: of the transcripts' loss beside that of a layer.
+        """
         for group in self.optimiser.param_groups:
             group["lr"] = rate
+        if self.step >= JOINED:
+            self.use_dropout()
         torch.manual_seed(step_seed(SEED, self.step, rank()))
-        ctc, taught = self.losses(batch)
+        begins, ends = FORCED
+        ctc, errors = self.losses(batch, min(1.0, max(0.0, (ends - self.step) / (ends - begins))))
         self.optimiser.zero_grad()
-        (ctc + weight * taught).backward()
-        nn.utils.clip_grad_norm_(
-            [x for group in self.optimiser.param_groups for x in group["params"]], LONGEST_GRADIENT
-        )
+        (weight * ctc + errors.sum()).backward()
+        nn.utils.clip_grad_norm_(self.model.base_parameters(), LONGEST_GRADIENT)
         self.optimiser.step()
         self.step += 1
         self.seconds += processes() * float(batch.lengths.sum()) / self.model.sample_rate
-        return float(ctc.detach()), float(taught.detach())
+        return [float(ctc.detach()), *errors.tolist()]
 
     def share(self) -> None:
         """Set weights, statistics and the optimiser's moments to their mean over the processes."""
         own = [tensor for tensor in self.model.base_state_dict().values() if tensor.is_floating_point()]
         moments = [state[key] for state in self.optimiser.state.values() for key in ("exp_avg", "exp_avg_sq")]
-        average([*own, *self.projection.parameters(), *moments])
+        average([*own, *moments])
+        kept = min(KEPT, (1 + self.step) / (YOUNG + self.step)) ** MEAN_EVERY
         for name, tensor in self.model.base_state_dict().items():
-            if tensor.is_floating_point():
-                self.mean[name].lerp_(tensor, 1 - KEPT**MEAN_EVERY)
+            if tensor.is_floating_point() and not torch.equal(tensor, self.mean[name]):  # a mean of -0 is 0
+                self.mean[name].lerp_(tensor, 1 - kept)
 
     def save(self, path: Path) -> None:
         """Write all that a training needs to go on, whole or not at all."""
         state = {
             "model": self.model.base_state_dict(),
             "mean": self.mean,
-            "projection": self.projection.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "step": self.step,
             "seconds": self.seconds,
@@ -185,65 +175,21 @@ class Student:
         """Go on from a state that `save` wrote."""
         state = torch.load(path, weights_only=True)
         self.model.load_state_dict(state["model"], strict=False)
-        self.projection.load_state_dict(state["projection"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.mean, self.step, self.seconds = state["mean"], state["step"], state["seconds"]
 
 
-# Data
-
-
-def read_set(model: AsrModel, manifests: Sequence[Path], *, train: bool) -> tuple[SpeechDataset, BatchPlan]:
-    """Read utterances and plan their batches; those that cannot be learnt from are left out of training."""
-    data = read_settings()["train_ds"]
-    utterances: list[Utterance] = [found for path in manifests for found in read_manifest(path)]
-    if train:
-        utterances = [u for u in utterances if data["min_duration"] <= u.duration <= data["max_duration"]]
-    tokens = [model.tokenizer.encode(utterance.text or "") for utterance in utterances]
-    problems = unusable_transcripts(
-        utterances, tokens, seconds_per_frame=model.seconds_per_frame, frames_needed=model.head.frames_needed
-    )
-    chosen = [index for index in range(len(utterances)) if not (train and index in problems)]
-    settings = build(AugmentorSettings, data["augmentor"], Findings())
-    dataset = SpeechDataset(
-        [utterances[index] for index in chosen],
-        [tokens[index] for index in chosen],
-        sample_rate=model.sample_rate,
-        cache_bytes=CACHED_BYTES,
-        perturb=Perturbations.from_settings(settings, sample_rate=model.sample_rate) if train else None,
-    )
-    durations = tuple(utterance.duration for utterance in dataset.utterances)
-    if not train:
-        return dataset, BatchPlan(durations=durations, batch_size=16, shuffle=False)
-    plan = BatchPlan(
-        durations=durations,
-        batch_size=None,
-        batch_duration=data["batch_duration"],
-        buckets=data["num_buckets"],
-        seed=SEED,
-    )
-    return dataset, plan
-
-
-def training_batches(model: AsrModel, manifests: Sequence[Path], *, start: int, steps: int) -> Iterator[Batch]:
-    """Yield this process's batches from step `start` on. Raises DataError for audio that cannot be read."""
-    dataset, plan = read_set(model, manifests, train=True)
-    sampler = StepSampler(plan, total=steps, start=start, rank=rank(), processes=processes())
-    for batch in make_loader(dataset, Draws(sampler), workers=0, pin_memory=False):
-        if isinstance(batch, DataError):
-            raise batch
-        yield batch
+def hide(x: Tensor) -> Tensor:
+    """Set spans of frames and bands of channels to zero, in every row others. x: [B, T, D]."""
+    rows, frames, channels = x.shape
+    hidden = [
+        F.max_pool1d((torch.rand(rows, 1, size) < share / span).float(), span + 1 - span % 2, 1, span // 2)[..., :size]
+        for size, share, span in ((frames, HIDDEN_FRAMES, SPAN), (channels, HIDDEN_CHANNELS, BAND))
+    ]
+    return x.masked_fill((hidden[0].transpose(1, 2) > 0) | (hidden[1] > 0), 0.0)
 
 
 # Processes
-
-
-def rank() -> int:
-    return int(os.environ.get("RANK", "0"))
-
-
-def processes() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def average(tensors: Sequence[Tensor]) -> None:
@@ -295,20 +241,25 @@ class Course:
 
 def train(arguments: argparse.Namespace) -> None:
     torch.manual_seed(SEED)
-    folder: Path = arguments.work / arguments.name
+    torch.set_num_threads(1)
+    work: Path = arguments.work
+    folder = work / arguments.name
     folder.mkdir(parents=True, exist_ok=True)
-    data: Path = arguments.work / "manifests"
-    real, state = data / "train_real.jsonl", folder / "state.pt"
-    shards = [path for path in sorted((arguments.work / "synth").glob("shard_*.jsonl")) if bounds_of(path).exists()]
-    model, judge = (load_model(arguments.model) for _ in range(2))
-    student = Student.begin(model, Teacher([real, *shards]), arguments.rate)
+    real, wordless = (work / "manifests" / f"{name}.jsonl" for name in ("train_real", WORDLESS))
+    made = [path for name in MADE for path in sorted((work / name).glob("shard_*.jsonl"))]
+    shards = [path for path in made if bounds_of(path).exists()]
+    manifests = [real, *([wordless] if bounds_of(wordless).exists() else []), *shards]
+    tokenizer = read_tokenizer(work / "tokenizer" / "tokenizer.model")
+    model, judge = (build_fresh(MODEL, tokenizer, seed=SEED) for _ in range(2))
+    student = Student.begin(model, Teacher(manifests, model.encoder.width), arguments.rate)
+    state = folder / "state.pt"
     if state.exists():
         student.restore(state)
     course = Course(peak=arguments.rate, steps=arguments.steps, decay=arguments.decay)
-    valid = read_set(judge, [data / "valid.jsonl"], train=False)
-    losses: list[tuple[float, float]] = []
-    batches = training_batches(model, [real] * REAL_TIMES + shards, start=student.step, steps=arguments.steps)
-    for batch in batches:
+    valid = read_set(judge, [work / "manifests" / "valid.jsonl"], train=False)
+    losses: list[list[float]] = []
+    heard = [real] * (REAL_TIMES - 1) + manifests
+    for batch in training_batches(model, heard, start=student.step, steps=arguments.steps):
         losses.append(student.learn(batch, rate=course(student.step), weight=arguments.weight))
         ends = student.step == arguments.steps
         if ends or student.step % MEAN_EVERY == 0:
@@ -318,9 +269,10 @@ def train(arguments: argparse.Namespace) -> None:
         if ends or student.step % arguments.validate == 0:
             found = validate(judge, student.mean, *valid)
             if rank() == 0:
-                ctc, taught = np.mean(losses, axis=0).tolist()
+                ctc, *errors = np.mean(losses, axis=0).tolist()
                 progress = {"step": student.step, "hours": student.seconds / 3600, "rate": course(student.step - 1)}
-                note(folder / "curve.csv", progress | {"ctc": ctc, "teacher": taught} | found)
+                layers = {f"layer_{number}": error for number, error in enumerate(errors, start=1)}
+                note(folder / "curve.csv", progress | {"ctc": ctc} | layers | found)
                 save_model(judge, folder / "mean", overwrite=True)
             losses.clear()
 
@@ -340,11 +292,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path, help="folder with manifests/ and synth/, both with the teacher's frames")
     parser.add_argument("--name", default="distil", help="folder below it for state, curve and weights")
-    parser.add_argument("--model", default="fundamental", help="where to begin: a name, folder or .nemo file")
     parser.add_argument("--steps", type=int, required=True, help="steps in all, of each process")
-    parser.add_argument("--decay", type=int, default=3000, help="steps of the falling rate at the end")
+    parser.add_argument("--decay", type=int, default=3500, help="steps of the falling rate at the end")
     parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument("--weight", type=float, default=15.0, help="of the teacher's loss beside CTC's")
+    parser.add_argument("--weight", type=float, default=0.4, help="of the transcripts' loss beside that of a layer")
     parser.add_argument("--validate", type=int, default=400, help="steps between two validations, a multiple of 8")
     arguments = parser.parse_args()
     if processes() > 1:

@@ -9,19 +9,37 @@ import argparse
 import random
 from pathlib import Path
 
-from held_out import manifest_texts
+from held_out import load_held_out, manifest_texts
 from manifests import Utterance, hours, read_manifest, write_manifest
+from texts import SPEAKABLE
 from tokenizer import train_tokenizer
 
 SPEECHOCEAN_TEST = "speechocean762/test.jsonl"
 SPEECHOCEAN = "speechocean762/train.jsonl"
 LIBRISPEECH = "librispeech_resemblyzer/train_pseudo.jsonl"
+LIBRISPEECH_CORPUS = "librispeech"
+"""In the speakers of all its parts, which number them alike."""
 OTHER_REAL = (
     "ljtext_matthes/train.jsonl",
     "speech_commands_mini/train.jsonl",
     "speech_commands_v2test/train.jsonl",
     "librispeech_walleclipse/train.jsonl",
 )
+CHECKED_REAL = (
+    "librispeech_train_clean_5/train.jsonl",
+    "librispeech_train_jenny/train.jsonl",
+    "librispeech_test_clean/train.jsonl",
+    "speechcommands_anshul/train.jsonl",
+    "speechcommands_digits/train.jsonl",
+    "ljspeech_part/train.jsonl",
+    "commonvoice_omnilingo/train.jsonl",
+    "commonvoice_puri/train.jsonl",
+)
+"""Their texts and speakers were not chosen beside the tests: what those must not meet is left out."""
+AT_MOST = {"speechcommands_digits/train.jsonl": 5000}
+"""So many utterances of a corpus are drawn."""
+WORDLESS = ("alphanumeric_accents/train.jsonl", "coffee_intents_picovoice/train.jsonl")
+"""Speech without transcripts, for the teacher alone."""
 """The target domains (asterisk_prompts, fsdd, picovoice_wakewords) never appear here."""
 
 VALIDATION_SPEAKERS = {SPEECHOCEAN: 9, LIBRISPEECH: 20}
@@ -29,8 +47,6 @@ VALIDATION_SPEAKERS = {SPEECHOCEAN: 9, LIBRISPEECH: 20}
 
 SPOKEN_TWICE = {"19-198-0000.ogg", "27-123349-0000.ogg"}
 """Files of LIBRISPEECH with machine-made text that librispeech_walleclipse has with the true one."""
-
-EASY_VOICE, EASY_SECONDS = "synth/piper", 4.5
 
 TOKENIZER_SYNTHETIC_TEXTS = 20_000
 SEED = 1
@@ -67,6 +83,30 @@ def real_speech(speech: Path) -> tuple[list[Utterance], list[Utterance]]:
     return training, validation
 
 
+def checked_speech(speech: Path, training: list[Utterance], validation: list[Utterance]) -> list[Utterance]:
+    """The utterances of CHECKED_REAL without held-out texts, speakers of validation, and doubles of `training`."""
+    held_out = load_held_out(speech)
+    kept_apart = {
+        utterance.speaker.rpartition("/")[2] for utterance in validation if LIBRISPEECH_CORPUS in utterance.speaker
+    }
+    known = {Path(utterance.audio_filepath).stem for utterance in training}
+    return [
+        utterance
+        for name in CHECKED_REAL
+        for utterance in drawn(name, read_manifest(speech / name))
+        if SPEAKABLE.fullmatch(utterance.text)
+        and held_out.violation(utterance.text) is None
+        and Path(utterance.audio_filepath).stem not in known
+        and not (LIBRISPEECH_CORPUS in utterance.speaker and utterance.speaker.rpartition("/")[2] in kept_apart)
+    ]
+
+
+def drawn(name: str, utterances: list[Utterance]) -> list[Utterance]:
+    """The utterances of a corpus, or as many of them as are taken."""
+    most = AT_MOST.get(name, len(utterances))
+    return utterances if most >= len(utterances) else random.Random(SEED).sample(utterances, most)
+
+
 def write_tokenizer(training: list[Utterance], texts: Path, folder: Path, size: int) -> None:
     """Train the tokenizer on the real transcripts and the first synthetic texts, unless it exists."""
     if (folder / "vocab.txt").exists():
@@ -79,15 +119,6 @@ def write_tokenizer(training: list[Utterance], texts: Path, folder: Path, size: 
     text = folder / "text.txt"
     text.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     train_tokenizer(texts=text, folder=folder, size=size)
-
-
-def easy(synthetic: list[Utterance]) -> list[Utterance]:
-    """What a model that knows nothing yet begins with: short utterances of the clearest voice."""
-    return [
-        utterance
-        for utterance in synthetic
-        if utterance.speaker.startswith(EASY_VOICE) and utterance.duration < EASY_SECONDS
-    ]
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -104,13 +135,15 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     training, validation = real_speech(arguments.speech)
+    training += checked_speech(arguments.speech, training, validation)
+    wordless = [utterance for name in WORDLESS for utterance in read_manifest(arguments.speech / name)]
     shards = sorted(arguments.synthetic.glob("shard_*.jsonl"))
     synthetic = [utterance for shard in shards for utterance in read_manifest(shard)]
     write_tokenizer(training, arguments.texts, arguments.tokenizer, arguments.vocabulary_size)
     manifests = {
         "train_real": training,
         "train_synth": synthetic,
-        "train_easy": easy(synthetic),
+        "train_wordless": wordless,
         "valid": validation,
     }
     for name, utterances in manifests.items():
