@@ -92,7 +92,7 @@ def test_kubernetes() -> None:
         assert container[probe]["httpGet"]["port"] == "health"
     assert pod["spec"]["terminationGracePeriodSeconds"] > options.grace
     mounted = {mount["mountPath"] for mount in container["volumeMounts"]}
-    assert {str(options.adapters), str(options.tokens.parent)} <= mounted
+    assert {*map(str, options.adapters), str(options.tokens.parent)} <= mounted
     assert {mount["name"] for mount in container["volumeMounts"]} == {each["name"] for each in pod["spec"]["volumes"]}
     assert pod["metadata"]["annotations"]["prometheus.io/path"] in paths_of_health()
     assert all(port["targetPort"] in ports for port in found["Service"]["spec"]["ports"])

@@ -20,7 +20,6 @@ from overtone.evaluation.evaluate import evaluate
 from overtone.evaluation.inspect import as_text, inspect
 from overtone.evaluation.verify import verify
 from overtone.inference.transcribe import transcribe
-from overtone.learning.learn import Learner
 from overtone.lightning import AdapterModule
 from overtone.tokenizers import CharTokenizer
 from overtone.training.console import Reporter
@@ -254,10 +253,6 @@ def test_what_writes_the_bases_tokens_refuses_such_an_adapter(tmp_path: Path) ->
     made = model.adapters.add("lora", LoraAdapter(rank=2), tokenizer=CharTokenizer(LETTERS))
     with pytest.raises(CheckpointError, match="vocabulary of its own"):
         save_peft(made, tmp_path / "peft")
-    add_own(model, "own", LETTERS)
-    model.adapters.save("own", tmp_path / "own")
-    with pytest.raises(AdapterError, match="corrections are read in the base's"):
-        Learner(model=model, folder=tmp_path / "own").check_base()
 
 
 @pytest.mark.parametrize("head", ["ctc", "rnnt"])
