@@ -57,7 +57,7 @@ def cluster(address: str | None = HERE, **options: Any) -> Iterator[bool]:
         if place not in (None, "auto", "local"):
             check_answer(place)
         context = started(place, options)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (ConnectionError, ValueError, RuntimeError) as error:
         raise UsageError(f"There is no Ray cluster at '{address}': {error}") from error
     joined = context.address_info["address"]
     LOG.info("the Ray cluster is at %s", joined)
@@ -68,11 +68,14 @@ def cluster(address: str | None = HERE, **options: Any) -> Iterator[bool]:
 
 
 def check_answer(address: str) -> None:
-    """Raise OSError where nothing answers at `HOST:PORT` or `ray://HOST:PORT`, ValueError where it is neither."""
+    """Raise ConnectionError where nothing answers at `HOST:PORT` or `ray://HOST:PORT`, ValueError for anything else."""
     parts = urlsplit(address if "//" in address else f"//{address}")
     if parts.hostname is None or parts.port is None:
         raise ValueError("an address is HOST:PORT, such as 10.0.0.1:6379, or auto")
-    socket.create_connection((parts.hostname, parts.port), timeout=ANSWER_SECONDS).close()
+    try:
+        socket.create_connection((parts.hostname, parts.port), timeout=ANSWER_SECONDS).close()
+    except OSError as error:  # of the name or the network, too
+        raise ConnectionError(error) from error
 
 
 def started(place: str | None, options: dict[str, Any]) -> Any:

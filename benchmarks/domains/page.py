@@ -88,9 +88,7 @@ def section(name: str, results: Mapping[str, Any]) -> str:
     rows += [method_row(method, row, general) for method, row in domain["methods"].items()]
     notes = "".join(own_note(row) for row in domain["methods"].values() if row.get("own_test_wer") is not None)
     notes += "".join(
-        words_note(method, row)
-        for method, row in domain["methods"].items()
-        if METHODS[method].overrides[1:] == (WORDS,)
+        words_note(method, row) for method, row in domain["methods"].items() if WORDS in METHODS[method].overrides
     )
     return f"## {domain['title']}\n\n{facts}\n\n{markdown(rows)}\n{notes}"
 

@@ -10,14 +10,12 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback
 
 from overtone.adapters.adapter import Adapter
-from overtone.config import Settings
 from overtone.data.dataset import unusable_transcripts
 from overtone.data.manifest import Utterance, read_manifest
 from overtone.data.vocabulary import check_vocabulary
@@ -25,7 +23,7 @@ from overtone.errors import DataError
 from overtone.learning.corrections import Learnt
 from overtone.models.asr_model import AsrModel
 from overtone.models.vocabulary import tokenizer_of
-from overtone.training.train import train
+from overtone.training.train import leaving_out_unusable, train
 
 LEAST_RECORDINGS = 4
 """Recordings to train on, with fewer of which nothing is trained."""
@@ -163,12 +161,6 @@ def find_unusable(model: AsrModel, utterances: Sequence[Utterance]) -> set[int]:
         most_tokens=None if head.prompts is None else head.prompts.most_tokens,
     )
     return set(problems)
-
-
-def leaving_out_unusable() -> Settings:
-    """Settings with which one correction that cannot be trained on does not end the learning of all others."""
-    base = Settings()
-    return replace(base, model=replace(base.model, train_ds=replace(base.model.train_ds, unusable="drop")))
 
 
 def write_manifest(path: Path, corrections: Sequence[Learnt], replay: Sequence[Utterance]) -> Path:

@@ -102,8 +102,8 @@ class AcousticLearner:
         stored = read_folder(current.folder, self.model.adapters.identity())
         self.learner.load(None)
         say(
-            f"Acoustic part: training on {len(heard_in_training(self.model, corrections))} of the {len(self.judged)} "
-            f"corrections with a recording, judged on {len(held_out_of(corrections))} that are held out"
+            "Acoustic part: training on {trained_lines} of the {audio_lines} corrections with a recording, judged on "
+            "{judged_lines} that are held out".format(**self.count_lines(corrections))
         )
 
         def watch(step: int, steps: int) -> None:

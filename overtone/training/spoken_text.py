@@ -10,14 +10,12 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from overtone.config import Settings
 from overtone.errors import DataError, UsageError
 from overtone.models.asr_model import AsrModel
-from overtone.training.train import train
+from overtone.training.train import leaving_out_unusable, train
 
 PROGRAM = "espeak-ng"
 MOST_SENTENCES = 400
@@ -83,12 +81,6 @@ def train_spoken(model: AsrModel, name: str, texts: Sequence[str], *, voice: str
     spoken = {"voice": f"{PROGRAM} {voice}", "utterances": trained, "seconds": round(seconds, 1)}
     adapter.card = {**adapter.card, "data": {"spoken": spoken}}  # its recordings are gone
     return Spoken(spoken=len(chosen), trained=trained, seconds=seconds)
-
-
-def leaving_out_unusable() -> Settings:
-    """Settings with which a sentence that is said too fast does not end the training."""
-    base = Settings()
-    return replace(base, model=replace(base.model, train_ds=replace(base.model.train_ds, unusable="drop")))
 
 
 def speak(program: str, texts: Sequence[str], manifest: Path, *, voice: str) -> float:

@@ -139,6 +139,12 @@ def train(
     return run_training(whole, model=own, reporter=reporter, adapter=adapter, callbacks=callbacks, tables=tables)
 
 
+def leaving_out_unusable() -> Settings:
+    """Settings with which utterances that are too short for their texts are left out, and do not end the training."""
+    base = Settings()
+    return replace(base, model=replace(base.model, train_ds=replace(base.model.train_ds, unusable="drop")))
+
+
 def make_room(model: AsrModel | None, name: str, folder: Path) -> None:
     """Remove an adapter of that name, from the model and from a run's folder; other names' files stay."""
     own, _ = split_name(name, None)

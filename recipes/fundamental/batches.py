@@ -13,6 +13,7 @@ import torch.nn.functional as F
 import yaml
 from torch import Tensor
 
+from manifests import bounds_of, frames_of
 from overtone.config.augmentor import AugmentorSettings
 from overtone.config.fields import Findings, build
 from overtone.data.augment import Perturbations
@@ -31,14 +32,6 @@ SAMPLED = 2000
 CACHED_BYTES = 2 << 30
 """Decoded audio in memory, of each process."""
 SEED = 17
-
-
-def frames_of(manifest: Path) -> Path:
-    return manifest.with_suffix(".teacher.npy")
-
-
-def bounds_of(manifest: Path) -> Path:
-    return manifest.with_suffix(".teacher.bounds.npy")
 
 
 def read_settings() -> dict[str, Any]:

@@ -26,7 +26,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from batches import SEED, WORDLESS, Teacher, bounds_of, processes, rank, read_set, read_settings, training_batches
+from batches import SEED, WORDLESS, Teacher, processes, rank, read_set, read_settings, training_batches
+from manifests import bounds_of
 from overtone import save_model
 from overtone.audio.spec_augment import SpecAugment
 from overtone.checkpoints.nemo.fresh import build_fresh

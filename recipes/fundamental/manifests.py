@@ -22,6 +22,12 @@ class Utterance:
     """Speaker or voice, unique over all corpora."""
 
 
+def read_rows(path: Path) -> list[Utterance]:
+    """The utterances of a manifest that `write_manifest` wrote."""
+    with path.open(encoding="utf-8") as lines:
+        return [Utterance(**json.loads(line)) for line in lines]
+
+
 def read_manifest(path: Path) -> list[Utterance]:
     """The utterances of a manifest, with absolute audio paths and speakers prefixed by the name of the corpus."""
     if not path.is_file():
@@ -51,3 +57,13 @@ def write_manifest(path: Path, utterances: Iterable[Utterance]) -> None:
 def hours(utterances: Iterable[Utterance]) -> float:
     """Total duration in hours."""
     return sum(utterance.duration for utterance in utterances) / 3600
+
+
+def frames_of(manifest: Path) -> Path:
+    """The file of what the teacher's layers make of the utterances."""
+    return manifest.with_suffix(".teacher.npy")
+
+
+def bounds_of(manifest: Path) -> Path:
+    """The file of where each utterance begins and ends in it."""
+    return manifest.with_suffix(".teacher.bounds.npy")

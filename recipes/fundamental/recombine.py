@@ -10,11 +10,10 @@ output is a folder of shards, as that of synthesize.py.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -23,7 +22,7 @@ import numpy.typing as npt
 import soundfile
 import torch
 
-from manifests import Utterance
+from manifests import Utterance, read_rows, write_manifest
 from overtone import load_model
 from overtone.audio.load import load_audio
 from overtone.models.asr_model import AsrModel
@@ -173,23 +172,13 @@ def write_shard(output: Path, number: int, made: Sequence[tuple[str, Piece]]) ->
     """Write the audio of a shard, and its manifest when all is there. made: speaker and utterance."""
     name = f"shard_{number:02d}"
     (output / "audio" / name).mkdir(parents=True, exist_ok=True)
-    lines = []
+    rows = []
     for index, (speaker, piece) in enumerate(made):
         path = f"audio/{name}/{index:04d}.flac"
         soundfile.write(output / path, piece.samples, SAMPLE_RATE)
-        row = Utterance(
-            audio_filepath=path, duration=len(piece.samples) / SAMPLE_RATE, text=piece.text, speaker=speaker
-        )
-        lines.append(json.dumps(asdict(row)) + "\n")
-    partial = output / f"{name}.partial"
-    partial.write_text("".join(lines), encoding="utf-8")
-    partial.replace(output / f"{name}.jsonl")
-
-
-def read_rows(path: Path) -> list[Utterance]:
-    """The utterances of a manifest that `prepare.py` wrote."""
-    with path.open(encoding="utf-8") as lines:
-        return [Utterance(**json.loads(line)) for line in lines]
+        seconds = len(piece.samples) / SAMPLE_RATE
+        rows.append(Utterance(audio_filepath=path, duration=seconds, text=piece.text, speaker=speaker))
+    write_manifest(output / f"{name}.jsonl", rows)
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from manifests import read_manifest
+from manifests import bounds_of, frames_of, read_manifest
 from overtone.audio.load import load_audio
 from overtone.audio.mel import mel_filter_bank
 
@@ -126,11 +126,11 @@ def encode(encoder: Encoder, path: Path) -> npt.NDArray[np.float16]:
 
 def encode_manifest(encoder: Encoder, manifest: Path) -> None:
     """Write the two files beside the manifest, the bounds last: they say that it is finished."""
-    bounds = manifest.with_suffix(".teacher.bounds.npy")
+    bounds = bounds_of(manifest)
     if bounds.exists():
         return
     frames = [encode(encoder, Path(utterance.audio_filepath)) for utterance in read_manifest(manifest)]
-    np.save(manifest.with_suffix(".teacher.npy"), np.concatenate(frames))
+    np.save(frames_of(manifest), np.concatenate(frames))
     ends = np.cumsum([0, *(len(part) for part in frames)])
     partial = manifest.with_suffix(".partial.npy")
     np.save(partial, ends)

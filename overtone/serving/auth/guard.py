@@ -97,8 +97,7 @@ class Guard:
         if self.tenants is None:
             return ""
         tenant = self._tenant(metadata)
-        own = tenant.adapters
-        if adapter is not None and own is not None and own.isdisjoint((adapter, f"{base}:{adapter}")):
+        if adapter is not None and not is_listed(tenant.adapters, adapter, base):
             raise AccessError(f"The adapter '{adapter}' is not among those that this token may use.")
         return tenant.name
 
@@ -163,8 +162,7 @@ class Guard:
         if self.tenants is None or self._is_admin(metadata):
             return ""
         name = self.authorise(metadata, adapter, base=base)
-        learn = self._tenant(metadata).learn
-        if learn is not None and learn.isdisjoint((adapter, f"{base}:{adapter}")):
+        if not is_listed(self._tenant(metadata).learn, adapter, base):
             raise AccessError(f"The adapter '{adapter}' is not among those that learn from this token's corrections.")
         return name
 
@@ -196,6 +194,11 @@ class Guard:
         if found is None:
             raise AccessError("A valid token is needed: Authorization: Bearer TOKEN.", fault="unauthenticated")
         return found
+
+
+def is_listed(places: frozenset[str] | None, adapter: str, base: str) -> bool:
+    """Tell whether a list, None for all, holds an adapter of a base, by its name alone or with the base's."""
+    return places is None or not places.isdisjoint((adapter, f"{base}:{adapter}"))
 
 
 def presented_tokens(metadata: Metadata) -> set[str]:
