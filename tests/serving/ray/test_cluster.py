@@ -1,4 +1,4 @@
-"""A front with two replicas on a Ray cluster: answers, streams, adapters, metrics, and replicas that are killed or go."""
+"""A front with two replicas on a Ray cluster: answers, streams, adapters, metrics; replicas that are killed or go."""
 
 from __future__ import annotations
 
