@@ -15,9 +15,9 @@ class Rates(NamedTuple):
     """Word error rates on the domain, 0..1; None where the card does not tell."""
 
     before: float | None
-    """Of the base."""
+    """The base's."""
     after: float | None
-    """Of the adapter."""
+    """The adapter's."""
 
 
 def reached_rates(card: Mapping[str, Any]) -> Rates:

@@ -121,14 +121,21 @@ def score_run(best: Path, allowed: float) -> RunScore | None:
     if reached.before is None or reached.after is None or general is None:
         return None
     before, after = general
-    rates: dict[str, float] = {"wer_before": reached.before, "wer_after": reached.after}
-    rates |= {"general_before": before, "general_after": after}
     return RunScore(
         folder=run,
         adapter=str(description["name"]),
         settings=read_settings(run / SETTINGS_FILE),
-        score=constrained_score(**rates, allowed=allowed),
-        **rates,
+        wer_before=reached.before,
+        wer_after=reached.after,
+        general_before=before,
+        general_after=after,
+        score=constrained_score(
+            wer_before=reached.before,
+            wer_after=reached.after,
+            general_before=before,
+            general_after=after,
+            allowed=allowed,
+        ),
     )
 
 
