@@ -1,7 +1,8 @@
 """The product of a linear layer by the library that is quicker at it: oneDNN's kernels for AVX-512, on any processor.
 
 PyTorch gives products in float32 to MKL, which uses half of the width of the registers of processors that are not
-Intel's. The result for a row does not depend on what is trained, nor on whether a gradient is wanted.
+Intel's. Small ones stay there: little is to be gained, and MKL's sums are somewhat nearer to the exact ones. The result
+for a row does not depend on what is trained, nor on whether a gradient is wanted.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 mkldnn: Any = torch.ops.mkldnn
+LARGE = 1 << 18
+"""Numbers of a weight from which on a product is large: 512 × 512."""
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -33,9 +36,10 @@ def apply_linear(module: nn.Linear, x: Tensor) -> Tensor:
 
 
 def is_wide(x: Tensor, weight: Tensor) -> bool:
-    """True if oneDNN computes the product of x and weight, of any shapes: in float32, without autocast or export."""
+    """True if oneDNN computes the product of x and weight, of any shapes: large, float32, outside of autocast."""
     return (
-        x.device.type == "cpu"
+        weight.numel() >= LARGE
+        and x.device.type == "cpu"
         and x.dtype is torch.float32
         and weight.dtype is torch.float32
         and has_wide_kernels()

@@ -10,7 +10,7 @@ from torch import Tensor
 from overtone.nets import products
 from overtone.nets.products import linear
 
-OUT, IN = 44, 176
+OUT, IN = 512, 640
 
 
 def draw(*shape: int) -> Tensor:
@@ -66,6 +66,11 @@ def test_a_result_does_not_depend_on_what_is_trained() -> None:
 def test_without_wide_kernels_pytorch_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "has_wide_kernels", lambda: False)
     x, weight, bias = draw(2, 9, IN), draw(OUT, IN), draw(OUT)
+    assert torch.equal(linear(x, weight, bias), F.linear(x, weight, bias))
+
+
+def test_small_products_are_pytorchs_own() -> None:
+    x, weight, bias = draw(2, 9, 176), draw(704, 176), draw(704)
     assert torch.equal(linear(x, weight, bias), F.linear(x, weight, bias))
 
 
