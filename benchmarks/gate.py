@@ -1,11 +1,11 @@
 """Gain on a domain that general speech can bear: by weaker adapters, by earlier steps, by both, and with words.
 
-    python -m benchmarks.domains --speech SPEECH --output RUNS --methods prior       # writes the manifests
+    python -m benchmarks.domains --speech SPEECH --output RUNS       # its manifests, and what the base hears in them
     python -m benchmarks.gate --folder RUNS --choose librispeech_walleclipse/train.jsonl
 
-One training, whose early steps are kept. The gate then hears the validation part and general speech of `--choose` with
-every strength, once; what each way would take is drawn from that, put into the adapter, and heard on the test part of
-the domain and on the general speech of the domain table. Neither chose anything.
+One training, whose early steps are kept; one that lies there is not repeated. The gate then hears the validation part
+and general speech of `--choose` with every strength, once; what each way would take is drawn from that, put into the
+adapter, and heard on the test part of the domain and on the general speech of the table. Neither chose anything.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.domains.cells import Cells
 from benchmarks.domains.corpora import spread, write_part
 from benchmarks.domains.measuring import DOMAIN, beside_base, hear
 from benchmarks.domains.plan import ADAPTER, METHODS, WORDS, Plan
@@ -28,7 +29,7 @@ from overtone.adapters.storage import read_folder
 from overtone.checkpoints.load import load_model
 from overtone.config import load_settings, quoted
 from overtone.data.manifest import read_manifest
-from overtone.inference.retention import SCALES, EarlierStep, Search, Strength, domain_errors
+from overtone.inference.retention import EARLY_SCALES, SCALES, EarlierStep, Search, Strength, domain_errors
 from overtone.inference.word_weights import hear as hear_recordings
 from overtone.models.asr_model import AsrModel
 from overtone.training.console import Reporter
@@ -71,14 +72,19 @@ def measure(arguments: argparse.Namespace, domain: str) -> Iterator[dict[str, An
     place = arguments.folder / "gate" / domain
     chosen = write_part(place / "general.json", spread(usable, arguments.utterances)).manifest
     model = load_model("fundamental")
-    best = train(arguments, model, manifests, place, chosen)
+    best = place / "run" / "checkpoints" / f"{ADAPTER}-best"
+    if best.is_dir():
+        model.adapters.load(best, name=ADAPTER)
+    else:
+        train(arguments, model, manifests, place, chosen)
     adapter = model.adapters[ADAPTER]
     base, found, allowed = strengths(arguments, model, adapter, manifests["valid"], chosen, best)
     whole = {name: own.clone() for name, own in adapter.tensors().items()}
     words = adapter.words
     sets = {DOMAIN: manifests["test"]}
     sets |= {name: arguments.folder / "manifests" / "general" / f"{name}.json" for name in GENERAL}
-    plain = hear(model, sets, [None])[None]
+    table_cell = Cells(arguments.folder / "cells", resume=True).get(f"{domain}/base")
+    plain = hear(model, sets, [None])[None] if table_cell is None else table_cell["heard"]
     yield {"domain": domain, "way": "base", "general_choosing": base, **figures(plain, plain)}
     for way, own in ways(found, allowed).items():
         tensors = whole if own.step is None else early(best, own.step, model)
@@ -102,8 +108,8 @@ def measure(arguments: argparse.Namespace, domain: str) -> Iterator[dict[str, An
 
 def train(
     arguments: argparse.Namespace, model: AsrModel, manifests: dict[str, Path], place: Path, chosen: Path
-) -> Path:
-    """The training of the domain table, validated more often, its early steps kept; the folder of its best adapter."""
+) -> None:
+    """The training of the domain table, validated more often, its early steps kept."""
     plan = Plan(threads=arguments.threads)
     settings = load_settings(
         [
@@ -129,7 +135,7 @@ def train(
             *arguments.set,
         ]
     )
-    return run_training(settings, model=model, reporter=Reporter(quiet=True)).best
+    run_training(settings, model=model, reporter=Reporter(quiet=True))
 
 
 def early(best: Path, step: int, model: AsrModel) -> dict[str, torch.Tensor]:
@@ -160,7 +166,7 @@ def strengths(
         allowed = base.errors + arguments.kappa / 100 * base.reference_length
         found.append(search.measure(1.0, 1.0))
         for step in (None, *steps):
-            for scale in SCALES:
+            for scale in SCALES if step is None else EARLY_SCALES:
                 print(domain_line(step, scale), end=" ", flush=True)
                 found.append(search.measure(scale, 0.0, step))
                 found += [own for own in search.within_words(allowed, scale, step) if own.part is not None]
