@@ -104,7 +104,7 @@ def fit(run: Run, processes: RowProcesses | None = None) -> TrainingResult:
                 remove(folder.checkpoint)
             if run.adapter is not None and run.general and not callback.pruned:
                 note_general(run, weights)
-    result = conclude(run, weights, callback.progress, trainer.global_step)
+    result = conclude(run, weights, callback.progress, trainer.global_step, early_end)
     if leads:
         log_search_metrics(run, result, trainer.loggers)
     return result

@@ -53,6 +53,7 @@ from overtone.training.model import (
 from overtone.training.optim import EVERYTHING, with_rate
 from overtone.training.plan import AdapterPlan, BasePlan, Prune, TrainingPlan, plan_training
 from overtone.training.prefix_cache.plan import plan_prefix
+from overtone.training.refit import check_refit, join_validation, refit, with_chosen_weights
 from overtone.training.retention import read_general_speech
 from overtone.training.row_processes import start_row_processes
 from overtone.training.run import Run, TrainingResult, check_same_run, describe_machine, read_state
@@ -269,10 +270,14 @@ def run_plan(plan: TrainingPlan, reporter: Reporter) -> TrainingResult:
     reporter.begin(leads=process_rank() == 0)
     lightning_precision(plan.trainer)
     machine = find_machine(plan.trainer, row_processes=plan.compute_processes)
+    check_refit(plan, machine)
     check_loggers(plan.experiment)
     folder = plan_folder(plan.experiment, default_name=plan.name)
     with RunLock(folder, leads=process_rank() == 0) as lock:
-        return run_in_folder(plan, machine, folder, lock, reporter)
+        if plan.refit is not True:
+            return run_in_folder(plan, machine, folder, lock, reporter)
+        first = run_in_folder(replace(plan, delete_checkpoint=False), machine, folder, lock, reporter)
+        return refit(plan, first, reporter, train=lambda second: run_plan(second, reporter))
 
 
 def run_in_folder(
@@ -288,7 +293,13 @@ def run_in_folder(
         with writing_with(model, tokenizer):
             training = read_training_set(model, plan, reporter)
             validation = read_validation_sets(model, plan, reporter)
-            words = make_word_part(plan, model, training, reporter)
+            words, refitted_words = make_word_part(plan, model, training, reporter), None
+            if plan.refit or plan.refit_of is not None:  # before the work begins, what cannot be learnt is found
+                joined = join_validation(model, plan, training, validation[0], reporter)
+                refitted_words = make_word_part(plan, model, joined, reporter)
+            if plan.refit_of is not None:
+                training, validation = joined, []
+                words, refitted_words = with_chosen_weights(refitted_words, plan.refit_of.get("words")), None
         general = read_general(plan.general)
         retained = (
             ()
@@ -315,6 +326,7 @@ def run_in_folder(
                 length=length,
                 reporter=reporter,
                 words=words,
+                refitted_words=refitted_words if plan.refit == "words" else None,
                 general=general,
                 base_errors=BaseErrors(plan.base_errors),
                 retained=retained,
