@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 
+from overtone.adapters.card import reached_rates, reached_step
 from overtone.adapters.vocabulary import Vocabulary
 from overtone.config import ExperimentSettings
 from overtone.models.attention import attention_facts, attention_text
@@ -271,8 +272,9 @@ def conclude(
     )
     if process_rank() == 0 and run.plan.refit is not True:  # a refit writes that of both
         write_result(result)
-    if result.wer_after is not None and result.wer_before is not None:
-        run.reporter.say(f"WER {result.wer_before:.2%} → {result.wer_after:.2%} (step {result.best_step})")
+    before, after = reached_rates(result.card)
+    if before is not None and after is not None:
+        run.reporter.say(f"WER {before:.2%} → {after:.2%} (step {reached_step(result.card)})")
     if run.plan.refit_of is None:
         run.reporter.say(f"Best: {result.best}\nLast: {result.last}")
     else:

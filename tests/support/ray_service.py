@@ -44,14 +44,9 @@ def ray_cluster(*folders: str) -> Iterator[None]:
         os.environ["PYTHONPATH"] = before
 
 
-@contextmanager
-def ray_service(
-    folder: Path, *, adapters: tuple[str, ...] = ("swap", "other"), replicas: int = 2, **options: Any
-) -> Iterator[WebService]:
-    """A front of so many replicas of each base. folder: of the adapters. options: of ServerSettings."""
-    for name in adapters:
-        put_adapter(SpeakingModel(), name, folder)
-    plan = ReplicaPlan(
+def ray_plan(folder: Path, *, replicas: int = 2, **options: Any) -> ReplicaPlan:
+    """Plan of so many replicas of each base. folder: of the adapters. options: of ServerSettings."""
+    return ReplicaPlan(
         settings=replace(SETTINGS, adapters=folder, **options),
         load=tones,
         replicas=replicas,
@@ -59,6 +54,14 @@ def ray_service(
         stats_seconds=0.5,
         health_seconds=1.0,
     )
+
+
+@contextmanager
+def ray_service(folder: Path, *, adapters: tuple[str, ...] = ("swap", "other"), **options: Any) -> Iterator[WebService]:
+    """A front of two replicas of each base. folder: of the adapters. options: of `ray_plan`."""
+    for name in adapters:
+        put_adapter(SpeakingModel(), name, folder)
+    plan = ray_plan(folder, **options)
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()

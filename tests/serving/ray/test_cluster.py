@@ -1,4 +1,4 @@
-"""A front with two replicas on a Ray cluster: answers, streams, adapters and metrics, and a replica that is killed."""
+"""A front with two replicas on a Ray cluster: answers, streams, adapters, metrics; replicas that are killed or go."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from queue import SimpleQueue
+from typing import Any
 
 import pytest
 
@@ -14,20 +16,24 @@ pytest.importorskip("starlette", reason="the serving extra is not installed")
 grpc = pytest.importorskip("grpc", reason="the serving extra is not installed")
 pytest.importorskip("ray", reason="the ray extra is not installed")
 
+from ray import serve  # noqa: E402
 from ray.exceptions import RayError  # noqa: E402
 
+from overtone.serving.ray.cluster import APPLICATION, engine_deployment  # noqa: E402
 from overtone.serving.riva import protobuf  # noqa: E402
-from support.ray_service import ray_cluster, ray_service  # noqa: E402
+from support.ray_service import ray_cluster, ray_plan, ray_service  # noqa: E402
 from support.riva_service import METHODS, file_of, finals_of, stream_requests  # noqa: E402
 from support.speaking_model import SpeakingModel, put_adapter, spoken  # noqa: E402
 from support.web_service import WebService, eventually  # noqa: E402
 
 AUDIO = file_of(spoken("abba"))
+PATIENT: dict[str, Any] = {"grace_seconds": 300.0, "idle_seconds": 600.0}
+"""Settings with which a stream lives for as long as a slow machine takes to replace replicas."""
 
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebService]:
-    with ray_cluster(), ray_service(tmp_path_factory.mktemp("adapters")) as service:
+    with ray_cluster(), ray_service(tmp_path_factory.mktemp("adapters"), **PATIENT) as service:
         yield service
 
 
@@ -95,3 +101,70 @@ def test_no_recording_is_lost_with_a_replica_that_is_killed(service: WebService)
         os.kill(next(iter(before.values())), signal.SIGKILL)
         assert [answer.result(120) for answer in answers] == ["abba", "baab"] * 20
     eventually(lambda: len(pids(service).keys() - before.keys()) == 1, 120.0)
+
+
+class HalfStream:
+    """A stream of `ab cd` whose second half comes later."""
+
+    def __init__(self, channel: Any) -> None:
+        shape, request, response = METHODS["StreamingRecognize"]
+        path = f"/{protobuf.ASR_SERVICE}/StreamingRecognize"
+        self.messages: SimpleQueue[Any] = SimpleQueue()
+        first, *audio = stream_requests(spoken("ab cd"))
+        for message in (first, *audio[: len(audio) // 2]):
+            self.messages.put(message)
+        self.rest = (*audio[len(audio) // 2 :], None)
+        call = getattr(channel, shape)(path, request.SerializeToString, response.FromString)
+        self.answers = call(iter(self.messages.get, None), timeout=900)
+
+    def finish(self) -> str:
+        """Send the rest. Returns the whole text."""
+        for message in self.rest:
+            self.messages.put(message)
+        return "".join(finals_of(self.answers)).strip()
+
+
+def streams_on_each(service: WebService, channel: Any) -> list[HalfStream]:
+    """Streams of which every replica has one or more."""
+    known = service.server.service.elsewhere.known  # type: ignore[union-attr]
+    streams: list[HalfStream] = []
+
+    def counts() -> list[int]:
+        return [state.streams for state in known.states().values()]
+
+    while not streams or 0 in counts():
+        assert len(streams) < 20
+        streams.append(HalfStream(channel))
+        eventually(lambda: sum(counts()) == len(streams), 120.0)
+    return streams
+
+
+def change_replicas(service: WebService, replicas: int) -> None:
+    """Give the running replicas another plan, and go on at once: Serve's own wait lasts until old ones have ended."""
+    other = {"profanities": frozenset(("another version",))}
+    engine = engine_deployment(ray_plan(service.server.store.folder, replicas=replicas, **PATIENT, **other))  # type: ignore[arg-type]
+    target = serve.RunTarget(engine, name=APPLICATION, route_prefix=None)
+    serve.run_many([target], wait_for_applications_running=False)
+
+
+@pytest.mark.parametrize("replicas", [2, 1], ids=["replaced", "taken away"])
+def test_replicas_that_go_finish_what_they_have_while_others_take_what_is_new(
+    service: WebService, replicas: int
+) -> None:
+    """Of two replicas: another version of both, and then one fewer."""
+    eventually(lambda: len(pids(service)) == 2, 120.0)
+    before = pids(service).keys()
+    with grpc.insecure_channel(service.addresses.grpc) as channel:
+        streams = streams_on_each(service, channel)
+        change_replicas(service, replicas=replicas)
+        answers = set()
+
+        def changed() -> bool:
+            answers.add(service.text(AUDIO, model="swap"))
+            now = pids(service).keys()
+            return len(now) == replicas and (replicas == 1 or not now & before)
+
+        eventually(changed, 180.0)
+        assert answers == {"baab"}
+        assert [stream.finish() for stream in streams] == ["ab cd"] * len(streams)
+    eventually(lambda: serve.status().applications[APPLICATION].status == "RUNNING", 120.0)  # the old ones have ended
