@@ -19,6 +19,7 @@ from overtone.models.asr_model import AsrModel
 from overtone.models.vocabulary import tokenizer_of
 from overtone.training.console import Reporter
 from overtone.training.data import SpeechSet, training_set
+from overtone.training.model import make_word_part
 from overtone.training.plan import TrainingPlan
 from overtone.training.run import TrainingResult
 from overtone.training.run_folder import process_rank
@@ -52,6 +53,23 @@ def join_validation(
     utterances = [*training.dataset.utterances, *own]
     listed, limit = list_sources(plan.train_data, key="model.train_ds"), plan.trainer.limit_train_batches
     return training_set(model, plan.train_data, listed, utterances, reporter, seed=plan.seed, limit=limit)
+
+
+def choose_sets(
+    model: AsrModel, plan: TrainingPlan, training: SpeechSet, validation: list[SpeechSet], reporter: Reporter
+) -> tuple[SpeechSet, list[SpeechSet], WordPart | None, WordPart | None]:
+    """Return the sets for training and validation, the words, and those that take their place once they are weighed.
+
+    Raises DataError as `join_validation`, before the work of the first training begins.
+    """
+    if not plan.refit and plan.refit_of is None:
+        return training, validation, make_word_part(plan, model, training, reporter), None
+    joined = join_validation(model, plan, training, validation[0], reporter)
+    if plan.refit_of is not None:
+        counted = make_word_part(plan, model, joined, reporter)
+        return joined, [], with_chosen_weights(counted, plan.refit_of.get("words")), None
+    later = make_word_part(plan, model, joined, reporter) if plan.refit == "words" else None
+    return training, validation, make_word_part(plan, model, training, reporter), later
 
 
 def with_chosen_weights(part: WordPart | None, facts: dict[str, Any] | None) -> WordPart | None:

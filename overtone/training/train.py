@@ -48,12 +48,11 @@ from overtone.training.model import (
     find_vocabulary,
     give_back,
     load_base,
-    make_word_part,
 )
 from overtone.training.optim import EVERYTHING, with_rate
 from overtone.training.plan import AdapterPlan, BasePlan, Prune, TrainingPlan, plan_training
 from overtone.training.prefix_cache.plan import plan_prefix
-from overtone.training.refit import check_refit, join_validation, refit, with_chosen_weights
+from overtone.training.refit import check_refit, choose_sets, refit
 from overtone.training.retention import read_general_speech
 from overtone.training.row_processes import start_row_processes
 from overtone.training.run import Run, TrainingResult, check_same_run, describe_machine, read_state
@@ -293,13 +292,7 @@ def run_in_folder(
         with writing_with(model, tokenizer):
             training = read_training_set(model, plan, reporter)
             validation = read_validation_sets(model, plan, reporter)
-            words, refitted_words = make_word_part(plan, model, training, reporter), None
-            if plan.refit or plan.refit_of is not None:  # before the work begins, what cannot be learnt is found
-                joined = join_validation(model, plan, training, validation[0], reporter)
-                refitted_words = make_word_part(plan, model, joined, reporter)
-            if plan.refit_of is not None:
-                training, validation = joined, []
-                words, refitted_words = with_chosen_weights(refitted_words, plan.refit_of.get("words")), None
+            training, validation, words, refitted_words = choose_sets(model, plan, training, validation, reporter)
         general = read_general(plan.general)
         retained = (
             ()
@@ -326,7 +319,7 @@ def run_in_folder(
                 length=length,
                 reporter=reporter,
                 words=words,
-                refitted_words=refitted_words if plan.refit == "words" else None,
+                refitted_words=refitted_words,
                 general=general,
                 base_errors=BaseErrors(plan.base_errors),
                 retained=retained,
