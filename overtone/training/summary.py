@@ -17,8 +17,8 @@ from overtone.adapters.vocabulary import Vocabulary
 from overtone.config import ExperimentSettings
 from overtone.models.attention import attention_facts, attention_text
 from overtone.models.vocabulary import WITH_TOKENS
+from overtone.training.console import Progress
 from overtone.training.plan import TrainingPlan
-from overtone.training.progress import Progress
 from overtone.training.run import Run, TrainingResult
 from overtone.training.run_folder import RESULT_FILE, explain_write_errors, process_rank
 from overtone.training.trainer import TRAINED_DTYPES, base_dtype, lightning_precision
