@@ -88,7 +88,7 @@ def choose_strength(
     of the domain the strongest is taken, and no earlier step is tried. Where nothing else will do, it is no change at
     all. Each earlier step is heard at `EARLY_SCALES` at most.
     """
-    search = _Search(model, adapter, part, general, domain, earlier)
+    search = Search(model, adapter, part, general, domain, earlier)
     base, domain_base = search.count_base("general"), search.count_base("domain")
     assert base is not None, "there always is general speech"
     allowed = base.errors + kappa / 100 * base.reference_length
@@ -111,7 +111,7 @@ def domain_errors(strength: Strength) -> int:
     return 0 if strength.domain is None else strength.domain.errors
 
 
-class _Search:
+class Search:
     """The errors of an adapter at one strength after the other; emissions of one scale are computed once."""
 
     def __init__(
