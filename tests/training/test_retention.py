@@ -13,12 +13,9 @@ from overtone.adapters.kinds.base import Kind
 from overtone.adapters.kinds.linear import LinearAdapter
 from overtone.adapters.kinds.lora import LoraAdapter
 from overtone.adapters.kinds.tiny_attention import TinyAttentionAdapter
-from overtone.adapters.prior import Prior
 from overtone.adapters.storage import read_description
 from overtone.adapters.word_text import make_words
-from overtone.adapters.words import WordPart
 from overtone.checkpoints.adapter_places import folder_entry
-from overtone.decoding.ngram_counts import build_ngram
 from overtone.errors import ConfigError, DataError
 from overtone.evaluation.report.details import told
 from overtone.evaluation.scores import score_runs
@@ -30,10 +27,9 @@ from overtone.search.processes import read_result
 from overtone.search.trials import TrialResult
 from overtone.serving.openai.endpoints import training_of
 from overtone.training.console import Reporter
-from overtone.training.retention import describe_retention, note_words, retention_facts
+from overtone.training.retention import note_words, retention_facts
 from overtone.training.train import run_training
 from overtone.training.weights import WeightsStore
-from overtone.wer import ErrorCounts
 from support.own_kind import ScaleAdapter
 from support.small_models import add_trained, set_all, small_model
 from support.train_samples import settings_for, write_corpus
@@ -136,39 +132,6 @@ def test_words_are_weakened_where_they_do_the_damage() -> None:
     assert found.chosen.share < 1.0
     if found.chosen.part is not None:
         assert found.chosen.part.weight == pytest.approx(8.0 * found.chosen.share)
-
-
-@pytest.mark.parametrize(("mixes", "mix", "scale", "domain_errors"), [((), None, 0.0, 50), ((0.5, 0.9), 0.9, 1.0, 5)])
-def test_words_are_mixed_with_the_general_prior_where_they_do_the_damage(
-    mixes: tuple[float, ...], mix: float | None, scale: float, domain_errors: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Acoustic part and words break general speech at every strength; with enough of the prior they do not."""
-    model = small_model()
-    add_trained(model, "mine", LoraAdapter(rank=2))
-    adapter, tokenizer = model.adapters["mine"], model.tokenizer
-    ngram = build_ngram([tokenizer.encode("ab cd")], vocabulary_size=tokenizer.size, order=3)
-    prior = Prior(tokenizer_digest=tokenizer.digest(), digest="sha256:", ngram=ngram, weight=0.5, token_bonus=1.5)
-    part = make_words(tokenizer, sequences=[tokenizer.encode("xx yy")], prior=prior, prior_share=0.0, weight=8.0)
-    last = next(name for name in adapter.tensors() if name.endswith("up.weight"))
-
-    def count(model: AsrModel, heard: list[str | None], words: WordPart | None, **_: object) -> ErrorCounts:
-        is_base = heard[0] is None or not bool(adapter.tensors()[last].any())
-        general, domain = (10, 50) if is_base else (20, 30)
-        if words is not None:
-            general, domain = {0.0: (40, 4), 0.5: (11, 5), 0.9: (9, 5)}[words.prior_share]
-        return ErrorCounts(substitutions=general if heard[-1] == "general" else domain, hits=100)
-
-    monkeypatch.setattr("overtone.inference.retention.count_errors", count)
-    hears = {name: lambda choice, name=name: [choice, name] for name in ("general", "domain")}
-    found = choose_strength(model, adapter, part, **hears, kappa=0.0, mixes=mixes)  # type: ignore[arg-type]
-    assert found.chosen is not None
-    assert found.chosen.domain is not None
-    assert (found.chosen.mix, found.chosen.scale, found.chosen.domain.errors) == (mix, scale, domain_errors)
-    assert retention_facts(found).get("general_prior") == mix
-    if mix is not None:
-        assert found.chosen.part is not None
-        assert (found.chosen.part.weight, found.chosen.part.token_bonus) == (0.5, 1.5), "the prior's own weights"
-        assert "the words with 90% of the general prior" in describe_retention(found)
 
 
 def test_the_card_tells_the_words_that_are_left() -> None:
