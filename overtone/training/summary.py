@@ -206,8 +206,8 @@ def log_search_metrics(run: Run, result: TrainingResult, loggers: Sequence[Any])
     """Show settings and rates among TensorBoard's hyperparameters."""
     from lightning.pytorch.loggers import TensorBoardLogger
 
-    rates = {"wer_before": result.wer_before, "wer_after": result.wer_after}
-    metrics = {f"hp/{name}": rate for name, rate in rates.items() if rate is not None}
+    rates = reached_rates(result.card)
+    metrics = {f"hp/wer_{name}": rate for name, rate in rates._asdict().items() if rate is not None}
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger) and metrics:
             logger.log_hyperparams(search_settings(run.plan.record), metrics)
