@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,12 @@ from benchmarks.domains.measuring import DOMAIN, beside_base, hear
 from benchmarks.domains.plan import ADAPTER, METHODS, WORDS, Plan
 from benchmarks.harness import print_machine, write_json
 from overtone.adapters.adapter import Adapter
+from overtone.adapters.prior import find_prior
 from overtone.adapters.storage import read_folder
 from overtone.checkpoints.load import load_model
 from overtone.config import load_settings, quoted
 from overtone.data.manifest import read_manifest
-from overtone.inference.retention import EARLY_SCALES, SCALES, EarlierStep, Search, Strength, domain_errors
+from overtone.inference.retention import EARLY_SCALES, MIXES, SCALES, EarlierStep, Search, Strength, domain_errors
 from overtone.inference.word_weights import hear as hear_recordings
 from overtone.models.asr_model import AsrModel
 from overtone.training.console import Reporter
@@ -100,6 +102,7 @@ def measure(arguments: argparse.Namespace, domain: str) -> Iterator[dict[str, An
             "step": own.step,
             "scale": own.scale,
             "words": own.share if own.part is not None else 0.0,
+            "prior": own.mix,
             "general_choosing": 100 * own.general.rate,
             "valid": None if own.domain is None else 100 * own.domain.rate,
             **figures(heard, plain),
@@ -149,7 +152,10 @@ def strengths(
     """General WER % of the base, every strength that was heard, and the errors on general speech that are allowed."""
     steps = sorted(int(path.name.partition("=")[2]) for path in best.parent.glob("*-early/step=*"))
     earlier = [EarlierStep(step=step, tensors=early(best, step, model)) for step in steps]
-    part, whole = adapter.words, {name: own.clone() for name, own in adapter.tensors().items()}
+    part = adapter.words
+    if part is not None and part.prior is None:  # a file without a share of it does not name it
+        part = replace(part, prior=find_prior(model.tokenizer.digest()))
+    whole = {name: own.clone() for name, own in adapter.tensors().items()}
     found: list[Strength] = []
     adapter.words = None
     recordings = {
@@ -160,7 +166,7 @@ def strengths(
         return hear_recordings(model, recordings[name], choice)
 
     with model.evaluating(), model.computing_in("auto"):
-        search = Search(model, adapter, part, partial(listen, "general"), partial(listen, "valid"), earlier)
+        search = Search(model, adapter, part, partial(listen, "general"), partial(listen, "valid"), earlier, MIXES)
         base = search.count_base("general")
         assert base is not None
         allowed = base.errors + arguments.kappa / 100 * base.reference_length
@@ -189,8 +195,9 @@ def ways(found: Sequence[Strength], allowed: float) -> dict[str, Strength]:
         "weaker": [own for own in bearable if own.step is None and own.part is None],
         "earlier steps": [own for own in bearable if own.scale == 1.0 and own.part is None],
         "both": [own for own in bearable if own.part is None],
-        "words alone": [own for own in bearable if own.scale == 0.0],
-        "both with words": bearable,
+        "words alone": [own for own in bearable if own.scale == 0.0 and own.mix is None],
+        "both with words": [own for own in bearable if own.mix is None],
+        "both with words and the prior": bearable,
     }
     chosen = {way: min(own, key=domain_errors) for way, own in kinds.items() if own}
     whole = {"whole adapter": found[1], "whole adapter with words": found[0]}
@@ -213,7 +220,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             cells = ["", "", "", "", f"{row['general_choosing']:.1f}", f"{row['wer']:.1f}", ""]
         else:
             step = "best" if row["step"] is None else str(row["step"])
-            strength = [step, f"{row['scale']:.0%}", f"{row['words']:.0%}"]
+            mixed = "" if row["prior"] is None else f", {row['prior']:.0%} prior"
+            strength = [step, f"{row['scale']:.0%}", f"{row['words']:.0%}{mixed}"]
             rates = [f"{row[key]:.1f}" for key in ("valid", "general_choosing", "wer")]
             cells = [*strength, *rates, f"{row['damage']:+.1f}".replace("-", "\u2212")]
         lines.append(f"| {' | '.join([row['domain'], row['way'], *cells])} |")

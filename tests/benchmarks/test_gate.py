@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ def test_each_way_takes_the_best_of_its_own_that_is_allowed() -> None:
         strength(0.7, 10, 20, step=50, words=True),
         strength(0.0, 10, 45, words=True),
         strength(0.0, 8, 60),
+        replace(strength(0.55, 9, 10, words=True), mix=0.9),
     ]
     chosen = gate.ways(found, allowed=10.0)
     assert {way: (own.step, own.scale, own.domain and own.domain.errors) for way, own in chosen.items()} == {
@@ -53,6 +55,7 @@ def test_each_way_takes_the_best_of_its_own_that_is_allowed() -> None:
         "both": (50, 0.7, 35),
         "words alone": (None, 0.0, 45),
         "both with words": (50, 0.7, 20),
+        "both with words and the prior": (None, 0.55, 10),
     }
 
 
