@@ -108,6 +108,8 @@ def describe_words(run: Run) -> str:
     ngram = run.words.ngram
     counted = "" if ngram is None else f"{len(ngram)} n-grams of up to {ngram.order} tokens"
     parts = [counted, f"{run.words.phrases} phrases" if run.words.phrases else ""]
+    if run.plan.refit_of is not None:
+        return f"Words: {', '.join(filter(None, parts))}; with the weights that validation chose"
     held = "its weights are chosen on the validation set" if run.validation else "with weights that nothing chose"
     return f"Words: {', '.join(filter(None, parts))}; {held} at the end (model.adapter.words=off: none)"
 
