@@ -124,6 +124,8 @@ def expand(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     weights = ((parts["backoffs"].astype(np.float32)) - MIDDLE) / STEPS
     weights[0] = 0.0
     following, back, levels = link(parts["tokens"].astype(np.int64), leads, starts, size)
+    if len(levels) >= order:
+        raise damaged(f"its contexts have up to {len(levels)} tokens, and its order is {order}")
     said = parts["ends"] > 0
     ends = (1.0 - parts["ends"].astype(np.float32)) / STEPS
     for first, last in levels:
