@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from overtone.nets.layers import drop
 from overtone.nets.local_attention import attend_globally, attend_locally, global_frames, mix_queries
-from overtone.nets.products import apply_linear
+from overtone.nets.products import apply_linear, is_traced
 from overtone.nets.taps import Position, Tap, TapContext
 
 
@@ -46,7 +46,7 @@ def attend(
     if bias is not None:
         scores.add_(bias)  # in place: of long inputs every copy of the scores takes as long as a product
     scores.div_(math.sqrt(query.size(-1)))
-    if allowed is None or (allowed.device.type == "cpu" and bool(allowed.all())):
+    if allowed is None or (allowed.device.type == "cpu" and not is_traced() and bool(allowed.all())):
         weights = torch.softmax(scores, dim=-1)
     else:
         forbidden = ~allowed

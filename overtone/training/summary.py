@@ -108,6 +108,8 @@ def describe_words(run: Run) -> str:
     ngram = run.words.ngram
     counted = "" if ngram is None else f"{len(ngram)} n-grams of up to {ngram.order} tokens"
     parts = [counted, f"{run.words.phrases} phrases" if run.words.phrases else ""]
+    if run.plan.refit_of is not None:
+        return f"Words: {', '.join(filter(None, parts))}; with the weights that validation chose"
     held = "its weights are chosen on the validation set" if run.validation else "with weights that nothing chose"
     return f"Words: {', '.join(filter(None, parts))}; {held} at the end (model.adapter.words=off: none)"
 
@@ -206,8 +208,8 @@ def log_search_metrics(run: Run, result: TrainingResult, loggers: Sequence[Any])
     """Show settings and rates among TensorBoard's hyperparameters."""
     from lightning.pytorch.loggers import TensorBoardLogger
 
-    rates = {"wer_before": result.wer_before, "wer_after": result.wer_after}
-    metrics = {f"hp/{name}": rate for name, rate in rates.items() if rate is not None}
+    rates = reached_rates(result.card)
+    metrics = {f"hp/wer_{name}": rate for name, rate in rates._asdict().items() if rate is not None}
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger) and metrics:
             logger.log_hyperparams(search_settings(run.plan.record), metrics)

@@ -59,6 +59,9 @@ def test_the_second_training_is_one_on_both_sets_for_the_best_steps(
     )  # fmt: skip
     plain = run_training(settings, model=small_model(), reporter=QUIET)
     assert same_adapters(result.best, plain.best)
+    log = (folder / "run/refit/log.txt").read_text()
+    assert "nothing validates this training" in log
+    assert "nothing chose" not in log
     assert not same_adapters(result.best, folder / "run/checkpoints/mine-best")
     assert result.best == folder / "run/refit/checkpoints/mine-best"
 

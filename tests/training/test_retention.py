@@ -292,6 +292,7 @@ def test_a_training_goes_back_to_an_earlier_step(tmp_path: Path, monkeypatch: py
     facts = result.card["retention"]
     assert (facts["step"], facts["scale"], facts["tried_steps"]) == (2, 1.0, [4, 2])
     assert result.best_step == 6
+    assert TrialResult.of(result).best_step == read_result(result.folder).best_step == 2
     stored = small_model().adapters.load(result.best, name="mine")
     assert stored.card["retention"]["step"] == 2
     assert all(torch.equal(tensor, first_step()[name]) for name, tensor in stored.tensors().items())
