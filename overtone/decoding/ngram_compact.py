@@ -76,18 +76,18 @@ def compact(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_steps(values: npt.NDArray[np.float32], zero: int) -> Bytes:
-    """Logarithms in steps from the byte that stands for 0, the nearest where they are out of range."""
+    """Logarithms [N] in steps from the byte that stands for 0, the nearest where they are out of range."""
     steps: Bytes = np.clip(np.round(values * STEPS) + zero, 0, 255).astype(np.uint8)
     return steps
 
 
 def deflate(values: Bytes) -> Tensor:
-    """Bytes as a smaller row of them."""
+    """Bytes [N] as a smaller row of them, [M]."""
     return torch.frombuffer(bytearray(zlib.compress(values.tobytes(), 9)), dtype=torch.uint8)
 
 
 def inflate(tensor: Tensor, count: int) -> Bytes:
-    """The bytes of a smaller row. Raises DataError where they are not so many."""
+    """The bytes of a smaller row [M] uint8. Raises DataError where they are not so many."""
     try:
         stream = zlib.decompressobj()
         content = stream.decompress(tensor.numpy().tobytes(), count + 1)
