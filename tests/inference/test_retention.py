@@ -47,3 +47,42 @@ def test_words_are_mixed_with_the_general_prior_where_they_do_the_damage(
         assert found.chosen.part is not None
         assert (found.chosen.part.weight, found.chosen.part.token_bonus) == (0.5, 1.5), "the prior's own weights"
         assert "the words with 90% of the general prior" in describe_retention(found)
+
+
+def test_a_mix_is_taken_without_recordings_of_the_domain_and_nothing_is_counted_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """General speech bears no share of the words, but both mixes: the gentler one is taken, and not no words."""
+    model = small_model()
+    add_trained(model, "mine", LoraAdapter(rank=2))
+    adapter, tokenizer = model.adapters["mine"], model.tokenizer
+    ngram = build_ngram([tokenizer.encode("ab cd")], vocabulary_size=tokenizer.size, order=3)
+    prior = Prior(tokenizer_digest=tokenizer.digest(), digest="sha256:", ngram=ngram, weight=0.5, token_bonus=1.5)
+    part = make_words(tokenizer, sequences=[tokenizer.encode("xx yy")], prior=prior, prior_share=0.0, weight=8.0)
+    last = next(name for name in adapter.tensors() if name.endswith("up.weight"))
+    counted: list[tuple[object, ...]] = []
+
+    def count(model: AsrModel, heard: list[str | None], words: WordPart | None, **_: object) -> ErrorCounts:
+        weights = None if words is None else (words.weight, words.prior_share)
+        counted.append((*heard, float(adapter.tensors()[last].norm()), weights))
+        errors = 5 if words is None else {0.0: 40, 0.5: 10, 0.9: 9}[words.prior_share]
+        return ErrorCounts(substitutions=errors if heard[0] is not None else 10, hits=100)
+
+    monkeypatch.setattr("overtone.inference.retention.count_errors", count)
+
+    def general(choice: str | None) -> list[str | None]:
+        return [choice]
+
+    found = choose_strength(
+        model,
+        adapter,
+        part,
+        general=general,  # type: ignore[arg-type]
+        domain=None,
+        kappa=0.0,
+        mixes=(0.5, 0.9),
+    )
+    assert found.chosen is not None
+    assert (found.chosen.scale, found.chosen.mix, found.chosen.general.errors) == (1.0, 0.9, 9)
+    assert found.chosen.part is not None
+    assert len(counted) == len(set(counted))
