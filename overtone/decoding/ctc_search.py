@@ -223,7 +223,9 @@ class CtcSearch:
         grown = torch.where(again, paths.blank[:, :, None], paths.total[:, :, None]) + likely
         known = torch.bmm(is_child.float(), (tokens[:, None] == beam.last[:, :, None]).float()) > 0
         staying = self._add(blank, stay.score) + beam.bonus
-        grown = grown.masked_fill(known | self._too_low(grown, staying) if self.fusion.scores else known, NEVER)
+        if self.fusion.scores and not self.fusion.lifts:  # a phrase may gain more at once than its largest token
+            known = known | self._too_low(grown, staying)
+        grown = grown.masked_fill(known, NEVER)
         gains, states = self._gains(grown, tokens)
         ranks = (staying, (grown + beam.bonus[:, :, None] + gains).flatten(1))
         self._keep(torch.cat(ranks, dim=1), Grown(blank, stay, grown, tokens, likely, gains, states, again), paths, now)
