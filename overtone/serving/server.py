@@ -110,6 +110,8 @@ class Server:
         self.riva: RivaServer | None = None
         self.http: HttpServer | None = None
         self.health: HttpServer | None = None
+        self.background: list[asyncio.Task[None]] = []
+        """Tasks that go on until the server stops."""
 
     def check_names(self, tenants: Mapping[str, Tenant] | None, quotas: QuotaTable | None) -> None:
         """Raises UsageError where tokens or quotas name an adapter of a base that is not here."""
@@ -175,10 +177,17 @@ class Server:
         LOG.info("reloaded tokens, quotas, certificates and the folder of adapters")
         return True
 
+    def share(self, servers: int) -> None:
+        """Take a part of all quotas alone, where so many servers share them: those of tenants and of adapters."""
+        self.guard.share(servers)
+        self.quotas.share(servers)
+
     async def stop(self, grace: float | None = None) -> bool:
         """Take nothing new, and finish running requests within `grace` seconds. Returns whether all were finished."""
         ends = time.monotonic() + (self.settings.grace_seconds if grace is None else grace)
         self.requests.closing = True
+        for task in self.background:
+            task.cancel()
         if self.jobs is not None:
             await self.jobs.stop()
         finished = True

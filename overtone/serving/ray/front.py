@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -25,6 +26,8 @@ from overtone.serving.ray.remote import Replicas
 from overtone.serving.server import Server, Started, run
 
 LOG = logging.getLogger("overtone.serving.ray")
+MEETING_SECONDS = 10.0
+"""Time between two words of a front to the replicas that it is there."""
 
 
 def serve_on_cluster(
@@ -66,7 +69,36 @@ async def front(plan: ReplicaPlan, places: Sequence[tuple[str, str]] | None = No
     server = Server(settings, *first, more=more)
     for replicas, served in zip(bases, server.served, strict=True):
         replicas.store = served.store
+    if settings.tokens is not None or settings.quotas is not None:
+        sharing = Sharing(server, bases)
+        await sharing.meet()
+        server.background.append(asyncio.create_task(sharing.go_on()))
     return server
+
+
+class Sharing:
+    """Division of the quotas of tenants and adapters among the fronts that are there, each with an equal part."""
+
+    def __init__(self, server: Server, bases: Sequence[Replicas]) -> None:
+        self.server = server
+        self.bases = bases
+        self.name = uuid.uuid4().hex
+        self.fronts = 1
+
+    async def meet(self) -> None:
+        """Tell the replicas that this front is there, and take its part. Where none answers, the part stays."""
+        counts = await asyncio.gather(*(replicas.meet(self.name) for replicas in self.bases))
+        fronts = max(counts) or self.fronts
+        if fronts != self.fronts:
+            LOG.info("quotas are divided among %d fronts", fronts)
+            self.server.share(fronts)
+            self.fronts = fronts
+
+    async def go_on(self) -> None:
+        """Do it again and again."""
+        while True:
+            await asyncio.sleep(MEETING_SECONDS)
+            await self.meet()
 
 
 @contextmanager

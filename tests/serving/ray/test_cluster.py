@@ -94,6 +94,11 @@ def test_a_replaced_adapter_is_the_same_everywhere_at_once(service: WebService) 
     assert service.transcribe(AUDIO, model="late").status == 404
 
 
+def test_replicas_know_the_fronts_that_share_quotas(service: WebService) -> None:
+    replicas = service.server.service.elsewhere
+    assert [service.run(replicas.meet(name)) for name in ("one", "other", "one")] == [1, 2, 2]  # type: ignore[union-attr]
+
+
 def test_no_recording_is_lost_with_a_replica_that_is_killed(service: WebService) -> None:
     before = pids(service)
     with ThreadPoolExecutor(4) as clients:
