@@ -25,7 +25,7 @@ from overtone.serving.app import build_app, build_health_app
 from overtone.serving.auth.guard import Guard, Tenant, check_bases, read_admin_token, read_tokens
 from overtone.serving.auth.quotas import Quotas, QuotaTable, read_quotas
 from overtone.serving.auth.tls import read_keys
-from overtone.serving.base import Source, serve_each
+from overtone.serving.base import Source, close_all, serve_each
 from overtone.serving.descriptors import raise_limit
 from overtone.serving.http.gate import LOOPBACK
 from overtone.serving.http.requests import HttpRequests
@@ -208,8 +208,7 @@ class Server:
 
     def close(self) -> None:
         """End the threads. Waiting rows are answered with an error."""
-        for base in self.served:
-            base.close()
+        close_all(self.served)
 
 
 def read_access(settings: ServerSettings) -> dict[str, Any]:

@@ -109,8 +109,11 @@ def deployed(plan: ReplicaPlan) -> Iterator[None]:
     Raises UsageError where they do not start.
     """
     serve.start(proxy_location="Disabled")
+    present = serve.status().applications
+    places = [(own, place) for own, (place, _) in zip(plan.of_each_base(), applications_of(plan), strict=True)]
+    # New ones first: where their replicas do not start, none that run have been replaced yet.
     with ExitStack() as running:
-        for own, (application, _) in zip(plan.of_each_base(), applications_of(plan), strict=True):
+        for own, application in sorted(places, key=lambda each: each[1] in present):
             running.enter_context(base_deployed(own, application))
         yield
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, Self
 
 from ray.exceptions import RayError, RayTaskError
@@ -16,7 +17,7 @@ from ray.serve.handle import DeploymentHandle
 from overtone.models.asr_model import AsrModel
 from overtone.serving.adapter_store.store import AdapterStore
 from overtone.serving.engine.engine import Samples
-from overtone.serving.engine.stats import EngineState
+from overtone.serving.engine.stats import EngineState, add_states
 from overtone.serving.errors import DeadlineError, DrainingError, OverloadError, WorkerError
 from overtone.serving.ray.known import DIRECT, HAS_DIRECT, KnownReplicas, is_direct, known_replicas
 from overtone.serving.ray.messages import FAILED, Failure, Job, Opened, ReplicaState
@@ -249,19 +250,17 @@ async def cancelled_at_end(answers: Any) -> AsyncGenerator[Any]:
         answers.cancel()
 
 
-COUNTED = ("waiting", "running", "rows", "batches", "mixed_batches", "audio_seconds", "padded_seconds")
-LATER_COUNTED = ("forward_seconds", "rejected", "cancelled", "expired", "failed", "restarts")
+def total_state(states: Iterable[ReplicaState], *, running: int) -> EngineState:
+    """State of all engines together: alive where one is, with the forward of the quickest one.
 
-
-def total_state(states: Any, *, running: int) -> EngineState:
-    """Sum of the engines' states. running: replicas that take work, whether or not they have told of themselves."""
-    found: list[ReplicaState] = list(states)
-    sums = {name: sum(getattr(state.engine, name) for state in found) for name in (*COUNTED, *LATER_COUNTED)}
+    running: replicas that take work, whether or not they have told of themselves.
+    """
+    found = [state.engine for state in states]
     silent = running > len(found)
-    healthy = [state.engine.running_seconds for state in found if state.engine.alive]
-    return EngineState(
+    healthy = [state.running_seconds for state in found if state.alive]
+    return replace(
+        add_states(found),
         alive=silent or bool(healthy),
         draining=False,
         running_seconds=0.0 if silent else min(healthy, default=0.0),
-        **sums,
     )

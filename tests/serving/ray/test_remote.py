@@ -26,7 +26,7 @@ from overtone.serving.ray.messages import FAILED, failure_of
 from overtone.serving.ray.remote import Replicas
 from overtone.serving.ray.replica import FORGOTTEN_SECONDS, Replica
 from overtone.serving.recognition.request import RecognitionRequest
-from overtone.serving.settings import ServerSettings
+from overtone.serving.settings import BaseSettings, ServerSettings
 from overtone.serving.streaming.stream import StreamSettings
 
 
@@ -156,3 +156,19 @@ def test_replicas_that_do_not_start_are_taken_away(
     with pytest.raises(raised), front.deployed(ReplicaPlan(settings=ServerSettings())):
         pass
     serve.delete.assert_called_once_with(APPLICATION)
+
+
+def test_where_a_new_base_does_not_start_none_that_runs_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    serve, handle = MagicMock(), MagicMock()
+    serve.status.return_value.applications = {f"{APPLICATION}-old": MagicMock(status="RUNNING")}
+    serve.run.side_effect = RuntimeError("no room")
+    monkeypatch.setattr(front, "serve", serve)
+    monkeypatch.setattr(front, "engine_handle", handle)
+    bases = (BaseSettings(model="", base="new"),)
+    with (
+        pytest.raises(UsageError, match="no room"),
+        front.deployed(ReplicaPlan(settings=ServerSettings(base="old", more=bases))),
+    ):
+        pass
+    assert [call.kwargs["name"] for call in serve.run.call_args_list] == [f"{APPLICATION}-new"]
+    serve.delete.assert_called_once_with(f"{APPLICATION}-new")
