@@ -169,7 +169,7 @@ def test_replicas_that_go_finish_what_they_have_while_others_take_what_is_new(
             now = pids(service).keys()
             return len(now) == replicas and (replicas == 1 or not now & before)
 
-        eventually(changed, 180.0)
+        eventually(changed, 300.0)
         assert answers == {"baab"}
         assert [stream.finish() for stream in streams] == ["ab cd"] * len(streams)
     eventually(lambda: serve.status().applications[APPLICATION].status == "RUNNING", 120.0)  # the old ones have ended
