@@ -1,8 +1,9 @@
 """One process with one checkpoint, for benchmarks.sizes: from its start to the first text, then more text, then steps.
 
-python size_run.py overtone|nemo MODEL WAV DTYPE SECONDS ...
+python size_run.py overtone|nemo BEGUN MODEL WAV DTYPE SECONDS ...
 
-Runs in the environment of either; prints one line of JSON. Times are those of the processor.
+Runs in the environment of either; prints one line of JSON. BEGUN is the time at which the process was started. Times
+are by the clock, and (` processor`) of the processor, which other processes disturb less.
 """
 
 from __future__ import annotations
@@ -122,32 +123,37 @@ def load_nemo(path: str, _: str) -> tuple[Text, Callable[[Any], Callable[[], flo
     return text, make_step
 
 
-def timed(work: Callable[[], Any], rounds: int) -> list[float]:
-    """Seconds of the processor of each round."""
+def timed(name: str, work: Callable[[], Any], rounds: int, parts: int = 1) -> dict[str, float]:
+    """The least seconds of a round, by the clock and of the processor, for each of so many parts of the work."""
     found = []
     for _ in range(rounds):
-        begun = time.process_time()
+        begun = time.perf_counter(), time.process_time()
         work()
-        found.append(time.process_time() - begun)
-    return found
+        found.append((time.perf_counter() - begun[0], time.process_time() - begun[1]))
+    return {name: min(each[0] for each in found) / parts, f"{name} processor": min(each[1] for each in found) / parts}
+
+
+def since(name: str, begun: float) -> dict[str, float]:
+    """The seconds since the process was started, and the largest memory so far."""
+    return {name: time.time() - begun, f"{name} processor": time.process_time(), f"{name} peak": peak()}
 
 
 def main() -> None:
-    peer, model, recording, dtype, *lengths = sys.argv[1:]
+    peer, begun, model, recording, dtype, *lengths = sys.argv[1:]
     text, make_step = {"overtone": load_overtone, "nemo": load_nemo}[peer](model, dtype)
     import torch
 
-    figures: dict[str, Any] = {"loaded": time.process_time(), "loaded peak": peak()}
+    figures: dict[str, Any] = since("loaded", float(begun))
     speech = read_wave(recording)
     first = int(lengths[0]) * 16_000
     words = text(speech[None, :first], torch.tensor([first]))
-    figures |= {"text": time.process_time(), "text peak": peak(), "characters": len(words[0])}
+    figures |= since("text", float(begun)) | {"characters": len(words[0])}
     for seconds in map(int, lengths):
         row, size = speech[None, : seconds * 16_000], torch.tensor([seconds * 16_000])
-        figures[f"{seconds} s"] = min(timed(lambda row=row, size=size: text(row, size), 2)) / seconds  # type: ignore[misc]
+        figures |= timed(f"{seconds} s", lambda row=row, size=size: text(row, size), 2, seconds)  # type: ignore[misc]
     figures["inference peak"] = peak()
     rows = speech[: ROWS * SECONDS * 16_000].view(ROWS, -1)
-    figures["step"] = min(timed(make_step(rows), 3))
+    figures |= timed("step", make_step(rows), 3)
     figures["step peak"] = peak()
     print(json.dumps(figures))
 

@@ -2,8 +2,9 @@
 
 python -m benchmarks.sizes --folder FOLDER --speech SPEECH.wav --nemo-python NEMO/bin/python
 
-SPEECH.wav: a minute of speech, 16 kHz, 16 bits. Every process does all of it, in turn with the others; times are those
-of the processor, memory is that of the process. Checkpoints are made in FOLDER where missing: up to 2.6 GB each.
+SPEECH.wav: a minute of speech, 16 kHz, 16 bits. Every process does all of it, in turn with the others; times are by
+the clock and (in brackets) of the processor, memory is that of the process. Checkpoints are made in FOLDER where
+missing: up to 2.6 GB each.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ Figures = dict[str, Any]
 
 def run_once(python: str, peer: str, model: Path, speech: Path, dtype: str, lengths: list[str]) -> Figures:
     """The figures of one process, and the seconds from its start to its end. Ends the benchmark where it fails."""
-    command = [python, str(RUN), peer, str(model), str(speech), dtype, *lengths]
     begun = time.perf_counter()
+    command = [python, str(RUN), peer, str(time.time()), str(model), str(speech), dtype, *lengths]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if result.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{result.stderr[-4000:]}")
@@ -59,12 +60,17 @@ def describe(name: str, model: Path, cases: dict[str, Figures], lengths: list[st
     print(f"| | {' | '.join(heads)} |\n|---|{'--:|' * len(heads)}")
     for case, found in cases.items():
         values = [
-            *(f"{found['loaded']:.1f}", f"{found['loaded peak']:,.0f}", f"{found['loaded peak'] / size:.2f}"),
-            *(f"{found['text']:.1f}", f"{found['text peak']:,.0f}"),
-            *(f"{found[f'{each} s']:.4f}" for each in lengths),
-            *(f"{found['step']:.2f}", f"{found['step peak']:,.0f}"),
+            *(seconds(found, "loaded", 1), f"{found['loaded peak']:,.0f}", f"{found['loaded peak'] / size:.2f}"),
+            *(seconds(found, "text", 1), f"{found['text peak']:,.0f}"),
+            *(seconds(found, f"{each} s", 3) for each in lengths),
+            *(seconds(found, "step", 2), f"{found['step peak']:,.0f}"),
         ]
         print(f"| {case} | {' | '.join(values)} |", flush=True)
+
+
+def seconds(found: Figures, name: str, digits: int) -> str:
+    """The seconds by the clock, and in brackets those of the processor."""
+    return f"{found[name]:.{digits}f} ({found[f'{name} processor']:.{digits}f})"
 
 
 def make_noise(path: Path, seconds: int) -> Path:
@@ -84,7 +90,7 @@ def main() -> None:
     parser.add_argument("--speech", type=Path, help="a minute of speech")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["float32", "bfloat16"])
     parser.add_argument("--nemo-python", type=Path, help="the Python of an environment with NeMo 3.0.0, to time beside")
-    parser.add_argument("--threads", type=int, default=1, help="threads of every process")
+    parser.add_argument("--threads", type=int, default=2, help="threads of every process")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--discard", action="store_true", help="remove each checkpoint when it has been timed")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")

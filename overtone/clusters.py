@@ -20,6 +20,8 @@ STARTS = 3
 """So often a new cluster is started: Ray waits 30 seconds for its node, and a busy machine may need more."""
 ANSWER_SECONDS = 10.0
 """So long a cluster's address may take to answer. Ray itself tries for many minutes."""
+ADDRESS = "RAY_ADDRESS"
+"""The environment variable by which Ray takes an address where none is given, or `auto`."""
 LATE = "timed out during startup"
 """A part of Ray's message where its node came too late. Ray raises it as a bare Exception."""
 
@@ -50,30 +52,36 @@ def cluster(address: str | None = HERE, **options: Any) -> Iterator[bool]:
         yield False
         return
     place = None if address in (None, HERE) else address
+    named = os.environ.get(ADDRESS) if place in (None, "auto") else place
     if place in (None, "local"):
         options = {"include_dashboard": False, **options}
     options |= {"log_to_driver": False, "logging_level": logging.WARNING}
     try:
-        if place not in (None, "auto", "local"):
-            check_answer(place)
+        if named and named not in ("auto", "local"):
+            check_answer(named)
         context = started(place, options)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise UsageError(f"There is no Ray cluster at '{address}': {error}") from error
+        where = f"'{address}'" if named in (None, "", address) else f"'{named}', which {ADDRESS} names"
+        raise UsageError(f"There is no Ray cluster at {where}: {error}") from error
     joined = context.address_info["address"]
     LOG.info("the Ray cluster is at %s", joined)
     try:
-        yield place in (None, "local")
+        yield place != "auto" and named in (None, "", "local")
     finally:
         ray.shutdown()
 
 
 def check_answer(address: str) -> None:
-    """Raise ConnectionError where nothing answers at `HOST:PORT` or `ray://HOST:PORT`, ValueError for anything else."""
-    parts = urlsplit(address if "//" in address else f"//{address}")
-    if parts.hostname is None or parts.port is None:
-        raise ValueError("an address is HOST:PORT, such as 10.0.0.1:6379, or auto")
+    """Raises ConnectionError where nothing answers at `HOST:PORT` or `ray://HOST:PORT`, ValueError for other texts."""
     try:
-        socket.create_connection((parts.hostname, parts.port), timeout=ANSWER_SECONDS).close()
+        parts = urlsplit(address if "//" in address else f"//{address}")
+        scheme, host, port = parts.scheme, parts.hostname, parts.port
+    except ValueError:  # a port that is no number, brackets that do not close
+        scheme, host, port = "", None, None
+    if host is None or port is None or scheme not in ("", "ray"):
+        raise ValueError("an address is HOST:PORT, such as 10.0.0.1:6379, ray://HOST:PORT of a client server, or auto")
+    try:
+        socket.create_connection((host, port), timeout=ANSWER_SECONDS).close()
     except OSError as error:  # of the name or the network, too
         raise ConnectionError(error) from error
 

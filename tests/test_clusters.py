@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 import pytest
@@ -72,6 +73,28 @@ def test_a_cluster_that_never_starts_is_said_plainly(monkeypatch: pytest.MonkeyP
     with pytest.raises(UsageError, match=r"its node came too late 3 times"), cluster("local"):
         pass
     assert len(ended) == STARTS
+
+
+@pytest.mark.parametrize("address", ["localhost:abc", "anyscale://cloud:1", "10.0.0.1", "ray://head", "[::1"])
+def test_texts_that_are_no_address(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with pytest.raises(UsageError, match=r"HOST:PORT.*ray://HOST:PORT"), cluster(address):
+        pass
+
+
+@pytest.mark.parametrize("address", ["here", "auto", None])
+def test_a_dead_address_of_the_environment_is_said_at_once(
+    address: str | None, monkeypatch: pytest.MonkeyPatch, ended: list[Node]
+) -> None:
+    """Ray itself would take that address, and try for minutes."""
+    starts = late_nodes(monkeypatch, ended, 0)
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+        with pytest.raises(UsageError, match=rf"'127.0.0.1:{port}', which RAY_ADDRESS names"), cluster(address):
+            pass
+    assert not starts
 
 
 def test_other_errors_are_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,9 +88,10 @@ def decode(content: bytes) -> str:
 
 
 def find_tokenizers(path: Path, *, key: str) -> Tokenizer:
-    """As `find_tokenizer`; a folder with a sentencepiece model in a folder for each language is a vocabulary of all.
+    """The tokenizer of a path, as `find_tokenizer` finds it, or one of several languages.
 
-    The special tokens of prompts come first, the languages in the order of their names. Raises ConfigError.
+    That is a folder which holds a folder with a sentencepiece model for each language. The special tokens of prompts
+    come first, the languages in the order of their names. Raises ConfigError.
     """
     place = path.expanduser()
     plain = not place.is_dir() or any((place / name).is_file() for name in TOKENIZER_FILES)

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import yaml
 
 from overtone.adapters.adapter import check_name
+from overtone.adapters.card import reached_rates
 from overtone.adapters.storage import DESCRIPTION, count_parameters, read_description
 from overtone.checkpoints.adapters import enable_adapters
 from overtone.checkpoints.folder import ADAPTERS, folder_config, is_native
@@ -110,8 +111,8 @@ class ModelPlace:
                 layers=adapter.layers if isinstance(adapter.layers, str | int) else list(adapter.layers),
                 parameters=adapter.parameter_count(),
                 enabled=adapter.name in self.model.adapters.file_choice,
-                wer_before=adapter.card.get("wer_before"),
-                wer_after=adapter.card.get("wer_after"),
+                wer_before=reached_rates(adapter.card).before,
+                wer_after=reached_rates(adapter.card).after,
                 folder=None,
                 vocabulary=None if adapter.vocabulary is None else vocabulary_text(adapter.vocabulary.describe()),
             )
@@ -256,8 +257,8 @@ def folder_entry(folder: Path, description: dict[str, Any]) -> AdapterEntry:
         layers=description["layers"],
         parameters=count_parameters(folder),
         enabled=None,
-        wer_before=card.get("wer_before"),
-        wer_after=card.get("wer_after"),
+        wer_before=reached_rates(card).before,
+        wer_after=reached_rates(card).after,
         folder=str(folder),
         vocabulary=vocabulary_text(description.get("vocabulary")),
     )

@@ -33,6 +33,7 @@ EXAMPLES = """examples:
   overtone words medical --text notes.txt --adapter runs/medical --output medical-with-words
   overtone words medical --ngram train.arpa --export medical.arpa
   overtone words english --prior only
+  overtone words medical --text notes.txt --speak en-gb
 
 A text has a sentence a line; a list of phrases one a line, each with a boost of its own behind a tab or without.
 The embedded base has a general prior, an n-gram of general English: text is mixed with it, in the share that the text
@@ -40,7 +41,7 @@ itself shows to be best. `overtone train` chooses weights with recordings; witho
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME", help="name of the adapter")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="name of the adapter; it is always needed")
     parser.add_argument(
         "--text", action="append", default=[], metavar="FILE", help="text of the domain; may be repeated"
     )
@@ -63,8 +64,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const="en",
         metavar="VOICE",
-        help="have a voice of espeak-ng (en unless given) speak the text, and train an acoustic part on that too: "
-        "minutes, and little beside the words",
+        help="have a voice of espeak-ng (en unless given; NAME goes before it) speak the text, and train an acoustic "
+        "part on that too: minutes, and little beside the words",
     )
     parser.add_argument(
         "--valid",
@@ -110,6 +111,9 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the adapter, and print its folder. Raises UsageError for options that do not go together."""
+    if arguments.name is None:
+        taken = "" if arguments.speak is None else f" --speak took '{arguments.speak}' for a voice: write NAME first."
+        raise UsageError(f"NAME is missing, the adapter's.{taken or ' Give it: overtone words NAME --text FILE.'}")
     if not (arguments.text or arguments.phrases or arguments.ngram or arguments.prior == ONLY):
         raise UsageError("Nothing to expect: give --text, --phrases or --ngram.")
     if arguments.prior == ONLY and (arguments.text or arguments.ngram):

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from overtone.adapters.card import reached_rates
 from overtone.adapters.storage import DESCRIPTION, read_description
 from overtone.errors import UsageError
 from overtone.evaluation.report.plots import element, percent, text, ticks
@@ -116,18 +117,25 @@ def score_run(best: Path, allowed: float) -> RunScore | None:
     """The score of the run with this folder of a best adapter; None where it lacks a measurement."""
     description = read_description(best)
     card, run = description["card"], best.parent.parent
-    general = general_rates(card.get("general") or ())
-    if card.get("wer_before") is None or card.get("wer_after") is None or general is None:
+    general, reached = general_rates(card.get("general") or ()), reached_rates(card)
+    if reached.before is None or reached.after is None or general is None:
         return None
     before, after = general
-    rates = {"wer_before": card["wer_before"], "wer_after": card["wer_after"]}
-    rates |= {"general_before": before, "general_after": after}
     return RunScore(
         folder=run,
         adapter=str(description["name"]),
         settings=read_settings(run / SETTINGS_FILE),
-        score=constrained_score(**rates, allowed=allowed),
-        **rates,
+        wer_before=reached.before,
+        wer_after=reached.after,
+        general_before=before,
+        general_after=after,
+        score=constrained_score(
+            wer_before=reached.before,
+            wer_after=reached.after,
+            general_before=before,
+            general_after=after,
+            allowed=allowed,
+        ),
     )
 
 

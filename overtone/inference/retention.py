@@ -66,6 +66,8 @@ class Retention:
     whole: Strength
     chosen: Strength | None
     """None where no strength that this kind of adapter can have keeps to it."""
+    domain_base: ErrorCounts | None = None
+    """Errors of the base on the domain."""
     tried_steps: tuple[int, ...] = ()
     """Earlier steps that were heard, the latest first."""
 
@@ -87,7 +89,8 @@ def choose_strength(
     all. Each earlier step is heard at `EARLY_SCALES` at most.
     """
     search = _Search(model, adapter, part, general, domain, earlier)
-    base = search.count_base()
+    base, domain_base = search.count_base("general"), search.count_base("domain")
+    assert base is not None, "there always is general speech"
     allowed = base.errors + kappa / 100 * base.reference_length
     found: list[Strength] = []
     whole = search.measure(1.0, 1.0)
@@ -99,7 +102,8 @@ def choose_strength(
             found += search.within_earlier(allowed, min(map(domain_errors, found), default=None))
     chosen = min(found, key=domain_errors, default=None)
     search.act(1.0 if chosen is None else chosen.scale, None if chosen is None else chosen.step)
-    return Retention(kappa=kappa, base=base, whole=whole, chosen=chosen, tried_steps=tuple(search.tried))
+    tried = tuple(search.tried)
+    return Retention(kappa=kappa, base=base, whole=whole, chosen=chosen, domain_base=domain_base, tried_steps=tried)
 
 
 def domain_errors(strength: Strength) -> int:
@@ -144,10 +148,11 @@ class _Search:
             self.adapter.load_tensors(scaled)
         self.at, self.heard = (scale, step), {}
 
-    def count_base(self) -> ErrorCounts:
-        """Errors of the base on general speech."""
-        hear = self.sets["general"]
-        assert hear is not None
+    def count_base(self, name: str) -> ErrorCounts | None:
+        """Errors of the base, without words, on one of the sets; None where there is no such set."""
+        hear = self.sets[name]
+        if hear is None:
+            return None
         return count_errors(self.model, list(hear(None)), None, scope=lambda: self.model.adapters.use(None))
 
     def count(self, name: str, part: WordPart | None) -> ErrorCounts | None:

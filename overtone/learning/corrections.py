@@ -35,7 +35,7 @@ AUDIO = "audio"
 LARGEST_JOURNAL = 64 * 2**20
 """Bytes of the journal: some 300,000 corrections."""
 HELD_OUT_SHARE = 5
-"""One correction in so many is held out, by the digest of its text: the same ones for ever."""
+"""One correction in so many is held out, by the digest of its text, whatever its case: the same ones for ever."""
 ID_DIGITS = 16
 
 
@@ -63,8 +63,11 @@ class Learnt:
 
     @property
     def is_held_out(self) -> bool:
-        """It is learnt from last: what is chosen meanwhile is judged by it. The same texts are always on one side."""
-        digest = hashlib.sha256(f"held out\0{self.text}".encode()).digest()
+        """It is learnt from last: what is chosen meanwhile is judged by it.
+
+        The same texts are always on one side, also those that become the same in the letters of an adapter.
+        """
+        digest = hashlib.sha256(f"held out\0{self.text.casefold()}".encode()).digest()
         return self.audio is not None and int.from_bytes(digest[:8], "big") % HELD_OUT_SHARE == 0
 
 

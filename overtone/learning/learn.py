@@ -16,7 +16,7 @@ from overtone.errors import UsageError
 from overtone.inference.retention import SHARES
 from overtone.inference.word_weights import Heard, count_errors, hear
 from overtone.learning.corrections import Correction, Corrections, Learnt, digest_of, now
-from overtone.learning.reading import readable
+from overtone.learning.reading import Readings
 from overtone.learning.state import SETTINGS, LearnSettings, write_state
 from overtone.learning.versions import CARD, TRIES_OF_WORDS, ChangedError, Version, Versions, own_tokenizer
 from overtone.learning.words import ENOUGH_WORDS, WordChoice, choose_words, held_out_of
@@ -38,6 +38,7 @@ class Learner:
     say: Say = print
     store: Corrections = field(init=False)
     versions: Versions = field(init=False)
+    readings: Readings = field(init=False, default_factory=Readings)
 
     def __post_init__(self) -> None:
         """Raises AdapterError where the folder's name cannot be an adapter's."""
@@ -105,7 +106,7 @@ class Learner:
 
     def read(self, lines: int | None = None) -> list[Learnt]:
         """The corrections that count after so many lines of the journal, and that the tokens of the block can write."""
-        return readable(tokenizer_of(self.model), self.store.read(lines))
+        return self.readings.read(tokenizer_of(self.model), self.store.read(lines))
 
     def describe(self, new: int) -> str:
         """The line on what is there to learn from."""

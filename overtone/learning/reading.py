@@ -32,7 +32,7 @@ def read_corrections(path: Path, model: AsrModel, *, policy: Policy) -> list[Cor
     Raises DataError, naming the line, for what cannot be learnt from.
     """
     rows, tokenizer = read_texts(path), tokenizer_of(model)
-    check_languages(tokenizer.languages or model.languages, [own for _, _, own in rows if own is not None])
+    check_languages(languages_of(tokenizer, model), [own for _, _, own in rows if own is not None])
     seconds = sum(own.duration for _, _, own in rows if own is not None)
     if seconds > MOST_SECONDS:
         raise DataError(
@@ -88,15 +88,35 @@ def writable_texts(
     return found
 
 
-def readable(tokenizer: Tokenizer, learnt: Iterable[Learnt]) -> list[Learnt]:
-    """The corrections that a tokenizer writes, in its letters: they may have been written down for another one's."""
-    found, cased = list[Learnt](), spellings(tokenizer).cased
-    for own in learnt:
-        if tokenizer.unwritable(own.text, own.language):
-            text = cased(own.text)
-            if text == own.text or tokenizer.unwritable(text, own.language):
-                continue
-            own = replace(own, text=text)
-        if tokenizer.encode(own.text, own.language):
-            found.append(own)
-    return found
+def languages_of(tokenizer: Tokenizer, model: AsrModel) -> tuple[str, ...]:
+    """The languages that a correction may name: of the transcripts' tokens, else those that the model is told."""
+    return tuple(tokenizer.languages or model.languages)
+
+
+class Readings:
+    """Texts in the letters of tokenizers: each is worked out once, however often the journal is read."""
+
+    def __init__(self) -> None:
+        self.known: dict[tuple[str, str, str | None], str | None] = {}
+        """By the tokenizer's digest, the text and its language; None for what it cannot write."""
+
+    def read(self, tokenizer: Tokenizer, learnt: Iterable[Learnt]) -> list[Learnt]:
+        """The corrections that a tokenizer writes, in its letters: they may have been written down for another one."""
+        found, digest = list[Learnt](), tokenizer.digest()
+        for own in learnt:
+            key = (digest, own.text, own.language)
+            if key not in self.known:
+                self.known[key] = in_letters(tokenizer, own.text, own.language)
+            text = self.known[key]
+            if text is not None:
+                found.append(own if text == own.text else replace(own, text=text))
+        return found
+
+
+def in_letters(tokenizer: Tokenizer, text: str, language: str | None) -> str | None:
+    """A text as the tokenizer can write it, in another case if it must be; None where it cannot, or writes nothing."""
+    if tokenizer.unwritable(text, language):
+        text = spellings(tokenizer).cased(text)
+        if tokenizer.unwritable(text, language):
+            return None
+    return text if tokenizer.encode(text, language) else None

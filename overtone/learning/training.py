@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from overtone.adapters.adapter import Adapter
+from overtone.adapters.card import part
 from overtone.adapters.storage import read_description, read_folder
 from overtone.adapters.words import WORDS_ALONE, WordPart
 from overtone.data.manifest import Utterance
@@ -140,10 +141,7 @@ class AcousticLearner:
             return []
         names = list(self.settings.replay) or replay_of_card(origin.card)
         if not names:
-            self.learner.say(
-                "Replay: none, for the manifests that the adapter was trained on are not where its card says; "
-                "--replay names them"
-            )
+            self.learner.say(f"Replay: none, for {describe_missing(origin.card)}; --replay names recordings")
             return []
         found = replayed(self.model, names, count)
         self.learner.say(f"Replay: {len(found)} utterances of {', '.join(names)}")
@@ -233,6 +231,16 @@ class AcousticLearner:
         if found.chosen is None:
             return None
         return found.chosen.share, {"retention": retention_facts(found)}
+
+
+def describe_missing(card: Mapping[str, Any]) -> str:
+    """The reason why a card names no speech to be replayed."""
+    data = part(card, "data")
+    if "spoken" in data:
+        return "the adapter was trained on text that a voice spoke, and these recordings are not kept"
+    if not data.get("manifest"):
+        return "the adapter's card does not say what it was trained on"
+    return "the manifests that the adapter was trained on are not where its card says"
 
 
 def ids_of_heard(corrections: Sequence[Learnt]) -> set[str]:

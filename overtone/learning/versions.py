@@ -22,12 +22,12 @@ from overtone.adapters.storage import (
     PARAMETERS,
     WORDS,
     BaseIdentity,
+    check_base,
     described_digest,
     read_description,
-    read_folder,
     replace_contents,
 )
-from overtone.adapters.tokenizer_files import TOKENIZER_FILES
+from overtone.adapters.tokenizer_files import TOKENIZER_FILES, read_vocabulary
 from overtone.errors import AdapterError, UsageError
 from overtone.files import clean_leftovers, lock, replace_file, write_failure
 from overtone.learning.corrections import SUFFIX, Corrections, digest_of
@@ -269,9 +269,12 @@ def find_step(versions: Versions, number: int | None) -> tuple[Version, Version]
 def own_tokenizer(folder: Path, identity: BaseIdentity) -> Tokenizer | None:
     """The tokenizer of an adapter with a vocabulary of its own; None where it writes the base's tokens.
 
-    identity: of its base. Raises AdapterError for a folder that is damaged, or of another base.
+    identity: of its base. Parameters are not read. Raises AdapterError for a description or a tokenizer that is
+    damaged, and for an adapter of another base.
     """
-    if read_description(folder).get("vocabulary") is None:
+    description = read_description(folder)
+    stored = read_vocabulary(folder, description.get("vocabulary"))
+    if stored is None:
         return None
-    stored = read_folder(folder, identity)
-    return None if stored.vocabulary is None else stored.vocabulary.tokenizer
+    check_base(description, identity)
+    return stored.tokenizer

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from overtone.nets.layers import drop
 from overtone.nets.local_attention import attend_globally, attend_locally, global_frames, mix_queries
+from overtone.nets.products import apply_linear
 from overtone.nets.taps import Position, Tap, TapContext
 
 
@@ -105,15 +106,15 @@ class SelfAttention(nn.Module):
 
         context: attention [B, 1, T, N], positions [1, N+T-1, D]; `valid` is of no use to adapters of the projections.
         """
-        query = split_heads(self.q(x, self.linear_q(x), context), self.heads)  # [B, H, T, K]
-        key = split_heads(self.k(source, self.linear_k(source), context), self.heads)  # [B, H, N, K]
-        value = split_heads(self.v(source, self.linear_v(source), context), self.heads)
+        query = split_heads(self.q(x, apply_linear(self.linear_q, x), context), self.heads)  # [B, H, T, K]
+        key = split_heads(self.k(source, apply_linear(self.linear_k, source), context), self.heads)  # [B, H, N, K]
+        value = split_heads(self.v(source, apply_linear(self.linear_v, source), context), self.heads)
         if context.window is not None:
             return self.out_of(self.look_around(query, key, value, x, context), context)
         bias = None
         if self.relative:
             assert context.positions is not None
-            distance = split_heads(self.linear_pos(context.positions), self.heads)  # [1, H, N+T-1, K]
+            distance = split_heads(apply_linear(self.linear_pos, context.positions), self.heads)  # [1, H, N+T-1, K]
             bias = relative_shift((query + self.pos_bias_v.unsqueeze(1)) @ distance.transpose(-2, -1))
             query = query + self.pos_bias_u.unsqueeze(1)
         dropout = self.dropout if self.training else 0.0
@@ -121,7 +122,7 @@ class SelfAttention(nn.Module):
 
     def out_of(self, attended: Tensor, context: TapContext) -> Tensor:
         """attended [B, T, D] -> its projection [B, T, D]."""
-        result: Tensor = self.out(attended, self.linear_out(attended), context)
+        result: Tensor = self.out(attended, apply_linear(self.linear_out, attended), context)
         return result
 
     def look_around(self, query: Tensor, key: Tensor, value: Tensor, x: Tensor, context: TapContext) -> Tensor:
@@ -129,7 +130,7 @@ class SelfAttention(nn.Module):
         window, valid = context.window, context.valid
         assert window is not None
         assert context.positions is not None
-        encodings = split_heads(self.linear_pos(context.positions), self.heads)  # [1, H, N, K]
+        encodings = split_heads(apply_linear(self.linear_pos, context.positions), self.heads)  # [1, H, N, K]
         dropout = self.dropout if self.training else 0.0
         chosen, beyond = global_frames(window, valid), None
         queries, keys, values = query, key, value

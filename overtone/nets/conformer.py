@@ -25,6 +25,7 @@ from overtone.nets.layers import (
     valid_frames,
 )
 from overtone.nets.local_attention import select_encodings
+from overtone.nets.products import apply_linear
 from overtone.nets.subsampling import Subsampling, build_subsampling
 from overtone.nets.taps import LOCAL, Position, Tap, TapContext, Window
 
@@ -45,8 +46,8 @@ class FeedForward(nn.Module):
         self.contract = Tap("linear", inner, width)
 
     def forward(self, x: Tensor, context: TapContext) -> Tensor:
-        inner = apply_dropout(F.silu(self.expand(x, self.linear1(x), context)), self.dropout)
-        result: Tensor = self.contract(inner, self.linear2(inner), context)
+        inner = apply_dropout(F.silu(self.expand(x, apply_linear(self.linear1, x), context)), self.dropout)
+        result: Tensor = self.contract(inner, apply_linear(self.linear2, inner), context)
         return result
 
 
@@ -235,7 +236,7 @@ class ConformerEncoder(nn.Module):
 
     def project(self, x: Tensor) -> Tensor:
         """A layer's output [B, T', D] -> the encoder's, which may have another width."""
-        return x if self.out_proj is None else self.out_proj(x)
+        return x if self.out_proj is None else apply_linear(self.out_proj, x)
 
     def within(self, mel: Tensor, lengths: Tensor, layers: Sequence[int]) -> tuple[list[Tensor], Tensor]:
         """mel [B, F, T], lengths [B] -> the outputs [B, T', D] of inner layers, in rising order, then the encoder's

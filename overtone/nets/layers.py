@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from overtone.nets.products import linear
 from overtone.scope import pinned_context
 
 Reduction = Literal["mean_batch", "mean_volume", "mean", "sum"]
@@ -70,7 +71,7 @@ def pointwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     The input is made contiguous because torch else chooses between kernels that round differently by whether the
     weight requires a gradient: freezing the base would change its output.
     """
-    return F.linear(x.contiguous(), weight.flatten(1), bias)
+    return linear(x.contiguous(), weight.flatten(1), bias)
 
 
 def normalise_image(x: Tensor, norm: nn.Module) -> Tensor:

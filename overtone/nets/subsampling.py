@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from overtone.nets.layers import channels_last_is_safe, pointwise_conv, valid_frames
+from overtone.nets.products import linear
 
 Subsampling = Literal["striding", "dw_striding", "stacking", "stacking_norm"]
 KERNEL = 3
@@ -108,7 +109,7 @@ class ConvSubsampling(nn.Module):
         assert isinstance(conv, nn.Conv2d)
         x = F.pad(x, (self.before, self.after, self.before, self.after))
         patches = x.unfold(1, KERNEL, STRIDE).unfold(2, KERNEL, STRIDE)  # [B, T/2, F/2, 3, 3]
-        return F.relu(F.linear(patches.flatten(3), conv.weight.flatten(1), conv.bias))
+        return F.relu(linear(patches.flatten(3), conv.weight.flatten(1), conv.bias))
 
     def later_stage(self, x: Tensor, index: int, lengths: Tensor) -> Tensor:
         """[B, T, F, C] -> [B, T/2, F/2, C], masked past `lengths`."""
@@ -144,7 +145,7 @@ class ConvSubsampling(nn.Module):
         """[B, T', F', C] -> [B, T', D]: the weight is turned to the activations' order, being the smaller."""
         channels, bins = x.size(3), x.size(2)
         weight = self.out.weight.unflatten(1, (channels, bins)).transpose(1, 2).flatten(1)
-        return F.linear(x.flatten(2), weight, self.out.bias)
+        return linear(x.flatten(2), weight, self.out.bias)
 
 
 def subsample_in_pieces(

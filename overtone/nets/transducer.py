@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from overtone.errors import ConfigError
 from overtone.nets.layers import Replaced, share_modules
+from overtone.nets.products import apply_linear, linear
 from overtone.nets.taps import Tap, TapContext
 
 State = tuple[Tensor, ...]
@@ -71,8 +72,27 @@ class RecurrentPrediction(nn.Module):
 
     def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
         """tokens [B] int64 -> [B, H], and the memory."""
-        y, state = self.lstm(self.embed(tokens).unsqueeze(1), state)
-        return self.adapted(y)[:, 0], state
+        y, state = self.advance(self.embed(tokens), state)
+        return self.adapted(y.unsqueeze(1))[:, 0], state
+
+    def advance(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """x [B, H], the newest token of each row, through the LSTM layers -> [B, H], and the memory.
+
+        oneDNN's LSTM lays its weights out anew in every call: for a single token that takes most of the time.
+        """
+        if x.device.type != "cpu" or self.lstm.training:
+            y, state = self.lstm(x.unsqueeze(1), state)
+            return y[:, 0], state
+        outputs, cells = [], []
+        for layer, (output, cell) in enumerate(zip(*state, strict=True)):
+            of_input, of_output, input_bias, output_bias = self.lstm.all_weights[layer]
+            gates = linear(x, of_input, input_bias) + linear(output, of_output, output_bias)  # [B, 4H]
+            enters, stays, new, leaves = gates.chunk(4, dim=1)
+            cell = stays.sigmoid() * cell + enters.sigmoid() * new.tanh()
+            x = leaves.sigmoid() * cell.tanh()
+            outputs.append(x)
+            cells.append(cell)
+        return x, (torch.stack(outputs), torch.stack(cells))
 
     def acts(self) -> bool:
         """True if adapters act in it now."""
@@ -185,8 +205,10 @@ class Joint(nn.Module):
             flat = x.flatten(1, 2)
             context = TapContext(valid=flat.new_ones(flat.shape[:2], dtype=torch.bool))
             x = self.sum(flat, flat, context).view_as(x)
-        scores: Tensor = self.joint_net(x)
-        return scores
+        *inner, output = self.joint_net
+        for part in inner:
+            x = part(x)
+        return apply_linear(cast(nn.Linear, output), x)
 
     def with_classes(self, classes: int) -> tuple[Joint, Replaced]:
         """The same net over so many other tokens, and its own modules by name, each with this net's in its place."""

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from overtone.clusters import HERE, cluster
 from overtone.errors import UsageError
-from overtone.search.processes import GO_ON, Slot, exit_on_sigterm, train_in_process
+from overtone.search.processes import GO_ON, Slot, train_in_process
 from overtone.search.trials import Outcome, Trial
+from overtone.training.interruption import exit_on_sigterm
 
 if TYPE_CHECKING:
     import subprocess

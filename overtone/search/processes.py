@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
@@ -17,10 +17,12 @@ from typing import Any
 
 import torch
 
+from overtone.adapters.card import reached_rates
 from overtone.config import quoted
 from overtone.errors import ConfigError
 from overtone.search.trials import Outcome, Trial, TrialResult, find_folder, score_of
 from overtone.startup import LIFELINE, lifeline
+from overtone.training.interruption import exit_on_sigterm
 from overtone.training.run_folder import RESULT_FILE
 
 GO_ON = ("exp_manager.resume_if_exists=true", "exp_manager.resume_ignore_no_checkpoint=true")
@@ -134,19 +136,6 @@ def run_at_once(
             thread.join()
 
 
-@contextmanager
-def exit_on_sigterm() -> Iterator[None]:
-    """Turn a SIGTERM inside the block into the exit that ends the trainings too; in the main thread alone."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def train_in_process(
     trial: Trial,
     slot: Slot,
@@ -204,12 +193,13 @@ def explain_end(code: int, errors: str, folder: Path) -> str:
 def read_result(folder: Path) -> TrialResult:
     """The result that a complete training has written into its folder."""
     content = json.loads((folder / RESULT_FILE).read_text("utf-8"))
+    before, after = reached_rates(content)
     return TrialResult(
         adapter=content["adapter"],
         folder=folder,
         best=Path(content["best"]),
         best_step=content["best_step"],
-        wer=content["wer_after"],
-        wer_before=content["wer_before"],
-        score=score_of(content["wer_before"], content["wer_after"], content.get("general")),
+        wer=after,
+        wer_before=before,
+        score=score_of(before, after, content.get("general")),
     )

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from overtone.adapters.card import reached_rates
 from overtone.config import Settings, quoted
 from overtone.errors import OvertoneError, UsageError
 from overtone.evaluation.scores import constrained_score, general_rates
@@ -56,7 +57,7 @@ class TrialResult:
     best: Path
     best_step: int
     wer: float | None
-    """WER of the best step, 0..1."""
+    """WER of the best step, or of what a training chose for general speech, 0..1."""
     wer_before: float | None = None
     """WER of the base, 0..1."""
     score: float | None = None
@@ -64,14 +65,15 @@ class TrialResult:
 
     @classmethod
     def of(cls, result: TrainingResult) -> TrialResult:
+        before, after = reached_rates(result.card)
         return cls(
             adapter=result.adapter,
             folder=result.folder,
             best=result.best,
             best_step=result.best_step,
-            wer=result.wer_after,
-            wer_before=result.wer_before,
-            score=score_of(result.wer_before, result.wer_after, result.card.get("general")),
+            wer=after,
+            wer_before=before,
+            score=score_of(before, after, result.card.get("general")),
         )
 
 

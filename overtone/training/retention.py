@@ -58,7 +58,7 @@ def keep_general_speech(run: Run, weights: WeightsStore) -> None:
     batches = spread_out(run) if run.validation else []
 
     def domain(adapter_name: str | None) -> Iterable[Heard]:
-        return hear_validation(run, batches, adapter_name or "")
+        return hear_validation(run, batches, adapter_name)
 
     with model.evaluating(), model.computing_in(plan.compute_dtype):
         found = choose_strength(
@@ -119,15 +119,16 @@ def retention_facts(found: Retention) -> dict[str, Any]:
         "scale": chosen.scale,
         "words": chosen.share if chosen.part is not None else 0.0,
         "general_words": found.base.reference_length,
-        "general_wer": {"base": round(found.base.rate, 6), **rates(found, "general")},
+        "general_wer": rates(found, "general"),
         "domain_wer": rates(found, "domain"),
     }
 
 
 def rates(found: Retention, name: str) -> dict[str, float]:
-    """Error rates on one of the sets, of the whole adapter and of the one that was chosen."""
+    """Error rates on one of the sets, of the base, the whole adapter and the one that was chosen."""
     own = {"whole": found.whole, "chosen": found.chosen or found.whole}
-    counted = {key: getattr(strength, name) for key, strength in own.items()}
+    base = {"general": found.base, "domain": found.domain_base}[name]
+    counted = {"base": base, **{key: getattr(strength, name) for key, strength in own.items()}}
     return {key: round(counts.rate, 6) for key, counts in counted.items() if counts is not None}
 
 

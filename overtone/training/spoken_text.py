@@ -6,6 +6,7 @@ Voices like this one sound like nobody; the recordings are written into a folder
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import tempfile
@@ -15,6 +16,7 @@ from typing import NamedTuple
 
 from overtone.errors import DataError, UsageError
 from overtone.models.asr_model import AsrModel
+from overtone.training.interruption import exit_on_sigterm
 from overtone.training.train import leaving_out_unusable, train
 
 PROGRAM = "espeak-ng"
@@ -57,12 +59,13 @@ def train_spoken(model: AsrModel, name: str, texts: Sequence[str], *, voice: str
     """
     program = find_program()
     chosen = [text for text in dict.fromkeys(texts) if 0 < len(text) <= LONGEST_TEXT]
-    chosen = chosen[:: max(1, -(-len(chosen) // MOST_SENTENCES))]
+    count = min(len(chosen), MOST_SENTENCES)
+    chosen = [chosen[place * len(chosen) // count] for place in range(count)]
     if not chosen:
         raise DataError(
             f"--speak: no sentence of the text has at most {LONGEST_TEXT} characters. Give a sentence a line."
         )
-    with tempfile.TemporaryDirectory(prefix="overtone-spoken-") as folder:
+    with exit_on_sigterm(), tempfile.TemporaryDirectory(prefix="overtone-spoken-") as folder:
         manifest = Path(folder) / "spoken.json"
         seconds = speak(program, chosen, manifest, voice=voice)
         steps = min(max(EPOCHS * -(-len(chosen) // BATCH), LEAST_STEPS), MOST_STEPS)
@@ -83,6 +86,11 @@ def train_spoken(model: AsrModel, name: str, texts: Sequence[str], *, voice: str
     return Spoken(spoken=len(chosen), trained=trained, seconds=seconds)
 
 
+def as_letters(text: str) -> str:
+    """A text as the program reads it aloud: what stands between `[[` and `]]` would be phonemes."""
+    return re.sub(r"\[(?=\[)|\](?=\])", r"\g<0> ", text)
+
+
 def speak(program: str, texts: Sequence[str], manifest: Path, *, voice: str) -> float:
     """Write a recording of each text beside a manifest of them; the seconds of all. Raises DataError."""
     import soundfile
@@ -93,7 +101,7 @@ def speak(program: str, texts: Sequence[str], manifest: Path, *, voice: str) -> 
         speed, pitch = MANNERS[place % len(MANNERS)]
         command = [program, "-v", voice, "-s", str(speed), "-p", str(pitch), "-b", "1", "-w", str(path), "--stdin"]
         try:
-            subprocess.run(command, input=text.encode(), capture_output=True, check=True, timeout=SECONDS)
+            subprocess.run(command, input=as_letters(text).encode(), capture_output=True, check=True, timeout=SECONDS)
             duration = soundfile.info(str(path)).duration
         except subprocess.CalledProcessError as error:
             said = error.stderr.decode(errors="replace").strip().splitlines()

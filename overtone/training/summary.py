@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 
+from overtone.adapters.card import reached_rates, reached_step
 from overtone.adapters.vocabulary import Vocabulary
 from overtone.config import ExperimentSettings
 from overtone.models.attention import attention_facts, attention_text
@@ -260,8 +261,9 @@ def conclude(run: Run, weights: WeightsStore, progress: Progress, steps: int) ->
     )
     if process_rank() == 0:
         write_result(result)
-    if result.wer_after is not None and result.wer_before is not None:
-        run.reporter.say(f"WER {result.wer_before:.2%} → {result.wer_after:.2%} (step {result.best_step})")
+    before, after = reached_rates(result.card)
+    if before is not None and after is not None:
+        run.reporter.say(f"WER {before:.2%} → {after:.2%} (step {reached_step(result.card)})")
     run.reporter.say(f"Best: {result.best}\nLast: {result.last}")
     if result.nemo is not None:
         run.reporter.say(f"Adapted model: {result.nemo}")

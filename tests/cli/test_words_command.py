@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from overtone.adapters.storage import WORDS
 from overtone.adapters.words import WordPart
 from overtone.checkpoints.load import load_model, save_model
 from overtone.inference.word_weights import WEIGHTS, PartsChoice
+from overtone.training.spoken_text import as_letters
 from overtone.wer import ErrorCounts
 from support.small_models import add_trained, small_model, small_transducer_model
 from support.train_samples import write_corpus
@@ -258,6 +261,39 @@ def test_a_voice_that_is_not_there(
     assert cli.main([*SPEAK, "--speak", "nobody"]) == 2
     assert "voice 'nobody' (Error: The specified" in capsys.readouterr().err
     assert not (place / "medical").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the program is a script")
+def test_a_command_that_is_ended_leaves_no_recordings(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program ends the command that has it speak, and then waits to be ended itself."""
+    (place / "bin").mkdir()
+    program = place / "bin/espeak-ng"
+    program.write_text(
+        f"#!{sys.executable}\nimport os, signal, sys\nsys.stdin.read()\nos.kill(os.getppid(), signal.SIGTERM)\n"
+        "signal.pause()\n",
+        "utf-8",
+    )
+    program.chmod(0o755)
+    (place / "tmp").mkdir()
+    environment = {**os.environ, "PATH": f"{place / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+    environment["TMPDIR"] = str(place / "tmp")
+    command = [sys.executable, "-m", "overtone", *SPEAK, "--speak"]
+    done = subprocess.run(command, env=environment, cwd=place, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    assert not list((place / "tmp").glob("overtone-spoken-*"))
+
+
+def test_brackets_are_read_aloud_and_not_taken_for_phonemes() -> None:
+    assert as_letters("[[h@l'oU]] x [a] [[[b") == "[ [h@l'oU] ] x [a] [ [ [b"
+
+
+def test_a_name_that_was_taken_for_a_voice(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["words", "--speak", "medical", "--text", "notes.txt", "--model", "base.nemo"]) == 2
+    assert "NAME is missing, the adapter's. --speak took 'medical' for a voice: write NAME first" in (
+        capsys.readouterr().err
+    )
+    assert cli.main(["words", "--text", "notes.txt", "--model", "base.nemo"]) == 2
+    assert "NAME is missing, the adapter's. Give it: overtone words NAME" in capsys.readouterr().err
 
 
 def test_a_program_that_is_not_there(

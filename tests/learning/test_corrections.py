@@ -9,6 +9,7 @@ import pytest
 
 from overtone.errors import DataError
 from overtone.learning.corrections import Correction, Corrections
+from support.learning_samples import held_out
 
 RATE = 16_000
 
@@ -108,6 +109,14 @@ def test_a_recording_that_would_be_removed_again_is_not_new(store: Corrections) 
     assert {own.id for own in store.read() if own.audio is not None} == left
     assert store.trim(limit) == 0
     assert store.add(given, hours=2 * limit) == 4, "there is room for them again"
+
+
+def test_one_text_is_on_one_side_in_any_case() -> None:
+    """An adapter with capital letters alone reads the journal of one that had small ones."""
+    texts = [f"Straße {place}" for place in range(40)]
+    assert [held_out(text) for text in texts] == [held_out(text.upper()) for text in texts]
+    assert [held_out(text) for text in texts] == [held_out(text.lower()) for text in texts]
+    assert len({held_out(text) for text in texts}) == 2
 
 
 def test_the_held_out_are_the_same_however_many_there_are(store: Corrections) -> None:

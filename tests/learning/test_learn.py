@@ -119,6 +119,18 @@ def test_what_it_learnt_before_is_replayed(learner: Learner, monkeypatch: pytest
     assert f"Replay: 6 utterances of {corpus}" in lines(learner)
 
 
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        ({"spoken": {"voice": "espeak-ng en", "utterances": 2}}, "text that a voice spoke"),
+        ({"manifest": "gone.json"}, "not where its card says"),
+        (None, "does not say"),
+    ],
+)
+def test_why_nothing_is_replayed(data: Any, reason: str) -> None:
+    assert reason in learning.describe_missing({"data": data})
+
+
 def test_the_draw_of_what_is_replayed_is_the_same_every_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("overtone.learning.acoustic.LEAST_REPLAY", 3)
     corpus = write_corpus(tmp_path, count=6, name="before")

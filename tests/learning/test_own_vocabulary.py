@@ -6,6 +6,7 @@ import string
 import threading
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,17 +15,17 @@ import torch
 
 from overtone import cli
 from overtone.adapters.kinds.linear import LinearAdapter
-from overtone.adapters.storage import described_digest, read_description, read_folder
+from overtone.adapters.storage import PARAMETERS, described_digest, read_description, read_folder
 from overtone.checkpoints.load import save_model
-from overtone.errors import DataError, UsageError
+from overtone.errors import AdapterError, DataError, UsageError
 from overtone.learning import acoustic
 from overtone.learning import training as learning
 from overtone.learning.corrections import Correction, Learnt
 from overtone.learning.learn import Learner
-from overtone.learning.reading import read_corrections, readable
+from overtone.learning.reading import Readings, languages_of, read_corrections
 from overtone.learning.state import LearnSettings, read_settings
 from overtone.learning.training import learn
-from overtone.learning.versions import go_back
+from overtone.learning.versions import go_back, own_tokenizer
 from overtone.models.asr_model import AsrModel
 from overtone.models.vocabulary import writing_with
 from overtone.serving.adapter_store.store import AdapterStore
@@ -90,6 +91,42 @@ def test_words_are_of_its_own_tokens(make: Any, tmp_path: Path, monkeypatch: pyt
     likely, unlikely = (words.ngram.sentence_log_prob(own.encode(text)) for text in ("CAFÉ OF TEN?", "QZJXV QZJXV Q"))
     assert likely > unlikely + 10
     assert "12 in all, 11 with a recording" in said[0]
+
+
+def test_its_tokenizer_is_read_without_its_parameters(tmp_path: Path) -> None:
+    model = small_model()
+    folder = save_own(model, tmp_path / "mine")
+    (folder / PARAMETERS).unlink()
+    found = own_tokenizer(folder, model.adapters.identity())
+    assert found is not None
+    assert found.digest() == CharTokenizer(LABELS).digest()
+    with pytest.raises(AdapterError, match="for another base"):
+        own_tokenizer(folder, small_model(layers=1).adapters.identity())
+
+
+def test_a_text_is_worked_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often the journal is read, and anew for other tokens."""
+    encoded: list[str] = []
+
+    class Tokens(CharTokenizer):
+        def encode(self, text: str, language: str | None = None) -> list[int]:
+            encoded.append(text)
+            return super().encode(text, language)
+
+    journal = [Learnt(id=text, key=text, text=text, language=None, audio=None, seconds=0.0) for text in ("ab", "é?")]
+    readings = Readings()
+    for _ in range(3):
+        assert [own.text for own in readings.read(Tokens(LABELS), journal)] == ["AB", "É?"]
+    assert encoded == ["AB", "É?"]
+    assert [own.text for own in readings.read(Tokens(list("ab ")), journal)] == ["ab"]
+    assert encoded == ["AB", "É?", "ab"]
+
+
+def test_languages_are_those_of_the_tokens_or_of_the_model() -> None:
+    model = small_model()
+    assert languages_of(model.tokenizer, model) == ()
+    told = SimpleNamespace(languages=("en", "de"))
+    assert languages_of(CharTokenizer(LABELS), told) == ("en", "de")  # type: ignore[arg-type]
 
 
 def judged_equal(*arguments: Any, **options: Any) -> Any:
@@ -207,10 +244,10 @@ def learnt(text: str) -> Learnt:
 def test_texts_are_read_in_the_letters_of_whoever_learns_them() -> None:
     upper, lower = CharTokenizer(LABELS), small_model().tokenizer
     every = [learnt("press one"), learnt("CAFÉ?"), learnt("HOLD ON")]
-    assert [own.text for own in readable(upper, every)] == ["PRESS ONE", "CAFÉ?", "HOLD ON"]
-    assert [own.text for own in readable(lower, every)] == ["press one", "hold on"]
+    assert [own.text for own in Readings().read(upper, every)] == ["PRESS ONE", "CAFÉ?", "HOLD ON"]
+    assert [own.text for own in Readings().read(lower, every)] == ["press one", "hold on"]
     plain = [learnt("press one")]
-    assert readable(lower, plain)[0] is plain[0], "what can be written stays as it is"
+    assert Readings().read(lower, plain)[0] is plain[0], "what can be written stays as it is"
 
 
 def test_an_adapter_of_the_bases_tokens_takes_its_place(tmp_path: Path) -> None:

@@ -8,16 +8,24 @@ import pytest
 import torch
 import yaml
 
+from overtone.adapters.card import reached_rates
 from overtone.adapters.kinds.base import Kind
 from overtone.adapters.kinds.linear import LinearAdapter
 from overtone.adapters.kinds.lora import LoraAdapter
 from overtone.adapters.kinds.tiny_attention import TinyAttentionAdapter
+from overtone.adapters.storage import read_description
 from overtone.adapters.word_text import make_words
+from overtone.checkpoints.adapter_places import folder_entry
 from overtone.errors import ConfigError, DataError
+from overtone.evaluation.report.details import told
+from overtone.evaluation.scores import score_runs
 from overtone.inference.retention import SCALES, EarlierStep, choose_strength
 from overtone.inference.word_weights import Heard
 from overtone.models.asr_model import AsrModel
 from overtone.nets.taps import TapContext
+from overtone.search.processes import read_result
+from overtone.search.trials import TrialResult
+from overtone.serving.openai.endpoints import training_of
 from overtone.training.console import Reporter
 from overtone.training.retention import retention_facts
 from overtone.training.train import run_training
@@ -274,6 +282,32 @@ def test_a_training_goes_back_to_an_earlier_step(tmp_path: Path, monkeypatch: py
     assert all(torch.equal(tensor, first_step()[name]) for name, tensor in stored.tensors().items())
     whole = small_model().adapters.load(result.best.with_name("mine-whole"), name="mine")
     assert whole.card["steps"] == 6
+
+    assert result.wer_after not in (0.0, None), "the best step errs on the real validation set"
+    assert facts["domain_wer"] == {"base": 0.0, "whole": 1.0, "chosen": 0.0}
+    reached = reached_rates(stored.card)
+    assert reached == (0.0, 0.0)
+    entry = folder_entry(result.best, read_description(result.best))
+    assert (entry.wer_before, entry.wer_after) == reached
+    assert training_of(stored.card).items() >= {"wer_before": 0.0, "wer_after": 0.0}.items()
+    for trial in (TrialResult.of(result), read_result(result.folder)):
+        assert (trial.wer_before, trial.wer) == reached
+    rows = dict(told({"card": stored.card, "kind": "linear", "parameters": 1, "share": 0.5}))
+    assert rows["Steps"] == "2"
+    assert rows["Validation"].startswith("0.0")
+
+
+def test_the_score_of_a_run_is_of_the_adapter_that_was_chosen(tmp_path: Path) -> None:
+    general = write_corpus(tmp_path, count=2, name="general")
+    more = (f"model.adapter.retention={{manifest: {general}}}", f"model.general_manifest={general}")
+    result = run_training(settings_for(tmp_path, *more), model=small_model(), reporter=QUIET)
+    model = small_model()
+    adapter = model.adapters.load(result.best, name="mine")
+    retention = {**adapter.card["retention"], "domain_wer": {"base": 0.5, "whole": 0.125, "chosen": 0.25}}
+    adapter.card = {**adapter.card, "retention": retention, "wer_after": 0.0625}
+    model.adapters.save("mine", result.best, overwrite=True)
+    (score,) = score_runs(tmp_path)
+    assert (score.wer_before, score.wer_after) == (0.5, 0.25)
 
 
 def test_a_training_keeps_general_speech(tmp_path: Path) -> None:

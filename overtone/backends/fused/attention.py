@@ -26,6 +26,7 @@ from overtone.backends.fused.parts import (
 )
 from overtone.nets.attention import SelfAttention
 from overtone.nets.layers import dropout_mask
+from overtone.nets.products import linear
 from overtone.nets.taps import Tap, TapContext
 
 FORBIDDEN = -10000.0
@@ -181,7 +182,7 @@ class AttentionCore:
         """positions [1, N, D] float32 -> encodings of the distances [H, N, P] float32."""
         module = self.module
         beyond = (module.pos_bias_v - module.pos_bias_u).detach() * self.scale  # [H, K]
-        encodings = F.linear(positions[0], module.linear_pos.weight.detach()).unflatten(-1, (self.heads, -1))
+        encodings = linear(positions[0], module.linear_pos.weight.detach()).unflatten(-1, (self.heads, -1))
         column = (encodings * beyond).sum(-1, keepdim=True)
         padding = encodings.new_zeros(*encodings.shape[:2], self.padded_width - self.head_width - 1)
         return torch.cat([encodings, column, padding], dim=-1).transpose(0, 1).contiguous()

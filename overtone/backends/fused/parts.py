@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from overtone.nets.conformer import ConvolutionModule, FeedForward
 from overtone.nets.layers import channels_last_is_safe, dropout_mask
+from overtone.nets.products import linear
 from overtone.nets.taps import TapContext
 
 Saved = tuple[Any, ...]
@@ -30,7 +31,7 @@ mkldnn: Any = torch.ops.mkldnn
 class Product:
     """x [..., in] -> x·Wᵀ + b [..., out] for a weight [out, in] that no gradient flows to.
 
-    Bit for bit what `F.linear` gives.
+    Bit for bit what `linear` gives.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
@@ -43,14 +44,14 @@ class Product:
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.packed is None or (torch.is_grad_enabled() and x.requires_grad):
-            return F.linear(x, self.weight, self.bias)
+            return linear(x, self.weight, self.bias)
         y: Tensor = mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
         return y
 
     def rectified(self, x: Tensor) -> Tensor:
         """x [..., in] -> relu(x·Wᵀ + b) [..., out], where no gradient is wanted."""
         if self.packed is None:
-            return F.relu_(F.linear(x, self.weight, self.bias))
+            return F.relu_(linear(x, self.weight, self.bias))
         y: Tensor = mkldnn._linear_pointwise(x, self.packed, self.bias, "relu", [], "")
         return y
 
@@ -61,7 +62,7 @@ class Product:
         the layer, has a bias too, and the two share a kernel.
         """
         if self.packed is None:
-            return grad @ self.weight
+            return linear(grad, self.weight.t())
         if self.reverse is None:
             weight = self.unpacked().t().contiguous()
             self.reverse = Product(weight, weight.new_zeros(weight.size(0)))

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from overtone.adapters.card import reached_rates, reached_scale, reached_step
 from overtone.evaluation.report.plots import curve_plot, element, percent
 from overtone.evaluation.results import Evaluation, Result
 from overtone.wer import ErrorCounts
@@ -39,7 +40,7 @@ def trainings(evaluation: Evaluation, series: Mapping[str, int]) -> str:
 def told(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Names and values of what is known of an adapter."""
     card = facts["card"]
-    data, before, after = card.get("data") or {}, card.get("wer_before"), card.get("wer_after")
+    data, (before, after), scale = card.get("data") or {}, reached_rates(card), reached_scale(card)
     rows = [
         ("Kind", str(facts["kind"])),
         (
@@ -53,8 +54,10 @@ def told(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append(("Speech", f"{amount} in {data.get('utterances', '?')} utterances"))
     if isinstance(own := card.get("vocabulary"), Mapping):
         rows.append(("Vocabulary", f"its own, {own.get('size')} tokens ({own.get('kind')})"))
-    if card.get("steps") is not None:
-        rows.append(("Steps", str(card["steps"])))
+    if (step := reached_step(card)) is not None:
+        rows.append(("Steps", str(step)))
+    if scale != 1.0:
+        rows.append(("Strength", f"{scale:.0%} of the acoustic part, for general speech"))
     if card.get("training_seconds"):
         rows.append(("Training", duration(float(card["training_seconds"]))))
     if before is not None and after is not None:

@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 
 from overtone.adapters.adapter import check_name
 from overtone.learning.corrections import Correction
-from overtone.learning.reading import LONGEST_SECONDS, whole_numbers, writable_texts
+from overtone.learning.reading import LONGEST_SECONDS, languages_of, whole_numbers, writable_texts
 from overtone.serving.errors import AccessError, RequestError
 from overtone.serving.http.admin import run_or_400
 from overtone.serving.http.bodies import form_file, read_body, read_form
@@ -138,7 +138,7 @@ class Learning:
         """Texts in the letters of a tokenizer. Raises RequestError, or DataError for what it cannot write."""
         if any(HALF_A_PAIR.search(f"{text}{language}") for text, language in rows):
             raise RequestError("A text holds half a surrogate pair. Write the character in full.", "text")
-        languages = tokenizer.languages
+        languages = languages_of(tokenizer, self.service.engine.model)
         if wrong := next((own for _, own in rows if own is not None and own not in languages), None):
             known = ", ".join(languages) or "none: leave it out"
             raise RequestError(f"'language' is '{wrong[:20]}'; the model's transcripts have {known}.", "language")

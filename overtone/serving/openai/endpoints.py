@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 import time
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
@@ -15,6 +14,7 @@ from starlette.datastructures import FormData
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from overtone.adapters.card import part, rate, reached_rates
 from overtone.decoding.phrase_boost import Boost
 from overtone.serving.adapter_store.names import model_name
 from overtone.serving.adapter_store.store import AdapterEntry
@@ -299,13 +299,6 @@ class Models:
 
 def training_of(card: Mapping[str, Any]) -> dict[str, float]:
     """Hours of speech and word error rates (0..1) of a training, as far as the card tells them; no names and paths."""
-    data = card.get("data")
-    found = {
-        "hours": data.get("hours") if isinstance(data, Mapping) else None,
-        **{key: card.get(key) for key in ("wer_before", "wer_after")},
-    }
-    return {
-        key: float(value)
-        for key, value in found.items()
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    }
+    before, after = reached_rates(card)
+    found = {"hours": rate(part(card, "data"), "hours"), "wer_before": before, "wer_after": after}
+    return {key: value for key, value in found.items() if value is not None}
