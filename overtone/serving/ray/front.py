@@ -26,6 +26,7 @@ from overtone.serving.ray.remote import Replicas
 from overtone.serving.server import Server, Started, run
 
 LOG = logging.getLogger("overtone.serving.ray")
+SERVE_LOG = logging.getLogger("ray.serve")
 MEETING_SECONDS = 10.0
 """Time between two words of a front to the replicas that it is there."""
 
@@ -43,7 +44,9 @@ def serve_on_cluster(
     raise_limit()
     keeps_memory = keep_freed_memory()
     with one_thread(), cluster(address), deployed(plan):
-        return asyncio.run(run_front(plan, started, keeps_memory=keeps_memory))
+        finished = asyncio.run(run_front(plan, started, keeps_memory=keeps_memory))
+        SERVE_LOG.setLevel(logging.CRITICAL)  # its router would report as an error that the front has ended
+    return finished
 
 
 async def run_front(plan: ReplicaPlan, started: Started, *, keeps_memory: bool) -> bool:
