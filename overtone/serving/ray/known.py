@@ -29,7 +29,7 @@ DIRECT = {"_by_reference": False, "request_serialization": "pickle", "response_s
 and past Ray's own calls of actors."""
 BY_REFERENCE = {"_by_reference": True}
 HAS_DIRECT = DIRECT.keys() <= signature(DeploymentHandle.options).parameters.keys()
-"""Whether this version of Ray has such calls."""
+"""True where this version of Ray has such calls."""
 
 
 def is_direct(*arguments: Any) -> bool:

@@ -91,4 +91,4 @@ def test_a_command_with_another_version_of_one_base_replaces_its_replicas_while_
     assert answers == {"bac"}
     eventually(lambda: bool(known[1].running) and not known[1].running.keys() & before[1].keys(), 120.0)
     assert known[0].running.keys() == before[0].keys()
-    assert service.text(AUDIO, language="de-DE") == "hgf"
+    assert service.text(AUDIO, model="contrary") == "hgf"
