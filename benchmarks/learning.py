@@ -3,8 +3,8 @@
 python -m benchmarks.learning --speech SPEECH --kind linear
 
 SPEECH holds a folder for each corpus with `train.jsonl` and `test.jsonl`. The training part in a drawn order is the
-stream: after so many corrections the next ones are recognised by the base, by words alone, and by words and acoustic
-part; the test part too. General speech is recognised with the adapter on and off.
+stream: after so many corrections the next ones are recognised by the base, by it with its prior, by words alone,
+and by words and acoustic part; the test part too. General speech is recognised with the adapter on and off.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks.harness import print_machine, write_json
+from overtone.adapters.prior import PRIOR
 from overtone.checkpoints.load import load_model
 from overtone.data.manifest import Utterance, read_manifest
 from overtone.evaluation.evaluate import evaluate
@@ -36,6 +37,7 @@ DOMAINS = {
     "non-fiction": "ljtext_matthes",
     "learners of English": "speechocean762",
     "digits": "fsdd",
+    "wake words": "picovoice_wakewords",
 }
 GENERAL = "librispeech_resemblyzer/test_other.jsonl"
 LONGEST_SECONDS = 12.0
@@ -97,13 +99,12 @@ def measure(speech: Path, name: str, arguments: argparse.Namespace, place: Path)
         words = next((own for own in reversed(every) if own.learning["part"] == "words"), None)
         latest = learner.versions.current()
         model = load_model("fundamental")
-        choices = [None if own is None else str(own.folder) for own in (None, words, latest)]
+        choices = [None, PRIOR, *(None if own is None else str(own.folder) for own in (words, latest))]
         row: dict[str, Any] = {"domain": name, "corrections": count, "versions": len(versions)}
         for title, manifest in (("next", following), ("test", test), ("general", general)):
-            row[title] = rates(
-                model, manifest, [own for place, own in enumerate(choices) if own not in choices[:place]]
-            )
-            row[title] += [row[title][-1]] * (3 - len(row[title]))
+            asked = list(dict.fromkeys(choices))
+            found = dict(zip(asked, rates(model, manifest, asked), strict=True))
+            row[title] = [found[choice] for choice in choices]
         yield row
 
 
@@ -126,10 +127,11 @@ def main() -> None:
             for row in measure(arguments.speech, name, arguments, Path(place)):
                 rows.append(row)
                 print(json.dumps(row), flush=True)
-    print("\n| domain | corrections | next: base | words | both | test: base | words | both | general: base | both |")
-    print("| --- |" + " ---: |" * 9)
+    each = "base | prior | words | both"
+    print(f"\n| domain | corrections | next: {each} | test: {each} | general: base | both |")
+    print("| --- |" + " ---: |" * 11)
     for row in rows:
-        cells = [*row["next"], *row["test"], row["general"][0], row["general"][2]]
+        cells = [*row["next"], *row["test"], row["general"][0], row["general"][-1]]
         print(f"| {row['domain']} | {row['corrections']} | " + " | ".join(f"{cell:.1f}" for cell in cells) + " |")
     write_json(arguments.json, {"rows": rows})
 

@@ -17,7 +17,7 @@ from benchmarks.domains.corpora import DomainParts
 from benchmarks.domains.plan import ADAPTER, METHODS, PRIOR, TEXT, Plan
 from benchmarks.harness import ROOT
 from overtone.adapters.prior import find_prior
-from overtone.adapters.word_text import make_words
+from overtone.adapters.word_text import TOKEN_BONUS, WEIGHT, make_words
 from overtone.checkpoints.load import save_model
 from overtone.checkpoints.nemo.adapters import load_adapters
 from overtone.config import load_settings, quoted
@@ -88,7 +88,8 @@ def count_words(model: AsrModel, parts: DomainParts, *, general: bool) -> Traine
         part = make_words(tokenizer, ngram=prior.ngram, weight=prior.weight, token_bonus=prior.token_bonus)
     else:
         said = [tokenizer.encode(line.text or "") for line in read_manifest(parts.train.manifest)]
-        part = make_words(tokenizer, sequences=said, prior=prior)
+        weight, bonus = (WEIGHT, TOKEN_BONUS) if prior is None else (prior.weight, prior.token_bonus)
+        part = make_words(tokenizer, sequences=said, prior=prior, weight=weight, token_bonus=bonus)
     model.adapters.add_words(ADAPTER, part)
     return Trained(
         model=model,

@@ -260,6 +260,7 @@ def _check_training(settings: Settings, findings: Findings) -> None:
     if model.general_manifest and model.train != "adapter":
         findings.add("model.general_manifest", "is for an adapter, which leaves the base as it was to be measured.")
     _check_retention(model, findings)
+    _check_refit(settings, findings)
     if trainer.max_steps < 1 and (trainer.max_epochs or -1) < 1:
         findings.add("trainer.max_steps", "has to be at least 1, or trainer.max_epochs, or training never ends.")
     if settings.exp_manager.create_early_stopping_callback:
@@ -283,6 +284,24 @@ def _check_retention(model: ModelSettings, findings: Findings) -> None:
         findings.add("model.adapter.retention.manifest", "has to be given: manifests of general speech.")
     if retention is not None and model.train != "adapter":
         findings.add("model.adapter.retention", "is for an adapter; leave it out with model.train=everything.")
+
+
+def _check_refit(settings: Settings, findings: Findings) -> None:
+    model, key = settings.model, "model.refit"
+    if not model.refit:
+        return
+    if model.train != "adapter":
+        findings.add(key, "is for an adapter; leave it out where the base is trained.")
+    elif model.refit == "words" and model.adapter.words in ("off", False):
+        findings.add(key, "words need model.adapter.words=auto.")
+    if model.adapter.retention is not None:
+        findings.add(key, "model.adapter.retention chooses the strength of the adapter before it; leave one out.")
+    if not model.validation_ds.names_files or settings.trainer.limit_val_batches == 0:
+        findings.add(key, "needs validation data, model.validation_ds.manifest_filepath.")
+    for name in ("train_ds", "validation_ds"):
+        chosen: DatasetSettings = getattr(model, name)
+        if chosen.names_files and not chosen.has_plain_manifests:
+            findings.add(key, f"is for manifests of single recordings without weights; model.{name} has others.")
 
 
 def _check_evaluation(settings: Settings, findings: Findings) -> None:

@@ -216,3 +216,16 @@ class DatasetSettings:
         """True where there is something to read."""
         given = (self.manifest_filepath, self.cuts_path, self.shar_path, self.inputs)
         return any(value not in (None, "", (), []) for value in given)
+
+    @property
+    def has_plain_manifests(self) -> bool:
+        """True where every recording is a file of its own that a manifest names, and none has a weight."""
+        others = (self.cuts_path, self.shar_path, self.inputs, self.tarred_audio_filepaths, self.is_concat)
+        return not any(others) and not has_numbers(self.manifest_filepath)
+
+
+def has_numbers(value: object) -> bool:
+    """True where a number stands anywhere in nested lists."""
+    if isinstance(value, list | tuple):
+        return any(map(has_numbers, value))
+    return isinstance(value, int | float)

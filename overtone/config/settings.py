@@ -338,6 +338,9 @@ class ModelSettings:
     test_ds: DatasetSettings = field(default_factory=lambda: DatasetSettings(shuffle=False))
     general_manifest: str | tuple[str, ...] | None = None
     """Ours: manifests of general speech, on which base and best adapter are measured at the end of a training."""
+    refit: Literal["words"] | bool = False
+    """Ours: train the adapter anew at the end, on training and validation data, with what validation has chosen;
+    `words`: count its words on both, and leave the acoustic part."""
     base_errors: str | None = None
     """Ours: folder in which the errors of the base are kept, so that it is measured once for several trainings."""
     optim: OptimSettings = section(OptimSettings)

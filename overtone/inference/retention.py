@@ -21,6 +21,8 @@ SCALES = (1.0, 0.85, 0.7, 0.55, 0.4, 0.25)
 """Shares of the acoustic part that are tried, the strongest first."""
 SHARES = (1.0, 0.7, 0.5, 0.35, 0.2)
 """Shares of the words' weights that are tried, besides none."""
+MIXES = (0.5, 0.9)
+"""Shares of the general prior that are mixed into words which are too much for general speech."""
 WORSE_IN_A_ROW = 2
 """Scales after which the search ends, if each is worse on the domain than the best."""
 EARLY_SCALES = (1.0, 0.7)
@@ -44,6 +46,8 @@ class Strength:
     """None where there are no recordings of the domain to choose by."""
     step: int | None = None
     """The earlier step of the training whose parameters these are; None: the adapter as it was given."""
+    mix: float | None = None
+    """Share of the general prior in words that it was mixed into, with its own weights; None: words as they were."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,14 +85,18 @@ def choose_strength(
     domain: Hear | None,
     kappa: float,
     earlier: Sequence[EarlierStep] = (),
+    mixes: Sequence[float] = (),
 ) -> Retention:
     """The strength with the fewest errors on the domain that costs general speech no more than kappa points.
 
     The adapter has its parameters and no words; afterwards it has the parameters of what was chosen. Without recordings
     of the domain the strongest is taken, and no earlier step is tried. Where nothing else will do, it is no change at
     all. Each earlier step is heard at `EARLY_SCALES` at most.
+
+    mixes: shares of the general prior that the words are mixed with where they are too much for general speech; only
+    words that come with a prior are.
     """
-    search = _Search(model, adapter, part, general, domain, earlier)
+    search = Search(model, adapter, part, general, domain, earlier, mixes)
     base, domain_base = search.count_base("general"), search.count_base("domain")
     assert base is not None, "there always is general speech"
     allowed = base.errors + kappa / 100 * base.reference_length
@@ -111,7 +119,7 @@ def domain_errors(strength: Strength) -> int:
     return 0 if strength.domain is None else strength.domain.errors
 
 
-class _Search:
+class Search:
     """The errors of an adapter at one strength after the other; emissions of one scale are computed once."""
 
     def __init__(
@@ -122,8 +130,10 @@ class _Search:
         general: Hear,
         domain: Hear | None,
         earlier: Sequence[EarlierStep],
+        mixes: Sequence[float] = (),
     ) -> None:
         self.model, self.adapter, self.part = model, adapter, part
+        self.mixes = mixes if part is not None and part.ngram is not None and part.prior is not None else ()
         self.sets: Mapping[str, Hear | None] = {"general": general, "domain": domain}
         self.whole: dict[str, Tensor] = {name: own.clone() for name, own in adapter.tensors().items()}
         self.has_scale = bool(self.whole) and adapter.scaled_tensors(1.0) is not None
@@ -164,14 +174,22 @@ class _Search:
             self.heard[name] = list(hear(self.adapter.name))
         return count_errors(self.model, self.heard[name], part, scope=self.scope)
 
-    def measure(self, scale: float, share: float, step: int | None = None) -> Strength:
+    def words(self, share: float, mix: float | None) -> WordPart | None:
+        """The words with a share of their weight, or mixed with the general prior, whose weights they have then."""
+        if mix is None:
+            return weaken(self.part, share)
+        assert self.part is not None
+        assert self.part.prior is not None
+        return self.part.weighted(self.part.prior.weight, self.part.prior.token_bonus, prior_share=mix)
+
+    def measure(self, scale: float, share: float, step: int | None = None, mix: float | None = None) -> Strength:
         """Errors on both sets at one strength."""
         self.act(scale, step)
-        part = weaken(self.part, share)
+        part = self.words(share, mix)
         general = self.count("general", part)
         assert general is not None
         domain = self.count("domain", part)
-        return Strength(scale=scale, share=share, part=part, general=general, domain=domain, step=step)
+        return Strength(scale=scale, share=share, part=part, general=general, domain=domain, step=step, mix=mix)
 
     def within(self, allowed: float) -> Iterator[Strength]:
         """The strengths of each scale with which general speech has no more errors than allowed."""
@@ -206,7 +224,10 @@ class _Search:
                 break
 
     def within_words(self, allowed: float, scale: float, step: int | None = None) -> list[Strength]:
-        """The strongest words of a scale, and none, as far as general speech has no more errors than allowed."""
+        """The strongest words of a scale, and none, as far as general speech has no more errors than allowed.
+
+        Where the whole words are too much, they are mixed with the general prior, too.
+        """
         self.act(scale, step)
         own: list[Strength] = []
         for share in (*(SHARES if self.part is not None else ()), 0.0):  # words may help general speech, too
@@ -214,6 +235,11 @@ class _Search:
             assert general is not None
             if general.errors <= allowed and (share == 0.0 or not own):
                 own.append(self.measure(scale, share, step))
+        for mix in () if any(each.share == 1.0 for each in own) else self.mixes:
+            general = self.count("general", self.words(1.0, mix))
+            assert general is not None
+            if general.errors <= allowed:
+                own.append(self.measure(scale, 1.0, step, mix))
         return own
 
 

@@ -67,7 +67,7 @@ class Learnt:
 
         The same texts are always on one side, also those that become the same in the letters of an adapter.
         """
-        digest = hashlib.sha256(f"held out\0{self.text.casefold()}".encode()).digest()
+        digest = hashlib.sha256(f"held out\0{self.text.upper().casefold()}".encode()).digest()
         return self.audio is not None and int.from_bytes(digest[:8], "big") % HELD_OUT_SHARE == 0
 
 

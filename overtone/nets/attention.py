@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from overtone.nets.layers import drop
 from overtone.nets.local_attention import attend_globally, attend_locally, global_frames, mix_queries
-from overtone.nets.products import apply_linear
+from overtone.nets.products import apply_linear, is_traced
 from overtone.nets.taps import Position, Tap, TapContext
 
 
@@ -44,12 +44,13 @@ def attend(
     """
     scores = query @ key.transpose(-2, -1)  # [B, H, T, N]
     if bias is not None:
-        scores = scores + bias
-    scores = scores / math.sqrt(query.size(-1))
-    if allowed is None:
+        scores.add_(bias)  # in place: of long inputs every copy of the scores takes as long as a product
+    scores.div_(math.sqrt(query.size(-1)))
+    if allowed is None or (allowed.device.type == "cpu" and not is_traced() and bool(allowed.all())):
         weights = torch.softmax(scores, dim=-1)
     else:
-        weights = torch.softmax(scores.masked_fill(~allowed, -10000.0), dim=-1).masked_fill(~allowed, 0.0)
+        forbidden = ~allowed
+        weights = torch.softmax(scores.masked_fill_(forbidden, -10000.0), dim=-1).masked_fill(forbidden, 0.0)
     return (drop(weights, dropout) @ value).transpose(1, 2).flatten(2)
 
 

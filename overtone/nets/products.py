@@ -1,4 +1,4 @@
-"""The product of a linear layer by the library that is quicker at it: oneDNN's kernels for AVX-512, on any processor.
+"""The product of a linear layer by the library that is quicker at it: oneDNN's kernels for AVX-512.
 
 PyTorch gives products in float32 to MKL, which uses half of the width of the registers of processors that are not
 Intel's. Small ones stay there: little is to be gained, and MKL's sums are somewhat nearer to the exact ones. The result
@@ -31,7 +31,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def apply_linear(module: nn.Linear, x: Tensor) -> Tensor:
-    """x [..., in] -> [..., out] by the weights of a module."""
+    """x [..., in] -> [..., out] by the weights of a module, or by what somebody has put in its place."""
+    if type(module) is not nn.Linear:
+        y: Tensor = module(x)
+        return y
     return linear(x, module.weight, module.bias)
 
 
@@ -39,14 +42,20 @@ def is_wide(x: Tensor, weight: Tensor) -> bool:
     """True if oneDNN computes the product of x and weight, of any shapes: large, float32, outside of autocast."""
     return (
         weight.numel() >= LARGE
+        and x.numel() > 0
+        and x.size(-1) == weight.size(1)  # else PyTorch says what is wrong
         and x.device.type == "cpu"
         and x.dtype is torch.float32
         and weight.dtype is torch.float32
         and has_wide_kernels()
         and not torch.is_autocast_enabled("cpu")
-        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-        and not torch.compiler.is_compiling()
+        and not is_traced()
     )
+
+
+def is_traced() -> bool:
+    """True while PyTorch records the operations, for other values than those of now."""
+    return bool(torch.jit.is_tracing() or torch.compiler.is_compiling())  # type: ignore[attr-defined, no-untyped-call]
 
 
 @cache
@@ -74,9 +83,9 @@ class WideLinear(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         of_x, of_weight, of_bias = ctx.needs_input_grad
-        rows = grad.flatten(0, -2)  # [rows, out]
+        rows = grad.reshape(-1, grad.size(-1))  # [rows, out]
         return (
             multiply(grad, weight.t(), None) if of_x else None,
-            multiply(rows.t(), x.flatten(0, -2).t(), None) if of_weight else None,
+            multiply(rows.t(), x.reshape(-1, x.size(-1)).t(), None) if of_weight else None,
             rows.sum(0) if of_bias else None,
         )

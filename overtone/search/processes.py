@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from overtone.adapters.card import reached_rates
+from overtone.adapters.card import reached_rates, reached_step
 from overtone.config import quoted
 from overtone.errors import ConfigError
 from overtone.search.trials import Outcome, Trial, TrialResult, find_folder, score_of
@@ -193,12 +193,12 @@ def explain_end(code: int, errors: str, folder: Path) -> str:
 def read_result(folder: Path) -> TrialResult:
     """The result that a complete training has written into its folder."""
     content = json.loads((folder / RESULT_FILE).read_text("utf-8"))
-    before, after = reached_rates(content)
+    (before, after), step = reached_rates(content), reached_step({**content, "steps": content["best_step"]})
     return TrialResult(
         adapter=content["adapter"],
         folder=folder,
         best=Path(content["best"]),
-        best_step=content["best_step"],
+        best_step=content["best_step"] if step is None else step,
         wer=after,
         wer_before=before,
         score=score_of(before, after, content.get("general")),

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from overtone.adapters.card import reached_rates
+from overtone.adapters.card import reached_rates, reached_step
 from overtone.config import Settings, quoted
 from overtone.errors import OvertoneError, UsageError
 from overtone.evaluation.scores import constrained_score, general_rates
@@ -56,8 +56,9 @@ class TrialResult:
     folder: Path
     best: Path
     best_step: int
+    """Step of the parameters in `best`: the one with the fewest errors, or an earlier one for general speech."""
     wer: float | None
-    """WER of the best step, or of what a training chose for general speech, 0..1."""
+    """WER of what lies in `best`, 0..1."""
     wer_before: float | None = None
     """WER of the base, 0..1."""
     score: float | None = None
@@ -65,12 +66,12 @@ class TrialResult:
 
     @classmethod
     def of(cls, result: TrainingResult) -> TrialResult:
-        before, after = reached_rates(result.card)
+        (before, after), step = reached_rates(result.card), reached_step(result.card)
         return cls(
             adapter=result.adapter,
             folder=result.folder,
             best=result.best,
-            best_step=result.best_step,
+            best_step=result.best_step if step is None else step,
             wer=after,
             wer_before=before,
             score=score_of(before, after, result.card.get("general")),

@@ -15,11 +15,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from overtone.data.batching import BatchPlan, Place, place_of
 from overtone.files import replace_path, system_error
-from overtone.training.console import ProgressLine, Reporter
+from overtone.training.console import Progress, ProgressLine, Reporter
 from overtone.training.interruption import StopRequest
 from overtone.training.module import TrainingModule
 from overtone.training.plan import Prune, Validation
-from overtone.training.progress import Progress
 from overtone.training.run_folder import explain_write_errors
 from overtone.training.weights import WeightsStore
 

@@ -18,7 +18,7 @@ from overtone.data.dataset import make_loader
 from overtone.errors import ConfigError, DataError
 from overtone.files import clean_leftovers
 from overtone.training.callback import CheckpointFile, TrainingCallback
-from overtone.training.console import ProgressLine
+from overtone.training.console import Progress, ProgressLine
 from overtone.training.data import SpeechSet, validation_batches, worker_count
 from overtone.training.flat_start import FlatStart
 from overtone.training.forward import make_augmentation, make_forward
@@ -29,7 +29,6 @@ from overtone.training.module import TrainingModule
 from overtone.training.optim.schedules import choose_schedule
 from overtone.training.prefix_cache.forward import PrefixForward
 from overtone.training.prefix_cache.loader import cycle_variants
-from overtone.training.progress import Progress
 from overtone.training.retention import keep_general_speech
 from overtone.training.row_processes import RowProcesses
 from overtone.training.run import Run, TrainingResult
@@ -104,7 +103,7 @@ def fit(run: Run, processes: RowProcesses | None = None) -> TrainingResult:
                 remove(folder.checkpoint)
             if run.adapter is not None and run.general and not callback.pruned:
                 note_general(run, weights)
-    result = conclude(run, weights, callback.progress, trainer.global_step)
+    result = conclude(run, weights, callback.progress, trainer.global_step, early_end)
     if leads:
         log_search_metrics(run, result, trainer.loggers)
     return result

@@ -117,6 +117,10 @@ class TrainingPlan:
     """The word part of the adapter: the transcripts are counted, and what the settings name; None: no such part."""
     retention: RetentionSettings | None
     """Points that general speech may lose; None: the adapter is as strong as it was trained."""
+    refit: Literal["words"] | bool = False
+    """Afterwards the adapter is trained anew, on training and validation data together; or its words are counted so."""
+    refit_of: Mapping[str, Any] | None = None
+    """This is such a second training: what its card says of the first one."""
     optimiser: OptimSettings
     trainer: TrainerSettings
     experiment: ExperimentSettings
@@ -198,6 +202,7 @@ def plan_training(
         prefix_cache=chosen.prefix_cache,
         words=plan_words(chosen.adapter.words) if adapter is not None else None,
         retention=chosen.adapter.retention if adapter is not None else None,
+        refit=chosen.refit,
         optimiser=chosen.optim,
         trainer=settings.trainer,
         experiment=settings.exp_manager,

@@ -8,13 +8,14 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
+from overtone.adapters.adapter import Adapter
 from overtone.adapters.storage import read_folder
 from overtone.checkpoints.load import save_model
 from overtone.checkpoints.nemo.adapters import save_adapters
 from overtone.data.dataset import read_utterance
 from overtone.data.manifest import Utterance, read_manifest
 from overtone.data.vocabulary import reference_text
-from overtone.inference.retention import EarlierStep, Retention, Strength, choose_strength
+from overtone.inference.retention import MIXES, EarlierStep, Retention, Strength, choose_strength
 from overtone.inference.word_weights import Heard, Recording, hear
 from overtone.models.asr_model import AsrModel
 from overtone.training.run import Run
@@ -69,16 +70,28 @@ def keep_general_speech(run: Run, weights: WeightsStore) -> None:
             domain=domain if batches else None,
             kappa=plan.retention.kappa,
             earlier=read_early(choose_early(weights, adapter.card.get("wer_before")), model),
+            mixes=MIXES,
         )
     run.reporter.say(describe_retention(found))
     if found.chosen is not None and found.chosen is not found.whole:
         copy_folder(weights.best_path, weights.whole_path)
         adapter.words = found.chosen.part
+        note_words(adapter)
     best = {} if weights.best is None else {"step": weights.best.step}
     adapter.card = {**adapter.card, "retention": {**best, **retention_facts(found)}}
     model.adapters.save(name, weights.best_path, overwrite=True)
     if found.chosen not in (None, found.whole):
         write_nemo_files(run, weights)
+
+
+def note_words(adapter: Adapter) -> None:
+    """Have the card tell the weights that the adapter's words have by now; nothing of words that it has no more."""
+    words = adapter.card.get("words", {})
+    card = {key: own for key, own in adapter.card.items() if key != "words"}
+    if adapter.words is not None:
+        described = {key: own for key, own in words.items() if key != "prior_share"}
+        card["words"] = {**described, **adapter.words.describe()}
+    adapter.card = card
 
 
 def choose_early(weights: WeightsStore, wer_before: float | None) -> list[SavedStep]:
@@ -118,6 +131,7 @@ def retention_facts(found: Retention) -> dict[str, Any]:
         "kept": found.chosen is not None,
         "scale": chosen.scale,
         "words": chosen.share if chosen.part is not None else 0.0,
+        **({} if chosen.mix is None else {"general_prior": chosen.mix}),
         "general_words": found.base.reference_length,
         "general_wer": rates(found, "general"),
         "domain_wer": rates(found, "domain"),
@@ -148,6 +162,7 @@ def describe_retention(found: Retention) -> str:
 def describe_strength(own: Strength) -> str:
     """One strength and its errors in words."""
     words = f" and {own.share:.0%} of the words" if own.part is not None else " and no words"
+    words = words if own.mix is None else f" and the words with {own.mix:.0%} of the general prior"
     domain = "" if own.domain is None else f", validation WER {own.domain.rate:.2%}"
     step = "" if own.step is None else f" of step {own.step}"
     return f"{own.scale:.0%} of the acoustic part{step}{words}: general WER {own.general.rate:.2%}{domain}"

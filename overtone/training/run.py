@@ -57,6 +57,8 @@ class Run:
     """Name, digest and card of the adapter that the new one began with."""
     words: WordPart | None = None
     """The word part that the adapter gets at the end, if it makes fewer errors on the validation set."""
+    refitted_words: WordPart | None = None
+    """The same counted on training and validation data, which takes its place once the weights are chosen."""
     prefix: PrefixPlan | None = None
     """The part of the base that is computed once for each utterance; None computes everything in every step."""
 
@@ -219,6 +221,10 @@ class TrainingResult:
     steps: int
     """Steps of the optimiser that were done."""
     best_step: int
+    ended_early: str | None
+    """The reason why the steps ended before the last one; None where they did not."""
+    is_new: bool
+    """It did not go on from a checkpoint."""
     wer_before: float | None
     """WER of the base on the first validation set, 0..1; None without one."""
     wer_after: float | None

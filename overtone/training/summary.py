@@ -17,8 +17,8 @@ from overtone.adapters.vocabulary import Vocabulary
 from overtone.config import ExperimentSettings
 from overtone.models.attention import attention_facts, attention_text
 from overtone.models.vocabulary import WITH_TOKENS
+from overtone.training.console import Progress
 from overtone.training.plan import TrainingPlan
-from overtone.training.progress import Progress
 from overtone.training.run import Run, TrainingResult
 from overtone.training.run_folder import RESULT_FILE, explain_write_errors, process_rank
 from overtone.training.trainer import TRAINED_DTYPES, base_dtype, lightning_precision
@@ -59,8 +59,14 @@ def introduce(run: Run, notes: Sequence[str]) -> None:
         say(describe_words(run))
     for speech in run.validation:
         say(f"Validation audio: {speech.hours:.2f} h in {len(speech.dataset)} utterances ({speech.name})")
-    if not run.validation:
+    if run.plan.refit_of is not None:
+        say("Refit: nothing validates this training; errors above are those of the adapter before it.")
+    elif not run.validation:
         say("No validation manifest: the last weights count as the best.")
+    elif run.plan.refit:
+        done = "its words are counted anew" if run.plan.refit == "words" else "it is trained anew"
+        count = len(run.training.dataset) + len(run.validation[0].dataset)
+        say(f"Refit: at the end {done} on training and validation data, {count} utterances (model.refit)")
     say(f"Run folder: {run.folder.path}")
     for note in notes:
         say(note)
@@ -102,6 +108,8 @@ def describe_words(run: Run) -> str:
     ngram = run.words.ngram
     counted = "" if ngram is None else f"{len(ngram)} n-grams of up to {ngram.order} tokens"
     parts = [counted, f"{run.words.phrases} phrases" if run.words.phrases else ""]
+    if run.plan.refit_of is not None:
+        return f"Words: {', '.join(filter(None, parts))}; with the weights that validation chose"
     held = "its weights are chosen on the validation set" if run.validation else "with weights that nothing chose"
     return f"Words: {', '.join(filter(None, parts))}; {held} at the end (model.adapter.words=off: none)"
 
@@ -155,6 +163,7 @@ def make_card(run: Run, step: int, metrics: Mapping[str, float], progress: Progr
         },
         "optimiser": {"name": plan.optimiser.name, "learning_rate": float(plan.optimiser.lr)},
         "seed": plan.seed,
+        **({} if plan.refit_of is None else {"refit": dict(plan.refit_of)}),
         **({} if run.start_from is None else {"start_from": dict(run.start_from)}),
         **vocabulary_facts(run),
         **attention_facts(run.model),
@@ -199,8 +208,8 @@ def log_search_metrics(run: Run, result: TrainingResult, loggers: Sequence[Any])
     """Show settings and rates among TensorBoard's hyperparameters."""
     from lightning.pytorch.loggers import TensorBoardLogger
 
-    rates = {"wer_before": result.wer_before, "wer_after": result.wer_after}
-    metrics = {f"hp/{name}": rate for name, rate in rates.items() if rate is not None}
+    rates = reached_rates(result.card)
+    metrics = {f"hp/wer_{name}": rate for name, rate in rates._asdict().items() if rate is not None}
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger) and metrics:
             logger.log_hyperparams(search_settings(run.plan.record), metrics)
@@ -234,7 +243,9 @@ def flatten(node: Any, path: str = "") -> list[tuple[str, Any]]:
     return [(path, str(node) if isinstance(node, list | tuple) else node)]
 
 
-def conclude(run: Run, weights: WeightsStore, progress: Progress, steps: int) -> TrainingResult:
+def conclude(
+    run: Run, weights: WeightsStore, progress: Progress, steps: int, ended_early: str | None = None
+) -> TrainingResult:
     """Make the result of a training of so many steps, and print the last lines."""
     best = weights.best
     metrics = best.metrics if best is not None else {}
@@ -249,6 +260,8 @@ def conclude(run: Run, weights: WeightsStore, progress: Progress, steps: int) ->
         checkpoint=run.folder.checkpoint if run.folder.checkpoint.exists() else None,
         steps=steps,
         best_step=best.step if best is not None else steps,
+        ended_early=ended_early,
+        is_new=run.state is None,
         wer_before=progress.wer_before,
         wer_after=metrics.get("val_wer"),
         wer_last=progress.wer,
@@ -259,12 +272,15 @@ def conclude(run: Run, weights: WeightsStore, progress: Progress, steps: int) ->
             **later,
         },
     )
-    if process_rank() == 0:
+    if process_rank() == 0 and run.plan.refit is not True:  # a refit writes that of both
         write_result(result)
     before, after = reached_rates(result.card)
     if before is not None and after is not None:
         run.reporter.say(f"WER {before:.2%} → {after:.2%} (step {reached_step(result.card)})")
-    run.reporter.say(f"Best: {result.best}\nLast: {result.last}")
+    if run.plan.refit_of is None:
+        run.reporter.say(f"Best: {result.best}\nLast: {result.last}")
+    else:
+        run.reporter.say(f"Trained on training and validation data: {result.best}")
     if result.nemo is not None:
         run.reporter.say(f"Adapted model: {result.nemo}")
     return result

@@ -48,11 +48,11 @@ from overtone.training.model import (
     find_vocabulary,
     give_back,
     load_base,
-    make_word_part,
 )
 from overtone.training.optim import EVERYTHING, with_rate
 from overtone.training.plan import AdapterPlan, BasePlan, Prune, TrainingPlan, plan_training
 from overtone.training.prefix_cache.plan import plan_prefix
+from overtone.training.refit import check_refit, choose_sets, refit
 from overtone.training.retention import read_general_speech
 from overtone.training.row_processes import start_row_processes
 from overtone.training.run import Run, TrainingResult, check_same_run, describe_machine, read_state
@@ -269,10 +269,14 @@ def run_plan(plan: TrainingPlan, reporter: Reporter) -> TrainingResult:
     reporter.begin(leads=process_rank() == 0)
     lightning_precision(plan.trainer)
     machine = find_machine(plan.trainer, row_processes=plan.compute_processes)
+    check_refit(plan, machine)
     check_loggers(plan.experiment)
     folder = plan_folder(plan.experiment, default_name=plan.name)
     with RunLock(folder, leads=process_rank() == 0) as lock:
-        return run_in_folder(plan, machine, folder, lock, reporter)
+        if plan.refit is not True:
+            return run_in_folder(plan, machine, folder, lock, reporter)
+        first = run_in_folder(replace(plan, delete_checkpoint=False), machine, folder, lock, reporter)
+        return refit(plan, first, reporter, train=lambda second: run_plan(second, reporter))
 
 
 def run_in_folder(
@@ -288,7 +292,7 @@ def run_in_folder(
         with writing_with(model, tokenizer):
             training = read_training_set(model, plan, reporter)
             validation = read_validation_sets(model, plan, reporter)
-            words = make_word_part(plan, model, training, reporter)
+            training, validation, words, refitted_words = choose_sets(model, plan, training, validation, reporter)
         general = read_general(plan.general)
         retained = (
             ()
@@ -315,6 +319,7 @@ def run_in_folder(
                 length=length,
                 reporter=reporter,
                 words=words,
+                refitted_words=refitted_words,
                 general=general,
                 base_errors=BaseErrors(plan.base_errors),
                 retained=retained,

@@ -145,7 +145,11 @@ def add_words(run: Run, folder: Path, nemo: Path) -> None:
                 rates["prior"] = general.rate
     run.reporter.say(describe_choice(chosen, rates, sum(map(len, indices))))
     if chosen.part is not None:
-        keep_words(run, folder, nemo, chosen.part, {"utterances": sum(map(len, indices)), "wer": rates})
+        facts: dict[str, Any] = {"utterances": sum(map(len, indices)), "wer": rates}
+        part = chosen.part
+        if run.refitted_words is not None:  # the rates stay those of the part before it
+            part, facts["counted_on"] = run.refitted_words.weighted_like(part), "training and validation data"
+        keep_words(run, folder, nemo, part, facts)
 
 
 def keep_words(run: Run, folder: Path, nemo: Path, part: WordPart, facts: dict[str, Any]) -> None:

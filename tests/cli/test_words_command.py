@@ -278,7 +278,7 @@ def test_a_command_that_is_ended_leaves_no_recordings(place: Path, monkeypatch: 
     environment = {**os.environ, "PATH": f"{place / 'bin'}{os.pathsep}{os.environ['PATH']}"}
     environment["TMPDIR"] = str(place / "tmp")
     command = [sys.executable, "-m", "overtone", *SPEAK, "--speak"]
-    done = subprocess.run(command, env=environment, cwd=place, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=environment, cwd=place, capture_output=True, text=True, timeout=300)
     assert done.returncode == 128 + signal.SIGTERM, done.stderr
     assert not list((place / "tmp").glob("overtone-spoken-*"))
 

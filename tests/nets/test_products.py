@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from overtone.nets import products
-from overtone.nets.products import linear
+from overtone.nets.products import apply_linear, linear
 
 OUT, IN = 512, 640
 
@@ -40,12 +40,13 @@ def test_views_are_multiplied_as_they_are() -> None:
 
 
 @pytest.mark.parametrize("learning", [(True, False, False), (False, True, True), (True, True, True)])
-def test_gradients_are_those_of_the_product(learning: tuple[bool, bool, bool]) -> None:
-    own = [draw(2, 9, IN), draw(OUT, IN), draw(OUT)]
+@pytest.mark.parametrize("shape", [(2, 9, IN), (IN,), (0, IN), (2, 0, IN)])
+def test_gradients_are_those_of_the_product(shape: tuple[int, ...], learning: tuple[bool, bool, bool]) -> None:
+    own = [draw(*shape), draw(OUT, IN), draw(OUT)]
     for each, learns in zip(own, learning, strict=True):
         each.requires_grad_(learns)
     twins = [each.detach().double().requires_grad_(each.requires_grad) for each in own]
-    towards = draw(2, 9, OUT)
+    towards = draw(*shape[:-1], OUT)
     linear(*own).backward(towards)
     F.linear(*twins).backward(towards.double())
     for each, twin in zip(own, twins, strict=True):
@@ -78,3 +79,17 @@ def test_autocast_decides_itself() -> None:
     x, weight = draw(2, 9, IN), draw(OUT, IN)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert linear(x, weight).dtype is torch.bfloat16
+
+
+def test_a_wrong_width_is_named() -> None:
+    with pytest.raises(RuntimeError, match="3x512 and 640x512"):
+        linear(draw(3, 512), draw(OUT, IN))
+
+
+def test_what_stands_in_a_layers_place_computes() -> None:
+    class Doubled(torch.nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    module, x = Doubled(IN, OUT), draw(3, IN)
+    assert torch.equal(apply_linear(module, x), module(x))

@@ -18,8 +18,7 @@ from overtone.checkpoints.nemo.adapters import read_adapters_pt
 from overtone.config import AdapterSettings, LinearSettings
 from overtone.models.asr_model import AsrModel
 from overtone.training.callback import TrainingCallback
-from overtone.training.console import Reporter, format_duration
-from overtone.training.progress import Progress
+from overtone.training.console import Progress, Reporter, format_duration
 from overtone.training.row_processes import RowProcesses
 from overtone.training.train import run_training, train
 from support.small_models import add_trained, small_model
