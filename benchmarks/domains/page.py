@@ -143,11 +143,10 @@ def how(results: Mapping[str, Any], tuned: Mapping[str, float]) -> str:
         for name, rate in results["rates"].items()
         if METHODS[name].learning_rate
     }
-    if "nemo" not in tuned and results["rates"].get("nemo") == results["rates"].get("linear"):
+    rates = results["rates"]
+    if "nemo" in rates and "nemo" not in tuned and rates["nemo"] == rates.get("linear"):
         origin["nemo"] = "as ours"
-    rates = "; ".join(
-        f"{METHODS[name].title} {results['rates'][name]:g} ({told})" for name, told in origin.items()
-    )  # fmt: skip
+    used = "; ".join(f"{METHODS[name].title} {rates[name]:g} ({told})" for name, told in origin.items())
     general = " and ".join(
         f"{one['utterances']} utterances of {one['title']} ({one['words']} words)"
         for one in results["general"].values()
@@ -155,7 +154,7 @@ def how(results: Mapping[str, Any], tuned: Mapping[str, float]) -> str:
     machine = results["machine"]
     return HOW.format(
         **{**plan, **base, "fingerprint": base["fingerprint"][:23]},
-        rates=rates,
+        rates=used,
         general=general,
         held_out=HELD_OUT,
         longest=LONGEST_SECONDS,

@@ -34,6 +34,8 @@ class Prior:
     ngram: Ngram
     weight: float
     token_bonus: float
+    beam: int = 0
+    """Prefixes of the search that it was tuned with; 0 leaves that to the decoder."""
 
 
 def find_prior(tokenizer_digest: str) -> Prior | None:
@@ -58,4 +60,5 @@ def read_prior(path: Path) -> Prior | None:
         ngram=Ngram.from_tensors(ngram),
         weight=weight,
         token_bonus=token_bonus,
+        beam=int(tensors["beam"]) if "beam" in tensors else 0,
     )

@@ -208,6 +208,7 @@ def make_words(
         prior=prior,
         prior_share=prior_share,
         boosts=group_boosts(phrases),
+        beam=0 if prior is None else prior.beam,
     )
 
 
@@ -225,4 +226,5 @@ def prior_words(prior: Prior) -> WordPart:
         ngram=prior.ngram,
         weight=prior.weight,
         token_bonus=prior.token_bonus,
+        beam=prior.beam,
     )

@@ -35,6 +35,7 @@ NGRAM = "ngram."
 """The beginning of the names of an n-gram's tensors."""
 LARGEST_WEIGHT = 10.0
 LARGEST_BONUS = 20.0
+WIDEST_BEAM = 64
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -54,6 +55,8 @@ class WordPart:
     """Share of the prior in the mixture, 0 without one."""
     boosts: tuple[Boost, ...] = ()
     """Phrases that are likelier, or less likely, than the model thinks."""
+    beam: int = 0
+    """Prefixes of the search where nothing else is asked for; 0 leaves that to the decoder."""
     trees: list[BoostTree] = field(default_factory=list, init=False, repr=False)
     """The phrases as decoders take them, once they have been asked for."""
 
@@ -71,6 +74,8 @@ class WordPart:
                 f"The general prior's share is {self.prior_share}; from 0 to below 1 is allowed, and more than 0 needs "
                 "both a prior and an n-gram."
             )
+        if not 0 <= self.beam <= WIDEST_BEAM:
+            raise AdapterError(f"The word part's beam of {self.beam} must lie between 0 and {WIDEST_BEAM}.")
         if self.ngram is None and not any(boost.phrases for boost in self.boosts):
             raise AdapterError("A word part needs an n-gram or a phrase; it has neither.")
 
@@ -83,7 +88,7 @@ class WordPart:
         """The part as decoders take it; the tokenizer is its own."""
         if self.phrases and not self.trees:
             self.trees.append(BoostTree(self.boosts, tokenizer))
-        words = Words(boosts=tuple(self.trees[:1]), token_bonus=self.token_bonus)
+        words = Words(boosts=tuple(self.trees[:1]), token_bonus=self.token_bonus, width=self.beam)
         if self.ngram is None:
             return words
         if self.prior is None or not self.prior_share:
@@ -117,6 +122,8 @@ class WordPart:
         if self.prior is not None and self.prior_share:
             tensors["prior_share"] = torch.tensor([self.prior_share], dtype=torch.float64)
             tensors["prior_digest"] = torch.frombuffer(bytearray(self.prior.digest.encode()), dtype=torch.uint8)
+        if self.beam:
+            tensors["beam"] = torch.tensor([self.beam], dtype=torch.int32)
         return save(tensors, metadata={"tokenizer_digest": self.tokenizer_digest})
 
     @classmethod
@@ -133,6 +140,7 @@ class WordPart:
             if not isinstance(phrases, list) or not all(isinstance(phrase, str) for phrase in phrases):
                 raise ValueError("its phrases are no list of texts")
             boosted = list(zip(phrases, boosts.tolist(), strict=True))
+            beam = int(tensors.pop("beam")) if "beam" in tensors else 0
             share = float(tensors.pop("prior_share")) if "prior_share" in tensors else 0.0
             wanted = tensors.pop("prior_digest").numpy().tobytes().decode() if share else None
             named = {name.removeprefix(NGRAM): tensor for name, tensor in tensors.items()}
@@ -161,6 +169,7 @@ class WordPart:
                 prior=prior if share else None,
                 prior_share=share,
                 boosts=group_boosts(boosted),
+                beam=beam,
             )
         except AdapterError as error:
             raise AdapterError(f"{place} is damaged: {error}") from error

@@ -25,6 +25,8 @@ from overtone.decoding.decoder import BeamSettings
 from overtone.decoding.fusion import Fusion, Words
 
 NEVER = -math.inf
+SLACK = 1.0
+"""Natural logarithm by which the gain of an n-gram may be above 0, where its file is not exact."""
 MIX = 6364136223846793005
 """Multiplier of the numbers that tell prefixes apart (Knuth's of linear congruences), modulo 2^64."""
 
@@ -220,10 +222,24 @@ class CtcSearch:
         again = tokens[:, None] == beam.last[:, :, None]  # [R, K, C]
         grown = torch.where(again, paths.blank[:, :, None], paths.total[:, :, None]) + likely
         known = torch.bmm(is_child.float(), (tokens[:, None] == beam.last[:, :, None]).float()) > 0
+        staying = self._add(blank, stay.score) + beam.bonus
+        if self.fusion.scores and not self.fusion.lifts:  # a phrase may gain more at once than its largest token
+            known = known | self._too_low(grown, staying)
         grown = grown.masked_fill(known, NEVER)
         gains, states = self._gains(grown, tokens)
-        ranks = (self._add(blank, stay.score) + beam.bonus, (grown + beam.bonus[:, :, None] + gains).flatten(1))
+        ranks = (staying, (grown + beam.bonus[:, :, None] + gains).flatten(1))
         self._keep(torch.cat(ranks, dim=1), Grown(blank, stay, grown, tokens, likely, gains, states, again), paths, now)
+
+    def _too_low(self, grown: Tensor, staying: Tensor) -> Tensor:
+        """True [R, K, C] where no words can lift a longer prefix into the beam: its words need not be looked up.
+
+        grown [R, K, C] without words, staying [R, K] ranks of the prefixes that stay.
+        """
+        lowest = staying.amax(dim=1) - self.settings.score_floor
+        if staying.size(1) >= self.settings.width:
+            lowest = torch.maximum(lowest, staying.amin(dim=1))
+        most = self.beam.bonus + (self.fusion.reach + SLACK)[:, None]  # [R, K]
+        return grown + most[:, :, None] < lowest[:, None, None]
 
     def _stay(self, paths: Before, repeated: Tensor, is_child: Tensor) -> Stay:
         """The paths that end in the last token of each prefix, [R, K]: held, or said now after the prefix before it.

@@ -131,8 +131,8 @@ class DecodingOptions:
 
     @property
     def settings(self) -> BeamSettings:
-        """Settings of the search, wide enough for the alternatives."""
-        found = self.beam or BeamSettings()
+        """Settings of the search, as wide as its words want unless told, and enough for the alternatives."""
+        found = self.beam or BeamSettings(width=max(BeamSettings.width, self.words.width))
         return replace(found, width=max(found.width, self.alternatives))
 
     @property

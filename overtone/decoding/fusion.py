@@ -33,6 +33,8 @@ class Words:
     """Phrases that are likelier or less likely than the model thinks."""
     token_bonus: float = 0.0
     """Natural logarithm that every token gains, against the n-grams' leaning to few tokens."""
+    width: int = 0
+    """Prefixes of the search that they were tuned with; 0 leaves that to the decoder."""
 
     def __bool__(self) -> bool:
         weights = (weight for _, weight in (*self.ngrams, *self.mixtures))
@@ -45,6 +47,7 @@ class Words:
             mixtures=self.mixtures + other.mixtures,
             boosts=self.boosts + other.boosts,
             token_bonus=self.token_bonus + other.token_bonus,
+            width=max(self.width, other.width),
         )
 
 

@@ -16,6 +16,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from overtone.decoding.ngram_compact import expand, is_compact
 from overtone.errors import DataError
 
 LARGEST_ORDER = 10
@@ -106,6 +107,8 @@ class Ngram:
         """Copies on other devices."""
         self.pack: object = None
         """The pack that it lies in, which lives as long as it does."""
+        self.compact: Mapping[str, Tensor] | None = None
+        """The compact form that it was read from."""
 
     @property
     def vocabulary_size(self) -> int:
@@ -150,7 +153,9 @@ class Ngram:
         return self.copies[str(device)]
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """The n-gram as int32 and float32 tensors by name, for safetensors."""
+        """The n-gram as int32 and float32 tensors by name, for safetensors; in the compact form if read from that."""
+        if self.compact is not None:
+            return dict(self.compact)
         arcs = self.arcs
         found = {
             "arc_tokens": arcs.tokens.int(),
@@ -166,7 +171,11 @@ class Ngram:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Ngram:
-        """The n-gram of `to_tensors`. Raises DataError for tensors that are no n-gram."""
+        """The n-gram of `to_tensors`, or of a compact form. Raises DataError for tensors that are no n-gram."""
+        if is_compact(tensors):
+            ngram = cls.from_tensors(expand(tensors))
+            ngram.compact = dict(tensors)
+            return ngram
         fault = form_fault(tensors) or content_fault(tensors)
         if fault:
             raise DataError(f"The n-gram is damaged: {fault}. Fetch it or build it again.")

@@ -27,7 +27,7 @@ from overtone.nets.layers import pad_rows
 from overtone.wer import ErrorCounts, word_errors
 
 WEIGHTS = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
-BONUSES = (0.5, 1.0, 2.0)
+BONUSES = (0.5, 1.0, 2.0, 3.0)
 """Token bonuses that are tried besides none."""
 PRIOR_SHARES = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9)
 """Shares of the general prior that are tried besides the part's own."""

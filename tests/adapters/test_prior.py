@@ -15,6 +15,7 @@ from overtone.adapters.word_text import SHARE, make_words, prior_words
 from overtone.adapters.words import WordPart
 from overtone.checkpoints.adapters import find_adapter, load_prior
 from overtone.checkpoints.load import load_model, save_model
+from overtone.decoding.decoder import BeamSettings, DecodingOptions
 from overtone.decoding.ngram_counts import build_ngram
 from overtone.errors import AdapterError
 from overtone.models.asr_model import AsrModel
@@ -98,6 +99,21 @@ def test_a_mixed_part_goes_to_a_file_and_back_without_the_prior(prior: Prior, tm
     ((mixture, weight),) = found.for_decoding(model.tokenizer).mixtures
     assert (mixture.general, mixture.share, weight) == (prior.ngram, 0.35, part.weight)
     assert not mixed(prior, 0.0).for_decoding(model.tokenizer).mixtures
+
+
+def test_a_mixed_part_is_searched_as_widely_as_the_prior_was_tuned(prior: Prior) -> None:
+    wide = mixed(replace(prior, beam=12), 0.35)
+    again = WordPart.from_bytes(wide.to_bytes(), tokenizer_digest=prior.tokenizer_digest, place="words")
+    assert again.beam == 12
+    words = again.for_decoding(small_model().tokenizer)
+    assert DecodingOptions(words=words).settings.width == 12
+    assert DecodingOptions(words=words + words, alternatives=20).settings.width == 20
+    assert DecodingOptions(words=words, beam=BeamSettings(width=4)).settings.width == 4, "what is asked for comes first"
+    narrow = mixed(prior, 0.35)
+    assert b"beam" not in narrow.to_bytes()[:2000], "files without a width of their own are what they were"
+    assert DecodingOptions(words=narrow.for_decoding(small_model().tokenizer)).settings == BeamSettings()
+    with pytest.raises(AdapterError, match="beam of 65 must lie between 0 and 64"):
+        replace(narrow, beam=65)
 
 
 def test_the_bytes_of_a_mixed_part_are_the_same_each_time(prior: Prior) -> None:

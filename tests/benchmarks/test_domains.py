@@ -15,6 +15,7 @@ import torch
 from benchmarks.domains import trials
 from benchmarks.domains.__main__ import main, write_results
 from benchmarks.domains.corpora import relation, split, spread
+from benchmarks.domains.page import how
 from benchmarks.domains.plan import METHODS, chosen_rates, read_numbers
 from benchmarks.domains.plot import axis, forgetting_plot, signed
 from benchmarks.domains.table import all_intact
@@ -313,3 +314,9 @@ def test_an_axis_holds_zero_and_every_interval() -> None:
     assert found.at(found.marks[-1]) == 400.0
     assert axis([change(0.0, 0.0, 0.0)], 0.0, 1.0).marks[0] == 0.0
     assert [signed(value) for value in (3.24, -0.5, 0.0, -0.04, 12.0)] == ["+3.2", "−0.5", "0", "0", "+12"]
+
+
+def test_a_page_of_words_alone_names_no_rates(finished: Path) -> None:
+    results = json.loads((finished / "results.json").read_text("utf-8"))
+    assert "linear adapter 0.0" in how(results, {})
+    assert "linear adapter by NeMo" not in how({**results, "rates": {}}, {})

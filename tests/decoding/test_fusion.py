@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from overtone.decoding import ctc_search
 from overtone.decoding.ctc_beam import BeamDecoder
 from overtone.decoding.ctc_path import best_path
 from overtone.decoding.ctc_search import CtcSearch
@@ -34,6 +35,27 @@ def ngram_of(texts: list[str], tokenizer: CharTokenizer = LETTERS, order: int = 
 def log_probs_of(seed: int, rows: int, frames: int, symbols: int, sharpness: float = 2.0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return (sharpness * torch.randn(rows, frames, symbols, generator=generator)).log_softmax(-1)
+
+
+@pytest.mark.parametrize("boosted", [False, True])
+@pytest.mark.parametrize("floor", [3.0, 20.0])
+@given(seed=st.integers(0, 10_000), width=st.integers(1, 6), bonus=st.sampled_from([-1.0, 0.0, 3.0]))
+@settings(max_examples=30, deadline=None)
+def test_words_that_are_not_looked_up_would_change_nothing(
+    boosted: bool, floor: float, seed: int, width: int, bonus: float
+) -> None:
+    boosts = (BoostTree([Boost(phrases=("cab",), boost=8.0)], LETTERS),) if boosted else ()
+    rows = [Words(ngrams=((ngram_of(["cab a", "bat"]), 0.8),), boosts=boosts, token_bonus=bonus), NO_WORDS]
+    log_probs = log_probs_of(seed, 2, 25, LETTERS.size + 1)
+    found = []
+    for slack in (1.0, math.inf):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ctc_search, "SLACK", slack)
+            search = CtcSearch(rows, LETTERS.size, BeamSettings(width=width, score_floor=floor), CPU)
+            search.push(log_probs, torch.tensor([25, 20]))
+            answer = search.best(width)
+        found.append([[(path.ids.tolist(), path.score, rank) for path, rank in row] for row in answer])
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("merge", ["max", "sum"])
