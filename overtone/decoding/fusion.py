@@ -87,7 +87,7 @@ class Fusion:
         self.reach = self.token_bonus.clamp(min=0.0)
         """[B] float32: the most that one token can gain beyond an n-gram's scores, which are never above 0."""
         self.most = torch.tensor([largest_gain(row) for row in rows], device=device)
-        """[B] float32: the most that one token can gain by all but phrases, also from n-grams that do not sum to one."""
+        """[B] float32: the most that one token can gain by all but phrases, from n-grams that do not sum to one too."""
         self.lifting: list[tuple[BoostBatch, int]] = []
         """The phrases among the scorers, and their places."""
         for place in range(max((len(row.ngrams) for row in rows), default=0)):

@@ -120,7 +120,7 @@ class Ngram:
 
     @cached_property
     def largest_gain(self) -> float:
-        """The largest logarithm that any token has in any context: 0 at most, but for n-grams that do not sum to one."""
+        """The largest logarithm of a token in any context: 0 at most, but for n-grams that do not sum to one."""
         arcs = self.arcs
         owners = torch.arange(self.states, device=arcs.tokens.device).repeat_interleave(arcs.starts.diff())
         own = torch.full((self.states,), -torch.inf, device=arcs.tokens.device)

@@ -75,5 +75,5 @@ def test_wrong_numbers_are_told(place: int, value: int) -> None:
 
 
 def test_files_of_adapters_have_no_compact_form() -> None:
-    with pytest.raises(DataError, match="missing or left over: .*compact_tokens"):
+    with pytest.raises(DataError, match=r"missing or left over: .*compact_tokens"):
         Ngram.from_tensors(compact(sample()))
