@@ -193,7 +193,7 @@ class WordPart:
 
 
 def read_beam(tensor: Tensor) -> int:
-    """The width of a search, [1] int32. Raises ValueError for anything else."""
+    """The width of a search from the one number of a tensor [N]. Raises ValueError for anything else."""
     if tensor.dtype is not torch.int32 or tensor.shape != (1,):
         raise ValueError(f"its beam is {list(tensor.shape)} {tensor.dtype}, not one int32")
     return int(tensor)
