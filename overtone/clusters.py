@@ -60,8 +60,10 @@ def cluster(address: str | None = HERE, **options: Any) -> Iterator[bool]:
         if named and named not in ("auto", "local"):
             check_answer(named)
         context = started(place, options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         where = f"'{address}'" if named in (None, "", address) else f"'{named}', which {ADDRESS} names"
+        if isinstance(error, ray.exceptions.RayError):  # of Ray's token, which is missing or another one
+            raise UsageError(f"The Ray cluster at {where} does not let this command in: {error}") from error
         raise UsageError(f"There is no Ray cluster at {where}: {error}") from error
     joined = context.address_info["address"]
     LOG.info("the Ray cluster is at %s", joined)

@@ -97,6 +97,16 @@ def test_a_dead_address_of_the_environment_is_said_at_once(
     assert not starts
 
 
+def test_a_cluster_that_wants_a_token_is_said_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**options: Any) -> Context:
+        raise ray.exceptions.AuthenticationError("no token was found")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(UsageError, match="does not let this command in: no token was found"), cluster("auto"):
+        pass
+
+
 def test_other_errors_are_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     starts = []
 

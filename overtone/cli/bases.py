@@ -12,8 +12,6 @@ from overtone.errors import UsageError, did_you_mean
 if TYPE_CHECKING:
     from overtone.serving.settings import ServerSettings
 
-LANGUAGE = "en-US"
-
 
 def add_bases(parser: argparse.ArgumentParser) -> None:
     """Models, and the options that each of several may have of its own."""
@@ -21,8 +19,8 @@ def add_bases(parser: argparse.ArgumentParser) -> None:
         "model",
         nargs="*",
         metavar="[NAME=]MODEL",
-        help="a .nemo file, a model folder, or a name (default: fundamental); several are served side by side, by "
-        "their NAMEs, else those of their files",
+        help="a .nemo file, a model folder, or a name (default: fundamental); several, which stand "
+        "together in the command, are served side by side, by their NAMEs, else those of their files",
     )
     parser.add_argument(
         "--adapters",
@@ -36,7 +34,7 @@ def add_bases(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="[NAME=]TAG",
-        help=f"language of the model, or of the model of that NAME (default: {LANGUAGE})",
+        help="language of the model, or of the model of that NAME (default: en-US)",
     )
 
 
@@ -66,7 +64,7 @@ def base_settings(arguments: argparse.Namespace) -> dict[str, Any]:
         {
             "model": model,
             "base": name,
-            "language": languages.get(name) or languages.get("") or LANGUAGE,
+            **({"language": language} if (language := languages.get(name) or languages.get("")) else {}),
             **place_of(folders.get(name) or folders.get("")),
         }
         for name, (_, model) in zip(names, named, strict=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from overtone.cli.arguments import attention_options, number, whole_number
 from overtone.clusters import HERE, check_ray
@@ -16,7 +16,10 @@ from overtone.startup import fast_imports
 if TYPE_CHECKING:
     from overtone.models.asr_model import AsrModel
     from overtone.serving.ray.cluster import ReplicaPlan
-    from overtone.serving.server import ServerSettings, Started
+    from overtone.serving.server import Started
+    from overtone.serving.settings import BaseSettings, ServerSettings
+
+    Own = TypeVar("Own", ServerSettings, BaseSettings)
 
 
 def add_ray(parser: argparse.ArgumentParser, purpose: str) -> argparse._ArgumentGroup:
@@ -105,7 +108,7 @@ def replica_plan(arguments: argparse.Namespace, settings: ServerSettings, demo: 
     from overtone.inference.on_cluster import whole_path
     from overtone.serving.ray.cluster import ReplicaPlan
 
-    def whole(own: Any) -> Any:
+    def whole(own: Own) -> Own:
         """Settings of a base with paths from the root."""
         adapters = None if own.adapters is None else own.adapters.absolute()
         return replace(own, model=whole_path(own.model), adapters=adapters)

@@ -28,6 +28,7 @@ class ServedBase:
     ) -> None:
         """settings: of this base alone. beside: the server's first base. Raises UsageError or AdapterError."""
         model, elsewhere = source
+        self.is_first = beside is None
         if settings.adapters is not None and not settings.adapters.is_dir():
             raise UsageError(f"{settings.adapters} is no folder. Make it, and put adapter folders into it.")
         check_mode(settings.stream, model)
@@ -64,12 +65,14 @@ class ServedBase:
         )
 
     def close(self) -> None:
-        """End the threads. Waiting rows are answered with an error."""
+        """End the threads. Waiting rows are answered with an error. The first base, whose service the others share
+        threads with, goes last."""
         self.engine.close()
         if self.mirror is not None:
             self.mirror.close()
         self.store.close()
-        self.service.close()
+        if self.is_first:
+            self.service.close()
 
 
 def serve_each(
@@ -79,6 +82,8 @@ def serve_each(
 
     Raises UsageError, which names the base where there are several, or AdapterError.
     """
+    if len(sources) != 1 + len(settings.more):
+        raise UsageError(f"The settings name {1 + len(settings.more)} bases; models are given for {len(sources)}.")
     served: list[ServedBase] = []
     try:
         for own, source in zip(settings.of_each_base(), sources, strict=True):
@@ -90,7 +95,12 @@ def serve_each(
                     raise
                 raise UsageError(f"The base '{own.base}': {error}") from error
     except BaseException:
-        for base in served:
-            base.close()
+        close_all(served)
         raise
     return tuple(served)
+
+
+def close_all(served: Sequence[ServedBase]) -> None:
+    """Close bases; the first one, whose threads the others share, at last."""
+    for base in reversed(served):
+        base.close()

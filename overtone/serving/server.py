@@ -25,7 +25,7 @@ from overtone.serving.app import build_app, build_health_app
 from overtone.serving.auth.guard import Guard, Tenant, check_bases, read_admin_token, read_tokens
 from overtone.serving.auth.quotas import Quotas, QuotaTable, read_quotas
 from overtone.serving.auth.tls import read_keys
-from overtone.serving.base import Source, serve_each
+from overtone.serving.base import Source, close_all, serve_each
 from overtone.serving.descriptors import raise_limit
 from overtone.serving.http.gate import LOOPBACK
 from overtone.serving.http.requests import HttpRequests
@@ -110,6 +110,8 @@ class Server:
         self.riva: RivaServer | None = None
         self.http: HttpServer | None = None
         self.health: HttpServer | None = None
+        self.background: list[asyncio.Task[None]] = []
+        """Tasks that go on until the server stops."""
 
     def check_names(self, tenants: Mapping[str, Tenant] | None, quotas: QuotaTable | None) -> None:
         """Raises UsageError where tokens or quotas name an adapter of a base that is not here."""
@@ -175,10 +177,17 @@ class Server:
         LOG.info("reloaded tokens, quotas, certificates and the folder of adapters")
         return True
 
+    def share(self, servers: int) -> None:
+        """Take a part of all quotas alone, where so many servers share them: those of tenants and of adapters."""
+        self.guard.share(servers)
+        self.quotas.share(servers)
+
     async def stop(self, grace: float | None = None) -> bool:
         """Take nothing new, and finish running requests within `grace` seconds. Returns whether all were finished."""
         ends = time.monotonic() + (self.settings.grace_seconds if grace is None else grace)
         self.requests.closing = True
+        for task in self.background:
+            task.cancel()
         if self.jobs is not None:
             await self.jobs.stop()
         finished = True
@@ -199,8 +208,7 @@ class Server:
 
     def close(self) -> None:
         """End the threads. Waiting rows are answered with an error."""
-        for base in self.served:
-            base.close()
+        close_all(self.served)
 
 
 def read_access(settings: ServerSettings) -> dict[str, Any]:

@@ -73,17 +73,27 @@ class Guard:
         self.tenants = tenants
         self._admin = hash_token(admin_token) if admin_token else ""
         self._lock = threading.Lock()
+        self._servers = 1
         self._usage = {tenant.name: Usage(tenant) for tenant in (tenants or {}).values()}
 
     def renew(self, *, tenants: Mapping[str, Tenant] | None, admin_token: str) -> None:
         """Take other tenants, tokens and limits from now on; what is open goes on and counts, with fresh rates."""
         named = {tenant.name: tenant for tenant in (tenants or {}).values()}
         with self._lock:
-            usage = {name: self._usage.get(name) or Usage(tenant) for name, tenant in named.items()}
+            usage = {
+                name: self._usage.get(name) or Usage(tenant, servers=self._servers) for name, tenant in named.items()
+            }
             for name, tenant in named.items():
                 usage[name].limit(tenant)
             self._usage, self.tenants = usage, tenants
             self._admin = hash_token(admin_token) if admin_token else ""
+
+    def share(self, servers: int) -> None:
+        """Take a part of each tenant's limits alone, where so many servers share them."""
+        with self._lock:
+            self._servers = servers
+            for usage in self._usage.values():
+                usage.share(servers)
 
     @property
     def has_admin(self) -> bool:
@@ -133,7 +143,7 @@ class Guard:
             yield
             return
         with self._lock:
-            if usage.open >= usage.limits.sessions:
+            if usage.open >= usage.places:
                 raise AccessError(
                     f"'{tenant}' has {usage.open} calls and sessions open, as many as are allowed; end one first.",
                     fault="rate",

@@ -71,6 +71,7 @@ class Quotas:
         """table: None limits nothing."""
         self.table = table or QuotaTable()
         self._lock = threading.Lock()
+        self._servers = 1
         self._usage: dict[str, Usage] = {}
 
     def renew(self, table: QuotaTable | None) -> None:
@@ -79,6 +80,13 @@ class Quotas:
             self.table = table or QuotaTable()
             for name, usage in self._usage.items():
                 usage.limit(self.table.of(name))
+
+    def share(self, servers: int) -> None:
+        """Take a part of each quota alone, where so many servers share them."""
+        with self._lock:
+            self._servers = servers
+            for usage in self._usage.values():
+                usage.share(servers)
 
     def names(self, adapters: Sequence[str], base: str) -> tuple[str, ...]:
         """Names under which adapters of a base are counted: `BASE:ADAPTER` where the quotas have it, else `ADAPTER`."""
@@ -132,13 +140,13 @@ class Quotas:
         """Use of an adapter; the lock is held."""
         found = self._usage.get(adapter)
         if found is None:
-            found = self._usage[adapter] = Usage(self.table.of(adapter))
+            found = self._usage[adapter] = Usage(self.table.of(adapter), servers=self._servers)
         return found
 
 
 def check_room(adapter: str, usage: Usage) -> None:
     """Raises AccessError where an adapter's quota leaves no room for another request now."""
-    if usage.open >= usage.limits.sessions:
+    if usage.open >= usage.places:
         raise AccessError(
             f"The adapter '{adapter}' has {usage.open} recordings and streams running, as many as its quota allows; "
             "try again when one has ended.",

@@ -36,10 +36,11 @@ class Limits(Protocol):
 class Allowance:
     """A rate that may be overdrawn: use is counted when it is known, and the next request waits for it."""
 
-    def __init__(self, per_minute: float) -> None:
-        self.rate = per_minute / 60
-        self.most = per_minute
-        self.left = per_minute
+    def __init__(self, per_minute: float, *, servers: int = 1) -> None:
+        """servers: that share the rate, each in equal parts."""
+        self.rate = per_minute / servers / 60
+        self.most = per_minute / servers
+        self.left = self.most
         self.at = time.monotonic()
 
     def wait(self, needed: float) -> float:
@@ -56,6 +57,13 @@ class Allowance:
         if not math.isinf(self.most):
             self.left -= amount
 
+    def become(self, other: Allowance) -> None:
+        """Have the rate of another one, with as large a part of it left as now; what was overdrawn stays so."""
+        self.wait(0.0)
+        if not math.isinf(self.most):
+            self.left *= other.most / self.most if self.left > 0 else 1.0
+        self.rate, self.most = other.rate, other.most
+
     def give(self, amount: float) -> None:
         """Give back what was taken and not used."""
         self.left = min(self.most, self.left + amount)
@@ -64,11 +72,25 @@ class Allowance:
 class Usage:
     """Use of the server by one tenant, or of one adapter. Not thread-safe."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, *, servers: int = 1) -> None:
+        """servers: that share the limits."""
         self.open = 0
         """Calls, transcriptions and sessions that are open."""
         self.limits = limits
+        self.servers = servers
         self.refill()
+
+    @property
+    def places(self) -> float:
+        """Calls, transcriptions and sessions that may be open at a time: this server's part of them, at least one."""
+        places = self.limits.sessions
+        return places if math.isinf(places) else max(1, places // self.servers)
+
+    def share(self, servers: int) -> None:
+        """Take this server's part of the limits from now on, where so many share them."""
+        self.servers = servers
+        self.requests.become(Allowance(self.limits.requests_per_minute, servers=servers))
+        self.audio.become(Allowance(self.limits.audio_seconds_per_minute, servers=servers))
 
     def limit(self, limits: Limits) -> None:
         """Set the limits, with fresh rates where a number of them is another one; what is open still counts."""
@@ -79,8 +101,8 @@ class Usage:
 
     def refill(self) -> None:
         """Begin with fresh rates."""
-        self.requests = Allowance(self.limits.requests_per_minute)
-        self.audio = Allowance(self.limits.audio_seconds_per_minute)
+        self.requests = Allowance(self.limits.requests_per_minute, servers=self.servers)
+        self.audio = Allowance(self.limits.audio_seconds_per_minute, servers=self.servers)
 
     def wait(self) -> float:
         """Seconds until another request may come; 0 if it is now."""

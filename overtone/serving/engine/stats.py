@@ -71,7 +71,7 @@ class Counts:
     restarts: int = 0
 
 
-def total(states: Sequence[EngineState]) -> EngineState:
+def add_states(states: Sequence[EngineState]) -> EngineState:
     """State of several engines as one: alive where all are, draining where one is, counts together."""
     names = [entry.name for entry in fields(EngineState)]
     sums = {name: sum(getattr(state, name) for state in states) for name in names}
@@ -80,6 +80,6 @@ def total(states: Sequence[EngineState]) -> EngineState:
         | {
             "alive": all(state.alive for state in states),
             "draining": any(state.draining for state in states),
-            "running_seconds": max(state.running_seconds for state in states),
+            "running_seconds": max((state.running_seconds for state in states), default=0.0),
         }
     )

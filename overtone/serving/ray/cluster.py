@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from copy import copy
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from inspect import signature
@@ -150,6 +151,7 @@ def engine_deployment(plan: ReplicaPlan, name: str = ENGINE) -> Any:
         graceful_shutdown_timeout_s=settings.grace_seconds,
         graceful_shutdown_wait_loop_s=0.5,
         health_check_period_s=plan.health_seconds,
+        logging_config={"enable_access_log": False},  # fronts log each request; two lines in a file cost time
         **scaling,
     )
     return deployment.bind(settings, plan.load, plan.version)
@@ -171,5 +173,5 @@ def deployments_of(plan: ReplicaPlan, application: str) -> tuple[tuple[str, str]
 
 
 def engine_handle(name: str = ENGINE, application: str = APPLICATION) -> DeploymentHandle[Any]:
-    """Handle of running replicas."""
-    return serve.get_deployment_handle(name, application)
+    """Handle of running replicas, with a router of its own."""
+    return copy(serve.get_deployment_handle(name, application))  # Serve gives all callers of a process the same one

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -25,6 +26,9 @@ from overtone.serving.ray.remote import Replicas
 from overtone.serving.server import Server, Started, run
 
 LOG = logging.getLogger("overtone.serving.ray")
+SERVE_LOG = logging.getLogger("ray.serve")
+MEETING_SECONDS = 10.0
+"""Time between two words of a front to the replicas that it is there."""
 
 
 def serve_on_cluster(
@@ -40,7 +44,9 @@ def serve_on_cluster(
     raise_limit()
     keeps_memory = keep_freed_memory()
     with one_thread(), cluster(address), deployed(plan):
-        return asyncio.run(run_front(plan, started, keeps_memory=keeps_memory))
+        finished = asyncio.run(run_front(plan, started, keeps_memory=keeps_memory))
+        SERVE_LOG.setLevel(logging.CRITICAL)  # its router would report as an error that the front has ended
+    return finished
 
 
 async def run_front(plan: ReplicaPlan, started: Started, *, keeps_memory: bool) -> bool:
@@ -66,7 +72,36 @@ async def front(plan: ReplicaPlan, places: Sequence[tuple[str, str]] | None = No
     server = Server(settings, *first, more=more)
     for replicas, served in zip(bases, server.served, strict=True):
         replicas.store = served.store
+    if settings.tokens is not None or settings.quotas is not None:
+        sharing = Sharing(server, bases)
+        await sharing.meet()
+        server.background.append(asyncio.create_task(sharing.go_on()))
     return server
+
+
+class Sharing:
+    """Division of the quotas of tenants and adapters among the fronts that are there, each with an equal part."""
+
+    def __init__(self, server: Server, bases: Sequence[Replicas]) -> None:
+        self.server = server
+        self.bases = bases
+        self.name = uuid.uuid4().hex
+        self.fronts = 1
+
+    async def meet(self) -> None:
+        """Tell the replicas that this front is there, and take its part. Where none answers, the part stays."""
+        counts = await asyncio.gather(*(replicas.meet(self.name) for replicas in self.bases))
+        fronts = max(counts) or self.fronts
+        if fronts != self.fronts:
+            LOG.info("quotas are divided among %d fronts", fronts)
+            self.server.share(fronts)
+            self.fronts = fronts
+
+    async def go_on(self) -> None:
+        """Do it again and again."""
+        while True:
+            await asyncio.sleep(MEETING_SECONDS)
+            await self.meet()
 
 
 @contextmanager
@@ -77,8 +112,11 @@ def deployed(plan: ReplicaPlan) -> Iterator[None]:
     Raises UsageError where they do not start.
     """
     serve.start(proxy_location="Disabled")
+    present = serve.status().applications
+    places = [(own, place) for own, (place, _) in zip(plan.of_each_base(), applications_of(plan), strict=True)]
+    # New ones first: where their replicas do not start, none that run have been replaced yet.
     with ExitStack() as running:
-        for own, (application, _) in zip(plan.of_each_base(), applications_of(plan), strict=True):
+        for own, application in sorted(places, key=lambda each: each[1] in present):
             running.enter_context(base_deployed(own, application))
         yield
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,7 +11,11 @@ from typing import Any
 from overtone.errors import OvertoneError
 from overtone.serving.adapter_store.store import AdapterEntry
 from overtone.serving.engine.stats import EngineState
+from overtone.serving.errors import WorkerError
 from overtone.serving.recognition.request import Call, RecognitionRequest
+
+LOG = logging.getLogger("overtone.serving.ray")
+FAILED = "The replica failed on this request; its log says why."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +67,12 @@ class Failure:
         return error
 
 
-def failure_of(error: OvertoneError) -> Failure:
-    """The error as a value."""
-    return Failure(kind=type(error), message=str(error), facts=dict(vars(error)))
+def failure_of(error: Exception) -> Failure:
+    """The error as a value. One that is not ours is logged, and becomes a WorkerError."""
+    if isinstance(error, OvertoneError):
+        return Failure(kind=type(error), message=str(error), facts=dict(vars(error)))
+    LOG.error("a request failed", exc_info=error)
+    return Failure(kind=WorkerError, message=FAILED)
 
 
 @dataclass(frozen=True, kw_only=True)

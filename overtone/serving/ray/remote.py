@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, Self
 
 from ray.exceptions import RayError, RayTaskError
@@ -16,10 +17,10 @@ from ray.serve.handle import DeploymentHandle
 from overtone.models.asr_model import AsrModel
 from overtone.serving.adapter_store.store import AdapterStore
 from overtone.serving.engine.engine import Samples
-from overtone.serving.engine.stats import EngineState
+from overtone.serving.engine.stats import EngineState, add_states
 from overtone.serving.errors import DeadlineError, DrainingError, OverloadError, WorkerError
-from overtone.serving.ray.known import KnownReplicas, known_replicas
-from overtone.serving.ray.messages import Failure, Job, Opened, ReplicaState
+from overtone.serving.ray.known import DIRECT, HAS_DIRECT, KnownReplicas, is_direct, known_replicas
+from overtone.serving.ray.messages import FAILED, Failure, Job, Opened, ReplicaState
 from overtone.serving.recognition.offline import Recognition
 from overtone.serving.recognition.request import Call, RecognitionRequest
 from overtone.serving.streaming.stream import Event, StreamSettings
@@ -36,7 +37,11 @@ class Replicas:
     """Replicas of one base, behind one handle of Serve. Belongs to one event loop."""
 
     def __init__(self, handle: DeploymentHandle[Any], *, application: str, deployment: str) -> None:
+        """handle: one that has called nothing yet. Its router is put into the event loop that runs now."""
+        handle._init(_run_router_in_separate_loop=False)  # each hop to a thread and back costs a request
         self.handle = handle
+        self.by_reference = handle.options(method_name="recognise")
+        self.direct = handle.options(method_name="recognise", **DIRECT) if HAS_DIRECT else self.by_reference
         self.known: KnownReplicas = known_replicas(application, deployment)
         self.store: AdapterStore | None = None
         """The front's own look at the folder of adapters: its digests go with each request."""
@@ -58,15 +63,19 @@ class Replicas:
         Raises WorkerError where all of them died, and the errors of `RecognitionService.recognise`.
         """
         for attempt in range(TRIES):
-            response = self.handle.recognise.remote(self.job(request, call, deadline), samples)
+            handle = self.direct if is_direct(samples) else self.by_reference
+            response = handle.remote(self.job(request, call, deadline), samples)
             try:
-                recognition: Recognition = result_of(await response)
-            except asyncio.CancelledError:
+                answer = await response
+            except asyncio.CancelledError as error:
                 response.cancel()
-                raise
-            except RayError as error:
+                if is_cancelled():
+                    raise
+                await self.rest(attempt, error, deadline)  # the replica ended with its calls
+            except Exception as error:  # of Ray, Serve or their gRPC: a replica answers its own as values
                 await self.rest(attempt, error, deadline)
             else:
+                recognition: Recognition = result_of(answer)
                 return recognition
         raise WorkerError(GONE.format(then=f"it was tried {TRIES} times"))
 
@@ -97,11 +106,11 @@ class Replicas:
                 await self.rest(attempt, error, deadline)
         raise WorkerError(GONE.format(then=f"it was tried {TRIES} times"))
 
-    async def rest(self, attempt: int, error: Exception, deadline: float | None) -> None:
+    async def rest(self, attempt: int, error: BaseException, deadline: float | None) -> None:
         """Wait before the next try. Raises WorkerError, OverloadError, DrainingError or DeadlineError for none."""
         if isinstance(error, RayTaskError):
             LOG.error("a replica failed: %s", error)
-            raise WorkerError("The replica failed on this request; its log says why.") from None
+            raise WorkerError(FAILED) from None
         if isinstance(error, BackPressureError):
             raise OverloadError("Every replica has as much to do as it may have; try again later.") from None
         if isinstance(error, DeploymentUnavailableError):
@@ -158,14 +167,22 @@ class Replicas:
 
     async def change_adapters(self, work: str, name: str) -> None:
         """Tell every replica to `load` or `unload` an adapter or to `scan`. Raises what one of them answers."""
-        replicas = list(self.known.running.values())
-        calls = [self.known.call(replica, "change_adapters", work, name) for replica in replicas]
-        for answer in await asyncio.gather(*calls, return_exceptions=True):
-            if isinstance(answer, RayError):
-                continue  # a replica that is gone reads the folder anew when it comes back
-            if isinstance(answer, BaseException):
-                raise answer
+        for answer in await self.ask_all("change_adapters", work, name):
             result_of(answer)
+
+    async def meet(self, front: str) -> int:
+        """Number of fronts that share quotas, as the replicas know them; a front tells them that it is there.
+
+        0 where no replica answers.
+        """
+        return max(await self.ask_all("meet", front), default=0)
+
+    async def ask_all(self, method: str, *arguments: Any) -> list[Any]:
+        """Answers of all replicas; one that is gone gives none. It reads the folder anew when it comes back."""
+        replicas = list(self.known.running.values())
+        calls = [self.known.call(replica, method, *arguments) for replica in replicas]
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        return [answer for answer in answers if not isinstance(answer, BaseException)]
 
     def states(self) -> Mapping[str, tuple[EngineState, Mapping[str, float]]]:
         """Engine and adapter store of each replica that has told of them."""
@@ -198,10 +215,11 @@ class StreamElsewhere:
     async def ask(self, method: str, *arguments: Any) -> list[Event]:
         """Answer of the stream's replica. Raises its errors, and WorkerError where it is gone."""
         try:
-            return list(result_of(await self.known.call(self.replica, method, *arguments)))
-        except RayError as error:
+            answer = await self.known.call(self.replica, method, *arguments)
+        except Exception as error:  # of Ray or its gRPC: a replica answers its own as values
             LOG.warning("the replica of a stream is gone: %s", type(error).__name__)
             raise WorkerError(GONE.format(then="open the stream again")) from None
+        return list(result_of(answer))
 
     def __enter__(self) -> Self:
         return self
@@ -217,6 +235,12 @@ def result_of(answer: Any) -> Any:
     return answer
 
 
+def is_cancelled() -> bool:
+    """Tell whether the running task has been cancelled, by whoever waits for it."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 async def cancelled_at_end(answers: Any) -> AsyncGenerator[Any]:
     """Answers of Serve's streaming call, which ends with this iteration."""
     try:
@@ -226,19 +250,17 @@ async def cancelled_at_end(answers: Any) -> AsyncGenerator[Any]:
         answers.cancel()
 
 
-COUNTED = ("waiting", "running", "rows", "batches", "mixed_batches", "audio_seconds", "padded_seconds")
-LATER_COUNTED = ("forward_seconds", "rejected", "cancelled", "expired", "failed", "restarts")
+def total_state(states: Iterable[ReplicaState], *, running: int) -> EngineState:
+    """State of all engines together: alive where one is, with the forward of the quickest one.
 
-
-def total_state(states: Any, *, running: int) -> EngineState:
-    """Sum of the engines' states. running: replicas that take work, whether or not they have told of themselves."""
-    found: list[ReplicaState] = list(states)
-    sums = {name: sum(getattr(state.engine, name) for state in found) for name in (*COUNTED, *LATER_COUNTED)}
+    running: replicas that take work, whether or not they have told of themselves.
+    """
+    found = [state.engine for state in states]
     silent = running > len(found)
-    healthy = [state.engine.running_seconds for state in found if state.engine.alive]
-    return EngineState(
+    healthy = [state.running_seconds for state in found if state.alive]
+    return replace(
+        add_states(found),
         alive=silent or bool(healthy),
         draining=False,
         running_seconds=0.0 if silent else min(healthy, default=0.0),
-        **sums,
     )

@@ -10,6 +10,7 @@ import asyncio
 import copy
 import itertools
 import os
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,6 @@ import torch
 from ray import serve
 from torch import nn
 
-from overtone.errors import OvertoneError
 from overtone.inference.rows import one_thread
 from overtone.models.asr_model import AsrModel
 from overtone.serving.app import unready_reason
@@ -34,6 +34,8 @@ from overtone.serving.streaming.session import AnyStream, begin_stream
 from overtone.serving.streaming.stream import Event, StreamSettings
 
 Load = Callable[[ServerSettings], AsrModel]
+FORGOTTEN_SECONDS = 30.0
+"""Time without a word after which a front is taken for gone."""
 
 
 @dataclass(kw_only=True)
@@ -45,7 +47,7 @@ class OpenStream:
 
 
 class Replica:
-    """Methods are called by fronts; each error of ours is answered as a `Failure`."""
+    """Methods are called by fronts; each error is answered as a `Failure`."""
 
     def __init__(self, settings: ServerSettings, load: Load, version: str) -> None:
         """load: gives the model of the settings. version: of the plan that this replica belongs to."""
@@ -61,6 +63,8 @@ class Replica:
         self.server = Server(inner_settings(replace(settings, engine=engine)), model)
         self.service = self.server.service
         self.streams: dict[int, OpenStream] = {}
+        self.fronts: dict[str, float] = {}
+        """Time of the last word of each front that shares its quotas with others."""
         self.numbers = itertools.count()
 
     def __del__(self) -> None:
@@ -106,12 +110,19 @@ class Replica:
         """Version of the replica's plan."""
         return self.version
 
+    async def meet(self, front: str) -> int:
+        """Number of fronts that share quotas, after this one has told that it is there."""
+        now = time.monotonic()
+        self.fronts[front] = now
+        self.fronts = {name: told for name, told in self.fronts.items() if now - told < FORGOTTEN_SECONDS}
+        return len(self.fronts)
+
     async def recognise(self, job: Job, samples: Samples) -> Recognition | Failure:
         """Recognise a recording [S] at the model's rate."""
         try:
             await self.look_for(job)
             return await self.service.recognise(samples, job.request, job.call, deadline=job.deadline)
-        except OvertoneError as error:
+        except Exception as error:
             return failure_of(error)
 
     async def recognise_in_parts(self, job: Job, samples: Samples) -> AsyncIterator[Recognition | Failure]:
@@ -122,7 +133,7 @@ class Replica:
             async with aclosing(parts):
                 async for part in parts:
                     yield part
-        except OvertoneError as error:
+        except Exception as error:
             yield failure_of(error)
 
     async def stream(self, job: Job, settings: StreamSettings) -> AsyncIterator[Opened | Failure]:
@@ -130,7 +141,7 @@ class Replica:
         try:
             await self.look_for(job)
             stream = await begin_stream(self.service, job.request, job.call, settings)
-        except OvertoneError as error:
+        except Exception as error:
             yield failure_of(error)
             return
         number = next(self.numbers)
@@ -146,14 +157,14 @@ class Replica:
         """Recognise more samples [S] of a stream."""
         try:
             return await self.opened(number).stream.push(samples, force_eou=force_eou)
-        except OvertoneError as error:
+        except Exception as error:
             return failure_of(error)
 
     async def finish(self, number: int) -> list[Event] | Failure:
         """Recognise the rest of a stream."""
         try:
             return await self.opened(number).stream.finish()
-        except OvertoneError as error:
+        except Exception as error:
             return failure_of(error)
 
     async def leave(self, number: int) -> None:
@@ -165,7 +176,7 @@ class Replica:
         """`load` or `unload` an adapter, or `scan` the folder."""
         try:
             await asyncio.to_thread(self.change, work, name)
-        except OvertoneError as error:
+        except Exception as error:
             return failure_of(error)
         return None
 
@@ -187,9 +198,8 @@ class Replica:
     async def look_for(self, job: Job) -> None:
         """Look at the folder of adapters where the front knows another version of one."""
         store = self.server.store
-        known = store.names()
         for name, digest in zip(job.adapters, job.digests, strict=True):
-            if name not in known or store.entry(name).digest != digest:
+            if name not in store or store.entry(name).digest != digest:
                 await asyncio.to_thread(store.scan)
                 return
 

@@ -16,7 +16,7 @@ from overtone.serving.adapter_store.names import adapter_names, chosen_adapters,
 from overtone.serving.adapter_store.store import BASE_NAMES
 from overtone.serving.auth.guard import Metadata
 from overtone.serving.engine.engine import EngineState
-from overtone.serving.engine.stats import total
+from overtone.serving.engine.stats import add_states
 from overtone.serving.errors import AccessError, LanguageError, RequestError, UnknownModelError
 from overtone.serving.recognition.request import Call, RecognitionRequest
 from overtone.serving.recognition.service import RecognitionService
@@ -54,7 +54,7 @@ class Bases:
 
     def state(self) -> EngineState:
         """State of all engines together."""
-        return self.first.state() if not self.are_several else total([service.state() for service in self])
+        return self.first.state() if not self.are_several else add_states([service.state() for service in self])
 
     # Names
 

@@ -132,6 +132,37 @@ def test_an_allowance_fills_again(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Allowance(float("inf")).wait(1e9) == 0.0
 
 
+def test_an_allowance_that_becomes_a_part_keeps_what_was_overdrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.monotonic", lambda: 100.0)
+    used, overdrawn = Allowance(60.0), Allowance(60.0)
+    used.take(30.0)
+    overdrawn.take(70.0)
+    for allowance in (used, overdrawn):
+        allowance.become(Allowance(60.0, servers=3))
+    assert (used.left, used.wait(20.0)) == (pytest.approx(10.0), pytest.approx(30.0))  # 10 of 20, 20 a minute
+    assert (overdrawn.left, overdrawn.wait(1.0)) == (pytest.approx(-10.0), pytest.approx(33.0))
+    used.become(Allowance(60.0))
+    assert used.left == pytest.approx(30.0)
+    free = Allowance(float("inf"))
+    free.become(Allowance(float("inf"), servers=3))
+    assert free.wait(1e9) == 0.0
+
+
+def test_servers_that_share_limits_have_a_part_of_each_tenants_places() -> None:
+    guard = Guard(tenants={hash_of("good"): Tenant(name="anna", adapters=None, sessions=3)})
+    guard.share(2)
+    with guard.session("anna"), pytest.raises(AccessError, match="1 calls and sessions open"), guard.session("anna"):
+        pass
+    more = {hash_of(name): Tenant(name=name, adapters=None, sessions=4) for name in ("anna", "berta")}
+    guard.renew(tenants=more, admin_token="")
+    for name in ("anna", "berta"):
+        with guard.session(name), guard.session(name), pytest.raises(AccessError), guard.session(name):
+            pass
+    guard.share(1)
+    with guard.session("anna"), guard.session("anna"), guard.session("anna"):
+        pass
+
+
 def test_sessions_end_that_began_before_other_limits() -> None:
     """Their places are free again, under the limits that hold now."""
 

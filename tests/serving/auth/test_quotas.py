@@ -108,6 +108,25 @@ def test_an_adapter_of_one_base_is_counted_apart_where_the_file_says_so(tmp_path
             quotas.admit(quotas.names(["swap"], "nl"))
 
 
+def test_servers_that_share_quotas_have_a_part_of_each_and_one_place_at_least() -> None:
+    table = QuotaTable(adapters={"a": Quota(sessions=5), "b": Quota(sessions=1)}, others=Quota(requests_per_minute=4))
+    quotas = Quotas(table)
+    quotas.admit(["a"])  # known before, the others afterwards
+    quotas.share(2)
+    with quotas.session(["a"]), quotas.session(["a"]), quotas.session(["b"]):
+        for name in ("a", "b"):
+            with pytest.raises(AccessError, match="recordings and streams running"):
+                quotas.admit([name])
+    for _ in range(2):
+        with quotas.session(["free"]):
+            pass
+    with pytest.raises(AccessError, match="'free' has used up its quota"):
+        quotas.admit(["free"])
+    quotas.share(1)
+    with quotas.session(["a"]), quotas.session(["a"]), quotas.session(["a"]):
+        quotas.admit(["a"])
+
+
 def test_an_adapter_that_a_request_names_twice_is_counted_once() -> None:
     quotas = Quotas(QuotaTable(others=Quota(sessions=2, audio_seconds_per_minute=60)))
     with quotas.session(["a", "a"], audio_seconds=20.0), quotas.session(["a"]):

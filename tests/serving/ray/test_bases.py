@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -10,9 +13,10 @@ pytest.importorskip("starlette", reason="the serving extra is not installed")
 grpc = pytest.importorskip("grpc", reason="the serving extra is not installed")
 pytest.importorskip("ray", reason="the ray extra is not installed")
 
+from overtone.serving.ray.front import deployed  # noqa: E402
 from overtone.serving.riva import protobuf  # noqa: E402
 from overtone.serving.settings import BaseSettings  # noqa: E402
-from support.ray_service import ray_cluster, ray_service  # noqa: E402
+from support.ray_service import ray_cluster, ray_plan, ray_service  # noqa: E402
 from support.riva_service import METHODS, file_of, finals_of, stream_requests  # noqa: E402
 from support.speaking_model import Contrary, put_adapter, spoken  # noqa: E402
 from support.web_service import WebService, eventually  # noqa: E402
@@ -22,16 +26,18 @@ AUDIO = file_of(spoken("abc"))
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebService]:
-    """`tones` with `swap` and `other`, and `contrary` (de-DE) with `swap`, a replica each."""
+def options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Options of `ray_plan`: `tones` with `swap` and `other`, and `contrary` (de-DE) with `swap`, a replica each."""
     english, german, token = (tmp_path_factory.mktemp(name) for name in ("english", "german", "token"))
     (token / "admin").write_text(ADMIN)
     put_adapter(Contrary(), "swap", german)
     more = (BaseSettings(model="", base="contrary", adapters=german, language="de-DE"),)
-    with (
-        ray_cluster(),
-        ray_service(english, replicas=1, more=more, base="tones", admin_token_file=token / "admin") as running,
-    ):
+    return {"folder": english, "replicas": 1, "more": more, "base": "tones", "admin_token_file": token / "admin"}
+
+
+@pytest.fixture(scope="module")
+def service(options: dict[str, Any]) -> Iterator[WebService]:
+    with ray_cluster(), ray_service(**options) as running:
         yield running
 
 
@@ -63,3 +69,26 @@ def test_administration_and_metrics_reach_the_replicas_of_a_base(service: WebSer
 
     eventually(told)
     assert service.get("/v1/health/ready").json["bases"] == ["tones", "contrary"]
+
+
+def test_a_command_with_another_version_of_one_base_replaces_its_replicas_while_the_other_base_answers(
+    service: WebService, options: dict[str, Any]
+) -> None:
+    known = [base.service.elsewhere.known for base in service.server.served]  # type: ignore[union-attr]
+    before = [dict(replicas.running) for replicas in known]
+    other = ray_plan(**{**options, "more": (replace(options["more"][0], language="de-AT"),)})
+
+    def command() -> None:
+        with deployed(other):
+            pass
+
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(command)
+        answers = {service.text(AUDIO, model="tones:swap")}
+        while not running.done():
+            answers.add(service.text(AUDIO, model="tones:swap"))
+        running.result(180)
+    assert answers == {"bac"}
+    eventually(lambda: bool(known[1].running) and not known[1].running.keys() & before[1].keys(), 120.0)
+    assert known[0].running.keys() == before[0].keys()
+    assert service.text(AUDIO, model="contrary") == "hgf"

@@ -20,6 +20,8 @@ from ray import serve  # noqa: E402
 from ray.exceptions import RayError  # noqa: E402
 
 from overtone.serving.ray.cluster import APPLICATION, engine_deployment  # noqa: E402
+from overtone.serving.ray.front import deployed, front  # noqa: E402
+from overtone.serving.recognition.request import Call, RecognitionRequest  # noqa: E402
 from overtone.serving.riva import protobuf  # noqa: E402
 from support.ray_service import ray_cluster, ray_plan, ray_service  # noqa: E402
 from support.riva_service import METHODS, file_of, finals_of, stream_requests  # noqa: E402
@@ -94,6 +96,25 @@ def test_a_replaced_adapter_is_the_same_everywhere_at_once(service: WebService) 
     assert service.transcribe(AUDIO, model="late").status == 404
 
 
+def test_another_front_of_the_same_plan_joins_the_replicas(service: WebService) -> None:
+    before = pids(service)
+    plan = ray_plan(service.server.store.folder, **PATIENT)  # type: ignore[arg-type]
+    with deployed(plan):
+        other = service.run(front(plan))
+        try:
+            call = Call(method="", adapter="swap")
+            found = service.run(other.service.recognise(spoken("abba"), RecognitionRequest(model="swap"), call))
+        finally:
+            other.close()
+    assert found.hypotheses[0].text == "baab"
+    assert pids(service) == before
+
+
+def test_replicas_know_the_fronts_that_share_quotas(service: WebService) -> None:
+    replicas = service.server.service.elsewhere
+    assert [service.run(replicas.meet(name)) for name in ("one", "other", "one")] == [1, 2, 2]  # type: ignore[union-attr]
+
+
 def test_no_recording_is_lost_with_a_replica_that_is_killed(service: WebService) -> None:
     before = pids(service)
     with ThreadPoolExecutor(4) as clients:
@@ -164,7 +185,7 @@ def test_replicas_that_go_finish_what_they_have_while_others_take_what_is_new(
             now = pids(service).keys()
             return len(now) == replicas and (replicas == 1 or not now & before)
 
-        eventually(changed, 180.0)
+        eventually(changed, 300.0)
         assert answers == {"baab"}
         assert [stream.finish() for stream in streams] == ["ab cd"] * len(streams)
     eventually(lambda: serve.status().applications[APPLICATION].status == "RUNNING", 120.0)  # the old ones have ended
