@@ -89,9 +89,10 @@ def choose_strength(
 ) -> Retention:
     """The strength with the fewest errors on the domain that costs general speech no more than kappa points.
 
-    The adapter has its parameters and no words; afterwards it has the parameters of what was chosen. Without recordings
-    of the domain the strongest is taken (of words at one scale, those with the fewest errors on general speech), and no
-    earlier step is tried. Where nothing else will do, it is no change at all. Each earlier step is heard at `EARLY_SCALES` at most.
+    The adapter has its parameters and no words; afterwards it has the parameters of what was chosen. Without
+    recordings of the domain the strongest is taken (of words at one scale, those with the fewest errors on general
+    speech), and no earlier step is tried. Where nothing else will do, it is no change at all. Each earlier step is
+    heard at `EARLY_SCALES` at most.
 
     mixes: shares of the general prior that the words are mixed with where they are too much for general speech; only
     words that come with a prior are.

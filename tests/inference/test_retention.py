@@ -9,9 +9,9 @@ from overtone.adapters.prior import Prior
 from overtone.adapters.word_text import make_words
 from overtone.adapters.words import WordPart
 from overtone.decoding.ngram_counts import build_ngram
-from overtone.inference.retention import choose_strength
+from overtone.inference.retention import Strength, choose_strength
 from overtone.models.asr_model import AsrModel
-from overtone.training.retention import describe_retention, retention_facts
+from overtone.training.retention import describe_retention, note_words, retention_facts
 from overtone.wer import ErrorCounts
 from support.small_models import add_trained, small_model
 
@@ -86,3 +86,24 @@ def test_a_mix_is_taken_without_recordings_of_the_domain_and_nothing_is_counted_
     assert (found.chosen.scale, found.chosen.mix, found.chosen.general.errors) == (1.0, 0.9, 9)
     assert found.chosen.part is not None
     assert len(counted) == len(set(counted))
+
+
+@pytest.mark.parametrize("errors", [3, None])
+def test_the_card_tells_the_words_that_are_left(errors: int | None) -> None:
+    """Weights and rates are of those words: what was counted with the words before is gone."""
+    model = small_model()
+    add_trained(model, "mine", LoraAdapter(rank=2))
+    adapter, tokenizer = model.adapters["mine"], model.tokenizer
+    part = make_words(tokenizer, sequences=[tokenizer.encode("xx yy")], weight=0.8)
+    before = {"base": 0.6, "words": 0.45, "adapter": 0.4, "together": 0.5, "prior": 0.55}
+    domain = None if errors is None else ErrorCounts(substitutions=errors, hits=10 - errors)
+    strength = Strength(scale=1.0, share=0.5, part=part, general=ErrorCounts(), domain=domain)
+    adapter.card = {"steps": 6, "words": {**part.describe(), "utterances": 4, "wer": before}}
+    adapter.words = part.weakened(0.5)
+    note_words(adapter, strength)
+    assert adapter.card["words"]["weight"] == pytest.approx(0.4)
+    assert adapter.card["words"]["utterances"] == 4
+    assert adapter.card["words"]["wer"] == {"base": 0.6, "prior": 0.55, "together": None if errors is None else 0.3}
+    adapter.words = None
+    note_words(adapter, strength)
+    assert adapter.card == {"steps": 6}

@@ -19,7 +19,7 @@ from overtone.checkpoints.adapter_places import folder_entry
 from overtone.errors import ConfigError, DataError
 from overtone.evaluation.report.details import told
 from overtone.evaluation.scores import score_runs
-from overtone.inference.retention import SCALES, EarlierStep, Strength, choose_strength
+from overtone.inference.retention import SCALES, EarlierStep, choose_strength
 from overtone.inference.word_weights import Heard
 from overtone.models.asr_model import AsrModel
 from overtone.nets.taps import TapContext
@@ -27,10 +27,9 @@ from overtone.search.processes import read_result
 from overtone.search.trials import TrialResult
 from overtone.serving.openai.endpoints import training_of
 from overtone.training.console import Reporter
-from overtone.training.retention import note_words, retention_facts
+from overtone.training.retention import retention_facts
 from overtone.training.train import run_training
 from overtone.training.weights import WeightsStore
-from overtone.wer import ErrorCounts
 from support.own_kind import ScaleAdapter
 from support.small_models import add_trained, set_all, small_model
 from support.train_samples import settings_for, write_corpus
@@ -133,27 +132,6 @@ def test_words_are_weakened_where_they_do_the_damage() -> None:
     assert found.chosen.share < 1.0
     if found.chosen.part is not None:
         assert found.chosen.part.weight == pytest.approx(8.0 * found.chosen.share)
-
-
-@pytest.mark.parametrize("errors", [3, None])
-def test_the_card_tells_the_words_that_are_left(errors: int | None) -> None:
-    """Weights and rates are of those words: what was counted with the words before is gone."""
-    model = small_model()
-    add_trained(model, "mine", LoraAdapter(rank=2))
-    adapter, tokenizer = model.adapters["mine"], model.tokenizer
-    part = make_words(tokenizer, sequences=[tokenizer.encode("xx yy")], weight=0.8)
-    before = {"base": 0.6, "words": 0.45, "adapter": 0.4, "together": 0.5, "prior": 0.55}
-    domain = None if errors is None else ErrorCounts(substitutions=errors, hits=10 - errors)
-    strength = Strength(scale=1.0, share=0.5, part=part, general=ErrorCounts(), domain=domain)
-    adapter.card = {"steps": 6, "words": {**part.describe(), "utterances": 4, "wer": before}}
-    adapter.words = part.weakened(0.5)
-    note_words(adapter, strength)
-    assert adapter.card["words"]["weight"] == pytest.approx(0.4)
-    assert adapter.card["words"]["utterances"] == 4
-    assert adapter.card["words"]["wer"] == {"base": 0.6, "prior": 0.55, "together": None if errors is None else 0.3}
-    adapter.words = None
-    note_words(adapter, strength)
-    assert adapter.card == {"steps": 6}
 
 
 def test_words_may_make_good_what_the_acoustic_part_breaks() -> None:
