@@ -9,6 +9,12 @@ from typing import Any
 
 import pytest
 
+from overtone.adapters.prior import FILE, read_prior
+from overtone.adapters.words import WordPart
+from overtone.decoding.ngram import Ngram
+from overtone.decoding.ngram_compact import compact, expand
+from overtone.decoding.ngram_counts import build_ngram
+
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "fundamental"
 FRONT = "Title page. " * 100
 """The front of a book, which is passed over."""
@@ -65,3 +71,21 @@ def test_without_books_nothing_is_counted(recipe: Any, speech: Path, tmp_path: P
     write_book(tmp_path / "books", 45, "Only a book that is left out.")
     with pytest.raises(SystemExit, match="no book to count"):
         recipe.prior_texts(tmp_path / "books", speech)
+
+
+def test_the_file_is_read_as_the_prior(recipe: Any, tmp_path: Path) -> None:
+    rows = compact(build_ngram([[0, 1, 2, 3], [0, 1, 2]], vocabulary_size=5, order=3).to_tensors())
+    ngram = Ngram.from_tensors(expand(rows))
+    part = WordPart(tokenizer_digest="sha256:one", ngram=ngram, weight=0.9, token_bonus=3.0, beam=16)
+    (tmp_path / "prior.safetensors").write_bytes(recipe.compact_file(part, rows))
+    prior = read_prior(tmp_path / "prior.safetensors")
+    assert prior is not None
+    assert (prior.tokenizer_digest, prior.weight, prior.token_bonus, prior.beam) == ("sha256:one", 0.9, 3.0, 16)
+    assert prior.ngram.sentence_log_prob([0, 1, 2]) == ngram.sentence_log_prob([0, 1, 2])
+
+
+def test_the_published_prior_has_what_the_recipe_says(recipe: Any) -> None:
+    prior = read_prior(FILE)
+    assert prior is not None
+    assert (prior.weight, prior.token_bonus, prior.beam) == (recipe.WEIGHT, recipe.TOKEN_BONUS, recipe.BEAM)
+    assert len(prior.ngram) <= recipe.LARGEST

@@ -37,9 +37,9 @@ Whiskers are 95 % intervals.
 HOW = """## How it was measured
 
 - **Base**: `{name}`, {parameters:,} parameters, `{fingerprint}…`.
-- **Decoding** is greedy and without a language model, but in rows with words: a beam of 8 with an n-gram of the
-  training transcripts, mixed with the base's general prior. From the text alone no recording chose anything: the
-  weights are those that `overtone words` gives.
+- **Decoding** is greedy and without a language model, but in rows with words: a beam of 16 (8 without the base's
+  general prior) with an n-gram of the training transcripts, mixed with that prior. From the text alone no recording
+  chose anything: the weights are those that `overtone words` gives.
 - **The same for all methods**: the training and validation utterances, {steps} steps of {batch_size} utterances,
   AdamW (0.9, 0.98), no weight decay, 10 % warm-up, cosine to 1e-5, no augmentation, the base's dropout on, seed {seed}.
   The order of utterances is each toolkit's own. The linear adapters, ours and NeMo's, have {dim} units.

@@ -15,6 +15,7 @@ from pathlib import Path
 from safetensors.torch import load
 
 from overtone.decoding.ngram import Ngram
+from overtone.decoding.ngram_compact import expand
 
 PRIOR = "prior"
 """The name that the general prior has among adapters, unless a model has an adapter or folder of that name."""
@@ -40,25 +41,38 @@ class Prior:
 
 def find_prior(tokenizer_digest: str) -> Prior | None:
     """The general prior over the tokens of a tokenizer, None where there is none."""
-    prior = read_prior(FILE)
-    return prior if prior is not None and prior.tokenizer_digest == tokenizer_digest else None
+    return read_prior(FILE) if find_tokenizer(FILE) == tokenizer_digest else None
+
+
+@cache
+def find_tokenizer(path: Path) -> str | None:
+    """Digest of the tokenizer of a prior's file; None where there is no file."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    found: str = header["__metadata__"]["tokenizer_digest"]
+    return found
 
 
 @cache
 def read_prior(path: Path) -> Prior | None:
-    """The prior of a file of this package, read once; None where the package was installed without it."""
-    if not path.is_file():
+    """The prior of a file of this package, read once; None where the package was installed without it.
+
+    Its n-gram is compact there. Files of adapters, which may come from anybody, have no such form.
+    """
+    tokenizer_digest = find_tokenizer(path)
+    if tokenizer_digest is None:
         return None
     content = path.read_bytes()
     tensors = load(content)
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     weight, token_bonus = tensors["settings"].tolist()
     ngram = {name.removeprefix("ngram."): tensor for name, tensor in tensors.items() if name.startswith("ngram.")}
     return Prior(
-        tokenizer_digest=header["__metadata__"]["tokenizer_digest"],
+        tokenizer_digest=tokenizer_digest,
         digest=f"sha256:{hashlib.sha256(content).hexdigest()}",
-        ngram=Ngram.from_tensors(ngram),
+        ngram=Ngram.from_tensors(expand(ngram)),
         weight=weight,
         token_bonus=token_bonus,
-        beam=int(tensors["beam"]) if "beam" in tensors else 0,
+        beam=int(tensors["beam"]),
     )

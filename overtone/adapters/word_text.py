@@ -208,7 +208,7 @@ def make_words(
         prior=prior,
         prior_share=prior_share,
         boosts=group_boosts(phrases),
-        beam=0 if prior is None else prior.beam,
+        beam=prior.beam if prior is not None and prior_share else 0,
     )
 
 

@@ -140,7 +140,7 @@ class WordPart:
             if not isinstance(phrases, list) or not all(isinstance(phrase, str) for phrase in phrases):
                 raise ValueError("its phrases are no list of texts")
             boosted = list(zip(phrases, boosts.tolist(), strict=True))
-            beam = int(tensors.pop("beam")) if "beam" in tensors else 0
+            beam = read_beam(tensors.pop("beam")) if "beam" in tensors else 0
             share = float(tensors.pop("prior_share")) if "prior_share" in tensors else 0.0
             wanted = tensors.pop("prior_digest").numpy().tobytes().decode() if share else None
             named = {name.removeprefix(NGRAM): tensor for name, tensor in tensors.items()}
@@ -153,7 +153,7 @@ class WordPart:
             raise AdapterError(
                 f"{place} was made with another tokenizer: it needs {own_digest}, this model has {tokenizer_digest}."
             )
-        prior = find_prior(tokenizer_digest)
+        prior = find_prior(tokenizer_digest) if wanted is not None else None
         if wanted is not None and (prior is None or prior.digest != wanted):
             own = "has none for this tokenizer" if prior is None else f"has {prior.digest}"
             raise AdapterError(
@@ -187,8 +187,16 @@ class WordPart:
             "weight": self.weight,
             "token_bonus": self.token_bonus,
             **({"prior_share": self.prior_share} if self.prior_share else {}),
+            **({"beam": self.beam} if self.beam else {}),
             "phrases": self.phrases,
         }
+
+
+def read_beam(tensor: Tensor) -> int:
+    """The width of a search from the one number of a tensor [N]. Raises ValueError for anything else."""
+    if tensor.dtype is not torch.int32 or tensor.shape != (1,):
+        raise ValueError(f"its beam is {list(tensor.shape)} {tensor.dtype}, not one int32")
+    return int(tensor)
 
 
 def words_text(description: Mapping[str, Any]) -> str:
@@ -197,6 +205,7 @@ def words_text(description: Mapping[str, Any]) -> str:
         "ngrams": "order {order}, {ngrams:,} n-grams, weight {weight:g}, token bonus {token_bonus:g}, ",
         "prior_share": "general prior {prior_share:.0%}, ",
         "phrases": "{phrases} phrases, ",
+        "beam": "beam {beam}, ",
     }
     return "".join(form.format_map(description) for key, form in facts.items() if description.get(key))
 

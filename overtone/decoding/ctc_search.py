@@ -25,8 +25,8 @@ from overtone.decoding.decoder import BeamSettings
 from overtone.decoding.fusion import Fusion, Words
 
 NEVER = -math.inf
-SLACK = 1.0
-"""Natural logarithm by which the gain of an n-gram may be above 0, where its file is not exact."""
+SLACK = 0.01
+"""Natural logarithm that rounding may add to the gain of a token."""
 MIX = 6364136223846793005
 """Multiplier of the numbers that tell prefixes apart (Knuth's of linear congruences), modulo 2^64."""
 
@@ -238,7 +238,7 @@ class CtcSearch:
         lowest = staying.amax(dim=1) - self.settings.score_floor
         if staying.size(1) >= self.settings.width:
             lowest = torch.maximum(lowest, staying.amin(dim=1))
-        most = self.beam.bonus + (self.fusion.reach + SLACK)[:, None]  # [R, K]
+        most = self.beam.bonus + (self.fusion.most + SLACK)[:, None]  # [R, K]
         return grown + most[:, :, None] < lowest[:, None, None]
 
     def _stay(self, paths: Before, repeated: Tensor, is_child: Tensor) -> Stay:

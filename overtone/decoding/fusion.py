@@ -54,6 +54,13 @@ class Words:
 NO_WORDS = Words()
 
 
+def largest_gain(words: Words) -> float:
+    """The most that one token can gain by n-grams and bonus."""
+    gains = [weight * ngram.largest_gain for ngram, weight in words.ngrams]
+    gains += [weight * max(own.domain.largest_gain, own.general.largest_gain) for own, weight in words.mixtures]
+    return words.token_bonus + sum(max(0.0, gain) for gain in gains)
+
+
 class Scorer(Protocol):
     """The n-grams or phrases of the rows of a batch."""
 
@@ -79,6 +86,8 @@ class Fusion:
         """[B] float32"""
         self.reach = self.token_bonus.clamp(min=0.0)
         """[B] float32: the most that one token can gain beyond an n-gram's scores, which are never above 0."""
+        self.most = torch.tensor([largest_gain(row) for row in rows], device=device)
+        """[B] float32: the most that one token can gain by all but phrases, from n-grams that do not sum to one too."""
         self.lifting: list[tuple[BoostBatch, int]] = []
         """The phrases among the scorers, and their places."""
         for place in range(max((len(row.ngrams) for row in rows), default=0)):

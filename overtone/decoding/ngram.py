@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from overtone.decoding.ngram_compact import expand, is_compact
 from overtone.errors import DataError
 
 LARGEST_ORDER = 10
@@ -107,8 +107,6 @@ class Ngram:
         """Copies on other devices."""
         self.pack: object = None
         """The pack that it lies in, which lives as long as it does."""
-        self.compact: Mapping[str, Tensor] | None = None
-        """The compact form that it was read from."""
 
     @property
     def vocabulary_size(self) -> int:
@@ -119,6 +117,18 @@ class Ngram:
     def states(self) -> int:
         """The number of contexts S."""
         return len(self.arcs.backoff_states)
+
+    @cached_property
+    def largest_gain(self) -> float:
+        """The largest logarithm of a token in any context: 0 at most, but for n-grams that do not sum to one."""
+        arcs = self.arcs
+        owners = torch.arange(self.states, device=arcs.tokens.device).repeat_interleave(arcs.starts.diff())
+        own = torch.full((self.states,), -torch.inf, device=arcs.tokens.device)
+        own = own.scatter_reduce(0, owners, arcs.log_probs, "amax")
+        found = own
+        for _ in range(arcs.levels):
+            found = torch.maximum(own, arcs.backoff_log_probs + found[arcs.backoff_states])
+        return float(found.max())
 
     def __len__(self) -> int:
         """The number of arcs A."""
@@ -153,9 +163,7 @@ class Ngram:
         return self.copies[str(device)]
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """The n-gram as int32 and float32 tensors by name, for safetensors; in the compact form if read from that."""
-        if self.compact is not None:
-            return dict(self.compact)
+        """The n-gram as int32 and float32 tensors by name, for safetensors."""
         arcs = self.arcs
         found = {
             "arc_tokens": arcs.tokens.int(),
@@ -171,11 +179,7 @@ class Ngram:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Ngram:
-        """The n-gram of `to_tensors`, or of a compact form. Raises DataError for tensors that are no n-gram."""
-        if is_compact(tensors):
-            ngram = cls.from_tensors(expand(tensors))
-            ngram.compact = dict(tensors)
-            return ngram
+        """The n-gram of `to_tensors`. Raises DataError for tensors that are no n-gram."""
         fault = form_fault(tensors) or content_fault(tensors)
         if fault:
             raise DataError(f"The n-gram is damaged: {fault}. Fetch it or build it again.")

@@ -34,11 +34,6 @@ Bytes = npt.NDArray[np.uint8]
 Integers = npt.NDArray[np.int64]
 
 
-def is_compact(tensors: Mapping[str, Tensor]) -> bool:
-    """True for the tensors of a compact n-gram."""
-    return any(name.startswith(PREFIX) for name in tensors)
-
-
 def compact(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The compact form of an n-gram's tensors, with logarithms rounded.
 

@@ -7,7 +7,7 @@ parameters, so that a weaker adapter is an adapter like any other.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -89,9 +89,10 @@ def choose_strength(
 ) -> Retention:
     """The strength with the fewest errors on the domain that costs general speech no more than kappa points.
 
-    The adapter has its parameters and no words; afterwards it has the parameters of what was chosen. Without recordings
-    of the domain the strongest is taken, and no earlier step is tried. Where nothing else will do, it is no change at
-    all. Each earlier step is heard at `EARLY_SCALES` at most.
+    The adapter has its parameters and no words; afterwards it has the parameters of what was chosen. Without
+    recordings of the domain the strongest is taken (of words at one scale, those with the fewest errors on general
+    speech), and no earlier step is tried. Where nothing else will do, it is no change at all. Each earlier step is
+    heard at `EARLY_SCALES` at most.
 
     mixes: shares of the general prior that the words are mixed with where they are too much for general speech; only
     words that come with a prior are.
@@ -101,7 +102,7 @@ def choose_strength(
     assert base is not None, "there always is general speech"
     allowed = base.errors + kappa / 100 * base.reference_length
     found: list[Strength] = []
-    whole = search.measure(1.0, 1.0)
+    whole = search.with_domain(search.measure(1.0, 1.0))
     if whole.general.errors <= allowed:
         found.append(whole)
     else:
@@ -140,6 +141,7 @@ class Search:
         self.scales = SCALES if self.has_scale else (1.0,)
         self.earlier = {own.step: own.tensors for own in sorted(earlier, key=lambda own: -own.step)}
         self.tried: list[int] = []
+        self.measured: dict[tuple[float, float, int | None, float | None], Strength] = {}
         self.heard: dict[str, list[Heard]] = {}
         self.at: tuple[float, int | None] = (1.0, None)
 
@@ -183,13 +185,22 @@ class Search:
         return self.part.weighted(self.part.prior.weight, self.part.prior.token_bonus, prior_share=mix)
 
     def measure(self, scale: float, share: float, step: int | None = None, mix: float | None = None) -> Strength:
-        """Errors on both sets at one strength."""
-        self.act(scale, step)
-        part = self.words(share, mix)
-        general = self.count("general", part)
-        assert general is not None
-        domain = self.count("domain", part)
-        return Strength(scale=scale, share=share, part=part, general=general, domain=domain, step=step, mix=mix)
+        """Errors on general speech at one strength, which are counted once."""
+        key = (scale, share, step, mix)
+        if key not in self.measured:
+            self.act(scale, step)
+            part = self.words(share, mix)
+            general = self.count("general", part)
+            assert general is not None
+            self.measured[key] = Strength(
+                scale=scale, share=share, part=part, general=general, domain=None, step=step, mix=mix
+            )
+        return self.measured[key]
+
+    def with_domain(self, strength: Strength) -> Strength:
+        """The strength with its errors on the domain, too."""
+        self.act(strength.scale, strength.step)
+        return replace(strength, domain=self.count("domain", strength.part))
 
     def within(self, allowed: float) -> Iterator[Strength]:
         """The strengths of each scale with which general speech has no more errors than allowed."""
@@ -226,21 +237,21 @@ class Search:
     def within_words(self, allowed: float, scale: float, step: int | None = None) -> list[Strength]:
         """The strongest words of a scale, and none, as far as general speech has no more errors than allowed.
 
-        Where the whole words are too much, they are mixed with the general prior, too.
+        Where the whole words are too much, they are mixed with the general prior, too. Among the words, those with the
+        fewest errors on general speech come first; none come last.
         """
-        self.act(scale, step)
-        own: list[Strength] = []
-        for share in (*(SHARES if self.part is not None else ()), 0.0):  # words may help general speech, too
-            general = self.count("general", weaken(self.part, share))
-            assert general is not None
-            if general.errors <= allowed and (share == 0.0 or not own):
-                own.append(self.measure(scale, share, step))
-        for mix in () if any(each.share == 1.0 for each in own) else self.mixes:
-            general = self.count("general", self.words(1.0, mix))
-            assert general is not None
-            if general.errors <= allowed:
-                own.append(self.measure(scale, 1.0, step, mix))
-        return own
+        fits: list[Strength] = []
+        for share in SHARES if self.part is not None else ():
+            if (found := self.measure(scale, share, step)).general.errors <= allowed:
+                fits.append(found)
+                break
+        if not any(each.share == 1.0 for each in fits):
+            mixed = [self.measure(scale, 1.0, step, mix) for mix in self.mixes]
+            fits = [*fits, *(each for each in mixed if each.general.errors <= allowed)]
+        fits.sort(key=lambda each: each.general.errors)
+        if (without := self.measure(scale, 0.0, step)).general.errors <= allowed:  # words may help general speech, too
+            fits.append(without)
+        return [self.with_domain(each) for each in fits]
 
 
 def weaken(part: WordPart | None, share: float) -> WordPart | None:

@@ -40,7 +40,14 @@ from overtone.training.run_folder import (
     make_loggers,
     process_rank,
 )
-from overtone.training.summary import conclude, describe_early_end, introduce, log_search_metrics, make_card
+from overtone.training.summary import (
+    conclude,
+    describe_early_end,
+    introduce,
+    log_search_metrics,
+    make_card,
+    was_cut_off,
+)
 from overtone.training.trainer import trainer_options
 from overtone.training.validation import ValidationCounts, add_words
 from overtone.training.weights import WeightsStore, check_finite, remove
@@ -86,6 +93,7 @@ def fit(run: Run, processes: RowProcesses | None = None) -> TrainingResult:
                 ckpt_path=run.checkpoint,
                 weights_only=True,
             )
+            cut_off = was_cut_off(trainer, pruned=callback.pruned)
             if early_end := describe_early_end(plan.experiment, trainer, pruned=callback.pruned):
                 run.reporter.say(early_end)
             if loaders and callback.validated_step != trainer.global_step:
@@ -103,7 +111,7 @@ def fit(run: Run, processes: RowProcesses | None = None) -> TrainingResult:
                 remove(folder.checkpoint)
             if run.adapter is not None and run.general and not callback.pruned:
                 note_general(run, weights)
-    result = conclude(run, weights, callback.progress, trainer.global_step, early_end)
+    result = conclude(run, weights, callback.progress, trainer.global_step, ended_early=early_end, cut_off=cut_off)
     if leads:
         log_search_metrics(run, result, trainer.loggers)
     return result

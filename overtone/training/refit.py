@@ -21,8 +21,8 @@ from overtone.training.console import Reporter
 from overtone.training.data import SpeechSet, training_set
 from overtone.training.model import make_word_part
 from overtone.training.plan import TrainingPlan
-from overtone.training.run import TrainingResult
-from overtone.training.run_folder import process_rank
+from overtone.training.run import REFIT_STEP, TrainingResult, read_state
+from overtone.training.run_folder import plan_folder, process_rank
 from overtone.training.summary import write_result
 from overtone.training.trainer import Machine
 from overtone.training.weights import remove
@@ -84,18 +84,20 @@ def refit(
 ) -> TrainingResult:
     """Train anew after the first training, and return the result of both. train: carries out a plan.
 
-    A training that ended early, and may go on, has none yet. Raises as `train`.
+    A training that its time limit or a search ended has none: early stopping alone ends one that has. Raises as
+    `train`.
     """
-    early = first.ended_early is not None and not plan.experiment.create_early_stopping_callback
-    if early or plan.adapter is None:
-        reporter.say("No refit: the training ended early.")
+    if first.was_cut_off or plan.adapter is None:
+        reporter.say("No refit: the training was cut off before its end, and may go on.")
         return keep(first)
-    folder = first.folder / REFIT
-    if first.is_new and process_rank() == 0:
-        shutil.rmtree(folder, ignore_errors=True)
+    later = plan_refit(plan, first)
+    if process_rank() == 0 and (first.is_new or not is_of(later, first.best_step)):
+        shutil.rmtree(first.folder / REFIT, ignore_errors=True)
+    if limit := time_limit(plan):
+        reporter.say(f"The refit has no time limit of its own: {limit} was that of the first training.")
     if isinstance(plan.base, AsrModel):
         plan.base.adapters.remove(plan.adapter.name)
-    second = train(plan_refit(plan, first))
+    second = train(later)
     if plan.delete_checkpoint and first.checkpoint is not None:
         remove(first.checkpoint)
     return keep(
@@ -112,6 +114,19 @@ def refit(
     )
 
 
+def is_of(plan: TrainingPlan, step: int) -> bool:
+    """A refit's checkpoint, if there is one, is of a training of so many steps. Raises CheckpointError."""
+    checkpoint = plan_folder(plan.experiment, default_name=plan.name).checkpoint
+    return not checkpoint.is_file() or bool(read_state(checkpoint)["identity"].get(REFIT_STEP) == step)
+
+
+def time_limit(plan: TrainingPlan) -> str | None:
+    """The setting that limits the time of the first training."""
+    if plan.experiment.max_time_per_run is not None:
+        return "exp_manager.max_time_per_run"
+    return None if plan.trainer.max_time is None else "trainer.max_time"
+
+
 def keep(result: TrainingResult) -> TrainingResult:
     """Write the result that stands at the end of both trainings, and return it."""
     if process_rank() == 0:
@@ -120,12 +135,16 @@ def keep(result: TrainingResult) -> TrainingResult:
 
 
 def plan_refit(plan: TrainingPlan, first: TrainingResult) -> TrainingPlan:
-    """Plan the second training: as many steps as were best, of the same schedule, rate and seed, without validation."""
+    """Plan the second training: as many steps as were best, of the same rate and seed, without validation.
+
+    The schedule is that of so many steps: it rises and falls within them. Nothing prunes a refit.
+    """
     experiment = plan.experiment
     return replace(
         plan,
         refit=False,
         refit_of=refit_facts(first),
+        prune=None,
         optimiser=replace(plan.optimiser, lr=first.card["optimiser"]["learning_rate"]),
         trainer=replace(plan.trainer, max_steps=first.best_step, max_epochs=None, max_time=None),
         experiment=replace(

@@ -28,6 +28,8 @@ MOST_SECONDS = 1800.0
 """Most general speech that the strength is chosen on; of more, an even share."""
 MOST_EARLY = 3
 """Most early steps that are heard."""
+UNCHANGED_RATES = ("base", "prior")
+"""Rates of a card's words that no strength of the adapter changes."""
 
 
 def read_general_speech(paths: Iterable[str]) -> list[Utterance]:
@@ -76,7 +78,7 @@ def keep_general_speech(run: Run, weights: WeightsStore) -> None:
     if found.chosen is not None and found.chosen is not found.whole:
         copy_folder(weights.best_path, weights.whole_path)
         adapter.words = found.chosen.part
-        note_words(adapter)
+        note_words(adapter, found.chosen)
     best = {} if weights.best is None else {"step": weights.best.step}
     adapter.card = {**adapter.card, "retention": {**best, **retention_facts(found)}}
     model.adapters.save(name, weights.best_path, overwrite=True)
@@ -84,13 +86,18 @@ def keep_general_speech(run: Run, weights: WeightsStore) -> None:
         write_nemo_files(run, weights)
 
 
-def note_words(adapter: Adapter) -> None:
-    """Have the card tell the weights that the adapter's words have by now; nothing of words that it has no more."""
+def note_words(adapter: Adapter, strength: Strength) -> None:
+    """Have the card tell weights and rates of the words that the adapter has by now; nothing of those it has no more.
+
+    The words were chosen on the utterances that the strength was. A rate that was not counted again is left out.
+    """
     words = adapter.card.get("words", {})
     card = {key: own for key, own in adapter.card.items() if key != "words"}
     if adapter.words is not None:
         described = {key: own for key, own in words.items() if key != "prior_share"}
-        card["words"] = {**described, **adapter.words.describe()}
+        together = None if strength.domain is None else strength.domain.rate
+        rates = {key: rate for key, rate in words.get("wer", {}).items() if key in UNCHANGED_RATES}
+        card["words"] = {**described, **adapter.words.describe(), "wer": {**rates, "together": together}}
     adapter.card = card
 
 

@@ -26,6 +26,8 @@ from overtone.training.trainer import Machine, RunLength, base_dtype, lightning_
 
 MACHINE = "machine"
 """The key of what may differ between the parts of a run, at the price of its last digits."""
+REFIT_STEP = "refit_step"
+"""The key of the best step that a refit makes again; None for other trainings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +103,7 @@ class Run:
             "seed": self.plan.seed,
             "inner_losses": [list(share) for share in self.inner_losses.items()],
             "prefix_cache": None if self.prefix is None else self.prefix.identity(),
+            REFIT_STEP: None if self.plan.refit_of is None else self.plan.refit_of.get("step"),
             MACHINE: {"threads": torch.get_num_threads(), "row_processes": self.machine.row_processes},
         }
 
@@ -223,6 +226,8 @@ class TrainingResult:
     best_step: int
     ended_early: str | None
     """The reason why the steps ended before the last one; None where they did not."""
+    was_cut_off: bool
+    """Something other than its validations ended it early: a time limit, a search, a callback."""
     is_new: bool
     """It did not go on from a checkpoint."""
     wer_before: float | None

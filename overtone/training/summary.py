@@ -136,6 +136,14 @@ def describe_early_end(settings: ExperimentSettings, trainer: Trainer, *, pruned
     return f"Ended early, at step {trainer.global_step} of {trainer.max_steps}: {why}."
 
 
+def was_cut_off(trainer: Trainer, *, pruned: bool) -> bool:
+    """The steps were ended by something other than their number and early stopping."""
+    if not trainer.should_stop or trainer.global_step >= trainer.max_steps:
+        return False
+    stopping = trainer.early_stopping_callback
+    return pruned or stopping is None or stopping.stopping_reason.name == "NOT_STOPPED"
+
+
 def make_card(run: Run, step: int, metrics: Mapping[str, float], progress: Progress) -> dict[str, Any]:
     """Describe where the weights come from and what they reached, as plain data.
 
@@ -199,6 +207,8 @@ def write_result(result: TrainingResult) -> None:
         "wer_after": result.wer_after,
         "wer_last": result.wer_last,
         **later_parts(result.card),
+        # the rates above are of the adapter before the refit, and none of them of `best`
+        **({"refit": result.card["refit"]} if "refit" in result.card else {}),
     }
     with explain_write_errors(result.folder):
         (result.folder / RESULT_FILE).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
@@ -244,7 +254,13 @@ def flatten(node: Any, path: str = "") -> list[tuple[str, Any]]:
 
 
 def conclude(
-    run: Run, weights: WeightsStore, progress: Progress, steps: int, ended_early: str | None = None
+    run: Run,
+    weights: WeightsStore,
+    progress: Progress,
+    steps: int,
+    *,
+    ended_early: str | None = None,
+    cut_off: bool = False,
 ) -> TrainingResult:
     """Make the result of a training of so many steps, and print the last lines."""
     best = weights.best
@@ -261,6 +277,7 @@ def conclude(
         steps=steps,
         best_step=best.step if best is not None else steps,
         ended_early=ended_early,
+        was_cut_off=cut_off,
         is_new=run.state is None,
         wer_before=progress.wer_before,
         wer_after=metrics.get("val_wer"),

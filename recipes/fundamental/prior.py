@@ -7,21 +7,25 @@ from __future__ import annotations
 
 import argparse
 import random
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 import torch
+from safetensors.torch import load, save
+from torch import Tensor
 
 from books import sentences
 from grammar import load_grammar
 from held_out import load_held_out
 from overtone.adapters.word_text import make_words
+from overtone.adapters.words import NGRAM, WordPart
 from overtone.audio.load import load_audio
 from overtone.checkpoints.load import load_model
 from overtone.decoding.ngram import Ngram
-from overtone.decoding.ngram_compact import compact
+from overtone.decoding.ngram_compact import compact, expand
 from overtone.decoding.ngram_counts import build_ngram
 from overtone.inference.word_weights import Heard, choose_weights
 from overtone.models.asr_model import AsrModel
@@ -88,6 +92,14 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def compact_file(part: WordPart, rows: Mapping[str, Tensor]) -> bytes:
+    """The file of a word part, with the rows of the compact form, [N] each, in the place of its n-gram's."""
+    plain = load(part.to_bytes())
+    tensors = {name: tensor for name, tensor in plain.items() if not name.startswith(NGRAM)}
+    tensors |= {f"{NGRAM}{name}": tensor for name, tensor in rows.items()}
+    return save(tensors, metadata={"tokenizer_digest": part.tokenizer_digest})
+
+
 def main() -> None:
     arguments = parse_arguments()
     model = load_model(arguments.model)
@@ -95,7 +107,8 @@ def main() -> None:
     ngram = build_ngram(
         sequences, vocabulary_size=model.tokenizer.size, order=ORDER, smoothing="kneser-ney", largest=LARGEST
     )
-    ngram = Ngram.from_tensors(compact(ngram.to_tensors()))
+    rows = compact(ngram.to_tensors())
+    ngram = Ngram.from_tensors(expand(rows))  # its logarithms rounded, as they will be read
     part = make_words(model.tokenizer, ngram=ngram, weight=WEIGHT, token_bonus=TOKEN_BONUS)
     part = replace(part, beam=BEAM)
     if arguments.choose:
@@ -104,7 +117,7 @@ def main() -> None:
             raise SystemExit("no weights make fewer errors on the validation part than none")
         print(f"validation: {chosen.without.rate:.1%} without, {chosen.best.rate:.1%} with")
         part = chosen.part
-    content = part.to_bytes()
+    content = compact_file(part, rows)
     arguments.output.write_bytes(content)
     print(f"{len(ngram)} n-grams, {len(content) / 1e6:.2f} MB, weight {part.weight}, token bonus {part.token_bonus}")
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load, save
 
 from overtone.adapters import words as words_module
 from overtone.adapters.prior import FILE, PRIOR, Prior, find_prior, read_prior
@@ -114,6 +116,10 @@ def test_a_mixed_part_is_searched_as_widely_as_the_prior_was_tuned(prior: Prior)
     assert DecodingOptions(words=narrow.for_decoding(small_model().tokenizer)).settings == BeamSettings()
     with pytest.raises(AdapterError, match="beam of 65 must lie between 0 and 64"):
         replace(narrow, beam=65)
+    for damaged in (torch.tensor([math.inf]), torch.tensor([3, 4], dtype=torch.int32), torch.tensor([3.7])):
+        content = save({**load(wide.to_bytes()), "beam": damaged}, metadata={"tokenizer_digest": wide.tokenizer_digest})
+        with pytest.raises(AdapterError, match="words is damaged: its beam is"):
+            WordPart.from_bytes(content, tokenizer_digest=wide.tokenizer_digest, place="words")
 
 
 def test_the_bytes_of_a_mixed_part_are_the_same_each_time(prior: Prior) -> None:

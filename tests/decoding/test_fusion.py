@@ -37,25 +37,54 @@ def log_probs_of(seed: int, rows: int, frames: int, symbols: int, sharpness: flo
     return (sharpness * torch.randn(rows, frames, symbols, generator=generator)).log_softmax(-1)
 
 
-@pytest.mark.parametrize("boosted", [False, True])
+def raised(ngram: Ngram, by: float) -> Ngram:
+    """An n-gram that does not sum to one: its longer contexts give more to what they have not seen."""
+    tensors = ngram.to_tensors()
+    tensors["backoff_log_probs"] = tensors["backoff_log_probs"].clone()
+    tensors["backoff_log_probs"][1:] += by
+    return Ngram.from_tensors(tensors)
+
+
+def found_with_slack(
+    slack: float, rows: list[Words], log_probs: torch.Tensor, chosen: BeamSettings
+) -> list[list[tuple[list[int], float, float]]]:
+    """Readings with their scores and ranks. slack: infinite where every word is to be looked up."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ctc_search, "SLACK", slack)
+        search = CtcSearch(rows, LETTERS.size, chosen, CPU)
+        search.push(log_probs, torch.tensor([log_probs.size(1)] * len(rows)))
+        answer = search.best(chosen.width)
+    return [[(path.ids.tolist(), path.score, rank) for path, rank in row] for row in answer]
+
+
+@pytest.mark.parametrize("by", [0.0, 3.0])
+@pytest.mark.parametrize("weight", [0.8, 5.0])
 @pytest.mark.parametrize("floor", [3.0, 20.0])
 @given(seed=st.integers(0, 10_000), width=st.integers(1, 6), bonus=st.sampled_from([-1.0, 0.0, 3.0]))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_words_that_are_not_looked_up_would_change_nothing(
-    boosted: bool, floor: float, seed: int, width: int, bonus: float
+    by: float, weight: float, floor: float, seed: int, width: int, bonus: float
 ) -> None:
-    boosts = (BoostTree([Boost(phrases=("cab",), boost=8.0)], LETTERS),) if boosted else ()
-    rows = [Words(ngrams=((ngram_of(["cab a", "bat"]), 0.8),), boosts=boosts, token_bonus=bonus), NO_WORDS]
-    log_probs = log_probs_of(seed, 2, 25, LETTERS.size + 1)
-    found = []
-    for slack in (1.0, math.inf):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(ctc_search, "SLACK", slack)
-            search = CtcSearch(rows, LETTERS.size, BeamSettings(width=width, score_floor=floor), CPU)
-            search.push(log_probs, torch.tensor([25, 20]))
-            answer = search.best(width)
-        found.append([[(path.ids.tolist(), path.score, rank) for path, rank in row] for row in answer])
-    assert found[0] == found[1]
+    rows = [Words(ngrams=((raised(ngram_of(["cab a", "bat"]), by), weight),), token_bonus=bonus), NO_WORDS]
+    log_probs, chosen = log_probs_of(seed, 2, 25, LETTERS.size + 1), BeamSettings(width=width, score_floor=floor)
+    one, every = (found_with_slack(slack, rows, log_probs, chosen) for slack in (ctc_search.SLACK, math.inf))
+    assert one == every
+
+
+def test_a_phrase_that_gains_more_than_its_largest_token_is_looked_up() -> None:
+    """The end of a word ends two phrases at once."""
+    ids = LETTERS.encode("cab at")
+    log_probs = torch.full((1, 2 * len(ids) + 4, LETTERS.size + 1), -12.0)
+    log_probs[..., -1] = -0.001
+    for place, token in enumerate(ids):
+        log_probs[0, 2 * place, -1], log_probs[0, 2 * place, token] = -7.0, -0.01
+    log_probs[0, 2 * len(ids), LETTERS.encode(" a")[0]] = -4.5
+    log_probs[0, 2 * len(ids) + 2, LETTERS.encode("c")[0]], log_probs[0, 2 * len(ids) + 2, -1] = -0.01, -5.0
+    rows = [Words(boosts=(BoostTree([Boost(phrases=("cab at", "at"), boost=50.0)], LETTERS),))]
+    one, every = (
+        found_with_slack(slack, rows, log_probs, BeamSettings(width=1)) for slack in (ctc_search.SLACK, math.inf)
+    )
+    assert one == every
 
 
 @pytest.mark.parametrize("merge", ["max", "sum"])

@@ -39,9 +39,9 @@ def test_states_are_found_again(texts: list[list[int]], order: int, largest: int
 
 def test_what_was_compact_is_written_so() -> None:
     form = compact(sample())
-    ngram = Ngram.from_tensors(form)
-    assert all(torch.equal(ngram.to_tensors()[name], tensor) for name, tensor in form.items())
-    assert ngram.to("cpu") is ngram
+    ngram = Ngram.from_tensors(expand(form))
+    again = compact(ngram.to_tensors())
+    assert all(torch.equal(again[name], tensor) for name, tensor in form.items())
     plain = Ngram.from_tensors(sample())
     assert ngram.sentence_log_prob([0, 1, 2, 3]) == pytest.approx(plain.sentence_log_prob([0, 1, 2, 3]), abs=0.2)
 
@@ -60,7 +60,7 @@ def test_damage_is_told(name: str) -> None:
         {key: tensor for key, tensor in form.items() if key != f"compact_{name}"},
     ):
         with pytest.raises(DataError, match=r"damaged: .*Fetch it or build it again"):
-            Ngram.from_tensors(damaged)
+            expand(damaged)
 
 
 @pytest.mark.parametrize("place", range(4))
@@ -71,4 +71,9 @@ def test_wrong_numbers_are_told(place: int, value: int) -> None:
         return
     form["head"][place] = value
     with pytest.raises(DataError, match="damaged"):
-        Ngram.from_tensors(form)
+        Ngram.from_tensors(expand(form))
+
+
+def test_files_of_adapters_have_no_compact_form() -> None:
+    with pytest.raises(DataError, match=r"missing or left over: .*compact_tokens"):
+        Ngram.from_tensors(compact(sample()))

@@ -9,9 +9,9 @@ from overtone.adapters.prior import Prior
 from overtone.adapters.word_text import make_words
 from overtone.adapters.words import WordPart
 from overtone.decoding.ngram_counts import build_ngram
-from overtone.inference.retention import choose_strength
+from overtone.inference.retention import Strength, choose_strength
 from overtone.models.asr_model import AsrModel
-from overtone.training.retention import describe_retention, retention_facts
+from overtone.training.retention import describe_retention, note_words, retention_facts
 from overtone.wer import ErrorCounts
 from support.small_models import add_trained, small_model
 
@@ -47,3 +47,63 @@ def test_words_are_mixed_with_the_general_prior_where_they_do_the_damage(
         assert found.chosen.part is not None
         assert (found.chosen.part.weight, found.chosen.part.token_bonus) == (0.5, 1.5), "the prior's own weights"
         assert "the words with 90% of the general prior" in describe_retention(found)
+
+
+def test_a_mix_is_taken_without_recordings_of_the_domain_and_nothing_is_counted_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """General speech bears no share of the words, but both mixes: the gentler one is taken, and not no words."""
+    model = small_model()
+    add_trained(model, "mine", LoraAdapter(rank=2))
+    adapter, tokenizer = model.adapters["mine"], model.tokenizer
+    ngram = build_ngram([tokenizer.encode("ab cd")], vocabulary_size=tokenizer.size, order=3)
+    prior = Prior(tokenizer_digest=tokenizer.digest(), digest="sha256:", ngram=ngram, weight=0.5, token_bonus=1.5)
+    part = make_words(tokenizer, sequences=[tokenizer.encode("xx yy")], prior=prior, prior_share=0.0, weight=8.0)
+    last = next(name for name in adapter.tensors() if name.endswith("up.weight"))
+    counted: list[tuple[object, ...]] = []
+
+    def count(model: AsrModel, heard: list[str | None], words: WordPart | None, **_: object) -> ErrorCounts:
+        weights = None if words is None else (words.weight, words.prior_share)
+        counted.append((*heard, float(adapter.tensors()[last].norm()), weights))
+        errors = 5 if words is None else {0.0: 40, 0.5: 10, 0.9: 9}[words.prior_share]
+        return ErrorCounts(substitutions=errors if heard[0] is not None else 10, hits=100)
+
+    monkeypatch.setattr("overtone.inference.retention.count_errors", count)
+
+    def general(choice: str | None) -> list[str | None]:
+        return [choice]
+
+    found = choose_strength(
+        model,
+        adapter,
+        part,
+        general=general,  # type: ignore[arg-type]
+        domain=None,
+        kappa=0.0,
+        mixes=(0.5, 0.9),
+    )
+    assert found.chosen is not None
+    assert (found.chosen.scale, found.chosen.mix, found.chosen.general.errors) == (1.0, 0.9, 9)
+    assert found.chosen.part is not None
+    assert len(counted) == len(set(counted))
+
+
+@pytest.mark.parametrize("errors", [3, None])
+def test_the_card_tells_the_words_that_are_left(errors: int | None) -> None:
+    """Weights and rates are of those words: what was counted with the words before is gone."""
+    model = small_model()
+    add_trained(model, "mine", LoraAdapter(rank=2))
+    adapter, tokenizer = model.adapters["mine"], model.tokenizer
+    part = make_words(tokenizer, sequences=[tokenizer.encode("xx yy")], weight=0.8)
+    before = {"base": 0.6, "words": 0.45, "adapter": 0.4, "together": 0.5, "prior": 0.55}
+    domain = None if errors is None else ErrorCounts(substitutions=errors, hits=10 - errors)
+    strength = Strength(scale=1.0, share=0.5, part=part, general=ErrorCounts(), domain=domain)
+    adapter.card = {"steps": 6, "words": {**part.describe(), "utterances": 4, "wer": before}}
+    adapter.words = part.weakened(0.5)
+    note_words(adapter, strength)
+    assert adapter.card["words"]["weight"] == pytest.approx(0.4)
+    assert adapter.card["words"]["utterances"] == 4
+    assert adapter.card["words"]["wer"] == {"base": 0.6, "prior": 0.55, "together": None if errors is None else 0.3}
+    adapter.words = None
+    note_words(adapter, strength)
+    assert adapter.card == {"steps": 6}

@@ -6,9 +6,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
+from lightning.pytorch.callbacks import timer
 
 from overtone.adapters.words import WordPart
 from overtone.checkpoints.load import save_model
@@ -16,12 +19,14 @@ from overtone.errors import ConfigError, DataError
 from overtone.inference.word_weights import Heard, WordsChoice
 from overtone.models.asr_model import AsrModel
 from overtone.training import validation
+from overtone.training.callback import TrainingCallback
 from overtone.training.console import Reporter
 from overtone.training.data import read_training_set
 from overtone.training.model import make_word_part
 from overtone.training.plan import plan_training
 from overtone.training.run import TrainingResult
 from overtone.training.train import run_plan, run_training
+from overtone.training.weights import WeightsStore
 from overtone.wer import ErrorCounts
 from support.small_models import small_model
 from support.train_samples import kill_at_step, same_adapters, settings_for, write_corpus
@@ -86,7 +91,9 @@ def test_the_card_says_what_errors_are_of(whole: tuple[Path, TrainingResult]) ->
     assert card["data"]["utterances"] == 15
     assert card["refit"]["wer_after"] == before["wer_after"]
     assert card["refit"]["validation"] == before["validation"][0]
-    assert json.loads((folder / "run/result.json").read_text())["best"] == str(result.best)
+    written = json.loads((folder / "run/result.json").read_text())
+    assert written["best"] == str(result.best)
+    assert written["refit"] == card["refit"], "the rates beside it are of another adapter"
 
 
 @pytest.mark.parametrize("chosen", [{"weight": 0.3, "token_bonus": 1.0}, None])
@@ -152,6 +159,72 @@ def test_a_new_training_leaves_nothing_of_an_older_refit(tmp_path: Path) -> None
     stale.mkdir(parents=True)
     (stale / "ASR-Adapter-last.ckpt").write_text("of another training")
     assert train(tmp_path, "model.refit=true").best.is_dir()
+
+
+@pytest.mark.parametrize("ended_by", ["time", "search"])
+def test_a_training_that_was_cut_off_is_not_refitted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended_by: str
+) -> None:
+    """Also where early stopping might have ended it, and did not."""
+    clock = 0.0
+    begin = TrainingCallback.on_train_batch_start
+
+    def tick(self: TrainingCallback, *arguments: Any) -> None:
+        nonlocal clock
+        clock += 1.0
+        begin(self, *arguments)
+
+    monkeypatch.setattr(TrainingCallback, "on_train_batch_start", tick)
+    monkeypatch.setattr(timer, "time", SimpleNamespace(monotonic=lambda: clock))
+    early = ("model.refit=true", "exp_manager.create_early_stopping_callback=true")
+    limit = ["exp_manager.max_time_per_run=00:00:00:03"] if ended_by == "time" else []
+    settings = settings_for(tmp_path, *OPTIONS, *early, *limit)
+    prune = (lambda validation: True) if ended_by == "search" else None
+    result = run_training(settings, model=small_model(), reporter=QUIET, prune=prune)
+    assert result.was_cut_off
+    assert result.steps == 3
+    assert result.best == tmp_path / "run/checkpoints/mine-best"
+    assert not (tmp_path / "run/refit").exists()
+    assert "No refit: the training was cut off" in (tmp_path / "run/log.txt").read_text()
+    assert "refit" not in json.loads((tmp_path / "run/result.json").read_text())
+
+
+def test_early_stopping_is_followed_by_a_refit(tmp_path: Path) -> None:
+    stopping = "exp_manager.early_stopping_callback_params"
+    result = train(
+        tmp_path,
+        "model.refit=true",
+        "trainer.max_steps=50",
+        "trainer.val_check_interval=1",
+        "exp_manager.create_early_stopping_callback=true",
+        f"{stopping}.monitor=val_wer",
+        f"{stopping}.min_delta=1.0",
+        f"{stopping}.patience=2",
+        "exp_manager.max_time_per_run=01:00:00:00",
+    )
+    assert not result.was_cut_off
+    assert result.best == tmp_path / "run/refit/checkpoints/mine-best"
+    said = (tmp_path / "run/log.txt").read_text()
+    assert (
+        "The refit has no time limit of its own: exp_manager.max_time_per_run was that of the first training." in said
+    )
+
+
+def test_a_resumed_training_with_another_best_step_is_refitted_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Given more steps, the first training finds a better one: the refit is as if there had been none before."""
+
+    def rank(self: WeightsStore, metrics: object) -> tuple[float, float]:
+        """Each validated step is better than the best so far."""
+        return (0.0 if self.best is not None and metrics is self.best.metrics else -1.0), 0.0
+
+    monkeypatch.setattr(WeightsStore, "rank", rank)
+    more = ("model.refit=true", "trainer.max_steps=9")
+    assert train(tmp_path / "parts", "model.refit=true").best_step == 6
+    again, whole = train(tmp_path / "parts", *more), train(tmp_path / "whole", *more)
+    assert again.best_step == whole.best_step == 9
+    assert same_adapters(again.best, whole.best)
 
 
 def test_what_cannot_be_learnt_is_found_before_the_work_begins(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from overtone.search.processes import read_result
 from overtone.search.trials import TrialResult
 from overtone.serving.openai.endpoints import training_of
 from overtone.training.console import Reporter
-from overtone.training.retention import note_words, retention_facts
+from overtone.training.retention import retention_facts
 from overtone.training.train import run_training
 from overtone.training.weights import WeightsStore
 from support.own_kind import ScaleAdapter
@@ -132,21 +132,6 @@ def test_words_are_weakened_where_they_do_the_damage() -> None:
     assert found.chosen.share < 1.0
     if found.chosen.part is not None:
         assert found.chosen.part.weight == pytest.approx(8.0 * found.chosen.share)
-
-
-def test_the_card_tells_the_words_that_are_left() -> None:
-    model = small_model()
-    add_trained(model, "mine", LoraAdapter(rank=2))
-    adapter, tokenizer = model.adapters["mine"], model.tokenizer
-    part = make_words(tokenizer, sequences=[tokenizer.encode("xx yy")], weight=0.8)
-    adapter.card = {"steps": 6, "words": {**part.describe(), "wer": {"together": 0.5}}}
-    adapter.words = part.weakened(0.5)
-    note_words(adapter)
-    assert adapter.card["words"]["weight"] == pytest.approx(0.4)
-    assert adapter.card["words"]["wer"] == {"together": 0.5}
-    adapter.words = None
-    note_words(adapter)
-    assert adapter.card == {"steps": 6}
 
 
 def test_words_may_make_good_what_the_acoustic_part_breaks() -> None:
