@@ -59,7 +59,7 @@ class KnownReplicas:
     metadata: Any = None
     """Serve's description of a request of this deployment; others are made from it."""
     ways: dict[int, Way] = field(default_factory=dict)
-    """Of the routed calls whose answer is awaited, by the `id` of their first argument."""
+    """Ways of the routed calls whose answer is awaited, by the `id` of their first argument."""
 
     def states(self) -> dict[str, ReplicaState]:
         """Latest word of each running replica that has given one."""

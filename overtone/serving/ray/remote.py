@@ -10,7 +10,6 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Self
 
-import grpc
 import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
@@ -26,6 +25,7 @@ from overtone.serving.ray.known import DIRECT, HAS_DIRECT, KnownReplicas, Way, i
 from overtone.serving.ray.messages import FAILED, Failure, Fronts, Job, Opened, ReplicaState
 from overtone.serving.recognition.offline import Recognition
 from overtone.serving.recognition.request import Call, RecognitionRequest
+from overtone.serving.riva.errors import LOST_CODES, is_lost
 from overtone.serving.streaming.stream import Event, StreamSettings
 
 LOG = logging.getLogger("overtone.serving.ray")
@@ -34,9 +34,7 @@ TRIES = 4
 REST = 0.2
 """Seconds before the second try; each later one waits twice as long as the one before."""
 GONE = "The replica that computed this has gone; {then}."
-GONE_CODES = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
-"""Codes of gRPC that say that a replica has gone."""
-GONE_TEXTS = tuple(f"Unexpected error ({code})" for code in GONE_CODES)
+GONE_TEXTS = tuple(f"Unexpected error ({code})" for code in LOST_CODES)
 """Beginnings of Serve's RuntimeError where a replica has gone before it accepted a call."""
 CHANGE_SECONDS = 120.0
 """Time that a replica has for a work of the administration, such as to fetch and load an adapter."""
@@ -314,11 +312,9 @@ def is_gone(error: BaseException) -> bool:
     """
     if isinstance(error, RayTaskError):  # it has the class of its cause as well
         return False
-    if isinstance(error, grpc.aio.AioRpcError):
-        return error.code() in GONE_CODES
     if isinstance(error, RuntimeError):
         return str(error).startswith(GONE_TEXTS)
-    return isinstance(error, RayError | asyncio.CancelledError)
+    return isinstance(error, RayError | asyncio.CancelledError) or is_lost(error)
 
 
 def check_gone(error: BaseException) -> None:

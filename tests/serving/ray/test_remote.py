@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -26,17 +24,12 @@ from ray.serve.handle import DeploymentResponseGenerator
 
 from overtone.errors import UsageError
 from overtone.serving.errors import DeadlineError, WorkerError
-from overtone.serving.ray import front, known, remote
-from overtone.serving.ray.cluster import APPLICATION, ReplicaPlan
-from overtone.serving.ray.front import Sharing
+from overtone.serving.ray import known, remote
 from overtone.serving.ray.known import DIRECT_BYTES, KnownReplicas
 from overtone.serving.ray.messages import FAILED, Fronts, Opened, failure_of
 from overtone.serving.ray.remote import Replicas, StreamElsewhere
-from overtone.serving.ray.replica import FORGOTTEN_SECONDS, Replica
 from overtone.serving.ray.router import AffinityRouter
 from overtone.serving.recognition.request import RecognitionRequest
-from overtone.serving.server import Server
-from overtone.serving.settings import BaseSettings, ServerSettings
 from overtone.serving.streaming.stream import StreamSettings
 
 
@@ -122,120 +115,6 @@ def test_a_fault_of_a_replica_arrives_as_a_word_and_stays_in_its_log(caplog: pyt
     error = failure_of(ZeroDivisionError("of the model")).error()
     assert (type(error), str(error)) == (WorkerError, FAILED)
     assert "of the model" in caplog.text
-
-
-def test_fronts_have_equal_parts_of_quotas_and_one_that_is_silent_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 100.0
-    monkeypatch.setattr("time.monotonic", lambda: now)
-    there = SimpleNamespace(fronts={}, began=now - FORGOTTEN_SECONDS)
-
-    class Asked:
-        async def meet(self, front: str, seconds: float) -> Fronts:
-            return await Replica.meet(there, front)  # type: ignore[arg-type]
-
-    async def counts() -> list[int]:
-        nonlocal now
-        servers = [MagicMock(), MagicMock()]
-        one, other = (Sharing(server, [Asked()]) for server in servers)  # type: ignore[list-item]
-        await one.meet()
-        await other.meet()
-        await one.meet()
-        now += FORGOTTEN_SECONDS
-        await one.meet()
-        return [[call.args[0] for call in server.share.call_args_list] for server in servers]  # type: ignore[return-value]
-
-    assert asyncio.run(counts()) == [[2, 1], [2]]
-
-
-def test_a_new_replica_lowers_the_part_of_a_front_and_does_not_raise_it() -> None:
-    """It has not met all fronts yet."""
-
-    async def counts() -> list[int]:
-        server, replicas = MagicMock(), MagicMock()
-        heard = [(2, True), (1, False), (3, False), (2, False), (0, False), (1, True)]
-        replicas.meet = AsyncMock(side_effect=[Fronts(count=count, settled=settled) for count, settled in heard])
-        sharing = Sharing(server, [replicas])
-        for _ in heard:
-            await sharing.meet()
-        return [call.args[0] for call in server.share.call_args_list]
-
-    assert asyncio.run(counts()) == [2, 3, 1]
-
-
-def test_a_replica_says_while_it_is_new() -> None:
-    there = SimpleNamespace(fronts={}, began=time.monotonic())
-    assert not asyncio.run(Replica.meet(there, "one")).settled  # type: ignore[arg-type]
-    there.began -= FORGOTTEN_SECONDS
-    assert asyncio.run(Replica.meet(there, "one")) == Fronts(count=1, settled=True)  # type: ignore[arg-type]
-
-
-def test_a_front_goes_on_to_meet_the_replicas_after_an_error_until_its_server_ends(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(front, "MEETING_SECONDS", 0.0)
-
-    async def meet() -> bool:
-        again, server, replicas = asyncio.Event(), MagicMock(), MagicMock()
-
-        async def answer(name: str, seconds: float) -> Fronts:
-            if not caplog.records:
-                raise TypeError("of another version")
-            again.set()
-            return Fronts(count=1, settled=True)
-
-        replicas.meet = answer
-        server.background = [asyncio.create_task(Sharing(server, [replicas]).go_on())]
-        await asyncio.wait_for(again.wait(), 60)
-        server.served = []
-        Server.end_background(server)
-        await asyncio.wait(server.background, timeout=60)
-        return server.background[0].cancelled()
-
-    assert asyncio.run(meet())
-    assert "of another version" in caplog.text
-
-
-def test_a_front_keeps_its_part_while_no_replica_answers() -> None:
-    async def meet() -> MagicMock:
-        server, replicas = MagicMock(), MagicMock()
-        replicas.meet = AsyncMock(side_effect=[Fronts(count=3, settled=True), Fronts(count=0, settled=False)])
-        sharing = Sharing(server, [replicas])
-        await sharing.meet()
-        await sharing.meet()
-        return server
-
-    asyncio.run(meet()).share.assert_called_once_with(3)
-
-
-@pytest.mark.parametrize(
-    ("error", "raised"), [(KeyboardInterrupt(), KeyboardInterrupt), (RuntimeError("no room"), UsageError)]
-)
-def test_replicas_that_do_not_start_are_taken_away(
-    monkeypatch: pytest.MonkeyPatch, error: BaseException, raised: type[BaseException]
-) -> None:
-    serve = MagicMock()
-    serve.status.return_value.applications = {}
-    serve.run.side_effect = error
-    monkeypatch.setattr(front, "serve", serve)
-    with pytest.raises(raised), front.deployed(ReplicaPlan(settings=ServerSettings())):
-        pass
-    serve.delete.assert_called_once_with(APPLICATION)
-
-
-def test_where_a_new_base_does_not_start_none_that_runs_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    serve, handle = MagicMock(), MagicMock()
-    serve.status.return_value.applications = {f"{APPLICATION}-old": MagicMock(status="RUNNING")}
-    serve.run.side_effect = RuntimeError("no room")
-    monkeypatch.setattr(front, "serve", serve)
-    monkeypatch.setattr(front, "engine_handle", handle)
-    bases = (BaseSettings(model="", base="new"),)
-    with (
-        pytest.raises(UsageError, match="no room"),
-        front.deployed(ReplicaPlan(settings=ServerSettings(base="old", more=bases))),
-    ):
-        pass
-    assert [call.kwargs["name"] for call in serve.run.call_args_list] == [f"{APPLICATION}-new"]
-    serve.delete.assert_called_once_with(f"{APPLICATION}-new")
 
 
 CALL = MagicMock(adapter="", adapters=(), tenant="", rank=0, audio_seconds=0.0)
@@ -417,24 +296,12 @@ def test_the_administration_says_where_no_replica_did_what_it_asked_for(
         asyncio.run(load())
 
 
-class Sent:
-    """A stream that has been sent to a replica."""
-
-    cancelled = False
-
-    def cancel(self) -> None:
-        self.cancelled = True
-
-    async def __anext__(self) -> Any:
-        await never()
-
-
 @pytest.mark.parametrize("turns", range(4))
 def test_a_client_that_leaves_in_the_turn_in_which_its_stream_is_sent_leaves_none_at_the_replica(turns: int) -> None:
     async def leave() -> bool:
-        room, sent = asyncio.Event(), Sent()
+        room, sent = asyncio.Event(), Unanswered()
 
-        async def assign() -> Sent:
+        async def assign() -> Unanswered:
             await room.wait()
             return sent
 
@@ -527,13 +394,3 @@ def test_a_version_of_ray_without_a_router_in_the_loop_of_the_front_is_said() ->
 
     with pytest.raises(UsageError, match=r"Ray .* has no router .* pip install"):
         asyncio.run(begin())
-
-
-def test_the_log_of_serve_is_as_before_once_a_front_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(front, "cluster", lambda address: nullcontext())
-    monkeypatch.setattr(front, "deployed", lambda plan: nullcontext())
-    monkeypatch.setattr(front, "run_front", AsyncMock(side_effect=UsageError("no port")))
-    monkeypatch.setattr(front.SERVE_LOG, "level", logging.INFO)
-    with pytest.raises(UsageError, match="no port"):
-        front.serve_on_cluster(ReplicaPlan(settings=ServerSettings()))
-    assert front.SERVE_LOG.level == logging.INFO
