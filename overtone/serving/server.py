@@ -186,8 +186,7 @@ class Server:
         """Take nothing new, and finish running requests within `grace` seconds. Returns whether all were finished."""
         ends = time.monotonic() + (self.settings.grace_seconds if grace is None else grace)
         self.requests.closing = True
-        for task in self.background:
-            task.cancel()
+        self.end_background()
         if self.jobs is not None:
             await self.jobs.stop()
         finished = True
@@ -206,8 +205,14 @@ class Server:
             finished = idle and calls_finished and all(drained)
         return finished
 
+    def end_background(self) -> None:
+        """End the tasks that go on until the server stops."""
+        for task in self.background:
+            task.cancel()
+
     def close(self) -> None:
         """End the threads. Waiting rows are answered with an error."""
+        self.end_background()
         close_all(self.served)
 
 

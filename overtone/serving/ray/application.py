@@ -84,6 +84,7 @@ class FrontApp:
         """End what runs."""
         if self.server is not None:
             self.server.requests.closing = True
+            self.server.end_background()
             if self.server.riva is not None:
                 await self.server.riva.stop(self.plan.settings.grace_seconds if self.plan else 0.0)
             self.server.close()

@@ -43,10 +43,12 @@ def serve_on_cluster(
     """
     raise_limit()
     keeps_memory = keep_freed_memory()
-    with one_thread(), cluster(address), deployed(plan):
-        finished = asyncio.run(run_front(plan, started, keeps_memory=keeps_memory))
-        SERVE_LOG.setLevel(logging.CRITICAL)  # its router would report as an error that the front has ended
-    return finished
+    with ExitStack() as ending, one_thread(), cluster(address), deployed(plan):
+        try:
+            return asyncio.run(run_front(plan, started, keeps_memory=keeps_memory))
+        finally:
+            ending.callback(SERVE_LOG.setLevel, SERVE_LOG.level)
+            SERVE_LOG.setLevel(logging.CRITICAL)  # its router would report as an error that the front has ended
 
 
 async def run_front(plan: ReplicaPlan, started: Started, *, keeps_memory: bool) -> bool:
@@ -89,27 +91,35 @@ class Sharing:
         self.fronts = 1
 
     async def meet(self) -> None:
-        """Tell the replicas that this front is there, and take its part. Where none answers, the part stays."""
-        counts = await asyncio.gather(*(replicas.meet(self.name) for replicas in self.bases))
-        fronts = max(counts) or self.fronts
+        """Tell the replicas that this front is there, and take its part. Where none answers, the part stays.
+
+        The part grows only on the word of replicas that are old enough to know all fronts.
+        """
+        heard = await asyncio.gather(*(replicas.meet(self.name, MEETING_SECONDS / 2) for replicas in self.bases))
+        fronts = max(each.count for each in heard)
+        if fronts == 0 or not all(each.settled for each in heard if each.count):
+            fronts = max(fronts, self.fronts)
         if fronts != self.fronts:
             LOG.info("quotas are divided among %d fronts", fronts)
             self.server.share(fronts)
             self.fronts = fronts
 
     async def go_on(self) -> None:
-        """Do it again and again."""
+        """Meet the replicas again and again, whatever goes wrong once."""
         while True:
             await asyncio.sleep(MEETING_SECONDS)
-            await self.meet()
+            try:
+                await self.meet()
+            except Exception:
+                LOG.exception("the quotas could not be divided among the fronts")
 
 
 @contextmanager
 def deployed(plan: ReplicaPlan) -> Iterator[None]:
-    """Run the replicas of a plan, of all its bases. Those of another front are shared and stay: they end with the front
-    that began them.
+    """Run the replicas of a plan, of all its bases.
 
-    Raises UsageError where they do not start.
+    Those of another front are shared and stay: they end with the front that began them. Raises UsageError where they do
+    not start.
     """
     serve.start(proxy_location="Disabled")
     present = serve.status().applications

@@ -86,6 +86,15 @@ class Opened:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Fronts:
+    """Fronts that share quotas, as a replica knows them, or all replicas of a base together."""
+
+    count: int
+    settled: bool
+    """False from a replica that is so young that some fronts may not have met it yet."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReplicaState:
     """Word of a replica about itself, every few seconds, for routing, health and metrics."""
 

@@ -10,19 +10,22 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Self
 
+import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
+from overtone.errors import UsageError
 from overtone.models.asr_model import AsrModel
 from overtone.serving.adapter_store.store import AdapterStore
 from overtone.serving.engine.engine import Samples
 from overtone.serving.engine.stats import EngineState, add_states
 from overtone.serving.errors import DeadlineError, DrainingError, OverloadError, WorkerError
-from overtone.serving.ray.known import DIRECT, HAS_DIRECT, KnownReplicas, is_direct, known_replicas
-from overtone.serving.ray.messages import FAILED, Failure, Job, Opened, ReplicaState
+from overtone.serving.ray.known import DIRECT, HAS_DIRECT, KnownReplicas, Way, is_direct, known_replicas
+from overtone.serving.ray.messages import FAILED, Failure, Fronts, Job, Opened, ReplicaState
 from overtone.serving.recognition.offline import Recognition
 from overtone.serving.recognition.request import Call, RecognitionRequest
+from overtone.serving.riva.errors import LOST_CODES, is_lost
 from overtone.serving.streaming.stream import Event, StreamSettings
 
 LOG = logging.getLogger("overtone.serving.ray")
@@ -31,14 +34,27 @@ TRIES = 4
 REST = 0.2
 """Seconds before the second try; each later one waits twice as long as the one before."""
 GONE = "The replica that computed this has gone; {then}."
+GONE_TEXTS = tuple(f"Unexpected error ({code})" for code in LOST_CODES)
+"""Beginnings of Serve's RuntimeError where a replica has gone before it accepted a call."""
+CHANGE_SECONDS = 120.0
+"""Time that a replica has for a work of the administration, such as to fetch and load an adapter."""
 
 
 class Replicas:
     """Replicas of one base, behind one handle of Serve. Belongs to one event loop."""
 
     def __init__(self, handle: DeploymentHandle[Any], *, application: str, deployment: str) -> None:
-        """handle: one that has called nothing yet. Its router is put into the event loop that runs now."""
-        handle._init(_run_router_in_separate_loop=False)  # each hop to a thread and back costs a request
+        """handle: one that has called nothing yet. Its router is put into the event loop that runs now.
+
+        Raises UsageError for a version of Ray that cannot do this.
+        """
+        try:
+            handle._init(_run_router_in_separate_loop=False)  # each hop to a thread and back costs a request
+        except (AttributeError, TypeError, ValueError) as error:
+            raise UsageError(
+                f"Ray {ray.__version__} has no router in a front's own event loop ({error}); install one that "
+                "has: pip install 'ray[serve]==2.60.0'"
+            ) from error
         self.handle = handle
         self.by_reference = handle.options(method_name="recognise")
         self.direct = handle.options(method_name="recognise", **DIRECT) if HAS_DIRECT else self.by_reference
@@ -64,19 +80,18 @@ class Replicas:
         """
         for attempt in range(TRIES):
             handle = self.direct if is_direct(samples) else self.by_reference
-            response = handle.remote(self.job(request, call, deadline), samples)
-            try:
-                answer = await response
-            except asyncio.CancelledError as error:
-                response.cancel()
-                if is_cancelled():
-                    raise
-                await self.rest(attempt, error, deadline)  # the replica ended with its calls
-            except Exception as error:  # of Ray, Serve or their gRPC: a replica answers its own as values
-                await self.rest(attempt, error, deadline)
-            else:
-                recognition: Recognition = result_of(answer)
-                return recognition
+            job = self.job(request, call, deadline)
+            with self.known.way_of(job) as way:
+                response = handle.remote(job, samples)
+                try:
+                    async with self.known.watched(way, deadline):
+                        answer = await response
+                except BaseException as error:  # a replica answers its own as values
+                    end_call(response)
+                    await self.rest(attempt, error, deadline)
+                    continue
+            recognition: Recognition = result_of(answer)
+            return recognition
         raise WorkerError(GONE.format(then=f"it was tried {TRIES} times"))
 
     async def recognise_in_parts(
@@ -92,34 +107,43 @@ class Replicas:
             parts = self.handle.options(stream=True).recognise_in_parts.remote(
                 self.job(request, call, deadline), samples
             )
-            try:
-                count = 0
-                async with aclosing(cancelled_at_end(parts)) as found:
-                    async for part in found:
-                        count += 1
-                        recognition = result_of(part)
-                        if count > told:
-                            told = count
-                            yield recognition
-                return
-            except RayError as error:
-                await self.rest(attempt, error, deadline)
+            count = 0
+            async with aclosing(cancelled_at_end(parts)) as found:
+                while True:
+                    try:
+                        async with self.known.watched(Way(), deadline):
+                            part = await anext(found, None)
+                    except BaseException as error:
+                        await self.rest(attempt, error, deadline)
+                        break
+                    if part is None:
+                        return
+                    count += 1
+                    recognition = result_of(part)
+                    if count > told:
+                        told = count
+                        yield recognition
         raise WorkerError(GONE.format(then=f"it was tried {TRIES} times"))
 
     async def rest(self, attempt: int, error: BaseException, deadline: float | None) -> None:
-        """Wait before the next try. Raises WorkerError, OverloadError, DrainingError or DeadlineError for none."""
-        if isinstance(error, RayTaskError):
-            LOG.error("a replica failed: %s", error)
-            raise WorkerError(FAILED) from None
+        """Wait before the next try, if there is one.
+
+        Raises DeadlineError, OverloadError or DrainingError where none makes sense, WorkerError for an error that does
+        not say that a replica is gone, and the error itself where the running task has been cancelled.
+        """
+        if is_cancelled() or isinstance(error, DeadlineError):
+            raise error
         if isinstance(error, BackPressureError):
             raise OverloadError("Every replica has as much to do as it may have; try again later.") from None
         if isinstance(error, DeploymentUnavailableError):
             raise DrainingError("There is no replica for this model; ask again later.") from None
+        check_gone(error)
+        if attempt + 1 == TRIES:
+            return
         pause = REST * 2**attempt
         if deadline is not None and time.monotonic() + pause >= deadline:
             raise DeadlineError("The deadline passed while another replica was looked for.") from None
         self.retries += 1
-        LOG.warning("a replica is gone, its recording goes to another one: %s", type(error).__name__)
         await asyncio.sleep(pause)
 
     def job(self, request: RecognitionRequest, call: Call, deadline: float | None) -> Job:
@@ -150,39 +174,60 @@ class Replicas:
             answers = self.handle.options(stream=True).stream.remote(self.job(request, call, None), settings)
             try:
                 opened = await anext(answers)
-                if isinstance(opened, Failure):
-                    raise opened.error()
-                replica = self.known.running.get(opened.replica)
-                if replica is not None:
-                    return StreamElsewhere(known=self.known, replica=replica, opened=opened, answers=answers)
-                answers.cancel()  # it has begun to drain in this moment
-            except RayError as error:
+            except BaseException as error:
+                end_call(answers)  # the replica would keep the stream of a client that has left for good
                 await self.rest(attempt, error, None)
-            except BaseException:  # a client that leaves meanwhile: the replica would keep the stream for good
-                answers.cancel()
-                raise
+                continue
+            if isinstance(opened, Failure):
+                raise opened.error()
+            replica = self.known.running.get(opened.replica)
+            if replica is not None:
+                return StreamElsewhere(known=self.known, replica=replica, opened=opened, answers=answers)
+            end_call(answers)  # it has begun to drain in this moment
         raise WorkerError(GONE.format(then="open the stream again"))
 
     # All replicas
 
     async def change_adapters(self, work: str, name: str) -> None:
-        """Tell every replica to `load` or `unload` an adapter or to `scan`. Raises what one of them answers."""
-        for answer in await self.ask_all("change_adapters", work, name):
+        """Tell every replica to `load` or `unload` an adapter or to `scan`.
+
+        Raises what one of them answers, and WorkerError where replicas run but none answers. One that is gone reads the
+        folder anew when it comes back.
+        """
+        running = len(self.known.running)
+        answers = await self.ask_all(CHANGE_SECONDS, "change_adapters", work, name)
+        if running and not answers:
+            raise WorkerError(f"None of the {running} replicas of this model answered; try again later.")
+        for answer in answers:
             result_of(answer)
 
-    async def meet(self, front: str) -> int:
-        """Number of fronts that share quotas, as the replicas know them; a front tells them that it is there.
+    async def meet(self, front: str, seconds: float) -> Fronts:
+        """Fronts that share quotas, as the replicas know them that answer in time; a front tells them that it is there.
 
-        0 where no replica answers.
+        The count is 0 where no replica answers.
         """
-        return max(await self.ask_all("meet", front), default=0)
+        answers: list[Fronts] = await self.ask_all(seconds, "meet", front)
+        return Fronts(
+            count=max((answer.count for answer in answers), default=0),
+            settled=any(answer.settled for answer in answers),
+        )
 
-    async def ask_all(self, method: str, *arguments: Any) -> list[Any]:
-        """Answers of all replicas; one that is gone gives none. It reads the folder anew when it comes back."""
-        replicas = list(self.known.running.values())
-        calls = [self.known.call(replica, method, *arguments) for replica in replicas]
+    async def ask_all(self, seconds: float, method: str, *arguments: Any) -> list[Any]:
+        """Answers of all replicas; one that is gone, or silent for so many seconds, gives none, and is logged."""
+        replicas = dict(self.known.running)
+        calls = [
+            asyncio.wait_for(self.known.call(replica, method, *arguments), seconds) for replica in replicas.values()
+        ]
         answers = await asyncio.gather(*calls, return_exceptions=True)
-        return [answer for answer in answers if not isinstance(answer, BaseException)]
+        found = []
+        for name, answer in zip(replicas, answers, strict=True):
+            if not isinstance(answer, BaseException):
+                found.append(answer)
+            elif isinstance(answer, TimeoutError) or is_gone(answer):
+                LOG.warning("replica %s does not answer '%s': %s", name, method, text_of(answer))
+            else:
+                raise answer
+        return found
 
     def states(self) -> Mapping[str, tuple[EngineState, Mapping[str, float]]]:
         """Engine and adapter store of each replica that has told of them."""
@@ -216,8 +261,10 @@ class StreamElsewhere:
         """Answer of the stream's replica. Raises its errors, and WorkerError where it is gone."""
         try:
             answer = await self.known.call(self.replica, method, *arguments)
-        except Exception as error:  # of Ray or its gRPC: a replica answers its own as values
-            LOG.warning("the replica of a stream is gone: %s", type(error).__name__)
+        except BaseException as error:  # of Ray or its gRPC: a replica answers its own as values
+            if is_cancelled():
+                raise
+            check_gone(error)
             raise WorkerError(GONE.format(then="open the stream again")) from None
         return list(result_of(answer))
 
@@ -225,7 +272,7 @@ class StreamElsewhere:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.answers.cancel()
+        end_call(self.answers)
 
 
 def result_of(answer: Any) -> Any:
@@ -247,7 +294,43 @@ async def cancelled_at_end(answers: Any) -> AsyncGenerator[Any]:
         async for answer in answers:
             yield answer
     finally:
-        answers.cancel()
+        end_call(answers)
+
+
+def end_call(call: Any) -> None:
+    """End a call of Serve, also one that has been sent in this moment: Serve's `cancel` does not see it yet."""
+    call.cancel()
+    sent = vars(call).get("_replica_result_future")
+    if sent is not None and sent.done() and not sent.cancelled() and sent.exception() is None:
+        sent.result().cancel()
+
+
+def is_gone(error: BaseException) -> bool:
+    """Tell whether an error of a call says that its replica has gone.
+
+    A replica that ends with its calls cancels them: a CancelledError says so, unless `is_cancelled`.
+    """
+    if isinstance(error, RayTaskError):  # it has the class of its cause as well
+        return False
+    if isinstance(error, RuntimeError):
+        return str(error).startswith(GONE_TEXTS)
+    return isinstance(error, RayError | asyncio.CancelledError) or is_lost(error)
+
+
+def check_gone(error: BaseException) -> None:
+    """Log an error of a call. Raises WorkerError for one that does not say that the replica has gone."""
+    if is_gone(error):
+        LOG.warning("a replica is gone: %s", text_of(error))
+        return
+    if not isinstance(error, Exception):
+        raise error
+    LOG.error("a call of a replica failed", exc_info=error)
+    raise WorkerError(FAILED) from None
+
+
+def text_of(error: BaseException) -> str:
+    """Kind and text of an error in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
 
 
 def total_state(states: Iterable[ReplicaState], *, running: int) -> EngineState:

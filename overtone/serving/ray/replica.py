@@ -27,7 +27,7 @@ from overtone.serving.engine.engine import Samples
 from overtone.serving.errors import WorkerError
 from overtone.serving.memory import keep_freed_memory
 from overtone.serving.ray.known import STATE
-from overtone.serving.ray.messages import Failure, Job, Opened, ReplicaState, cached_names, failure_of
+from overtone.serving.ray.messages import Failure, Fronts, Job, Opened, ReplicaState, cached_names, failure_of
 from overtone.serving.recognition.offline import Recognition
 from overtone.serving.server import Server, ServerSettings
 from overtone.serving.streaming.session import AnyStream, begin_stream
@@ -65,6 +65,7 @@ class Replica:
         self.streams: dict[int, OpenStream] = {}
         self.fronts: dict[str, float] = {}
         """Time of the last word of each front that shares its quotas with others."""
+        self.began = time.monotonic()
         self.numbers = itertools.count()
 
     def __del__(self) -> None:
@@ -110,12 +111,12 @@ class Replica:
         """Version of the replica's plan."""
         return self.version
 
-    async def meet(self, front: str) -> int:
-        """Number of fronts that share quotas, after this one has told that it is there."""
+    async def meet(self, front: str) -> Fronts:
+        """Fronts that share quotas, after this one has told that it is there."""
         now = time.monotonic()
         self.fronts[front] = now
         self.fronts = {name: told for name, told in self.fronts.items() if now - told < FORGOTTEN_SECONDS}
-        return len(self.fronts)
+        return Fronts(count=len(self.fronts), settled=now - self.began >= FORGOTTEN_SECONDS)
 
     async def recognise(self, job: Job, samples: Samples) -> Recognition | Failure:
         """Recognise a recording [S] at the model's rate."""
@@ -181,7 +182,7 @@ class Replica:
         return None
 
     def change(self, work: str, name: str) -> None:
-        """Do it, in a thread. Raises AdapterError and OverloadError."""
+        """Load or unload an adapter, or scan the folder; runs in a thread. Raises AdapterError and OverloadError."""
         store = self.server.store
         store.scan()
         if work == "load":

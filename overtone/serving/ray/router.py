@@ -7,6 +7,7 @@ of itself.
 from __future__ import annotations
 
 import random
+from functools import partial
 from typing import Any
 
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
@@ -34,10 +35,18 @@ class AffinityRouter(RequestRouter):  # type: ignore[misc]
         super().update_replicas(replicas)
         named = {replica.replica_id.unique_id: replica for replica in replicas}
         self.known.running = named
+        for replica in replicas:
+            if "try_send_request" not in vars(replica):
+                replica.try_send_request = partial(self.send, replica, replica.try_send_request)
         self.homes.settle(tuple(named))
         self.held.keep(tuple(named))
         for name, state in self.known.states().items():
             self.held.tell(name, state.adapters, state.capacity)
+
+    def send(self, replica: RunningReplica, sending: Any, request: PendingRequest, **options: Any) -> Any:
+        """Send a request to a replica. Serve itself tells where it went only when the answer has come."""
+        self.known.note_sending(request, replica)
+        return sending(request, **options)
 
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None

@@ -40,8 +40,16 @@ FAULTS: dict[str, Any] = {
     "rate": Code.RESOURCE_EXHAUSTED,
 }
 
+LOST_CODES = (Code.UNAVAILABLE, Code.CANCELLED)
+"""Codes that a caller gets where the other side has gone."""
+
 MESSAGE_LENGTH = 1000
 """Characters of a message: it travels in a header, whose size is limited, and may quote the request."""
+
+
+def is_lost(error: BaseException) -> bool:
+    """Tell whether an error of a call of gRPC says that the other side has gone."""
+    return isinstance(error, grpc.aio.AioRpcError) and error.code() in LOST_CODES
 
 
 class RivaError(OvertoneError):
