@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -151,14 +152,21 @@ def train_in_process(
     environment = {**os.environ, "OMP_NUM_THREADS": str(slot.threads), LIFELINE: str(line)}
     if slot.gpu is not None:
         environment["CUDA_VISIBLE_DEVICES"] = slot.gpu
-    try:
+
+    def start() -> subprocess.Popen[str]:
         process = subprocess.Popen(
             command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
             text=True, errors="replace", start_new_session=True, pass_fds=(line,),
         )  # fmt: skip
+        running.add(process)
+        return process
+
+    try:
+        # A thread of its own: what is raised in this one from outside meanwhile does not lose a process that has begun.
+        with ThreadPoolExecutor(1) as starter:
+            process = starter.submit(start).result()
     except OSError as error:
         return Outcome(trial=trial, error=f"The process could not be started: {error}.")
-    running.add(process)
     if ended.is_set():  # since the others were told to end
         process.terminate()
     errors = wait_for(process)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from argparse import Namespace
 from collections.abc import Callable
@@ -195,3 +197,19 @@ def test_the_keys_of_the_launcher(capsys: pytest.CaptureFixture[str]) -> None:
     assert read_launcher(arguments) == {"num_gpus": -1, "jobs_per_gpu": 2}
     assert cli.main(["train", "--jobs", "2", "model.nemo_model=x"]) == 2
     assert "give --multirun too" in capsys.readouterr().err
+
+
+def test_an_interruption_from_outside_does_not_lose_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster raises it in the thread of a task at any moment, also while the process is being started."""
+    thread = threading.get_ident()
+
+    def start(*_: object, **__: object) -> str:
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(KeyboardInterrupt))
+        return "the process"
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    settings = Settings(exp_manager=ExperimentSettings(explicit_log_dir=str(tmp_path / "a")))
+    running: set[subprocess.Popen[str]] = set()
+    with pytest.raises(KeyboardInterrupt):
+        processes.train_in_process(Trial(chosen=(), settings=settings), SLOT, [], running, threading.Event())
+    assert running == {"the process"}
