@@ -97,6 +97,8 @@ class Server:
         first = self.served[0]
         self.engine, self.store, self.service = first.engine, first.store, first.service
         self.jobs: LearningJobs | None = None
+        self.background: list[asyncio.Task[None]] = []
+        """Tasks that go on until the server stops."""
         try:
             self.bases = Bases([base.service for base in self.served])
             self.check_names(self.guard.tenants, self.quotas.table)
@@ -110,8 +112,6 @@ class Server:
         self.riva: RivaServer | None = None
         self.http: HttpServer | None = None
         self.health: HttpServer | None = None
-        self.background: list[asyncio.Task[None]] = []
-        """Tasks that go on until the server stops."""
 
     def check_names(self, tenants: Mapping[str, Tenant] | None, quotas: QuotaTable | None) -> None:
         """Raises UsageError where tokens or quotas name an adapter of a base that is not here."""
