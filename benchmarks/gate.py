@@ -11,7 +11,6 @@ adapter, and heard on the test part of the domain and on the general speech of t
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -24,7 +23,7 @@ from benchmarks.domains.cells import Cells
 from benchmarks.domains.corpora import spread, write_part
 from benchmarks.domains.measuring import DOMAIN, beside_base, hear
 from benchmarks.domains.plan import ADAPTER, METHODS, WORDS, Plan
-from benchmarks.harness import print_machine, write_json
+from benchmarks.harness import print_machine, print_rows
 from overtone.adapters.adapter import Adapter
 from overtone.adapters.prior import find_prior
 from overtone.adapters.storage import read_folder
@@ -58,13 +57,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     print_machine()
-    rows = []
-    for domain in arguments.domains:
-        for row in measure(arguments, domain):
-            rows.append(row)
-            print(json.dumps(row), flush=True)
-    print(table(rows))
-    write_json(arguments.json, {"rows": rows})
+    print_rows((row for domain in arguments.domains for row in measure(arguments, domain)), table, arguments.json)
 
 
 def measure(arguments: argparse.Namespace, domain: str) -> Iterator[dict[str, Any]]:

@@ -9,7 +9,7 @@ import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -117,6 +117,16 @@ def report(title: str, seconds: Mapping[str, Sequence[float]], *, unit: float = 
 def write_json(path: Path | None, figures: Mapping[str, Any]) -> None:
     if path is not None:
         path.write_text(json.dumps({"machine": machine(), "figures": figures}, indent=1) + "\n", "utf-8")
+
+
+def print_rows(rows: Iterable[dict[str, Any]], table: Callable[[list[dict[str, Any]]], str], path: Path | None) -> None:
+    """Print each row as it comes, then the table of all; write them to the path, if there is one."""
+    found = []
+    for row in rows:
+        found.append(row)
+        print(json.dumps(row), flush=True)
+    print(table(found))
+    write_json(path, {"rows": found})
 
 
 def machine() -> dict[str, Any]:

@@ -12,7 +12,6 @@ Finished cells are kept in the folder, and not repeated.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import resource
 import shutil
@@ -28,7 +27,7 @@ import torch
 from benchmarks.domains.cells import Cells
 from benchmarks.domains.measuring import DOMAIN, counts_of, hear
 from benchmarks.domains.plan import ADAPTER, METHODS
-from benchmarks.harness import print_machine, write_json
+from benchmarks.harness import print_machine, print_rows
 from overtone.checkpoints.load import load_model
 from overtone.data.manifest import read_manifest
 from overtone.errors import UsageError
@@ -54,13 +53,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     print_machine()
-    rows = []
-    for domain in arguments.domains:
-        for row in race(arguments, domain):
-            rows.append(row)
-            print(json.dumps(row), flush=True)
-    print(table(rows))
-    write_json(arguments.json, {"rows": rows})
+    print_rows((row for domain in arguments.domains for row in race(arguments, domain)), table, arguments.json)
 
 
 def race(arguments: argparse.Namespace, domain: str) -> Iterator[dict[str, Any]]:

@@ -16,17 +16,24 @@ from overtone.wer import ErrorCounts
 from support.small_models import add_trained, small_model
 
 
+def adapted_model_and_words() -> tuple[AsrModel, WordPart]:
+    """A model with the adapter `mine`, and strong words that come with a prior which is not mixed in."""
+    model = small_model()
+    add_trained(model, "mine", LoraAdapter(rank=2))
+    tokenizer = model.tokenizer
+    ngram = build_ngram([tokenizer.encode("ab cd")], vocabulary_size=tokenizer.size, order=3)
+    prior = Prior(tokenizer_digest=tokenizer.digest(), digest="sha256:", ngram=ngram, weight=0.5, token_bonus=1.5)
+    sequences = [tokenizer.encode("xx yy")]
+    return model, make_words(tokenizer, sequences=sequences, prior=prior, prior_share=0.0, weight=8.0)
+
+
 @pytest.mark.parametrize(("mixes", "mix", "scale", "domain_errors"), [((), None, 0.0, 50), ((0.5, 0.9), 0.9, 1.0, 5)])
 def test_words_are_mixed_with_the_general_prior_where_they_do_the_damage(
     mixes: tuple[float, ...], mix: float | None, scale: float, domain_errors: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Acoustic part and words break general speech at every strength; with enough of the prior they do not."""
-    model = small_model()
-    add_trained(model, "mine", LoraAdapter(rank=2))
-    adapter, tokenizer = model.adapters["mine"], model.tokenizer
-    ngram = build_ngram([tokenizer.encode("ab cd")], vocabulary_size=tokenizer.size, order=3)
-    prior = Prior(tokenizer_digest=tokenizer.digest(), digest="sha256:", ngram=ngram, weight=0.5, token_bonus=1.5)
-    part = make_words(tokenizer, sequences=[tokenizer.encode("xx yy")], prior=prior, prior_share=0.0, weight=8.0)
+    model, part = adapted_model_and_words()
+    adapter = model.adapters["mine"]
     last = next(name for name in adapter.tensors() if name.endswith("up.weight"))
 
     def count(model: AsrModel, heard: list[str | None], words: WordPart | None, **_: object) -> ErrorCounts:
@@ -53,12 +60,8 @@ def test_a_mix_is_taken_without_recordings_of_the_domain_and_nothing_is_counted_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """General speech bears no share of the words, but both mixes: the gentler one is taken, and not no words."""
-    model = small_model()
-    add_trained(model, "mine", LoraAdapter(rank=2))
-    adapter, tokenizer = model.adapters["mine"], model.tokenizer
-    ngram = build_ngram([tokenizer.encode("ab cd")], vocabulary_size=tokenizer.size, order=3)
-    prior = Prior(tokenizer_digest=tokenizer.digest(), digest="sha256:", ngram=ngram, weight=0.5, token_bonus=1.5)
-    part = make_words(tokenizer, sequences=[tokenizer.encode("xx yy")], prior=prior, prior_share=0.0, weight=8.0)
+    model, part = adapted_model_and_words()
+    adapter = model.adapters["mine"]
     last = next(name for name in adapter.tensors() if name.endswith("up.weight"))
     counted: list[tuple[object, ...]] = []
 

@@ -8,14 +8,18 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 import soundfile
 import torch
+from lightning.pytorch.callbacks import timer
 
 from overtone.checkpoints.load import save_model
 from overtone.config import Settings, load_settings
+from overtone.training.callback import TrainingCallback
 from support.small_models import add_trained, small_model
 
 TEXTS = ("one", "two words", "a third line", "four", "and five", "six")
@@ -141,3 +145,17 @@ def search_words(folder: Path) -> list[str]:
         "trainer.devices=1",
         f"exp_manager.explicit_log_dir={folder / 'runs'}",
     ]
+
+
+def let_batches_take_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the clock of Lightning's limits of time go on with batches, by a second each, and with nothing else."""
+    clock = 0.0
+    begin = TrainingCallback.on_train_batch_start
+
+    def tick(self: TrainingCallback, *arguments: Any) -> None:
+        nonlocal clock
+        clock += 1.0
+        begin(self, *arguments)
+
+    monkeypatch.setattr(TrainingCallback, "on_train_batch_start", tick)
+    monkeypatch.setattr(timer, "time", SimpleNamespace(monotonic=lambda: clock))

@@ -6,12 +6,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import yaml
-from lightning.pytorch.callbacks import timer
 
 from overtone.adapters.words import WordPart
 from overtone.checkpoints.load import save_model
@@ -19,7 +16,6 @@ from overtone.errors import ConfigError, DataError
 from overtone.inference.word_weights import Heard, WordsChoice
 from overtone.models.asr_model import AsrModel
 from overtone.training import validation
-from overtone.training.callback import TrainingCallback
 from overtone.training.console import Reporter
 from overtone.training.data import read_training_set
 from overtone.training.model import make_word_part
@@ -29,7 +25,7 @@ from overtone.training.train import run_plan, run_training
 from overtone.training.weights import WeightsStore
 from overtone.wer import ErrorCounts
 from support.small_models import small_model
-from support.train_samples import kill_at_step, same_adapters, settings_for, write_corpus
+from support.train_samples import kill_at_step, let_batches_take_a_second, same_adapters, settings_for, write_corpus
 
 QUIET = Reporter(quiet=True)
 OPTIONS = (
@@ -166,16 +162,7 @@ def test_a_training_that_was_cut_off_is_not_refitted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended_by: str
 ) -> None:
     """Also where early stopping might have ended it, and did not."""
-    clock = 0.0
-    begin = TrainingCallback.on_train_batch_start
-
-    def tick(self: TrainingCallback, *arguments: Any) -> None:
-        nonlocal clock
-        clock += 1.0
-        begin(self, *arguments)
-
-    monkeypatch.setattr(TrainingCallback, "on_train_batch_start", tick)
-    monkeypatch.setattr(timer, "time", SimpleNamespace(monotonic=lambda: clock))
+    let_batches_take_a_second(monkeypatch)
     early = ("model.refit=true", "exp_manager.create_early_stopping_callback=true")
     limit = ["exp_manager.max_time_per_run=00:00:00:03"] if ended_by == "time" else []
     settings = settings_for(tmp_path, *OPTIONS, *early, *limit)

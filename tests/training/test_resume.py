@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.callbacks import EarlyStopping, timer
+from lightning.pytorch.callbacks import EarlyStopping
 
 from overtone.checkpoints.load import save_model
 from overtone.config import Settings
@@ -22,7 +22,7 @@ from overtone.training.console import Reporter
 from overtone.training.run import check_same_run, describe_machine
 from overtone.training.train import run_training
 from support.small_models import small_model
-from support.train_samples import kill_at_step, losses, same_adapters, settings_for
+from support.train_samples import kill_at_step, let_batches_take_a_second, losses, same_adapters, settings_for
 
 QUIET = Reporter(quiet=True)
 OPTIONS = [
@@ -301,16 +301,7 @@ def test_every_part_has_its_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accumulate: int, batch_size: int, seconds: int, parts: list[int]
 ) -> None:
     """With exp_manager.max_time_per_run a run that is begun again and again comes to its end, as one without parts."""
-    clock = 0.0
-    begin = TrainingCallback.on_train_batch_start
-
-    def tick(self: TrainingCallback, *arguments: Any) -> None:
-        nonlocal clock
-        clock += 1.0
-        begin(self, *arguments)
-
-    monkeypatch.setattr(TrainingCallback, "on_train_batch_start", tick)
-    monkeypatch.setattr(timer, "time", SimpleNamespace(monotonic=lambda: clock))
+    let_batches_take_a_second(monkeypatch)
     overrides = [
         "trainer.max_steps=5",
         f"trainer.accumulate_grad_batches={accumulate}",
