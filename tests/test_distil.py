@@ -61,7 +61,8 @@ def batch_of(manifest: Path) -> Batch:
 def begin(distil: Any, manifest: Path) -> Any:
     torch.manual_seed(1)
     model = small_model(layers=LAYERS + 1)
-    return distil.Student.begin(model, distil.Teacher([manifest], model.encoder.width), 1e-3)
+    settings = distil.read_settings(RECIPE / "training" / "harder.yaml")
+    return distil.Student.begin(model, distil.Teacher([manifest], model.encoder.width), settings, 1e-3)
 
 
 def test_targets_are_the_standardised_frames_of_each_layer_stretched_with_the_utterance(
@@ -205,3 +206,16 @@ def test_the_rate_rises_holds_and_falls(distil: Any) -> None:
         pytest.approx(0.5),
         pytest.approx(1 / 200),
     ]
+
+
+def test_states_of_a_training_are_averaged_with_their_shares(distil: Any) -> None:
+    embed = importlib.import_module("embed")
+    first, second = small_model(seed=1), small_model(seed=2)
+    before = [{name: tensor.clone() for name, tensor in each.base_state_dict().items()} for each in (first, second)]
+    mean = embed.average([(first, 0.75), (second, 0.25)]).base_state_dict()
+    for name, tensor in mean.items():
+        expected = before[0][name]
+        if tensor.is_floating_point() and not name.startswith("preprocessor."):
+            expected = 0.75 * expected + 0.25 * before[1][name]
+        torch.testing.assert_close(tensor, expected)
+    assert not torch.equal(mean["decoder.projection.weight"], before[0]["decoder.projection.weight"])

@@ -23,8 +23,6 @@ from overtone.data.manifest import read_manifest
 from overtone.errors import DataError
 from overtone.models.asr_model import AsrModel
 
-SETTINGS = Path(__file__).parent / "training" / "data.yaml"
-"""Masks, augmentation, duration limits and the seconds of a batch."""
 WORDLESS = "train_wordless"
 """The manifest of speech without transcripts: it has the teacher alone."""
 SAMPLED = 2000
@@ -34,8 +32,12 @@ CACHED_BYTES = 2 << 30
 SEED = 17
 
 
-def read_settings() -> dict[str, Any]:
-    settings: dict[str, Any] = yaml.safe_load(SETTINGS.read_text(encoding="utf-8"))
+Settings = dict[str, Any]
+"""Masks, augmentation, duration limits and the seconds of a batch: a file of training/."""
+
+
+def read_settings(path: Path) -> Settings:
+    settings: Settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     return settings
 
 
@@ -77,9 +79,11 @@ def processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def read_set(model: AsrModel, manifests: Sequence[Path], *, train: bool) -> tuple[SpeechDataset, BatchPlan]:
+def read_set(
+    model: AsrModel, manifests: Sequence[Path], settings: Settings, *, train: bool
+) -> tuple[SpeechDataset, BatchPlan]:
     """Read utterances and plan their batches; transcripts that cannot be learnt are left out of training."""
-    data = read_settings()["train_ds"]
+    data = settings["train_ds"]
     utterances = [found for path in manifests for found in read_manifest(path, need_text=path.stem != WORDLESS)]
     if train:
         utterances = [u for u in utterances if data["min_duration"] <= u.duration <= data["max_duration"]]
@@ -89,13 +93,13 @@ def read_set(model: AsrModel, manifests: Sequence[Path], *, train: bool) -> tupl
     )
     wordless = {index for index, utterance in enumerate(utterances) if not utterance.text}
     chosen = [index for index in range(len(utterances)) if not train or index in wordless or index not in problems]
-    settings = build(AugmentorSettings, data["augmentor"], Findings())
+    augmentor = build(AugmentorSettings, data["augmentor"], Findings())
     dataset = SpeechDataset(
         [utterances[index] for index in chosen],
         [tokens[index] for index in chosen],
         sample_rate=model.sample_rate,
         cache_bytes=CACHED_BYTES,
-        perturb=Perturbations.from_settings(settings, sample_rate=model.sample_rate) if train else None,
+        perturb=Perturbations.from_settings(augmentor, sample_rate=model.sample_rate) if train else None,
     )
     durations = tuple(utterance.duration for utterance in dataset.utterances)
     if not train:
@@ -110,9 +114,11 @@ def read_set(model: AsrModel, manifests: Sequence[Path], *, train: bool) -> tupl
     return dataset, plan
 
 
-def training_batches(model: AsrModel, manifests: Sequence[Path], *, start: int, steps: int) -> Iterator[Batch]:
+def training_batches(
+    model: AsrModel, manifests: Sequence[Path], settings: Settings, *, start: int, steps: int
+) -> Iterator[Batch]:
     """Yield this process's batches from step `start` on. Raises DataError for audio that cannot be read."""
-    dataset, plan = read_set(model, manifests, train=True)
+    dataset, plan = read_set(model, manifests, settings, train=True)
     sampler = StepSampler(plan, total=steps, start=start, rank=rank(), processes=processes())
     for batch in make_loader(dataset, Draws(sampler), workers=0, pin_memory=False):
         if isinstance(batch, DataError):

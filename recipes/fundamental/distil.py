@@ -26,7 +26,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from batches import SEED, WORDLESS, Teacher, processes, rank, read_set, read_settings, training_batches
+from batches import SEED, WORDLESS, Settings, Teacher, processes, rank, read_set, read_settings, training_batches
 from manifests import bounds_of
 from overtone import save_model
 from overtone.audio.spec_augment import SpecAugment
@@ -40,9 +40,7 @@ from overtone.nets.conformer import ConformerEncoder
 from overtone.training.model import read_tokenizer
 from overtone.training.validation import ValidationCounts
 
-MODEL = Path(__file__).parent / "training" / "model.yaml"
-MADE = ("synth", "rejoined")
-"""The folders of shards: what synthesize.py spoke, what recombine.py joined."""
+TRAINING = Path(__file__).parent / "training"
 REAL_TIMES = 3
 """Real speech comes so often in an epoch."""
 FORCED = (700, 1000)
@@ -79,12 +77,12 @@ class Student:
     """Audio heard, by all processes."""
 
     @classmethod
-    def begin(cls, model: AsrModel, teacher: Teacher, peak: float) -> Student:
+    def begin(cls, model: AsrModel, teacher: Teacher, settings: Settings, peak: float) -> Student:
         """Make a student of a model with a Conformer of more layers than the teacher. peak: the learning rate."""
         return cls(
             model=model.train_base(base_dropout=False),
             teacher=teacher,
-            augment=SpecAugment(**read_settings()["spec_augment"]),
+            augment=SpecAugment(**settings["spec_augment"]),
             optimiser=torch.optim.AdamW(
                 model.base_parameters(), lr=peak, weight_decay=0.01, betas=(0.9, 0.98), fused=True
             ),
@@ -247,20 +245,20 @@ def train(arguments: argparse.Namespace) -> None:
     folder = work / arguments.name
     folder.mkdir(parents=True, exist_ok=True)
     real, wordless = (work / "manifests" / f"{name}.jsonl" for name in ("train_real", WORDLESS))
-    made = [path for name in MADE for path in sorted((work / name).glob("shard_*.jsonl"))]
-    shards = [path for path in made if bounds_of(path).exists()]
+    shards = [path for path in sorted((work / "synth").glob("shard_*.jsonl")) if bounds_of(path).exists()]
     manifests = [real, *([wordless] if bounds_of(wordless).exists() else []), *shards]
     tokenizer = read_tokenizer(work / "tokenizer" / "tokenizer.model")
-    model, judge = (build_fresh(MODEL, tokenizer, seed=SEED) for _ in range(2))
-    student = Student.begin(model, Teacher(manifests, model.encoder.width), arguments.rate)
+    model, judge = (build_fresh(TRAINING / "model.yaml", tokenizer, seed=SEED) for _ in range(2))
+    settings = read_settings(arguments.data)
+    student = Student.begin(model, Teacher(manifests, model.encoder.width), settings, arguments.rate)
     state = folder / "state.pt"
     if state.exists():
         student.restore(state)
     course = Course(peak=arguments.rate, steps=arguments.steps, decay=arguments.decay)
-    valid = read_set(judge, [work / "manifests" / "valid.jsonl"], train=False)
+    valid = read_set(judge, [work / "manifests" / "valid.jsonl"], settings, train=False)
     losses: list[list[float]] = []
     heard = [real] * (REAL_TIMES - 1) + manifests
-    for batch in training_batches(model, heard, start=student.step, steps=arguments.steps):
+    for batch in training_batches(model, heard, settings, start=student.step, steps=arguments.steps):
         losses.append(student.learn(batch, rate=course(student.step), weight=arguments.weight))
         ends = student.step == arguments.steps
         if ends or student.step % MEAN_EVERY == 0:
@@ -296,6 +294,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, required=True, help="steps in all, of each process")
     parser.add_argument("--decay", type=int, default=3500, help="steps of the falling rate at the end")
     parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--data", type=Path, default=TRAINING / "data.yaml", help="masks, augmentation, batches")
     parser.add_argument("--weight", type=float, default=0.4, help="of the transcripts' loss beside that of a layer")
     parser.add_argument("--validate", type=int, default=400, help="steps between two validations, a multiple of 8")
     arguments = parser.parse_args()

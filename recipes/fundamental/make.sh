@@ -8,8 +8,8 @@ speech=$(cd "$1" && pwd)
 books=$(cd "$2" && pwd)
 mkdir -p "$3"
 work=$(cd "$3" && pwd)
-steps=${4:-24000}
-decay=${5:-3500}
+steps=${4:-30000}
+decay=${5:-4800}
 half=$((steps / 2))
 
 # One thread for each process; kernels are kept for all shapes, freed memory is used again at once.
@@ -27,8 +27,8 @@ run() { # PROGRAM ARGUMENT …
     --words $(dpkg --listfiles scowl | grep -E '/(english|american)-words\.(10|20|35)$')
 run check_texts --speech "$speech" "$work/texts.tsv"
 
-run synthesize --texts "$work/texts.tsv" --output "$work/synth" --hours 10 --part 1/2 &
-run synthesize --texts "$work/texts.tsv" --output "$work/synth" --hours 10 --part 2/2
+run synthesize --texts "$work/texts.tsv" --output "$work/synth" --hours 14.6 --part 1/2 &
+run synthesize --texts "$work/texts.tsv" --output "$work/synth" --hours 14.6 --part 2/2
 wait
 
 run prepare --speech "$speech" --synthetic "$work/synth" --texts "$work/texts.tsv" --output "$work/manifests" \
@@ -43,13 +43,21 @@ train() { # OPTION …
     python -m torch.distributed.run --standalone --nproc-per-node 2 "$here/distil.py" "$work" "$@"
 }
 
-# Half of it alone; then the student says where the words are, and hears their pieces too.
-if [ ! -e "$work/rejoined/finished" ]; then
-    train --steps "$half" --decay 1
-    run recombine "$work/manifests/train_real.jsonl" --model "$work/distil/mean" --output "$work/rejoined"
-    run teacher "$work/rejoined"
-    touch "$work/rejoined/finished"
-fi
-train --steps "$steps" --decay "$decay"
+go_on() { # NAME STEPS OPTION …: train up to so many steps, and keep the weights as NAME
+    name=$1
+    upto=$2
+    shift 2
+    if [ ! -e "$work/$name" ]; then
+        train --steps "$upto" "$@"
+        rm -rf "$work/$name.partial"
+        cp -r "$work/distil/mean" "$work/$name.partial"
+        mv "$work/$name.partial" "$work/$name"
+    fi
+}
+
+# The rate falls to zero halfway and at the end; from halfway on it hears harder speech.
+go_on first "$half" --decay "$decay"
+go_on middle "$((steps - decay))" --decay 1 --data "$here/training/harder.yaml"
+go_on last "$steps" --decay "$decay" --data "$here/training/harder.yaml"
 rm -rf "$work/embedded"
-run embed "$work/distil/mean" "$work/embedded"
+run embed "$work/embedded" "$work/last=0.45" "$work/middle=0.25" "$work/first=0.3"
