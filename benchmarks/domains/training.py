@@ -16,8 +16,8 @@ from typing import Any
 from benchmarks.domains.corpora import DomainParts
 from benchmarks.domains.plan import ADAPTER, METHODS, PRIOR, TEXT, Plan
 from benchmarks.harness import ROOT
-from overtone.adapters.prior import find_prior
-from overtone.adapters.word_text import TOKEN_BONUS, WEIGHT, make_words
+from overtone.adapters.prior import FILE, find_prior
+from overtone.adapters.word_text import TOKEN_BONUS, WEIGHT, make_words, prior_words
 from overtone.checkpoints.load import save_model
 from overtone.checkpoints.nemo.adapters import load_adapters
 from overtone.config import load_settings, quoted
@@ -85,7 +85,7 @@ def count_words(model: AsrModel, parts: DomainParts, *, general: bool) -> Traine
     prior = find_prior(tokenizer.digest())
     if general:
         assert prior is not None, "the caller leaves the prior out where there is none"
-        part = make_words(tokenizer, ngram=prior.ngram, weight=prior.weight, token_bonus=prior.token_bonus)
+        part = prior_words(prior)
     else:
         said = [tokenizer.encode(line.text or "") for line in read_manifest(parts.train.manifest)]
         weight, bonus = (WEIGHT, TOKEN_BONUS) if prior is None else (prior.weight, prior.token_bonus)
@@ -99,7 +99,7 @@ def count_words(model: AsrModel, parts: DomainParts, *, general: bool) -> Traine
             "best_step": 0,
             "trained_parameters": 0,
             "seconds": time.perf_counter() - began,
-            "bytes": len(part.to_bytes()),
+            "bytes": FILE.stat().st_size if general else len(part.to_bytes()),
             "words": {"weight": part.weight, "token_bonus": part.token_bonus},
         },
     )
