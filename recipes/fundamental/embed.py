@@ -33,7 +33,7 @@ def average(models: list[tuple[AsrModel, float]]) -> AsrModel:
 
 
 def folder_and_share(text: str) -> tuple[str, float]:
-    """`last=0.45` -> ("last", 0.45); a share alone may be left out: ("last", 1.0)."""
+    """`last=0.45` -> ("last", 0.45); of one state alone the share may be left out: ("last", 1.0)."""
     folder, _, share = text.partition("=")
     try:
         return folder, float(share or 1.0)
